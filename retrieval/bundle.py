@@ -1,0 +1,264 @@
+"""ModelBundle: a model on disk, whole. The contract between training and retrieval.
+
+    my.model/
+      model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std
+      model.onnx          uint8 pixels (n, H, W, 3) in; embedding (n, d) and probabilities (n, c) out
+      bundle.json         everything else; written last, so a folder with it is complete
+
+No pickle anywhere: a bundle can be opened without trusting whoever made it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import BundleError, StorageError
+from retrieval.files import sync, why, write_durably
+
+FORMAT: Final = 1
+_CARD: Final = "bundle.json"
+_WEIGHTS: Final = "model.safetensors"
+_GRAPH: Final = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes pixels for this model (the arguments of `pixels.read`).
+
+    Attributes:
+        size: side of the square in pixels.
+        crop: share of the shorter side that is kept, centred.
+    """
+
+    size: int
+    crop: float
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A model on disk: its labels, its preprocessing, its recipe and its figures.
+
+    Attributes:
+        folder: where it lies.
+        architecture: the name under which `training.model.ARCHITECTURES` has it.
+        labels: the identities that the classifier knows, in the order of its outputs.
+        preprocessing: how a picture becomes pixels.
+        dimension: how many float32 numbers an embedding has.
+        fingerprint: SHA-256, in hex, over weights, architecture and preprocessing. Two bundles with
+            the same fingerprint give the same embeddings; galleries refuse any other.
+        recipe: how it was trained.
+        split: which photos were trained on and which held out, relative to the data folder.
+        figures: what was measured after training.
+        versions: of the packages that made it.
+        created_at: ISO 8601, UTC.
+        files: SHA-256 of the weights file and of the graph file.
+    """
+
+    folder: Path
+    architecture: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    dimension: int
+    fingerprint: str
+    recipe: Mapping[str, Any]
+    split: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    versions: Mapping[str, str]
+    created_at: str
+    files: Mapping[str, str]
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of the square that the model takes."""
+        return self.preprocessing.size
+
+    @property
+    def weights_path(self) -> Path:
+        """The safetensors file."""
+        return self.folder / _WEIGHTS
+
+    @property
+    def graph_path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / _GRAPH
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "ModelBundle":
+        """Opens a bundle: reads its card and looks that its files are there. Does not read the weights.
+
+        Raises:
+            BundleError: no such folder, no bundle in it, a damaged card, a missing file, or a bundle
+                made by a newer version.
+        """
+        folder = Path(folder)
+        card = _read_card(folder)
+        try:
+            bundle = cls(
+                folder=folder,
+                labels=tuple(card["labels"]),
+                preprocessing=Preprocessing(**card["preprocessing"]),
+                **{name: card[name] for name in _PLAIN_FIELDS},
+            )
+        except (KeyError, TypeError) as error:
+            raise BundleError(
+                f"{folder / _CARD} is damaged: {error} is wrong; train the model again."
+            ) from error
+        for path in (bundle.weights_path, bundle.graph_path):
+            if not path.is_file():
+                raise BundleError(
+                    f"The model {folder} is incomplete: {path.name} is missing; copy it whole again."
+                )
+        return bundle
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        tensors: Mapping[str, NDArray[Any]],
+        graph: bytes,
+        architecture: str,
+        labels: tuple[str, ...],
+        preprocessing: Preprocessing,
+        dimension: int,
+        recipe: Mapping[str, Any],
+        split: Mapping[str, Any],
+        figures: Mapping[str, Any],
+        versions: Mapping[str, str],
+        created_at: str,
+    ) -> "ModelBundle":
+        """Writes a bundle into `folder`, which may exist; the card last, and durably.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        from safetensors.numpy import save
+
+        folder = Path(folder)
+        weights = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+        bundle = cls(
+            folder=folder,
+            architecture=architecture,
+            labels=labels,
+            preprocessing=preprocessing,
+            dimension=dimension,
+            fingerprint=fingerprint_of(tensors, architecture=architecture, preprocessing=preprocessing),
+            recipe=recipe,
+            split=split,
+            figures=figures,
+            versions=versions,
+            created_at=created_at,
+            files={_WEIGHTS: hashlib.sha256(weights).hexdigest(), _GRAPH: hashlib.sha256(graph).hexdigest()},
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_durably(bundle.weights_path, weights)
+            write_durably(bundle.graph_path, graph)
+            write_durably(folder / _CARD, bundle.card().encode())
+        except OSError as error:
+            raise StorageError(f"The model cannot be written to {folder}: {why(error)}.") from error
+        return bundle
+
+    def card(self) -> str:
+        """The text of bundle.json."""
+        fields = dataclasses.asdict(self)
+        del fields["folder"]
+        return json.dumps({"format": FORMAT, **fields}, ensure_ascii=False, indent=1) + "\n"
+
+    def save(self, folder: str | os.PathLike[str]) -> "ModelBundle":
+        """Copies the bundle, files checked against their SHA-256 on the way, whole or not at all.
+
+        Raises:
+            BundleError: a file is not the one that the card names.
+            StorageError: the copy cannot be written, or `folder` exists.
+        """
+        target = Path(folder)
+        if target.exists():
+            raise StorageError(f"{target} exists already; choose another folder for the copy.")
+        self.verify()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+                copy = Path(temporary) / "bundle"
+                copy.mkdir()
+                for name in (_WEIGHTS, _GRAPH, _CARD):
+                    shutil.copyfile(self.folder / name, copy / name)
+                    sync(copy / name)
+                sync(copy)
+                os.rename(copy, target)
+            sync(target.parent)
+        except OSError as error:
+            raise StorageError(f"The model cannot be copied to {target}: {why(error)}.") from error
+        return dataclasses.replace(self, folder=target)
+
+    def verify(self) -> None:
+        """Reads every byte and compares.
+
+        Raises:
+            BundleError: a file is not the one that the card names, or the weights do not have the
+                fingerprint that the card states.
+        """
+        from safetensors.numpy import load_file
+
+        for name, expected in self.files.items():
+            with open(self.folder / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                raise BundleError(
+                    f"{self.folder / name} is not the file that {_CARD} names; copy the model whole again."
+                )
+        actual = fingerprint_of(
+            load_file(self.weights_path), architecture=self.architecture, preprocessing=self.preprocessing
+        )
+        if actual != self.fingerprint:
+            raise BundleError(f"{self.folder / _CARD} states another fingerprint than its weights have.")
+
+
+_PLAIN_FIELDS: Final = tuple(
+    field.name
+    for field in dataclasses.fields(ModelBundle)
+    if field.name not in ("folder", "labels", "preprocessing")
+)
+
+
+def fingerprint_of(
+    tensors: Mapping[str, NDArray[Any]], *, architecture: str, preprocessing: Preprocessing
+) -> str:
+    """SHA-256, in hex, over what decides an embedding: weights, architecture and preprocessing."""
+    digest = hashlib.sha256()
+    contract = {"architecture": architecture, "preprocessing": dataclasses.asdict(preprocessing)}
+    digest.update(json.dumps(contract, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = np.asarray(tensors[name], order="C")
+        digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    path = folder / _CARD
+    if not folder.is_dir():
+        raise BundleError(f"There is no model folder {folder}; make one with `faceprint train`.")
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a model: it has no {_CARD}; make one with `faceprint train`.")
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        version = int(card["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged; copy the model whole again.") from error
+    if version > FORMAT:
+        raise BundleError(
+            f"The model {folder} has format {version} and this version of faceprint reads up to {FORMAT}; "
+            "upgrade faceprint."
+        )
+    return dict(card)

@@ -1,0 +1,116 @@
+"""The one tree of errors. Each message is one sentence that says what to do.
+
+FaceprintError                 anything this project raises on purpose
+├── InputError                 what was asked or given is wrong (exit status 2)
+│   ├── UnreadableImage        a picture that cannot be read; `.reason` is a stable code
+│   ├── DataError              a folder of photographs that cannot be used as asked
+│   ├── WeightsError           a file of weights that is not a ResNet50's
+│   ├── BundleError            a model folder that is missing, incomplete or damaged
+│   ├── GalleryError           a gallery folder that is missing, or of a newer version
+│   └── ModelMismatch          a model and a gallery that do not belong together
+└── RunError                   the run itself failed (exit status 1)
+    ├── GalleryBusy            another process is writing to the gallery
+    ├── GalleryDamaged         the gallery's files contradict each other
+    ├── StorageError           the disk refused: full, read-only, no permission
+    ├── MissingDependency      an optional package is not installed
+    └── Interrupted            Ctrl-C; what was finished is kept
+"""
+
+from enum import StrEnum
+
+
+class FaceprintError(Exception):
+    """Anything this project raises on purpose."""
+
+    exit_status = 1
+
+
+class InputError(FaceprintError):
+    """What was asked or given is wrong."""
+
+    exit_status = 2
+
+
+class Reason(StrEnum):
+    """Why a file was not enrolled. The values are stable: programs may rely on them."""
+
+    EMPTY_FILE = "empty-file"
+    NOT_AN_IMAGE = "not-an-image"
+    UNSUPPORTED_FORMAT = "unsupported-format"
+    UNSUPPORTED_MODE = "unsupported-mode"
+    TRUNCATED = "truncated"
+    DAMAGED = "damaged"
+    TOO_MANY_BYTES = "too-many-bytes"
+    TOO_MANY_PIXELS = "too-many-pixels"
+    IDENTITY_CONFLICT = "identity-conflict"
+    NAME_NOT_UTF8 = "name-not-utf8"
+    NOT_A_FILE = "not-a-file"
+    LINK_LOOP = "link-loop"
+    MISSING = "missing"
+    NO_PERMISSION = "no-permission"
+    IO_ERROR = "io-error"
+
+    @property
+    def may_pass_when_retried(self) -> bool:
+        """Whether the cause lies in the machine rather than in the file's own bytes or name."""
+        return self in (Reason.MISSING, Reason.NO_PERMISSION, Reason.IO_ERROR)
+
+
+class UnreadableImage(InputError):
+    """A picture that cannot be read.
+
+    Attributes:
+        reason: the stable code.
+        detail: what is known beyond the code, for a person.
+    """
+
+    def __init__(self, reason: Reason, detail: str, name: str | None = None) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{name or 'The image'} cannot be read: {detail} ({reason}).")
+
+
+class DataError(InputError):
+    """A folder of photographs that cannot be used as asked."""
+
+
+class WeightsError(InputError):
+    """A file of weights that is not a ResNet50's."""
+
+
+class BundleError(InputError):
+    """A model folder that is missing, incomplete or damaged."""
+
+
+class GalleryError(InputError):
+    """A gallery folder that is missing, or made by a newer version."""
+
+
+class ModelMismatch(InputError):
+    """A model and a gallery that do not belong together."""
+
+
+class RunError(FaceprintError):
+    """The run itself failed."""
+
+
+class GalleryBusy(RunError):
+    """Another process is writing to the gallery."""
+
+
+class GalleryDamaged(RunError):
+    """The gallery's files contradict each other."""
+
+
+class StorageError(RunError):
+    """The disk refused: full, read-only or without permission."""
+
+
+class MissingDependency(RunError):
+    """An optional package is not installed."""
+
+
+class Interrupted(RunError):
+    """Ctrl-C; what was finished is kept."""
+
+    exit_status = 130

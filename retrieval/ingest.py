@@ -1,0 +1,148 @@
+"""Bulk enrollment: folders -> a gallery, and a report of what happened to each file."""
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+from retrieval import photos
+from retrieval.errors import InputError, Reason
+from retrieval.gallery import Gallery, Outcome, Prepared, Status
+from retrieval.photos import Photo
+
+DEFAULT_BATCH_SIZE = 64
+
+_PROBLEMS = {
+    Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
+    Reason.NO_PERMISSION: "its permissions do not allow listing it",
+    Reason.IO_ERROR: "the folder cannot be listed",
+    Reason.LINK_LOOP: "it links back to a folder above it",
+}
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did. `found` is always `enrolled + known + duplicate + rejected`.
+
+    Attributes:
+        enrolled: photos that became faces.
+        known: photos whose bytes and path were in the gallery already.
+        duplicate: photos whose bytes were in the gallery under another path.
+        reasons: why photos were rejected, and how many each.
+        seconds: of wall-clock time.
+        waiting_seconds: of them, waiting for photos to be read and decoded.
+        storing_seconds: of them, embedding and writing.
+        interrupted: whether it was stopped before the last photo.
+    """
+
+    enrolled: int = 0
+    known: int = 0
+    duplicate: int = 0
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    storing_seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def rejected(self) -> int:
+        """Photos that could not be enrolled."""
+        return self.reasons.total()
+
+    @property
+    def found(self) -> int:
+        """Photos that were looked at."""
+        return self.enrolled + self.known + self.duplicate + self.rejected
+
+    @property
+    def worth_retrying(self) -> int:
+        """Rejected photos whose reason lies in the machine and not in the file."""
+        return sum(number for reason, number in self.reasons.items() if reason.may_pass_when_retried)
+
+    def count(self, outcome: Outcome) -> None:
+        """Adds one photo's fate."""
+        if outcome.status is Status.ENROLLED:
+            self.enrolled += 1
+        elif outcome.status is Status.KNOWN:
+            self.known += 1
+        elif outcome.status is Status.DUPLICATE:
+            self.duplicate += 1
+        else:
+            self.reasons[outcome.reason or Reason.IO_ERROR] += 1
+
+
+def ingest(
+    gallery: Gallery,
+    sources: Iterable[str | os.PathLike[str]],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int | None = None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> IngestReport:
+    """Enrolls every photo of some sources.
+
+    Photos are read, hashed and decoded by threads while the batch before is embedded. Face ids follow
+    the order of the photos, not the timing of the threads. Each batch is durable before the next.
+
+    Args:
+        gallery: where to.
+        sources: files, flat folders and identity folders (see `photos.scan`).
+        batch_size: photos that are embedded and committed together.
+        workers: threads that read photos; None is one per processor.
+        on_outcome: called once for every photo, in order, after its batch is durable.
+        should_stop: asked between batches; True ends the run, with everything so far enrolled.
+
+    Raises:
+        DataError: a source does not exist; nothing was enrolled.
+        InputError: a batch size or a number of workers below 1.
+        StorageError, GalleryBusy: the run failed; the batches before are enrolled.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if batch_size < 1 or workers < 1:
+        raise InputError("The batch size and the number of workers must be at least 1.")
+    report = IngestReport()
+    started = time.monotonic()
+    found = photos.scan(sources)
+    with ThreadPoolExecutor(workers, thread_name_prefix="faceprint-read") as threads:
+        prepared = _prepared_in_order(gallery, found, threads, ahead=2 * batch_size)
+        while not report.interrupted:
+            before = time.monotonic()
+            batch = list(islice(prepared, batch_size))
+            between = time.monotonic()
+            report.waiting_seconds += between - before
+            if not batch:
+                break
+            for outcome in gallery.enroll_prepared(batch):
+                report.count(outcome)
+                on_outcome(outcome)
+            report.storing_seconds += time.monotonic() - between
+            report.interrupted = should_stop()
+        threads.shutdown(cancel_futures=True)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _prepared_in_order(
+    gallery: Gallery, found: Iterator[Photo], threads: ThreadPoolExecutor, *, ahead: int
+) -> Iterator[Prepared | Outcome]:
+    """What threads make of photos, in the photos' order, never more than `ahead` of what was taken."""
+    waiting: deque[Future[Prepared | Outcome]] = deque()
+    for photo in found:
+        waiting.append(threads.submit(_prepare, gallery, photo))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _prepare(gallery: Gallery, photo: Photo) -> Prepared | Outcome:
+    if photo.problem is not None:
+        # Lone surrogates, which stand for bytes that are not UTF-8, cannot be written to a report.
+        path = os.fsencode(photo.path).decode("utf-8", "backslashreplace")
+        detail = _PROBLEMS[photo.problem]
+        return Outcome(path, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
+    return gallery.prepare(photo.path, photo.identity)

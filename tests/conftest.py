@@ -1,0 +1,65 @@
+"""Small real things: drawn faces, a narrow network exported as a bundle, a gallery on disk."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retrieval import pixels
+from retrieval.bundle import ModelBundle, Preprocessing
+from retrieval.gallery import Gallery
+from training.export import export
+from training.faces import draw_faces
+from training.model import Network
+
+IDENTITIES = 6
+PHOTOS = 6
+
+_SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real photographs and weights; a test that asks for it skips where it is absent."""
+    folder = Path(os.environ.get("FACEPRINT_SHARED", _SHARED))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"the real photographs are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An identity folder: 6 drawn people with 6 photos each, 96 x 96 pixels."""
+    return draw_faces(tmp_path_factory.mktemp("faces"), identities=IDENTITIES, photos=PHOTOS, size=96)
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    """The narrowest network of the family, with the same random weights every time."""
+    torch.manual_seed(0)
+    return Network(IDENTITIES, architecture="resnet14-narrow").eval()
+
+
+@pytest.fixture(scope="session")
+def bundle(network: Network, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    """That network as a bundle for 32 x 32 pixels; its labels are the drawn people."""
+    sample = np.stack([pixels.read(path, size=32) for path in sorted(faces.glob("*/*_0001.jpg"))])
+    return export(
+        network,
+        tmp_path_factory.mktemp("models") / "narrow",
+        labels=tuple(sorted(path.name for path in faces.iterdir())),
+        preprocessing=Preprocessing(size=32, crop=1.0),
+        recipe={"epochs": 0},
+        split={"train": [], "validation": []},
+        figures={"validation_accuracy": 0.5},
+        sample=sample,
+    )
+
+
+@pytest.fixture
+def gallery(bundle: ModelBundle, tmp_path: Path) -> Gallery:
+    """An empty gallery."""
+    with Gallery.create(tmp_path / "people.gallery", bundle) as opened:
+        yield opened

@@ -1,0 +1,112 @@
+"""What the training commands show: progress, epochs, and where the results are."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from retrieval.bundle import ModelBundle
+from retrieval.errors import Interrupted
+from retrieval.interrupt import graceful
+from training import run
+from training.data import Split
+from training.fit import Epoch, FitConfig, Step
+from training.model import Network, Start, layer_table
+from training.run import Observer, TrainingOptions, TrainingResult
+
+__all__ = ["FitConfig", "TrainingOptions", "print_layers", "train"]
+
+
+def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> TrainingResult:
+    """Trains with a progress bar, and prints each epoch and the figures at the end.
+
+    Raises:
+        FaceprintError: as `training.run.train`; on Ctrl-C with the command that goes on from there.
+    """
+    console = Console(highlight=False)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with graceful() as should_stop, progress:
+        observer = _observer(console, progress, config, should_stop)
+        try:
+            result = run.train(data, out, config=config, options=options, observer=observer)
+        except Interrupted as error:
+            raise Interrupted(f"{error} Go on with the same command and --resume.") from error
+    figures = result.bundle.figures
+    console.print(
+        f"validation accuracy [b]{figures['validation_accuracy']:.3f}[/b], closest-image agreement "
+        f"[b]{figures['closest_image_agreement']:.3f}[/b] on {figures['validation_images']:,} held-out photos"
+    )
+    console.print(Text(f"wrote {out} (report.html, metrics.json)"))
+    return result
+
+
+def _observer(console: Console, progress: Progress, config: FitConfig, should_stop: object) -> Observer:
+    task = progress.add_task("reading photos", total=None, loss="")
+
+    def on_data(split: Split) -> None:
+        console.print(
+            f"{len(split.train):,} photos to learn from, {len(split.validation):,} held out, of "
+            f"{len(split.labels):,} identities" + _left_out(split)
+        )
+
+    def on_start(start: Start, device: object) -> None:
+        fresh = f"; starting fresh: {', '.join((*start.fresh, 'fc'))}" if start.fresh else ""
+        console.print(Text(f"weights: {start.source}{fresh}; device: {device}"))
+
+    def on_step(step: Step) -> None:
+        progress.update(
+            task,
+            description=f"epoch {step.epoch} of {config.epochs}",
+            total=step.steps * config.epochs,
+            completed=(step.epoch - 1) * step.steps + step.step,
+            loss=f"loss {step.loss:.3f}",
+        )
+
+    def on_epoch(epoch: Epoch) -> None:
+        console.print(
+            f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}, validation accuracy "
+            f"{epoch.validation_accuracy:.3f}, {epoch.seconds:.0f} s"
+        )
+
+    def on_stage(stage: str) -> None:
+        progress.update(task, description=stage, loss="")
+
+    return Observer(on_data, on_start, on_step, on_epoch, on_stage, should_stop)  # type: ignore[arg-type]
+
+
+def _left_out(split: Split) -> str:
+    if not split.left_out:
+        return ""
+    reasons: dict[str, int] = {}
+    for _, reason in split.left_out:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return "; left out: " + ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
+
+
+def print_layers(bundle: ModelBundle) -> None:
+    """Prints the layer table: name, type, activations, learnable sizes, states."""
+    network = Network(len(bundle.labels), architecture=bundle.architecture)
+    rows = layer_table(network, bundle.input_size)
+    table = Table(title=f"{sum(row.total_learnables for row in rows):,} learnable parameters", box=None)
+    for heading in ("", "name", "type", "activations", "learnables", "states"):
+        table.add_column(heading, overflow="fold")
+    for number, row in enumerate(rows, 1):
+        table.add_row(
+            str(number),
+            row.name,
+            row.kind,
+            " x ".join(map(str, row.activations)),
+            ", ".join(row.learnables),
+            ", ".join(row.states),
+        )
+    Console(highlight=False).print(table)

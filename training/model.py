@@ -1,0 +1,258 @@
+"""Network: ResNet50 with its own normalisation and its new last layer."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from retrieval.errors import InputError, WeightsError
+from retrieval.files import why
+
+# ImageNet's mean and standard deviation, in the 0..255 of a uint8 pixel.
+_MEAN: Final = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+_STD: Final = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A member of the ResNet family (He et al., 2015): blocks per stage, and the blocks' inner width."""
+
+    layers: tuple[int, int, int, int]
+    width_per_group: int
+
+
+ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    "resnet50": Architecture((3, 4, 6, 3), 64),
+    # The same family at its smallest: one narrow block a stage. For tests of everything around it.
+    "resnet14-narrow": Architecture((1, 1, 1, 1), 4),
+}
+
+
+class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's ResNet, last layer replaced, that takes uint8 pixels and gives two answers in a pass.
+
+    Its parameters have torchvision's key names; `mean` and `std` are buffers beside them, so that
+    normalisation travels with the weights and nobody else can get it wrong.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, labels: int, *, architecture: str = "resnet50") -> None:
+        chosen = ARCHITECTURES[architecture]
+        super().__init__(
+            Bottleneck, list(chosen.layers), num_classes=labels, width_per_group=chosen.width_per_group
+        )
+        self.architecture = architecture
+        self.dimension = self.fc.in_features
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass.
+
+        Args:
+            pixels: uint8 (n, H, W, 3), RGB.
+
+        Returns:
+            avg_pool (n, 2048) float32, the embedding; and logits (n, labels) float32.
+        """
+        x = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        embedding = torch.flatten(self.avgpool(x), 1)
+        return embedding, self.fc(embedding)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a network's parameters came from.
+
+    Attributes:
+        source: "imagenet", "none" or the name of the file.
+        fresh: the modules that start from random numbers, by name, the new last layer left out.
+    """
+
+    source: str
+    fresh: tuple[str, ...]
+
+
+def build(labels: int, *, weights: str, architecture: str = "resnet50") -> tuple[Network, Start]:
+    """A network for `labels` identities.
+
+    What the weights do not have starts fresh, and the last batch norm of each fresh block starts at
+    zero (Goyal et al., 2017: a block then begins as the identity), without which a fresh stage behind
+    trained ones makes the loss explode at the paper's rate.
+
+    Args:
+        labels: how many identities the classifier tells apart.
+        weights: "imagenet" (torchvision's download and cache), "none", or the path of a safetensors
+            file or of a torch state dict, which may be partial.
+        architecture: a key of ARCHITECTURES.
+
+    Raises:
+        InputError: the download cannot be reached, or there is no such file.
+        WeightsError: the file is not a ResNet50's.
+    """
+    network = Network(labels, architecture=architecture)
+    if weights == "none":
+        source, given = "none", dict[str, Tensor]()
+    elif weights == "imagenet":
+        source, given = "imagenet", _download()
+    else:
+        source, given = os.path.basename(weights), _read_weights(Path(weights))
+    missing = _load(network, given, source)
+    _soften(network, missing)
+    return network, Start(source, _modules(missing))
+
+
+def _download() -> dict[str, Tensor]:
+    try:
+        return dict(ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True))
+    except OSError as error:
+        raise InputError(
+            "ImageNet weights cannot be downloaded from torchvision's server "
+            f"({getattr(error, 'reason', None) or why(error)}); give a file with --weights FILE, "
+            "or start from nothing with --weights none."
+        ) from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"There is no weights file {path}; give imagenet, none or the path of a file.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # weights_only: a pickle that could run code is refused by torch.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Every library has its own exceptions for a file that is something else.
+        raise WeightsError(
+            f"{path} cannot be read as safetensors or as a torch state dict of tensors."
+        ) from error
+    inner = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(inner, dict) or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise WeightsError(f"{path} does not hold a state dict (names with tensors).")
+    return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
+
+
+def _load(network: Network, given: dict[str, Tensor], source: str) -> list[str]:
+    """Copies what fits; returns the parameters and buffers of the body that were not given."""
+    expected = network.state_dict()
+    body = [name for name in expected if not name.startswith(("fc.", "mean", "std"))]
+    fitting = {name: given[name] for name in body if name in given}
+    wrong = [name for name, tensor in fitting.items() if tensor.shape != expected[name].shape]
+    if wrong or (given and not any(name.endswith("conv1.weight") for name in fitting)):
+        problem = f"{wrong[0]} has another shape" if wrong else "none of its tensors has a ResNet50's name"
+        raise WeightsError(f"{source} is not a ResNet50's weights: {problem}; give a file made for ResNet50.")
+    network.load_state_dict(fitting, strict=False)
+    return [name for name in body if name not in fitting and not name.endswith("num_batches_tracked")]
+
+
+def _soften(network: Network, missing: list[str]) -> None:
+    """Starts each fresh block as the identity."""
+    fresh = set(missing)
+    for name, module in network.named_modules():
+        if isinstance(module, Bottleneck) and f"{name}.bn3.weight" in fresh:
+            nn.init.zeros_(module.bn3.weight)
+
+
+def _modules(missing: list[str]) -> tuple[str, ...]:
+    """`layer4.0.bn1.weight` and its siblings are, for a person, `layer4`."""
+    return tuple(dict.fromkeys(name.split(".")[0] for name in missing))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the layer table.
+
+    Attributes:
+        name: dotted, as in the weights file.
+        kind: the type of layer.
+        activations: the shape that comes out for one picture, height x width x channels.
+        learnables: sizes of the learnable parameters, such as "Weight 7x7x3x64".
+        states: sizes of what is kept but not learned (running mean and variance).
+    """
+
+    name: str
+    kind: str
+    activations: tuple[int, ...]
+    learnables: tuple[str, ...]
+    states: tuple[str, ...]
+
+    @property
+    def total_learnables(self) -> int:
+        """How many numbers are learned."""
+        return sum(_product(text.split(" ")[1]) for text in self.learnables)
+
+
+def layer_table(network: Network, size: int) -> list[Layer]:
+    """The network's layers in the order in which a picture of `size` x `size` passes them."""
+    rows = [Layer("input", "Image Input", (size, size, 3), (), ("Mean 1x1x3", "Std 1x1x3"))]
+    names = {module: name for name, module in network.named_modules()}
+
+    def note(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        rows.append(_row(names[module], module, output))
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=network.mean.device))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    classes = rows[-1].activations
+    return [*rows, Layer("probabilities", "Softmax", classes, (), ())]
+
+
+_KINDS: Final[Mapping[type, str]] = {
+    nn.Conv2d: "Convolution",
+    nn.BatchNorm2d: "Batch Normalization",
+    nn.ReLU: "ReLU",
+    nn.MaxPool2d: "Max Pooling",
+    nn.AdaptiveAvgPool2d: "Global Average Pooling",
+    nn.Linear: "Fully Connected",
+}
+
+
+def _row(name: str, module: nn.Module, output: Tensor) -> Layer:
+    shape = tuple(output.shape[1:])
+    activations = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+    learnables = [f"{_title(key)} {_size(value)}" for key, value in module.named_parameters(recurse=False)]
+    states = [
+        f"{_title(key)} {_size(value)}"
+        for key, value in module.named_buffers(recurse=False)
+        if value.ndim  # num_batches_tracked is a counter, not a state of the layer
+    ]
+    kind = _KINDS.get(type(module), type(module).__name__)
+    return Layer(name, kind, activations, tuple(learnables), tuple(states))
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ").capitalize().replace(" ", "-")
+
+
+def _size(tensor: Tensor) -> str:
+    """Height x width x in x out for a filter, as papers write it; torch has out x in x height x width."""
+    shape = tensor.shape
+    order = (shape[2], shape[3], shape[1], shape[0]) if tensor.ndim == 4 else tuple(shape)
+    return "x".join(str(number) for number in order)
+
+
+def _product(size: str) -> int:
+    product = 1
+    for number in size.split("x"):
+        product *= int(number)
+    return product

@@ -1,0 +1,213 @@
+"""A training run from a folder of photos to a model folder with its report."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from retrieval.bundle import ModelBundle, Preprocessing
+from retrieval.errors import InputError, StorageError
+from retrieval.files import why
+from training import data
+from training.evaluate import Evaluation, evaluate
+from training.export import export
+from training.fit import Epoch, FitConfig, History, Step, fit, pick_device
+from training.model import Start, build
+from training.report import write_report
+
+_CHECKPOINT: Final = "checkpoint.safetensors"
+# How many held-out photos the exported graph is tried on.
+_CHECKED: Final = 16
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What `train` is asked for, beside the recipe.
+
+    Attributes:
+        weights: "imagenet", "none" or a file.
+        validation_fraction: share of each identity's photos that is held out.
+        min_images: identities with fewer photos are left out.
+        preprocessing: how photos become pixels.
+        workers: processes that read photos; None is none on a CPU, whose cores all train, and one per core
+            up to 8 beside a GPU.
+        device: "auto", "cpu", "cuda", ...
+        resume: go on from the folder's checkpoint.
+        architecture: a key of `training.model.ARCHITECTURES`.
+    """
+
+    weights: str = "imagenet"
+    validation_fraction: float = 0.3
+    min_images: int | None = None
+    preprocessing: Preprocessing = field(default=Preprocessing(size=224, crop=1.0))
+    workers: int | None = None
+    device: str = "auto"
+    resume: bool = False
+    architecture: str = "resnet50"
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Who is told of a run's progress; the defaults tell nobody."""
+
+    on_data: Callable[[data.Split], None] = lambda split: None
+    on_start: Callable[[Start, torch.device], None] = lambda start, device: None
+    on_step: Callable[[Step], None] = lambda step: None
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None
+    on_stage: Callable[[str], None] = lambda stage: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run: the bundle, the data it saw, how the training went, what was measured."""
+
+    bundle: ModelBundle
+    split: data.Split
+    history: History
+    evaluation: Evaluation
+
+
+def train(
+    folder: Path,
+    out: Path,
+    *,
+    config: FitConfig = FitConfig(),
+    options: TrainingOptions = TrainingOptions(),
+    observer: Observer = Observer(),
+) -> TrainingResult:
+    """Trains on the identity folder `folder` and writes a model, its report and its figures to `out`.
+
+    Raises:
+        InputError: `out` is in use, or the data, the weights or the device are not usable.
+        Interrupted: `observer.should_stop` said so; `out` holds a checkpoint to resume from.
+        RunError: training diverged, or the disk refused.
+    """
+    started = time.monotonic()
+    checkpoint = _claim(out, resume=options.resume)
+    device = pick_device(options.device)
+    workers = _workers(options.workers, device)
+    split = data.load(
+        folder,
+        validation_fraction=options.validation_fraction,
+        min_images=options.min_images,
+        seed=config.seed,
+    )
+    observer.on_data(split)
+    torch.manual_seed(config.seed)
+    network, start = build(len(split.labels), weights=options.weights, architecture=options.architecture)
+    config = replace(config, warmup_epochs=1.0 if start.fresh else config.warmup_epochs)
+    observer.on_start(start, device)
+    _make(out)
+    history = fit(
+        network,
+        split,
+        options.preprocessing,
+        config,
+        device=device,
+        workers=workers,
+        checkpoint=checkpoint,
+        resume=options.resume,
+        on_step=observer.on_step,
+        on_epoch=observer.on_epoch,
+        should_stop=observer.should_stop,
+    )
+    observer.on_stage("measuring on the held-out photos")
+    evaluation = evaluate(network, split, options.preprocessing, workers=workers)
+    figures = _figures(split, history, evaluation, device, time.monotonic() - started)
+    recipe = {
+        **asdict(config),
+        "weights": start.source,
+        "started_fresh": [*start.fresh, "fc"],
+        "optimizer": "SGD with momentum",
+    }
+    observer.on_stage("writing the report")
+    write_report(out, split=split, history=history, evaluation=evaluation, figures=figures, recipe=recipe)
+    observer.on_stage("exporting the model")
+    bundle = export(
+        network,
+        out,
+        labels=split.labels,
+        preprocessing=options.preprocessing,
+        recipe=recipe,
+        split=_split_card(split, folder, options),
+        figures={name: value for name, value in figures.items() if name != "epochs"},
+        sample=_sample(split, options.preprocessing),
+    )
+    checkpoint.unlink(missing_ok=True)
+    return TrainingResult(bundle, split, history, evaluation)
+
+
+def _workers(asked: int | None, device: torch.device) -> int:
+    if asked is not None:
+        return asked
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def _claim(out: Path, *, resume: bool) -> Path:
+    """The checkpoint's path, when `out` is free to train into."""
+    checkpoint = out / _CHECKPOINT
+    if (out / "bundle.json").exists():
+        raise InputError(f"{out} holds a finished model already; choose another folder with --out.")
+    if checkpoint.exists() and not resume:
+        raise InputError(
+            f"{out} holds an unfinished run; go on with --resume, or choose another folder with --out."
+        )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose a folder with --out.")
+    if out.is_dir() and not checkpoint.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no model; choose another folder with --out.")
+    return checkpoint
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"The folder {out} cannot be made: {why(error)}; choose another one.") from error
+
+
+def _figures(
+    split: data.Split, history: History, evaluation: Evaluation, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    """What metrics.json says; `seconds` is this sitting's wall-clock time, the epochs have their own."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "images": len(split.train) + len(split.validation),
+        "classes": len(split.labels),
+        "train_images": len(split.train),
+        "validation_images": len(split.validation),
+        "left_out": len(split.left_out),
+        "validation_accuracy": evaluation.validation_accuracy,
+        "closest_image_agreement": evaluation.closest_image_agreement,
+        "epochs": [asdict(epoch) for epoch in history.epochs],
+        "seconds": round(max(seconds, sum(epoch.seconds for epoch in history.epochs)), 1),
+    }
+
+
+def _processor() -> str:
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
+    root = folder.absolute()
+
+    def names(samples: tuple[data.Sample, ...]) -> list[str]:
+        return [sample.path.relative_to(root).as_posix() for sample in samples]
+
+    return {
+        "validation_fraction": options.validation_fraction,
+        "min_images": options.min_images,
+        "train": names(split.train),
+        "validation": names(split.validation),
+    }
+
+
+def _sample(split: data.Split, preprocessing: Preprocessing) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    photographs = data.Photographs(split.validation[:_CHECKED], preprocessing)
+    return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])
