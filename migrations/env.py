@@ -1,7 +1,7 @@
 """Alembic's entry: runs on the connection that `retrieval.store` hands over, or on `-x gallery=FOLDER`."""
 
 from alembic import context
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import URL, Connection, create_engine
 
 from retrieval.store import metadata
 
@@ -19,5 +19,5 @@ else:
     folder = context.get_x_argument(as_dictionary=True).get("gallery")
     if folder is None:
         raise SystemExit("name a gallery: alembic -x gallery=FOLDER ...")
-    with create_engine(f"sqlite:///{folder}/gallery.db").begin() as opened:
+    with create_engine(URL.create("sqlite", database=f"{folder}/gallery.db")).begin() as opened:
         run(opened)

@@ -162,6 +162,8 @@ class ModelBundle:
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # An older card would vouch for files that are about to be others.
+            (folder / _CARD).unlink(missing_ok=True)
             write_durably(bundle.weights_path, weights)
             write_durably(bundle.graph_path, graph)
             write_durably(folder / _CARD, bundle.card().encode())
@@ -211,8 +213,13 @@ class ModelBundle:
         from safetensors.numpy import load_file
 
         for name, expected in self.files.items():
-            with open(self.folder / name, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with open(self.folder / name, "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise BundleError(
+                    f"{self.folder / name} cannot be read ({why(error)}); copy the model whole again."
+                ) from error
             if found != expected:
                 raise BundleError(
                     f"{self.folder / name} is not the file that {_CARD} names; copy the model whole again."

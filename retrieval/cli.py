@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -34,8 +35,10 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tab
 
 def main() -> None:
     """The console script: every error a user can cause is one sentence and an exit status."""
+    # Pillow warns of odd files as it reads them; what matters of that stands in the report.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
-        app()
+        app(prog_name="faceprint")
     except FaceprintError as error:
         _fail(str(error), error.exit_status)
     except BrokenPipeError:
@@ -364,8 +367,7 @@ def _print_ingest(done: "IngestReport", gallery: "Gallery", report: Path | None)
     rate = done.found / done.seconds if done.seconds else 0
     console.print(
         f"in {done.seconds:,.1f} s, {rate:,.0f} photos/s "
-        f"(reading {done.waiting_seconds:,.1f} s beyond what embedding and storing, "
-        f"{done.storing_seconds:,.1f} s, covered)"
+        f"(embedding and storing {done.storing_seconds:,.1f} s, waiting for photos {done.waiting_seconds:,.1f} s)"
     )
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")

@@ -13,14 +13,14 @@ inserts its faces. A crash in between leaves a file that nothing names, and the 
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ from retrieval.errors import (
 from retrieval.files import sync, why
 from retrieval.store import Face, NewFace, Reader, Segment, Store, Writer
 from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
+
+_T = TypeVar("_T")
 
 _DATABASE: Final = "gallery.db"
 _VECTORS: Final = "vectors"
@@ -207,14 +209,17 @@ class Gallery:
         if not folder.is_dir():
             raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
         store = Store.open(folder / _DATABASE)
-        bundle = ModelBundle.load(folder / _MODEL)
-        with store.read() as reader:
-            row = reader.gallery()
-        if (row.fingerprint, row.dimension) != (bundle.fingerprint, bundle.dimension):
+        try:
+            bundle = ModelBundle.load(folder / _MODEL)
+            with store.read() as reader:
+                row = reader.gallery()
+            if (row.fingerprint, row.dimension) != (bundle.fingerprint, bundle.dimension):
+                raise ModelMismatch(
+                    f"{folder / _MODEL} is not the model that the gallery was made with; put that one back."
+                )
+        except BaseException:
             store.close()
-            raise ModelMismatch(
-                f"{folder / _MODEL} is not the model that the gallery was made with; put that one back."
-            )
+            raise
         return cls(folder, bundle, store, device=device, engine=engine)
 
     def close(self) -> None:
@@ -277,8 +282,18 @@ class Gallery:
 
         Returns:
             What `enroll_prepared` takes; an Outcome when there is nothing left to do.
+
+        Raises:
+            InputError: an array that is not a picture, or an identity that is not valid Unicode.
         """
         path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
+        if not _is_text(path or ""):
+            # Lone surrogates, which stand for bytes that are not UTF-8, cannot be stored.
+            shown = os.fsencode(path or "").decode("utf-8", "backslashreplace")
+            detail = "its name is not UTF-8; rename it"
+            return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
+        if not _is_text(identity or ""):
+            raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
         try:
             content = pixels.read_bytes(source) if isinstance(source, str | os.PathLike) else source
             digest = pixels.content_sha256(content)
@@ -327,14 +342,14 @@ class Gallery:
         return outcomes
 
     def _append(self, writer: Writer, ids: Ids, vectors: Vectors) -> None:
-        """Writes new vectors, together with the newest segments that are no larger, as one segment.
+        """Writes new vectors, together with the newest segments that are not twice as large, as one.
 
         Sizes then fall at least by half from one segment to the next, as the digits of a binary
         counter: a photo costs its own bytes and its share of the merges, never the whole gallery.
         """
         parts, absorbed, rows = [(ids, vectors)], [], len(ids)
         for segment in reversed(writer.segments()):
-            if segment.rows > rows or segment.rows + rows > self._vectors.ceiling:
+            if segment.rows >= 2 * rows or segment.rows + rows > self._vectors.ceiling:
                 break
             parts.insert(0, self._vectors.rows(segment.id))
             absorbed.append(segment.id)
@@ -401,19 +416,22 @@ class Gallery:
 
     def _nearest(self, vectors: NDArray[Any], k: int) -> list[tuple[Match, ...]]:
         """The matches of each vector (n, d), all from one snapshot."""
-        for attempt in range(_ATTEMPTS):
-            with self._store.read() as reader:
-                segments = [segment.id for segment in reader.segments()]
-                try:
-                    found = self._vectors.search(segments, vectors, k)
-                except SegmentMissing:
-                    # A writer merged it away between our reading its name and opening it.
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                    continue
-                self._vectors.forget_all_but(segments)
-                return self._matches(reader, found)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+
+        def search(reader: Reader) -> list[tuple[Match, ...]]:
+            segments = [segment.id for segment in reader.segments()]
+            found = self._vectors.search(segments, vectors, k)
+            self._vectors.forget_all_but(segments)
+            return self._matches(reader, found)
+
+        return self._on_a_snapshot(search)
+
+    def _on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
+        """What `work` makes of a snapshot, or of a later one where a writer merged its files away meanwhile."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(SegmentMissing), self._store.read() as reader:
+                return work(reader)
+        with self._store.read() as reader:
+            return work(reader)
 
     def _matches(
         self, reader: Reader, found: Sequence[tuple[NDArray[np.float64], Ids]]
@@ -433,13 +451,15 @@ class Gallery:
             ) from error
 
     def _vector(self, face_id: int) -> NDArray[np.float32]:
-        with self._store.read() as reader:
+        def find(reader: Reader) -> NDArray[np.float32]:
             for segment in reader.segments():
                 ids, matrix = self._vectors.rows(segment.id)
                 (rows,) = np.nonzero(ids == face_id)
                 if len(rows):
                     return np.array(matrix[rows[0]])
-        raise InputError(f"There is no face {face_id} in {self.folder}.")
+            raise InputError(f"There is no face {face_id} in {self.folder}.")
+
+        return self._on_a_snapshot(find)
 
     def _prediction(self, probabilities: NDArray[np.float32]) -> Prediction:
         best = int(probabilities.argmax())
@@ -450,8 +470,8 @@ class Gallery:
     def forget(self, identity: str) -> int:
         """Removes an identity's faces: their rows, and their vectors from every segment.
 
-        Segments that hold one are rewritten without it and deleted; SQLite overwrites the rows with
-        zeros and empties its log. Copies that you made (backups, the photos themselves) are yours.
+        Segments that hold one are rewritten without it and deleted; SQLite writes its file anew and
+        empties its log. Copies that you made (backups, the photos themselves) are yours.
 
         Returns:
             How many faces were removed.
@@ -516,6 +536,15 @@ def _lay_out(folder: Path, bundle: ModelBundle) -> None:
     sync(folder)
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _segment(written: Written) -> Segment:
     return Segment(written.id, written.rows, written.bytes, written.sha256)
 
@@ -524,8 +553,9 @@ def _same_bytes(stored: Face, path: str | None, identity: str | None) -> Outcome
     """The verdict on a photo whose bytes are stored already: never a second face, never another name."""
     if identity is not None and identity != stored.identity:
         name = stored.identity or "nobody in particular"
-        detail = f"the same bytes are enrolled as {name} from {stored.path}"
+        detail = f"the same bytes are enrolled as {name}" + (f" from {stored.path}" if stored.path else "")
         return Outcome(path, identity, Status.REJECTED, stored.id, Reason.IDENTITY_CONFLICT, detail)
     if path == stored.path:
         return Outcome(path, identity, Status.KNOWN, stored.id)
-    return Outcome(path, identity, Status.DUPLICATE, stored.id, detail=f"the same bytes as {stored.path}")
+    original = stored.path or f"face {stored.id}"
+    return Outcome(path, identity, Status.DUPLICATE, stored.id, detail=f"the same bytes as {original}")

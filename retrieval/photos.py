@@ -41,7 +41,8 @@ def scan(sources: Iterable[str | os.PathLike[str]]) -> Iterator[Photo]:
     """
     roots = [Path(os.path.abspath(source)) for source in sources]
     for root in roots:
-        if not root.exists():
+        # Path.exists raises for a name that is too long and for a barred folder; this says no.
+        if not os.path.exists(root):
             raise DataError(f"There is no file or folder {root}; check the path.")
     return _scan(roots)
 
@@ -54,45 +55,83 @@ def count(sources: Iterable[str | os.PathLike[str]]) -> int:
 def _scan(roots: list[Path]) -> Iterator[Photo]:
     for root in roots:
         if root.is_dir():
-            yield from _walk(root, None, (), top=True)
+            yield from _walk(root)
         else:
             yield _photo(root, None)
 
 
-def _walk(
-    folder: Path, identity: str | None, above: tuple[tuple[int, int], ...], *, top: bool = False
-) -> Iterator[Photo]:
-    """The photos below a folder; `above` names the folders on the way here, to stop at link loops."""
-    try:
-        status = folder.stat()
-        # Files and folders in one order, so that the order of the disk never shows.
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        denied = isinstance(error, PermissionError)
-        yield Photo(folder, identity, Reason.NO_PERMISSION if denied else Reason.IO_ERROR)
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        yield Photo(folder, identity, Reason.LINK_LOOP)
-        return
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name.lower() in _LITTER:
-            continue
-        path = Path(entry.path)
-        if entry.is_dir():
-            yield from _walk(path, _name(entry.name) if top else identity, (*above, here))
+def _walk(root: Path) -> Iterator[Photo]:
+    """The photos below a folder, by a stack of our own: folders may lie deeper than calls may."""
+    waiting: list[Iterator[_Found]] = [iter([_Found(root, None, folder=True)])]
+    while waiting:
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+        elif found.folder:
+            try:
+                inside = _inside(found)
+            except OSError as error:
+                denied = isinstance(error, PermissionError)
+                yield Photo(found.path, found.identity, Reason.NO_PERMISSION if denied else Reason.IO_ERROR)
+                continue
+            if inside is None:
+                yield Photo(found.path, found.identity, Reason.LINK_LOOP)
+            else:
+                waiting.append(inside)
         else:
-            yield _photo(path, identity)
+            yield _photo(found.path, found.identity)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file or a folder; `above` names the folders on the way to it, to stop at link loops."""
+
+    path: Path
+    identity: str | None
+    folder: bool
+    above: tuple[tuple[int, int], ...] = ()
+
+
+def _inside(folder: _Found) -> Iterator[_Found] | None:
+    """What a folder holds, files and folders in one order; None for a folder that is among those above it."""
+    status = folder.path.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in folder.above:
+        return None
+    with os.scandir(folder.path) as listed:
+        entries = sorted((e for e in listed if not _is_litter(e.name)), key=lambda entry: entry.name)
+    return (_found(entry, folder, (*folder.above, here)) for entry in entries)
+
+
+def _found(entry: os.DirEntry[str], folder: _Found, above: tuple[tuple[int, int], ...]) -> _Found:
+    is_folder = _is_folder(entry)
+    names_someone = is_folder and not folder.above
+    return _Found(Path(entry.path), _name(entry.name) if names_someone else folder.identity, is_folder, above)
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself, or into a barred folder. Whoever reads it is told so.
+        return False
 
 
 def _photo(path: Path, identity: str | None) -> Photo:
-    fits = _is_utf8(os.fspath(path)) and _is_utf8(identity or "")
-    return Photo(path, identity, None if fits else Reason.NAME_NOT_UTF8)
+    return Photo(path, identity, None if _is_utf8(os.fspath(path)) else Reason.NAME_NOT_UTF8)
 
 
 def _name(folder_name: str) -> str:
-    """One spelling a name: macOS stores decomposed accents, everybody else composed ones."""
-    return unicodedata.normalize("NFC", folder_name)
+    """One spelling a name, that can be written anywhere.
+
+    macOS stores decomposed accents, everybody else composed ones; bytes that are not UTF-8 become `\\xe9`.
+    """
+    readable = os.fsencode(folder_name).decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", readable)
 
 
 def _is_utf8(text: str) -> bool:

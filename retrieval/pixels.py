@@ -1,11 +1,11 @@
 """From a picture to pixels: the only place that decodes, turns, crops and resizes."""
 
+import errno
 import hashlib
 import io
 import math
 import os
 import stat
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
@@ -34,16 +34,18 @@ _FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "J
 _DRAFT_MARGIN: Final = 2
 
 _LOOKS_LIKE: Final[tuple[tuple[bytes, int, Reason, str], ...]] = (
-    (b"<!doctype", 0, Reason.NOT_AN_IMAGE, "it is a web page"),
+    (b"<!doctype html", 0, Reason.NOT_AN_IMAGE, "it is a web page"),
     (b"<html", 0, Reason.NOT_AN_IMAGE, "it is a web page"),
-    (b"<svg", 0, Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"),
     (b"%pdf", 0, Reason.NOT_AN_IMAGE, "it is a PDF document"),
     (b"pk\x03\x04", 0, Reason.NOT_AN_IMAGE, "it is a zip archive"),
     (b"ftypheic", 4, Reason.UNSUPPORTED_FORMAT, "it is a HEIC photo; convert it to JPEG"),
     (b"ftypheix", 4, Reason.UNSUPPORTED_FORMAT, "it is a HEIC photo; convert it to JPEG"),
     (b"ftypmif1", 4, Reason.UNSUPPORTED_FORMAT, "it is a HEIF photo; convert it to JPEG"),
+    (b"ftypavif", 4, Reason.DAMAGED, "its header is damaged"),
     (b"ftyp", 4, Reason.NOT_AN_IMAGE, "it is a video"),
+    (b"webp", 8, Reason.DAMAGED, "its header is damaged"),
 )
+_CUT: Final = (Reason.TRUNCATED, "the file ends before the picture does")
 
 
 def read(source: ImageSource, *, size: int, crop: float = 1.0) -> Pixels:
@@ -103,22 +105,24 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> b
         data = Path(path).read_bytes()
     except OSError as error:
         raise UnreadableImage(*_os_reason(error)) from error
+    except ValueError as error:
+        raise UnreadableImage(Reason.MISSING, "no file can have this name") from error
     if not data:
         raise UnreadableImage(Reason.EMPTY_FILE, "the file is empty")
     return data
 
 
 def content_sha256(source: bytes | Image.Image | NDArray[np.uint8]) -> str:
-    """What a picture is known by: SHA-256, in hex, of a file's bytes; of mode, size and pixels elsewhere.
+    """What a picture is known by: SHA-256, in hex, of a file's bytes; elsewhere of its upright RGB pixels.
 
     Raises:
         UnreadableImage, InputError: as `read`.
     """
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    image = open_image(source)
-    data = _decoded(image, lambda image: image.tobytes())
-    return hashlib.sha256(f"{image.mode} {image.width} {image.height}\n".encode() + data).hexdigest()
+    # Palette, transparency and orientation all count, as they do in what `read` gives.
+    image = _decoded(open_image(source), lambda image: _upright(_rgb(image), image))
+    return hashlib.sha256(f"{image.width} {image.height}\n".encode() + image.tobytes()).hexdigest()
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -136,10 +140,12 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def _os_reason(error: OSError) -> tuple[Reason, str]:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Reason.MISSING, "there is no such file"
     if isinstance(error, PermissionError):
         return Reason.NO_PERMISSION, "its permissions do not allow reading it"
+    if error.errno == errno.ELOOP:
+        return Reason.LINK_LOOP, "it is a symbolic link that leads back to itself"
     return Reason.IO_ERROR, error.strerror or "the disk reported an error"
 
 
@@ -167,6 +173,9 @@ def _from_bytes(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(Reason.TOO_MANY_PIXELS, "it has too many pixels") from error
     except Exception as error:
+        # A WebP says how long it is, and does not open at all when it is shorter.
+        if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") > len(data) - 8:
+            raise UnreadableImage(*_CUT) from error
         # Pillow's plugins let struct, index, value and zlib errors through for hostile headers.
         raise UnreadableImage(Reason.DAMAGED, "its header is damaged") from error
     width, height = image.size
@@ -189,7 +198,10 @@ def _what_is(data: bytes) -> tuple[Reason, str]:
     for magic, offset, reason, words in _LOOKS_LIKE:
         if head[offset:].startswith(magic):
             return reason, words
-    if head.startswith((b"\xff\xd8", b"\x89png", b"gif8", b"bm", b"riff")):
+    # A drawing may begin with an XML declaration, a comment or a doctype of its own.
+    if head.startswith(b"<") and b"<svg" in head:
+        return Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"
+    if data.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")):
         return Reason.DAMAGED, "its header is damaged"
     return Reason.NOT_AN_IMAGE, "its bytes are no image that we know"
 
@@ -202,39 +214,38 @@ def _decoded(image: Image.Image, work: Callable[[Image.Image], _T]) -> _T:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(Reason.TOO_MANY_PIXELS, "it has too many pixels") from error
-    except (EOFError, OSError, SyntaxError, struct.error) as error:
-        words = str(error).lower()
-        if any(sign in words for sign in ("truncated", "end of file", "eof", "not enough", "incomplete")):
-            raise UnreadableImage(Reason.TRUNCATED, "the file ends before the picture does") from error
-        raise UnreadableImage(Reason.DAMAGED, "its data are damaged") from error
     except Exception as error:
         # A decoder fed hostile bytes may raise anything; one bad file must never end a run.
+        words = str(error).lower()
+        if any(sign in words for sign in ("truncated", "end of file", "eof", "not enough", "incomplete")):
+            raise UnreadableImage(*_CUT) from error
         raise UnreadableImage(Reason.DAMAGED, "its data are damaged") from error
 
 
 def _fit(image: Image.Image, size: int, crop: float, *, may_draft: bool) -> Pixels:
     width, height = image.size
     side = max(1.0, crop * min(width, height))
-    if may_draft:
-        _draft(image, _DRAFT_MARGIN * size / side)
+    # Not the quotient of the sizes: 1597 pixels at 1/4 are 400 whole ones, the last three quarters empty.
+    scale = _draft(image, _DRAFT_MARGIN * size / side) if may_draft else 1.0
     decoded = _rgb(image)
-    # The decoded picture may be smaller than its header said, by 2, 4 or 8.
-    x_scale, y_scale = decoded.width / width, decoded.height / height
     box = (
-        (width - side) / 2 * x_scale,
-        (height - side) / 2 * y_scale,
-        (width + side) / 2 * x_scale,
-        (height + side) / 2 * y_scale,
+        (width - side) / 2 * scale,
+        (height - side) / 2 * scale,
+        (width + side) / 2 * scale,
+        (height + side) / 2 * scale,
     )
     square = decoded.resize((size, size), Image.Resampling.BILINEAR, box=box)
     # Turning commutes with a central square, and is cheaper on the small picture.
     return np.array(_upright(square, image))
 
 
-def _draft(image: Image.Image, scale: float) -> None:
-    """Asks a JPEG's decoder for 1/2, 1/4 or 1/8 of its size, but for no less than `scale`."""
-    if image.format in ("JPEG", "MPO") and scale < 1:
-        image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+def _draft(image: Image.Image, least: float) -> float:
+    """Asks a JPEG's decoder for 1/2, 1/4 or 1/8 of its size, but for no less than `least`; says which."""
+    if image.format not in ("JPEG", "MPO") or least >= 1:
+        return 1.0
+    width, height = image.size
+    drafted = image.draft(None, (math.ceil(width * least), math.ceil(height * least)))
+    return 1.0 if drafted is None else drafted[1][2] / width
 
 
 def _thumbnail(image: Image.Image, side: int) -> Image.Image:
@@ -272,8 +283,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         return _from_deep(np.asarray(image).astype(np.float64) / 257)
     if image.mode == "F":
         return _from_deep(_float_levels(np.asarray(image, np.float64)))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layered = image.convert("RGBA")
+    if image.has_transparency_data:
+        layered = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(white, layered).convert("RGB")
     try:

@@ -4,6 +4,7 @@ SQLite is the truth about which faces exist. A segment that no row names does no
 """
 
 import os
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
+    URL,
     Column,
     Connection,
     Engine,
@@ -39,6 +41,9 @@ from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
 SCHEMA_VERSION: Final = "0001"
+
+# alembic keeps its state in module globals; two threads that migrate at once would share it.
+_MIGRATING: Final = threading.Lock()
 
 # How many values one IN (...) lists: far below SQLite's limit, and PostgreSQL's.
 _LIST_LENGTH: Final = 1000
@@ -307,12 +312,16 @@ class Store:
         if not path.is_file():
             raise GalleryError(f"{path.parent} is not a gallery: it has no {path.name}.")
         store = cls(path, _engine(path))
-        with store._translated():
-            with store._engine.connect() as connection:
-                version = _version(connection, path)
-            if version != SCHEMA_VERSION:
-                with store._engine.begin() as connection:
-                    _migrate(connection)
+        try:
+            with store._translated():
+                with store._engine.connect() as connection:
+                    version = _version(connection, path)
+                if version != SCHEMA_VERSION:
+                    with store._engine.begin() as connection:
+                        _migrate(connection)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     def close(self) -> None:
@@ -334,10 +343,15 @@ class Store:
                 yield Writer(connection)
 
     def erase_traces(self) -> None:
-        """Empties the write-ahead log, so that deleted rows are on no page of any file."""
+        """Writes the file anew and empties the log, so that deleted rows are on no page of either.
+
+        `secure_delete` alone is not enough: SQLite leaves copies of a row behind when it moves rows
+        between pages, and later zeros only the row where it last was.
+        """
         with self._translated(), self._engine.connect() as connection:
             driver = connection.connection.driver_connection
             assert driver is not None  # a connection that is checked out always has one
+            driver.execute("VACUUM")
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
@@ -361,7 +375,8 @@ def _parts(values: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+    # Not a URL in one string: in that a ? or a % of the path has a meaning.
+    engine = create_engine(URL.create("sqlite", database=os.fspath(path)), connect_args={"timeout": 30})
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine
@@ -409,4 +424,5 @@ def _migrate(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", os.fspath(migrations_folder()).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _MIGRATING:
+        command.upgrade(config, "head")

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import re
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ _SPARE: Final = 16
 
 _NAME: Final = re.compile(r"(\d{8,})\.faiss")
 
+# What every FAISS file begins with: its kind, the dimension, the number of rows.
+_HEAD: Final = struct.Struct("<4siq")
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -47,12 +51,21 @@ class Written:
 
 @dataclass(frozen=True)
 class _Open:
-    """A memory-mapped segment; `index` owns what the arrays show."""
+    """A memory-mapped segment; `matrix` and its views keep the file mapped."""
 
-    index: Any
     flat: Any
     ids: Ids
     matrix: Vectors
+
+
+class _Mapped:
+    """What numpy asks for the rows of a mapped index; an array made of it keeps the index alive."""
+
+    def __init__(self, index: Any, flat: Any) -> None:
+        rows = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+        rows.flags.writeable = False
+        self._index = index
+        self.__array_interface__ = rows.__array_interface__
 
 
 class SegmentMissing(GalleryDamaged):
@@ -74,7 +87,8 @@ class FlatVectors:
         Raises:
             InputError: another shape, a NaN, an infinity, or a length above 1e18.
         """
-        array = np.ascontiguousarray(vectors, np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity, refused below
+            array = np.ascontiguousarray(vectors, np.float32)
         if array.ndim != 2 or array.shape[1] != self.dimension:
             raise InputError(
                 f"Vectors must have shape (n, {self.dimension}) as this gallery's model gives them, "
@@ -127,18 +141,27 @@ class FlatVectors:
     def forget_all_but(self, segments: Iterable[int]) -> None:
         """Closes the mapped files of segments that are not named."""
         named = set(segments)
-        for segment in [segment for segment in self._open if segment not in named]:
-            self._open.pop(segment, None)
+        # Other threads open segments meanwhile, so the loop goes over a copy.
+        for segment in list(self._open):
+            if segment not in named:
+                self._open.pop(segment, None)
 
     def remove_all_but(self, segments: Iterable[int]) -> None:
-        """Deletes every file of the folder that is not a named segment's. Only for the one writer."""
+        """Deletes every file of the folder that is not a named segment's. Only for the one writer.
+
+        Raises:
+            StorageError: the folder is missing, or the disk refused.
+        """
         named = set(segments)
         self.forget_all_but(named)
-        for path in self.folder.iterdir():
-            match = _NAME.fullmatch(path.name)
-            ours = match is not None or path.suffix == ".part"
-            if ours and not (match and int(match[1]) in named):
-                path.unlink(missing_ok=True)
+        try:
+            for path in list(self.folder.iterdir()):
+                match = _NAME.fullmatch(path.name)
+                ours = match is not None or path.suffix == ".part"
+                if ours and not (match and int(match[1]) in named):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"Vectors cannot be deleted from {self.folder}: {why(error)}.") from error
 
     def search(
         self, segments: Sequence[int], queries: NDArray[Any], k: int
@@ -180,19 +203,22 @@ class FlatVectors:
         path = self.path(segment)
         if not path.exists():
             raise SegmentMissing(f"The vector file {path} is missing; restore the gallery from a backup.")
+        damaged = GalleryDamaged(f"The vector file {path} is damaged; restore it from a backup.")
         try:
+            if not _is_whole(path):
+                raise damaged
             index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
             flat = faiss.downcast_index(index.index)
-        except (RuntimeError, AttributeError) as error:
+        except (OSError, RuntimeError, AttributeError, MemoryError) as error:
             # FAISS reports a file that vanished while it was opened as a RuntimeError too.
             if not path.exists():
                 raise SegmentMissing(f"The vector file {path} is missing.") from error
-            raise GalleryDamaged(f"The vector file {path} is damaged; restore it from a backup.") from error
+            raise damaged from error
+        if not isinstance(flat, faiss.IndexFlatL2):
+            raise damaged
         if flat.d != self.dimension or flat.ntotal != index.ntotal:
             raise GalleryDamaged(f"The vector file {path} has other dimensions than the gallery.")
-        count = flat.ntotal * flat.d
-        matrix = faiss.rev_swig_ptr(flat.get_xb(), count).reshape(flat.ntotal, flat.d)
-        return _Open(index, flat, faiss.vector_to_array(index.id_map), matrix)
+        return _Open(flat, faiss.vector_to_array(index.id_map), np.asarray(_Mapped(index, flat)))
 
 
 def _write_index(index: Any, path: Path) -> tuple[int, str]:
@@ -208,6 +234,25 @@ def _write_index(index: Any, path: Path) -> tuple[int, str]:
         file.flush()
         os.fsync(file.fileno())
         return file.tell(), digest.hexdigest()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is as long, and has as many ids, as its head says.
+
+    FAISS itself reads past the end of a mapped file that was cut, and reserves memory for any number of ids.
+    """
+    empty = faiss.serialize_index(faiss.IndexIDMap2(faiss.IndexFlatL2(1)))
+    with open(path, "rb") as file:
+        head = file.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            return False
+        _, dimension, rows = _HEAD.unpack(head)
+        size = len(empty) + rows * (4 * dimension + 8)
+        if rows < 0 or os.fstat(file.fileno()).st_size != size:
+            return False
+        # The file ends with the ids, their number before them.
+        file.seek(size - 8 * (rows + 1))
+        return bool(int.from_bytes(file.read(8), "little") == rows)
 
 
 def _propose(opened: _Open, queries: Vectors, count: int) -> tuple[NDArray[np.float32], Ids]:

@@ -1,5 +1,7 @@
 """What the training commands show: progress, epochs, and where the results are."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -50,7 +52,9 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     return result
 
 
-def _observer(console: Console, progress: Progress, config: FitConfig, should_stop: object) -> Observer:
+def _observer(
+    console: Console, progress: Progress, config: FitConfig, should_stop: Callable[[], bool]
+) -> Observer:
     task = progress.add_task("reading photos", total=None, loss="")
 
     def on_data(split: Split) -> None:
@@ -81,15 +85,13 @@ def _observer(console: Console, progress: Progress, config: FitConfig, should_st
     def on_stage(stage: str) -> None:
         progress.update(task, description=stage, loss="")
 
-    return Observer(on_data, on_start, on_step, on_epoch, on_stage, should_stop)  # type: ignore[arg-type]
+    return Observer(on_data, on_start, on_step, on_epoch, on_stage, should_stop)
 
 
 def _left_out(split: Split) -> str:
     if not split.left_out:
         return ""
-    reasons: dict[str, int] = {}
-    for _, reason in split.left_out:
-        reasons[reason] = reasons.get(reason, 0) + 1
+    reasons = Counter(reason for _, reason in split.left_out)
     return "; left out: " + ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
 
 

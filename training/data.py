@@ -213,6 +213,7 @@ def displaced(picture: torch.Tensor, down: int, right: int) -> torch.Tensor:
         A new tensor of the same shape.
     """
     height, width = picture.shape[:2]
+    down, right = max(-height, min(down, height)), max(-width, min(right, width))
     moved = torch.zeros_like(picture)
     moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = picture[
         max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)

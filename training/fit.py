@@ -134,6 +134,7 @@ def fit(
     *,
     device: torch.device,
     workers: int = 0,
+    weights: str = "none",
     checkpoint: Path | None = None,
     resume: bool = False,
     on_step: Callable[[Step], None] = lambda step: None,
@@ -149,6 +150,7 @@ def fit(
         config: the recipe.
         device: CPU or CUDA; on CUDA with mixed precision (bfloat16) and pinned loaders.
         workers: processes that read photos; 0 reads them in this one.
+        weights: where the network's parameters came from; a checkpoint remembers it.
         checkpoint: a file that is rewritten after every epoch and on stopping.
         resume: go on from `checkpoint` where there is one.
         on_step, on_epoch: told of progress.
@@ -159,7 +161,7 @@ def fit(
         InputError: the checkpoint belongs to another run.
         RunError: the loss became infinite or not a number.
     """
-    run = _Run(network, split, preprocessing, config, device, workers)
+    run = _Run(network, split, preprocessing, config, device, workers, weights)
     if resume and checkpoint and checkpoint.exists():
         run.restore(checkpoint)
     while run.progress.epoch < config.epochs:
@@ -172,6 +174,8 @@ def fit(
         if checkpoint:
             run.save(checkpoint)
         on_epoch(run.progress.epochs[-1])
+        if should_stop() and run.progress.epoch < config.epochs:
+            raise Interrupted(f"Stopped after epoch {run.progress.epoch}.")
     progress = run.progress
     return History(tuple(progress.epochs), tuple(progress.losses), tuple(progress.accuracies))
 
@@ -187,6 +191,7 @@ class _Run:
         config: FitConfig,
         device: torch.device,
         workers: int,
+        weights: str,
     ) -> None:
         self.network = network.to(device=device, memory_format=torch.channels_last)
         self.config = config
@@ -207,10 +212,15 @@ class _Run:
             fused=device.type in ("cpu", "cuda"),
         )
         self.progress = _Progress()
-        self.identity = _run_identity(split, preprocessing, config)
+        self.identity = _run_identity(split, preprocessing, config, weights, network.architecture)
 
     def one_epoch(self, on_step: Callable[[Step], None], should_stop: Callable[[], bool]) -> None:
-        """Trains from where the run stands to the end of the epoch, and validates."""
+        """Trains from where the run stands to the end of the epoch, and validates.
+
+        Raises:
+            Interrupted: `should_stop` said so before the epoch's last step.
+            RunError: the loss became infinite or not a number.
+        """
         started = time.monotonic()
         progress, config = self.progress, self.config
         batches = EpochBatches(
@@ -232,8 +242,6 @@ class _Run:
                 progress.seconds += time.monotonic() - started
                 raise Interrupted(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}.")
         self._finish_epoch(batches.steps, started)
-        if should_stop() and progress.epoch < config.epochs:
-            raise Interrupted(f"Stopped after epoch {progress.epoch}.")
 
     def _step(self, pixels: Tensor, labels: Tensor, steps: int) -> tuple[float, float]:
         rate = self._rate(self.progress.epoch * steps + self.progress.step, steps)
@@ -243,15 +251,18 @@ class _Run:
         with _precision(self.device):
             _, logits = self.network(pixels.to(self.device, non_blocking=True))
             loss = nn.functional.cross_entropy(logits, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise RunError(
-                f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {value}); lower --lr."
-            )
+        value = self._finite(loss.item())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return value, (logits.argmax(1) == labels).float().mean().item()
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); lower --lr."
+            )
+        return loss
 
     def _rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, counted over the whole run: a linear rise, then constant."""
@@ -261,6 +272,7 @@ class _Run:
     def _finish_epoch(self, steps: int, started: float) -> None:
         progress = self.progress
         validation_loss, validation_accuracy = self._validate()
+        self._finite(validation_loss)  # the epoch's last step has no next one to show what it did
         progress.epoch, progress.step = progress.epoch + 1, 0
         seconds = progress.seconds + time.monotonic() - started
         progress.seconds = 0.0
@@ -309,13 +321,16 @@ class _Run:
                 state = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             stored = json.loads(state["progress"])
-        except (SafetensorError, KeyError, ValueError) as error:
+            epochs = [Epoch(**epoch) for epoch in stored.pop("epochs")]
+            progress = replace(_Progress(**stored), epochs=epochs)
+            identity = state["identity"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"The checkpoint {path} is damaged; remove it and train from the start."
             ) from error
-        if state["identity"] != self.identity:
+        if identity != self.identity:
             raise InputError(
-                f"The checkpoint {path} was made {_difference(state['identity'], self.identity)}; "
+                f"The checkpoint {path} was made {_difference(identity, self.identity)}; "
                 "resume with the same data and options, or train into another folder."
             )
         self.network.load_state_dict(_below("network.", tensors))
@@ -324,8 +339,7 @@ class _Run:
             if name in momentum:
                 kept = torch.empty_like(parameter).copy_(momentum[name])
                 self.optimizer.state[parameter]["momentum_buffer"] = kept
-        epochs = [Epoch(**epoch) for epoch in stored.pop("epochs")]
-        self.progress = replace(_Progress(**stored), epochs=epochs)
+        self.progress = progress
 
 
 def outputs(
@@ -358,7 +372,9 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _run_identity(split: Split, preprocessing: Preprocessing, config: FitConfig) -> str:
+def _run_identity(
+    split: Split, preprocessing: Preprocessing, config: FitConfig, weights: str, architecture: str
+) -> str:
     """What two runs must share for one to go on from the other's checkpoint, as JSON."""
     import hashlib
 
@@ -366,7 +382,13 @@ def _run_identity(split: Split, preprocessing: Preprocessing, config: FitConfig)
     for samples in (split.train, split.validation):
         for sample in samples:
             photos.update(f"{sample.path.name}\n{sample.label}\n".encode())
-    parts: dict[str, Any] = {**asdict(config), **asdict(preprocessing), "photos": photos.hexdigest()}
+    parts: dict[str, Any] = {
+        **asdict(config),
+        **asdict(preprocessing),
+        "weights": weights,
+        "architecture": architecture,
+        "photos": photos.hexdigest(),
+    }
     return json.dumps(parts, sort_keys=True)
 
 

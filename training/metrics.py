@@ -31,19 +31,22 @@ def nearest(
     k = min(k, len(gallery))
     stored = gallery.astype(np.float64)
     stored_squares = np.einsum("ij,ij->i", stored, stored)
-    distances, rows = [], []
+    distances, rows = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK].astype(np.float64)
-        squares = stored_squares - 2 * block @ stored.T + np.einsum("ij,ij->i", block, block)[:, None]
-        order = np.argsort(squares, axis=1, kind="stable")[:, :k]
-        # The expansion above loses digits where two vectors are close; the chosen few are done again.
-        exact = np.linalg.norm(block[:, None, :] - stored[order], axis=2)
-        again = np.argsort(exact, axis=1, kind="stable")
-        rows.append(np.take_along_axis(order, again, axis=1))
-        distances.append(np.take_along_axis(exact, again, axis=1))
-    if not rows:
-        return np.empty((0, k)), np.empty((0, k), np.int64)
-    return np.concatenate(distances), np.concatenate(rows)
+        block_squares = np.einsum("ij,ij->i", block, block)
+        squares = stored_squares - 2 * block @ stored.T + block_squares[:, None]
+        # The expansion loses digits where two vectors are close, and may tell equal rows apart: whoever
+        # is among the nearest but for its rounding is measured again.
+        rounding = 4 * stored.shape[1] * np.finfo(np.float64).eps * (block_squares + stored_squares.max())
+        limits = np.partition(squares, k - 1, axis=1)[:, k - 1] + 2 * rounding
+        for index, vector in enumerate(block):
+            candidates = np.flatnonzero(squares[index] <= limits[index])
+            exact = np.linalg.norm(vector - stored[candidates], axis=1)
+            order = np.argsort(exact, kind="stable")[:k]
+            rows[start + index] = candidates[order]
+            distances[start + index] = exact[order]
+    return distances, rows
 
 
 def confusions(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> list[tuple[int, int, int]]:

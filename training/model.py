@@ -1,5 +1,6 @@
 """Network: ResNet50 with its own normalisation and its new last layer."""
 
+import http.client
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,7 +108,11 @@ def build(labels: int, *, weights: str, architecture: str = "resnet50") -> tuple
         source, given = "imagenet", _download()
     else:
         source, given = os.path.basename(weights), _read_weights(Path(weights))
-    missing = _load(network, given, source)
+        if misfit := _misfit(given, _body(network)):
+            raise WeightsError(
+                f"{source} is not a ResNet50's weights: {misfit}; give a file made for ResNet50."
+            )
+    missing = _load(network, given)
     _soften(network, missing)
     return network, Start(source, _modules(missing))
 
@@ -115,11 +120,12 @@ def build(labels: int, *, weights: str, architecture: str = "resnet50") -> tuple
 def _download() -> dict[str, Tensor]:
     try:
         return dict(ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True))
-    except OSError as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        # RuntimeError: what arrived is not the file that torchvision's checksum names.
+        reason = getattr(error, "reason", None) or (why(error) if isinstance(error, OSError) else error)
         raise InputError(
             "ImageNet weights cannot be downloaded from torchvision's server "
-            f"({getattr(error, 'reason', None) or why(error)}); give a file with --weights FILE, "
-            "or start from nothing with --weights none."
+            f"({reason}); give a file with --weights FILE, or start from nothing with --weights none."
         ) from error
 
 
@@ -130,31 +136,49 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        # weights_only: a pickle that could run code is refused by torch.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: object = load_file(path)
+        else:
+            # weights_only: a pickle that could run code is refused by torch.
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Every library has its own exceptions for a file that is something else.
         raise WeightsError(
             f"{path} cannot be read as safetensors or as a torch state dict of tensors."
         ) from error
     inner = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(inner, dict) or not all(isinstance(value, Tensor) for value in inner.values()):
+    if not isinstance(inner, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in inner.items()
+    ):
         raise WeightsError(f"{path} does not hold a state dict (names with tensors).")
     return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
 
 
-def _load(network: Network, given: dict[str, Tensor], source: str) -> list[str]:
+def _load(network: Network, given: dict[str, Tensor]) -> list[str]:
     """Copies what fits; returns the parameters and buffers of the body that were not given."""
-    expected = network.state_dict()
-    body = [name for name in expected if not name.startswith(("fc.", "mean", "std"))]
-    fitting = {name: given[name] for name in body if name in given}
-    wrong = [name for name, tensor in fitting.items() if tensor.shape != expected[name].shape]
-    if wrong or (given and not any(name.endswith("conv1.weight") for name in fitting)):
-        problem = f"{wrong[0]} has another shape" if wrong else "none of its tensors has a ResNet50's name"
-        raise WeightsError(f"{source} is not a ResNet50's weights: {problem}; give a file made for ResNet50.")
-    network.load_state_dict(fitting, strict=False)
-    return [name for name in body if name not in fitting and not name.endswith("num_batches_tracked")]
+    body = _body(network)
+    network.load_state_dict({name: given[name] for name in body if name in given}, strict=False)
+    return [name for name in body if name not in given and not name.endswith("num_batches_tracked")]
+
+
+def _body(network: Network) -> dict[str, Tensor]:
+    """Everything but the last layer and the normalisation, under torchvision's key names."""
+    everything = network.state_dict()
+    return {
+        name: tensor for name, tensor in everything.items() if not name.startswith(("fc.", "mean", "std"))
+    }
+
+
+def _misfit(given: dict[str, Tensor], body: dict[str, Tensor]) -> str | None:
+    """Why tensors are not a ResNet50's; None when they are, or are a part of it."""
+    for name, tensor in given.items():
+        if name in body and tensor.shape != body[name].shape:
+            return f"{name} has another shape"
+        # A deeper ResNet has every tensor of a ResNet50, and more blocks.
+        if name not in body and name.startswith(("layer1.", "layer2.", "layer3.", "layer4.")):
+            return f"a ResNet50 has no {name}"
+    if not any(name.endswith("conv1.weight") for name in given.keys() & body.keys()):
+        return "none of its tensors has a ResNet50's name"
+    return None
 
 
 def _soften(network: Network, missing: list[str]) -> None:

@@ -111,6 +111,7 @@ def train(
         config,
         device=device,
         workers=workers,
+        weights=start.source,
         checkpoint=checkpoint,
         resume=options.resume,
         on_step=observer.on_step,
@@ -160,7 +161,9 @@ def _claim(out: Path, *, resume: bool) -> Path:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder with --out.")
-    if out.is_dir() and not checkpoint.exists() and any(out.iterdir()):
+    # A hidden file may be the half of a first checkpoint, left behind by a machine that was lost.
+    taken = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
+    if taken and not checkpoint.exists():
         raise InputError(f"{out} is not empty and holds no model; choose another folder with --out.")
     return checkpoint
 
@@ -195,7 +198,8 @@ def _processor() -> str:
 
 
 def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
-    root = folder.absolute()
+    # As `scan` makes its paths absolute: Path.absolute would keep a "..".
+    root = Path(os.path.abspath(folder))
 
     def names(samples: tuple[data.Sample, ...]) -> list[str]:
         return [sample.path.relative_to(root).as_posix() for sample in samples]

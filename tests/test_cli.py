@@ -1,0 +1,378 @@
+"""The commands as a user types them: what they print, and how they end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from retrieval import cli
+from retrieval.bundle import ModelBundle
+from tests.broken import make_broken
+
+Result = tuple[int, str, str]
+
+
+class Faceprint:
+    """`faceprint ARGS` in this process: its exit status and what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys = capsys
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, *arguments: object) -> Result:
+        self.monkeypatch.setattr(sys, "argv", ["faceprint", *map(str, arguments)])
+        self.monkeypatch.setenv("COLUMNS", "160")
+        status: object = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = ended.code or 0
+        output = self.capsys.readouterr()
+        assert isinstance(status, int)
+        return status, output.out, output.err
+
+
+@pytest.fixture
+def faceprint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Faceprint:
+    return Faceprint(capsys, monkeypatch)
+
+
+@pytest.fixture
+def enrolled(faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "g"
+    status, _, _ = faceprint("ingest", folder, faces, "--model", bundle.folder)
+    assert status == 0
+    return folder
+
+
+def test_ingest_makes_the_gallery_and_accounts_for_every_file(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    status, out, _ = faceprint("ingest", tmp_path / "g", faces, "--model", bundle.folder)
+    assert status == 0
+    assert "found 36 = enrolled 36 + already known 0 + duplicate 0 + rejected 0" in out
+
+
+def test_ingest_again_enrolls_nothing_and_says_so(faceprint: Faceprint, enrolled: Path, faces: Path) -> None:
+    status, out, _ = faceprint("ingest", enrolled, faces)
+    assert status == 0
+    assert "found 36 = enrolled 0 + already known 36 + duplicate 0 + rejected 0" in out
+    assert "Nothing new" in out
+
+
+def test_the_report_has_a_line_with_a_reason_for_each_broken_file(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
+) -> None:
+    expected = make_broken(tmp_path / "bad")
+    shutil.copy(sorted(faces.glob("*/*.jpg"))[0], tmp_path / "bad" / "zz good copy.jpg")
+    report = tmp_path / "report.jsonl"
+    status, out, _ = faceprint("ingest", enrolled, tmp_path / "bad", "--report", report)
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    assert status == 1  # the dangling link may be there again another time
+    assert {
+        Path(line["path"]).name: line["reason"] for line in lines if line["status"] == "rejected"
+    } == expected
+    assert [line["status"] for line in lines].count("duplicate") == 1
+    assert "found 21 = enrolled 0 + already known 0 + duplicate 1 + rejected 20" in out
+
+
+def test_ingest_of_nothing_but_broken_files_is_an_input_error(
+    faceprint: Faceprint, enrolled: Path, tmp_path: Path
+) -> None:
+    make_broken(tmp_path / "bad")
+    status, _, err = faceprint("ingest", enrolled, tmp_path / "bad")
+    assert (status, err.splitlines()[-1]) == (
+        2,
+        "faceprint: Not one of the 20 files could be enrolled; the report says why.",
+    )
+
+
+@pytest.mark.parametrize(("strict", "status"), [(False, 0), (True, 1)])
+def test_a_bad_file_changes_the_exit_status_only_when_asked(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path, strict: bool, status: int
+) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.jpg").write_bytes(b"")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "more" / "b.png")
+    found = faceprint("ingest", enrolled, tmp_path / "more", *(["--strict"] if strict else []))
+    assert found[0] == status
+
+
+def test_search_json_is_one_list_with_prediction_and_matches(
+    faceprint: Faceprint, enrolled: Path, faces: Path
+) -> None:
+    photos = sorted(faces.glob("*/*.jpg"))[:2]
+    status, out, _ = faceprint("search", enrolled, *photos, "--json", "-k", 3)
+    answers = json.loads(out)
+    assert status == 0
+    assert [answer["query"] for answer in answers] == [str(photo) for photo in photos]
+    first = answers[0]
+    assert set(first) == {"query", "prediction", "matches"}
+    assert set(first["prediction"]) == {"identity", "probability"}
+    assert [match["rank"] for match in first["matches"]] == [1, 2, 3]
+    assert first["matches"][0] == {
+        "rank": 1,
+        "face_id": 1,
+        "identity": photos[0].parent.name,
+        "path": str(photos[0]),
+        "distance": 0.0,
+    }
+
+
+def test_search_prints_a_table_with_names_and_distances(
+    faceprint: Faceprint, enrolled: Path, faces: Path
+) -> None:
+    photo = sorted(faces.glob("*/*.jpg"))[0]
+    status, out, _ = faceprint("search", enrolled, photo, "-k", 2)
+    assert status == 0
+    assert "classifier: " in out
+    assert photo.parent.name in out
+    assert "0.000" in out
+
+
+def test_search_plot_draws_a_picture(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
+) -> None:
+    photo = sorted(faces.glob("*/*.jpg"))[0]
+    status, _, _ = faceprint("search", enrolled, photo, "--plot", tmp_path / "answer.png")
+    assert status == 0
+    with Image.open(tmp_path / "answer.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 6 * 180
+
+
+def test_a_bad_picture_among_the_queries_is_said_and_the_others_are_answered(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"<html>")
+    photo = sorted(faces.glob("*/*.jpg"))[0]
+    status, out, err = faceprint("search", enrolled, bad, photo, "--json")
+    answers = json.loads(out)
+    assert status == 2
+    assert answers[0]["error"]["reason"] == "not-an-image"
+    assert answers[1]["matches"][0]["distance"] == 0.0
+    assert f"{bad} cannot be read: it is a web page (not-an-image)." in err
+
+
+def test_info_says_what_is_in_the_gallery(faceprint: Faceprint, enrolled: Path, bundle: ModelBundle) -> None:
+    status, out, _ = faceprint("info", enrolled, "--json")
+    facts = json.loads(out)
+    assert status == 0
+    assert (facts["faces"], facts["identities"], facts["fingerprint"]) == (36, 6, bundle.fingerprint)
+    status, out, _ = faceprint("info", enrolled)
+    assert status == 0
+    assert "36 of 6 identities" in out
+
+
+def test_model_shows_the_card_and_the_layers(faceprint: Faceprint, bundle: ModelBundle) -> None:
+    status, out, _ = faceprint("model", bundle.folder, "--layers")
+    assert status == 0
+    assert bundle.fingerprint in out
+    for word in ("Convolution", "Batch Normalization", "Fully Connected", "Softmax"):
+        assert word in out
+
+
+def test_train_then_ingest_then_search_from_a_folder_of_photos(
+    faceprint: Faceprint, faces: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    status, out, _ = faceprint(
+        "train", faces, "--out", model, "--weights", "none", "--epochs", 1, "--image-size", 32
+    )
+    assert status == 0
+    assert "validation accuracy" in out
+    for name in ("bundle.json", "model.onnx", "model.safetensors", "report.html", "metrics.json"):
+        assert (model / name).is_file()
+    assert faceprint("ingest", tmp_path / "g", faces, "--model", model)[0] == 0
+    status, out, _ = faceprint("search", tmp_path / "g", sorted(faces.glob("*/*.jpg"))[5], "--json")
+    assert (status, json.loads(out)[0]["matches"][0]["face_id"]) == (0, 6)
+
+
+def _another_model(bundle: ModelBundle, folder: Path) -> Path:
+    """The same network for another crop, which is another model."""
+    from dataclasses import replace
+
+    from safetensors.numpy import load_file
+
+    tensors = load_file(bundle.weights_path)
+    preprocessing = replace(bundle.preprocessing, crop=0.5)
+    ModelBundle.create(
+        folder,
+        tensors=tensors,
+        graph=bundle.graph_path.read_bytes(),
+        architecture=bundle.architecture,
+        labels=bundle.labels,
+        preprocessing=preprocessing,
+        dimension=bundle.dimension,
+        recipe={},
+        split={},
+        figures={},
+        versions={},
+        created_at=bundle.created_at,
+    )
+    return folder
+
+
+def test_a_gallery_refuses_another_model(
+    faceprint: Faceprint, enrolled: Path, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    other = _another_model(bundle, tmp_path / "other")
+    status, _, err = faceprint("ingest", enrolled, faces, "--model", other)
+    assert status == 2
+    assert "was made with another model" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("search", "{tmp}/none", "x.jpg"), "There is no gallery {tmp}/none"),
+        (("info", "{tmp}"), "{tmp} is not a gallery: it has no gallery.db."),
+        (("model", "{tmp}/none"), "There is no model folder {tmp}/none"),
+        (("model", "{tmp}"), "{tmp} is not a model: it has no bundle.json"),
+        (("ingest", "{tmp}/g", "{faces}"), "There is no gallery {tmp}/g; pass --model MODEL to make one."),
+        (("ingest", "{tmp}/g", "{faces}/no", "--model", "{model}"), "There is no file or folder {faces}/no"),
+        (("ingest", "{tmp}/g", "{empty}", "--model", "{model}"), "There are no photos in {empty}"),
+        (("ingest", "{tmp}/g", "{faces}", "--model", "{tmp}"), "{tmp} is not a model"),
+        (("train", "{tmp}/none", "--out", "{tmp}/m"), "There is no folder {tmp}/none"),
+        (("train", "{empty}", "--out", "{tmp}/m"), "{empty} has no photos"),
+        (("train", "{one}", "--out", "{tmp}/m"), "takes two identities at least"),
+        (("train", "{single}", "--out", "{tmp}/m"), "--min-images 2"),
+        (("train", "{faces}", "--out", "{model}"), "holds a finished model already"),
+        (("train", "{faces}", "--out", "{tmp}/m", "--weights", "{tmp}/w"), "There is no weights file"),
+        (("train", "{faces}", "--out", "{tmp}/m", "--lr", "0"), "--lr must be above 0"),
+        (("train", "{faces}", "--out", "{tmp}/m", "--crop", "1.5"), "--crop must be above 0 and at most 1"),
+        (("train", "{faces}", "--out", "{tmp}/m", "--weights", "none", "--device", "warp"), "no device warp"),
+        (("demo", "--out", "{faces}"), "is not empty and holds no earlier demo"),
+    ],
+)  # fmt: skip
+def test_what_a_user_does_wrong_is_one_sentence_and_status_2(
+    faceprint: Faceprint,
+    bundle: ModelBundle,
+    faces: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    places = {"tmp": tmp_path / "t", "faces": faces, "model": bundle.folder}
+    photo = sorted(faces.glob("*/*.jpg"))[0]
+    for name in ("empty", "one", "single"):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+    (tmp_path / "t").mkdir()
+    shutil.copytree(photo.parent, places["one"] / "Only")
+    shutil.copytree(photo.parent, places["single"] / "Many")
+    (places["single"] / "Lone").mkdir()
+    shutil.copy(photo, places["single"] / "Lone" / "1.jpg")
+
+    status, _, err = faceprint(*(argument.format(**places) for argument in arguments))
+
+    said = err.strip().splitlines()[-1]
+    assert status == 2
+    assert said.startswith("faceprint: ")
+    assert sentence.format(**places) in said
+    assert "Traceback" not in err
+    assert not any(place.exists() for place in (tmp_path / "t" / "g", tmp_path / "t" / "m"))
+
+
+def test_weights_that_are_not_a_resnet50s_are_refused(
+    faceprint: Faceprint, faces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    status, _, err = faceprint(
+        "train", faces, "--out", tmp_path / "m", "--weights", tmp_path / "w.safetensors"
+    )
+    assert status == 2
+    assert "cannot be read as safetensors" in err
+
+
+def test_a_gallery_of_a_newer_version_is_refused(faceprint: Faceprint, enrolled: Path) -> None:
+    import sqlite3
+
+    connection = sqlite3.connect(enrolled / "gallery.db")
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    status, _, err = faceprint("info", enrolled)
+    assert status == 2
+    assert "was made by a newer version of faceprint" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("train",), ("model",), ("ingest",), ("search",), ("info",), ("demo",)]
+)
+def test_every_command_has_help_that_stands_in_the_docs(
+    faceprint: Faceprint, arguments: tuple[str, ...]
+) -> None:
+    status, out, _ = faceprint(*arguments, "--help")
+    assert status == 0
+    assert "Usage: faceprint" in out
+    pages = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    assert f"faceprint {' '.join(arguments)}".strip() in pages
+
+
+def test_a_missing_argument_is_status_2(faceprint: Faceprint) -> None:
+    assert faceprint("search")[0] == 2
+
+
+def test_the_version_is_the_packages(faceprint: Faceprint) -> None:
+    import retrieval
+
+    assert faceprint("--version")[1].strip() == f"faceprint {retrieval.__version__}"
+
+
+def _child(*arguments: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "retrieval.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_during_training_leaves_a_checkpoint_that_resume_goes_on_from(
+    faces: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    common = ["train", faces, "--out", model, "--weights", "none", "--image-size", 32, "--epochs"]
+    child = _child(*common, 40, "--batch-size", 4)
+    deadline = time.monotonic() + 120
+    while not (model / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert not (model / "bundle.json").exists()
+    other = _child(*common, 41, "--batch-size", 4, "--resume")
+    _, err = other.communicate(timeout=120)
+    assert other.returncode == 2
+    assert "with epochs 40 (now 41)" in err
+
+
+def test_importing_the_library_does_not_import_torch() -> None:
+    code = (
+        "import sys; from retrieval import *; import retrieval.cli; "
+        "assert 'torch' not in sys.modules and 'training' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['faceprint', '--help']\n"
+        "from retrieval import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'faiss', 'sqlalchemy', 'onnxruntime', 'torch', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,119 @@
+"""Figures from arrays, against what a person would count by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from training import metrics
+
+
+def naive(
+    queries: NDArray[np.float32], gallery: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The k nearest, one pair at a time in float64; of equally near rows the first."""
+    distances, rows = [], []
+    for query in queries.astype(np.float64):
+        pairs = sorted(
+            (float(np.sqrt(((query - row) ** 2).sum())), number)
+            for number, row in enumerate(gallery.astype(np.float64))
+        )[:k]
+        distances.append([distance for distance, _ in pairs])
+        rows.append([number for _, number in pairs])
+    return np.array(distances), np.array(rows, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "actual", "share"),
+    [([1, 2, 3, 4], [1, 2, 3, 4], 1.0), ([1, 2, 3, 4], [1, 0, 3, 0], 0.5), ([0], [1], 0.0)],
+)
+def test_accuracy_is_the_share_of_equal_labels(predicted: list[int], actual: list[int], share: float) -> None:
+    assert metrics.accuracy(np.array(predicted), np.array(actual)) == share
+
+
+def test_the_accuracy_of_nothing_is_no_number() -> None:
+    assert math.isnan(metrics.accuracy(np.empty(0, np.int64), np.empty(0, np.int64)))
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(0, 9),
+    m=st.integers(1, 20),
+    d=st.integers(1, 9),
+    k=st.integers(1, 25),
+)
+def test_nearest_is_the_naive_loop_ties_included(seed: int, n: int, m: int, d: int, k: int) -> None:
+    """Coordinates are 0, 1 or 2: nearly every query has rows at the same distance."""
+    random = np.random.default_rng(seed)
+    queries = random.integers(0, 3, (n, d)).astype(np.float32)
+    gallery = random.integers(0, 3, (m, d)).astype(np.float32)
+    distances, rows = metrics.nearest(queries, gallery, k)
+    expected_distances, expected_rows = naive(queries, gallery, k)
+    assert rows.shape == (n, min(k, m))
+    assert np.array_equal(rows, expected_rows.reshape(rows.shape))
+    assert np.array_equal(distances, expected_distances.reshape(rows.shape))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_of_many_copies_of_a_row_the_first_are_nearest(scale: float) -> None:
+    """Copies at any distance, in as many dimensions as embeddings have."""
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        originals = (scale * random.normal(size=(5, 2048))).astype(np.float32)
+        gallery = originals[random.integers(0, 5, 50)]
+        queries = originals + (scale * 1e-3 * random.normal(size=originals.shape)).astype(np.float32)
+        distances, rows = metrics.nearest(queries, gallery, 3)
+        expected_distances, expected_rows = naive(queries, gallery, 3)
+        assert np.array_equal(rows, expected_rows)
+        np.testing.assert_allclose(distances, expected_distances, rtol=1e-12)
+
+
+def test_vectors_that_differ_in_the_last_bit_are_told_apart() -> None:
+    """Their squared distance is far below the rounding of their squared lengths."""
+    row = np.random.default_rng(2).uniform(1e3, 2e3, 64).astype(np.float32)
+    gallery = np.stack([row, row, row])
+    gallery[0, 0] = np.nextafter(gallery[0, 0], np.float32(np.inf))
+    gallery[1, :2] = np.nextafter(gallery[1, :2], np.float32(np.inf))
+    distances, rows = metrics.nearest(row[None], gallery, 3)
+    assert rows.tolist() == [[2, 0, 1]]
+    assert distances[0, 0] == 0 < distances[0, 1] < distances[0, 2]
+
+
+def test_blocks_of_queries_do_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    queries = random.normal(size=(23, 7)).astype(np.float32)
+    gallery = random.normal(size=(31, 7)).astype(np.float32)
+    whole = metrics.nearest(queries, gallery, 5)
+    monkeypatch.setattr(metrics, "_BLOCK", 4)
+    blocks = metrics.nearest(queries, gallery, 5)
+    assert np.array_equal(blocks[1], whole[1])
+    assert np.array_equal(blocks[1], naive(queries, gallery, 5)[1])
+    np.testing.assert_allclose(blocks[0], whole[0], rtol=1e-14)
+
+
+def test_more_neighbours_than_rows_are_all_rows() -> None:
+    gallery = np.array([[3.0], [1.0]], np.float32)
+    distances, rows = metrics.nearest(np.array([[0.0], [2.5]], np.float32), gallery, 9)
+    assert rows.tolist() == [[1, 0], [0, 1]]
+    assert distances.tolist() == [[1.0, 3.0], [0.5, 1.5]]
+
+
+def test_no_queries_have_no_neighbours() -> None:
+    distances, rows = metrics.nearest(np.empty((0, 4), np.float32), np.ones((3, 4), np.float32), 2)
+    assert (distances.shape, distances.dtype) == ((0, 2), np.float64)
+    assert (rows.shape, rows.dtype) == ((0, 2), np.int64)
+
+
+def test_confusions_are_counted_and_the_most_frequent_come_first() -> None:
+    actual = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    predicted = np.array([0, 1, 1, 1, 0, 0, 1, 2, 2])
+    assert metrics.confusions(predicted, actual) == [(0, 1, 2), (1, 0, 1), (2, 0, 1), (2, 1, 1)]
+
+
+def test_without_mistakes_there_are_no_confusions() -> None:
+    assert metrics.confusions(np.array([1, 2]), np.array([1, 2])) == []
+    assert metrics.confusions(np.empty(0, np.int64), np.empty(0, np.int64)) == []
