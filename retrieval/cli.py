@@ -78,7 +78,7 @@ def train(
     out: Annotated[Path, typer.Option(metavar="MODEL", help="The new model's folder.", show_default=False)],
     weights: Annotated[str, typer.Option(help="Where to start from: imagenet (downloaded), none, or a FILE of ResNet50 weights.")] = "imagenet",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training photos.")] = 6,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos per step.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=2, help="Photos per step.")] = 10,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Momentum of SGD, from 0 to below 1.")] = 0.9,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to hold out.")] = 0.3,

@@ -67,7 +67,12 @@ class UnreadableImage(InputError):
     def __init__(self, reason: Reason, detail: str, name: str | None = None) -> None:
         self.reason = reason
         self.detail = detail
+        self._name = name
         super().__init__(f"{name or 'The image'} cannot be read: {detail} ({reason}).")
+
+    def __reduce__(self) -> tuple[type["UnreadableImage"], tuple[Reason, str, str | None]]:
+        # A loader's process sends it to its parent, which builds it again from these.
+        return type(self), (self.reason, self.detail, self._name)
 
 
 class DataError(InputError):

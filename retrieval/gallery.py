@@ -426,7 +426,7 @@ class Gallery:
         return self._on_a_snapshot(search)
 
     def _on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
-        """What `work` makes of a snapshot, or of a later one where a writer merged its files away meanwhile."""
+        """What `work` makes of a snapshot; of a later one where a writer merged its files away meanwhile."""
         for _ in range(_ATTEMPTS - 1):
             with suppress(SegmentMissing), self._store.read() as reader:
                 return work(reader)

@@ -14,6 +14,9 @@ from training.export import export
 from training.faces import draw_faces
 from training.model import Network
 
+# Small training runs many times faster on one thread, and does not starve what runs beside it.
+torch.set_num_threads(1)
+
 IDENTITIES = 6
 PHOTOS = 6
 

@@ -329,6 +329,13 @@ def test_augmentation_does_not_depend_on_what_was_read_before(photographs: Photo
     assert all(torch.equal(ahead[key], back[key]) for key in keys)
 
 
+def test_each_photo_of_an_epoch_is_augmented_in_its_own_way(photographs: Photographs) -> None:
+    """The same file, twenty times in a set, comes out in more than ten versions."""
+    copies = Photographs([photographs.samples[0]] * 20, photographs.preprocessing)
+    dataset = augmented(copies)
+    assert len({dataset[0, index][0].numpy().tobytes() for index in range(20)}) > 10
+
+
 def test_augmentation_changes_with_the_seed_and_with_the_epoch(photographs: Photographs) -> None:
     def everything(seed: int, epoch: int) -> torch.Tensor:
         dataset = augmented(photographs, seed=seed)

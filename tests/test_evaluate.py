@@ -1,6 +1,5 @@
 """Measuring a network on its split, against one photo at a time in float64."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +17,6 @@ from training.model import Network, build
 
 SMALL = Preprocessing(size=32, crop=1.0)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks run ten times faster on one thread than on two that share busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The exported graph gives the network's own answers, whatever the number of photos, or is not written."""
 
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,15 +16,6 @@ from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import RunError
 from training.export import TOLERANCE, export
 from training.model import Network
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks run ten times faster on one thread than on two that share busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

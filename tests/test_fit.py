@@ -49,15 +49,6 @@ def same(one: Network, other: Network) -> bool:
     return all(torch.equal(tensor, others[name]) for name, tensor in one.state_dict().items())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are trained ten times faster by one thread than by two that share busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def split(faces: Path) -> Split:
     return data.load(faces, validation_fraction=0.3, min_images=None, seed=0)

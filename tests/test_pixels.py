@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -760,3 +761,9 @@ def test_a_thumbnail_is_the_whole_picture_no_larger_than_asked_or_than_it_was(
     assert (image.mode, image.size) == ("RGB", size)
     expected = Image.fromarray(levels).resize(size, Image.Resampling.BOX)
     assert difference(np.asarray(image), np.asarray(expected)).mean() < 2
+
+
+def test_an_unreadable_image_crosses_a_process_border_unchanged() -> None:
+    error = UnreadableImage(Reason.TRUNCATED, "the file ends", "a.jpg")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.reason, again.detail, str(again)) == (error.reason, error.detail, str(error))

@@ -203,8 +203,7 @@ def test_more_values_than_one_statement_takes_are_found_and_removed(store: Store
     number = 3_500
     ids = add(store, *(new(f"person {n % 1_100}", n) for n in range(number)))
     with store.read() as reader:
-        assert list(reader.faces(reversed(range(-5, 2 * number)))) != []
-        assert sorted(reader.faces(range(-5, 2 * number))) == ids
+        assert sorted(reader.faces(range(-5, 260_000))) == ids
         assert reader.faces_by_sha256(sha256(n) for n in range(2 * number)).keys() == {
             sha256(n) for n in range(number)
         }
