@@ -39,7 +39,7 @@ class FitConfig:
         momentum: share of the last step that is kept.
         weight_decay: L2 penalty.
         displacement: the farthest that a photo is moved, horizontally and vertically, as a share of its
-            side (30 of 224 pixels).
+            side.
         flip: whether half of the photos are mirrored.
         warmup_epochs: over how many epochs the rate rises from nothing to `learning_rate`; needed where
             whole stages start fresh.
@@ -51,7 +51,7 @@ class FitConfig:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    displacement: float = 30 / 224
+    displacement: float = 1 / 16
     flip: bool = True
     warmup_epochs: float = 0.0
     seed: int = 0
