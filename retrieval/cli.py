@@ -1,15 +1,24 @@
 """The command line: parse, call, print. Heavy imports stand inside the commands, so that help is instant."""
 
+import io
 import json
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval.errors import FaceprintError, InputError, Interrupted, MissingDependency, RunError
+from retrieval.errors import (
+    FaceprintError,
+    GalleryError,
+    InputError,
+    Interrupted,
+    MissingDependency,
+    RunError,
+)
 
 if TYPE_CHECKING:
     from retrieval.bundle import ModelBundle
@@ -37,6 +46,10 @@ def main() -> None:
     """The console script: every error a user can cause is one sentence and an exit status."""
     # Pillow warns of odd files as it reads them; what matters of that stands in the report.
     warnings.filterwarnings("ignore", module="PIL")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a letter of somebody's name gets its code instead of an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="faceprint")
     except FaceprintError as error:
@@ -159,9 +172,9 @@ def ingest(
     total = photos.count(sources)
     if not total:
         raise InputError(f"There are no photos in {', '.join(map(str, sources))}; check the path.")
-    with _open_or_create(gallery, model, device) as opened:
-        done = _ingest_with_progress(opened, sources, total, batch_size, workers, report)
-        _print_ingest(done, opened, report)
+    with _ReportFile(report) as lines, _open_or_create(gallery, model, device) as opened:
+        done = _ingest_with_progress(opened, sources, total, batch_size, workers, lines)
+    _print_ingest(done, report)
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     if done.rejected == done.found:
@@ -275,7 +288,9 @@ def _open_or_create(folder: Path, model: Path | None, device: str) -> "Gallery":
     if empty and model is None:
         raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
     if empty and model is not None:
-        return Gallery.create(folder, ModelBundle.load(model), device=device)
+        # Another process may make the gallery between our look and our making it: then it is opened.
+        with suppress(GalleryError):
+            return Gallery.create(folder, ModelBundle.load(model), device=device)
     gallery = Gallery.open(folder, device=device)
     if model is not None:
         gallery.require(ModelBundle.load(model))
@@ -288,7 +303,7 @@ def _ingest_with_progress(
     total: int,
     batch_size: int,
     workers: int | None,
-    report: Path | None,
+    lines: "_ReportFile",
 ) -> "IngestReport":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -307,7 +322,7 @@ def _ingest_with_progress(
         console=Console(stderr=True),
         transient=True,
     )
-    with _ReportFile(report) as lines, graceful() as should_stop, progress:
+    with graceful() as should_stop, progress:
         task = progress.add_task("", total=total, rate="", rejected=0)
 
         def note(outcome: Outcome) -> None:
@@ -356,7 +371,7 @@ class _ReportFile:
             os.replace(self.part, self.path)
 
 
-def _print_ingest(done: "IngestReport", gallery: "Gallery", report: Path | None) -> None:
+def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     console = _console()
     console.print(
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
@@ -372,7 +387,7 @@ def _print_ingest(done: "IngestReport", gallery: "Gallery", report: Path | None)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
     if report is not None and done.enrolled < done.found:
-        console.print(f"{done.found - done.enrolled:,} lines in {report}", highlight=False)
+        console.print(f"{done.found - done.enrolled:,} lines in {report}", markup=False)
 
 
 def _answer_json(image: Path, answer: Any) -> dict[str, Any]:
@@ -426,7 +441,7 @@ def _print_answer(image: Path, answer: "SearchResult") -> None:
             str(face.id),
             Text(_near(face.path)),
         )
-    console.print(table)
+    console.print(table, soft_wrap=False)
     console.print()
 
 
@@ -507,7 +522,7 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         table.add_row(name, Text(shown))
-    console.print(table)
+    console.print(table, soft_wrap=False)
     console.print()
 
 
@@ -522,7 +537,7 @@ def _size(number: float) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

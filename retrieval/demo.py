@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from retrieval.bundle import ModelBundle, Preprocessing
-from retrieval.errors import InputError
+from retrieval.errors import InputError, Interrupted
 from retrieval.gallery import Gallery, SearchResult, Status
 from retrieval.plot import Row, Tile, panel
 
@@ -32,7 +32,7 @@ def run(data: Path | None, out: Path) -> None:
     Raises:
         InputError: `out` holds something else than an earlier demo, or DATA is not usable.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     _clear(out)
     if data is None:
         from training.faces import draw_faces
@@ -75,7 +75,10 @@ def _train(data: Path, out: Path) -> "TrainingResult":
 
     options = TrainingOptions(weights="none", min_images=2, preprocessing=Preprocessing(size=_SIZE, crop=1.0))
     config = FitConfig(epochs=_EPOCHS, learning_rate=_LEARNING_RATE)
-    return train(data, out, config=config, options=options)
+    try:
+        return train(data, out, config=config, options=options)
+    except Interrupted as error:
+        raise Interrupted("Stopped; the next demo begins anew.") from error
 
 
 def _enroll(result: "TrainingResult", folder: Path, console: Console) -> Gallery:
@@ -84,7 +87,7 @@ def _enroll(result: "TrainingResult", folder: Path, console: Console) -> Gallery
     split = result.split
     outcomes = gallery.enroll((sample.path, split.labels[sample.label]) for sample in split.train)
     enrolled = sum(outcome.status is Status.ENROLLED for outcome in outcomes)
-    console.print(f"enrolled {enrolled:,} of the {len(split.train):,} training photos in {folder}")
+    console.print(Text(f"enrolled {enrolled:,} of the {len(split.train):,} training photos in {folder}"))
     return gallery
 
 

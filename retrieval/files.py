@@ -8,7 +8,8 @@ def write_durably(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Raises:
-        OSError: the disk refused; the file is then what it was before.
+        OSError: the disk refused; the file is then what it was before, or, when only the folder could
+            not be made durable, already the new one.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:

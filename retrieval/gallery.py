@@ -38,6 +38,7 @@ from retrieval.errors import (
     UnreadableImage,
 )
 from retrieval.files import sync, why
+from retrieval.photos import is_utf8
 from retrieval.store import Face, NewFace, Reader, Segment, Store, Writer
 from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
 
@@ -287,12 +288,12 @@ class Gallery:
             InputError: an array that is not a picture, or an identity that is not valid Unicode.
         """
         path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
-        if not _is_text(path or ""):
+        if not is_utf8(path or ""):
             # Lone surrogates, which stand for bytes that are not UTF-8, cannot be stored.
             shown = os.fsencode(path or "").decode("utf-8", "backslashreplace")
             detail = "its name is not UTF-8; rename it"
             return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
-        if not _is_text(identity or ""):
+        if not is_utf8(identity or ""):
             raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
         try:
             content = pixels.read_bytes(source) if isinstance(source, str | os.PathLike) else source
@@ -534,15 +535,6 @@ def _lay_out(folder: Path, bundle: ModelBundle) -> None:
     Store.create(folder / _DATABASE, fingerprint=bundle.fingerprint, dimension=bundle.dimension).close()
     sync(folder / _DATABASE)
     sync(folder)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be written as UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _segment(written: Written) -> Segment:

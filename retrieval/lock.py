@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from retrieval.errors import GalleryBusy
+from retrieval.errors import GalleryBusy, StorageError
+from retrieval.files import why
 
 _POLL_SECONDS: Final = 0.02
 
@@ -27,8 +28,12 @@ def exclusive(path: Path, *, timeout: float) -> Iterator[None]:
 
     Raises:
         GalleryBusy: the other did not let go in time; names its process id.
+        StorageError: the lock file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path.parent} cannot be written to: {why(error)}.") from error
     try:
         _acquire(descriptor, path, timeout)
         os.ftruncate(descriptor, 0)

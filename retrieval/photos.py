@@ -122,7 +122,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _photo(path: Path, identity: str | None) -> Photo:
-    return Photo(path, identity, None if _is_utf8(os.fspath(path)) else Reason.NAME_NOT_UTF8)
+    return Photo(path, identity, None if is_utf8(os.fspath(path)) else Reason.NAME_NOT_UTF8)
 
 
 def _name(folder_name: str) -> str:
@@ -134,7 +134,7 @@ def _name(folder_name: str) -> str:
     return unicodedata.normalize("NFC", readable)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
     """Whether a name read from the disk was UTF-8 (Python marks other bytes with surrogates)."""
     try:
         text.encode()

@@ -27,7 +27,7 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     Raises:
         FaceprintError: as `training.run.train`; on Ctrl-C with the command that goes on from there.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
