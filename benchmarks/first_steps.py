@@ -1,6 +1,8 @@
 """What a newcomer waits for: help, an ingest, the same ingest again, a search from a cold start.
 
-    python -m benchmarks.first_steps --model MODEL --photos FOLDER [--runs 5]
+    python -m benchmarks.first_steps [--model MODEL] [--photos FOLDER] [--runs 5]
+
+Without arguments it takes what `make demo` made.
 
 Every command is timed as a whole process, from its start to its end. Prints one table and one JSON line.
 """
@@ -21,8 +23,8 @@ from retrieval import photos
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=Path("demo/model"))
+    parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
     parser.add_argument("--runs", type=int, default=5, help="how often the short commands are timed")
     options = parser.parse_args()
     found = [photo.path for photo in photos.scan([options.photos])]

@@ -98,7 +98,7 @@ def train(
     min_images: Annotated[int | None, typer.Option(min=2, help="Leave out identities with fewer photos than this.", show_default=False)] = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the network's input in pixels.")] = 224,
     crop: Annotated[float, typer.Option(help="Share of the shorter side to keep, centred.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order and the augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split, the order and the augmentation.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read photos.", show_default="0 on a CPU, one per core up to 8 beside a GPU")] = None,
     device: _Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from MODEL's checkpoint.")] = False,
@@ -178,9 +178,13 @@ def ingest(
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     if done.rejected == done.found:
-        raise InputError(f"Not one of the {done.found:,} files could be enrolled; the report says why.")
+        where = report or "--report FILE"
+        raise InputError(f"Not one of the {done.found:,} files could be enrolled; {where} says why.")
     if done.worth_retrying or (strict and done.rejected):
-        raise RunError(f"{done.rejected:,} files were rejected; mend what the report names and run it again.")
+        where = report or "--report FILE"
+        raise RunError(
+            f"{done.rejected:,} files were rejected; {where} says why. Mend that and run it again."
+        )
 
 
 @app.command()
@@ -344,6 +348,8 @@ class _ReportFile:
 
     def __enter__(self) -> "_ReportFile":
         if self.path is not None:
+            if self.path.is_dir():
+                raise InputError(f"The report {self.path} is a folder; name a file.")
             self.part = self.path.with_name(f".{self.path.name}.part")
             try:
                 self.file = open(self.part, "w", encoding="utf-8")
@@ -417,12 +423,11 @@ def _answer_json(image: Path, answer: Any) -> dict[str, Any]:
 
 def _print_answer(image: Path, answer: "SearchResult") -> None:
     from rich.table import Table
-    from rich.text import Text
 
     console = _console()
     prediction = answer.prediction
-    console.print(Text.assemble((str(image), "bold")))
-    console.print(Text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
+    console.print(_text(str(image), "bold"))
+    console.print(_text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
     if not answer.matches:
         console.print("The gallery is empty.\n")
         return
@@ -436,10 +441,10 @@ def _print_answer(image: Path, answer: "SearchResult") -> None:
         face = match.face
         table.add_row(
             str(rank),
-            Text(face.identity or "-"),
+            _text(face.identity or "-"),
             f"{match.distance:.3f}",
             str(face.id),
-            Text(_near(face.path)),
+            _text(_near(face.path)),
         )
     console.print(table, soft_wrap=False)
     console.print()
@@ -512,18 +517,24 @@ def _print_card(bundle: "ModelBundle") -> None:
 
 def _print_facts(title: str, facts: dict[str, Any]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     console = _console()
-    console.print(Text(title, "bold"))
+    console.print(_text(title, "bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(name, Text(shown))
+        table.add_row(name, _text(shown))
     console.print(table, soft_wrap=False)
     console.print()
+
+
+def _text(shown: str, style: str = "") -> Any:
+    """Text for the terminal; a name that holds control characters does not get to control it."""
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() else "\ufffd" for letter in shown), style)
 
 
 def _size(number: float) -> str:

@@ -33,6 +33,10 @@ def run(data: Path | None, out: Path) -> None:
         InputError: `out` holds something else than an earlier demo, or DATA is not usable.
     """
     console = Console(highlight=False, soft_wrap=True)
+    if data is not None and not data.is_dir():
+        raise InputError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
+    if data is not None and data.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{data} lies in {out}, which the demo makes anew; choose another --out.")
     _clear(out)
     if data is None:
         from training.faces import draw_faces

@@ -18,6 +18,9 @@ from retrieval.errors import BundleError, InputError, MissingDependency
 
 ENGINES: Final = ("auto", "onnxruntime", "torch")
 
+# How many pictures go through the network at a time.
+_PASS: Final = 64
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -80,7 +83,7 @@ class Embedder:
         return cls(bundle, device, engine, _torch_engine(bundle, device))
 
     def embed(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Embeds a batch in one pass.
+        """Embeds a batch; however large it is, memory is that of passes of 64 pictures.
 
         Args:
             pixels: uint8 (n, size, size, 3), RGB, as `pixels.read` gives them.
@@ -97,7 +100,9 @@ class Embedder:
         if not len(pixels):
             empty = np.empty((0, self.bundle.dimension), np.float32)
             return Embeddings(empty, np.empty((0, len(self.bundle.labels)), np.float32))
-        return Embeddings(*self._run(pixels))
+        parts = [self._run(pixels[start : start + _PASS]) for start in range(0, len(pixels), _PASS)]
+        vectors, probabilities = zip(*parts, strict=True)
+        return Embeddings(np.concatenate(vectors), np.concatenate(probabilities))
 
 
 def _has_gpu() -> bool:

@@ -177,7 +177,8 @@ class Gallery:
         Raises:
             GalleryError: `folder` exists and is not empty.
             BundleError: the bundle's files are not the ones that its card names.
-            StorageError: the disk refused.
+            StorageError: the disk refused, or `folder` is a place that cannot be replaced, such as a mount
+                point; name a folder below it.
         """
         target = Path(folder)
         taken = GalleryError(f"{target} exists already and is not empty; choose another folder.")
@@ -193,7 +194,7 @@ class Gallery:
                 os.rename(Path(temporary) / "gallery", target)
             sync(target.parent)
         except OSError as error:
-            if target.exists():
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
                 raise taken from error
             raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
         return cls.open(target, device=device, engine=engine)
@@ -204,9 +205,12 @@ class Gallery:
 
         Raises:
             GalleryError: there is none, or a newer version made it.
-            GalleryDamaged: its database or its model is not what it was.
+            GalleryDamaged: its database is not what it was.
+            BundleError, ModelMismatch: its model is missing, damaged or another one.
         """
         folder = Path(folder)
+        if folder.is_file():
+            raise GalleryError(f"{folder} is a file; a gallery is a folder.")
         if not folder.is_dir():
             raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
         store = Store.open(folder / _DATABASE)

@@ -11,6 +11,9 @@ from retrieval.errors import DataError, Reason
 # What operating systems leave in every folder, and nobody ever meant to enroll.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
+# What a model and a gallery are known by: their files are nobody's photos.
+_OURS = frozenset({"bundle.json", "gallery.db"})
+
 
 @dataclass(frozen=True, slots=True)
 class Photo:
@@ -33,8 +36,8 @@ def scan(sources: Iterable[str | os.PathLike[str]]) -> Iterator[Photo]:
     A source is a file (identity unknown) or a folder: each of its subfolders is an identity, however
     deep its files lie; files in the folder itself have no identity. Extensions decide nothing. Names
     that begin with a dot and the litter of operating systems (`Thumbs.db`, `desktop.ini`,
-    `__MACOSX`) are passed over. A folder that cannot be listed or that links back to one above it
-    comes out as one Photo with its `problem`.
+    `__MACOSX`) are passed over, and so are the folders of models and galleries. A folder that cannot be
+    listed or that links back to one above it comes out as one Photo with its `problem`.
 
     Raises:
         DataError: a source that does not exist; raised before the first photo.
@@ -100,6 +103,8 @@ def _inside(folder: _Found) -> Iterator[_Found] | None:
         return None
     with os.scandir(folder.path) as listed:
         entries = sorted((e for e in listed if not _is_litter(e.name)), key=lambda entry: entry.name)
+    if any(entry.name in _OURS for entry in entries):
+        return iter(())
     return (_found(entry, folder, (*folder.above, here)) for entry in entries)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
@@ -95,13 +97,15 @@ def _draw_tile(canvas: Image.Image, tile: Tile, left: int, top: int) -> None:
     draw.text((left, top + _TILE + 6 + _LINE), _shortened(tile.note, _TILE, 13), _FAINT, _font(13))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font: the same on every machine, Latin letters only."""
-    return ImageFont.load_default(size)
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which travels with us: Latin, Greek, Cyrillic, Arabic and more, the same everywhere."""
+    return ImageFont.truetype(Path(__file__).parent / "fonts" / "DejaVuSans.ttf", size)
 
 
 def _shortened(text: str, width: int, size: int) -> str:
-    """The text, or as much of it as fits with an ellipsis."""
+    """The text on one line, or as much of it as fits with an ellipsis."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     font = _font(size)
     if font.getlength(text) <= width:
         return text

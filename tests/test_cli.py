@@ -90,7 +90,7 @@ def test_ingest_of_nothing_but_broken_files_is_an_input_error(
     status, _, err = faceprint("ingest", enrolled, tmp_path / "bad")
     assert (status, err.splitlines()[-1]) == (
         2,
-        "faceprint: Not one of the 20 files could be enrolled; the report says why.",
+        "faceprint: Not one of the 20 files could be enrolled; --report FILE says why.",
     )
 
 
@@ -251,6 +251,11 @@ def test_a_gallery_refuses_another_model(
         (("train", "{faces}", "--out", "{tmp}/m", "--crop", "1.5"), "--crop must be above 0 and at most 1"),
         (("train", "{faces}", "--out", "{tmp}/m", "--weights", "none", "--device", "warp"), "no device warp"),
         (("demo", "--out", "{faces}"), "is not empty and holds no earlier demo"),
+        (("demo", "--data", "{tmp}/none", "--out", "{tmp}/d"), "There is no folder {tmp}/none"),
+        (("train", "{faces}", "--out", "{faces}/m"), "would lie among the photos of {faces}"),
+        (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}"), "{tmp} is a folder"),
+        (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}/n/r"), "cannot be"),
+        (("info", "{photo}"), "{photo} is a file; a gallery is a folder."),
     ],
 )  # fmt: skip
 def test_what_a_user_does_wrong_is_one_sentence_and_status_2(
@@ -262,7 +267,7 @@ def test_what_a_user_does_wrong_is_one_sentence_and_status_2(
     sentence: str,
 ) -> None:
     places = {"tmp": tmp_path / "t", "faces": faces, "model": bundle.folder}
-    photo = sorted(faces.glob("*/*.jpg"))[0]
+    photo = places["photo"] = sorted(faces.glob("*/*.jpg"))[0]
     for name in ("empty", "one", "single"):
         places[name] = tmp_path / name
         places[name].mkdir()
@@ -280,6 +285,48 @@ def test_what_a_user_does_wrong_is_one_sentence_and_status_2(
     assert sentence.format(**places) in said
     assert "Traceback" not in err
     assert not any(place.exists() for place in (tmp_path / "t" / "g", tmp_path / "t" / "m"))
+
+
+def test_a_demo_does_not_take_the_photos_that_it_would_remove(faceprint: Faceprint, tmp_path: Path) -> None:
+    photos = tmp_path / "demo" / "photos"
+    (photos / "Ada").mkdir(parents=True)
+    (tmp_path / "demo" / "faceprint-demo.json").write_text("{}")
+    status, _, err = faceprint("demo", "--data", photos, "--out", tmp_path / "demo")
+    assert status == 2
+    assert "which the demo makes anew" in err
+    assert (photos / "Ada").is_dir()
+
+
+def test_a_name_with_control_characters_does_not_reach_the_terminal(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "more" / "Eve\x1b[2J\nand [bold]Bob[/]"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    assert faceprint("ingest", enrolled, tmp_path / "more")[0] == 0
+    status, out, _ = faceprint("search", enrolled, folder / "a.png", "-k", 1)
+    assert status == 0
+    assert "\x1b" not in out
+    assert "[bold]Bob[/]" in out
+
+
+def test_two_first_ingests_at_once_make_one_gallery(bundle: ModelBundle, faces: Path, tmp_path: Path) -> None:
+    half = sorted(path for path in faces.iterdir())
+    parts = [tmp_path / "one", tmp_path / "two"]
+    for part, people in zip(parts, (half[:3], half[3:]), strict=True):
+        for person in people:
+            shutil.copytree(person, part / person.name)
+    children = [_child("ingest", tmp_path / "g", part, "--model", bundle.folder) for part in parts]
+    for child in children:
+        _, err = child.communicate(timeout=120)
+        assert child.returncode == 0, err
+    listed = subprocess.run(
+        [sys.executable, "-m", "retrieval.cli", "info", str(tmp_path / "g"), "--json"],
+        capture_output=True,
+        check=True,
+    )
+    facts = json.loads(listed.stdout)
+    assert (facts["faces"], facts["identities"]) == (36, 6)
 
 
 def test_weights_that_are_not_a_resnet50s_are_refused(

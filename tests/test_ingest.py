@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval.bundle import ModelBundle
 from retrieval.errors import DataError, InputError, Reason
 from retrieval.gallery import Gallery, Outcome, Status
 from retrieval.ingest import IngestReport, ingest
@@ -138,6 +139,17 @@ def test_a_missing_source_is_said_before_anything_is_enrolled(gallery: Gallery, 
 def test_nonsensical_numbers_are_refused(gallery: Gallery, faces: Path, arguments: dict[str, int]) -> None:
     with pytest.raises(InputError, match="at least 1"):
         ingest(gallery, [faces], **arguments)
+
+
+def test_a_gallery_or_a_model_among_the_photos_is_passed_over(
+    bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(faces, tmp_path / "photos")
+    bundle.save(tmp_path / "photos" / "a model")
+    with Gallery.create(tmp_path / "photos" / "a gallery", bundle) as gallery:
+        report = ingest(gallery, [tmp_path / "photos"], batch_size=5)
+        again = ingest(gallery, [tmp_path / "photos"], batch_size=5)
+    assert (report.found, report.enrolled, again.found, again.known) == (36, 36, 36, 36)
 
 
 def test_an_empty_folder_is_an_empty_report(gallery: Gallery, tmp_path: Path) -> None:

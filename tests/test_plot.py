@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
+from retrieval import plot
 from retrieval.plot import Row, Tile, panel
 
 TILE, LEFT, TOP = 180, 28, 60  # where the first query lies
@@ -142,3 +143,9 @@ def test_a_long_heading_ends_at_the_margin() -> None:
 def test_any_name_can_be_drawn(text: str) -> None:
     image = panel([Row(tile(title=text, note=text), [tile()])], heading=text)
     assert image.size == (458, 340)
+
+
+@pytest.mark.parametrize("letter", "éöŁßñğЖΩعة")
+def test_names_of_many_languages_have_letters_in_the_font(letter: str) -> None:
+    font = plot._font(15)
+    assert bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))

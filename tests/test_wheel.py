@@ -22,11 +22,16 @@ def _run(*command: object, cwd: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    if uv is None:
+def uv() -> str:
+    found = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if found is None:
         pytest.skip("uv is not installed; make test installs it")
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(uv: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
     _run(uv, "build", "--wheel", "--quiet", "--out-dir", out, cwd=_ROOT)
     return next(out.glob("*.whl"))
 
@@ -40,9 +45,8 @@ def test_the_wheel_holds_the_migrations_below_retrieval_and_no_tests(wheel: Path
 
 
 def test_a_wheel_in_an_empty_environment_without_torch_enrolls_and_searches(
-    wheel: Path, bundle: ModelBundle, faces: Path, tmp_path: Path
+    uv: str, wheel: Path, bundle: ModelBundle, faces: Path, tmp_path: Path
 ) -> None:
-    uv = Path(sys.executable).parent / "uv"
     _run(uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     _run(uv, "pip", "install", "--quiet", "--python", python, wheel)

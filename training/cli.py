@@ -1,5 +1,6 @@
 """What the training commands show: progress, epochs, and where the results are."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,14 +28,16 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     Raises:
         FaceprintError: as `training.run.train`; on Ctrl-C with the command that goes on from there.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    bar = Console(stderr=True, highlight=False, soft_wrap=True)
+    # Where both go to one terminal, the bar's own console prints above the bar and not into it.
+    console = bar if sys.stdout.isatty() and bar.is_terminal else Console(highlight=False, soft_wrap=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[loss]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=bar,
         transient=True,
     )
     with graceful() as should_stop, progress:

@@ -1,6 +1,7 @@
 """A training run from a folder of photos to a model folder with its report."""
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from retrieval.bundle import ModelBundle, Preprocessing
-from retrieval.errors import InputError, StorageError
+from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.files import why
 from training import data
 from training.evaluate import Evaluation, evaluate
@@ -89,6 +90,8 @@ def train(
         RunError: training diverged, or the disk refused.
     """
     started = time.monotonic()
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"The model {out} would lie among the photos of {folder}; choose another --out.")
     checkpoint = _claim(out, resume=options.resume)
     device = pick_device(options.device)
     workers = _workers(options.workers, device)
@@ -99,6 +102,8 @@ def train(
         seed=config.seed,
     )
     observer.on_data(split)
+    if observer.should_stop():
+        raise Interrupted("Stopped before the first step.")
     torch.manual_seed(config.seed)
     network, start = build(len(split.labels), weights=options.weights, architecture=options.architecture)
     config = replace(config, warmup_epochs=1.0 if start.fresh else config.warmup_epochs)
@@ -171,8 +176,12 @@ def _claim(out: Path, *, resume: bool) -> Path:
 def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
+        # A folder that cannot be written to is better known now than after the first epoch.
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
-        raise StorageError(f"The folder {out} cannot be made: {why(error)}; choose another one.") from error
+        raise StorageError(
+            f"{out} cannot be made or written to: {why(error)}; choose another --out."
+        ) from error
 
 
 def _figures(
