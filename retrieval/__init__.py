@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retrieval.embedder import Embedder, Embeddings
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.gallery import Gallery, GalleryInfo, Match, Outcome, Prediction, SearchResult, Status
-    from retrieval.ingest import IngestReport, ingest
+    from retrieval.ingestion import IngestReport, ingest
     from retrieval.photos import Photo
     from retrieval.store import Face
 
@@ -49,7 +49,7 @@ _HOMES = {
     "FaceprintError": "errors",
     "Gallery": "gallery",
     "GalleryInfo": "gallery",
-    "IngestReport": "ingest",
+    "IngestReport": "ingestion",
     "Match": "gallery",
     "ModelBundle": "bundle",
     "Outcome": "gallery",
@@ -60,7 +60,7 @@ _HOMES = {
     "SearchResult": "gallery",
     "Status": "gallery",
     "UnreadableImage": "errors",
-    "ingest": "ingest",
+    "ingest": "ingestion",
 }
 
 

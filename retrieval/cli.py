@@ -23,7 +23,7 @@ from retrieval.errors import (
 if TYPE_CHECKING:
     from retrieval.bundle import ModelBundle
     from retrieval.gallery import Gallery, SearchResult
-    from retrieval.ingest import IngestReport
+    from retrieval.ingestion import IngestReport
 
 app = typer.Typer(
     name="faceprint",
@@ -313,7 +313,7 @@ def _ingest_with_progress(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from retrieval.gallery import Outcome, Status
-    from retrieval.ingest import ingest
+    from retrieval.ingestion import ingest
     from retrieval.interrupt import graceful
 
     progress = Progress(
@@ -466,7 +466,7 @@ def _draw(answers: list[tuple[Path, Any]], path: Path) -> None:
             Tile(
                 image,
                 image.name,
-                f"classified {answer.prediction.identity} ({answer.prediction.probability:.0%})",
+                f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}",
             ),
             [
                 Tile(
@@ -548,7 +548,9 @@ def _size(number: float) -> str:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    # Into a pipe or a file a row is a line, however long its path.
+    width = None if sys.stdout.isatty() else 1000
+    return Console(highlight=False, soft_wrap=True, width=width)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _ask(result: "TrainingResult", gallery: Gallery, picture: Path, console: Con
     for sample, answer in zip(chosen, gallery.search_many([s.path for s in chosen]), strict=True):
         truth = split.labels[sample.label]
         console.print(Text(_sentence(truth, answer)))
-        said = f"classified {answer.prediction.identity} ({answer.prediction.probability:.0%})"
+        said = f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}"
         matches = [
             Tile(
                 m.face.path or b"",

@@ -650,7 +650,7 @@ def test_a_folder_below_a_file_cannot_be_made(faces: Path, tmp_path: Path) -> No
     with pytest.raises(StorageError) as caught:
         run.train(faces, tmp_path / "file" / "model", config=WHOLE_RUN, options=OPTIONS)
     assert str(caught.value) == (
-        f"The folder {tmp_path / 'file' / 'model'} cannot be made: not a directory; choose another one."
+        f"{tmp_path / 'file' / 'model'} cannot be made or written to: not a directory; choose another --out."
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.errors import GalleryBusy
+from retrieval.errors import GalleryBusy, StorageError
 from retrieval.lock import exclusive
 
 HOLD = """
@@ -182,6 +182,6 @@ def test_nothing_stays_open(path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), exclusive(tmp_path / "no" / "write.lock", timeout=0):
+    with pytest.raises(StorageError), exclusive(tmp_path / "no" / "write.lock", timeout=0):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -55,3 +55,10 @@ def test_every_public_name_can_be_loaded_and_all_are_listed() -> None:
     assert sorted(retrieval._HOMES) == retrieval.__all__
     for name in retrieval.__all__:
         assert getattr(retrieval, name).__name__ == name
+
+
+def test_ingest_is_the_function_even_after_its_module_was_imported() -> None:
+    code = (
+        "from retrieval.ingestion import IngestReport; from retrieval import ingest; assert callable(ingest)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -169,7 +169,7 @@ def _panel_row(split: Split, evaluation: Evaluation, index: int) -> plot.Row:
         for row, distance in zip(evaluation.closest[index], evaluation.distances[index], strict=True)
     ]
     said = split.labels[evaluation.predicted[index]]
-    note = f"classified {said} ({evaluation.probability[index]:.0%})"
+    note = f"classifier: {evaluation.probability[index]:.0%} {said}"
     return plot.Row(plot.Tile(sample.path, split.labels[sample.label], note), matches)
 
 

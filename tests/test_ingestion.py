@@ -10,7 +10,7 @@ import pytest
 from retrieval.bundle import ModelBundle
 from retrieval.errors import DataError, InputError, Reason
 from retrieval.gallery import Gallery, Outcome, Status
-from retrieval.ingest import IngestReport, ingest
+from retrieval.ingestion import IngestReport, ingest
 from tests.broken import make_broken
 
 
