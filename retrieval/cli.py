@@ -177,14 +177,16 @@ def ingest(
     _print_ingest(done, report)
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
+    where = report or "--report FILE"
     if done.rejected == done.found:
-        where = report or "--report FILE"
         raise InputError(f"Not one of the {done.found:,} files could be enrolled; {where} says why.")
-    if done.worth_retrying or (strict and done.rejected):
-        where = report or "--report FILE"
+    if done.worth_retrying:
         raise RunError(
-            f"{done.rejected:,} files were rejected; {where} says why. Mend that and run it again."
+            f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
+            f"{where} says which and why. Mend that and run the same command again."
         )
+    if strict and done.rejected:
+        raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
 
 
 @app.command()
@@ -310,7 +312,7 @@ def _ingest_with_progress(
     lines: "_ReportFile",
 ) -> "IngestReport":
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from retrieval.gallery import Outcome, Status
     from retrieval.ingestion import ingest
@@ -320,24 +322,32 @@ def _ingest_with_progress(
         TextColumn("enrolling"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} photos/s"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[rejected]:,} rejected"),
         console=Console(stderr=True),
         transient=True,
     )
     with graceful() as should_stop, progress:
-        task = progress.add_task("", total=total, rate="", rejected=0)
+        progress.add_task("", total=total, pace="", rejected=0)
+        (task,) = progress.tasks
 
         def note(outcome: Outcome) -> None:
             lines.write(outcome)
-            rejected = progress.tasks[task].fields["rejected"] + (outcome.status is Status.REJECTED)
-            speed = progress.tasks[task].speed
-            progress.update(task, advance=1, rejected=rejected, rate=f"{speed:,.0f}" if speed else "")
+            rejected = task.fields["rejected"] + (outcome.status is Status.REJECTED)
+            progress.update(task.id, advance=1, rejected=rejected)
+            progress.update(task.id, pace=_pace(task.completed, total, task.elapsed or 0.0))
 
         return ingest(
             gallery, sources, batch_size=batch_size, workers=workers, on_outcome=note, should_stop=should_stop
         )
+
+
+def _pace(done: float, total: int, seconds: float) -> str:
+    """Rate since the start and time left at that rate: photos come in batches, not one by one."""
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round((total - done) * seconds / done), 60)
+    return f"{done / seconds:,.0f} photos/s, {minutes}:{rest:02d} left"
 
 
 class _ReportFile:

@@ -148,6 +148,14 @@ def test_search_plot_draws_a_picture(
         assert picture.width > 6 * 180
 
 
+@pytest.mark.parametrize(
+    ("done", "seconds", "said"),
+    [(64, 0.0, ""), (64, 2.0, "32 photos/s, 0:29 left"), (1000, 10.0, "100 photos/s, 0:00 left")],
+)
+def test_the_pace_is_that_of_the_whole_run(done: int, seconds: float, said: str) -> None:
+    assert cli._pace(done, 1000, seconds) == said
+
+
 def test_a_bad_picture_among_the_queries_is_said_and_the_others_are_answered(
     faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
 ) -> None:
