@@ -288,12 +288,12 @@ def _training(module: str) -> Any:
 
 def _open_or_create(folder: Path, model: Path | None, device: str) -> "Gallery":
     from retrieval.bundle import ModelBundle
-    from retrieval.gallery import Gallery
+    from retrieval.gallery import Gallery, is_free
 
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if empty and model is None:
+    free = is_free(folder)
+    if free and model is None:
         raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
-    if empty and model is not None:
+    if free and model is not None:
         # Another process may make the gallery between our look and our making it: then it is opened.
         with suppress(GalleryError):
             return Gallery.create(folder, ModelBundle.load(model), device=device)
@@ -334,8 +334,8 @@ def _ingest_with_progress(
         def note(outcome: Outcome) -> None:
             lines.write(outcome)
             rejected = task.fields["rejected"] + (outcome.status is Status.REJECTED)
-            progress.update(task.id, advance=1, rejected=rejected)
-            progress.update(task.id, pace=_pace(task.completed, total, task.elapsed or 0.0))
+            pace = _pace(task.completed + 1, total, task.elapsed or 0.0)
+            progress.update(task.id, advance=1, rejected=rejected, pace=pace)
 
         return ingest(
             gallery, sources, batch_size=batch_size, workers=workers, on_outcome=note, should_stop=should_stop

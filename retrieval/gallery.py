@@ -38,7 +38,7 @@ from retrieval.errors import (
     UnreadableImage,
 )
 from retrieval.files import sync, why
-from retrieval.photos import is_utf8
+from retrieval.photos import is_utf8, readable
 from retrieval.store import Face, NewFace, Reader, Segment, Store, Writer
 from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
 
@@ -182,7 +182,7 @@ class Gallery:
         """
         target = Path(folder)
         taken = GalleryError(f"{target} exists already and is not empty; choose another folder.")
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not is_free(target):
             raise taken
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ class Gallery:
                 os.rename(Path(temporary) / "gallery", target)
             sync(target.parent)
         except OSError as error:
-            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            if not is_free(target):
                 raise taken from error
             raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
         return cls.open(target, device=device, engine=engine)
@@ -293,9 +293,7 @@ class Gallery:
         """
         path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
         if not is_utf8(path or ""):
-            # Lone surrogates, which stand for bytes that are not UTF-8, cannot be stored.
-            shown = os.fsencode(path or "").decode("utf-8", "backslashreplace")
-            detail = "its name is not UTF-8; rename it"
+            shown, detail = readable(path or ""), "its name is not UTF-8; rename it"
             return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
         if not is_utf8(identity or ""):
             raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
@@ -529,6 +527,11 @@ class Gallery:
             classifier_labels=len(self.bundle.labels),
             input_size=self.bundle.input_size,
         )
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a gallery can be made there: nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _lay_out(folder: Path, bundle: ModelBundle) -> None:

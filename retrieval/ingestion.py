@@ -141,8 +141,6 @@ def _prepared_in_order(
 
 def _prepare(gallery: Gallery, photo: Photo) -> Prepared | Outcome:
     if photo.problem is not None:
-        # Lone surrogates, which stand for bytes that are not UTF-8, cannot be written to a report.
-        path = os.fsencode(photo.path).decode("utf-8", "backslashreplace")
-        detail = _PROBLEMS[photo.problem]
+        path, detail = photos.readable(photo.path), _PROBLEMS[photo.problem]
         return Outcome(path, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
     return gallery.prepare(photo.path, photo.identity)

@@ -135,8 +135,12 @@ def _name(folder_name: str) -> str:
 
     macOS stores decomposed accents, everybody else composed ones; bytes that are not UTF-8 become `\\xe9`.
     """
-    readable = os.fsencode(folder_name).decode("utf-8", "backslashreplace")
-    return unicodedata.normalize("NFC", readable)
+    return unicodedata.normalize("NFC", readable(folder_name))
+
+
+def readable(name: str | os.PathLike[str]) -> str:
+    """A name that can be written anywhere: lone surrogates, for bytes that are not UTF-8, are spelled out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_utf8(text: str) -> bool:
