@@ -13,54 +13,94 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from retrieval.backup import BackedUp, Restored
     from retrieval.bundle import ModelBundle, Preprocessing
     from retrieval.embedder import Embedder, Embeddings
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
-    from retrieval.gallery import Gallery, GalleryInfo, Match, Outcome, Prediction, SearchResult, Status
+    from retrieval.exchange import Export, Imported
+    from retrieval.gallery import Gallery, GalleryInfo, Match, Missing, Prediction, SearchResult, repair
     from retrieval.ingestion import IngestReport, ingest
     from retrieval.photos import Photo
-    from retrieval.store import Face
+    from retrieval.reembedding import Drift, Reembedded
+    from retrieval.store import AuditEntry, Face, NewFace, Receipt
+    from retrieval.vault import Compacted
+    from retrieval.verdicts import Outcome, Status
+    from retrieval.verification import Finding, Repaired, Trouble, Verification, verify
 
 __all__ = [
+    "AuditEntry",
+    "BackedUp",
+    "Compacted",
+    "Drift",
     "Embedder",
     "Embeddings",
+    "Export",
     "Face",
     "FaceprintError",
+    "Finding",
     "Gallery",
     "GalleryInfo",
+    "Imported",
     "IngestReport",
     "Match",
+    "Missing",
     "ModelBundle",
+    "NewFace",
     "Outcome",
     "Photo",
     "Prediction",
     "Preprocessing",
     "Reason",
+    "Receipt",
+    "Reembedded",
+    "Repaired",
+    "Restored",
     "SearchResult",
     "Status",
+    "Trouble",
     "UnreadableImage",
+    "Verification",
     "ingest",
+    "repair",
+    "verify",
 ]
 
 _HOMES = {
+    "AuditEntry": "store",
+    "BackedUp": "backup",
+    "Compacted": "vault",
+    "Drift": "reembedding",
     "Embedder": "embedder",
     "Embeddings": "embedder",
+    "Export": "exchange",
     "Face": "store",
     "FaceprintError": "errors",
+    "Finding": "verification",
     "Gallery": "gallery",
     "GalleryInfo": "gallery",
+    "Imported": "exchange",
     "IngestReport": "ingestion",
     "Match": "gallery",
+    "Missing": "gallery",
     "ModelBundle": "bundle",
-    "Outcome": "gallery",
+    "NewFace": "store",
+    "Outcome": "verdicts",
     "Photo": "photos",
     "Prediction": "gallery",
     "Preprocessing": "bundle",
     "Reason": "errors",
+    "Receipt": "store",
+    "Reembedded": "reembedding",
+    "Repaired": "verification",
+    "Restored": "backup",
     "SearchResult": "gallery",
-    "Status": "gallery",
+    "Status": "verdicts",
+    "Trouble": "verification",
     "UnreadableImage": "errors",
+    "Verification": "verification",
     "ingest": "ingestion",
+    "repair": "gallery",
+    "verify": "verification",
 }
 
 

@@ -14,7 +14,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +27,25 @@ from retrieval.errors import BundleError, StorageError
 from retrieval.files import sync, why, write_durably
 
 FORMAT: Final = 1
+
+# Stands in the place of the name of somebody who was forgotten.
+FORGOTTEN: Final = "(forgotten)"
 _CARD: Final = "bundle.json"
 _WEIGHTS: Final = "model.safetensors"
 _GRAPH: Final = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Relabel:
+    """A new name for an output of a classifier.
+
+    Attributes:
+        label: the name; None where a person is forgotten.
+        keep_photos: whether the person's photos go on to stand in the split, under the new name's folder.
+    """
+
+    label: str | None
+    keep_photos: bool
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,15 @@ class ModelBundle:
                 )
         return bundle
 
+    @staticmethod
+    def stated_files(folder: Path) -> dict[str, str]:
+        """The SHA-256 that a card states for each file, whether or not the files are there.
+
+        Raises:
+            BundleError: the card is missing or damaged.
+        """
+        return dict(_read_card(folder).get("files", {}))
+
     @classmethod
     def create(
         cls,
@@ -176,6 +202,35 @@ class ModelBundle:
         fields = dataclasses.asdict(self)
         del fields["folder"]
         return json.dumps({"format": FORMAT, **fields}, ensure_ascii=False, indent=1) + "\n"
+
+    def card_sha256(self) -> str:
+        """SHA-256, in hex, of bundle.json as it is on disk; of nothing where it is missing."""
+        path = self.folder / _CARD
+        return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
+
+    def relabelled(self, changes: Mapping[int, "Relabel"]) -> "ModelBundle":
+        """The same model with other names for some of its outputs; the fingerprint stays."""
+        labels = list(self.labels)
+        split = dict(self.split)
+        for number, change in changes.items():
+            name = FORGOTTEN if change.label is None else change.label
+            for part, photos in split.items():
+                if isinstance(photos, list):
+                    moved = f"{name}/" if change.keep_photos and change.label is not None else None
+                    split[part] = _moved(photos, f"{labels[number]}/", moved)
+            labels[number] = name
+        return dataclasses.replace(self, labels=tuple(labels), split=split)
+
+    def rewrite_card(self) -> None:
+        """Writes bundle.json anew, durably.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        try:
+            write_durably(self.folder / _CARD, self.card().encode())
+        except OSError as error:
+            raise StorageError(f"{self.folder / _CARD} cannot be written: {why(error)}.") from error
 
     def save(self, folder: str | os.PathLike[str]) -> "ModelBundle":
         """Copies the bundle, files checked against their SHA-256 on the way, whole or not at all.
@@ -250,6 +305,18 @@ def fingerprint_of(
         digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.data)
     return digest.hexdigest()
+
+
+def _moved(photos: Sequence[str], folder: str, target: str | None) -> list[str]:
+    """Photos with those of one folder moved to another one, or taken out."""
+    found: list[str] = []
+    for photo in photos:
+        composed = unicodedata.normalize("NFC", photo)
+        if not composed.startswith(folder):
+            found.append(photo)
+        elif target is not None:
+            found.append(target + composed[len(folder) :])
+    return found
 
 
 def _read_card(folder: Path) -> dict[str, Any]:

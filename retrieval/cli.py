@@ -5,24 +5,26 @@ import json
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from retrieval import care, terminal
 from retrieval.errors import (
     FaceprintError,
-    GalleryError,
     InputError,
     Interrupted,
     MissingDependency,
     RunError,
 )
+from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
 
 if TYPE_CHECKING:
     from retrieval.bundle import ModelBundle
-    from retrieval.gallery import Gallery, SearchResult
+    from retrieval.gallery import Gallery, Missing, SearchResult
     from retrieval.ingestion import IngestReport
 
 app = typer.Typer(
@@ -34,12 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Gallery = Annotated[
-    Path, typer.Argument(metavar="GALLERY", help="The gallery's folder.", show_default=False)
-]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+app.add_typer(care.app)
 
 
 def main() -> None:
@@ -100,7 +99,7 @@ def train(
     crop: Annotated[float, typer.Option(help="Share of the shorter side to keep, centred.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split, the order and the augmentation.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read photos.", show_default="0 on a CPU, one per core up to 8 beside a GPU")] = None,
-    device: _Device = "auto",
+    device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from MODEL's checkpoint.")] = False,
 ) -> None:  # fmt: skip
     """Fine-tune ResNet50 on identity folders; write a model, its report and its figures.
@@ -150,40 +149,56 @@ def model(
 
 @app.command()
 def ingest(
-    gallery: _Gallery,
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders with one subfolder per identity, flat folders, or files.", show_default=False)],
+    gallery: GalleryArgument,
+    sources: Annotated[list[Path] | None, typer.Argument(metavar="[SOURCE...]", help="Folders with one subfolder per identity, flat folders, or files.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery.", show_default=False)] = None,
+    retry: Annotated[Path | None, typer.Option(metavar="REPORT.jsonl", help="Try the rejected files of a report again.", show_default=False)] = None,
+    embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
+    sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded and committed together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
-    device: _Device = "auto",
+    device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
 
-    A file that cannot be read is a line in the report and never the end of the run.
+    A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
+    bytes: a renamed file is enrolled already, a changed one takes the place of what it was.
 
     Exit status: 0 when every file is in the gallery, or was rejected for what it is; 1 when the run
     failed, or a file was rejected for a reason that may pass (permissions, a disk error), or with
     --strict for any; 2 when not one file could be enrolled; 130 after Ctrl-C (what was enrolled stays).
     """
-    from retrieval import photos
-
-    total = photos.count(sources)
-    if not total:
-        raise InputError(f"There are no photos in {', '.join(map(str, sources))}; check the path.")
-    with _ReportFile(report) as lines, _open_or_create(gallery, model, device) as opened:
-        done = _ingest_with_progress(opened, sources, total, batch_size, workers, lines)
+    sources = sources or []
+    _check(
+        sum([bool(sources), retry is not None, embeddings is not None]) == 1,
+        "Name sources, or --retry REPORT, or --embeddings FILE; one of the three",
+    )
+    _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
+    _check(sync or not dry_run, "--dry-run goes with --sync")
+    if dry_run:
+        with care.open_gallery(gallery, "ingest") as opened:
+            _print_missing(opened.missing_files(sources), "would go")
+        return
+    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry)
+    with _ReportFile(report) as lines, care.open_or_create(gallery, model, "ingest", device=device) as opened:
+        done = _ingest_with_progress(opened, work, batch_size, workers, lines)
+        missing = opened.remove_missing(sources) if sync and not done.interrupted else None
     _print_ingest(done, report)
+    if missing is not None:
+        _print_missing(missing, "went")
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     where = report or "--report FILE"
     if done.rejected == done.found:
         raise InputError(f"Not one of the {done.found:,} files could be enrolled; {where} says why.")
     if done.worth_retrying:
+        again = f"ingest {gallery} --retry {report}" if report else "the same command"
         raise RunError(
             f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
-            f"{where} says which and why. Mend that and run the same command again."
+            f"{where} says which and why. Mend that and run {again} again."
         )
     if strict and done.rejected:
         raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
@@ -191,21 +206,20 @@ def ingest(
 
 @app.command()
 def search(
-    gallery: _Gallery,
+    gallery: GalleryArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures to ask about.", show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, help="How many closest photos.")] = 5,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
-    device: _Device = "auto",
+    device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
     """Find the closest stored photos to each picture, and the classifier's prediction.
 
     Distances are Euclidean between avg_pool embeddings; smaller is closer.
     """
     from retrieval.errors import UnreadableImage
-    from retrieval.gallery import Gallery
 
-    with Gallery.open(gallery, device=device) as opened:
+    with care.open_gallery(gallery, "search", device=device) as opened:
         answers: list[tuple[Path, SearchResult | UnreadableImage]] = []
         for image in images:
             try:
@@ -226,26 +240,24 @@ def search(
 
 
 @app.command()
-def info(gallery: _Gallery, as_json: _Json = False) -> None:
+def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
     """Show what a gallery holds."""
     import dataclasses
 
-    from retrieval.gallery import Gallery
-
-    with Gallery.open(gallery) as opened:
+    with care.open_gallery(gallery, "info") as opened:
         facts = opened.info()
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(facts), ensure_ascii=False, indent=1))
         return
-    _print_facts(
+    terminal.print_facts(
         f"Gallery {facts.folder}",
         {
             "faces": f"{facts.faces:,} of {facts.identities:,} identities"
             + (f", {facts.faces_without_identity:,} without one" if facts.faces_without_identity else ""),
             "most photos": ", ".join(f"{name} {number:,}" for name, number in facts.largest[:5])
             or "none yet",
-            "on disk": f"{_size(facts.vector_bytes)} of vectors in {facts.segments} files, "
-            f"{_size(facts.database_bytes)} of metadata",
+            "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in {facts.segments} files, "
+            f"{terminal.size(facts.database_bytes)} of metadata",
             "embedding": f"{facts.dimension} float32 numbers, exact Euclidean distance",
             "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
@@ -286,68 +298,70 @@ def _training(module: str) -> Any:
         ) from error
 
 
-def _open_or_create(folder: Path, model: Path | None, device: str) -> "Gallery":
-    from retrieval.bundle import ModelBundle
-    from retrieval.gallery import Gallery, is_free
+@dataclass(frozen=True)
+class _Work:
+    """What an ingest is to do: how many rows, and the call that does it."""
 
-    free = is_free(folder)
-    if free and model is None:
-        raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
-    if free and model is not None:
-        # Another process may make the gallery between our look and our making it: then it is opened.
-        with suppress(GalleryError):
-            return Gallery.create(folder, ModelBundle.load(model), device=device)
-    gallery = Gallery.open(folder, device=device)
-    if model is not None:
-        gallery.require(ModelBundle.load(model))
-    return gallery
+    total: int
+    run: "Callable[..., IngestReport]"
+
+
+def _photos_of(sources: list[Path], retry: Path | None) -> _Work:
+    from retrieval import photos
+    from retrieval.ingestion import ingest_photos
+
+    found = photos.from_report(retry) if retry is not None else None
+    total = len(found) if found is not None else photos.count(sources)
+    if not total:
+        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(map(str, sources))}"
+        raise InputError(f"There are no {where}; check the path.")
+
+    def run(gallery: "Gallery", **options: Any) -> "IngestReport":
+        return ingest_photos(gallery, photos.scan(sources) if found is None else found, **options)
+
+    return _Work(total, run)
+
+
+def _embeddings_of(path: Path, model: Path | None) -> _Work:
+    from retrieval.exchange import count_embeddings
+    from retrieval.ingestion import ingest_embeddings
+
+    def run(gallery: "Gallery", *, batch_size: int, workers: int | None, **options: Any) -> "IngestReport":
+        return ingest_embeddings(gallery, path, trusted=model is not None, **options)
+
+    return _Work(count_embeddings(path), run)
 
 
 def _ingest_with_progress(
-    gallery: "Gallery",
-    sources: list[Path],
-    total: int,
-    batch_size: int,
-    workers: int | None,
-    lines: "_ReportFile",
+    gallery: "Gallery", work: _Work, batch_size: int, workers: int | None, lines: "_ReportFile"
 ) -> "IngestReport":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from retrieval.gallery import Outcome, Status
-    from retrieval.ingestion import ingest
     from retrieval.interrupt import graceful
+    from retrieval.verdicts import Outcome, Status
 
-    progress = Progress(
-        TextColumn("enrolling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}"),
-        TextColumn("{task.fields[rejected]:,} rejected"),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with graceful() as should_stop, progress:
-        progress.add_task("", total=total, pace="", rejected=0)
+    with graceful() as should_stop, terminal.progress("enrolling") as progress:
+        progress.add_task("", total=work.total, pace="", rejected=0)
         (task,) = progress.tasks
 
         def note(outcome: Outcome) -> None:
             lines.write(outcome)
             rejected = task.fields["rejected"] + (outcome.status is Status.REJECTED)
-            pace = _pace(task.completed + 1, total, task.elapsed or 0.0)
+            pace = terminal.pace(task.completed + 1, work.total, task.elapsed or 0.0)
             progress.update(task.id, advance=1, rejected=rejected, pace=pace)
 
-        return ingest(
-            gallery, sources, batch_size=batch_size, workers=workers, on_outcome=note, should_stop=should_stop
+        return work.run(
+            gallery, batch_size=batch_size, workers=workers, on_outcome=note, should_stop=should_stop
         )
 
 
-def _pace(done: float, total: int, seconds: float) -> str:
-    """Rate since the start and time left at that rate: photos come in batches, not one by one."""
-    if not seconds:
-        return ""
-    minutes, rest = divmod(round((total - done) * seconds / done), 60)
-    return f"{done / seconds:,.0f} photos/s, {minutes}:{rest:02d} left"
+def _print_missing(missing: "Missing", verb: str) -> None:
+    console = terminal.console()
+    for face in missing.faces:
+        console.print(
+            terminal.text(f"  {verb}: face {face.id}, {face.identity or '-'}, {terminal.near(face.path)}")
+        )
+    console.print(
+        f"{len(missing.paths):,} files are gone from the sources; {len(missing.faces):,} faces {verb} with them"
+    )
 
 
 class _ReportFile:
@@ -377,6 +391,7 @@ class _ReportFile:
             "reason": outcome.reason,
             "detail": outcome.detail,
             "face_id": outcome.face_id,
+            "replaced": outcome.replaced,
         }
         self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -388,7 +403,7 @@ class _ReportFile:
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:
-    console = _console()
+    console = terminal.console()
     console.print(
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
         f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
@@ -434,10 +449,10 @@ def _answer_json(image: Path, answer: Any) -> dict[str, Any]:
 def _print_answer(image: Path, answer: "SearchResult") -> None:
     from rich.table import Table
 
-    console = _console()
+    console = terminal.console()
     prediction = answer.prediction
-    console.print(_text(str(image), "bold"))
-    console.print(_text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
+    console.print(terminal.text(str(image), "bold"))
+    console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
     if not answer.matches:
         console.print("The gallery is empty.\n")
         return
@@ -451,21 +466,13 @@ def _print_answer(image: Path, answer: "SearchResult") -> None:
         face = match.face
         table.add_row(
             str(rank),
-            _text(face.identity or "-"),
+            terminal.text(face.identity or "-"),
             f"{match.distance:.3f}",
             str(face.id),
-            _text(_near(face.path)),
+            terminal.text(terminal.near(face.path)),
         )
     console.print(table, soft_wrap=False)
     console.print()
-
-
-def _near(path: str | None) -> str:
-    """A path as a person in this folder would type it."""
-    if path is None:
-        return "-"
-    below = os.path.relpath(path)
-    return path if below.startswith("..") else below
 
 
 def _draw(answers: list[tuple[Path, Any]], path: Path) -> None:
@@ -506,7 +513,7 @@ def _print_card(bundle: "ModelBundle") -> None:
         for key, value in bundle.figures.items()
     }
     recipe = {key.replace("_", " "): value for key, value in bundle.recipe.items()}
-    _print_facts(
+    terminal.print_facts(
         f"Model {bundle.folder}",
         {
             "architecture": bundle.architecture,
@@ -521,46 +528,8 @@ def _print_card(bundle: "ModelBundle") -> None:
             "fingerprint": bundle.fingerprint,
         },
     )
-    _print_facts("Figures", figures)
-    _print_facts("Recipe", recipe)
-
-
-def _print_facts(title: str, facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    console = _console()
-    console.print(_text(title, "bold"))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(name, _text(shown))
-    console.print(table, soft_wrap=False)
-    console.print()
-
-
-def _text(shown: str, style: str = "") -> Any:
-    """Text for the terminal; a name that holds control characters does not get to control it."""
-    from rich.text import Text
-
-    return Text("".join(letter if letter.isprintable() else "\ufffd" for letter in shown), style)
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
-        number /= 1024
-    raise AssertionError("unreachable: GiB returns")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # Into a pipe or a file a row is a line, however long its path.
-    width = None if sys.stdout.isatty() else 1000
-    return Console(highlight=False, soft_wrap=True, width=width)
+    terminal.print_facts("Figures", figures)
+    terminal.print_facts("Recipe", recipe)
 
 
 if __name__ == "__main__":

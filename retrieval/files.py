@@ -1,6 +1,10 @@
 """Files that are whole or not there: what a crash, a full disk or a lost machine leaves behind."""
 
+import errno
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -35,3 +39,38 @@ def sync(path: Path) -> None:
 def why(error: OSError) -> str:
     """The operating system's words for an error, as the end of a sentence."""
     return (error.strerror or str(error)).lower()
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder can be made there: nothing is there, or an empty folder."""
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A name for a folder that becomes `target` when everything in it is there, or never exists.
+
+    The files in it are the caller's to make durable.
+
+    Raises:
+        FileExistsError: `target` is there and is not an empty folder.
+        OSError: the disk refused.
+    """
+    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
+    if not is_free(target):
+        raise taken
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=f".{target.name}-", ignore_cleanup_errors=True
+    ) as temporary:
+        made = Path(temporary) / "whole"
+        yield made
+        sync(made)
+        try:
+            with suppress(FileNotFoundError):
+                # Renaming onto a folder takes an empty one.
+                target.rmdir()
+            os.rename(made, target)
+        except OSError as error:
+            raise error if is_free(target) else taken from error
+    sync(target.parent)

@@ -1,32 +1,29 @@
-"""Gallery: a bundle, a store and vectors under one folder; enroll, search, forget.
+"""Gallery: a bundle, rows and vectors under one folder; enroll, search, forget, and everything in between.
 
-    my.gallery/
-      gallery.db               SQLite: which faces exist, whose they are
-      vectors/00000007.faiss   their vectors, immutable segments
-      model/                   a copy of the bundle, so that the gallery is searched by itself
-      writer.lock              who is writing
-
-The order of every write: vectors durable in a new segment file, then one transaction that names it and
-inserts its faces. A crash in between leaves a file that nothing names, and the next writer removes it.
+What is on disk, and in which order it is written, stands in `retrieval.vault`.
 """
 
+import dataclasses
 import os
-import tempfile
+import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import lock, pixels
-from retrieval.bundle import ModelBundle
+from retrieval import backup as backups
+from retrieval import exchange, pixels, reembedding, verification
+from retrieval.backup import BackedUp, Restored
+from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
 from retrieval.embedder import Embedder
 from retrieval.errors import (
     GalleryDamaged,
@@ -37,26 +34,23 @@ from retrieval.errors import (
     StorageError,
     UnreadableImage,
 )
-from retrieval.files import sync, why
-from retrieval.photos import is_utf8, readable
-from retrieval.store import Face, NewFace, Reader, Segment, Store, Writer
-from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
-
-_T = TypeVar("_T")
-
-_DATABASE: Final = "gallery.db"
-_VECTORS: Final = "vectors"
-_MODEL: Final = "model"
-_LOCK: Final = "writer.lock"
-
-# How long a writer waits for another one, in seconds.
-LOCK_TIMEOUT: Final = 30.0
-
-# How often a search starts over when a writer merges the files that it was about to open.
-_ATTEMPTS: Final = 20
+from retrieval.exchange import Export, Imported
+from retrieval.files import is_free, whole_folder, why
+from retrieval.photos import is_utf8, readable, scan
+from retrieval.reembedding import Reembedded
+from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
+from retrieval.vault import DATABASE, Compacted, Vault, who
+from retrieval.vectors import Ids
+from retrieval.verdicts import Outcome, Status, Verdicts
+from retrieval.verification import Repaired, Verification
 
 # How many pictures are embedded at a time by the calls of this module.
 _BATCH: Final = 32
+
+# How often a search starts over when the gallery goes over to another model meanwhile.
+_ATTEMPTS: Final = 5
+
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,44 +85,22 @@ class SearchResult:
     prediction: Prediction
 
 
-class Status(StrEnum):
-    """What became of a photo that was offered to a gallery."""
-
-    ENROLLED = "enrolled"
-    KNOWN = "already-known"
-    DUPLICATE = "duplicate"
-    REJECTED = "rejected"
-
-
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one photo.
+class Prepared:
+    """A photo that has been read.
 
     Attributes:
-        path: its file; None for bytes, images and arrays.
-        identity: who was said to be on it.
-        status: the verdict.
-        face_id: of the face that was enrolled, or that has the same bytes.
-        reason: the stable code, for a rejected photo.
-        detail: a few words for a person.
+        path, identity: as in `Outcome`.
+        sha256: of its bytes, in hex.
+        pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
+        generation: the model that the pixels were made for.
     """
 
     path: str | None
     identity: str | None
-    status: Status
-    face_id: int | None = None
-    reason: Reason | None = None
-    detail: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A photo ready to be embedded: pixels uint8 (size, size, 3), and the SHA-256 of its bytes in hex."""
-
-    path: str | None
-    identity: str | None
     sha256: str
-    pixels: pixels.Pixels
+    pixels: pixels.Pixels | None
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -136,32 +108,62 @@ class GalleryInfo:
     """What a gallery holds; sizes in bytes."""
 
     folder: str
+    uuid: str
     created_at: str
     faces: int
     identities: int
     faces_without_identity: int
+    files: int
     largest: tuple[tuple[str, int], ...]
     segments: int
     vector_bytes: int
     database_bytes: int
     fingerprint: str
+    other_fingerprint: str | None
     dimension: int
     classifier_labels: int
     input_size: int
+    erasures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Known paths whose files are gone, and the faces that no other path leads to."""
+
+    paths: tuple[str, ...]
+    faces: tuple[Face, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is to be forgotten, and the names whose labels go with it."""
+
+    what: str
+    face_ids: tuple[int, ...]
+    identity_ids: tuple[int, ...]
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The model of a generation, loaded when it is first needed."""
+
+    generation: Generation
+    bundle: ModelBundle
 
 
 class Gallery:
     """Faces under one folder. Safe to share between threads; any number of processes may read."""
 
-    def __init__(self, folder: Path, bundle: ModelBundle, store: Store, *, device: str, engine: str) -> None:
-        self.folder = folder
-        self.bundle = bundle
-        self._store = store
-        self._vectors = FlatVectors(folder / _VECTORS, bundle.dimension)
+    def __init__(self, vault: Vault, model: _Model, *, device: str, engine: str) -> None:
+        self.folder = vault.folder
+        self.vault = vault
+        self._model = model
         self._device = device
         self._engine = engine
         self._embedder: Embedder | None = None
         self._loading = threading.Lock()
+        self._enrolling: int | None = None
 
     @classmethod
     def create(
@@ -171,6 +173,7 @@ class Gallery:
         *,
         device: str = "auto",
         engine: str = "auto",
+        via: str = "library",
     ) -> "Gallery":
         """Makes an empty gallery with a copy of the bundle, whole or not at all.
 
@@ -180,57 +183,46 @@ class Gallery:
             StorageError: the disk refused, or `folder` is a place that cannot be replaced, such as a mount
                 point; name a folder below it.
         """
-        target = Path(folder)
-        taken = GalleryError(f"{target} exists already and is not empty; choose another folder.")
-        if not is_free(target):
-            raise taken
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-                _lay_out(Path(temporary) / "gallery", bundle)
-                with suppress(FileNotFoundError):
-                    # Renaming onto a folder takes an empty one; onto another gallery it fails.
-                    target.rmdir()
-                os.rename(Path(temporary) / "gallery", target)
-            sync(target.parent)
-        except OSError as error:
-            if not is_free(target):
-                raise taken from error
-            raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
-        return cls.open(target, device=device, engine=engine)
+        with _new_gallery(Path(folder)) as made:
+            Vault.create(made, bundle)
+        return cls.open(folder, device=device, engine=engine, via=via)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, device: str = "auto", engine: str = "auto") -> "Gallery":
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        engine: str = "auto",
+        read_only: bool = False,
+        via: str = "library",
+    ) -> "Gallery":
         """Opens a gallery; the network is loaded when it is first needed.
+
+        Args:
+            folder: the gallery's.
+            device, engine: see `Embedder.open`.
+            read_only: refuse every change. Works on media that cannot be written to.
+            via: what the audit log says of the caller.
 
         Raises:
             GalleryError: there is none, or a newer version made it.
             GalleryDamaged: its database is not what it was.
             BundleError, ModelMismatch: its model is missing, damaged or another one.
         """
-        folder = Path(folder)
-        if folder.is_file():
-            raise GalleryError(f"{folder} is a file; a gallery is a folder.")
-        if not folder.is_dir():
-            raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
-        store = Store.open(folder / _DATABASE)
+        vault = Vault.open(Path(folder), read_only=read_only, via=via)
         try:
-            bundle = ModelBundle.load(folder / _MODEL)
-            with store.read() as reader:
-                row = reader.gallery()
-            if (row.fingerprint, row.dimension) != (bundle.fingerprint, bundle.dimension):
-                raise ModelMismatch(
-                    f"{folder / _MODEL} is not the model that the gallery was made with; put that one back."
-                )
+            with vault.store.read() as reader:
+                generation = vault.serving(reader)
+                model = _Model(generation, vault.bundle(reader, generation))
         except BaseException:
-            store.close()
+            vault.close()
             raise
-        return cls(folder, bundle, store, device=device, engine=engine)
+        return cls(vault, model, device=device, engine=engine)
 
     def close(self) -> None:
         """Closes the database and the mapped files."""
-        self._vectors.forget_all_but(())
-        self._store.close()
+        self.vault.close()
 
     def __enter__(self) -> "Gallery":
         return self
@@ -239,6 +231,11 @@ class Gallery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def bundle(self) -> ModelBundle:
+        """The model that answers searches, as of the last call."""
+        return self._model.bundle
 
     def require(self, bundle: ModelBundle) -> None:
         """Checks that a bundle is the gallery's own.
@@ -260,6 +257,20 @@ class Gallery:
             if self._embedder is None:
                 self._embedder = Embedder.open(self.bundle, device=self._device, engine=self._engine)
             return self._embedder
+
+    def _refresh(self, reader: Reader) -> Generation:
+        """The generation of a snapshot, whose model becomes this gallery's."""
+        generation = self.vault.state(reader).generation
+        with self._loading:
+            if generation != self._model.generation:
+                before, self._model = self._model, _Model(generation, self.vault.bundle(reader, generation))
+                if before.bundle.fingerprint != self._model.bundle.fingerprint:
+                    self._embedder = None
+        return generation
+
+    def _current(self) -> Generation:
+        with self.vault.store.read() as reader:
+            return self._refresh(reader)
 
     # Enrolling
 
@@ -295,17 +306,23 @@ class Gallery:
         if not is_utf8(path or ""):
             shown, detail = readable(path or ""), "its name is not UTF-8; rename it"
             return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
-        if not is_utf8(identity or ""):
-            raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
+        _check_identity(identity)
         try:
             content = pixels.read_bytes(source) if isinstance(source, str | os.PathLike) else source
-            digest = pixels.content_sha256(content)
-            with self._store.read() as reader:
-                stored = reader.faces_by_sha256([digest]).get(digest)
-            if stored is not None:
-                return _same_bytes(stored, path, identity)
+            face = NewFace(identity, path, pixels.content_sha256(content))
+            with self.vault.store.read() as reader:
+                generation = self._refresh(reader)
+                (face,), verdicts = _verdicts(reader, [face])
+            outcome = verdicts.judge(0, face, has_vector=False)
+            if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
+                return outcome
+            prepared = Prepared(face.path, face.identity, face.sha256, None, generation.id)
+            # Any other verdict may be another one by the time that the batch is added. Then a file can be
+            # read once more; bytes are embedded now, in case that theirs are gone by then.
+            if outcome is not None and path is not None:
+                return prepared
             size, crop = self.bundle.preprocessing.size, self.bundle.preprocessing.crop
-            return Prepared(path, identity, digest, pixels.read(content, size=size, crop=crop))
+            return dataclasses.replace(prepared, pixels=pixels.read(content, size=size, crop=crop))
         except UnreadableImage as error:
             return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
 
@@ -314,61 +331,126 @@ class Gallery:
 
         Raises:
             StorageError, GalleryBusy: nothing of the batch was enrolled.
+            ModelMismatch: the gallery went over to another model after the photos were prepared.
         """
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
         if not ready:
             return [photo for photo in photos if isinstance(photo, Outcome)]
-        vectors = self.embedder.embed(np.stack([photo.pixels for photo in ready])).vectors
-        added = iter(self._add([NewFace(p.identity, p.path, p.sha256) for p in ready], vectors))
+        squares = [photo.pixels for photo in ready if photo.pixels is not None]
+        vectors = np.empty((0, self.bundle.dimension), np.float32)
+        if squares:
+            vectors = self.embedder.embed(np.stack(squares)).vectors
+        faces = [NewFace(photo.identity, photo.path, photo.sha256) for photo in ready]
+        has_vector = [photo.pixels is not None for photo in ready]
+        # The oldest of them: if any was prepared for another model, none of the batch is added.
+        generation = min(photo.generation for photo in ready)
+        found = self._add(faces, vectors, has_vector=has_vector, generation=generation)
+        added = iter([o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)])
         return [photo if isinstance(photo, Outcome) else next(added) for photo in photos]
 
-    def _add(self, faces: Sequence[NewFace], vectors: NDArray[np.float32]) -> list[Outcome]:
-        """Adds faces with their vectors (n, d); those whose bytes are stored already are not added again."""
-        checked = self._vectors.checked(vectors)
-        with self._writing() as writer:
-            first = writer.gallery().next_face_id
-            stored = writer.faces_by_sha256({face.sha256 for face in faces})
-            outcomes: list[Outcome] = []
-            new: list[int] = []
-            for row, face in enumerate(faces):
-                if face.sha256 in stored:
-                    outcomes.append(_same_bytes(stored[face.sha256], face.path, face.identity))
-                    continue
-                number = first + len(new)
-                new.append(row)
-                stored[face.sha256] = Face(number, face.identity, face.path, face.sha256, "")
-                outcomes.append(Outcome(face.path, face.identity, Status.ENROLLED, number))
-            if new:
-                ids = np.arange(first, first + len(new), dtype=np.int64)
-                self._append(writer, ids, checked[new])
-                writer.add_faces(first, [faces[row] for row in new])
+    def _once_more(self, photo: Prepared) -> Outcome:
+        """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
+        return self.enroll([(Path(photo.path or ""), photo.identity)])[0]
+
+    def enroll_vectors(
+        self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
+    ) -> list[Outcome]:
+        """Enrolls faces whose embeddings exist already: some thousand rows become durable at a time.
+
+        Args:
+            faces: who, where (absolute paths) and the SHA-256 of the bytes in hex.
+            vectors: (n, d), made by this gallery's model, in the same order.
+            fingerprint: of the model that made them; None takes the caller's word.
+
+        Returns:
+            One Outcome a face, in order.
+
+        Raises:
+            ModelMismatch: another model than `fingerprint` serves, maybe since a moment ago.
+            InputError: not as many vectors as faces, another shape, not finite, a malformed SHA-256 or name.
+            StorageError, GalleryBusy: the rows in flight were not enrolled; those before them were.
+        """
+        for face in faces:
+            if not _SHA256.fullmatch(face.sha256):
+                raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
+            if face.path is not None and not (is_utf8(face.path) and os.path.isabs(face.path)):
+                raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
+            _check_identity(face.identity)
+        if len(faces) != len(vectors):
+            raise InputError(
+                f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both."
+            )
+        generation = self._current()
+        if fingerprint not in (None, generation.fingerprint):
+            raise ModelMismatch(
+                f"The gallery {self.folder} has another model (fingerprint {generation.fingerprint[:12]}) "
+                f"than made these vectors ({str(fingerprint)[:12]})."
+            )
+        step = self.vault.vectors(generation).ceiling
+        outcomes: list[Outcome] = []
+        for start in range(0, len(faces), step):
+            part = slice(start, start + step)
+            added = self._add(faces[part], vectors[part], generation=generation.id)
+            outcomes += [outcome for outcome in added if outcome is not None]
         return outcomes
 
-    def _append(self, writer: Writer, ids: Ids, vectors: Vectors) -> None:
-        """Writes new vectors, together with the newest segments that are not twice as large, as one.
+    def _add(
+        self,
+        faces: Sequence[NewFace],
+        vectors: NDArray[Any],
+        *,
+        has_vector: Sequence[bool] | None = None,
+        generation: int | None = None,
+    ) -> list[Outcome | None]:
+        """Adds faces in one transaction; vectors (m, d) are those of the faces that have one.
 
-        Sizes then fall at least by half from one segment to the next, as the digits of a binary
-        counter: a photo costs its own bytes and its share of the merges, never the whole gallery.
+        None comes back for a face that has no vector and whose bytes are not stored either.
         """
-        parts, absorbed, rows = [(ids, vectors)], [], len(ids)
-        for segment in reversed(writer.segments()):
-            if segment.rows >= 2 * rows or segment.rows + rows > self._vectors.ceiling:
-                break
-            parts.insert(0, self._vectors.rows(segment.id))
-            absorbed.append(segment.id)
-            rows += segment.rows
-        written = self._vectors.write(writer.gallery().next_segment_id, parts)
-        writer.replace_segments(absorbed, [_segment(written)])
+        has_vector = [True] * len(faces) if has_vector is None else has_vector
+        with self.vault.writing() as writer:
+            serving = self.vault.serving(writer)
+            if generation not in (None, serving.id):
+                raise ModelMismatch(
+                    f"The gallery {self.folder} went over to another model meanwhile; "
+                    "run the same command again."
+                )
+            checked = self.vault.vectors(serving).checked(vectors)
+            faces, verdicts = _verdicts(writer, faces)
+            outcomes = [
+                verdicts.judge(row, face, has_vector=has)
+                for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
+            ]
+            if not verdicts.changes_nothing:
+                vector_rows = np.cumsum(has_vector) - 1
+                self._carry_out(writer, serving, verdicts, checked, vector_rows)
+                self._enrolling = self.vault.log(
+                    writer, "enroll", faces=len(verdicts.new), extend=self._enrolling
+                )
+        return outcomes
 
-    @contextmanager
-    def _writing(self) -> Iterator[Writer]:
-        """The only writer, in one transaction; files that no segment names are removed before and after."""
-        with lock.exclusive(self.folder / _LOCK, timeout=LOCK_TIMEOUT):
-            with self._store.write() as writer:
-                self._vectors.remove_all_but(segment.id for segment in writer.segments())
-                yield writer
-            with self._store.read() as reader:
-                self._vectors.remove_all_but(segment.id for segment in reader.segments())
+    def _carry_out(
+        self,
+        writer: Writer,
+        generation: Generation,
+        verdicts: Verdicts,
+        vectors: NDArray[np.float32],
+        vector_rows: Ids,
+    ) -> None:
+        """Stores what the verdicts say; row i of the batch has the vector of row `vector_rows[i]`."""
+        first = writer.gallery().next_face_id
+        ids = np.arange(first, first + len(verdicts.new), dtype=np.int64)
+        rows = vector_rows[[row for row, _ in verdicts.new]] if verdicts.new else vector_rows[:0]
+        if not verdicts.bereaved:
+            everything = len(rows) == len(vectors)  # as in bulk; a copy of 64 MB is then spared
+            with self.vault.appending(writer, generation, ids, vectors if everything else vectors[rows]):
+                _store_rows(writer, first, verdicts)
+            return
+        _store_rows(writer, first, verdicts)
+        gone = writer.without_files(verdicts.bereaved)
+        self.vault.remove(writer, gone)
+        # Of a path that came twice in one batch, with different bytes, only the later face stays.
+        stays = ~np.isin(ids, np.asarray(gone, np.int64))
+        self.vault.append(writer, generation, ids[stays], vectors[rows[stays]])
 
     # Searching
 
@@ -389,14 +471,23 @@ class Gallery:
         """As `search`, for many pictures; one result each, in order."""
         results: list[SearchResult] = []
         images = iter(images)
-        size, crop = self.bundle.preprocessing.size, self.bundle.preprocessing.crop
         while batch := list(islice(images, _BATCH)):
-            squares = np.stack([pixels.read(image, size=size, crop=crop) for image in batch])
-            embedded = self.embedder.embed(squares)
-            matches = self._nearest(embedded.vectors, k)
-            predictions = map(self._prediction, embedded.probabilities)
-            results += map(SearchResult, matches, predictions)
+            results += self._search_batch(batch, k)
         return results
+
+    def _search_batch(self, images: Sequence[pixels.ImageSource], k: int) -> list[SearchResult]:
+        for _ in range(_ATTEMPTS):
+            generation = self._current()
+            preprocessing, embedder = self.bundle.preprocessing, self.embedder
+            squares = np.stack(
+                [pixels.read(image, size=preprocessing.size, crop=preprocessing.crop) for image in images]
+            )
+            embedded = embedder.embed(squares)
+            with suppress(ModelMismatch):
+                matches = self._nearest(embedded.vectors, k, generation=generation.id)
+                predictions = map(self._prediction, embedded.probabilities)
+                return list(map(SearchResult, matches, predictions))
+        raise GalleryDamaged(f"The model of {self.folder} changes faster than it can be asked; try again.")
 
     def search_by_vector(self, vector: NDArray[Any], k: int = 5) -> tuple[Match, ...]:
         """The k nearest stored photos to an embedding (d,).
@@ -417,24 +508,23 @@ class Gallery:
         matches = self.search_by_vector(self._vector(face_id), k + 1)
         return tuple(match for match in matches if match.face.id != face_id)[:k]
 
-    def _nearest(self, vectors: NDArray[Any], k: int) -> list[tuple[Match, ...]]:
-        """The matches of each vector (n, d), all from one snapshot."""
+    def _nearest(
+        self, vectors: NDArray[Any], k: int, *, generation: int | None = None
+    ) -> list[tuple[Match, ...]]:
+        """The matches of each vector (n, d), all from one snapshot.
+
+        Raises:
+            ModelMismatch: the snapshot is of another generation than the given one.
+        """
 
         def search(reader: Reader) -> list[tuple[Match, ...]]:
-            segments = [segment.id for segment in reader.segments()]
-            found = self._vectors.search(segments, vectors, k)
-            self._vectors.forget_all_but(segments)
+            state = self.vault.state(reader)
+            if generation not in (None, state.generation.id):
+                raise ModelMismatch(f"The gallery {self.folder} went over to another model meanwhile.")
+            found = self.vault.vectors(state.generation).search(state.segments, vectors, k)
             return self._matches(reader, found)
 
-        return self._on_a_snapshot(search)
-
-    def _on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
-        """What `work` makes of a snapshot; of a later one where a writer merged its files away meanwhile."""
-        for _ in range(_ATTEMPTS - 1):
-            with suppress(SegmentMissing), self._store.read() as reader:
-                return work(reader)
-        with self._store.read() as reader:
-            return work(reader)
+        return self.vault.on_a_snapshot(search)
 
     def _matches(
         self, reader: Reader, found: Sequence[tuple[NDArray[np.float64], Ids]]
@@ -450,111 +540,494 @@ class Gallery:
             ]
         except KeyError as error:
             raise GalleryDamaged(
-                f"{self.folder} has a vector {error} without a face; restore it from a backup."
+                f"{self.folder} has a vector {error} without a face; see `faceprint verify {self.folder}`."
             ) from error
 
     def _vector(self, face_id: int) -> NDArray[np.float32]:
         def find(reader: Reader) -> NDArray[np.float32]:
-            for segment in reader.segments():
-                ids, matrix = self._vectors.rows(segment.id)
-                (rows,) = np.nonzero(ids == face_id)
-                if len(rows):
-                    return np.array(matrix[rows[0]])
-            raise InputError(f"There is no face {face_id} in {self.folder}.")
+            vector = self.vault.vector(reader, self.vault.state(reader).generation, face_id)
+            if vector is None:
+                raise InputError(f"There is no face {face_id} in {self.folder}.")
+            return vector
 
-        return self._on_a_snapshot(find)
+        return self.vault.on_a_snapshot(find)
 
     def _prediction(self, probabilities: NDArray[np.float32]) -> Prediction:
-        best = int(probabilities.argmax())
-        return Prediction(self.bundle.labels[best], float(probabilities[best]))
+        """The likeliest name; the outputs of the forgotten have none."""
+        labels = self.bundle.labels
+        known = np.array([label != FORGOTTEN for label in labels])
+        best = int(np.where(known, probabilities, -1).argmax())
+        return Prediction(labels[best], float(probabilities[best]))
+
+    # Who is who
+
+    def rename_identity(self, name: str, new_name: str, *, keep_alias: bool = True) -> int:
+        """Gives a person another name; the model's label of that name goes with it.
+
+        Args:
+            name: today's.
+            new_name: nobody has it.
+            keep_alias: let the old name go on to mean this person, so that enrolling a folder of that name
+                again is no conflict. Otherwise nothing of it stays in the tables.
+
+        Returns:
+            How many faces the person has.
+
+        Raises:
+            InputError: there is nobody of that name, or somebody of the new one.
+        """
+        _check_identity(new_name)
+        with self.vault.writing() as writer:
+            number = self._identity(writer, name)
+            names = writer.names_of([number])
+            if new_name != name and writer.identity_id(new_name) is not None:
+                raise InputError(
+                    f"There is somebody called {new_name} in {self.folder} already; "
+                    "if they are the same person, merge the two with `faceprint merge-identities`."
+                )
+            faces = len(writer.face_ids_of(name))
+            writer.rename_identity(number, new_name)
+            writer.remove_alias(new_name)
+            if keep_alias and name != new_name:
+                writer.add_alias(name, number)
+            change = Relabel(new_name, keep_photos=keep_alias)
+            self._relabel(writer, names, change, erase=not keep_alias)
+            self.vault.log(writer, "rename-identity", faces=faces, identity=number, alias_kept=keep_alias)
+        return faces
+
+    def merge_identities(self, name: str, into: str) -> int:
+        """Makes two names one person; the first goes on as an alias of the second.
+
+        Returns:
+            How many faces changed their identity.
+
+        Raises:
+            InputError: there is nobody of one of the names, or they are one already.
+        """
+        with self.vault.writing() as writer:
+            number, target = self._identity(writer, name), self._identity(writer, into)
+            if number == target:
+                raise InputError(f"{name} and {into} are one identity already.")
+            faces, names = len(writer.face_ids_of(name)), writer.names_of([number])
+            writer.merge_identities(number, target)
+            writer.add_alias(name, target)
+            self._relabel(writer, names, Relabel(into, keep_photos=True), erase=False)
+            self.vault.log(writer, "merge-identities", faces=faces, identity=number, into=target)
+        return faces
+
+    def _identity(self, reader: Reader, name: str) -> int:
+        """The number of a person.
+
+        Raises:
+            InputError: there is nobody of that name.
+        """
+        number = reader.identity_id(name)
+        if number is None:
+            today = reader.current_names([name]).get(name)
+            instead = f"; {name} is called {today} now" if today else ""
+            raise InputError(f"There is nobody called {name} in {self.folder}{instead}.")
+        return number
+
+    def _relabel(self, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool) -> None:
+        """Lets the labels of some names, in every model, go with the names."""
+        labels: dict[str, dict[int, Relabel]] = {}
+        for generation in writer.generations().values():
+            today = self.vault.bundle(writer, generation).labels
+            found = {number: change for number, label in enumerate(today) if label in names}
+            if found:
+                labels[generation.folder] = found
+        if erase or labels:
+            self.vault.owe(writer, erase=erase, labels=labels)
 
     # Forgetting
 
-    def forget(self, identity: str) -> int:
-        """Removes an identity's faces: their rows, and their vectors from every segment.
+    def forget(
+        self,
+        identity: str | None = None,
+        *,
+        face_id: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> Receipt:
+        """Erases a person, or one face: rows, vectors, the log, free pages, the model's label of that name.
 
-        Segments that hold one are rewritten without it and deleted; SQLite writes its file anew and
-        empties its log. Copies that you made (backups, the photos themselves) are yours.
+        Segments that hold one of the vectors are written anew without it and deleted; SQLite writes its
+        file anew and empties its log. A tombstone makes `restore` forget again. What cannot be reached from
+        here is yours: backups, the photos, and what the model's weights have learned from them.
+
+        Args:
+            identity: everything of a person; or
+            face_id: one face; or
+            path: the face of one file, with every path that it has.
 
         Returns:
-            How many faces were removed.
+            The receipt, which is stored too.
 
         Raises:
-            InputError: there is no such identity.
+            InputError: not exactly one of the three, or it does not exist.
+            StorageError: the disk refused; where the sentence says so, the faces are gone from every answer
+                and their traces will be erased by the next write.
         """
-        with self._writing() as writer:
-            ids = writer.face_ids_of(identity)
-            if not ids:
-                raise InputError(f"There is nobody called {identity} in {self.folder}.")
-            gone = np.asarray(ids)
-            next_id = writer.gallery().next_segment_id
-            for segment in writer.segments():
-                next_id = self._rewrite_without(writer, segment, gone, next_id)
-            writer.remove_faces(ids)
-        self._store.erase_traces()
-        return len(ids)
+        if sum(asked is not None for asked in (identity, face_id, path)) != 1:
+            raise InputError("Say what to forget: an identity, or a face, or a path; one of the three.")
+        with self.vault.writing() as writer:
+            target = self._to_forget(writer, identity, face_id, path)
+            receipt = Receipt(
+                id=str(uuid.uuid4()),
+                gallery=writer.gallery().uuid,
+                at=utc_now(),
+                who=who(),
+                what=target.what,
+                faces=len(target.face_ids),
+                face_ids=target.face_ids,
+                identity_ids=target.identity_ids,
+            )
+            self.vault.remove(writer, target.face_ids)
+            writer.add_receipt(receipt)
+            self._relabel(writer, target.names, Relabel(None, keep_photos=False), erase=True)
+            self.vault.log(writer, "forget", faces=receipt.faces, receipt=receipt.id)
+        self._current()  # this process too has the name in its memory
+        return receipt
 
-    def _rewrite_without(self, writer: Writer, segment: Segment, gone: Ids, next_id: int) -> int:
-        stored, matrix = self._vectors.rows(segment.id)
-        kept = ~np.isin(stored, gone)
-        if kept.all():
-            return next_id
-        new: list[Segment] = []
-        if kept.any():
-            new = [_segment(self._vectors.write(next_id, [(stored[kept], matrix[kept])]))]
-        writer.replace_segments([segment.id], new)
-        return next_id + len(new)
+    def _to_forget(
+        self,
+        reader: Reader,
+        identity: str | None,
+        face_id: int | None,
+        path: str | os.PathLike[str] | None,
+    ) -> "_Target":
+        if identity is not None:
+            return self._person(reader, identity)
+        if path is not None:
+            name = os.path.abspath(path)
+            found = reader.files([name] if is_utf8(name) else []).get(name)
+            if found is None:
+                raise InputError(f"There is no face of {readable(name)} in {self.folder}.")
+            face_id = found
+        assert face_id is not None
+        if not (0 < face_id < 2**63 and reader.faces([face_id])):
+            raise InputError(f"There is no face {face_id} in {self.folder}.")
+        person = reader.faces([face_id])[face_id].identity
+        # Whose last face goes, goes with every name.
+        last = person is not None and reader.face_ids_of(person) == [face_id]
+        names = reader.names_of([self._identity(reader, person)]) if person is not None and last else set()
+        return _Target("face" if path is None else "path", (face_id,), (), frozenset(names))
 
-    # Looking at it
+    def _person(self, reader: Reader, name: str) -> "_Target":
+        """Everything of a person; of one who was only trained on, the label."""
+        number = reader.identity_id(name)
+        if number is None:
+            bundles = [self.vault.bundle(reader, one) for one in reader.generations().values()]
+            if name != FORGOTTEN and any(name in bundle.labels for bundle in bundles):
+                return _Target("identity", (), (), frozenset([name]))
+        number = self._identity(reader, name)
+        return _Target(
+            "identity",
+            tuple(reader.face_ids_of(name)),
+            (number, *reader.merged_into(number)),
+            frozenset(reader.names_of([number])),
+        )
+
+    def receipts(self) -> list[Receipt]:
+        """Every erasure, oldest first."""
+        with self.vault.store.read() as reader:
+            return reader.receipts()
+
+    # Looking after it
+
+    def compact(self) -> Compacted:
+        """Merges segments into as few as there can be, and writes the database anew without gaps.
+
+        Raises:
+            StorageError, GalleryBusy: what was merged before stays merged.
+        """
+        return self.vault.compact()
+
+    def verify(self) -> Verification:
+        """Reads every byte and compares; see `retrieval.verification.verify`."""
+        return verification.verify(self.folder)
+
+    def repair(
+        self,
+        *,
+        backup: str | os.PathLike[str] | None = None,
+        model: ModelBundle | None = None,
+        give_up: bool = False,
+    ) -> Repaired:
+        """Mends what can be mended without a guess; see `repair`."""
+        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up}
+        return repair(self.folder, device=self._device, engine=self._engine, **options)
+
+    def backup(self, target: str | os.PathLike[str]) -> BackedUp:
+        """Copies one snapshot of the gallery while others write; a second time only what is new.
+
+        Raises:
+            InputError: `target` is something else than a backup of this gallery.
+            GalleryDamaged: a file is not what was written; the older backup stays as it was.
+            StorageError, GalleryBusy: the older backup stays as it was.
+        """
+        return backups.back_up(self.vault, Path(target))
+
+    def export(self, target: str | os.PathLike[str]) -> Export:
+        """Writes one snapshot as Parquet, with the model's contract and checksums; see `retrieval.exchange`.
+
+        Raises:
+            InputError: `target` exists and is not empty.
+            StorageError, GalleryBusy: nothing was exported.
+            MissingDependency: pyarrow is not installed.
+        """
+        return exchange.export(self.vault, Path(target))
+
+    def import_export(
+        self,
+        exported: Export,
+        *,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Imported:
+        """Enrolls what another gallery exported (`exchange.read_export`); see there."""
+        enroll = partial(self.enroll_vectors, fingerprint=exported.fingerprint)
+        return exchange.import_export(
+            self.vault, exported, enroll, on_outcome=on_outcome, should_stop=should_stop
+        )
+
+    @classmethod
+    def restore(
+        cls,
+        backup: str | os.PathLike[str],
+        folder: str | os.PathLike[str],
+        *,
+        receipts: Sequence[Receipt] = (),
+        via: str = "library",
+    ) -> Restored:
+        """Makes a gallery what a backup says: a new one, or an existing one of which it is a backup.
+
+        What was forgotten since stays forgotten: by the tombstones of the existing gallery, and by
+        `receipts` where that is lost.
+
+        Raises:
+            DataError: there is no backup, or one of its files is not what was written; nothing was changed.
+            InputError: the gallery in `folder` is another one than the backup's.
+            StorageError, GalleryBusy: nothing was changed.
+        """
+        source, target = Path(backup), Path(folder)
+        if not is_free(target):
+            with closing(Vault.open(target, via=via)) as vault:
+                return backups.restore(source, vault, receipts=receipts)
+        bundle = backups.gallery_model(source)
+        with _new_gallery(target) as made:
+            Vault.create(made, bundle)
+            with closing(Vault.open(made, via=via)) as vault:
+                restored = backups.restore(source, vault, receipts=receipts, fresh=True)
+        return dataclasses.replace(restored, folder=os.fspath(target))
+
+    def reembed(
+        self,
+        bundle: ModelBundle,
+        *,
+        switch: bool = True,
+        give_up: bool = False,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Reembedded:
+        """Embeds every face with another model and goes over to it; see `retrieval.reembedding.reembed`."""
+        done = reembedding.reembed(
+            self.vault,
+            bundle,
+            lambda loaded: Embedder.open(loaded, device=self._device, engine=self._engine),
+            switch=switch,
+            give_up=give_up,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+        self._current()
+        return done
+
+    def other_model(self) -> ModelBundle:
+        """The model that does not serve: the former one, to go back to, or one in the making.
+
+        Raises:
+            InputError: there is none.
+        """
+        return reembedding.other_model(self.vault)
+
+    def drop_other_model(self) -> int:
+        """Deletes the model that does not serve, with its vectors; returns how many those were.
+
+        Raises:
+            InputError: there is none.
+        """
+        return reembedding.drop_other(self.vault)
+
+    def missing_files(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
+        """Known paths below some sources whose files are gone, and the faces that have no other.
+
+        A file that cannot be looked at (no permission, a disk error) is not gone.
+
+        Raises:
+            DataError: a source does not exist.
+            InputError: there is not one photo in a source: it may not be mounted.
+        """
+        with self.vault.store.read() as reader:
+            return _missing(reader, _roots(sources))
+
+    def remove_missing(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
+        """Makes paths unknown whose files are gone, and removes faces that have no other; see above.
+
+        Returns:
+            What was removed. No trace of it is left, as after `forget`.
+        """
+        roots = _roots(sources)
+        with self.vault.writing() as writer:
+            missing = _missing(writer, roots)
+            if missing.paths:
+                writer.remove_files(missing.paths)
+                self.vault.remove(writer, [face.id for face in missing.faces])
+                self.vault.owe(writer, erase=True, labels={})
+                self.vault.log(writer, "sync", faces=len(missing.faces), files=len(missing.paths))
+        return missing
+
+    def audit_log(self) -> list[AuditEntry]:
+        """What was done to the gallery, oldest first."""
+        with self.vault.store.read() as reader:
+            return reader.audit_log()
 
     def info(self) -> GalleryInfo:
         """What the gallery holds."""
-        with self._store.read() as reader:
+        with self.vault.store.read() as reader:
+            generation = self._refresh(reader)
             row, segments, identities = reader.gallery(), reader.segments(), reader.identities()
+            others = [one for one in reader.generations().values() if one.id != generation.id]
+            files, erasures = reader.file_count(), len(reader.receipts())
         named = [(name, number) for name, number in identities if name is not None]
         return GalleryInfo(
             folder=os.fspath(self.folder),
+            uuid=row.uuid,
             created_at=row.created_at,
             faces=sum(number for _, number in identities),
             identities=len(named),
             faces_without_identity=sum(number for name, number in identities if name is None),
+            files=files,
             largest=tuple(named[:10]),
             segments=len(segments),
             vector_bytes=sum(segment.bytes for segment in segments),
-            database_bytes=(self.folder / _DATABASE).stat().st_size,
-            fingerprint=row.fingerprint,
-            dimension=row.dimension,
+            database_bytes=(self.folder / DATABASE).stat().st_size,
+            fingerprint=generation.fingerprint,
+            other_fingerprint=others[0].fingerprint if others else None,
+            dimension=generation.dimension,
             classifier_labels=len(self.bundle.labels),
             input_size=self.bundle.input_size,
+            erasures=erasures,
         )
 
 
-def is_free(folder: Path) -> bool:
-    """Whether a gallery can be made there: nothing is there, or an empty folder."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+def repair(
+    folder: str | os.PathLike[str],
+    *,
+    backup: str | os.PathLike[str] | None = None,
+    model: ModelBundle | None = None,
+    give_up: bool = False,
+    device: str = "auto",
+    engine: str = "auto",
+) -> Repaired:
+    """Mends what can be mended of a gallery, also one that can no longer be opened.
+
+    Args:
+        folder: the gallery's.
+        backup: a backup of it, for files that have the SHA-256 which was written down.
+        model: another copy of its model.
+        give_up: remove faces whose vectors nothing can bring back.
+        device, engine: see `Embedder.open`.
+
+    Raises:
+        GalleryError: there is no gallery.
+        StorageError, GalleryBusy: what was mended until then stays mended.
+    """
+    files = backups.files_by_sha256(Path(backup)) if backup is not None else {}
+    return verification.repair(
+        Path(folder),
+        lambda loaded: Embedder.open(loaded, device=device, engine=engine),
+        backup=files.get,
+        model=model,
+        give_up=give_up,
+    )
 
 
-def _lay_out(folder: Path, bundle: ModelBundle) -> None:
-    """An empty gallery's files, durable."""
-    folder.mkdir()
-    (folder / _VECTORS).mkdir()
-    bundle.save(folder / _MODEL)
-    Store.create(folder / _DATABASE, fingerprint=bundle.fingerprint, dimension=bundle.dimension).close()
-    sync(folder / _DATABASE)
-    sync(folder)
+def _roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Sources as absolute paths, each with a photo in it."""
+    roots = [os.path.abspath(source) for source in sources]
+    for root in roots:
+        if next(scan([root]), None) is None:
+            raise InputError(
+                f"There is not one photo in {root}, so nothing is taken for gone; is it mounted? "
+                "To remove people, use `faceprint forget`."
+            )
+    return roots
 
 
-def _segment(written: Written) -> Segment:
-    return Segment(written.id, written.rows, written.bytes, written.sha256)
+def _missing(reader: Reader, roots: Sequence[str]) -> Missing:
+    paths: list[str] = []
+    alive: set[int] = set()
+    faces: set[int] = set()
+    for path, number in reader.all_files():
+        below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+        if below and _is_gone(path):
+            paths.append(path)
+            faces.add(number)
+        else:
+            alive.add(number)
+    return Missing(tuple(sorted(paths)), tuple(reader.faces(sorted(faces - alive)).values()))
 
 
-def _same_bytes(stored: Face, path: str | None, identity: str | None) -> Outcome:
-    """The verdict on a photo whose bytes are stored already: never a second face, never another name."""
-    if identity is not None and identity != stored.identity:
-        name = stored.identity or "nobody in particular"
-        detail = f"the same bytes are enrolled as {name}" + (f" from {stored.path}" if stored.path else "")
-        return Outcome(path, identity, Status.REJECTED, stored.id, Reason.IDENTITY_CONFLICT, detail)
-    if path == stored.path:
-        return Outcome(path, identity, Status.KNOWN, stored.id)
-    original = stored.path or f"face {stored.id}"
-    return Outcome(path, identity, Status.DUPLICATE, stored.id, detail=f"the same bytes as {original}")
+def _is_gone(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@contextmanager
+def _new_gallery(target: Path) -> Iterator[Path]:
+    """A name for a folder that becomes the gallery `target` when everything in it is there.
+
+    Raises:
+        GalleryError: `target` exists and is not empty.
+        StorageError: the disk refused.
+    """
+    try:
+        with whole_folder(target) as made:
+            yield made
+    except FileExistsError as error:
+        raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
+    except OSError as error:
+        raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
+
+
+def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
+    writer.add_faces(first, [face for _, face in verdicts.new])
+    writer.remove_files(verdicts.paths)
+    writer.add_files(verdicts.paths.items())
+    for number, name in verdicts.names.items():
+        writer.name_face(number, name)
+    if verdicts.names:
+        writer.remove_lonely()
+
+
+def _check_identity(identity: str | None) -> None:
+    if not is_utf8(identity or ""):
+        raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
+
+
+def _verdicts(reader: Reader, faces: Sequence[NewFace]) -> tuple[list[NewFace], Verdicts]:
+    """The judge of some faces, and the faces under the names that their people have today."""
+    today = reader.current_names({face.identity for face in faces if face.identity is not None})
+    if today:
+        faces = [
+            dataclasses.replace(face, identity=today.get(face.identity or "", face.identity))
+            for face in faces
+        ]
+    stored = reader.faces_by_sha256({face.sha256 for face in faces})
+    owners = reader.files({face.path for face in faces if face.path is not None})
+    return list(faces), Verdicts(stored, owners, first_id=reader.gallery().next_face_id)

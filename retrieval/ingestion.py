@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
-from retrieval import photos
+from retrieval import exchange, photos
 from retrieval.errors import InputError, Reason
-from retrieval.gallery import Gallery, Outcome, Prepared, Status
+from retrieval.gallery import Gallery, Prepared
 from retrieval.photos import Photo
+from retrieval.verdicts import Outcome, Status
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -101,14 +103,33 @@ def ingest(
         InputError: a batch size or a number of workers below 1.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
+    return ingest_photos(
+        gallery,
+        photos.scan(sources),
+        batch_size=batch_size,
+        workers=workers,
+        on_outcome=on_outcome,
+        should_stop=should_stop,
+    )
+
+
+def ingest_photos(
+    gallery: Gallery,
+    found: Iterable[Photo],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int | None = None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> IngestReport:
+    """As `ingest`, for photos that are listed already, such as those of a report (`photos.from_report`)."""
     workers = (os.cpu_count() or 1) if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise InputError("The batch size and the number of workers must be at least 1.")
     report = IngestReport()
     started = time.monotonic()
-    found = photos.scan(sources)
     with ThreadPoolExecutor(workers, thread_name_prefix="faceprint-read") as threads:
-        prepared = _prepared_in_order(gallery, found, threads, ahead=2 * batch_size)
+        prepared = _prepared_in_order(gallery, iter(found), threads, ahead=2 * batch_size)
         while not report.interrupted:
             before = time.monotonic()
             batch = list(islice(prepared, batch_size))
@@ -123,6 +144,46 @@ def ingest(
             report.interrupted = should_stop()
         threads.shutdown(cancel_futures=True)
     report.seconds = time.monotonic() - started
+    return report
+
+
+def ingest_embeddings(
+    gallery: Gallery,
+    path: str | os.PathLike[str],
+    *,
+    trusted: bool = False,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> IngestReport:
+    """Enrolls the vectors of a Parquet file (see `exchange.read_embeddings`), some thousand rows at a time.
+
+    Args:
+        gallery: where to.
+        path: of the file.
+        trusted: take vectors of a file that does not say which model made them.
+        on_outcome: called once for every row, in order, after its batch is durable.
+        should_stop: asked between batches; True ends the run, with everything so far enrolled.
+
+    Raises:
+        ModelMismatch: another model made the vectors.
+        InputError: the file is not what it should be; the batches before the first such row are enrolled.
+        StorageError, GalleryBusy: the run failed; the batches before are enrolled.
+    """
+    report = IngestReport()
+    started = time.monotonic()
+    fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
+    rows = exchange.read_embeddings(Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted)
+    for faces, vectors in rows:
+        between = time.monotonic()
+        for outcome in gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint):
+            report.count(outcome)
+            on_outcome(outcome)
+        report.storing_seconds += time.monotonic() - between
+        report.interrupted = should_stop()
+        if report.interrupted:
+            break
+    report.seconds = time.monotonic() - started
+    report.waiting_seconds = report.seconds - report.storing_seconds
     return report
 
 

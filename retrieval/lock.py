@@ -5,7 +5,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ def exclusive(path: Path, *, timeout: float) -> Iterator[None]:
     process exclude each other as two processes do.
 
     Args:
-        path: made when it is not there; its text is the process id of the last holder.
+        path: made when it is not there; its text is the process id of the holder, while there is one.
         timeout: seconds to wait for another holder.
 
     Raises:
@@ -36,13 +36,22 @@ def exclusive(path: Path, *, timeout: float) -> Iterator[None]:
         raise StorageError(f"{path.parent} cannot be written to: {why(error)}.") from error
     try:
         _acquire(descriptor, path, timeout)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+        _sign(descriptor, str(os.getpid()))
+        try:
+            yield
+        finally:
+            _sign(descriptor, "")
     finally:
         # Not by closing alone: a process that was forked meanwhile has the descriptor too.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _sign(descriptor: int, name: str) -> None:
+    """Writes the holder's name. The lock holds without it: a full disk must not hinder who would delete."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, name.encode(), 0)
 
 
 def _acquire(descriptor: int, path: Path, timeout: float) -> None:

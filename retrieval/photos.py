@@ -1,5 +1,6 @@
 """Where photographs are: files on disk and who is on them, in an order that never varies."""
 
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from retrieval.errors import DataError, Reason
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 # What a model and a gallery are known by: their files are nobody's photos.
-_OURS = frozenset({"bundle.json", "gallery.db"})
+_OURS = frozenset({"bundle.json", "gallery.db", "backup.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,32 @@ def scan(sources: Iterable[str | os.PathLike[str]]) -> Iterator[Photo]:
         if not os.path.exists(root):
             raise DataError(f"There is no file or folder {root}; check the path.")
     return _scan(roots)
+
+
+def from_report(path: str | os.PathLike[str]) -> list[Photo]:
+    """The rejected photos of a report that `faceprint ingest --report` wrote, in its order.
+
+    Raises:
+        DataError: there is no such file, or it is something else.
+    """
+    try:
+        lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+        return [
+            Photo(Path(line["path"]), line["identity"], _as_it_was(line["reason"]))
+            for line in lines
+            if line["status"] == "rejected" and line["path"] is not None
+        ]
+    except OSError as error:
+        raise DataError(
+            f"The report {path} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a report of faceprint ingest; pass what --report wrote.") from error
+
+
+def _as_it_was(reason: str) -> Reason | None:
+    """A name that is not UTF-8 stands in a report as it can be written, and leads nowhere."""
+    return Reason.NAME_NOT_UTF8 if reason == Reason.NAME_NOT_UTF8 else None
 
 
 def count(sources: Iterable[str | os.PathLike[str]]) -> int:

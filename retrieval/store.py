@@ -3,21 +3,25 @@
 SQLite is the truth about which faces exist. A segment that no row names does not exist.
 """
 
+import json
 import os
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from sqlalchemy import (
     URL,
     Column,
     Connection,
     Engine,
+    Executable,
     ForeignKey,
     Integer,
     MetaData,
@@ -35,15 +39,23 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.pool import NullPool, QueuePool
 
+from retrieval import lock, pages
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
+from retrieval.files import sync, why
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0002"
+
+# The file that a writer locks, beside the database.
+LOCK_NAME: Final = "writer.lock"
 
 # alembic keeps its state in module globals; two threads that migrate at once would share it.
 _MIGRATING: Final = threading.Lock()
+
+_CACHE_KIB: Final = 128 * 1024
 
 # How many values one IN (...) lists: far below SQLite's limit, and PostgreSQL's.
 _LIST_LENGTH: Final = 1000
@@ -57,17 +69,35 @@ metadata = MetaData(
     }
 )
 
-# One row. The counters only rise, in the transaction that uses them, so no id is ever used again.
+# One row. The counters only rise, in the transaction that uses them, so no id is ever used again; the
+# revision rises with every transaction, and its opposite beside it shows a flipped bit in either.
 gallery_table = Table(
     "gallery",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("uuid", String(36), nullable=False),
     Column("created_at", String(32), nullable=False),
-    Column("fingerprint", String(64), nullable=False),
-    Column("dimension", Integer, nullable=False),
     Column("next_face_id", Integer, nullable=False),
     Column("next_segment_id", Integer, nullable=False),
+    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("revision_check", Integer, nullable=False),
+    Column("next_identity_id", Integer, nullable=False),
+    Column("next_generation_id", Integer, nullable=False),
+    # JSON of what a committed transaction still owes (see `Unfinished`); the next writer pays it.
+    Column("unfinished", Text, nullable=True),
+)
+
+# A model and the vectors it gave. One serves; another may be in the making, or kept to go back to.
+generation_table = Table(
+    "generation",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("folder", String(64), nullable=False),
+    Column("card_sha256", String(64), nullable=False),
+    Column("created_at", String(32), nullable=False),
 )
 
 identity_table = Table(
@@ -77,14 +107,39 @@ identity_table = Table(
     Column("name", Text, nullable=False, unique=True),
 )
 
+# What an identity was called before, so that a folder of the old name still means the same person.
+alias_table = Table(
+    "alias",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("identity_id", Integer, ForeignKey("identity.id"), nullable=False, index=True),
+)
+
+# Which identity became part of which, by number: who forgets the one forgets what was the other.
+merger_table = Table(
+    "merger",
+    metadata,
+    Column("identity_id", Integer, primary_key=True),
+    Column("into_id", Integer, nullable=False),
+)
+
 face_table = Table(
     "face",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("identity_id", Integer, ForeignKey("identity.id"), nullable=True, index=True),
-    Column("path", Text, nullable=True, index=True),
     Column("sha256", String(64), nullable=False, unique=True),
     Column("enrolled_at", String(32), nullable=False),
+)
+
+# Where a face's bytes lie: one path or more, none for what a library call gave as bytes.
+file_table = Table(
+    "file",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("face_id", Integer, ForeignKey("face.id"), nullable=False, index=True),
+    Column("path", Text, nullable=False, unique=True),
 )
 
 segment_table = Table(
@@ -94,6 +149,41 @@ segment_table = Table(
     Column("rows", Integer, nullable=False),
     Column("bytes", Integer, nullable=False),
     Column("sha256", String(64), nullable=False),
+    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False, index=True),
+)
+
+# Receipts of what was forgotten, and the numbers that a restored backup must not bring back.
+erasure_table = Table(
+    "erasure",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("at", String(32), nullable=False),
+    Column("who", Text, nullable=False),
+    Column("what", String(16), nullable=False),
+    Column("faces", Integer, nullable=False),
+)
+
+tombstone_table = Table(
+    "tombstone",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("erasure_id", String(36), ForeignKey("erasure.id"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("target", Integer, nullable=False),
+)
+
+# Who did what when. Numbers only: a name or a path here would outlive its person.
+audit_table = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("began_at", String(32), nullable=False),
+    Column("ended_at", String(32), nullable=False),
+    Column("who", Text, nullable=False),
+    Column("via", Text, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("faces", Integer, nullable=False),
+    Column("detail", Text, nullable=False),
 )
 
 
@@ -104,16 +194,22 @@ class Face:
     Attributes:
         id: the vector's id too; never used again.
         identity: who is on it; None when nobody said.
-        path: the file it was enrolled from; None for bytes or arrays given by a library call.
+        paths: the files that have its bytes, in the order in which they became known; none for bytes or
+            arrays given by a library call.
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
     """
 
     id: int
     identity: str | None
-    path: str | None
+    paths: tuple[str, ...]
     sha256: str
     enrolled_at: str
+
+    @property
+    def path(self) -> str | None:
+        """The first of its files."""
+        return self.paths[0] if self.paths else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +223,34 @@ class NewFace:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A file of vectors that exists: its id is its name; rows, bytes and SHA-256 in hex."""
+    """A file of vectors that exists: its id is its name; rows, bytes, SHA-256 in hex, whose generation's."""
 
     id: int
     rows: int
     bytes: int
     sha256: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A model and its vectors.
+
+    Attributes:
+        id: never used again.
+        fingerprint: of the model.
+        dimension: of its embeddings.
+        folder: the name of the model's folder in the gallery.
+        card_sha256: of the model's card in that folder, in hex.
+        created_at: ISO 8601, UTC.
+    """
+
+    id: int
+    fingerprint: str
+    dimension: int
+    folder: str
+    card_sha256: str
+    created_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +259,59 @@ class GalleryRow:
 
     uuid: str
     created_at: str
-    fingerprint: str
-    dimension: int
     next_face_id: int
     next_segment_id: int
+    generation_id: int
+    revision: int
+    next_identity_id: int
+    next_generation_id: int
+    unfinished: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of an erasure, with nothing in it about the person.
+
+    Attributes:
+        id: a UUID.
+        gallery: the gallery's UUID.
+        at: ISO 8601, UTC.
+        who: the user of the operating system who asked for it.
+        what: "identity", "face" or "path".
+        faces: how many were removed.
+        face_ids, identity_ids: the numbers that a restored backup must not bring back.
+    """
+
+    id: str
+    gallery: str
+    at: str
+    who: str
+    what: str
+    faces: int
+    face_ids: tuple[int, ...]
+    identity_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Something that was done to a gallery.
+
+    Attributes:
+        began_at, ended_at: ISO 8601, UTC; many small enrollments of one caller are one entry.
+        who: the user of the operating system.
+        via: the command, or "library".
+        action: "enroll", "forget", "compact", ...
+        faces: how many it concerned.
+        detail: numbers; never a name, a path or an embedding.
+    """
+
+    began_at: str
+    ended_at: str
+    who: str
+    via: str
+    action: str
+    faces: int
+    detail: dict[str, Any]
 
 
 class Reader:
@@ -153,22 +320,41 @@ class Reader:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    def revision(self) -> int:
+        """A number that rises with every transaction that changes anything."""
+        found = self._connection.execute(_REVISION).scalar_one_or_none()
+        if found is None:
+            raise GalleryDamaged("The gallery's database has lost its own row; restore it from a backup.")
+        return int(found)
+
     def gallery(self) -> GalleryRow:
         """The gallery's own row."""
-        columns = [column for column in gallery_table.c if column.name != "id"]
+        left_out = ("id", "revision_check")
+        columns = [column for column in gallery_table.c if column.name not in left_out]
         row = self._connection.execute(select(*columns)).one_or_none()
         if row is None:
             raise GalleryDamaged("The gallery's database has lost its own row; restore it from a backup.")
         return GalleryRow(*row)
 
-    def segments(self) -> list[Segment]:
-        """The segments that exist, oldest first."""
-        rows = self._connection.execute(select(segment_table).order_by(segment_table.c.id))
-        return [Segment(*row) for row in rows]
+    def generations(self) -> dict[int, Generation]:
+        """Every generation by its id."""
+        rows = self._connection.execute(select(generation_table).order_by(generation_table.c.id))
+        return {row[0]: Generation(*row) for row in rows}
+
+    def segments(self, generation: int | None = None) -> list[Segment]:
+        """The segments that exist, of one generation or of all, oldest first."""
+        query = select(segment_table).order_by(segment_table.c.id)
+        if generation is not None:
+            query = query.where(segment_table.c.generation_id == generation)
+        return [Segment(*row) for row in self._connection.execute(query)]
 
     def count(self) -> int:
         """How many faces there are."""
         return self._connection.execute(select(func.count()).select_from(face_table)).scalar_one()
+
+    def file_count(self) -> int:
+        """How many paths there are."""
+        return self._connection.execute(select(func.count()).select_from(file_table)).scalar_one()
 
     def faces(self, ids: Iterable[int]) -> dict[int, Face]:
         """Faces by id; an id that does not exist is absent."""
@@ -177,6 +363,21 @@ class Reader:
     def faces_by_sha256(self, digests: Iterable[str]) -> dict[str, Face]:
         """Faces by the SHA-256 of their bytes; a digest that is not stored is absent."""
         return {face.sha256: face for face in self._faces(face_table.c.sha256, digests)}
+
+    def all_faces(self, size: int = 4096) -> Iterator[list[Face]]:
+        """Every face, by id, in lists of at most `size`."""
+        last = 0
+        while True:
+            query = select(face_table.c.id).where(face_table.c.id > last).order_by(face_table.c.id)
+            ids = list(self._connection.execute(query.limit(size)).scalars())
+            if not ids:
+                return
+            yield list(self.faces(ids).values())
+            last = ids[-1]
+
+    def face_ids(self) -> Iterator[int]:
+        """Every face's id, ascending."""
+        yield from self._connection.execute(select(face_table.c.id).order_by(face_table.c.id)).scalars()
 
     def face_ids_of(self, identity: str) -> list[int]:
         """The ids of an identity's faces, ascending."""
@@ -187,6 +388,45 @@ class Reader:
             .order_by(face_table.c.id)
         )
         return list(rows.scalars())
+
+    def face_ids_of_identities(self, identity_ids: Iterable[int]) -> list[int]:
+        """The ids of the faces of some identities, by number."""
+        query = select(face_table.c.id)
+        return [
+            number
+            for part in _parts(identity_ids)
+            for number in self._connection.execute(query.where(face_table.c.identity_id.in_(part))).scalars()
+        ]
+
+    def names_of(self, identity_ids: Iterable[int]) -> set[str]:
+        """Every name that some identities have or had, by number."""
+        today = select(identity_table.c.name)
+        before = select(alias_table.c.name)
+        return {
+            name
+            for part in _parts(identity_ids)
+            for query in (
+                today.where(identity_table.c.id.in_(part)),
+                before.where(alias_table.c.identity_id.in_(part)),
+            )
+            for name in self._connection.execute(query).scalars()
+        }
+
+    def identity_id(self, name: str) -> int | None:
+        """An identity's number; None when there is nobody of that name."""
+        query = select(identity_table.c.id).where(identity_table.c.name == name)
+        return self._connection.execute(query).scalar_one_or_none()
+
+    def current_names(self, names: Iterable[str]) -> dict[str, str]:
+        """What those are called today who were once called so; nobody else is in it."""
+        query = select(alias_table.c.name, identity_table.c.name).select_from(
+            alias_table.join(identity_table)
+        )
+        return {
+            old: new
+            for part in _parts(names)
+            for old, new in self._connection.execute(query.where(alias_table.c.name.in_(part)))
+        }
 
     def identities(self) -> list[tuple[str | None, int]]:
         """(identity, number of faces), the most photographed first, then by name."""
@@ -199,67 +439,276 @@ class Reader:
         )
         return [(name, count) for name, count in rows]
 
+    def files(self, paths: Iterable[str]) -> dict[str, int]:
+        """The face of each path; a path that is not known is absent."""
+        query = select(file_table.c.path, file_table.c.face_id)
+        return {
+            path: number
+            for part in _parts(paths)
+            for path, number in self._connection.execute(query.where(file_table.c.path.in_(part)))
+        }
+
+    def all_files(self) -> Iterator[tuple[str, int]]:
+        """Every known path and its face."""
+        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id))
+        yield from ((path, number) for path, number in rows)
+
+    def without_files(self, ids: Iterable[int]) -> list[int]:
+        """Those of some faces that no path leads to."""
+        query = select(face_table.c.id).outerjoin(file_table).where(file_table.c.id.is_(None))
+        return [
+            number
+            for part in _parts(ids)
+            for number in self._connection.execute(query.where(face_table.c.id.in_(part))).scalars()
+        ]
+
+    def merged_into(self, identity_id: int) -> list[int]:
+        """The identities that became part of one, directly or not."""
+        found, waiting = [], [identity_id]
+        while waiting:
+            query = select(merger_table.c.identity_id).where(merger_table.c.into_id == waiting.pop())
+            before = list(self._connection.execute(query).scalars())
+            found += before
+            waiting += before
+        return sorted(found)
+
+    def receipts(self) -> list[Receipt]:
+        """Every erasure, oldest first."""
+        gallery = self.gallery().uuid
+        rows = self._connection.execute(
+            select(erasure_table).order_by(erasure_table.c.at, erasure_table.c.id)
+        )
+        targets: dict[tuple[str, str], list[int]] = {}
+        tombstones = select(tombstone_table.c.erasure_id, tombstone_table.c.kind, tombstone_table.c.target)
+        for erasure, kind, target in self._connection.execute(tombstones.order_by(tombstone_table.c.id)):
+            targets.setdefault((erasure, kind), []).append(target)
+        return [
+            Receipt(
+                number,
+                gallery,
+                at,
+                who,
+                what,
+                faces,
+                tuple(targets.get((number, "face"), ())),
+                tuple(targets.get((number, "identity"), ())),
+            )
+            for number, at, who, what, faces in rows
+        ]
+
+    def audit_log(self) -> list[AuditEntry]:
+        """What was done, oldest first."""
+        entries = self._connection.execute(select(audit_table).order_by(audit_table.c.id)).mappings()
+        return [
+            AuditEntry(**{**entry, "detail": json.loads(entry["detail"])})
+            for entry in ({name: row[name] for name in row if name != "id"} for row in entries)
+        ]
+
+    def rows(self, table: Table) -> Iterator[list[dict[str, Any]]]:
+        """A table as it stands, in lists of dictionaries: what a restored gallery is made of."""
+        found = self._connection.execute(select(table).order_by(*table.primary_key.columns))
+        for part in found.mappings().partitions(_LIST_LENGTH):
+            yield [dict(row) for row in part]
+
     def _faces(self, column: Column[Any], values: Iterable[Any]) -> Iterator[Face]:
         query = select(
-            face_table.c.id,
-            identity_table.c.name,
-            face_table.c.path,
-            face_table.c.sha256,
-            face_table.c.enrolled_at,
+            face_table.c.id, identity_table.c.name, face_table.c.sha256, face_table.c.enrolled_at
         ).select_from(face_table.outerjoin(identity_table))
         for part in _parts(values):
-            for row in self._connection.execute(query.where(column.in_(part))):
-                yield Face(*row)
+            rows = self._connection.execute(query.where(column.in_(part))).all()
+            paths = self._paths([row[0] for row in rows])
+            for number, identity, sha256, enrolled_at in rows:
+                yield Face(number, identity, tuple(paths.get(number, ())), sha256, enrolled_at)
+
+    def _paths(self, ids: list[int]) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        if ids:
+            query = select(file_table.c.face_id, file_table.c.path).order_by(file_table.c.id)
+            for number, path in self._connection.execute(query.where(file_table.c.face_id.in_(ids))):
+                found.setdefault(number, []).append(path)
+        return found
 
 
 class Writer(Reader):
-    """A Reader that changes the tables; everything it does is committed together or not at all."""
+    """A Reader that changes the tables; everything it does is committed together or not at all.
+
+    Attributes:
+        changed: whether it has changed anything yet.
+        owes: whether something has to be done once it is committed.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.changed = False
+        self.owes = False
 
     def add_faces(self, first_id: int, faces: Sequence[NewFace]) -> None:
-        """Inserts faces with consecutive ids from `first_id`, which `gallery().next_face_id` gave."""
+        """Inserts faces with consecutive ids from `first_id`, which `gallery().next_face_id` gave.
+
+        Their paths are another call, `add_files`: one path may belong to one face after the other.
+        """
         identities = self._identity_ids({face.identity for face in faces if face.identity is not None})
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._connection.execute(
-            insert(face_table),
+        now = utc_now()
+        self._insert(
+            face_table,
             [
                 {
                     "id": first_id + offset,
                     "identity_id": None if face.identity is None else identities[face.identity],
-                    "path": face.path,
                     "sha256": face.sha256,
                     "enrolled_at": now,
                 }
                 for offset, face in enumerate(faces)
             ],
         )
-        self._connection.execute(update(gallery_table).values(next_face_id=first_id + len(faces)))
+        self.set_gallery(next_face_id=first_id + len(faces))
 
     def remove_faces(self, ids: Iterable[int]) -> None:
-        """Deletes faces, and identities that have none left."""
+        """Deletes faces with their paths, and identities that have none left."""
+        ids = list(ids)
         for part in _parts(ids):
-            self._connection.execute(delete(face_table).where(face_table.c.id.in_(part)))
-        alive = select(face_table.c.id).where(face_table.c.identity_id == identity_table.c.id)
-        self._connection.execute(delete(identity_table).where(~alive.exists()))
+            self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
+            self._change(delete(face_table).where(face_table.c.id.in_(part)))
+        if ids:
+            self.remove_lonely()
+
+    def remove_lonely(self) -> None:
+        """Deletes identities that have no faces, with their older names."""
+        alive = select(face_table.c.id)
+        lonely = alive.where(face_table.c.identity_id == alias_table.c.identity_id)
+        self._change(delete(alias_table).where(~lonely.exists()))
+        lonely = alive.where(face_table.c.identity_id == identity_table.c.id)
+        self._change(delete(identity_table).where(~lonely.exists()))
+
+    def remove_files(self, paths: Iterable[str]) -> None:
+        """Makes paths unknown; their faces stay."""
+        for part in _parts(paths):
+            self._change(delete(file_table).where(file_table.c.path.in_(part)))
+
+    def add_files(self, files: Iterable[tuple[str, int]]) -> None:
+        """Adds paths, each to a face."""
+        self._insert(file_table, [{"path": path, "face_id": number} for path, number in files])
+
+    def name_face(self, face_id: int, identity: str | None) -> None:
+        """Says who is on a face; identities that nobody has then go with `remove_lonely`."""
+        number = None if identity is None else self._identity_ids({identity})[identity]
+        self._change(update(face_table).where(face_table.c.id == face_id).values(identity_id=number))
+
+    def rename_identity(self, identity_id: int, name: str) -> None:
+        """Gives an identity another name, which nobody has."""
+        self._change(update(identity_table).where(identity_table.c.id == identity_id).values(name=name))
+
+    def add_alias(self, name: str, identity_id: int) -> None:
+        """Makes a name, which nobody has, mean an identity of another name."""
+        self.remove_alias(name)
+        self._insert(alias_table, [{"name": name, "identity_id": identity_id}])
+
+    def remove_alias(self, name: str) -> None:
+        """Makes a name mean nobody but who is called so."""
+        self._change(delete(alias_table).where(alias_table.c.name == name))
+
+    def merge_identities(self, identity_id: int, into_id: int) -> None:
+        """Makes an identity's faces another one's, and the identity not exist."""
+        faces = update(face_table).where(face_table.c.identity_id == identity_id)
+        self._change(faces.values(identity_id=into_id))
+        aliases = update(alias_table).where(alias_table.c.identity_id == identity_id)
+        self._change(aliases.values(identity_id=into_id))
+        self._insert(merger_table, [{"identity_id": identity_id, "into_id": into_id}])
+        self._change(delete(identity_table).where(identity_table.c.id == identity_id))
 
     def replace_segments(self, old: Iterable[int], new: Sequence[Segment]) -> None:
         """Makes `old` not exist and `new` exist; new ids begin at `gallery().next_segment_id`."""
         for part in _parts(old):
-            self._connection.execute(delete(segment_table).where(segment_table.c.id.in_(part)))
+            self._change(delete(segment_table).where(segment_table.c.id.in_(part)))
         for segment in new:
-            self._connection.execute(
-                insert(segment_table).values(
-                    id=segment.id, rows=segment.rows, bytes=segment.bytes, sha256=segment.sha256
-                )
+            values = {**asdict(segment), "generation_id": segment.generation}
+            del values["generation"]
+            self._insert(segment_table, [values])
+            self.set_gallery(next_segment_id=segment.id + 1)
+
+    def add_generation(self, generation: Generation) -> None:
+        """Adds a model that has no vectors yet."""
+        self._insert(generation_table, [asdict(generation)])
+        self.set_gallery(next_generation_id=generation.id + 1)
+
+    def remove_generation(self, generation: int) -> None:
+        """Makes a generation that has no segments, and does not serve, not exist."""
+        self._change(delete(generation_table).where(generation_table.c.id == generation))
+
+    def set_card(self, generation: int, card_sha256: str) -> None:
+        """Says what a generation's card is from now on."""
+        changed = update(generation_table).where(generation_table.c.id == generation)
+        self._change(changed.values(card_sha256=card_sha256))
+
+    def set_gallery(self, **values: Any) -> None:
+        """Changes the gallery's own row."""
+        self._change(update(gallery_table).values(**values))
+
+    def add_receipt(self, receipt: Receipt) -> None:
+        """Stores a receipt and its tombstones, unless it is stored already."""
+        known = select(erasure_table.c.id).where(erasure_table.c.id == receipt.id)
+        if self._connection.execute(known).first() is not None:
+            return
+        fields = {column.name: getattr(receipt, column.name) for column in erasure_table.c}
+        self._insert(erasure_table, [fields])
+        targets = {"face": receipt.face_ids, "identity": receipt.identity_ids}
+        self._insert(
+            tombstone_table,
+            [
+                {"erasure_id": receipt.id, "kind": kind, "target": target}
+                for kind, numbers in targets.items()
+                for target in numbers
+            ],
+        )
+
+    def add_audit(self, entry: AuditEntry) -> int:
+        """Writes an entry of the audit log; returns its number."""
+        values = {**asdict(entry), "detail": json.dumps(entry.detail, sort_keys=True)}
+        self._insert(audit_table, [values])
+        return int(self._connection.execute(select(func.max(audit_table.c.id))).scalar_one())
+
+    def extend_audit(self, number: int, faces: int) -> bool:
+        """Adds to the newest entry, if that is still `number`; says whether it was."""
+        if self._connection.execute(select(func.max(audit_table.c.id))).scalar_one() != number:
+            return False
+        grown = update(audit_table).where(audit_table.c.id == number)
+        self._change(grown.values(faces=audit_table.c.faces + faces, ended_at=utc_now()))
+        return True
+
+    def clear(self, table: Table) -> None:
+        """Empties a table."""
+        self._change(delete(table))
+
+    def fill(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds rows to a table as they stand in another gallery's."""
+        self._insert(table, rows)
+
+    def finish(self) -> None:
+        """Counts the transaction, if it has changed anything: readers see by it that there is news."""
+        if self.changed:
+            self.set_gallery(
+                revision=gallery_table.c.revision + 1, revision_check=-(gallery_table.c.revision + 1)
             )
-            self._connection.execute(update(gallery_table).values(next_segment_id=segment.id + 1))
+
+    def _change(self, statement: Executable) -> None:
+        self._connection.execute(statement)
+        self.changed = True
+
+    def _insert(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            self._connection.execute(insert(table), list(rows))
+            self.changed = True
 
     def _identity_ids(self, names: set[str]) -> dict[str, int]:
         """The ids of identities, which are made where they are new."""
         found = self._find_identities(names)
         missing = sorted(names - found.keys())
         if missing:
-            self._connection.execute(insert(identity_table), [{"name": name} for name in missing])
-            found |= self._find_identities(missing)
+            first = self.gallery().next_identity_id
+            made = {name: first + offset for offset, name in enumerate(missing)}
+            self._insert(identity_table, [{"id": number, "name": name} for name, number in made.items()])
+            self.set_gallery(next_identity_id=first + len(made))
+            found |= made
         return found
 
     def _find_identities(self, names: Iterable[str]) -> dict[str, int]:
@@ -271,54 +720,80 @@ class Writer(Reader):
         }
 
 
+_REVISION: Final = select(gallery_table.c.revision)
+
+
+class SnapshotLost(StorageError):
+    """Somebody wrote to a database that could only be read without a lock."""
+
+
 class Store:
     """A gallery's database. Safe to share between threads."""
 
     def __init__(self, path: Path, engine: Engine) -> None:
-        self._path = path
+        self.path = path
         self._engine = engine
 
     @classmethod
-    def create(cls, path: Path, *, fingerprint: str, dimension: int) -> "Store":
-        """Makes the database of an empty gallery.
+    def create(
+        cls, path: Path, *, fingerprint: str, dimension: int, folder: str = "model", card_sha256: str = ""
+    ) -> "Store":
+        """Makes the database of an empty gallery, whose first generation is the given model.
 
         Raises:
             StorageError: the disk refused.
         """
         store = cls(path, _engine(path))
+        now = utc_now()
         with store._translated(), store._engine.begin() as connection:
             _migrate(connection)
+            connection.execute(
+                insert(generation_table),
+                asdict(Generation(1, fingerprint, dimension, folder, card_sha256, now)),
+            )
             connection.execute(
                 insert(gallery_table).values(
                     id=1,
                     uuid=str(uuid.uuid4()),
-                    created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                    fingerprint=fingerprint,
-                    dimension=dimension,
+                    created_at=now,
                     next_face_id=1,
                     next_segment_id=1,
+                    generation_id=1,
+                    revision=1,
+                    revision_check=-1,
+                    next_identity_id=1,
+                    next_generation_id=2,
                 )
             )
         return store
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
-        """Opens a database, and brings it up to date when an older version made it.
+    def open(cls, path: Path, *, read_only: bool = False, timeout: float = 30.0) -> "Store":
+        """Opens a database, and brings it up to date when an older version made it, after taking a copy.
+
+        Args:
+            path: of the database.
+            read_only: changes nothing, not even the version; works where nothing can be written.
+            timeout: seconds to wait for another writer when it has to be brought up to date.
 
         Raises:
-            GalleryError: there is none, or a newer version made it.
+            GalleryError: there is none, a newer version made it, or an older one and `read_only` is asked.
             GalleryDamaged: the file is not a gallery's database.
+            GalleryBusy: somebody else is writing while it has to be brought up to date.
         """
         if not path.is_file():
             raise GalleryError(f"{path.parent} is not a gallery: it has no {path.name}.")
-        store = cls(path, _engine(path))
+        store = cls(path, _engine(path, read_only=read_only))
         try:
-            with store._translated():
-                with store._engine.connect() as connection:
-                    version = _version(connection, path)
-                if version != SCHEMA_VERSION:
-                    with store._engine.begin() as connection:
-                        _migrate(connection)
+            version = store._version()
+            if version != SCHEMA_VERSION and read_only:
+                raise GalleryError(
+                    f"The gallery {path.parent} was made by an older version of faceprint (schema {version}, "
+                    f"this one knows {SCHEMA_VERSION}); open it once for writing, with `faceprint compact`."
+                )
+            if version != SCHEMA_VERSION:
+                with lock.exclusive(path.with_name(LOCK_NAME), timeout=timeout):
+                    store._upgrade()
         except BaseException:
             store.close()
             raise
@@ -330,9 +805,16 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A snapshot, for the length of a with statement."""
+        """A snapshot, for the length of a with statement.
+
+        Raises:
+            SnapshotLost: at its end, where SQLite could not keep others from writing: what was read is void.
+        """
+        before = self._stamp()
         with self._translated(), self._engine.begin() as connection:
             yield Reader(connection)
+        if before != self._stamp():
+            raise SnapshotLost(f"{self.path} was changed by somebody while it was read; ask again.")
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
@@ -340,19 +822,95 @@ class Store:
         with self._translated(), self._engine.connect() as connection:
             connection.execution_options(faceprint_write=True)
             with connection.begin():
-                yield Writer(connection)
+                writer = Writer(connection)
+                yield writer
+                writer.finish()
 
-    def erase_traces(self) -> None:
-        """Writes the file anew and empties the log, so that deleted rows are on no page of either.
+    @contextmanager
+    def driver(self) -> Iterator[Any]:
+        """SQLite's own connection, outside of any transaction."""
+        with self._translated(), self._engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None  # a connection that is checked out always has one
+            try:
+                yield driver
+            except sqlite3.OperationalError as error:
+                raise OperationalError(None, None, error) from error
+            except sqlite3.DatabaseError as error:
+                raise DatabaseError(None, None, error) from error
+
+    def vacuum(self) -> None:
+        """Writes the file anew, into the log, so that deleted rows are on no page of it.
 
         `secure_delete` alone is not enough: SQLite leaves copies of a row behind when it moves rows
         between pages, and later zeros only the row where it last was.
         """
-        with self._translated(), self._engine.connect() as connection:
-            driver = connection.connection.driver_connection
-            assert driver is not None  # a connection that is checked out always has one
+        with self.driver() as driver:
             driver.execute("VACUUM")
-            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def copy(self, target: Path) -> None:
+        """Copies one snapshot of the database to a new file, durably; writers are not disturbed.
+
+        The copy has no log beside it, so it is one file, also while it is read.
+
+        Raises:
+            StorageError: it cannot be copied.
+            OSError: the copy cannot be made durable.
+        """
+        with self.driver() as driver:
+            try:
+                with closing(sqlite3.connect(target)) as copied:
+                    driver.backup(copied)
+                    copied.execute("PRAGMA journal_mode = DELETE")
+            except sqlite3.Error as error:
+                raise StorageError(f"{self.path} cannot be copied to {target}: {error}.") from error
+        sync(target)
+
+    def problems(self) -> list[str]:
+        """What SQLite itself finds wrong with the file."""
+        try:
+            with self.driver() as driver:
+                lines = [str(row[0]) for row in driver.execute("PRAGMA integrity_check")]
+                astray = driver.execute("PRAGMA foreign_key_check").fetchall()
+        except (GalleryDamaged, StorageError) as error:
+            return [str(error)]
+        problems = [line for line in lines if line != "ok"]
+        return problems + [f"a row of {row[0]} refers to nothing" for row in astray]
+
+    def upgrade_copies(self) -> list[Path]:
+        """Copies that were taken of the database before it was brought up to date."""
+        return sorted(self.path.parent.glob(f"{self.path.stem}-[0-9][0-9][0-9][0-9]{self.path.suffix}"))
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """Changes when somebody writes; None where SQLite itself takes care of that."""
+        if not _is_still(self.path):
+            return None
+        status = self.path.stat()
+        return status.st_mtime_ns, status.st_size
+
+    def _version(self) -> str | None:
+        with self._translated(), self._engine.connect() as connection:
+            return _version(connection, self.path)
+
+    def _upgrade(self) -> None:
+        version = self._version()  # another process may have been quicker
+        if version == SCHEMA_VERSION:
+            return
+        copy = self.path.with_name(f"{self.path.stem}-{version or '0000'}{self.path.suffix}")
+        part = copy.with_suffix(".part")
+        try:
+            part.unlink(missing_ok=True)
+            self.copy(part)
+            os.replace(part, copy)
+            sync(copy.parent)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} has to be brought up to date and cannot be copied before: {why(error)}."
+            ) from error
+        # Migrations change pages and leave the revision as it is.
+        pages.discard(self.path)
+        with self._translated(), self._engine.begin() as connection:
+            _migrate(connection)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -360,12 +918,19 @@ class Store:
         try:
             yield
         except OperationalError as error:
-            raise StorageError(f"The database {self._path} cannot be used: {error.orig}.") from error
-        except DatabaseError as error:
+            raise StorageError(f"The database {self.path} cannot be used: {error.orig}.") from error
+        except (DatabaseError, UnicodeDecodeError) as error:
+            # The latter where SQLite's own message quotes damaged bytes.
+            reason = error.orig if isinstance(error, DatabaseError) else error
             raise GalleryDamaged(
-                f"{self._path} is not a gallery's database, or it is damaged ({error.orig}); "
+                f"{self.path} is not a gallery's database, or it is damaged ({reason}); "
                 "restore it from a backup."
             ) from error
+
+
+def utc_now() -> str:
+    """ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _parts(values: Iterable[Any]) -> Iterator[list[Any]]:
@@ -374,12 +939,35 @@ def _parts(values: Iterable[Any]) -> Iterator[list[Any]]:
     return (values[start : start + _LIST_LENGTH] for start in range(0, len(values), _LIST_LENGTH))
 
 
-def _engine(path: Path) -> Engine:
-    # Not a URL in one string: in that a ? or a % of the path has a meaning.
-    engine = create_engine(URL.create("sqlite", database=os.fspath(path)), connect_args={"timeout": 30})
-    event.listen(engine, "connect", _prepare)
+def _engine(path: Path, *, read_only: bool = False) -> Engine:
+    if read_only:
+        # Where it was decided that nobody can write, the next connection has to decide again.
+        pool = QueuePool if os.access(path.parent, os.W_OK) else NullPool
+        engine = create_engine("sqlite://", creator=lambda: _connect_to_read(path), poolclass=pool)
+    else:
+        # Not a URL in one string: in that a ? or a % of the path has a meaning.
+        url = URL.create("sqlite", database=os.fspath(path))
+        engine = create_engine(url, connect_args={"timeout": 30})
+    event.listen(engine, "connect", _prepare_to_read if read_only else _prepare)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    # Not merely `query_only`: the last of such connections to close would still copy the log.
+    options = "mode=ro&immutable=1" if _is_still(path) else "mode=ro"
+    uri = f"file:{quote(os.fsencode(path.absolute()))}?{options}"
+    return sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
+
+
+def _is_still(path: Path) -> bool:
+    """Whether a database lies where this user cannot write, and nobody else has it open for writing.
+
+    WAL needs a file beside the database even for reading. Where it is not there and cannot be made, SQLite
+    reads the database only when it is told that nobody changes it.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    return not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size > 0)
 
 
 def _prepare(driver: Any, _record: object) -> None:
@@ -391,6 +979,15 @@ def _prepare(driver: Any, _record: object) -> None:
     driver.execute("PRAGMA foreign_keys = ON")
     # Deleted rows are overwritten with zeros and do not linger on free pages.
     driver.execute("PRAGMA secure_delete = ON")
+    # The log is copied into the database by `pages.checkpoint`, which writes down what the pages are then.
+    driver.execute("PRAGMA wal_autocheckpoint = 0")
+    # The index of SHA-256 is met at random: of a million faces it has 90 MB. Taken only as it is needed.
+    driver.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+
+def _prepare_to_read(driver: Any, _record: object) -> None:
+    driver.isolation_level = None
+    driver.execute("PRAGMA query_only = ON")
 
 
 def _begin(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """FlatVectors: the immutable FAISS segments of a gallery on disk; write, read, search exactly.
 
-A segment is an IndexIDMap2 over an IndexFlatL2, written whole and never changed, opened memory-mapped.
+A segment is an IndexIDMap over an IndexFlatL2, written whole and never changed, opened memory-mapped.
+(Older versions wrote IndexIDMap2, which builds a table of all ids in memory whenever it is opened.)
 Which segments exist is not for this module to know: callers name them.
 """
 
@@ -10,6 +11,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -24,8 +26,9 @@ from retrieval.files import sync, why
 Vectors: TypeAlias = NDArray[np.float32]  # (n, d)
 Ids: TypeAlias = NDArray[np.int64]  # (n,)
 
-# Segments grow by merging up to about this many bytes of vectors.
-_CEILING_BYTES: Final = 256 * 2**20
+# Segments grow by merging up to about this many bytes of vectors: what a merge, or forgetting one face,
+# writes at most for each segment that it concerns.
+_CEILING_BYTES: Final = 64 * 2**20
 
 # Above this length float32 squares come near overflow, and no proof about them would hold.
 _MAX_NORM: Final = 1e18
@@ -37,6 +40,9 @@ _NAME: Final = re.compile(r"(\d{8,})\.faiss")
 
 # What every FAISS file begins with: its kind, the dimension, the number of rows.
 _HEAD: Final = struct.Struct("<4siq")
+
+# What a FAISS file of either kind has beside its vectors and ids.
+_FRAME_BYTES: Final = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,7 @@ class FlatVectors:
         Raises:
             StorageError: the disk refused; no file is left.
         """
-        index = faiss.IndexIDMap2(faiss.IndexFlatL2(self.dimension))
+        index = faiss.IndexIDMap(faiss.IndexFlatL2(self.dimension))
         for ids, vectors in parts:
             index.add_with_ids(np.ascontiguousarray(vectors), np.ascontiguousarray(ids))
         path = self.path(segment)
@@ -120,8 +126,10 @@ class FlatVectors:
             os.replace(temporary, path)
             sync(self.folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            # On a disk that is broken this fails too; the next writer removes what nothing names.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             raise StorageError(f"Vectors cannot be written to {self.folder}: {why(error)}.") from error
         return Written(segment, index.ntotal, size, digest)
 
@@ -136,6 +144,35 @@ class FlatVectors:
             GalleryDamaged: the file is missing or is not a segment.
         """
         opened = self._opened(segment)
+        return opened.ids, opened.matrix
+
+    def proven_rows(self, segment: int, sha256: str) -> tuple[Ids, Vectors]:
+        """As `rows`, of a file that is what was written: what is written anew must not pass damage on.
+
+        Raises:
+            GalleryDamaged: the file is missing, or has another SHA-256.
+        """
+        path = self.path(segment)
+        try:
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            found = ""
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+        if found != sha256:
+            raise GalleryDamaged(
+                f"{path} is not what was written; see what `faceprint repair {self.folder.parent}` can mend."
+            )
+        return self.rows(segment)
+
+    def rows_of_file(self, path: Path) -> tuple[Ids, Vectors]:
+        """The ids and the vectors of a segment that lies elsewhere, views of the mapped file.
+
+        Raises:
+            GalleryDamaged: the file is missing or is not a segment.
+        """
+        opened = self._map(path)
         return opened.ids, opened.matrix
 
     def forget_all_but(self, segments: Iterable[int]) -> None:
@@ -196,11 +233,10 @@ class FlatVectors:
     def _opened(self, segment: int) -> _Open:
         found = self._open.get(segment)
         if found is None:
-            found = self._open[segment] = self._map(segment)
+            found = self._open[segment] = self._map(self.path(segment))
         return found
 
-    def _map(self, segment: int) -> _Open:
-        path = self.path(segment)
+    def _map(self, path: Path) -> _Open:
         if not path.exists():
             raise SegmentMissing(f"The vector file {path} is missing; restore the gallery from a backup.")
         damaged = GalleryDamaged(f"The vector file {path} is damaged; restore it from a backup.")
@@ -241,13 +277,12 @@ def _is_whole(path: Path) -> bool:
 
     FAISS itself reads past the end of a mapped file that was cut, and reserves memory for any number of ids.
     """
-    empty = faiss.serialize_index(faiss.IndexIDMap2(faiss.IndexFlatL2(1)))
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size:
             return False
         _, dimension, rows = _HEAD.unpack(head)
-        size = len(empty) + rows * (4 * dimension + 8)
+        size = _FRAME_BYTES + rows * (4 * dimension + 8)
         if rows < 0 or os.fstat(file.fileno()).st_size != size:
             return False
         # The file ends with the ids, their number before them.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retrieval import cli
+from retrieval import cli, terminal
 from retrieval.bundle import ModelBundle
 from tests.broken import make_broken
 
@@ -153,7 +153,7 @@ def test_search_plot_draws_a_picture(
     [(64, 0.0, ""), (64, 2.0, "32 photos/s, 0:29 left"), (1000, 10.0, "100 photos/s, 0:00 left")],
 )
 def test_the_pace_is_that_of_the_whole_run(done: int, seconds: float, said: str) -> None:
-    assert cli._pace(done, 1000, seconds) == said
+    assert terminal.pace(done, 1000, seconds) == said
 
 
 def test_a_bad_picture_among_the_queries_is_said_and_the_others_are_answered(

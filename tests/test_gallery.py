@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import retrieval.gallery
+import retrieval.vault
 from retrieval.bundle import ModelBundle
 from retrieval.errors import (
     BundleError,
@@ -149,23 +150,28 @@ def test_a_new_gallery_has_a_database_vectors_and_the_model_and_nobody_in_it(
     with Gallery.create(folder, bundle) as gallery:
         info = gallery.info()
         assert gallery.bundle == dataclasses.replace(bundle, folder=folder / "model")
-    assert {path.name for path in folder.iterdir()} == {"gallery.db", "vectors", "model"}
+    assert {path.name for path in folder.iterdir()} == {"gallery.db", "gallery.sums", "vectors", "model"}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert info == GalleryInfo(
         folder=str(folder),
+        uuid=info.uuid,
         created_at=info.created_at,
         faces=0,
         identities=0,
         faces_without_identity=0,
+        files=0,
         largest=(),
         segments=0,
         vector_bytes=0,
         database_bytes=(folder / "gallery.db").stat().st_size,
         fingerprint=bundle.fingerprint,
+        other_fingerprint=None,
         dimension=2048,
         classifier_labels=6,
         input_size=32,
+        erasures=0,
     )
+    assert len(info.uuid) == 36
 
 
 def test_an_empty_folder_becomes_a_gallery(bundle: ModelBundle, tmp_path: Path) -> None:
@@ -316,7 +322,9 @@ def test_enrolled_photos_have_consecutive_ids_and_their_absolute_path_and_identi
         for number, (path, name) in enumerate(photos, start=1)
     ]
     rows = query(
-        gallery.folder, "SELECT f.id, name, path, sha256 FROM face f JOIN identity i ON identity_id = i.id"
+        gallery.folder,
+        "SELECT f.id, name, path, sha256 FROM face f JOIN identity i ON identity_id = i.id "
+        "LEFT JOIN file ON face_id = f.id ORDER BY f.id",
     )
     assert rows == [
         (number, name, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
@@ -396,12 +404,17 @@ def test_the_same_bytes_under_another_name_are_a_conflict_that_names_the_other(
     assert len(stored(gallery)) == 1
 
 
-def test_a_name_for_a_photo_that_nobody_named_is_a_conflict(gallery: Gallery, photos: Photos) -> None:
+def test_a_name_for_a_photo_that_nobody_named_is_taken(gallery: Gallery, photos: Photos) -> None:
+    """Afterwards the photo is that person's, and another name for it is a conflict."""
     content = photos[0][0].read_bytes()
-    first, second = gallery.enroll([(content, None)]) + gallery.enroll([(content, "Kim")])
+    first, second, third = (gallery.enroll([(content, name)])[0] for name in (None, "Kim", "Adi"))
     assert first == Outcome(None, None, Status.ENROLLED, 1)
-    detail = "the same bytes are enrolled as nobody in particular"
-    assert second == Outcome(None, "Kim", Status.REJECTED, 1, Reason.IDENTITY_CONFLICT, detail)
+    detail = "the same bytes as face 1, which had no identity until now; it is Kim's"
+    assert second == Outcome(None, "Kim", Status.DUPLICATE, 1, detail=detail)
+    detail = "the same bytes are enrolled as Kim"
+    assert third == Outcome(None, "Adi", Status.REJECTED, 1, Reason.IDENTITY_CONFLICT, detail)
+    assert gallery.info().largest == (("Kim", 1),)
+    assert len(stored(gallery)) == 1
 
 
 def test_a_file_with_the_bytes_of_a_photo_without_a_file_is_a_duplicate_of_that_face(
@@ -654,7 +667,7 @@ def test_batches_of_any_sizes_leave_few_files(seed: int | None, gallery: Gallery
 
 
 def test_segments_stop_growing_at_the_ceiling(gallery: Gallery) -> None:
-    gallery._vectors.ceiling = 8
+    gallery.vault.vectors(gallery._current()).ceiling = 8
     for number, vector in enumerate(draw(gallery, 50), start=1):
         add(gallery, vector[None])
         assert max(sizes(gallery)) <= 8
@@ -704,7 +717,7 @@ def test_the_forgotten_are_not_found_and_everybody_else_is_as_before(
 ) -> None:
     name, others = photos[0][1], [path for path, name in photos if name != photos[0][1]]
     before = enrolled.search(others[0], 12).matches
-    assert enrolled.forget(name) == 4
+    assert enrolled.forget(name).faces == 4
     after = enrolled.search(others[0], 12).matches
     assert after == tuple(match for match in before if match.face.identity != name)
     assert len(after) == 8
@@ -726,7 +739,7 @@ def test_no_byte_of_the_forgotten_remains_in_any_file(gallery: Gallery, tmp_path
     before = outside_the_model(gallery.folder)
     assert [needle in before for needle in needles] == [True] * len(needles)
     gallery.search_by_vector(first[0])
-    assert gallery.forget("Zephyr Kant") == 6
+    assert gallery.forget("Zephyr Kant").faces == 6
     after = outside_the_model(gallery.folder)
     assert [needle in after for needle in needles] == [False] * len(needles)
     assert first[4][:8].tobytes() in after
@@ -735,7 +748,7 @@ def test_no_byte_of_the_forgotten_remains_in_any_file(gallery: Gallery, tmp_path
 
 def test_forgetting_everybody_leaves_an_empty_gallery_that_can_be_used(gallery: Gallery) -> None:
     add(gallery, draw(gallery, 5), "Kim")
-    assert gallery.forget("Kim") == 5
+    assert gallery.forget("Kim").faces == 5
     assert (stored(gallery), vector_files(gallery), gallery.info().identities) == ({}, [], 0)
     assert gallery.search_by_vector(draw(gallery, 1)[0]) == ()
     assert add(gallery, draw(gallery, 1, seed=1), "Kim") == [6]
@@ -743,7 +756,7 @@ def test_forgetting_everybody_leaves_an_empty_gallery_that_can_be_used(gallery: 
 
 def test_the_forgotten_may_be_enrolled_again_under_new_ids(enrolled: Gallery, photos: Photos) -> None:
     path, name = photos[-1]
-    assert enrolled.forget(name) == 4
+    assert enrolled.forget(name).faces == 4
     assert enrolled.enroll([(path, name)]) == [Outcome(str(path), name, Status.ENROLLED, 13)]
 
 
@@ -849,7 +862,7 @@ def test_a_second_writer_is_told_who_is_writing_and_readers_do_not_notice(
     monkeypatch: pytest.MonkeyPatch,
     start: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
-    monkeypatch.setattr(retrieval.gallery, "LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr(retrieval.vault, "LOCK_TIMEOUT", 0.05)
     process = start(WRITER, enrolled.folder / "writer.lock")
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"

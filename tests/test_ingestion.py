@@ -15,7 +15,7 @@ from tests.broken import make_broken
 
 
 def _everything(gallery: Gallery) -> dict[int, tuple[str | None, str | None, str]]:
-    with gallery._store.read() as reader:
+    with gallery.vault.store.read() as reader:
         faces = reader.faces(range(1, reader.gallery().next_face_id))
     return {number: (face.identity, face.path, face.sha256) for number, face in faces.items()}
 

@@ -1,5 +1,6 @@
 """One writer at a time, among processes and among threads, however a writer ends."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -171,6 +172,34 @@ def test_a_shorter_process_id_leaves_no_digits_of_a_longer_one(path: Path) -> No
     path.write_text("9" * 20)
     with exclusive(path, timeout=0):
         assert path.read_text() == str(os.getpid())
+
+
+def test_nobody_is_named_when_nobody_holds_it(path: Path) -> None:
+    """Also after a holder that failed; one that was killed leaves its name, which the next one replaces."""
+    with exclusive(path, timeout=0):
+        assert path.read_text() == str(os.getpid())
+    assert path.read_text() == ""
+    with pytest.raises(ValueError, match="nothing"), exclusive(path, timeout=0):
+        raise ValueError("nothing")
+    assert path.read_text() == ""
+    with held_by_another_process(path) as process:
+        pass
+    assert path.read_text() == str(process.pid)
+    with exclusive(path, timeout=0):
+        assert path.read_text() == str(os.getpid())
+
+
+def test_a_disk_that_refuses_the_holders_name_does_not_refuse_the_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk one must still be able to delete."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with exclusive(path, timeout=0):
+        assert refusal(path, 0) == busy("unknown", path.parent, "0")
 
 
 def test_nothing_stays_open(path: Path) -> None:

@@ -1,21 +1,34 @@
 """The alembic scripts give exactly the tables that `retrieval.store` declares, from every version before."""
 
+import hashlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
+from numpy.typing import NDArray
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 
-from retrieval.errors import GalleryError
-from retrieval.store import SCHEMA_VERSION, NewFace, Segment, Store, metadata, migrations_folder
+import retrieval.vault
+from retrieval import lock
+from retrieval.bundle import ModelBundle
+from retrieval.errors import GalleryBusy, GalleryError, StorageError
+from retrieval.gallery import Gallery
+from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, metadata, migrations_folder
+from retrieval.verdicts import Status
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,13 +113,18 @@ def test_a_database_with_faces_can_be_downgraded(path: Path) -> None:
     store = Store.open(path)
     with store.write() as writer:
         writer.add_faces(1, [NewFace("Kim", "/kim.jpg", "a" * 64)])
-        writer.replace_segments([], [Segment(1, 1, 1, "b" * 64)])
+        writer.add_files([("/kim.jpg", 1)])
+        writer.replace_segments([], [Segment(1, 1, 1, "b" * 64, 1)])
     store.close()
     with engine(path).connect() as connection:
         connection.execute(text("PRAGMA foreign_keys = ON"))
         connection.commit()
         command.downgrade(config(connection), "base")
         assert schema(connection) == {}
+
+
+# Every table, those first that refer to others.
+DROPPED = [table.name for table in reversed(metadata.sorted_tables)]
 
 
 def execute(path: Path, *statements: str) -> None:
@@ -129,8 +147,7 @@ def test_a_gallery_of_a_newer_version_is_refused_with_both_versions_named(newer:
 
 
 def test_a_database_without_a_version_is_upgraded_when_it_is_opened(path: Path) -> None:
-    tables = ("segment", "face", "identity", "gallery")
-    execute(path, *(f"DROP TABLE {table}" for table in tables), "DELETE FROM alembic_version")
+    execute(path, *(f"DROP TABLE {table}" for table in DROPPED), "DELETE FROM alembic_version")
     Store.open(path).close()
     with engine(path).begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -143,7 +160,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(path: Path) -> Non
     """The second table of the script exists already: the first one must not stay."""
     execute(
         path,
-        *(f"DROP TABLE {name}" for name in ("segment", "face", "gallery")),
+        *(f"DROP TABLE {name}" for name in DROPPED if name != "identity"),
         "DELETE FROM alembic_version",
     )
     with engine(path).begin() as connection:
@@ -176,3 +193,280 @@ def test_the_alembic_command_asks_for_a_gallery_when_none_is_named() -> None:
         [sys.executable, "-m", "alembic", "current"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.strip()) == (1, "name a gallery: alembic -x gallery=FOLDER ...")
+
+
+# Galleries of older versions
+
+# One small gallery for each older schema, closed cleanly, without its model; `vector_of` gives its vectors.
+# 0001: by the code of commit c9df638, which enrolled five faces, forgot face 4, enrolled 6 and 7, then 8.
+DATA = Path(__file__).parent / "data"
+
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["pytest", "retrieval.gallery", "alembic.command"])
+
+# What the older version had, by id: identity, path.
+OLD_FACES = {
+    1: ("Kim", "/photos/kim/1.jpg"),
+    2: ("Kim", "/photos/kim/2.jpg"),
+    3: ("Adi", "/photos/adi/1.jpg"),
+    5: (None, "/photos/unknown.jpg"),
+    6: ("Zoë", None),
+    7: ("Kim", "/photos/kim/1.jpg"),
+    8: ("Adi", "/photos/adi/2.jpg"),
+}
+
+
+def old_sha256(number: int) -> str:
+    return hashlib.sha256(f"photo {number}".encode()).hexdigest()
+
+
+def vector_of(sha256: str) -> NDArray[np.float32]:
+    return np.random.default_rng(int(sha256, 16)).standard_normal(2048).astype(np.float32)
+
+
+def query(path: Path, statement: str) -> list[Any]:
+    connection = sqlite3.connect(path)
+    rows = connection.execute(statement).fetchall()
+    connection.close()
+    return rows
+
+
+@pytest.fixture
+def old(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0001 whose model is the tests'."""
+    folder = tmp_path / "old.gallery"
+    shutil.copytree(DATA / "gallery-0001", folder)
+    (folder / "model").symlink_to(bundle.folder)
+    execute(folder / "gallery.db", f"UPDATE gallery SET fingerprint = '{bundle.fingerprint}'")
+    return folder
+
+
+def old_rows(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0001."""
+    tables = ("alembic_version", "gallery", "identity", "face", "segment")
+    return {table: query(path, f"SELECT * FROM {table} ORDER BY 1") for table in tables}
+
+
+def everything(folder: Path) -> dict[int, tuple[str | None, tuple[str, ...], str]]:
+    with Gallery.open(folder) as gallery, gallery.vault.store.read() as reader:
+        return {f.id: (f.identity, f.paths, f.sha256) for faces in reader.all_faces() for f in faces}
+
+
+# Of two faces with one path the newer one keeps it; the older one keeps everything else.
+UPGRADED = {
+    number: (identity, () if path is None or number == 1 else (path,), old_sha256(number))
+    for number, (identity, path) in OLD_FACES.items()
+}
+
+
+def test_an_older_gallery_is_brought_up_to_date_when_it_is_opened(old: Path) -> None:
+    """Every face is there, with its identity, and its path unless a newer face has that."""
+    assert everything(old) == UPGRADED
+    assert query(old / "gallery.db", "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    with engine(old / "gallery.db").begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    assert everything(old) == UPGRADED
+
+
+def test_the_faces_of_an_older_gallery_are_found(old: Path) -> None:
+    """Its segments are IndexIDMap2; the newest faces merge with them."""
+    assert {path.read_bytes()[:4] for path in (old / "vectors").iterdir()} == {b"IxM2"}
+    with Gallery.open(old) as gallery:
+        for number in OLD_FACES:
+            first, *others = gallery.search_by_vector(vector_of(old_sha256(number)), 99)
+            assert (first.face.id, first.distance, len(others)) == (number, 0.0, 6)
+        digest = old_sha256(9)
+        (outcome,) = gallery.enroll_vectors([NewFace("Kim", "/9.jpg", digest)], vector_of(digest)[None])
+        assert (outcome.status, outcome.face_id) == (Status.ENROLLED, 9)
+        gallery.compact()
+        assert [path.read_bytes()[:4] for path in (old / "vectors").iterdir()] == [b"IxMp"]
+        for number in (*OLD_FACES, 9):
+            (first,) = gallery.search_by_vector(vector_of(old_sha256(number)), 1)
+            assert (first.face.id, first.distance) == (number, 0.0)
+
+
+def test_an_older_gallery_knows_itself_and_its_model(old: Path, bundle: ModelBundle) -> None:
+    ((uuid, created_at),) = query(old / "gallery.db", "SELECT uuid, created_at FROM gallery")
+    with Gallery.open(old) as gallery, gallery.vault.store.read() as reader:
+        row = reader.gallery()
+        assert (row.uuid, row.created_at) == (uuid, created_at)
+        assert (row.next_face_id, row.next_segment_id, row.next_identity_id) == (9, 5, 5)
+        assert (row.generation_id, row.next_generation_id, row.unfinished) == (1, 2, None)
+        generation = Generation(1, bundle.fingerprint, 2048, "model", bundle.card_sha256(), created_at)
+        assert reader.generations() == {1: generation}
+        assert [(one.id, one.rows, one.generation) for one in reader.segments()] == [
+            (2, 4, 1),
+            (3, 2, 1),
+            (4, 1, 1),
+        ]
+        assert (reader.receipts(), reader.audit_log()) == ([], [])
+
+
+def test_the_ids_of_an_older_gallerys_people_are_not_used_again(old: Path) -> None:
+    """Identity 4, the newest, is forgotten first; a tombstone of it must never hit somebody else."""
+    with Gallery.open(old) as gallery:
+        receipt = gallery.forget("Zoë")
+        assert (receipt.face_ids, receipt.identity_ids) == ((6,), (4,))
+        gallery.enroll_vectors([NewFace("Ida", None, old_sha256(9))], vector_of(old_sha256(9))[None])
+    assert query(old / "gallery.db", "SELECT id FROM identity WHERE name = 'Ida'") == [(5,)]
+
+
+def test_a_copy_of_an_older_database_is_taken_before_it_is_brought_up_to_date(old: Path) -> None:
+    """The copy has exactly the rows that the database had, and is kept when the gallery is opened again."""
+    before = old_rows(old / "gallery.db")
+    Gallery.open(old).close()
+    copy = old / "gallery-0001.db"
+    assert old_rows(copy) == before
+    assert query(copy, "PRAGMA integrity_check") == [("ok",)]
+    data = copy.read_bytes()
+    Gallery.open(old).close()
+    assert copy.read_bytes() == data
+    assert not list(old.glob("*.part*"))
+
+
+def test_forgetting_somebody_removes_the_copy_that_has_the_name(old: Path) -> None:
+    with Gallery.open(old) as gallery:
+        assert (old / "gallery-0001.db").exists()
+        assert "Zoë".encode() in (old / "gallery-0001.db").read_bytes()
+        gallery.forget("Zoë")
+        files = [path for path in old.rglob("*") if path.is_file()]
+        assert [path.name for path in files if "Zoë".encode() in path.read_bytes()] == []
+        assert not (old / "gallery-0001.db").exists()
+
+
+def test_an_older_gallery_is_not_opened_for_reading_only_and_is_not_changed(old: Path) -> None:
+    before = old_rows(old / "gallery.db")
+    with pytest.raises(GalleryError) as caught:
+        Gallery.open(old, read_only=True)
+    assert str(caught.value) == (
+        f"The gallery {old} was made by an older version of faceprint (schema 0001, this one knows "
+        f"{SCHEMA_VERSION}); open it once for writing, with `faceprint compact`."
+    )
+    assert old_rows(old / "gallery.db") == before
+    assert not (old / "gallery-0001.db").exists()
+
+
+def test_an_older_gallery_that_somebody_writes_to_is_not_brought_up_to_date(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval.vault, "LOCK_TIMEOUT", 0.05)
+    before = old_rows(old / "gallery.db")
+    with (
+        lock.exclusive(old / "writer.lock", timeout=0),
+        pytest.raises(GalleryBusy, match=f"^Process {os.getpid()} is writing to "),
+    ):
+        Gallery.open(old)
+    assert old_rows(old / "gallery.db") == before
+
+
+def open_together(folder: Path, start: Any, results: Any) -> None:
+    """Opens a gallery as soon as everybody is there. Runs in a child."""
+    start.wait()
+    results.put(everything(folder))
+
+
+def test_an_older_gallery_may_be_opened_by_several_processes_at_the_same_moment(old: Path) -> None:
+    """One of them brings it up to date, the others wait; all of them see every face."""
+    before = old_rows(old / "gallery.db")
+    start, results = CHILDREN.Barrier(4), CHILDREN.Queue()
+    children = [CHILDREN.Process(target=open_together, args=(old, start, results)) for _ in range(4)]
+    for child in children:
+        child.start()
+    assert [results.get(timeout=60) for _ in children] == [UPGRADED] * 4
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 4
+    assert old_rows(old / "gallery-0001.db") == before
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        "CREATE TABLE audit (x)",  # its last table
+        "CREATE TABLE generation (x)",  # its first
+        "CREATE TABLE ix_file_face_id (x)",
+    ],
+)
+def test_an_upgrade_that_fails_half_way_leaves_the_older_gallery(obstacle: str, old: Path) -> None:
+    """When what was in the way is gone, opening it again succeeds."""
+    path = old / "gallery.db"
+    execute(path, obstacle)
+    with engine(path).begin() as connection:
+        tables = schema(connection)
+    before = old_rows(path)
+    with pytest.raises(StorageError, match=r"already (exists|a table named|another)"):
+        Gallery.open(old)
+    with engine(path).begin() as connection:
+        assert schema(connection) == tables
+    assert old_rows(path) == before
+    execute(path, f"DROP TABLE {obstacle.split()[2]}")
+    assert everything(old) == UPGRADED
+
+
+def upgrade_until(step: int, folder: Path) -> None:
+    """Opens a gallery, and dies before its step-th statement, or its step-th call of the disk."""
+    steps = itertools.count(1)
+
+    def die(*_: Any, **__: Any) -> None:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "before_cursor_execute", die)
+    event.listen(Engine, "commit", die)
+    for name in ("fsync", "replace", "unlink"):
+        before = getattr(os, name)
+        setattr(os, name, lambda *a, call=before, **o: (die(), call(*a, **o))[1])
+    Gallery.open(folder).close()
+
+
+def test_an_upgrade_killed_at_any_step_is_done_or_was_never_begun(old: Path, tmp_path: Path) -> None:
+    """Opening the gallery again then ends as it would have ended."""
+    before, versions = old_rows(old / "gallery.db"), []
+    for step in itertools.count(1):
+        folder = tmp_path / f"{step}.gallery"
+        shutil.copytree(old, folder, symlinks=True)
+        child = CHILDREN.Process(target=upgrade_until, args=(step, folder))
+        child.start()
+        child.join()
+        assert child.exitcode in (0, -signal.SIGKILL)
+        ((version,),) = query(folder / "gallery.db", "SELECT version_num FROM alembic_version")
+        versions.append(version)
+        if version == "0001":
+            assert old_rows(folder / "gallery.db") == before
+        assert everything(folder) == UPGRADED
+        assert old_rows(folder / "gallery-0001.db") == before
+        if child.exitcode == 0:
+            break
+        shutil.rmtree(folder)
+    assert len(versions) > 40
+    assert versions == sorted(versions)
+
+
+def test_faces_survive_going_back_to_an_older_version_and_forth_again(old: Path) -> None:
+    """What the older version has no place for is lost: further paths, aliases, logs."""
+    with Gallery.open(old) as gallery:
+        gallery.enroll_vectors(
+            [NewFace("Kim", "/photos/kim/copy.jpg", old_sha256(7))], np.zeros((1, 2048), np.float32)
+        )
+        gallery.rename_identity("Adi", "Adriana")
+    path = old / "gallery.db"
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0001")
+        connection.commit()
+    renamed = {
+        number: ("Adriana" if identity == "Adi" else identity, () if number == 1 else (path,) if path else ())
+        for number, (identity, path) in OLD_FACES.items()
+    }
+    names = "SELECT f.id, name, path FROM face f LEFT JOIN identity i ON i.id = identity_id ORDER BY f.id"
+    assert {number: (name, (path,) if path else ()) for number, name, path in query(path, names)} == renamed
+    assert query(path, "SELECT dimension, next_face_id, next_segment_id FROM gallery") == [(2048, 9, 5)]
+    (old / "gallery-0001.db").unlink()
+    (old / "gallery.sums").unlink()
+    assert {n: (identity, paths) for n, (identity, paths, _) in everything(old).items()} == renamed
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with Gallery.open(old) as gallery:
+        for number in OLD_FACES:
+            assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
-from retrieval.store import Face, GalleryRow, NewFace, Segment, Store
+from retrieval.store import Face, GalleryRow, Generation, NewFace, Segment, Store
 
 
 def sha256(text: object) -> str:
@@ -29,6 +29,8 @@ def add(store: Store, *faces: NewFace) -> list[int]:
     with store.write() as writer:
         first = writer.gallery().next_face_id
         writer.add_faces(first, faces)
+        files = ((face.path, number) for number, face in enumerate(faces, first))
+        writer.add_files((path, number) for path, number in files if path is not None)
     return list(range(first, first + len(faces)))
 
 
@@ -39,7 +41,13 @@ def everything(
         row = reader.gallery()
         faces = reader.faces(range(row.next_face_id))
         assert reader.count() == len(faces)
+        assert reader.file_count() == sum(len(face.paths) for face in faces.values())
         return row, reader.segments(), faces, reader.identities()
+
+
+def revision(store: Store) -> int:
+    with store.read() as reader:
+        return reader.revision()
 
 
 @pytest.fixture
@@ -57,7 +65,20 @@ def store(path: Path) -> Iterator[Store]:
 
 def test_a_new_database_holds_the_gallerys_own_row_and_nothing_else(store: Store) -> None:
     row, segments, faces, identities = everything(store)
-    assert row == GalleryRow(row.uuid, row.created_at, "f" * 64, 2048, 1, 1)
+    assert row == GalleryRow(
+        uuid=row.uuid,
+        created_at=row.created_at,
+        next_face_id=1,
+        next_segment_id=1,
+        generation_id=1,
+        revision=1,
+        next_identity_id=1,
+        next_generation_id=2,
+        unfinished=None,
+    )
+    with store.read() as reader:
+        assert reader.generations() == {1: Generation(1, "f" * 64, 2048, "model", "", row.created_at)}
+        assert (reader.receipts(), reader.audit_log(), reader.file_count()) == ([], [], 0)
     assert len(row.uuid) == 36
     assert datetime.fromisoformat(row.created_at).tzinfo == UTC
     assert (segments, faces, identities) == ([], {}, [])
@@ -72,6 +93,7 @@ def test_two_galleries_have_different_uuids(store: Store, tmp_path: Path) -> Non
 def test_faces_come_back_as_they_were_given(store: Store) -> None:
     """By id and by SHA-256, also after the database was closed; what does not exist is absent."""
     given = [new("Kim", 1), new(None, 2), NewFace("Kim", None, sha256(3)), NewFace(None, None, sha256(4))]
+    expected = [("/photos/1.jpg",), ("/photos/2.jpg",), (), ()]
     assert add(store, *given) == [1, 2, 3, 4]
     store.close()
     with store.read() as reader:
@@ -81,9 +103,10 @@ def test_faces_come_back_as_they_were_given(store: Store) -> None:
     assert len(times) == 1
     assert datetime.fromisoformat(times.pop()).tzinfo == UTC
     assert faces == {
-        number: Face(number, face.identity, face.path, face.sha256, faces[1].enrolled_at)
-        for number, face in enumerate(given, start=1)
+        number: Face(number, face.identity, paths, face.sha256, faces[1].enrolled_at)
+        for number, (face, paths) in enumerate(zip(given, expected, strict=True), start=1)
     }
+    assert [faces[number].path for number in (1, 2, 3, 4)] == ["/photos/1.jpg", "/photos/2.jpg", None, None]
     assert by_digest == {face.sha256: face for face in faces.values()}
 
 
@@ -131,7 +154,8 @@ def test_a_database_lies_exactly_where_it_was_asked_for(name: str, tmp_path: Pat
     assert [path.name for path in folder.iterdir()] == ["gallery.db"]
     assert [path.name for path in tmp_path.iterdir()] == [name]
     store = Store.open(folder / "gallery.db")
-    assert everything(store)[0].dimension == 3
+    with store.read() as reader:
+        assert reader.generations()[1].dimension == 3
     store.close()
 
 
@@ -185,7 +209,7 @@ def test_face_ids_are_never_used_again(store: Store) -> None:
 
 
 def test_segment_ids_are_never_used_again(store: Store) -> None:
-    first, second, third = (Segment(number, 10 * number, 99, sha256(number)) for number in (1, 2, 3))
+    first, second, third = (Segment(number, 10 * number, 99, sha256(number), 1) for number in (1, 2, 3))
     with store.write() as writer:
         writer.replace_segments([], [first, second])
     assert everything(store)[1] == [first, second]
@@ -235,7 +259,7 @@ def test_a_reader_sees_one_snapshot_whatever_others_commit(store: Store, path: P
         add(store, new("Adi", 2))
         with other.write() as writer:
             writer.remove_faces([1])
-            writer.replace_segments([], [Segment(1, 1, 1, sha256(1))])
+            writer.replace_segments([], [Segment(1, 1, 1, sha256(1), 1)])
 
     with store.read() as reader:
         assert reader.count() == 1
@@ -279,7 +303,7 @@ def test_a_write_that_raises_never_was(error: type[BaseException], store: Store)
         with store.write() as writer:
             writer.remove_faces([1])
             writer.add_faces(2, [new("Adi", 2)])
-            writer.replace_segments([], [Segment(1, 1, 1, sha256(1))])
+            writer.replace_segments([], [Segment(1, 1, 1, sha256(1), 1)])
             raise error
 
     with pytest.raises(error):
@@ -393,6 +417,13 @@ def test_a_folder_that_does_not_exist_cannot_get_a_database(tmp_path: Path) -> N
 # Traces
 
 
+def erase_traces(store: Store) -> None:
+    """Writes the file anew, and empties its log."""
+    store.vacuum()
+    with store.driver() as driver:
+        assert driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall() == [(0, 0, 0)]
+
+
 def on_disk(path: Path) -> bytes:
     """The bytes of the database and of its log."""
     return b"".join(file.read_bytes() for file in path.parent.iterdir())
@@ -405,7 +436,7 @@ def test_removed_faces_leave_no_byte_in_the_database_or_its_log(store: Store, pa
     with store.write() as writer:
         writer.remove_faces([1])
     assert [needle in on_disk(path) for needle in needles] == [True] * 3  # the log still has them
-    store.erase_traces()
+    erase_traces(store)
     assert [needle in on_disk(path) for needle in needles] == [False] * 3
     assert b"/photos/1.jpg" in on_disk(path)
     assert [face.identity for face in everything(store)[2].values()] == ["Kim"]
@@ -431,7 +462,7 @@ def test_removed_faces_leave_no_byte_in_a_large_database_either(seed: int, tmp_p
         with store.write() as writer:
             gone = writer.faces(writer.face_ids_of(victim))
             writer.remove_faces(gone)
-        store.erase_traces()
+        erase_traces(store)
         data = on_disk(path)
         needles = [victim, *(face.path or "" for face in gone.values()), *(f.sha256 for f in gone.values())]
         assert [needle for needle in needles if needle.encode() in data] == []
@@ -446,7 +477,7 @@ def test_traces_are_erased_under_the_eyes_of_an_idle_second_store(store: Store, 
     assert everything(other)[3] == [("Zephyr Kant", 1)]
     with store.write() as writer:
         writer.remove_faces([1])
-    store.erase_traces()
+    erase_traces(store)
     assert b"Zephyr" not in on_disk(path)
     assert everything(other)[3] == []
     other.close()

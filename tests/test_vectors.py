@@ -281,15 +281,33 @@ def test_written_tells_the_files_true_size_and_sha256(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["00000007.faiss"]
 
 
-def test_a_segment_is_an_idmap2_over_a_flat_l2_that_faiss_itself_opens(tmp_path: Path) -> None:
-    (ids, stored), (more_ids, more) = sample(), (np.array([7, 2**40]), np.ones((2, 8), np.float32))
+def test_a_segment_is_an_idmap_over_a_flat_l2_that_faiss_itself_opens(tmp_path: Path) -> None:
+    (ids, stored), (more_ids, more) = sample(), (np.array([7, 2**40]), np.eye(2, 8, dtype=np.float32))
     FlatVectors(tmp_path, 8).write(1, [(ids, stored), (more_ids, more)])
     index = faiss.read_index(os.fspath(tmp_path / "00000001.faiss"))
     flat = faiss.downcast_index(index.index)
-    assert (type(index), type(flat)) == (faiss.IndexIDMap2, faiss.IndexFlatL2)
+    assert (type(index), type(flat)) == (faiss.IndexIDMap, faiss.IndexFlatL2)
     assert faiss.vector_to_array(index.id_map).tolist() == [*ids.tolist(), 7, 2**40]
     assert np.array_equal(flat.reconstruct_n(0, 52), np.concatenate([stored, more]))
-    assert np.array_equal(index.reconstruct(2**40), more[1])
+    assert index.search(more, 1)[1].tolist() == [[7], [2**40]]
+
+
+def test_a_segment_of_an_older_version_is_read_and_searched(tmp_path: Path) -> None:
+    """They were IndexIDMap2, which differs in nothing but the first letters of the file."""
+    (ids, stored), vectors = sample(), FlatVectors(tmp_path, 8)
+    index = faiss.IndexIDMap2(faiss.IndexFlatL2(8))
+    index.add_with_ids(stored, ids)
+    faiss.write_index(index, os.fspath(tmp_path / "00000001.faiss"))
+    vectors.write(2, [(ids, stored)])
+    old, new = ((tmp_path / f"0000000{number}.faiss").read_bytes() for number in (1, 2))
+    assert (old[:4], new[:4], old[4:] == new[4:]) == (b"IxM2", b"IxMp", True)
+    found_ids, found = vectors.rows(1)
+    assert np.array_equal(found_ids, ids)
+    assert np.array_equal(found, stored)
+    assert_same(vectors.search([1], stored[:5], 9), brute_force([(ids, stored)], stored[:5], 9))
+    (tmp_path / "00000001.faiss").write_bytes(old[:-8])
+    with pytest.raises(GalleryDamaged, match=r"00000001\.faiss is damaged"):
+        FlatVectors(tmp_path, 8).rows(1)
 
 
 def test_rows_come_back_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:

@@ -1,0 +1,448 @@
+"""The commands that look after a gallery: verify, repair, forget, back up, move, embed anew."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retrieval import terminal
+from retrieval.errors import DataError, InputError, Interrupted, RunError
+from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
+
+if TYPE_CHECKING:
+    from retrieval.gallery import Gallery
+    from retrieval.reembedding import Reembedded
+    from retrieval.store import Receipt
+    from retrieval.verification import Finding, Verification
+
+app = typer.Typer()
+
+_PANEL = "Looking after a gallery"
+
+_Receipts = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE.json", help="A receipt of `forget` that neither backup nor gallery knows; may be repeated.", show_default=False)]  # fmt: skip
+
+
+def open_gallery(folder: Path, command: str, *, device: str = "auto") -> "Gallery":
+    """A gallery, for reading only where nothing can be written."""
+    from retrieval.gallery import Gallery
+
+    read_only = folder.is_dir() and not os.access(folder, os.W_OK)
+    return Gallery.open(folder, device=device, read_only=read_only, via=f"faceprint {command}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def verify(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
+    """Read every byte of a gallery, or of a backup, and compare with what was written.
+
+    Exit status: 0 when everything is as it was written, 1 when something is not.
+    """
+    from retrieval.verification import verify as verify_gallery
+
+    if (gallery / "backup.json").is_file() and not (gallery / "gallery.db").exists():
+        _verify_backup(gallery, as_json)
+        return
+    found = verify_gallery(gallery)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        _print_verification(found)
+    if not found.whole:
+        raise RunError(
+            f"{gallery} is not what was written ({len(found.findings):,} findings); "
+            f"see what `faceprint repair {gallery}` can mend."
+        )
+
+
+@app.command(rich_help_panel=_PANEL)
+def repair(
+    gallery: GalleryArgument,
+    backup: Annotated[Path | None, typer.Option(metavar="BACKUP", help="A backup, for files that have the SHA-256 which was written down.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Another copy of the gallery's model.", show_default=False)] = None,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose vectors nothing can bring back.")] = False,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:  # fmt: skip
+    """Mend what can be mended without a guess; list what cannot.
+
+    Leftovers are removed, an interrupted erasure is finished, damaged files come back from a backup,
+    lost vectors are embedded again from photos that still have the same SHA-256.
+
+    Exit status: 0 when everything is whole, 1 when something is left.
+    """
+    from retrieval.bundle import ModelBundle
+    from retrieval.gallery import repair as repair_gallery
+
+    bundle = ModelBundle.load(model) if model is not None else None
+    done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, device=device)
+    if as_json:
+        _print_json(asdict(done))
+    else:
+        printed = terminal.console()
+        mended = len(done.before.findings) - len(done.after.findings)
+        printed.print(
+            f"{len(done.before.findings):,} findings, {max(mended, 0):,} mended: {done.embedded:,} vectors embedded "
+            f"again, {done.copied:,} files copied, {done.given_up:,} faces given up"
+        )
+        _print_verification(done.after)
+        for face in done.lost:
+            shown = (
+                f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}"
+            )
+            printed.print(terminal.text(shown))
+    if done.lost:
+        raise RunError(
+            f"The photos of {len(done.lost):,} faces are gone or have changed; put them back, name a backup with "
+            "--backup, or let these faces go with --give-up."
+        )
+    if not done.after.whole:
+        raise RunError(f"Not everything could be mended; restore {gallery} from a backup.")
+
+
+@app.command(rich_help_panel=_PANEL)
+def forget(
+    gallery: GalleryArgument,
+    identity: Annotated[str | None, typer.Option(metavar="NAME", help="Everything of a person.", show_default=False)] = None,
+    face: Annotated[int | None, typer.Option(metavar="ID", help="One face.", show_default=False)] = None,
+    path: Annotated[Path | None, typer.Option(metavar="FILE", help="The face of one file.", show_default=False)] = None,
+    receipt: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the receipt, to be kept with the backups.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Erase a person or a face: rows, vectors, logs, free pages. It cannot be undone.
+
+    Prints a receipt, which holds nothing about the person. Restoring an older backup forgets again.
+    Your photos, your backups and what the model's weights have learned are not touched.
+    """
+    if receipt is not None and (receipt.exists() or not receipt.absolute().parent.is_dir()):
+        raise InputError(f"The receipt {receipt} exists already, or its folder does not; name another file.")
+    with open_gallery(gallery, "forget") as opened:
+        done = opened.forget(identity, face_id=face, path=path)
+    if receipt is not None:
+        from retrieval.files import write_durably
+
+        write_durably(receipt, (json.dumps(asdict(done)) + "\n").encode())
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    terminal.console().print(
+        f"forgot {done.faces:,} {'face' if done.faces == 1 else 'faces'}; receipt {done.id}, {done.at}, by {done.who}"
+    )
+
+
+@app.command(rich_help_panel=_PANEL)
+def compact(gallery: GalleryArgument) -> None:
+    """Merge vector files into as few as there can be, and close the database's gaps."""
+    with open_gallery(gallery, "compact") as opened:
+        done = opened.compact()
+    terminal.console().print(
+        f"{done.segments_before:,} vector files became {done.segments_after:,}, "
+        f"{terminal.size(done.bytes_before)} became {terminal.size(done.bytes_after)}"
+    )
+
+
+@app.command("rename-identity", rich_help_panel=_PANEL)
+def rename_identity(
+    gallery: GalleryArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Today's name.", show_default=False)],
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="A name that nobody has.", show_default=False)],
+    no_alias: Annotated[bool, typer.Option("--no-alias", help="Keep no trace of the old name; a folder of that name is then somebody else.")] = False,
+) -> None:  # fmt: skip
+    """Give a person another name. The old one goes on to mean them, unless --no-alias."""
+    with open_gallery(gallery, "rename-identity") as opened:
+        faces = opened.rename_identity(name, new_name, keep_alias=not no_alias)
+    terminal.console().print(terminal.text(f"{name} is {new_name} now ({faces:,} faces)"))
+
+
+@app.command("merge-identities", rich_help_panel=_PANEL)
+def merge_identities(
+    gallery: GalleryArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name that goes.", show_default=False)],
+    into: Annotated[str, typer.Argument(metavar="INTO", help="The name that stays.", show_default=False)],
+) -> None:
+    """Make two names one person. The first goes on to mean the second."""
+    with open_gallery(gallery, "merge-identities") as opened:
+        faces = opened.merge_identities(name, into)
+    terminal.console().print(terminal.text(f"{faces:,} faces of {name} are {into}'s now"))
+
+
+@app.command(rich_help_panel=_PANEL)
+def backup(
+    gallery: GalleryArgument,
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="The backup's folder; the same one every time.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Copy one consistent snapshot while others write. A second backup copies only what is new."""
+    with open_gallery(gallery, "backup") as opened:
+        done = opened.backup(target)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    terminal.console().print(
+        f"backed up {done.faces:,} faces to {target}: {done.segments_copied:,} vector files copied "
+        f"({terminal.size(done.bytes_copied)}), {done.segments_kept:,} were there",
+        markup=False,
+    )
+
+
+@app.command(rich_help_panel=_PANEL)
+def restore(
+    backup: Annotated[
+        Path, typer.Argument(metavar="BACKUP", help="The backup's folder.", show_default=False)
+    ],
+    gallery: GalleryArgument,
+    receipt: _Receipts = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a gallery what its backup says: a new one, or one that is there, in one transaction.
+
+    What was forgotten since the backup stays forgotten.
+    """
+    from retrieval.gallery import Gallery
+
+    receipts = [_read_receipt(path) for path in receipt or ()]
+    done = Gallery.restore(backup, gallery, receipts=receipts, via="faceprint restore")
+    if as_json:
+        _print_json(asdict(done))
+        return
+    again = f"; {done.forgotten_again:,} that were forgotten since stay so" if done.forgotten_again else ""
+    terminal.console().print(
+        f"restored {done.faces:,} faces to {gallery}, as of {done.taken_at}{again}", markup=False
+    )
+
+
+@app.command(rich_help_panel=_PANEL)
+def export(
+    gallery: GalleryArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Write vectors and metadata as Parquet, with the model's contract and checksums.
+
+    Needs pyarrow: pip install 'faceprint[parquet]'.
+    """
+    with open_gallery(gallery, "export") as opened:
+        done = opened.export(out)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    size = terminal.size(sum(file.bytes for file in done.files))
+    terminal.console().print(f"exported {done.faces:,} faces to {out} ({size} of Parquet)", markup=False)
+
+
+@app.command("import", rich_help_panel=_PANEL)
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="EXPORT", help="A folder that `faceprint export` wrote.", show_default=False)],
+    gallery: GalleryArgument,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery: the one that made the vectors.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Enroll what another gallery exported. A new gallery needs --model."""
+    from retrieval.exchange import read_export
+    from retrieval.interrupt import graceful
+
+    exported = read_export(source)
+    with open_or_create(gallery, model, "import") as opened, graceful() as should_stop:
+        done = opened.import_export(exported, should_stop=should_stop)
+    terminal.console().print(
+        f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
+        f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
+    )
+    if done.interrupted:
+        raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
+
+
+@app.command("audit-log", rich_help_panel=_PANEL)
+def audit_log(
+    gallery: GalleryArgument,
+    receipts: Annotated[bool, typer.Option("--receipts", help="The receipts of everything that was forgotten, instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Show who did what when. No name, path or embedding is in it."""
+    with open_gallery(gallery, "audit-log") as opened:
+        entries: list[Any] = list(opened.receipts() if receipts else opened.audit_log())
+    if as_json:
+        _print_json([asdict(entry) for entry in entries])
+        return
+    (_print_receipts if receipts else _print_audit)(entries)
+
+
+@app.command(rich_help_panel=_PANEL)
+def reembed(
+    gallery: GalleryArgument,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The new model.", show_default=False)] = None,
+    back: Annotated[bool, typer.Option("--back", help="Go back to the former model.")] = False,
+    drop_other: Annotated[bool, typer.Option("--drop-other", help="Delete the model that does not serve, with its vectors.")] = False,
+    no_switch: Annotated[bool, typer.Option("--no-switch", help="Get the new model ready and show the drift; stay with today's.")] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose photos are gone or have changed.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each face whose photo is gone or has changed.", show_default=False)] = None,
+    device: DeviceOption = "auto",
+) -> None:  # fmt: skip
+    """Embed every photo with another model, beside the serving one, then switch in one transaction.
+
+    Resumes where it stopped. --back returns to the former model, until --drop-other deletes it.
+    """
+    from retrieval.bundle import ModelBundle
+
+    if sum([model is not None, back, drop_other]) != 1:
+        raise InputError("Say which: --model MODEL, --back or --drop-other.")
+    with open_gallery(gallery, "reembed", device=device) as opened:
+        if drop_other:
+            rows = opened.drop_other_model()
+            terminal.console().print(f"deleted the other model and its {rows:,} vectors")
+            return
+        bundle = opened.other_model() if model is None else ModelBundle.load(model)
+        done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up)
+    _print_reembedded(done)
+    if report is not None:
+        _write_lines(report, [asdict(face) for face in done.lost])
+    if done.interrupted:
+        raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
+    if done.lost and not (give_up or no_switch):
+        raise RunError(
+            f"The photos of {len(done.lost):,} faces are gone or have changed, so {gallery} stays with its model; "
+            "put them back and run the same command, or let these faces go with --give-up."
+        )
+
+
+def open_or_create(folder: Path, model: Path | None, command: str, *, device: str = "auto") -> "Gallery":
+    """A gallery, made where there is none."""
+    from contextlib import suppress
+
+    from retrieval.bundle import ModelBundle
+    from retrieval.errors import GalleryError
+    from retrieval.files import is_free
+    from retrieval.gallery import Gallery
+
+    free = is_free(folder)
+    if free and model is None:
+        raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
+    if free and model is not None:
+        # Another process may make the gallery between our look and our making it: then it is opened.
+        with suppress(GalleryError):
+            return Gallery.create(folder, ModelBundle.load(model), device=device, via=f"faceprint {command}")
+    gallery = open_gallery(folder, command, device=device)
+    if model is not None:
+        gallery.require(ModelBundle.load(model))
+    return gallery
+
+
+def _verify_backup(folder: Path, as_json: bool) -> None:
+    from retrieval.backup import check
+
+    wrong = check(folder)
+    if as_json:
+        _print_json({"findings": wrong})
+    elif not wrong:
+        terminal.console().print(
+            f"whole: every file of the backup {folder} is what was written", markup=False
+        )
+    if wrong:
+        raise RunError(
+            f"{folder / wrong[0]} is not what was written ({len(wrong):,} such files); back up again."
+        )
+
+
+def _print_verification(found: "Verification") -> None:
+    printed = terminal.console()
+    for finding in found.findings:
+        printed.print(terminal.text(f"  {_line(finding)}"))
+    for note in found.notes:
+        printed.print(terminal.text(f"  note: {note}", "dim"))
+    printed.print(
+        f"{'[b]whole[/b]: ' if found.whole else ''}read {terminal.size(found.bytes)}: {found.faces:,} faces, "
+        f"{found.segments:,} vector files, {len(found.findings):,} findings"
+    )
+
+
+def _line(finding: "Finding") -> str:
+    return f"{finding.trouble}: " + (f"{finding.file}: " if finding.file else "") + finding.detail
+
+
+def _print_receipts(receipts: "list[Receipt]") -> None:
+    for receipt in receipts:
+        terminal.console().print(
+            f"{receipt.at}  {receipt.id}  {receipt.what}, {receipt.faces:,} faces, by {receipt.who}",
+            markup=False,
+        )
+
+
+def _print_audit(entries: list[Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("when", "who", "via", "action"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("faces", justify="right")
+    table.add_column("detail", overflow="fold")
+    for entry in entries:
+        detail = ", ".join(f"{name} {value}" for name, value in entry.detail.items())
+        shown = (entry.began_at, entry.who, entry.via, entry.action, f"{entry.faces:,}", detail)
+        table.add_row(*map(terminal.text, shown))
+    terminal.console().print(table, soft_wrap=False)
+
+
+def _reembed_with_progress(gallery: "Gallery", bundle: Any, **options: Any) -> "Reembedded":
+    from retrieval.interrupt import graceful
+
+    with graceful() as should_stop, terminal.progress("embedding") as progress:
+        task = progress.add_task("", total=None, pace="", rejected=0)
+
+        def note(done: int, total: int) -> None:
+            pace = terminal.pace(done, total, progress.tasks[0].elapsed or 0.0)
+            progress.update(task, completed=done, total=total, pace=pace)
+
+        return gallery.reembed(bundle, on_progress=note, should_stop=should_stop, **options)
+
+
+def _print_reembedded(done: "Reembedded") -> None:
+    printed = terminal.console()
+    printed.print(f"embedded {done.embedded:,} of {done.faces:,} faces in this run, {len(done.lost):,} lost")
+    if done.drift is not None:
+        drift = done.drift
+        printed.print(
+            f"drift, on {drift.sample:,} faces: of the {drift.neighbours} nearest, {drift.overlap:.1%} are the same"
+        )
+        if drift.same_person_before is not None and drift.same_person_after is not None:
+            printed.print(
+                f"  the nearest is the same person's: {drift.same_person_before:.1%} before, "
+                f"{drift.same_person_after:.1%} after"
+            )
+        if drift.distance_ratio is not None:
+            printed.print(
+                f"  distances to the nearest: {drift.distance_ratio:.3f} times those before (median)"
+            )
+    printed.print("the new model answers from now on" if done.switched else "the old model goes on to answer")
+
+
+def _read_receipt(path: Path) -> "Receipt":
+    from retrieval.store import Receipt
+
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        numbers = {name: tuple(map(int, fields[name])) for name in ("face_ids", "identity_ids")}
+        return Receipt(**{**fields, **numbers})
+    except OSError as error:
+        raise DataError(
+            f"The receipt {path} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} is not a receipt; pass a file that `faceprint forget --receipt` wrote."
+        ) from error
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    from retrieval.files import write_durably
+
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    try:
+        write_durably(path, text.encode())
+    except OSError as error:
+        raise InputError(f"The report {path} cannot be written: {error.strerror}.") from error
+
+
+def _print_json(value: Any) -> None:
+    convert: Callable[[Any], str] = str
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=convert))

@@ -1,0 +1,57 @@
+"""Sources: the photos that faces came from, embedded again where they still are what they were."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from retrieval import pixels
+from retrieval.embedder import Embedder
+from retrieval.errors import UnreadableImage
+from retrieval.store import Face
+from retrieval.vectors import Ids, Vectors
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Some faces' vectors (n, d) by their ids (n,), and the faces whose photos are gone or have changed."""
+
+    ids: Ids
+    vectors: Vectors
+    lost: tuple[Face, ...]
+
+
+def embed_again(faces: Iterable[Face], embedder: Embedder) -> Iterator[Embedded]:
+    """Embeds faces from their photos, batch by batch. Only bytes of the same SHA-256 will do."""
+    size, crop = embedder.bundle.preprocessing.size, embedder.bundle.preprocessing.crop
+    faces = iter(faces)
+    while batch := list(islice(faces, _BATCH)):
+        squares: list[pixels.Pixels] = []
+        ids: list[int] = []
+        lost: list[Face] = []
+        for face in batch:
+            square = _square(face, size=size, crop=crop)
+            if square is None:
+                lost.append(face)
+            else:
+                squares.append(square)
+                ids.append(face.id)
+        vectors = np.empty((0, embedder.bundle.dimension), np.float32)
+        if squares:
+            vectors = embedder.embed(np.stack(squares)).vectors
+        yield Embedded(np.asarray(ids, np.int64), vectors, tuple(lost))
+
+
+def _square(face: Face, *, size: int, crop: float) -> pixels.Pixels | None:
+    """The pixels of a face's photo, from the first of its files that still has its bytes."""
+    for path in face.paths:
+        try:
+            content = pixels.read_bytes(path)
+            if pixels.content_sha256(content) == face.sha256:
+                return pixels.read(content, size=size, crop=crop)
+        except UnreadableImage:
+            continue
+    return None

@@ -1,0 +1,572 @@
+"""Vault: the rows and the vectors of a gallery, in step whatever happens; it knows nothing of pictures.
+
+    my.gallery/
+      gallery.db               SQLite: which faces exist, whose they are
+      gallery.sums             a checksum for each page of gallery.db
+      vectors/00000007.faiss   their vectors, immutable segments
+      model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
+      writer.lock              who is writing
+
+The order of every write: vectors durable in a new segment file, then one transaction that names it and
+inserts its faces. A crash in between leaves a file that nothing names, and the next writer removes it.
+What can only be done after a transaction (erasing traces, taking a name off a model's card) is written
+down in the transaction, and the next writer does it if this one cannot.
+"""
+
+import getpass
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from retrieval import lock, pages
+from retrieval.bundle import ModelBundle, Relabel
+from retrieval.errors import GalleryBusy, GalleryError, InputError, ModelMismatch, StorageError
+from retrieval.files import sync, why
+from retrieval.store import (
+    LOCK_NAME,
+    AuditEntry,
+    Generation,
+    Reader,
+    Segment,
+    SnapshotLost,
+    Store,
+    Writer,
+    utc_now,
+)
+from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
+
+_T = TypeVar("_T")
+
+DATABASE: Final = "gallery.db"
+# A model's folder, whole or in the making.
+_MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
+VECTORS: Final = "vectors"
+MODEL: Final = "model"
+
+# From how many vectors on they are written while their rows are.
+_AT_ONCE: Final = 1024
+
+# How long a writer waits for another one, in seconds.
+LOCK_TIMEOUT: Final = 30.0
+
+# How often a search starts over when a writer merges the files that it was about to open.
+_ATTEMPTS: Final = 20
+
+# How long SQLite's log may become, in bytes, before it is copied into the database.
+_LOG_BYTES: Final = 4 * 2**20
+
+# How long erasing waits for those who still read an older state, in seconds.
+ERASE_TIMEOUT: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a search needs to know of a snapshot: which model, and which segments."""
+
+    revision: int
+    generation: Generation
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What compacting did: segments and bytes on disk (vectors and database) before and after."""
+
+    segments_before: int
+    segments_after: int
+    bytes_before: int
+    bytes_after: int
+
+
+class Vault:
+    """Rows and vectors under one folder. Safe to share between threads; any number of processes may read.
+
+    Attributes:
+        folder: the gallery's.
+        store: the tables.
+        read_only: whether writing is refused.
+        via: what the audit log says of the caller: a command, or "library".
+    """
+
+    def __init__(self, folder: Path, store: Store, *, read_only: bool, via: str) -> None:
+        self.folder = folder
+        self.store = store
+        self.read_only = read_only
+        self.via = via
+        self._vectors: dict[int, FlatVectors] = {}
+        self._state: State | None = None
+        self._opening = threading.Lock()
+        self._log_tried = 0
+        self._wrote = False
+
+    @staticmethod
+    def create(folder: Path, bundle: ModelBundle) -> None:
+        """Makes an empty gallery's files, durable, in a folder that does not exist.
+
+        Raises:
+            OSError: the disk refused.
+            BundleError: the bundle's files are not the ones that its card names.
+        """
+        folder.mkdir()
+        (folder / VECTORS).mkdir()
+        copy = bundle.save(folder / MODEL)
+        store = Store.create(
+            folder / DATABASE,
+            fingerprint=bundle.fingerprint,
+            dimension=bundle.dimension,
+            folder=MODEL,
+            card_sha256=copy.card_sha256(),
+        )
+        with store.driver() as driver:
+            pages.checkpoint(driver, store.path, mode="TRUNCATE")
+        store.close()
+        sync(folder / DATABASE)
+        sync(folder)
+
+    @classmethod
+    def open(cls, folder: Path, *, read_only: bool = False, via: str = "library") -> "Vault":
+        """Opens a gallery's rows and vectors.
+
+        Raises:
+            GalleryError: there is none, or another version made it.
+            GalleryDamaged: its database is not what it was.
+        """
+        if folder.is_file():
+            raise GalleryError(f"{folder} is a file; a gallery is a folder.")
+        if not folder.is_dir():
+            raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
+        if not (folder / DATABASE).exists() and (folder / "backup.json").is_file():
+            raise GalleryError(
+                f"{folder} is a backup; make a gallery of it with `faceprint restore {folder} GALLERY`."
+            )
+        store = Store.open(folder / DATABASE, read_only=read_only, timeout=LOCK_TIMEOUT)
+        return cls(folder, store, read_only=read_only, via=via)
+
+    def close(self) -> None:
+        """Closes the database and the mapped files."""
+        if self._wrote:
+            # Whoever writes at this moment will do it; nobody else's log is in danger.
+            with suppress(GalleryBusy, StorageError), self._locked(timeout=0):
+                self._copy_log(at_least=1)
+        for vectors in self._vectors.values():
+            vectors.forget_all_but(())
+        self.store.close()
+
+    # Reading
+
+    def vectors(self, generation: Generation) -> FlatVectors:
+        """The segments of one generation."""
+        with self._opening:
+            if generation.id not in self._vectors:
+                folder = self.folder / VECTORS
+                self._vectors[generation.id] = FlatVectors(folder, generation.dimension)
+            return self._vectors[generation.id]
+
+    def state(self, reader: Reader) -> State:
+        """What a snapshot is; read anew only when something has changed since it was last asked."""
+        revision, known = reader.revision(), self._state
+        if known is not None and known.revision == revision:
+            return known
+        generation = self.serving(reader)
+        segments = tuple(segment.id for segment in reader.segments(generation.id))
+        self.vectors(generation).forget_all_but(segments)
+        self._state = State(revision, generation, segments)
+        return self._state
+
+    def serving(self, reader: Reader) -> Generation:
+        """The generation that answers searches."""
+        return reader.generations()[reader.gallery().generation_id]
+
+    def on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
+        """What `work` makes of a snapshot; of a later one where a writer merged its files away meanwhile."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(SegmentMissing, SnapshotLost), self.store.read() as reader:
+                return work(reader)
+        with self.store.read() as reader:
+            return work(reader)
+
+    def vector(self, reader: Reader, generation: Generation, face_id: int) -> Vectors | None:
+        """A face's vector (d,); None where the generation has none."""
+        vectors = self.vectors(generation)
+        for segment in reader.segments(generation.id):
+            ids, matrix = vectors.rows(segment.id)
+            (rows,) = np.nonzero(ids == face_id)
+            if len(rows):
+                return np.array(matrix[rows[0]])
+        return None
+
+    # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        """The only writer, in one transaction. Files that nothing names are removed before and after.
+
+        Raises:
+            GalleryBusy: another process is writing, and did not finish in time.
+            InputError: the gallery was opened for reading only.
+            StorageError: the disk refused; nothing was changed, unless the sentence says so.
+        """
+        if self.read_only:
+            raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
+        with self._locked(timeout=LOCK_TIMEOUT):
+            self.pay_debts(insist=False)
+            self._tidy(settled=False)
+            self._wrote = True
+            with self.store.write() as writer:
+                yield writer
+                owed = writer.owes
+            self.pay_debts(insist=owed)
+            # The transaction stands. What is left to do can wait for the next writer.
+            with suppress(StorageError):
+                self._tidy(settled=True)
+                self._copy_log(at_least=_LOG_BYTES)
+
+    def settle(self) -> None:
+        """Does what the last transaction still owes.
+
+        Raises:
+            GalleryBusy, StorageError: it cannot be done now.
+        """
+        with self.writing() as writer:
+            writer.owes = True
+
+    @contextmanager
+    def appending(self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors) -> Iterator[None]:
+        """Writes new vectors, many of them while the body of the with statement writes their rows.
+
+        The newest segments that are not twice as large become one with them. Sizes then fall at least by
+        half from one segment to the next, as the digits of a binary counter: a photo costs its own bytes and
+        its share of the merges, never the whole gallery.
+        """
+        flat = self.vectors(generation)
+        plan: list[tuple[list[int], list[tuple[Ids, Vectors]]]] = []
+        rest = len(ids)
+        while rest > flat.ceiling:
+            part = slice(len(ids) - rest, len(ids) - rest + flat.ceiling)
+            plan.append(([], [(ids[part], vectors[part])]))
+            rest -= flat.ceiling
+        if rest:
+            plan.append(self._merge(writer, generation, ids[-rest:], vectors[-rest:]))
+        first = writer.gallery().next_segment_id
+        if len(ids) < _AT_ONCE:
+            yield
+            written = [flat.write(first + n, parts) for n, (_, parts) in enumerate(plan)]
+        else:
+            # Leaving it waits for the thread, whatever happens in the body: the lock is held meanwhile.
+            with ThreadPoolExecutor(1, thread_name_prefix="faceprint-write") as thread:
+                futures = [thread.submit(flat.write, first + n, parts) for n, (_, parts) in enumerate(plan)]
+                yield
+                written = [future.result() for future in futures]
+        for (absorbed, _), made in zip(plan, written, strict=True):
+            writer.replace_segments(absorbed, [_segment(made, generation)])
+
+    def _merge(
+        self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors
+    ) -> tuple[list[int], list[tuple[Ids, Vectors]]]:
+        """New vectors behind those of the segments that become one with them, and these segments' ids."""
+        flat = self.vectors(generation)
+        parts, absorbed, rows = [(ids, vectors)], [], len(ids)
+        for segment in reversed(writer.segments(generation.id)):
+            if segment.rows >= 2 * rows or segment.rows + rows > flat.ceiling:
+                break
+            parts.insert(0, flat.proven_rows(segment.id, segment.sha256))
+            absorbed.append(segment.id)
+            rows += segment.rows
+        return absorbed, parts
+
+    def append(self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors) -> None:
+        """As `appending`, for vectors whose rows are there already."""
+        with self.appending(writer, generation, ids, vectors):
+            pass
+
+    def remove(self, writer: Writer, ids: Sequence[int]) -> None:
+        """Removes faces: their rows, and their vectors from every segment of every generation."""
+        if not ids:
+            return
+        gone = np.asarray(ids, np.int64)
+        for generation in writer.generations().values():
+            for segment in writer.segments(generation.id):
+                flat = self.vectors(generation)
+                kept = ~np.isin(flat.rows(segment.id)[0], gone)
+                if not kept.all():
+                    stored, matrix = flat.proven_rows(segment.id, segment.sha256)
+                    parts = [(stored[kept], matrix[kept])] if kept.any() else []
+                    self.put(writer, generation, [segment.id], parts)
+        writer.remove_faces(ids)
+
+    def compact(self) -> Compacted:
+        """Merges segments into as few as there can be, and writes the database anew without gaps."""
+        with self.store.read() as reader:
+            before, bytes_before = len(reader.segments()), self.size(reader)
+        while self._merge_once():
+            pass
+        with self.writing() as writer:
+            self.owe(writer, erase=True, labels={})
+            self.log(writer, "compact", segments_before=before, segments_after=len(writer.segments()))
+        with self.store.read() as reader:
+            return Compacted(before, len(reader.segments()), bytes_before, self.size(reader))
+
+    def size(self, reader: Reader) -> int:
+        """Bytes on disk, of vectors and of the database."""
+        database = self.store.path.stat().st_size
+        return database + sum(segment.bytes for segment in reader.segments())
+
+    def owe(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
+        """Writes down what has to be done once the transaction stands, beside what is owed already.
+
+        Args:
+            writer: of the transaction, which is then not over before this is done.
+            erase: leave no trace of deleted rows in the database's file and log.
+            labels: new labels by their number, by the folder of their model.
+        """
+        debts = _Debts.read(writer)
+        for generation in writer.generations().values():
+            if generation.folder in labels:
+                debts.labels.setdefault(generation.folder, {}).update(labels[generation.folder])
+                changed = debts.relabelled(ModelBundle.load(self.folder / generation.folder))
+                writer.set_card(generation.id, hashlib.sha256(changed.card().encode()).hexdigest())
+        debts.erase = "all" if erase else debts.erase
+        debts.write(writer)
+        writer.owes = bool(debts)
+
+    def bundle(self, reader: Reader, generation: Generation) -> ModelBundle:
+        """The model of a generation, under the labels that it has in this snapshot.
+
+        Raises:
+            BundleError, ModelMismatch: the model is missing, damaged or another one.
+        """
+        bundle = ModelBundle.load(self.folder / generation.folder)
+        if (generation.fingerprint, generation.dimension) != (bundle.fingerprint, bundle.dimension):
+            raise ModelMismatch(
+                f"{bundle.folder} is not the model that the gallery was made with; put that one back."
+            )
+        # The snapshot is there at once; the card follows.
+        return _Debts.read(reader).relabelled(bundle)
+
+    def pay_debts(self, *, insist: bool) -> None:
+        """Does what a committed transaction still owes, whoever committed it. Only for the one writer.
+
+        Args:
+            insist: wait for those who still read an older state, and raise if they do not finish.
+
+        Raises:
+            StorageError: `insist`, and it cannot be done now; later writers will try again.
+        """
+        with self.store.read() as reader:
+            debts, owed = _Debts.read(reader), _Debts.read(reader)
+        if not debts:
+            return
+        try:
+            self._tidy(settled=True)
+            for folder in list(debts.labels):
+                debts.relabelled(ModelBundle.load(self.folder / folder)).rewrite_card()
+                del debts.labels[folder]
+            self._erase_traces(debts, timeout=ERASE_TIMEOUT if insist else 0.0)
+        except StorageError:
+            if insist:
+                raise
+        if debts != owed:
+            with self.store.write() as writer:
+                debts.write(writer)
+
+    def log(
+        self, writer: Writer, action: str, *, faces: int = 0, extend: int | None = None, **detail: Any
+    ) -> int:
+        """Adds to the audit log: to its newest entry if that is number `extend`. Returns the number."""
+        if extend is not None and writer.extend_audit(extend, faces):
+            return extend
+        now = utc_now()
+        return writer.add_audit(AuditEntry(now, now, who(), self.via, action, faces, detail))
+
+    def put(
+        self,
+        writer: Writer,
+        generation: Generation,
+        old: Sequence[int],
+        parts: Sequence[tuple[Ids, Vectors]],
+    ) -> None:
+        """Makes a new segment of `parts` exist, if there are any, and old ones not exist."""
+        new: list[Segment] = []
+        if parts:
+            written = self.vectors(generation).write(writer.gallery().next_segment_id, parts)
+            new = [_segment(written, generation)]
+        writer.replace_segments(old, new)
+
+    def _merge_once(self) -> bool:
+        """Merges the first neighbours that fit into one segment, in a transaction of their own."""
+        with self.writing() as writer:
+            for generation in writer.generations().values():
+                flat, segments = self.vectors(generation), writer.segments(generation.id)
+                for group in _groups(segments, flat.ceiling):
+                    parts = [flat.proven_rows(segment.id, segment.sha256) for segment in group]
+                    self.put(writer, generation, [segment.id for segment in group], parts)
+                    return True
+        return False
+
+    @contextmanager
+    def _locked(self, *, timeout: float) -> Iterator[None]:
+        with lock.exclusive(self.folder / LOCK_NAME, timeout=timeout):
+            yield
+
+    def _tidy(self, *, settled: bool) -> None:
+        """Removes what nothing names: what an interrupted write left, or what the last one replaced.
+
+        A transaction whose commit failed may still come to life: its end may stand in the log, unnoticed
+        until the log is read again after a crash. So before its files go, another commit takes its place.
+        """
+        with self.store.read() as reader:
+            unnamed = list(self.unnamed(reader))
+        if unnamed and not settled:
+            with self.store.write() as writer:
+                writer.changed = True
+            with self.store.read() as reader:
+                unnamed = list(self.unnamed(reader))
+        try:
+            for path in unnamed:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
+
+    def unnamed(self, reader: Reader) -> Iterator[Path]:
+        """Files and folders that only faceprint can have made, and that no row names."""
+        folders = {generation.folder for generation in reader.generations().values()}
+        named = {f"{segment.id:08d}.faiss" for segment in reader.segments()}
+        try:
+            for entry in sorted(os.scandir(self.folder / VECTORS), key=lambda entry: entry.name):
+                if entry.name.endswith((".faiss", ".part")) and entry.name not in named:
+                    yield Path(entry.path)
+            for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
+                ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()
+                if (ours and entry.name not in folders) or entry.name.endswith(".part"):
+                    yield Path(entry.path)
+            for folder in sorted(folders):
+                yield from sorted((self.folder / folder).glob(".*.part"))
+        except OSError as error:
+            raise StorageError(f"{self.folder} cannot be listed: {why(error)}.") from error
+
+    def _copy_log(self, *, at_least: int) -> None:
+        """Copies SQLite's log into the database once it is long."""
+        log = self.store.path.with_name(f"{DATABASE}-wal")
+        size = log.stat().st_size if log.exists() else 0
+        if size < self._log_tried:
+            self._log_tried = 0
+        # Where a reader keeps an old snapshot the log stays; the next try waits until it has grown again.
+        if size >= at_least and (at_least == 1 or size >= self._log_tried + at_least):
+            self._log_tried = 0 if self._checkpoint(timeout=0.0) else size
+
+    def _erase_traces(self, debts: "_Debts", *, timeout: float) -> None:
+        """Writes the database anew and empties its log, as far as that is owed.
+
+        Raises:
+            StorageError: it cannot be done now; `debts` says what is left.
+        """
+        if not debts.erase:
+            return
+        later = f"run `faceprint compact {self.folder}`"
+        try:
+            if debts.erase == "all":
+                for copy in self.store.upgrade_copies():
+                    copy.unlink(missing_ok=True)
+                pages.discard(self.store.path)
+                self.store.vacuum()
+                debts.erase = "log"
+            done = self._checkpoint(timeout=timeout)
+        except (OSError, StorageError) as error:
+            reason = why(error) if isinstance(error, OSError) else str(error).rstrip(".")
+            raise StorageError(
+                "What was deleted is gone from every answer, but its traces cannot be erased from "
+                f"{self.store.path} ({reason}); {later} when that is mended."
+            ) from error
+        if not done:
+            raise StorageError(
+                "What was deleted is gone from every answer, but another process still reads an older state "
+                f"of {self.folder}; {later} when it has finished."
+            )
+        debts.erase = ""
+
+    def _checkpoint(self, *, timeout: float) -> bool:
+        """Copies SQLite's log into the database and empties it; says whether nothing is left of it."""
+        with self.store.driver() as driver:
+            driver.execute(f"PRAGMA busy_timeout = {int(1000 * timeout)}")
+            try:
+                return pages.checkpoint(driver, self.store.path, mode="TRUNCATE")
+            finally:
+                driver.execute("PRAGMA busy_timeout = 30000")
+
+
+@dataclass
+class _Debts:
+    """What a transaction owes once it stands. It stands in the gallery's row, as JSON.
+
+    Attributes:
+        erase: "all" for writing the database anew and emptying its log, "log" where only that is left.
+        labels: new labels by their number, by the folder of their model.
+    """
+
+    erase: str
+    labels: dict[str, dict[int, Relabel]]
+
+    def __bool__(self) -> bool:
+        return bool(self.erase or self.labels)
+
+    @classmethod
+    def read(cls, reader: Reader) -> "_Debts":
+        unfinished = reader.gallery().unfinished
+        if unfinished is None:
+            return cls("", {})
+        stored = json.loads(unfinished)
+        labels = {
+            folder: {int(number): Relabel(*change) for number, change in changes.items()}
+            for folder, changes in stored["labels"].items()
+        }
+        return cls(stored["erase"], labels)
+
+    def write(self, writer: Writer) -> None:
+        labels = {
+            folder: {number: (change.label, change.keep_photos) for number, change in changes.items()}
+            for folder, changes in self.labels.items()
+        }
+        stored = json.dumps({"erase": self.erase, "labels": labels})
+        writer.set_gallery(unfinished=stored if self else None)
+
+    def relabelled(self, bundle: ModelBundle) -> ModelBundle:
+        return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
+
+
+def who() -> str:
+    """The user of the operating system."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+def _segment(written: Written, generation: Generation) -> Segment:
+    return Segment(written.id, written.rows, written.bytes, written.sha256, generation.id)
+
+
+def _groups(segments: Sequence[Segment], ceiling: int) -> Iterator[list[Segment]]:
+    """Runs of two or more neighbours that fit into one segment together."""
+    group: list[Segment] = []
+    for segment in segments:
+        if group and sum(one.rows for one in group) + segment.rows > ceiling:
+            if len(group) > 1:
+                yield group
+            group = []
+        group.append(segment)
+    if len(group) > 1:
+        yield group

@@ -1,0 +1,133 @@
+"""Verdicts: what becomes of each photo that is offered to a gallery. The content decides, never the path.
+
+The same bytes under a new path add a path to their face; other bytes under a known path take the path
+away from the face that had it; the same bytes for two people are a conflict, which nobody decides silently.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from retrieval.errors import Reason
+from retrieval.store import Face, NewFace
+
+
+class Status(StrEnum):
+    """What became of a photo that was offered to a gallery."""
+
+    ENROLLED = "enrolled"
+    KNOWN = "already-known"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one photo.
+
+    Attributes:
+        path: its file; None for bytes, images and arrays.
+        identity: who was said to be on it.
+        status: the verdict.
+        face_id: of the face that was enrolled, or that has the same bytes.
+        reason: the stable code, for a rejected photo.
+        detail: a few words for a person.
+        replaced: the face that this path led to until its bytes became others.
+    """
+
+    path: str | None
+    identity: str | None
+    status: Status
+    face_id: int | None = None
+    reason: Reason | None = None
+    detail: str | None = None
+    replaced: int | None = None
+
+
+class Verdicts:
+    """The verdicts on a batch of photos, one after the other, and what they change.
+
+    Attributes:
+        new: faces to be stored, with consecutive ids from `first_id`, and the row of each in the batch.
+        names: who is on a face from now on, by its id; None for nobody.
+        paths: the face of each path that is new or has moved.
+        bereaved: faces that lost a path; those that have none left must go.
+    """
+
+    def __init__(self, stored: Mapping[str, Face], owners: Mapping[str, int], *, first_id: int) -> None:
+        """Takes what is stored: faces by SHA-256, and the face of each path."""
+        self.new: list[tuple[int, NewFace]] = []
+        self.names: dict[int, str | None] = {}
+        self.paths: dict[str, int] = {}
+        self.bereaved: set[int] = set()
+        self._stored = dict(stored)
+        self._owners = dict(owners)
+        self._first_id = first_id
+        self._paths = {face.id: set(face.paths) for face in stored.values()}
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether everything is stored already as it was said to be."""
+        return not (self.new or self.names or self.paths)
+
+    def judge(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
+        """The verdict on one photo; None for one that would have to be enrolled but has no vector."""
+        stored = self._stored.get(face.sha256)
+        if stored is None:
+            return self._enroll(row, face) if has_vector else None
+        if stored.id in self.bereaved and not self._paths[stored.id]:
+            return self._enroll_again(face, stored)
+        named = None
+        if face.identity is not None and face.identity != stored.identity:
+            if stored.identity is not None:
+                return _conflict(face, stored)
+            self.names[stored.id] = face.identity
+            self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
+            named = f"had no identity until now; it is {face.identity}'s"
+        if face.path is not None and self._owners.get(face.path) == stored.id:
+            return Outcome(face.path, face.identity, Status.KNOWN, stored.id, detail=named)
+        original = stored.path or f"face {stored.id}"
+        detail = f"the same bytes as {original}" + (f", which {named}" if named else "")
+        replaced = self._give(face.path, stored.id)
+        return Outcome(
+            face.path, face.identity, Status.DUPLICATE, stored.id, detail=detail, replaced=replaced
+        )
+
+    def _enroll(self, row: int, face: NewFace) -> Outcome:
+        number = self._first_id + len(self.new)
+        self.new.append((row, face))
+        paths = () if face.path is None else (face.path,)
+        self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "")
+        replaced = self._give(face.path, number)
+        return Outcome(face.path, face.identity, Status.ENROLLED, number, replaced=replaced)
+
+    def _enroll_again(self, face: NewFace, stored: Face) -> Outcome:
+        """Enrolls bytes whose face just lost its last path, as if it had been removed before: it stays."""
+        self.bereaved.discard(stored.id)
+        if face.identity != stored.identity:
+            self.names[stored.id] = face.identity
+        self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
+        replaced = self._give(face.path, stored.id)
+        return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
+
+    def _give(self, path: str | None, number: int) -> int | None:
+        """Makes a path lead to a face; returns the face that it led to before."""
+        if path is None:
+            return None
+        before = self._owners.get(path)
+        if before is not None:
+            self.bereaved.add(before)
+            self._paths.setdefault(before, set()).discard(path)
+        self._owners[path] = self.paths[path] = number
+        self._paths.setdefault(number, set()).add(path)
+        return before
+
+
+def _conflict(face: NewFace, stored: Face) -> Outcome:
+    detail = f"the same bytes are enrolled as {stored.identity}"
+    if stored.path is not None:
+        detail += f" from {stored.path}"
+    return Outcome(
+        face.path, face.identity, Status.REJECTED, stored.id, Reason.IDENTITY_CONFLICT, detail=detail
+    )

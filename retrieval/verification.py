@@ -1,0 +1,467 @@
+"""Verification: is every file, row and vector of a gallery what was written? What can be mended is mended.
+
+Nothing is guessed: a vector comes back from its own photo, as long as that has the same SHA-256, or from a
+segment of a backup that has the SHA-256 which the row states.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from retrieval import lock, pages
+from retrieval.bundle import ModelBundle
+from retrieval.embedder import Embedder
+from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
+from retrieval.files import why, write_durably
+from retrieval.photos import readable
+from retrieval.sources import Embedded, embed_again
+from retrieval.store import LOCK_NAME, Face, Reader
+from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault
+from retrieval.vectors import Ids
+
+# How often reading starts over when segments are merged away meanwhile.
+_ATTEMPTS: Final = 20
+
+_NO_SUMS: Final = (
+    "gallery.sums is missing or out of date, as after a crash: gallery.db was checked by SQLite only. "
+    "The next write renews it."
+)
+
+_MODEL_FILES: Final = frozenset({"bundle.json", "model.onnx", "model.safetensors"})
+
+
+class Trouble(StrEnum):
+    """What is wrong. The values are stable: programs may rely on them."""
+
+    DATABASE_DAMAGED = "database-damaged"
+    SUMS_DAMAGED = "sums-damaged"
+    SEGMENT_MISSING = "segment-missing"
+    SEGMENT_DAMAGED = "segment-damaged"
+    FACE_WITHOUT_VECTOR = "face-without-vector"
+    VECTOR_WITHOUT_FACE = "vector-without-face"
+    MODEL_MISSING = "model-missing"
+    MODEL_DAMAGED = "model-damaged"
+    OTHER_MODEL = "other-model"
+    LEFTOVER = "leftover"
+    UNKNOWN_FILE = "unknown-file"
+    UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it was written.
+
+    Attributes:
+        trouble: the stable code.
+        file: relative to the gallery; None where it is about rows.
+        detail: a few words for a person.
+        face_ids: the faces that it concerns, as far as they are known.
+    """
+
+    trouble: Trouble
+    file: str | None
+    detail: str
+    face_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was looked at, and what is wrong with it. Sizes in bytes.
+
+    Attributes:
+        findings: empty where everything is as it was written.
+        notes: what is worth knowing and is no damage.
+        faces, segments, bytes: how much was read.
+    """
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    faces: int
+    segments: int
+    bytes: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+@dataclass
+class _Notebook:
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    faces: int = 0
+    segments: int = 0
+    bytes: int = 0
+
+    def add(self, trouble: Trouble, file: str | None, detail: str, ids: Iterable[int] = ()) -> None:
+        self.findings.append(Finding(trouble, file, detail, tuple(ids)))
+
+    def verification(self) -> Verification:
+        return Verification(tuple(self.findings), tuple(self.notes), self.faces, self.segments, self.bytes)
+
+
+def verify(folder: Path) -> Verification:
+    """Reads every byte of a gallery and compares. Others may read and write meanwhile.
+
+    Raises:
+        GalleryError: there is no gallery, or one of another version.
+        GalleryBusy: somebody wrote for longer than a writer waits.
+        StorageError: a file cannot be read.
+    """
+    book = _Notebook()
+    if (folder / DATABASE).is_file():
+        with quiet(folder):
+            _check_pages(folder / DATABASE, book)
+    try:
+        # A damaged database may look like one that has to be brought up to date.
+        vault = Vault.open(folder, read_only=bool(book.findings))
+    except (GalleryDamaged, GalleryError, StorageError) as error:
+        if not (folder / DATABASE).is_file() or (isinstance(error, GalleryError) and not book.findings):
+            raise
+        if not book.findings:
+            book.add(Trouble.DATABASE_DAMAGED, DATABASE, str(error))
+        return book.verification()
+    with closing(vault):
+        try:
+            _check(vault, book)
+        except (GalleryDamaged, StorageError) as error:
+            # What the rows say cannot be read any further.
+            if not book.findings:
+                book.add(Trouble.DATABASE_DAMAGED, DATABASE, str(error))
+    return book.verification()
+
+
+def _check(vault: Vault, book: _Notebook) -> None:
+    if not any(finding.file == DATABASE for finding in book.findings):
+        for line in vault.store.problems():
+            book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
+    with quiet(vault.folder), vault.store.read() as reader:
+        _check_files(vault, reader, book)
+        _check_models(vault, reader, book)
+    verified: dict[int, Ids | None] = {}
+    for _ in range(_ATTEMPTS):
+        with vault.store.read() as reader:
+            if _read_segments(vault, reader, book, verified):
+                _check_rows(vault, reader, book, verified)
+                return
+    raise StorageError(f"{vault.folder} changes faster than it can be read; try again when less is written.")
+
+
+def _check_pages(path: Path, book: _Notebook) -> None:
+    if not pages.sums_path(path).exists():
+        book.notes.append(_NO_SUMS)
+        return
+    found = pages.check(path)
+    for damage in found.damage:
+        database = damage.file == path
+        trouble = Trouble.DATABASE_DAMAGED if database else Trouble.SUMS_DAMAGED
+        book.add(trouble, damage.file.name, _pages(damage.pages) if damage.pages else damage.problem)
+    if found.out_of_date:
+        book.notes.append(_NO_SUMS)
+    book.bytes += path.stat().st_size
+
+
+def _pages(numbers: Sequence[int]) -> str:
+    """Some page numbers in words, however many there are."""
+    first = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else "")
+    return f"page{'s' if len(numbers) > 1 else ''} {first}: not what was written"
+
+
+def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
+    """Files that nobody should have put there, or that nothing names any more."""
+    leftovers = set(vault.unnamed(reader))
+    folders = {generation.folder for generation in reader.generations().values()}
+    copies = {path.name for path in vault.store.upgrade_copies()}
+    ours = {
+        DATABASE,
+        f"{DATABASE}-wal",
+        f"{DATABASE}-shm",
+        "gallery.sums",
+        LOCK_NAME,
+        VECTORS,
+        *copies,
+        *folders,
+    }
+    segments = {f"{segment.id:08d}.faiss" for segment in reader.segments()}
+    expected: dict[Path, Collection[str]] = {vault.folder: ours, vault.folder / VECTORS: segments}
+    expected |= {vault.folder / name: _MODEL_FILES for name in folders}
+    for folder, names in expected.items():
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            file = readable(path.relative_to(vault.folder))
+            if path in leftovers:
+                book.add(Trouble.LEFTOVER, file, "nothing names it; the next write removes it")
+            elif path.name not in names:
+                book.add(Trouble.UNKNOWN_FILE, file, "it does not belong to the gallery; move it away")
+    for copy in sorted(copies):
+        book.notes.append(
+            f"{copy} is the database as it was before it was brought up to date; it may be deleted."
+        )
+    if reader.gallery().unfinished is not None:
+        book.add(Trouble.UNFINISHED, None, "an erasure was interrupted; the next write finishes it")
+
+
+def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
+    pending = reader.gallery().unfinished is not None
+    for generation in reader.generations().values():
+        folder = vault.folder / generation.folder
+        if not folder.is_dir():
+            book.add(Trouble.MODEL_MISSING, generation.folder, "the model is missing")
+            continue
+        card = f"{generation.folder}/bundle.json"
+        try:
+            bundle = ModelBundle.load(folder)
+        except BundleError as error:
+            book.add(Trouble.MODEL_DAMAGED, card, str(error))
+            continue
+        if bundle.fingerprint != generation.fingerprint:
+            book.add(Trouble.OTHER_MODEL, card, "it is another model than the gallery was made with")
+        elif bundle.card_sha256() != generation.card_sha256 and not pending:
+            book.add(Trouble.MODEL_DAMAGED, card, "it is not what was written")
+        else:
+            for name, digest in bundle.files.items():
+                size, found = _hash(folder / name)
+                book.bytes += size
+                if found != digest:
+                    book.add(
+                        Trouble.MODEL_DAMAGED, f"{generation.folder}/{name}", "it is not what was written"
+                    )
+
+
+def _read_segments(vault: Vault, reader: Reader, book: _Notebook, verified: dict[int, Ids | None]) -> bool:
+    """Reads each segment that was not read yet. False where one was merged away meanwhile."""
+    generations = reader.generations()
+    for segment in reader.segments():
+        if segment.id in verified:
+            continue
+        path = vault.folder / VECTORS / f"{segment.id:08d}.faiss"
+        try:
+            size, digest = _hash(path)
+        except FileNotFoundError:
+            with vault.store.read() as newer:
+                if segment.id not in {one.id for one in newer.segments()}:
+                    return False
+            verified[segment.id] = None
+            detail = f"it is missing, with {segment.rows:,} vectors"
+            book.add(Trouble.SEGMENT_MISSING, f"{VECTORS}/{path.name}", detail)
+            continue
+        book.bytes += size
+        if (size, digest) == (segment.bytes, segment.sha256):
+            verified[segment.id] = vault.vectors(generations[segment.generation]).rows(segment.id)[0]
+        else:
+            verified[segment.id] = None
+            detail = f"it is not what was written; it has {segment.rows:,} vectors"
+            book.add(Trouble.SEGMENT_DAMAGED, f"{VECTORS}/{path.name}", detail)
+    return True
+
+
+def _check_rows(vault: Vault, reader: Reader, book: _Notebook, verified: Mapping[int, Ids | None]) -> None:
+    """Whether there is a row for each vector, and a vector for each row."""
+    faces = np.fromiter(reader.face_ids(), np.int64)
+    serving = vault.serving(reader)
+    segments = reader.segments()
+    book.faces, book.segments = len(faces), len(segments)
+    for generation in reader.generations().values():
+        mine = [segment for segment in segments if segment.generation == generation.id]
+        parts = [ids for segment in mine if (ids := verified[segment.id]) is not None]
+        ids, counts = np.unique(np.concatenate([*parts, np.empty(0, np.int64)]), return_counts=True)
+        astray = np.concatenate([np.setdiff1d(ids, faces), ids[counts > 1]]).tolist()
+        if astray:
+            detail = f"{len(astray):,} vectors have no face, or a second vector beside them"
+            book.add(Trouble.VECTOR_WITHOUT_FACE, None, detail, astray)
+        unread = sum(segment.rows for segment in mine if verified[segment.id] is None)
+        lost = np.setdiff1d(faces, ids).tolist()
+        # Those of segments that cannot be read are told of already.
+        if generation.id == serving.id and len(lost) > unread:
+            book.add(Trouble.FACE_WITHOUT_VECTOR, None, f"{len(lost) - unread:,} faces have no vector", lost)
+
+
+@contextmanager
+def quiet(folder: Path) -> Iterator[None]:
+    """Keeps writers waiting, where there can be any."""
+    if not os.access(folder, os.W_OK):
+        yield
+        return
+    with lock.exclusive(folder / LOCK_NAME, timeout=LOCK_TIMEOUT):
+        yield
+
+
+def _hash(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+
+
+# Mending
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What was wrong before a repair, what is still wrong after it, and which faces could not be mended.
+
+    Attributes:
+        before, after: the verifications.
+        embedded: vectors that were made again from their photos.
+        copied: files that came from the backup or the model.
+        given_up: faces that were removed because nothing can bring their vectors back.
+        lost: faces whose vectors cannot be brought back, and whose rows were left as they are.
+    """
+
+    before: Verification
+    after: Verification
+    embedded: int
+    copied: int
+    given_up: int
+    lost: tuple[Face, ...]
+
+
+def repair(
+    folder: Path,
+    embedder: Callable[[ModelBundle], Embedder],
+    *,
+    backup: Callable[[str], Path | None] = lambda sha256: None,
+    model: ModelBundle | None = None,
+    give_up: bool = False,
+) -> Repaired:
+    """Mends what can be mended without a guess, and says what cannot.
+
+    Leftovers go, an interrupted erasure is finished, damaged files come back from a backup or a model
+    where these have them with the SHA-256 that was written down, lost vectors are embedded again from photos
+    that still have their SHA-256. A damaged database is not touched: restore a backup.
+
+    Args:
+        folder: the gallery's.
+        embedder: loads a model.
+        backup: finds a file of a SHA-256 in a backup.
+        model: another copy of the gallery's model.
+        give_up: remove faces whose vectors cannot be brought back, and vectors without a face.
+
+    Raises:
+        GalleryError: there is no gallery.
+        StorageError, GalleryBusy: what was mended until then stays mended.
+    """
+    before = verify(folder)
+    troubles = {finding.trouble for finding in before.findings}
+    if not troubles or Trouble.DATABASE_DAMAGED in troubles:
+        return Repaired(before, before, 0, 0, 0, ())
+    with closing(Vault.open(folder, via="faceprint repair")) as vault:
+        if Trouble.SUMS_DAMAGED in troubles:
+            with quiet(folder):
+                pages.discard(folder / DATABASE)
+        mender = _Mender(vault, backup, model, give_up=give_up)
+        mender.mend_models()
+        with vault.writing() as writer:
+            # Writing removes leftovers and finishes what was interrupted, and the entry renews the sums.
+            vault.log(writer, "repair", findings=len(before.findings))
+        if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & mender.unmended:
+            mender.mend_vectors(embedder)
+    return Repaired(before, verify(folder), mender.embedded, mender.copied, mender.given_up, mender.lost)
+
+
+class _Mender:
+    """One repair of one gallery, and what it has come to."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        backup: Callable[[str], Path | None],
+        model: ModelBundle | None,
+        *,
+        give_up: bool,
+    ) -> None:
+        self._vault = vault
+        self._backup = backup
+        self._model = model
+        self._give_up = give_up
+        self.embedded = self.copied = self.given_up = 0
+        self.lost: tuple[Face, ...] = ()
+        self.unmended: set[Trouble] = set()
+
+    def mend_models(self) -> None:
+        """Brings damaged files of models back from where their SHA-256 is found."""
+        with self._vault.store.read() as reader:
+            generations = list(reader.generations().values())
+        for generation in generations:
+            folder = self._vault.folder / generation.folder
+            folder.mkdir(exist_ok=True)
+            self._mend_file(folder / "bundle.json", generation.card_sha256)
+            with suppress(BundleError):
+                for name, digest in ModelBundle.stated_files(folder).items():
+                    self._mend_file(folder / name, digest)
+        book = _Notebook()
+        with self._vault.store.read() as reader:
+            _check_models(self._vault, reader, book)
+        self.unmended = {finding.trouble for finding in book.findings}
+
+    def _mend_file(self, path: Path, sha256: str) -> None:
+        with suppress(FileNotFoundError):
+            if _hash(path)[1] == sha256:
+                return
+        beside = self._model.folder / path.name if self._model is not None else None
+        for source in (beside, self._backup(sha256)):
+            if source is not None and source.is_file() and _hash(source)[1] == sha256:
+                try:
+                    write_durably(path, source.read_bytes())
+                except OSError as error:
+                    raise StorageError(f"{path} cannot be written: {why(error)}.") from error
+                self.copied += 1
+                return
+
+    def mend_vectors(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
+        """Brings damaged segments back from the backup, and lost vectors from their photos."""
+        with self._vault.store.read() as reader:
+            for segment in reader.segments():
+                self._mend_file(self._vault.folder / VECTORS / f"{segment.id:08d}.faiss", segment.sha256)
+        book, verified = _Notebook(), dict[int, Ids | None]()
+        with self._vault.store.read() as reader:
+            _read_segments(self._vault, reader, book, verified)
+            _check_rows(self._vault, reader, book, verified)
+            serving = self._vault.serving(reader)
+            present = np.concatenate(
+                [np.empty(0, np.int64)]
+                + [
+                    ids
+                    for segment in reader.segments(serving.id)
+                    if (ids := verified[segment.id]) is not None
+                ]
+            )
+            lost = np.setdiff1d(np.fromiter(reader.face_ids(), np.int64), present)
+            faces = list(reader.faces(lost.tolist()).values())
+        broken = [number for number, ids in verified.items() if ids is None]
+        astray = [n for f in book.findings if f.trouble is Trouble.VECTOR_WITHOUT_FACE for n in f.face_ids]
+        mended: list[Embedded] = []
+        if faces:
+            bundle = ModelBundle.load(self._vault.folder / serving.folder)
+            mended = list(embed_again(faces, embedder(bundle)))
+        hopeless = tuple(face for part in mended for face in part.lost)
+        if hopeless and not self._give_up:
+            self.lost = hopeless
+            return
+        with self._vault.writing() as writer:
+            writer.replace_segments(broken, [])
+            for part in mended:
+                if len(part.ids):
+                    self._vault.append(writer, serving, part.ids, part.vectors)
+                    self.embedded += len(part.ids)
+            gone = [face.id for face in hopeless] + (astray if self._give_up else [])
+            self._vault.remove(writer, gone)
+            self.given_up = len(hopeless)
+            if gone or mended:
+                self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))

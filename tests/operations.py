@@ -1,0 +1,497 @@
+"""Everything that changes a gallery, as operations on a small one that a fault may end at any call.
+
+Each operation works on a folder that `lay` made, leaves the same gallery when it is done again, and says
+through `states` which galleries may be left when it was interrupted.
+"""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from retrieval import errors
+from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing
+from retrieval.errors import FaceprintError
+from retrieval.files import is_free
+from retrieval.gallery import Gallery, repair
+from retrieval.ingestion import ingest
+from retrieval.store import NewFace
+from retrieval.vault import Vault
+from retrieval.verification import Trouble, verify
+
+# Who is in a gallery: (SHA-256, identity, paths) -> the bytes of the vector.
+Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...]], bytes]
+
+DIMENSION = 8
+SIZE = 8
+PEOPLE = ("Adi", "Kim", "Zephyr Kant")
+GONE = "Zephyr Kant"
+
+# What an interrupted write may leave, and the next one puts right.
+HARMLESS = {Trouble.LEFTOVER, Trouble.UNFINISHED}
+
+
+# The small real things
+
+
+def tiny_model(folder: Path, *, seed: int = 0) -> ModelBundle:
+    """A network of two layers that onnxruntime runs, in 20 KB."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "embed": rng.standard_normal((SIZE * SIZE * 3, DIMENSION)).astype(np.float32),
+        "classify": rng.standard_normal((DIMENSION, len(PEOPLE))).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Flatten", ["pixels"], ["flat"]),
+        helper.make_node("Cast", ["flat"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["numbers", "embed"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "classify"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", SIZE, SIZE, 3])],
+        [
+            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", DIMENSION]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(PEOPLE)]),
+        ],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(made)
+    return ModelBundle.create(
+        folder,
+        tensors=weights,
+        graph=made.SerializeToString(),
+        architecture="tiny",
+        labels=PEOPLE,
+        preprocessing=Preprocessing(size=SIZE, crop=1.0),
+        dimension=DIMENSION,
+        recipe={},
+        split={"train": [f"{GONE}/{GONE}_1.png"]},
+        figures={},
+        versions={},
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def photo(number: int) -> Image.Image:
+    noise = np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def write_photos(folder: Path, numbers: range, *, start: int = 0) -> None:
+    """Photos of three people, who take turns."""
+    for number in numbers:
+        name = PEOPLE[number % len(PEOPLE)]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        photo(start + number).save(folder / name / f"{name}_{number}.png")
+
+
+def vector_of(sha256: str) -> NDArray[np.float32]:
+    """A vector that a photo with these bytes might have given: the same every time."""
+    return np.random.default_rng(int(sha256, 16)).standard_normal(DIMENSION).astype(np.float32)
+
+
+def face(number: int, *, path: str | None = None) -> NewFace:
+    digest = hashlib.sha256(f"face {number}".encode()).hexdigest()
+    return NewFace(PEOPLE[number % len(PEOPLE)], path or f"/photos/{number}.png", digest)
+
+
+def add(gallery: Gallery, numbers: range) -> None:
+    faces = [face(number) for number in numbers]
+    gallery.enroll_vectors(faces, np.stack([vector_of(one.sha256) for one in faces]))
+
+
+def contents(folder: Path) -> Contents:
+    """Who is in a gallery and with which vector; each row has exactly one."""
+    vault = Vault.open(folder, read_only=True)
+    try:
+        with vault.store.read() as reader:
+            state = vault.state(reader)
+            flat = vault.vectors(state.generation)
+            vectors = {
+                int(number): vector.tobytes()
+                for segment in state.segments
+                for number, vector in zip(*flat.rows(segment), strict=True)
+            }
+            faces = [one for part in reader.all_faces() for one in part]
+        assert sorted(vectors) == sorted(one.id for one in faces)
+        return {(one.sha256, one.identity, tuple(sorted(one.paths))): vectors[one.id] for one in faces}
+    finally:
+        vault.close()
+
+
+# The operations: each is called with the folder that `lay` filled
+
+
+def create(root: Path) -> None:
+    if is_free(root / "new.gallery"):
+        Gallery.create(root / "new.gallery", ModelBundle.load(root / "model")).close()
+
+
+def merge_segments(root: Path) -> None:
+    """One more photo, and three segments become one."""
+    with Gallery.open(root / "people.gallery") as gallery:
+        add(gallery, range(7, 8))
+
+
+def enroll_three_batches(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        for first in (7, 10, 13):
+            add(gallery, range(first, first + 3))
+
+
+def ingest_photos(root: Path) -> None:
+    """Real photos through a real network: new ones, a changed one, a renamed one, a broken one."""
+    with Gallery.open(root / "photo.gallery") as gallery:
+        report = ingest(gallery, [_photos(root, "changed")], batch_size=2, workers=1)
+    assert report.found == report.enrolled + report.known + report.duplicate + report.rejected
+    assert report.rejected == 1
+
+
+def replace(root: Path) -> None:
+    """Other bytes under a known path, and the old bytes under a new one for another face."""
+    with Gallery.open(root / "people.gallery") as gallery:
+        faces = [face(20, path="/photos/0.png"), face(21, path="/photos/5.png")]
+        gallery.enroll_vectors(faces, np.stack([vector_of(one.sha256) for one in faces]))
+
+
+def forget(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        if gallery.receipts():
+            gallery.compact()  # it is done, or owed: any write finishes it
+        else:
+            gallery.forget(GONE)
+
+
+def forget_a_face(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        if gallery.receipts():
+            gallery.compact()
+        else:
+            gallery.forget(face_id=3)
+
+
+def compact(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        gallery.compact()
+
+
+def rename(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        if any(name == "Kim" for name, _ in gallery.info().largest):
+            gallery.rename_identity("Kim", "Kimberly")
+
+
+def merge_people(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        if any(name == "Kim" for name, _ in gallery.info().largest):
+            gallery.merge_identities("Kim", "Adi")
+
+
+def sync(root: Path) -> None:
+    """Two of the photos are gone from the disk."""
+    with Gallery.open(root / "synced.gallery") as gallery:
+        gallery.remove_missing([_photos(root, "thinned")])
+
+
+def reembed(root: Path) -> None:
+    with Gallery.open(root / "kept.gallery") as gallery:
+        other = ModelBundle.load(root / "other-model")
+        if gallery.bundle.fingerprint != other.fingerprint:
+            assert gallery.reembed(other).switched
+
+
+def drop_generation(root: Path) -> None:
+    with Gallery.open(root / "switched.gallery") as gallery:
+        if gallery.info().other_fingerprint is not None:
+            gallery.drop_other_model()
+
+
+def back_up(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        gallery.backup(root / "backup")
+
+
+def restore(root: Path) -> None:
+    """In place: a face was added and a person forgotten since the backup."""
+    Gallery.restore(root / "backup", root / "later.gallery")
+
+
+def restore_anew(root: Path) -> None:
+    if is_free(root / "new.gallery"):
+        Gallery.restore(root / "backup", root / "new.gallery")
+
+
+def upgrade(root: Path) -> None:
+    """A gallery of the first version."""
+    Gallery.open(root / "old.gallery").close()
+
+
+def mend(root: Path) -> None:
+    """A segment is damaged; its photos are there."""
+    repair(root / "damaged.gallery")
+
+
+def export(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        if is_free(root / "exported"):
+            gallery.export(root / "exported")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that changes a gallery.
+
+    Attributes:
+        work: does it; a second time it does what is left, if anything.
+        gallery: the folder that it is about.
+        batches: how many steps it may stop between, each a whole state.
+        erased: bytes that must not be found in the gallery when it is done.
+    """
+
+    work: Callable[[Path], None]
+    gallery: str = "people.gallery"
+    stages: bool = False
+    erased: tuple[bytes, ...] = ()
+
+
+_TRACES = (GONE.encode(), vector_of(face(2).sha256).tobytes(), b"/photos/2.png", face(2).sha256.encode())
+
+OPERATIONS = {
+    operation.work.__name__: operation
+    for operation in (
+        Operation(create, "new.gallery"),
+        Operation(merge_segments),
+        Operation(enroll_three_batches, stages=True),
+        Operation(ingest_photos, "photo.gallery", stages=True),
+        Operation(replace),
+        Operation(forget, erased=_TRACES),
+        Operation(forget_a_face, erased=_TRACES[1:]),
+        Operation(compact),
+        Operation(rename),
+        Operation(merge_people),
+        Operation(sync, "synced.gallery"),
+        Operation(reembed, "kept.gallery"),
+        Operation(drop_generation, "switched.gallery"),
+        Operation(back_up),
+        Operation(restore, "later.gallery"),
+        Operation(restore_anew, "new.gallery"),
+        Operation(upgrade, "old.gallery"),
+        Operation(mend, "damaged.gallery"),
+        Operation(export),
+    )
+}
+
+
+def lay(root: Path) -> None:
+    """Every initial state that an operation needs, below one folder, and the photos that stay there."""
+    model = tiny_model(root / "model")
+    tiny_model(root / "other-model", seed=1)
+    people = root / "people.gallery"
+    with Gallery.create(people, model) as gallery:
+        for first, count in ((0, 4), (4, 2), (6, 1)):
+            add(gallery, range(first, first + count))
+        gallery.backup(root / "backup")
+    shutil.copytree(people, root / "later.gallery")
+    with Gallery.open(root / "later.gallery") as gallery:
+        gallery.forget(GONE)
+        add(gallery, range(9, 11))
+    (root / "fixed").symlink_to(root)
+    _lay_photos(root, model)
+    _lay_old(root, model)
+
+
+def _photos(root: Path, name: str) -> Path:
+    """Photos are known by their paths, so they stay where they were when their gallery was laid."""
+    return (root / "fixed").resolve() / name
+
+
+def _lay_photos(root: Path, model: ModelBundle) -> None:
+    for name, gallery in (("changed", "photo"), ("thinned", "synced"), ("kept", "kept")):
+        write_photos(root / name, range(6))
+        with Gallery.create(root / f"{gallery}.gallery", model) as opened:
+            ingest(opened, [root / name], batch_size=4, workers=1)
+    shutil.copytree(root / "kept.gallery", root / "switched.gallery")
+    with Gallery.open(root / "switched.gallery") as opened:
+        opened.reembed(ModelBundle.load(root / "other-model"))
+    shutil.copytree(root / "kept.gallery", root / "damaged.gallery")
+    segment = sorted((root / "damaged.gallery" / "vectors").iterdir())[0]
+    data = bytearray(segment.read_bytes())
+    data[60] ^= 1
+    segment.write_bytes(data)
+    for number in (2, 4):
+        (root / "thinned" / PEOPLE[number % 3] / f"{PEOPLE[number % 3]}_{number}.png").unlink()
+    changed = root / "changed"
+    write_photos(changed, range(6, 9))
+    photo(100).save(changed / "Adi" / "Adi_0.png")
+    (changed / "Kim" / "Kim_1.png").rename(changed / "Kim" / "renamed.png")
+    (changed / "Kim" / "broken.png").write_bytes(b"not a picture at all")
+
+
+def _lay_old(root: Path, model: ModelBundle) -> None:
+    """A gallery as the first version left it."""
+    folder = root / "old.gallery"
+    shutil.copytree(root / "people.gallery", folder)
+    for extra in ("gallery.db", "gallery.sums"):
+        (folder / extra).unlink()
+    now = "2026-01-01T00:00:00+00:00"
+    with sqlite3.connect(root / "people.gallery" / "gallery.db") as today:
+        faces = today.execute(
+            "SELECT f.id, f.identity_id, p.path, f.sha256 FROM face f JOIN file p ON p.face_id = f.id"
+        ).fetchall()
+        people = today.execute("SELECT id, name FROM identity").fetchall()
+        segments = today.execute("SELECT id, rows, bytes, sha256 FROM segment").fetchall()
+    today.close()
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import URL, create_engine
+
+    from retrieval.store import migrations_folder
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    engine = create_engine(URL.create("sqlite", database=str(folder / "gallery.db")))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO gallery VALUES (1, 'uuid', ?, ?, ?, 100, 100)", (now, model.fingerprint, DIMENSION)
+        )
+        connection.exec_driver_sql("INSERT INTO identity VALUES (?, ?)", [tuple(row) for row in people])
+        connection.exec_driver_sql("INSERT INTO face VALUES (?, ?, ?, ?, ?)", [(*row, now) for row in faces])
+        connection.exec_driver_sql(
+            "INSERT INTO segment VALUES (?, ?, ?, ?)", [tuple(row) for row in segments]
+        )
+    engine.dispose()
+
+
+# What must hold after a fault
+
+
+def left(root: Path, name: str) -> tuple[Contents | None, list[str]]:
+    """What a gallery holds, None where there is none, and what `verify` finds beside leftovers."""
+    folder = root / OPERATIONS[name].gallery
+    if is_free(folder):
+        return None, []
+    found = [
+        f"{f.trouble} {f.file}: {f.detail}" for f in verify(folder).findings if f.trouble not in HARMLESS
+    ]
+    return contents(folder), found
+
+
+def check(root: Path, name: str, state: str, error: str, states: list[Contents | None]) -> None:
+    """I1 to I3 and I6, after a fault: a whole state is left, and doing it again ends as if undisturbed.
+
+    Raises:
+        AssertionError: something does not hold.
+    """
+    operation = OPERATIONS[name]
+    before, after = states[0], states[-1]
+    if state == "error":
+        kind = getattr(errors, error, None)
+        assert kind is not None, f"{error} reached the caller"
+        assert issubclass(kind, FaceprintError), f"{error} reached the caller"
+    damaged = operation.work is mend
+    if not damaged:
+        found, wrong = left(root, name)
+        assert wrong == [], wrong
+        assert found in states, f"neither before nor after: {summary(found)}"
+        if state == "done":
+            assert found == after, f"done, and not done: {summary(found)}"
+    operation.work(root)
+    found, wrong = left(root, name)
+    assert wrong == [], wrong
+    assert found == after, f"done again, and not as if undisturbed: {summary(found)}"
+    folder = root / operation.gallery
+    if not (final := verify(folder)).whole:
+        # Doing it again may have found nothing left to write, and so nothing was tidied.
+        assert {finding.trouble for finding in final.findings} <= HARMLESS, final.findings
+        assert (final := repair(folder).after).whole, final.findings
+    _check_others(root, operation, before)
+    erased(folder, operation)
+
+
+def _check_others(root: Path, operation: Operation, before: Contents | None) -> None:
+    if operation.work is back_up:
+        Gallery.restore(root / "backup", root / "again.gallery")
+        assert contents(root / "again.gallery") == before
+    if operation.work is export:
+        manifest = json.loads((root / "exported" / "manifest.json").read_text())
+        assert manifest["faces"] == len(before or ())
+
+
+def erased(folder: Path, operation: Operation) -> None:
+    """I5: no byte of what was forgotten is in any file."""
+    if operation.erased:
+        data = b"\0".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+        assert [trace in data for trace in operation.erased] == [False] * len(operation.erased)
+        with Gallery.open(folder) as gallery:
+            assert (GONE in gallery.bundle.labels) == (operation.work is not forget)
+            assert (FORGOTTEN in gallery.bundle.labels) == (operation.work is forget)
+
+
+def summary(found: Contents | None) -> str:
+    if found is None:
+        return "no gallery"
+    return ", ".join(f"{identity} {paths}" for _, identity, paths in sorted(found, key=str))
+
+
+def all_states(root: Path, name: str) -> list[Contents | None]:
+    """The galleries that an operation may leave: before, between its batches, after. Does it, to see."""
+    operation = OPERATIONS[name]
+    folder = root / operation.gallery
+    states: list[Contents | None] = []
+
+    def look() -> None:
+        found = None if is_free(folder) else contents(folder)
+        if found not in states:
+            states.append(found)
+
+    if operation.work is not upgrade and operation.work is not mend:
+        look()
+    if operation.stages:
+        original = Gallery._add
+
+        def watched(self: Gallery, *arguments: object, **options: object) -> object:
+            outcomes = original(self, *arguments, **options)  # type: ignore[arg-type]
+            look()
+            return outcomes
+
+        Gallery._add = watched  # type: ignore[method-assign, assignment]
+        try:
+            operation.work(root)
+        finally:
+            Gallery._add = original  # type: ignore[method-assign]
+    else:
+        operation.work(root)
+    look()
+    return states
+
+
+def copy_initial(laid: Path, name: str, root: Path) -> None:
+    """Lays what an operation needs into an empty folder."""
+    operation = OPERATIONS[name]
+    needed = {operation.gallery}
+    if operation.work is create:
+        needed.add("model")
+    if operation.work is reembed:
+        needed.add("other-model")
+    if operation.work in (back_up, restore, restore_anew):
+        needed.add("backup")
+    for part in needed:
+        if (laid / part).exists():
+            shutil.copytree(laid / part, root / part)
+    (root / "fixed").symlink_to(laid)

@@ -1,0 +1,103 @@
+"""The sweep: every operation of `operations`, with every fault of `faults`, at every call."""
+
+import queue
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests import operations
+from tests.faults import FaultServer, Kind, Outcome, Swept, power_loss_images, sweep, trace
+from tests.operations import Contents
+
+_PRELOAD = ("tests.operations", "onnxruntime", "alembic.command")
+
+
+class Sweeper:
+    """The initial states, laid once, and the processes that fork a child for each point."""
+
+    def __init__(self, workspace: Path, *, processes: int = 2) -> None:
+        self._workspace = workspace
+        self._laid = workspace / "laid"
+        self._stack = ExitStack()
+        self._faulty = [FaultServer(_PRELOAD) for _ in range(processes)]
+        self._sound = [FaultServer(_PRELOAD) for _ in range(processes)]
+        self._idle: queue.SimpleQueue[FaultServer] = queue.SimpleQueue()
+        self._states: dict[str, list[Contents | None]] = {}
+
+    def __enter__(self) -> Self:
+        for server in (*self._faulty, *self._sound):
+            self._stack.enter_context(server)
+        for server in self._sound:
+            self._idle.put(server)
+        self._laid.mkdir()
+        self._ask(operations.lay, self._laid)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def sweep(self, name: str, kind: Kind, *, step: int = 1) -> Swept:
+        """One operation, one kind of fault, at every step-th call."""
+        states = self.states(name)
+
+        def check(root: Path, outcome: Outcome) -> None:
+            self._ask(operations.check, root, name, outcome.state, outcome.error, states)
+
+        return sweep(
+            operations.OPERATIONS[name].work,
+            lambda root: operations.copy_initial(self._laid, name, root),
+            check,
+            kind=kind,
+            servers=self._faulty,
+            workspace=self._workspace,
+            step=step,
+        )
+
+    def lose_power(self, name: str, *, step: int = 1) -> Swept:
+        """One operation, and each disk that a loss of power after every step-th of its calls may leave."""
+        states, points, failures = self.states(name), 0, []
+        with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
+            initial, run, image = (Path(folder) / part for part in ("initial", "run", "image"))
+            image.mkdir()
+            for copy in (initial, run):
+                copy.mkdir()
+                operations.copy_initial(self._laid, name, copy)
+            ops = trace(self._faulty[0], operations.OPERATIONS[name].work, (run,), run)
+            shutil.rmtree(run)
+            for number, variant, root in power_loss_images(initial, ops, image, distinct=step == 1):
+                if number % step:
+                    continue
+                points += 1
+                try:
+                    self._ask(operations.check, root, name, "lost", "", states)
+                except AssertionError as error:
+                    failures.append((number, f"{variant}: {error}"))
+        return Swept(name, Kind.TRACE, points, failures)
+
+    def states(self, name: str) -> list[Contents | None]:
+        """The galleries that an operation may leave."""
+        if name not in self._states:
+            with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
+                root = Path(folder)
+                operations.copy_initial(self._laid, name, root)
+                self._states[name] = self._ask(operations.all_states, root, name)
+        return self._states[name]
+
+    def _ask(self, function: object, root: Path, *arguments: object) -> object:
+        """Calls a function in a child of its own, without any fault.
+
+        Raises:
+            AssertionError: it did not come to its end.
+        """
+        server = self._idle.get()
+        try:
+            outcome = server.run(function, (root, *arguments), root, timeout=60)
+        finally:
+            self._idle.put(server)
+        assert outcome.state == "done", f"{outcome.state} {outcome.error}: {outcome.message}"
+        return outcome.result
