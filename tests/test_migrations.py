@@ -1,11 +1,9 @@
 """The alembic scripts give exactly the tables that `retrieval.store` declares, from every version before."""
 
 import hashlib
-import itertools
 import multiprocessing
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from numpy.typing import NDArray
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 
 import retrieval.vault
 from retrieval import lock
@@ -401,45 +399,6 @@ def test_an_upgrade_that_fails_half_way_leaves_the_older_gallery(obstacle: str, 
     assert old_rows(path) == before
     execute(path, f"DROP TABLE {obstacle.split()[2]}")
     assert everything(old) == UPGRADED
-
-
-def upgrade_until(step: int, folder: Path) -> None:
-    """Opens a gallery, and dies before its step-th statement, or its step-th call of the disk."""
-    steps = itertools.count(1)
-
-    def die(*_: Any, **__: Any) -> None:
-        if next(steps) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    event.listen(Engine, "before_cursor_execute", die)
-    event.listen(Engine, "commit", die)
-    for name in ("fsync", "replace", "unlink"):
-        before = getattr(os, name)
-        setattr(os, name, lambda *a, call=before, **o: (die(), call(*a, **o))[1])
-    Gallery.open(folder).close()
-
-
-def test_an_upgrade_killed_at_any_step_is_done_or_was_never_begun(old: Path, tmp_path: Path) -> None:
-    """Opening the gallery again then ends as it would have ended."""
-    before, versions = old_rows(old / "gallery.db"), []
-    for step in itertools.count(1):
-        folder = tmp_path / f"{step}.gallery"
-        shutil.copytree(old, folder, symlinks=True)
-        child = CHILDREN.Process(target=upgrade_until, args=(step, folder))
-        child.start()
-        child.join()
-        assert child.exitcode in (0, -signal.SIGKILL)
-        ((version,),) = query(folder / "gallery.db", "SELECT version_num FROM alembic_version")
-        versions.append(version)
-        if version == "0001":
-            assert old_rows(folder / "gallery.db") == before
-        assert everything(folder) == UPGRADED
-        assert old_rows(folder / "gallery-0001.db") == before
-        if child.exitcode == 0:
-            break
-        shutil.rmtree(folder)
-    assert len(versions) > 40
-    assert versions == sorted(versions)
 
 
 def test_faces_survive_going_back_to_an_older_version_and_forth_again(old: Path) -> None:
