@@ -21,8 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from retrieval.vault import Vault
 from retrieval.verification import Trouble, verify
+from tests.operations import contents
 
 
 def main() -> None:
@@ -69,25 +69,6 @@ def _ingest_and_kill(folder: Path, arguments: list[object], within: float) -> in
     found = [finding for finding in verify(folder).findings if finding.trouble is not Trouble.LEFTOVER]
     assert found == [], found
     return len(contents(folder))
-
-
-def contents(folder: Path) -> dict[tuple[str, str | None, tuple[str, ...]], bytes]:
-    """Who is in a gallery, and with which vector."""
-    vault = Vault.open(folder, read_only=True)
-    try:
-        with vault.store.read() as reader:
-            state = vault.state(reader)
-            flat = vault.vectors(state.generation)
-            vectors = {
-                int(number): vector.tobytes()
-                for segment in state.segments
-                for number, vector in zip(*flat.rows(segment), strict=True)
-            }
-            faces = [face for part in reader.all_faces() for face in part]
-    finally:
-        vault.close()
-    assert sorted(vectors) == sorted(face.id for face in faces)
-    return {(face.sha256, face.identity, face.paths): vectors[face.id] for face in faces}
 
 
 def _erase(folder: Path, name: str) -> dict[str, object]:

@@ -189,7 +189,6 @@ def _copy_snapshot(vault: Vault, target: Path) -> tuple[Path, list[int]]:
         _Unfinished: an erasure is half done; a copy would keep what is to be erased.
     """
     part = target / ".gallery.part"
-    part.unlink(missing_ok=True)
     vault.store.copy(part)
     database = target / f"gallery-{str(_sha256(part))[:16]}.db"
     os.replace(part, database)
@@ -316,6 +315,8 @@ def _restore(
     erased = {receipt.id: receipt for receipt in (*receipts, *reader.receipts(), *writer.receipts())}
     numbers = {number for receipt in erased.values() for number in receipt.face_ids}
     people = {number for receipt in erased.values() for number in receipt.identity_ids}
+    # A receipt may know numbers that neither gallery nor backup has reached: they are nobody else's.
+    next_face, next_identity = max(numbers, default=0) + 1, max(people, default=0) + 1
     numbers |= set(reader.face_ids_of_identities(people))
     gone = [number for number in reader.face_ids() if number in numbers]
 
@@ -331,8 +332,8 @@ def _restore(
         uuid=backup.gallery,
         created_at=there.created_at,
         generation_id=generations[there.generation_id].id,
-        next_face_id=max(here.next_face_id, there.next_face_id),
-        next_identity_id=max(here.next_identity_id, there.next_identity_id),
+        next_face_id=max(here.next_face_id, there.next_face_id, next_face),
+        next_identity_id=max(here.next_identity_id, there.next_identity_id, next_identity),
         revision=revision,
         revision_check=-revision,
     )

@@ -52,7 +52,7 @@ def verify(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
         _print_verification(found)
     if not found.whole:
         raise RunError(
-            f"{gallery} is not what was written ({len(found.findings):,} findings); "
+            f"{gallery} is not what was written ({terminal.counted(len(found.findings), 'finding')}); "
             f"see what `faceprint repair {gallery}` can mend."
         )
 
@@ -84,7 +84,7 @@ def repair(
         printed = terminal.console()
         mended = len(done.before.findings) - len(done.after.findings)
         printed.print(
-            f"{len(done.before.findings):,} findings, {max(mended, 0):,} mended: {done.embedded:,} vectors embedded "
+            f"{terminal.counted(len(done.before.findings), 'finding')}, {max(mended, 0):,} mended: {done.embedded:,} vectors embedded "
             f"again, {done.copied:,} files copied, {done.given_up:,} faces given up"
         )
         _print_verification(done.after)
@@ -95,7 +95,7 @@ def repair(
             printed.print(terminal.text(shown))
     if done.lost:
         raise RunError(
-            f"The photos of {len(done.lost):,} faces are gone or have changed; put them back, name a backup with "
+            f"The photos of {terminal.counted(len(done.lost), 'face')} are gone or have changed; put them back, name a backup with "
             "--backup, or let these faces go with --give-up."
         )
     if not done.after.whole:
@@ -128,7 +128,7 @@ def forget(
         typer.echo(json.dumps(asdict(done)))
         return
     terminal.console().print(
-        f"forgot {done.faces:,} {'face' if done.faces == 1 else 'faces'}; receipt {done.id}, {done.at}, by {done.who}"
+        f"forgot {terminal.counted(done.faces, 'face')}; receipt {done.id}, {done.at}, by {done.who}"
     )
 
 
@@ -138,7 +138,7 @@ def compact(gallery: GalleryArgument) -> None:
     with open_gallery(gallery, "compact") as opened:
         done = opened.compact()
     terminal.console().print(
-        f"{done.segments_before:,} vector files became {done.segments_after:,}, "
+        f"{terminal.counted(done.segments_before, 'vector file')} became {done.segments_after:,}, "
         f"{terminal.size(done.bytes_before)} became {terminal.size(done.bytes_after)}"
     )
 
@@ -153,7 +153,7 @@ def rename_identity(
     """Give a person another name. The old one goes on to mean them, unless --no-alias."""
     with open_gallery(gallery, "rename-identity") as opened:
         faces = opened.rename_identity(name, new_name, keep_alias=not no_alias)
-    terminal.console().print(terminal.text(f"{name} is {new_name} now ({faces:,} faces)"))
+    terminal.console().print(terminal.text(f"{name} is {new_name} now ({terminal.counted(faces, 'face')})"))
 
 
 @app.command("merge-identities", rich_help_panel=_PANEL)
@@ -165,7 +165,7 @@ def merge_identities(
     """Make two names one person. The first goes on to mean the second."""
     with open_gallery(gallery, "merge-identities") as opened:
         faces = opened.merge_identities(name, into)
-    terminal.console().print(terminal.text(f"{faces:,} faces of {name} are {into}'s now"))
+    terminal.console().print(terminal.text(f"{terminal.counted(faces, 'face')} of {name} are {into}'s now"))
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -181,7 +181,7 @@ def backup(
         _print_json(asdict(done))
         return
     terminal.console().print(
-        f"backed up {done.faces:,} faces to {target}: {done.segments_copied:,} vector files copied "
+        f"backed up {terminal.counted(done.faces, 'face')} to {target}: {terminal.counted(done.segments_copied, 'vector file')} copied "
         f"({terminal.size(done.bytes_copied)}), {done.segments_kept:,} were there",
         markup=False,
     )
@@ -209,7 +209,8 @@ def restore(
         return
     again = f"; {done.forgotten_again:,} that were forgotten since stay so" if done.forgotten_again else ""
     terminal.console().print(
-        f"restored {done.faces:,} faces to {gallery}, as of {done.taken_at}{again}", markup=False
+        f"restored {terminal.counted(done.faces, 'face')} to {gallery}, as of {done.taken_at}{again}",
+        markup=False,
     )
 
 
@@ -229,7 +230,9 @@ def export(
         _print_json(asdict(done))
         return
     size = terminal.size(sum(file.bytes for file in done.files))
-    terminal.console().print(f"exported {done.faces:,} faces to {out} ({size} of Parquet)", markup=False)
+    terminal.console().print(
+        f"exported {terminal.counted(done.faces, 'face')} to {out} ({size} of Parquet)", markup=False
+    )
 
 
 @app.command("import", rich_help_panel=_PANEL)
@@ -290,7 +293,7 @@ def reembed(
     with open_gallery(gallery, "reembed", device=device) as opened:
         if drop_other:
             rows = opened.drop_other_model()
-            terminal.console().print(f"deleted the other model and its {rows:,} vectors")
+            terminal.console().print(f"deleted the other model and its {terminal.counted(rows, 'vector')}")
             return
         bundle = opened.other_model() if model is None else ModelBundle.load(model)
         done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up)
@@ -301,7 +304,7 @@ def reembed(
         raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
     if done.lost and not (give_up or no_switch):
         raise RunError(
-            f"The photos of {len(done.lost):,} faces are gone or have changed, so {gallery} stays with its model; "
+            f"The photos of {terminal.counted(len(done.lost), 'face')} are gone or have changed, so {gallery} stays with its model; "
             "put them back and run the same command, or let these faces go with --give-up."
         )
 
@@ -351,8 +354,8 @@ def _print_verification(found: "Verification") -> None:
     for note in found.notes:
         printed.print(terminal.text(f"  note: {note}", "dim"))
     printed.print(
-        f"{'[b]whole[/b]: ' if found.whole else ''}read {terminal.size(found.bytes)}: {found.faces:,} faces, "
-        f"{found.segments:,} vector files, {len(found.findings):,} findings"
+        f"{'[b]whole[/b]: ' if found.whole else ''}read {terminal.size(found.bytes)}: {terminal.counted(found.faces, 'face')}, "
+        f"{terminal.counted(found.segments, 'vector file')}, {terminal.counted(len(found.findings), 'finding')}"
     )
 
 
@@ -363,7 +366,7 @@ def _line(finding: "Finding") -> str:
 def _print_receipts(receipts: "list[Receipt]") -> None:
     for receipt in receipts:
         terminal.console().print(
-            f"{receipt.at}  {receipt.id}  {receipt.what}, {receipt.faces:,} faces, by {receipt.who}",
+            f"{receipt.at}  {receipt.id}  {receipt.what}, {terminal.counted(receipt.faces, 'face')}, by {receipt.who}",
             markup=False,
         )
 

@@ -360,7 +360,8 @@ def _print_missing(missing: "Missing", verb: str) -> None:
             terminal.text(f"  {verb}: face {face.id}, {face.identity or '-'}, {terminal.near(face.path)}")
         )
     console.print(
-        f"{len(missing.paths):,} files are gone from the sources; {len(missing.faces):,} faces {verb} with them"
+        f"{terminal.counted(len(missing.paths), 'file')} gone from the sources; "
+        f"{terminal.counted(len(missing.faces), 'face')} {verb} with them"
     )
 
 

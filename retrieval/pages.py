@@ -131,10 +131,15 @@ def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
         _, frames, copied = _checkpoint(driver, "PASSIVE")
         if frames < 0:
             return False
-        written = [(number, _sum(page)) for number, page in islice(_frames(path), frames)]
-        if len(written) < frames:  # the file was removed by hand; SQLite still has it open
+        # A page that was written often has many frames; the last is what it is now.
+        last, read = dict[int, bytes](), 0
+        for number, page in islice(_frames(path), frames):
+            last[number] = page
+            read += 1
+        if read < frames:  # the file was removed by hand; SQLite still has it open
             return False
-        new = _renewed(driver, path, known, dict(written), revision)
+        changed = {number: _sum(page) for number, page in last.items()}
+        new = _renewed(driver, path, known, changed, revision)
         if new != known:
             write_durably(sums_path(path), _pack(new))
         busy = 0

@@ -62,6 +62,11 @@ def print_facts(title: str, facts: dict[str, Any]) -> None:
     printed.print()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def size(number: float) -> str:
     """Bytes in words."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -49,6 +49,8 @@ from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
 _T = TypeVar("_T")
 
 DATABASE: Final = "gallery.db"
+# A file in the making; SQLite may have put others beside it.
+_PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # A model's folder, whole or in the making.
 _MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
 VECTORS: Final = "vectors"
@@ -64,7 +66,7 @@ LOCK_TIMEOUT: Final = 30.0
 _ATTEMPTS: Final = 20
 
 # How long SQLite's log may become, in bytes, before it is copied into the database.
-_LOG_BYTES: Final = 4 * 2**20
+_LOG_BYTES: Final = 32 * 2**20
 
 # How long erasing waits for those who still read an older state, in seconds.
 ERASE_TIMEOUT: Final = 30.0
@@ -446,12 +448,13 @@ class Vault:
         folders = {generation.folder for generation in reader.generations().values()}
         named = {f"{segment.id:08d}.faiss" for segment in reader.segments()}
         try:
-            for entry in sorted(os.scandir(self.folder / VECTORS), key=lambda entry: entry.name):
-                if entry.name.endswith((".faiss", ".part")) and entry.name not in named:
-                    yield Path(entry.path)
+            vectors = self.folder / VECTORS
+            for path in sorted(vectors.iterdir()) if vectors.is_dir() else ():
+                if path.name.endswith((".faiss", ".part")) and path.name not in named:
+                    yield path
             for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
                 ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()
-                if (ours and entry.name not in folders) or entry.name.endswith(".part"):
+                if (ours and entry.name not in folders) or _PART.search(entry.name):
                     yield Path(entry.path)
             for folder in sorted(folders):
                 yield from sorted((self.folder / folder).glob(".*.part"))

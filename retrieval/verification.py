@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
 
 from retrieval import lock, pages
 from retrieval.bundle import ModelBundle
@@ -22,9 +23,9 @@ from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageE
 from retrieval.files import why, write_durably
 from retrieval.photos import readable
 from retrieval.sources import Embedded, embed_again
-from retrieval.store import LOCK_NAME, Face, Reader
+from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment
 from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault
-from retrieval.vectors import Ids
+from retrieval.vectors import Ids, SegmentMissing
 
 # How often reading starts over when segments are merged away meanwhile.
 _ATTEMPTS: Final = 20
@@ -104,6 +105,10 @@ class _Notebook:
     def add(self, trouble: Trouble, file: str | None, detail: str, ids: Iterable[int] = ()) -> None:
         self.findings.append(Finding(trouble, file, detail, tuple(ids)))
 
+    def names(self, file: str) -> bool:
+        """Whether something is wrong with a file."""
+        return any(finding.file == file for finding in self.findings)
+
     def verification(self) -> Verification:
         return Verification(tuple(self.findings), tuple(self.notes), self.faces, self.segments, self.bytes)
 
@@ -122,7 +127,8 @@ def verify(folder: Path) -> Verification:
             _check_pages(folder / DATABASE, book)
     try:
         # A damaged database may look like one that has to be brought up to date.
-        vault = Vault.open(folder, read_only=bool(book.findings))
+        read_only = bool(book.findings) or not os.access(folder, os.W_OK)
+        vault = Vault.open(folder, read_only=read_only)
     except (GalleryDamaged, GalleryError, StorageError) as error:
         if not (folder / DATABASE).is_file() or (isinstance(error, GalleryError) and not book.findings):
             raise
@@ -132,15 +138,18 @@ def verify(folder: Path) -> Verification:
     with closing(vault):
         try:
             _check(vault, book)
-        except (GalleryDamaged, StorageError) as error:
-            # What the rows say cannot be read any further.
-            if not book.findings:
+        except StorageError:
+            if not book.names(DATABASE):
+                raise
+        except (GalleryDamaged, SQLAlchemyError, ValueError, TypeError, KeyError) as error:
+            # Damaged rows break whatever is read from them.
+            if not book.names(DATABASE):
                 book.add(Trouble.DATABASE_DAMAGED, DATABASE, str(error))
     return book.verification()
 
 
 def _check(vault: Vault, book: _Notebook) -> None:
-    if not any(finding.file == DATABASE for finding in book.findings):
+    if not book.names(DATABASE):
         for line in vault.store.problems():
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
     with quiet(vault.folder), vault.store.read() as reader:
@@ -148,8 +157,9 @@ def _check(vault: Vault, book: _Notebook) -> None:
         _check_models(vault, reader, book)
     verified: dict[int, Ids | None] = {}
     for _ in range(_ATTEMPTS):
+        _read_segments(vault, book, verified)
         with vault.store.read() as reader:
-            if _read_segments(vault, reader, book, verified):
+            if {segment.id for segment in reader.segments()} <= verified.keys():
                 _check_rows(vault, reader, book, verified)
                 return
     raise StorageError(f"{vault.folder} changes faster than it can be read; try again when less is written.")
@@ -219,7 +229,11 @@ def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
         try:
             bundle = ModelBundle.load(folder)
         except BundleError as error:
-            book.add(Trouble.MODEL_DAMAGED, card, str(error))
+            missing = _missing_files(folder, generation)
+            for name in missing:
+                book.add(Trouble.MODEL_DAMAGED, f"{generation.folder}/{name}", "it is missing")
+            if not missing:
+                book.add(Trouble.MODEL_DAMAGED, card, str(error))
             continue
         if bundle.fingerprint != generation.fingerprint:
             book.add(Trouble.OTHER_MODEL, card, "it is another model than the gallery was made with")
@@ -235,31 +249,47 @@ def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
                     )
 
 
-def _read_segments(vault: Vault, reader: Reader, book: _Notebook, verified: dict[int, Ids | None]) -> bool:
-    """Reads each segment that was not read yet. False where one was merged away meanwhile."""
-    generations = reader.generations()
-    for segment in reader.segments():
+def _missing_files(folder: Path, generation: Generation) -> list[str]:
+    """Files of a model that are not there; what its card says counts only where that is what was written."""
+    card = folder / "bundle.json"
+    if not card.is_file() or _hash(card)[1] != generation.card_sha256:
+        return []
+    return [name for name in ModelBundle.stated_files(folder) if not (folder / name).is_file()]
+
+
+def _read_segments(vault: Vault, book: _Notebook, verified: dict[int, Ids | None]) -> None:
+    """Reads each segment that was not read yet, outside of any snapshot: that may take minutes."""
+    with vault.store.read() as reader:
+        generations, segments = reader.generations(), reader.segments()
+    for segment in segments:
         if segment.id in verified:
             continue
         path = vault.folder / VECTORS / f"{segment.id:08d}.faiss"
         try:
-            size, digest = _hash(path)
-        except FileNotFoundError:
+            size, ids = _proven(vault, segment, generations[segment.generation], path)
+        except (FileNotFoundError, SegmentMissing):
             with vault.store.read() as newer:
                 if segment.id not in {one.id for one in newer.segments()}:
-                    return False
+                    continue  # merged away meanwhile
             verified[segment.id] = None
             detail = f"it is missing, with {segment.rows:,} vectors"
             book.add(Trouble.SEGMENT_MISSING, f"{VECTORS}/{path.name}", detail)
             continue
         book.bytes += size
-        if (size, digest) == (segment.bytes, segment.sha256):
-            verified[segment.id] = vault.vectors(generations[segment.generation]).rows(segment.id)[0]
-        else:
-            verified[segment.id] = None
+        verified[segment.id] = ids
+        if ids is None:
             detail = f"it is not what was written; it has {segment.rows:,} vectors"
             book.add(Trouble.SEGMENT_DAMAGED, f"{VECTORS}/{path.name}", detail)
-    return True
+
+
+def _proven(vault: Vault, segment: Segment, generation: Generation, path: Path) -> tuple[int, Ids | None]:
+    """A segment's size and its ids; None instead of these where it is not what was written."""
+    if path.is_dir():
+        return 0, None
+    size, digest = _hash(path)
+    if (size, digest) != (segment.bytes, segment.sha256):
+        return size, None
+    return size, vault.vectors(generation).rows(segment.id)[0]
 
 
 def _check_rows(vault: Vault, reader: Reader, book: _Notebook, verified: Mapping[int, Ids | None]) -> None:
@@ -400,7 +430,6 @@ class _Mender:
             generations = list(reader.generations().values())
         for generation in generations:
             folder = self._vault.folder / generation.folder
-            folder.mkdir(exist_ok=True)
             self._mend_file(folder / "bundle.json", generation.card_sha256)
             with suppress(BundleError):
                 for name, digest in ModelBundle.stated_files(folder).items():
@@ -411,13 +440,13 @@ class _Mender:
         self.unmended = {finding.trouble for finding in book.findings}
 
     def _mend_file(self, path: Path, sha256: str) -> None:
-        with suppress(FileNotFoundError):
-            if _hash(path)[1] == sha256:
-                return
+        if path.is_file() and _hash(path)[1] == sha256:
+            return
         beside = self._model.folder / path.name if self._model is not None else None
         for source in (beside, self._backup(sha256)):
             if source is not None and source.is_file() and _hash(source)[1] == sha256:
                 try:
+                    path.parent.mkdir(exist_ok=True)
                     write_durably(path, source.read_bytes())
                 except OSError as error:
                     raise StorageError(f"{path} cannot be written: {why(error)}.") from error
@@ -430,8 +459,8 @@ class _Mender:
             for segment in reader.segments():
                 self._mend_file(self._vault.folder / VECTORS / f"{segment.id:08d}.faiss", segment.sha256)
         book, verified = _Notebook(), dict[int, Ids | None]()
+        _read_segments(self._vault, book, verified)
         with self._vault.store.read() as reader:
-            _read_segments(self._vault, reader, book, verified)
             _check_rows(self._vault, reader, book, verified)
             serving = self._vault.serving(reader)
             present = np.concatenate(
@@ -460,7 +489,10 @@ class _Mender:
                 if len(part.ids):
                     self._vault.append(writer, serving, part.ids, part.vectors)
                     self.embedded += len(part.ids)
-            gone = [face.id for face in hopeless] + (astray if self._give_up else [])
+            # A second vector of a face is no reason to lose the face.
+            alive = set(writer.face_ids())
+            nobodys = [number for number in astray if number not in alive] if self._give_up else []
+            gone = [*(face.id for face in hopeless), *nobodys]
             self._vault.remove(writer, gone)
             self.given_up = len(hopeless)
             if gone or mended:

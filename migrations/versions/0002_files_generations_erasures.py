@@ -145,7 +145,7 @@ def _gallery() -> None:
 
 
 def downgrade() -> None:
-    """What the older version has no place for is lost: further files of a face, other generations, the logs."""
+    """What the older version has no place for is lost: further files, other generations, the logs."""
     op.execute("DELETE FROM segment WHERE generation_id <> (SELECT generation_id FROM gallery)")
     with op.batch_alter_table("gallery") as gallery:
         gallery.add_column(sa.Column("fingerprint", sa.String(64), nullable=False, server_default=""))
