@@ -35,7 +35,7 @@ from retrieval.verification import verify
 
 DIMENSION = 2048
 BLOCK = 8192
-PERSON = "Somebody with five hundred photos"
+PERSON = "Somebody with many photos"
 
 OPEN = """
 import json, sys, time
@@ -102,7 +102,7 @@ def _measured(folder: Path, sizes: list[int], singles: int) -> Iterator[dict[str
                     text=True,
                 ).stdout
             )
-            with _timed(found, "forget_500_seconds"):
+            with _timed(found, "forget_1000_seconds"):
                 gallery.forget(PERSON)
             found |= _backed_up(gallery, folder)
             with _timed(found, "verify_seconds"):

@@ -222,8 +222,8 @@ class Vault:
         if self.read_only:
             raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
-            self.pay_debts(insist=False)
             self._tidy(settled=False)
+            self.pay_debts(insist=False)
             self._wrote = True
             with self.store.write() as writer:
                 yield writer
@@ -370,7 +370,6 @@ class Vault:
         if not debts:
             return
         try:
-            self._tidy(settled=True)
             for folder in list(debts.labels):
                 debts.relabelled(ModelBundle.load(self.folder / folder)).rewrite_card()
                 del debts.labels[folder]
@@ -481,6 +480,7 @@ class Vault:
             return
         later = f"run `faceprint compact {self.folder}`"
         try:
+            self._tidy(settled=True)
             if debts.erase == "all":
                 for copy in self.store.upgrade_copies():
                     copy.unlink(missing_ok=True)
