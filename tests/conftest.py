@@ -1,6 +1,7 @@
 """Small real things: drawn faces, a narrow network exported as a bundle, a gallery on disk."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from retrieval.gallery import Gallery
 from training.export import export
 from training.faces import draw_faces
 from training.model import Network
+
+# A shell starts its background jobs with SIGINT ignored, and some of the tests are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Small training runs many times faster on one thread, and does not starve what runs beside it.
 torch.set_num_threads(1)
