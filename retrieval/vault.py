@@ -49,6 +49,8 @@ from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
 _T = TypeVar("_T")
 
 DATABASE: Final = "gallery.db"
+# A segment, whole or in the making; anything else in its folder is somebody else's.
+_SEGMENT_NAME: Final = re.compile(r"\d{8,}\.(faiss|part)$")
 # A file in the making; SQLite may have put others beside it.
 _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # A model's folder, whole or in the making.
@@ -449,7 +451,7 @@ class Vault:
         try:
             vectors = self.folder / VECTORS
             for path in sorted(vectors.iterdir()) if vectors.is_dir() else ():
-                if path.name.endswith((".faiss", ".part")) and path.name not in named:
+                if _SEGMENT_NAME.match(path.name) and path.name not in named:
                     yield path
             for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
                 ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()

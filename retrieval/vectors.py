@@ -8,7 +8,6 @@ Which segments exist is not for this module to know: callers name them.
 import hashlib
 import math
 import os
-import re
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -35,8 +34,6 @@ _MAX_NORM: Final = 1e18
 
 # How many candidates beyond k are fetched at first, so that rounding rarely asks for a second look.
 _SPARE: Final = 16
-
-_NAME: Final = re.compile(r"(\d{8,})\.faiss")
 
 # What every FAISS file begins with: its kind, the dimension, the number of rows.
 _HEAD: Final = struct.Struct("<4siq")
@@ -182,23 +179,6 @@ class FlatVectors:
         for segment in list(self._open):
             if segment not in named:
                 self._open.pop(segment, None)
-
-    def remove_all_but(self, segments: Iterable[int]) -> None:
-        """Deletes every file of the folder that is not a named segment's. Only for the one writer.
-
-        Raises:
-            StorageError: the folder is missing, or the disk refused.
-        """
-        named = set(segments)
-        self.forget_all_but(named)
-        try:
-            for path in list(self.folder.iterdir()):
-                match = _NAME.fullmatch(path.name)
-                ours = match is not None or path.suffix == ".part"
-                if ours and not (match and int(match[1]) in named):
-                    path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"Vectors cannot be deleted from {self.folder}: {why(error)}.") from error
 
     def search(
         self, segments: Sequence[int], queries: NDArray[Any], k: int

@@ -675,13 +675,18 @@ def test_segments_stop_growing_at_the_ceiling(gallery: Gallery) -> None:
     assert sorted(stored(gallery)) == list(range(1, 51))
 
 
-def test_files_that_no_segment_names_are_removed_by_the_next_write(enrolled: Gallery) -> None:
+def test_files_that_no_segment_names_are_removed_by_the_next_write_and_nothing_else(
+    enrolled: Gallery,
+) -> None:
+    strangers = ["1.faiss", "index.faiss", "notes.txt", "x00000002.faiss"]
     (name,) = vector_files(enrolled)
     for orphan in ("00000099.faiss", "00000098.part", "00000002.faiss"):
         shutil.copy(enrolled.folder / "vectors" / name, enrolled.folder / "vectors" / orphan)
-    assert len(vector_files(enrolled)) == 4
+    for stranger in strangers:
+        (enrolled.folder / "vectors" / stranger).touch()
+    assert len(vector_files(enrolled)) == 8
     add(enrolled, draw(enrolled, 1))
-    assert vector_files(enrolled) == [name, "00000002.faiss"]
+    assert vector_files(enrolled) == [name, "00000002.faiss", *strangers]
     assert sorted(stored(enrolled)) == list(range(1, 14))
 
 
