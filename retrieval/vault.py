@@ -50,7 +50,7 @@ _T = TypeVar("_T")
 
 DATABASE: Final = "gallery.db"
 # A segment, whole or in the making; anything else in its folder is somebody else's.
-_SEGMENT_NAME: Final = re.compile(r"\d{8,}\.(faiss|part)$")
+_SEGMENT_NAME: Final = re.compile(r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$")
 # A file in the making; SQLite may have put others beside it.
 _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # A model's folder, whole or in the making.
