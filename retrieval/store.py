@@ -58,6 +58,8 @@ _MIGRATING: Final = threading.Lock()
 
 _CACHE_KIB: Final = 256 * 1024
 
+_NO_ROW: Final = "The gallery's database has lost its own row; restore it from a backup."
+
 # How many values one IN (...) lists: far below SQLite's limit, and PostgreSQL's.
 _LIST_LENGTH: Final = 1000
 
@@ -325,7 +327,7 @@ class Reader:
         """A number that rises with every transaction that changes anything."""
         found = self._connection.execute(_REVISION).scalar_one_or_none()
         if found is None:
-            raise GalleryDamaged("The gallery's database has lost its own row; restore it from a backup.")
+            raise GalleryDamaged(_NO_ROW)
         return int(found)
 
     def gallery(self) -> GalleryRow:
@@ -334,7 +336,7 @@ class Reader:
         columns = [column for column in gallery_table.c if column.name not in left_out]
         row = self._connection.execute(select(*columns)).one_or_none()
         if row is None:
-            raise GalleryDamaged("The gallery's database has lost its own row; restore it from a backup.")
+            raise GalleryDamaged(_NO_ROW)
         return GalleryRow(*row)
 
     def generations(self) -> dict[int, Generation]:
