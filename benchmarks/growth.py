@@ -24,6 +24,8 @@ Vectors = NDArray[np.float32]
 
 _NEIGHBOURS = 5
 _BLOCK = 8192
+# How many grown vectors are asked for their nearest while the noise is measured.
+_ASKED = 2048
 
 
 def embeddings(model: Path, folder: Path, cache: Path | None = None) -> Vectors:
@@ -63,13 +65,13 @@ class Growth:
     @classmethod
     def of(cls, real: Vectors) -> "Growth":
         """Measures the noise, on as many grown vectors as there are real ones."""
-        distances, neighbours = _nearest(real, _NEIGHBOURS)
+        distances, neighbours = _nearest(real, len(real), _NEIGHBOURS)
         wanted = float(np.median(distances[:, 0]))
         low, high = 0.0, 1.0
         for _ in range(8):
             middle = (low + high) / 2
             grown = np.concatenate(list(cls(real, neighbours, middle).blocks(len(real), seed=1)))
-            found = float(np.median(_nearest(grown, 1)[0]))
+            found = float(np.median(_nearest(grown, _ASKED, 1)[0]))
             low, high = (middle, high) if found < wanted else (low, middle)
         return cls(real, neighbours, (low + high) / 2)
 
@@ -93,13 +95,14 @@ def isotropic(rows: int, dimension: int, *, seed: int) -> Iterator[Vectors]:
         yield rng.standard_normal((min(_BLOCK, rows - start), dimension), np.float32)
 
 
-def _nearest(vectors: Vectors, count: int) -> tuple[Vectors, NDArray[np.int64]]:
-    """Distances to, and rows of, the nearest others of each vector, nearest first."""
+def _nearest(vectors: Vectors, asked: int, count: int) -> tuple[Vectors, NDArray[np.int64]]:
+    """Distances to, and rows of, the nearest others of each of the first vectors, nearest first."""
+    asked = min(asked, len(vectors))
     lengths = np.einsum("ij,ij->i", vectors, vectors)
-    distances = np.empty((len(vectors), count), np.float32)
-    rows = np.empty((len(vectors), count), np.int64)
-    for start in range(0, len(vectors), 1024):
-        part = slice(start, min(start + 1024, len(vectors)))
+    distances = np.empty((asked, count), np.float32)
+    rows = np.empty((asked, count), np.int64)
+    for start in range(0, asked, 1024):
+        part = slice(start, min(start + 1024, asked))
         squares = lengths[part, None] + lengths - 2 * vectors[part] @ vectors.T
         squares[np.arange(part.stop - start), np.arange(start, part.stop)] = np.inf
         nearest = np.argpartition(squares, count, axis=1)[:, :count]
