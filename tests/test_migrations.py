@@ -1,4 +1,4 @@
-"""The alembic scripts give exactly the tables that `retrieval.store` declares, from every version before."""
+"""The alembic scripts give exactly the tables that `retrieval.tables` declares, from every version before."""
 
 import hashlib
 import multiprocessing
@@ -25,7 +25,8 @@ from retrieval import lock
 from retrieval.bundle import ModelBundle
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
 from retrieval.gallery import Gallery
-from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, metadata, migrations_folder
+from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, migrations_folder
+from retrieval.tables import metadata
 from retrieval.verdicts import Status
 
 ROOT = Path(__file__).parent.parent
