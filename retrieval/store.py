@@ -56,7 +56,7 @@ from retrieval.tables import (
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0002"
+SCHEMA_VERSION: Final = "0003"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"

@@ -1,6 +1,6 @@
 """Tables: what a gallery's database holds. `migrations/` makes them; `retrieval.store` uses them."""
 
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, Column, ForeignKey, Integer, MetaData, String, Table, Text
 
 metadata = MetaData(
     naming_convention={
@@ -47,6 +47,8 @@ identity_table = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
+    # A JSON object, as `retrieval.annotations` writes it; NULL where nobody said anything.
+    Column("metadata", JSON(none_as_null=True), nullable=True),
 )
 
 # What an identity was called before, so that a folder of the old name still means the same person.
@@ -73,6 +75,7 @@ face_table = Table(
     Column("identity_id", Integer, ForeignKey("identity.id"), nullable=True, index=True),
     Column("sha256", String(64), nullable=False, unique=True),
     Column("enrolled_at", String(32), nullable=False),
+    Column("metadata", JSON(none_as_null=True), nullable=True),
 )
 
 # Where a face's bytes lie: one path or more, none for what a library call gave as bytes.
