@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import URL, Connection, create_engine
 
-from retrieval.store import metadata
+from retrieval.tables import metadata
 
 
 def run(connection: Connection) -> None:

@@ -34,13 +34,15 @@ from retrieval.store import (
     Segment,
     Store,
     Writer,
+    utc_now,
+)
+from retrieval.tables import (
     alias_table,
     audit_table,
     face_table,
     file_table,
     identity_table,
     merger_table,
-    utc_now,
 )
 from retrieval.vault import LOCK_TIMEOUT, MODEL, VECTORS, Vault
 

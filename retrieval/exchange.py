@@ -17,7 +17,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import ModelBundle, Preprocessing
-from retrieval.errors import GalleryDamaged, InputError, MissingDependency, ModelMismatch, StorageError
+from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.files import sync, whole_folder, why, write_durably
+from retrieval.parquet import opened, pyarrow
 from retrieval.store import Face, NewFace, Reader, Segment, utc_now
 from retrieval.vault import Vault
 from retrieval.vectors import Ids, SegmentMissing, Vectors
@@ -46,9 +47,6 @@ _GROUP: Final = 4096
 
 # Rows that pyarrow decodes at a time. It needs some times their size for that; in the cache it is fastest.
 _PIECE: Final = 1024
-
-# Bytes that pyarrow reads at a time. Otherwise it reads a whole column of a row group, however large.
-_READ_BYTES: Final = 2**20
 
 _FINGERPRINT: Final = b"faceprint.fingerprint"
 _GALLERY: Final = b"faceprint.gallery"
@@ -190,7 +188,7 @@ def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Expor
         GalleryDamaged: the vectors are not what was written, or not those of the rows.
         MissingDependency: pyarrow is not installed.
     """
-    _pyarrow()
+    pyarrow()
     if rows_per_file < 1:
         raise InputError(f"A file must have at least one row, not {rows_per_file}.")
     try:
@@ -315,7 +313,7 @@ def _damaged(vault: Vault, what: str) -> GalleryDamaged:
 
 def _schema(fingerprint: str, dimension: int, *, gallery: str) -> Any:
     """The columns of an export's files."""
-    pa, _ = _pyarrow()
+    pa, _ = pyarrow()
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -330,7 +328,7 @@ def _schema(fingerprint: str, dimension: int, *, gallery: str) -> Any:
 
 
 def _vector_field(dimension: int) -> Any:
-    pa, _ = _pyarrow()
+    pa, _ = pyarrow()
     element = pa.field("element", pa.float32(), nullable=False)
     return pa.field("vector", pa.list_(element, dimension), nullable=False)
 
@@ -357,7 +355,7 @@ def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> Ex
     Raises:
         OSError: the disk refused.
     """
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow()
     texts = [name for name in schema.names if name not in ("id", "vector")]
     rows = 0
     with open(path, "wb") as file:
@@ -384,7 +382,7 @@ def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> Ex
 
 def _array(column: Any, kind: Any) -> Any:
     """A column as pyarrow has it; the numbers of arrays are not copied."""
-    pa, _ = _pyarrow()
+    pa, _ = pyarrow()
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), type=kind)
     return pa.array(column, kind)
@@ -403,7 +401,7 @@ def read_export(folder: Path) -> Export:
     exported = _read_manifest(folder)
     for file in exported.files:
         _verify(folder / file.name, file)
-        with _opened(folder / file.name) as parquet:
+        with opened(folder / file.name) as parquet:
             _check_schema(folder / file.name, parquet, exported)
             rows = parquet.metadata.num_rows
         if rows != file.rows:
@@ -597,7 +595,7 @@ def read_embeddings(
             fit; while iterating, a vector of another length or not finite, or a malformed SHA-256.
         MissingDependency: pyarrow is not installed.
     """
-    with _opened(path) as parquet:
+    with opened(path) as parquet:
         _check_model(path, (parquet.metadata.metadata or {}).get(_FINGERPRINT), fingerprint, trusted=trusted)
         _check_columns(path, parquet.schema_arrow, dimension)
         names = [name for name in ("sha256", "identity", "path") if name in parquet.schema_arrow.names]
@@ -613,7 +611,7 @@ def count_embeddings(path: Path) -> int:
         InputError: it is not a Parquet file.
         MissingDependency: pyarrow is not installed.
     """
-    with _opened(path) as parquet:
+    with opened(path) as parquet:
         return int(parquet.metadata.num_rows)
 
 
@@ -667,7 +665,7 @@ def _check_columns(path: Path, schema: Any, dimension: int) -> None:
     vector = found.get("vector")
     if vector is None:
         raise InputError(f"{path} has no column `vector`; its columns are {', '.join(found) or 'none'}.")
-    kinds = _pyarrow()[0].types
+    kinds = pyarrow()[0].types
     if not (_is_list(vector) and kinds.is_floating(vector.value_type)):
         raise InputError(f"The column `vector` of {path} holds {vector}; lists of floats are needed.")
     if kinds.is_fixed_size_list(vector) and vector.list_size != dimension:
@@ -683,12 +681,12 @@ def _check_columns(path: Path, schema: Any, dimension: int) -> None:
 
 
 def _is_list(kind: Any) -> bool:
-    kinds = _pyarrow()[0].types
+    kinds = pyarrow()[0].types
     return bool(kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind))
 
 
 def _is_text(kind: Any) -> bool:
-    kinds = _pyarrow()[0].types
+    kinds = pyarrow()[0].types
     if kinds.is_dictionary(kind):
         kind = kind.value_type
     return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_null(kind))
@@ -716,7 +714,7 @@ def write_embeddings(
         StorageError: the disk refused.
         MissingDependency: pyarrow is not installed.
     """
-    pa, _ = _pyarrow()
+    pa, _ = pyarrow()
     schema = pa.schema(
         [
             pa.field("sha256", pa.string(), nullable=False),
@@ -765,42 +763,6 @@ def _embedding_columns(
 _Block: TypeAlias = tuple[dict[str, list[Any]], Vectors]  # columns by their names, and vectors
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    """pyarrow and its module for Parquet.
-
-    Raises:
-        MissingDependency: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependency(
-            "Reading and writing Parquet needs pyarrow; install it with pip install 'faceprint[parquet]'."
-        ) from error
-    return pyarrow, pyarrow.parquet
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A Parquet file; what pyarrow finds wrong with it, then or later, becomes an InputError."""
-    pa, pq = _pyarrow()
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a Parquet file.")
-    try:
-        with pq.ParquetFile(
-            path, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
-        ) as parquet:
-            yield parquet
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            # pyarrow's own words are a paragraph.
-            raise InputError(f"{path} cannot be read: {os.strerror(error.errno).lower()}.") from error
-        raise InputError(
-            f"{path} is not a Parquet file, or it is damaged; make it or copy it again."
-        ) from error
-
-
 def _blocks(path: Path, names: Sequence[str], dimension: int, size: int) -> Iterator[_Block]:
     """What `_read_blocks` gives, each block read by a thread while the one before it is used."""
     with (
@@ -821,7 +783,7 @@ def _read_blocks(
     Raises:
         InputError: the file is damaged, or a vector has another length or is not finite.
     """
-    with _opened(path) as parquet:
+    with opened(path) as parquet:
         pieces = parquet.iter_batches(batch_size=min(_PIECE, size), columns=[*names, "vector"])
         row, block, columns = 0, np.empty((size, dimension), np.float32), _empty(names)
         for piece in pieces:
@@ -850,7 +812,7 @@ def _fill(path: Path, block: Vectors, column: Any, row: int) -> None:
         first = row + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise InputError(f"Row {first} of {path} has no vector.")
     values = column.flatten()
-    if not _pyarrow()[0].types.is_fixed_size_list(column.type):
+    if not pyarrow()[0].types.is_fixed_size_list(column.type):
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
         wrong = np.flatnonzero(lengths != block.shape[1])
         if len(wrong):

@@ -1,4 +1,4 @@
-"""Store: the tables of a gallery, and the one class that reads and writes them.
+"""Store: a gallery's database, and the one class that reads and writes its tables.
 
 SQLite is the truth about which faces exist. A segment that no row names does not exist.
 """
@@ -23,12 +23,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Executable,
-    ForeignKey,
-    Integer,
-    MetaData,
-    String,
     Table,
-    Text,
     create_engine,
     delete,
     event,
@@ -45,10 +40,23 @@ from sqlalchemy.pool import NullPool, QueuePool
 from retrieval import lock, pages
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.files import sync, why
+from retrieval.tables import (
+    alias_table,
+    audit_table,
+    erasure_table,
+    face_table,
+    file_table,
+    gallery_table,
+    generation_table,
+    identity_table,
+    merger_table,
+    segment_table,
+    tombstone_table,
+)
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0002"
+SCHEMA_VERSION: Final = "0003"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
@@ -62,132 +70,6 @@ _NO_ROW: Final = "The gallery's database has lost its own row; restore it from a
 
 # How many values one IN (...) lists: far below SQLite's limit, and PostgreSQL's.
 _LIST_LENGTH: Final = 1000
-
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-    }
-)
-
-# One row. The counters only rise, in the transaction that uses them, so no id is ever used again; the
-# revision rises with every transaction, and its opposite beside it shows a flipped bit in either.
-gallery_table = Table(
-    "gallery",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("uuid", String(36), nullable=False),
-    Column("created_at", String(32), nullable=False),
-    Column("next_face_id", Integer, nullable=False),
-    Column("next_segment_id", Integer, nullable=False),
-    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False),
-    Column("revision", Integer, nullable=False),
-    Column("revision_check", Integer, nullable=False),
-    Column("next_identity_id", Integer, nullable=False),
-    Column("next_generation_id", Integer, nullable=False),
-    # JSON of what a committed transaction still owes (see `Unfinished`); the next writer pays it.
-    Column("unfinished", Text, nullable=True),
-)
-
-# A model and the vectors it gave. One serves; another may be in the making, or kept to go back to.
-generation_table = Table(
-    "generation",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("fingerprint", String(64), nullable=False),
-    Column("dimension", Integer, nullable=False),
-    Column("folder", String(64), nullable=False),
-    Column("card_sha256", String(64), nullable=False),
-    Column("created_at", String(32), nullable=False),
-)
-
-identity_table = Table(
-    "identity",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-)
-
-# What an identity was called before, so that a folder of the old name still means the same person.
-alias_table = Table(
-    "alias",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-    Column("identity_id", Integer, ForeignKey("identity.id"), nullable=False, index=True),
-)
-
-# Which identity became part of which, by number: who forgets the one forgets what was the other.
-merger_table = Table(
-    "merger",
-    metadata,
-    Column("identity_id", Integer, primary_key=True),
-    Column("into_id", Integer, nullable=False),
-)
-
-face_table = Table(
-    "face",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("identity_id", Integer, ForeignKey("identity.id"), nullable=True, index=True),
-    Column("sha256", String(64), nullable=False, unique=True),
-    Column("enrolled_at", String(32), nullable=False),
-)
-
-# Where a face's bytes lie: one path or more, none for what a library call gave as bytes.
-file_table = Table(
-    "file",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("face_id", Integer, ForeignKey("face.id"), nullable=False, index=True),
-    Column("path", Text, nullable=False, unique=True),
-)
-
-segment_table = Table(
-    "segment",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("rows", Integer, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False, index=True),
-)
-
-# Receipts of what was forgotten, and the numbers that a restored backup must not bring back.
-erasure_table = Table(
-    "erasure",
-    metadata,
-    Column("id", String(36), primary_key=True),
-    Column("at", String(32), nullable=False),
-    Column("who", Text, nullable=False),
-    Column("what", String(16), nullable=False),
-    Column("faces", Integer, nullable=False),
-)
-
-tombstone_table = Table(
-    "tombstone",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("erasure_id", String(36), ForeignKey("erasure.id"), nullable=False, index=True),
-    Column("kind", String(16), nullable=False),
-    Column("target", Integer, nullable=False),
-)
-
-# Who did what when. Numbers only: a name or a path here would outlive its person.
-audit_table = Table(
-    "audit",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("began_at", String(32), nullable=False),
-    Column("ended_at", String(32), nullable=False),
-    Column("who", Text, nullable=False),
-    Column("via", Text, nullable=False),
-    Column("action", String(32), nullable=False),
-    Column("faces", Integer, nullable=False),
-    Column("detail", Text, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The alembic scripts give exactly the tables that `retrieval.store` declares, from every version before."""
+"""The alembic scripts give exactly the tables that `retrieval.tables` declares, from every version before."""
 
 import hashlib
 import multiprocessing
@@ -25,7 +25,8 @@ from retrieval import lock
 from retrieval.bundle import ModelBundle
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
 from retrieval.gallery import Gallery
-from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, metadata, migrations_folder
+from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, migrations_folder
+from retrieval.tables import metadata
 from retrieval.verdicts import Status
 
 ROOT = Path(__file__).parent.parent
@@ -429,3 +430,75 @@ def test_faces_survive_going_back_to_an_older_version_and_forth_again(old: Path)
     with Gallery.open(old) as gallery:
         for number in OLD_FACES:
             assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
+
+
+# A gallery of schema 0002
+
+# By the code of commit 52f4131, which enrolled faces 1 to 5, forgot face 4 with its person, enrolled 6 and 7,
+# a copy of 1, renamed Adi to Adriana, merged Ana (face 7) into Kim, and enrolled 8 as Adi.
+FACES_OF_0002 = {
+    1: ("Kim", ("/photos/kim/1.jpg", "/photos/kim/copy.jpg")),
+    2: ("Kim", ("/photos/kim/2.jpg",)),
+    3: ("Adriana", ("/photos/adi/1.jpg",)),
+    5: (None, ("/photos/unknown.jpg",)),
+    6: ("Zoë", ()),
+    7: ("Kim", ("/photos/ana/1.jpg",)),
+    8: ("Adriana", ("/photos/adi/2.jpg",)),
+}
+
+
+@pytest.fixture
+def second(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0002 whose model is the tests'."""
+    folder = tmp_path / "second.gallery"
+    shutil.copytree(DATA / "gallery-0002", folder)
+    (folder / "model").symlink_to(bundle.folder)
+    execute(
+        folder / "gallery.db",
+        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
+    )
+    return folder
+
+
+def rows_of_0002(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0002, or of a newer one as far as that schema knows its columns."""
+    tables = {
+        **dict.fromkeys(("gallery", "generation", "alias", "merger", "file", "segment"), "*"),
+        **dict.fromkeys(("erasure", "tombstone", "audit"), "*"),
+        "identity": "id, name",
+        "face": "id, identity_id, sha256, enrolled_at",
+    }
+    return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
+
+
+def test_a_gallery_of_schema_0002_keeps_every_row_and_nobody_has_metadata(second: Path) -> None:
+    path = second / "gallery.db"
+    before = rows_of_0002(path)
+    found = everything(second)
+    assert {number: (identity, paths) for number, (identity, paths, _) in found.items()} == FACES_OF_0002
+    assert {sha256 for _, _, sha256 in found.values()} == {old_sha256(number) for number in FACES_OF_0002}
+    assert rows_of_0002(path) == before == rows_of_0002(second / "gallery-0002.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    for table in ("face", "identity"):
+        assert query(path, f"SELECT DISTINCT metadata FROM {table}") == [(None,)]
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with Gallery.open(second) as gallery:
+        for number in FACES_OF_0002:
+            assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
+
+
+def test_a_gallery_goes_back_to_schema_0002_and_loses_only_metadata(second: Path) -> None:
+    path = second / "gallery.db"
+    Gallery.open(second).close()
+    before = rows_of_0002(path)
+    execute(path, """UPDATE face SET metadata = '{"year":2020}'""")
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0002")
+        connection.commit()
+    assert rows_of_0002(path) == before
+    assert query(path, "SELECT name FROM pragma_table_info('face') WHERE name = 'metadata'") == []
+    (second / "gallery-0002.db").unlink()
+    assert {number: faces[:2] for number, faces in everything(second).items()} == FACES_OF_0002
