@@ -1,10 +1,13 @@
 # The few verbs people type. Everything lives in .venv; a verb is quick when that is up to date.
+# What faceprint is compared with lives in .venv-bench, away from what it is tested with.
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-bench
+WITH_PEERS := '.[bench,parquet]'
 PYTHON ?= python3
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-peers clean
 
 demo: $(READY)
 	$(BIN)/faceprint demo
@@ -22,12 +25,22 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.first_steps
 	$(BIN)/python -m benchmarks.store --rows 100000
 
+bench-peers: $(PEERS)/.ready
+	$(PEERS)/bin/python -m benchmarks.peers
+
 clean:
-	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # uv because it installs torch and its many parts in about a minute, and from its cache in seconds.
-$(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[train]' --group dev
+define environment
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --editable $(1)
 	touch $@
+endef
+
+$(READY): pyproject.toml
+	$(call environment,'.[train]' --group dev)
+
+$(PEERS)/.ready: pyproject.toml
+	$(call environment,$(WITH_PEERS))

@@ -1,10 +1,10 @@
 """Vectors for benchmarks: real embeddings grown to any number of rows, and isotropic ones.
 
-A grown vector is `a + u (b - a) + s (c - d)`: a real embedding, moved some way (u uniform in 0..1) towards one
-of its five nearest, as between two photos of one person (the idea of SMOTE, Chawla et al. 2002), plus noise
-that is a difference of two real ones, so that it lies in their span and varies as they do. s is not chosen
-but measured: with it, as many grown vectors as there are real ones have the same median distance to the
-nearest other. Without it a million would lie far closer together than photos do.
+A grown vector is `a + u (b - a) + s (c - d)`: a real embedding, moved some way (u uniform in 0..1) towards
+one of its five nearest, as between two photos of one person (the idea of SMOTE, Chawla et al. 2002), plus
+noise that is a difference of two real ones, so that it lies in their span and varies as they do. s is not
+chosen but measured: with it, as many grown vectors as there are real ones have the same median distance to
+the nearest other. Without it a million would lie far closer together than photos do.
 """
 
 import os
@@ -29,7 +29,7 @@ _ASKED = 2048
 
 
 def embeddings(model: Path, folder: Path, cache: Path | None = None) -> Vectors:
-    """The embeddings (n, d) of every photo in a folder, in the order of their paths; from `cache` if there."""
+    """The embeddings (n, d) of every photo in a folder, ordered by path; from `cache` if there."""
     if cache is not None and cache.exists():
         return np.asarray(np.load(cache), np.float32)
     bundle = ModelBundle.load(model)

@@ -8,7 +8,6 @@ need 20 GB in FOLDER (a temporary one unless named), and are deleted afterwards.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -26,11 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bundle import ModelBundle, Preprocessing
+from benchmarks.galleries import faces, model
 from retrieval.exchange import write_embeddings
 from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest_embeddings
-from retrieval.store import NewFace
 from retrieval.verification import verify
 
 DIMENSION = 2048
@@ -81,7 +79,7 @@ def _measured(folder: Path, sizes: list[int], singles: int) -> Iterator[dict[str
     """The costs at each size, of one gallery that grows."""
     rng = np.random.default_rng(0)
     pool = rng.standard_normal((BLOCK, DIMENSION), np.float32)
-    with Gallery.create(folder / "gallery", _model(folder / "model")) as gallery:
+    with Gallery.create(folder / "gallery", model(folder / "model", DIMENSION)) as gallery:
         number = 0
         for size in sizes:
             found: dict[str, Any] = {"rows": size}
@@ -89,7 +87,7 @@ def _measured(folder: Path, sizes: list[int], singles: int) -> Iterator[dict[str
                 first = number
                 while number < size:
                     count = min(BLOCK, size - number)
-                    gallery.enroll_vectors(_faces(number, count), _vectors(pool, number)[:count])
+                    gallery.enroll_vectors(faces(number, count), _vectors(pool, number)[:count])
                     number += count
             found["bulk_rows_per_second"] = (size - first) / found.pop("bulk_seconds")
             found |= _from_parquet(gallery, folder, pool)
@@ -115,36 +113,6 @@ def _measured(folder: Path, sizes: list[int], singles: int) -> Iterator[dict[str
             yield found
 
 
-def _model(folder: Path) -> ModelBundle:
-    """A card for the store to copy; nothing is embedded here."""
-    return ModelBundle.create(
-        folder,
-        tensors={"none": np.zeros(1, np.float32)},
-        graph=b"never run",
-        architecture="none",
-        labels=("nobody",),
-        preprocessing=Preprocessing(size=32, crop=1.0),
-        dimension=DIMENSION,
-        recipe={},
-        split={},
-        figures={},
-        versions={},
-        created_at="2026-01-01T00:00:00+00:00",
-    )
-
-
-def _faces(first: int, count: int, *, kind: str = "bulk", identity: str | None = None) -> list[NewFace]:
-    """About twenty photos a person, at paths as long as real ones."""
-    return [
-        NewFace(
-            identity or f"Person {number // 20:06d}",
-            f"/data/photos/{kind}/Person_{number // 20:06d}/Photo_{number // 20:06d}_{number % 20:04d}.jpg",
-            hashlib.sha256(f"{kind} {number}".encode()).hexdigest(),
-        )
-        for number in range(first, first + count)
-    ]
-
-
 def _vectors(pool: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """Other vectors every time, without drawing 16 million numbers every time."""
     return np.roll(pool, seed % DIMENSION + 1, axis=1) + np.float32(seed % 1009)
@@ -154,7 +122,7 @@ def _from_parquet(gallery: Gallery, folder: Path, pool: NDArray[np.float32]) -> 
     """`ingest --embeddings`: two blocks of rows out of a file, durable. They are forgotten again."""
     path, rows = folder / "embeddings.parquet", 2 * BLOCK
     batches = (
-        (_faces(first, BLOCK, kind="parquet", identity="From a file"), _vectors(pool, first + 7))
+        (faces(first, BLOCK, kind="parquet", identity="From a file"), _vectors(pool, first + 7))
         for first in range(0, rows, BLOCK)
     )
     fingerprint = gallery.bundle.fingerprint
@@ -170,17 +138,17 @@ def _from_parquet(gallery: Gallery, folder: Path, pool: NDArray[np.float32]) -> 
 
 def _one_by_one(gallery: Gallery, pool: NDArray[np.float32], singles: int) -> dict[str, Any]:
     """Photos that come one at a time: the time of each commit, and what the process writes for it."""
-    faces = _faces(0, singles, kind=f"single {time.monotonic_ns()}", identity=PERSON)[:singles]
+    photos = faces(0, singles, kind=f"single {time.monotonic_ns()}", identity=PERSON)[:singles]
     vectors = _vectors(pool, 5)
     times, written = [], _written()
-    for row, face in enumerate(faces):
+    for row, face in enumerate(photos):
         started = time.perf_counter()
         gallery.enroll_vectors([face], vectors[row % BLOCK][None])
         times.append(1e3 * (time.perf_counter() - started))
     return {
         "single_ms_median": statistics.median(times),
         "single_ms_p99": sorted(times)[int(0.99 * len(times))],
-        "single_kb_written_mean": (_written() - written) / len(faces) / 1024,
+        "single_kb_written_mean": (_written() - written) / len(photos) / 1024,
     }
 
 
