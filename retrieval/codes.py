@@ -217,7 +217,7 @@ def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a number of coordinates would cost: bytes of codes a row, and the share of rows left to look at."""
+    """What a number of coordinates would cost, and the share of rows that is left to look at."""
 
     coordinates: int
     left: float
@@ -250,8 +250,8 @@ _QUERIES: Final = 64
 def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
     """Finds the axes of a sample (n, d), and the number of coordinates that makes searches cheapest.
 
-    The cost of each is measured: rows of the sample are asked for their nearest other row. In a gallery that is
-    larger than its sample the nearest are nearer, so fewer are left than this says.
+    The cost of each is measured: rows of the sample are asked for their nearest other row. In a gallery that
+    is larger than its sample the nearest are nearer, so fewer are left than this says.
     """
     rng = np.random.default_rng(seed)
     dimension = sample.shape[1]

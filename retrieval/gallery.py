@@ -15,13 +15,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import backup as backups
-from retrieval import exchange, pixels, reembedding, verification
+from retrieval import exchange, people, pixels, reembedding, verification
 from retrieval.backup import BackedUp, Restored
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
 from retrieval.embedder import Embedder
@@ -36,13 +36,18 @@ from retrieval.errors import (
 )
 from retrieval.exchange import Export, Imported
 from retrieval.files import is_free, whole_folder, why
+from retrieval.knn import Answer, Explanation
+from retrieval.people import Rule, checked_rule
 from retrieval.photos import is_utf8, readable, scan
 from retrieval.reembedding import Reembedded
 from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
-from retrieval.vault import DATABASE, Compacted, Vault, who
+from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
 from retrieval.vectors import Ids
 from retrieval.verdicts import Outcome, Status, Verdicts
 from retrieval.verification import Repaired, Verification
+from retrieval.where import Where
+
+_T = TypeVar("_T")
 
 # How many pictures are embedded at a time by the calls of this module.
 _BATCH: Final = 32
@@ -86,6 +91,23 @@ class SearchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PersonMatch:
+    """A person in an answer: how far by the rule that was asked for, and their nearest photos."""
+
+    identity: str
+    distance: float
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleResult:
+    """The people nearest to a picture, nearest first, and the classifier's prediction from the same pass."""
+
+    people: tuple[PersonMatch, ...]
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A photo that has been read.
 
@@ -105,7 +127,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class GalleryInfo:
-    """What a gallery holds; sizes in bytes."""
+    """What a gallery holds; sizes in bytes.
+
+    `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
+    """
 
     folder: str
     uuid: str
@@ -117,6 +142,9 @@ class GalleryInfo:
     largest: tuple[tuple[str, int], ...]
     segments: int
     vector_bytes: int
+    codes_bytes: int
+    coded_faces: int
+    coordinates: int | None
     database_bytes: int
     fingerprint: str
     other_fingerprint: str | None
@@ -132,6 +160,24 @@ class Missing:
 
     paths: tuple[str, ...]
     faces: tuple[Face, ...]
+
+
+class _Question:
+    """What is asked: how many, how far, and of which faces.
+
+    Raises:
+        InputError: k below 1, or None although no distance is given.
+    """
+
+    def __init__(
+        self, k: int | None, within: float | None, where: Where | None, explanation: Explanation | None
+    ) -> None:
+        if k is None and within is None:
+            raise InputError("Say how many neighbours, or within which distance.")
+        if k is not None and k < 1:
+            raise InputError(f"The number of neighbours must be at least 1, not {k}.")
+        self.k, self.within, self.where = k, within, where
+        self.explanation = Explanation() if explanation is None else explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,62 +500,211 @@ class Gallery:
 
     # Searching
 
-    def search(self, image: pixels.ImageSource, k: int = 5) -> SearchResult:
+    def search(
+        self,
+        image: pixels.ImageSource,
+        k: int | None = 5,
+        *,
+        within: float | None = None,
+        where: Where | None = None,
+        exclude_self: bool = False,
+        explanation: Explanation | None = None,
+    ) -> SearchResult:
         """The k nearest stored photos to a picture, and the classifier's prediction.
 
         Args:
             image: a path, bytes, a PIL image or a uint8 array.
-            k: how many; a gallery that has fewer gives them all.
+            k: how many; a gallery that has fewer gives them all. None, with `within`, is all.
+            within: the greatest Euclidean distance.
+            where: the only faces that may be an answer; this is decided before any is ranked.
+            exclude_self: leave out the stored face that has the very bytes of the picture.
+            explanation: what answering took is added to it.
 
         Raises:
             UnreadableImage: the picture cannot be read.
-            InputError: k below 1.
+            InputError: k below 1, or a distance that is negative or not finite.
         """
-        return self.search_many([image], k)[0]
+        options = {"within": within, "where": where, "exclude_self": exclude_self, "explanation": explanation}
+        return self.search_many([image], k, **options)[0]
 
-    def search_many(self, images: Iterable[pixels.ImageSource], k: int = 5) -> list[SearchResult]:
+    def search_many(
+        self,
+        images: Iterable[pixels.ImageSource],
+        k: int | None = 5,
+        *,
+        within: float | None = None,
+        where: Where | None = None,
+        exclude_self: bool = False,
+        explanation: Explanation | None = None,
+    ) -> list[SearchResult]:
         """As `search`, for many pictures; one result each, in order."""
-        results: list[SearchResult] = []
-        images = iter(images)
-        while batch := list(islice(images, _BATCH)):
-            results += self._search_batch(batch, k)
-        return results
+        asked = _Question(k, within, where, explanation)
+        found = self._in_batches(images, exclude_self, asked, partial(self._nearest, asked=asked))
+        return [SearchResult(matches, prediction) for matches, prediction in found]
 
-    def _search_batch(self, images: Sequence[pixels.ImageSource], k: int) -> list[SearchResult]:
-        for _ in range(_ATTEMPTS):
-            generation = self._current()
-            preprocessing, embedder = self.bundle.preprocessing, self.embedder
-            squares = np.stack(
-                [pixels.read(image, size=preprocessing.size, crop=preprocessing.crop) for image in images]
-            )
-            embedded = embedder.embed(squares)
-            with suppress(ModelMismatch):
-                matches = self._nearest(embedded.vectors, k, generation=generation.id)
-                predictions = map(self._prediction, embedded.probabilities)
-                return list(map(SearchResult, matches, predictions))
-        raise GalleryDamaged(f"The model of {self.folder} changes faster than it can be asked; try again.")
+    def search_by_vector(
+        self,
+        vector: NDArray[Any],
+        k: int | None = 5,
+        *,
+        within: float | None = None,
+        where: Where | None = None,
+        explanation: Explanation | None = None,
+    ) -> tuple[Match, ...]:
+        """The k nearest stored photos to an embedding (d,); otherwise as `search`."""
+        vectors = np.asarray(vector)[None]
+        return self.search_by_vectors(vectors, k, within=within, where=where, explanation=explanation)[0]
 
-    def search_by_vector(self, vector: NDArray[Any], k: int = 5) -> tuple[Match, ...]:
-        """The k nearest stored photos to an embedding (d,).
+    def search_by_vectors(
+        self,
+        vectors: NDArray[Any],
+        k: int | None = 5,
+        *,
+        within: float | None = None,
+        where: Where | None = None,
+        explanation: Explanation | None = None,
+    ) -> list[tuple[Match, ...]]:
+        """The k nearest stored photos to each of some embeddings (n, d); otherwise as `search`.
 
         Raises:
             InputError: another shape, not finite, or k below 1.
         """
-        return self._nearest(np.asarray(vector)[None], k)[0]
+        return self._nearest(vectors, asked=_Question(k, within, where, explanation))
 
-    def search_by_face(self, face_id: int, k: int = 5) -> tuple[Match, ...]:
-        """The k nearest stored photos to a stored one, itself left out.
+    def search_by_face(
+        self,
+        face_id: int,
+        k: int | None = 5,
+        *,
+        within: float | None = None,
+        where: Where | None = None,
+        explanation: Explanation | None = None,
+    ) -> tuple[Match, ...]:
+        """The k nearest stored photos to a stored one, itself left out; otherwise as `search`.
 
         Raises:
             InputError: there is no such face, or k below 1.
         """
-        if k < 1:
-            raise InputError(f"The number of neighbours must be at least 1, not {k}.")
-        matches = self.search_by_vector(self._vector(face_id), k + 1)
-        return tuple(match for match in matches if match.face.id != face_id)[:k]
+        asked = _Question(k, within, where, explanation)
+        return self._nearest(self._vector(face_id)[None], [face_id], asked=asked)[0]
+
+    def search_people(
+        self,
+        images: Iterable[pixels.ImageSource],
+        k: int = 5,
+        *,
+        rule: str = "nearest",
+        mean_of: int = 3,
+        photos: int = 3,
+        where: Where | None = None,
+        exclude_self: bool = False,
+        explanation: Explanation | None = None,
+    ) -> list[PeopleResult]:
+        """The k nearest people to each picture, each with their nearest photos; exact.
+
+        Args:
+            images: as of `search`.
+            k: how many people, at least 1. Photos without an identity are nobody's.
+            rule: how far a person is. "nearest": as their nearest photo. "mean": the mean distance of their
+                nearest `mean_of` photos, or of all where there are fewer. "centroid": as the mean of their
+                vectors, rounded to float32. Equal people are ordered by when they became known.
+            mean_of: see there.
+            photos: how many photos of each come back, at most.
+            where, exclude_self, explanation: as of `search`.
+
+        Raises:
+            InputError: k or `mean_of` below 1, or no such rule.
+        """
+        asked = _Question(k, None, where, explanation)
+        ask = partial(self._people, asked=asked, rule=checked_rule(rule, mean_of, photos))
+        ask = partial(ask, mean_of=mean_of, photos=photos)
+        return [
+            PeopleResult(people, prediction)
+            for people, prediction in self._in_batches(images, exclude_self, asked, ask)
+        ]
+
+    def search_people_by_vectors(
+        self,
+        vectors: NDArray[Any],
+        k: int = 5,
+        *,
+        rule: str = "nearest",
+        mean_of: int = 3,
+        photos: int = 3,
+        where: Where | None = None,
+        explanation: Explanation | None = None,
+    ) -> list[tuple[PersonMatch, ...]]:
+        """As `search_people`, for embeddings (n, d)."""
+        checked, asked = checked_rule(rule, mean_of, photos), _Question(k, None, where, explanation)
+        return self._people(vectors, asked=asked, rule=checked, mean_of=mean_of, photos=photos)
+
+    def search_people_by_face(
+        self,
+        face_id: int,
+        k: int = 5,
+        *,
+        rule: str = "nearest",
+        mean_of: int = 3,
+        photos: int = 3,
+        where: Where | None = None,
+        explanation: Explanation | None = None,
+    ) -> tuple[PersonMatch, ...]:
+        """As `search_people`, for a stored face, itself left out."""
+        checked, asked = checked_rule(rule, mean_of, photos), _Question(k, None, where, explanation)
+        vectors = self._vector(face_id)[None]
+        return self._people(vectors, [face_id], asked=asked, rule=checked, mean_of=mean_of, photos=photos)[0]
+
+    def _in_batches(
+        self,
+        images: Iterable[pixels.ImageSource],
+        exclude_self: bool,
+        asked: "_Question",
+        ask: Callable[..., list[_T]],
+    ) -> Iterator[tuple[_T, Prediction]]:
+        """Embeds pictures, some at a time, and asks for each; with the classifier's predictions."""
+        images = iter(images)
+        while batch := list(islice(images, _BATCH)):
+            yield from self._search_batch(batch, exclude_self, asked, ask)
+
+    def _search_batch(
+        self,
+        images: Sequence[pixels.ImageSource],
+        exclude_self: bool,
+        asked: "_Question",
+        ask: Callable[..., list[_T]],
+    ) -> list[tuple[_T, Prediction]]:
+        for _ in range(_ATTEMPTS):
+            generation = self._current()
+            with asked.explanation.timed("load"):
+                preprocessing, embedder = self.bundle.preprocessing, self.embedder
+            with asked.explanation.timed("read"):
+                contents = [
+                    pixels.read_bytes(one) if isinstance(one, str | os.PathLike) else one for one in images
+                ]
+                size, crop = preprocessing.size, preprocessing.crop
+                squares = np.stack([pixels.read(content, size=size, crop=crop) for content in contents])
+            with asked.explanation.timed("embed"):
+                embedded = embedder.embed(squares)
+            exclude = self._stored(contents) if exclude_self else None
+            with suppress(ModelMismatch):
+                found = ask(embedded.vectors, exclude, generation=generation.id)
+                return list(zip(found, map(self._prediction, embedded.probabilities), strict=True))
+        raise GalleryDamaged(f"The model of {self.folder} changes faster than it can be asked; try again.")
+
+    def _stored(self, contents: Sequence[Any]) -> list[int | None]:
+        """The faces that have the very bytes of some pictures."""
+        digests = [pixels.content_sha256(content) for content in contents]
+        with self.vault.store.read() as reader:
+            known = reader.faces_by_sha256(set(digests))
+        return [known[digest].id if digest in known else None for digest in digests]
 
     def _nearest(
-        self, vectors: NDArray[Any], k: int, *, generation: int | None = None
+        self,
+        vectors: NDArray[Any],
+        exclude: Sequence[int | None] | None = None,
+        *,
+        asked: "_Question",
+        generation: int | None = None,
     ) -> list[tuple[Match, ...]]:
         """The matches of each vector (n, d), all from one snapshot.
 
@@ -518,13 +713,96 @@ class Gallery:
         """
 
         def search(reader: Reader) -> list[tuple[Match, ...]]:
-            state = self.vault.state(reader)
-            if generation not in (None, state.generation.id):
-                raise ModelMismatch(f"The gallery {self.folder} went over to another model meanwhile.")
-            found = self.vault.vectors(state.generation).search(state.segments, vectors, k)
-            return self._matches(reader, found)
+            state, allowed = self._state(reader, asked, generation)
+            ask: Any = self.vault.vectors(state.generation)
+            options: dict[str, Any] = {
+                "coded": state.coded,
+                "allowed": allowed,
+                "exclude": exclude,
+                "explanation": asked.explanation,
+            }
+            if asked.within is not None:
+                found = ask.search_within(state.segments, vectors, asked.within, **options)
+                found = [(distances[: asked.k], ids[: asked.k]) for distances, ids in found]
+            else:
+                found = ask.search(state.segments, vectors, asked.k, **options)
+            with asked.explanation.timed("look up"):
+                return self._matches(reader, found)
 
         return self.vault.on_a_snapshot(search)
+
+    def _people(
+        self,
+        vectors: NDArray[Any],
+        exclude: Sequence[int | None] | None = None,
+        *,
+        asked: "_Question",
+        rule: Rule,
+        mean_of: int,
+        photos: int,
+        generation: int | None = None,
+    ) -> list[tuple[PersonMatch, ...]]:
+        """The people nearest to each vector (n, d), all from one snapshot; otherwise as `_nearest`."""
+        k = asked.k or 1
+        left_out = [None] * len(vectors) if exclude is None else list(exclude)
+
+        def search(reader: Reader) -> list[tuple[PersonMatch, ...]]:
+            state, allowed = self._state(reader, asked, generation)
+            flat = self.vault.vectors(state.generation)
+            queries = flat.checked(vectors)
+            found: list[list[people.Ranked]] = []
+            for query, face in zip(queries, left_out, strict=True):
+
+                def ask(
+                    one: NDArray[np.float32], count: int, only: Ids | None, face: int | None = face
+                ) -> list[Answer]:
+                    options: dict[str, Any] = {"coded": state.coded, "explanation": asked.explanation}
+                    return flat.search(state.segments, one, count, allowed=only, exclude=[face], **options)
+
+                if rule is Rule.CENTROID:
+                    blocks, some = flat.blocks(state.segments, state.coded), allowed
+                    if face is not None:
+                        everybody = np.fromiter(reader.face_ids(), np.int64) if some is None else some
+                        some = everybody[everybody != face]
+                    found += people.by_centroid(
+                        reader, ask, blocks, query[None], k, photos=photos, allowed=some
+                    )
+                else:
+                    number = mean_of if rule is Rule.MEAN else 1
+                    found += people.by_photos(
+                        reader, ask, query[None], k, mean_of=number, photos=photos, allowed=allowed
+                    )
+            return self._named(reader, found)
+
+        return self.vault.on_a_snapshot(search)
+
+    def _named(
+        self, reader: Reader, found: Sequence[Sequence[people.Ranked]]
+    ) -> list[tuple[PersonMatch, ...]]:
+        """People with their names and photos."""
+        names = reader.names_of_identities({one.identity_id for some in found for one in some})
+        photos = [
+            (np.array(one.distances), np.array(one.face_ids, np.int64)) for some in found for one in some
+        ]
+        matches = iter(self._matches(reader, photos))
+        return [
+            tuple(PersonMatch(names[one.identity_id], one.distance, next(matches)) for one in some)
+            for some in found
+        ]
+
+    def _state(self, reader: Reader, asked: "_Question", generation: int | None) -> tuple[State, Ids | None]:
+        """What a snapshot is, and which of its faces may be an answer.
+
+        Raises:
+            ModelMismatch: it is of another generation than the given one.
+        """
+        state = self.vault.state(reader)
+        if generation not in (None, state.generation.id):
+            raise ModelMismatch(f"The gallery {self.folder} went over to another model meanwhile.")
+        if asked.where is None:
+            return state, None
+        with asked.explanation.timed("where"):
+            return state, reader.face_ids_where(asked.where)
 
     def _matches(
         self, reader: Reader, found: Sequence[tuple[NDArray[np.float64], Ids]]
@@ -734,6 +1012,10 @@ class Gallery:
 
     # Looking after it
 
+    def optimize(self, *, anew: bool = False) -> Optimized:
+        """Makes searches quick, if that is due; see `Vault.optimize`. Answers stay what they are."""
+        return self.vault.optimize(anew=anew)
+
     def compact(self) -> Compacted:
         """Merges segments into as few as there can be, and writes the database anew without gaps.
 
@@ -812,12 +1094,15 @@ class Gallery:
         source, target = Path(backup), Path(folder)
         if not is_free(target):
             with closing(Vault.open(target, via=via)) as vault:
-                return backups.restore(source, vault, receipts=receipts)
+                restored = backups.restore(source, vault, receipts=receipts)
+                vault.optimize()
+                return restored
         bundle = backups.gallery_model(source)
         with _new_gallery(target) as made:
             Vault.create(made, bundle)
             with closing(Vault.open(made, via=via)) as vault:
                 restored = backups.restore(source, vault, receipts=receipts, fresh=True)
+                vault.optimize()
         return dataclasses.replace(restored, folder=os.fspath(target))
 
     def reembed(
@@ -840,6 +1125,8 @@ class Gallery:
             should_stop=should_stop,
         )
         self._current()
+        if done.switched:
+            self.vault.optimize()
         return done
 
     def other_model(self) -> ModelBundle:
@@ -898,6 +1185,8 @@ class Gallery:
             row, segments, identities = reader.gallery(), reader.segments(), reader.identities()
             others = [one for one in reader.generations().values() if one.id != generation.id]
             files, erasures = reader.file_count(), len(reader.receipts())
+            coded, codes_bytes = reader.codes(), self.vault.codes_size(reader)
+            bases = list(reader.bases(generation.id).values())
         named = [(name, number) for name, number in identities if name is not None]
         return GalleryInfo(
             folder=os.fspath(self.folder),
@@ -910,6 +1199,11 @@ class Gallery:
             largest=tuple(named[:10]),
             segments=len(segments),
             vector_bytes=sum(segment.bytes for segment in segments),
+            codes_bytes=codes_bytes,
+            coded_faces=sum(
+                one.rows for one in segments if one.generation == generation.id and one.id in coded
+            ),
+            coordinates=bases[-1].coordinates if bases else None,
             database_bytes=(self.folder / DATABASE).stat().st_size,
             fingerprint=generation.fingerprint,
             other_fingerprint=others[0].fingerprint if others else None,

@@ -37,6 +37,7 @@ class IngestReport:
         seconds: of wall-clock time.
         waiting_seconds: of them, waiting for photos to be read and decoded.
         storing_seconds: of them, embedding and writing.
+        optimizing_seconds: of them, making searches of a gallery that has grown quick.
         interrupted: whether it was stopped before the last photo.
     """
 
@@ -47,6 +48,7 @@ class IngestReport:
     seconds: float = 0.0
     waiting_seconds: float = 0.0
     storing_seconds: float = 0.0
+    optimizing_seconds: float = 0.0
     interrupted: bool = False
 
     @property
@@ -143,6 +145,7 @@ def ingest_photos(
             report.storing_seconds += time.monotonic() - between
             report.interrupted = should_stop()
         threads.shutdown(cancel_futures=True)
+    _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -182,9 +185,18 @@ def ingest_embeddings(
         report.interrupted = should_stop()
         if report.interrupted:
             break
+    _optimize(gallery, report)
     report.seconds = time.monotonic() - started
-    report.waiting_seconds = report.seconds - report.storing_seconds
+    report.waiting_seconds = report.seconds - report.storing_seconds - report.optimizing_seconds
     return report
+
+
+def _optimize(gallery: Gallery, report: IngestReport) -> None:
+    """Lets searches of what has grown be quick; a run that is to end does."""
+    if report.enrolled and not report.interrupted:
+        before = time.monotonic()
+        gallery.optimize()
+        report.optimizing_seconds = time.monotonic() - before
 
 
 def _prepared_in_order(

@@ -1,4 +1,4 @@
-"""k-NN: the nearest stored vectors to each query, exactly those of a float64 brute force, at a fraction of its cost.
+"""k-NN: the nearest stored vectors to each query, exactly those of a float64 brute force, much sooner.
 
 Filter and refine (Faloutsos et al. 1994; Seidl and Kriegel, Optimal multi-step k-nearest neighbor search,
 SIGMOD 1998): a lower bound on each distance comes from codes (`retrieval.codes`), or, where a block has none,
@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final, TypeAlias, TypeVar
 
 import faiss
@@ -357,7 +358,7 @@ class _Asked:
         limit = self._limit * _CLOSE
         # A row within the limit is no longer than the query and the limit together.
         slack = self._rounding(self._lengths + limit)
-        most = np.minimum(limit**2 + slack, np.finfo(np.float32).max)
+        most = np.minimum(limit**2 + slack, 3e38)  # above any square there can be
         query, row = _at_most(squares, np.nextafter(most.astype(np.float32), np.float32(np.inf)))
         bounds = np.zeros(len(row))
         known = np.isfinite(slack[query])
@@ -378,16 +379,16 @@ class _Asked:
         return _squared_distances(self._queries, matrix)
 
     def _rounding(self, lengths: Floats) -> Floats:
-        """How much FAISS's float32 square of a distance may differ from the true one, for |x| up to `lengths`.
+        """How much FAISS's float32 square of a distance may differ from the true one, |x| up to `lengths`.
 
-        Higham, Accuracy and Stability of Numerical Algorithms, 3.1: a sum of d products in any order is off by
-        at most g = (d + c)u / (1 - (d + c)u) of the sum of their magnitudes, u = 2^-24. FAISS sums either
+        Higham, Accuracy and Stability of Numerical Algorithms, 3.1: a sum of d products in any order is off
+        by at most g = (d + c)u / (1 - (d + c)u) of the sum of their magnitudes, u = 2^-24. FAISS sums either
         (q - x)^2 or |q|^2 + |x|^2 - 2qx; the magnitudes of both are at most (|q| + |x|)^2. The last term
         covers squares too small for float32.
         """
         terms = self._queries.shape[1] + 16
         gamma = terms * 2.0**-24 / (1 - terms * 2.0**-24)
-        return gamma * (self._lengths + lengths) ** 2 + terms * 2.0**-126
+        return np.asarray(gamma * (self._lengths + lengths) ** 2 + terms * 2.0**-126)
 
     def _place(self, coded: Coded | None) -> _Place:
         assert coded is not None
@@ -477,7 +478,7 @@ class _Asked:
         cuts = np.searchsorted(row[order], self._firsts)
         jobs = [
             (self._blocks[number], order[start : min(start + _AT_A_TIME, after)], self._firsts[number])
-            for number, (before, after) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))
+            for number, (before, after) in enumerate(pairwise(cuts))
             for start in range(before, after, _AT_A_TIME)
         ]
 
@@ -510,7 +511,7 @@ class _Asked:
             stays = distances <= self._limit[query]
             query, distances, ids = query[stays], distances[stays], ids[stays]
         cuts = np.searchsorted(query, np.arange(len(self._queries) + 1))
-        return [(distances[a:b], ids[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [(distances[a:b], ids[a:b]) for a, b in pairwise(cuts)]
 
     def _count(self, **numbers: int) -> None:
         with _COUNTING:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import (
     URL,
     Column,
@@ -43,6 +45,8 @@ from retrieval.files import sync, why
 from retrieval.tables import (
     alias_table,
     audit_table,
+    basis_table,
+    codes_table,
     erasure_table,
     face_table,
     file_table,
@@ -56,7 +60,7 @@ from retrieval.tables import (
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0003"
+SCHEMA_VERSION: Final = "0004"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
@@ -139,6 +143,41 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class BasisRow:
+    """What was learned from a generation's vectors.
+
+    Attributes:
+        id: the name of its file; never used again.
+        generation: whose vectors'.
+        rows: how many there were.
+        coordinates: bytes of a code; 0 where codes would not make searches cheaper, and there is no file.
+        bytes, sha256: of the file.
+        learned_at: ISO 8601, UTC.
+        detail: what was measured.
+    """
+
+    id: int
+    generation: int
+    rows: int
+    coordinates: int
+    bytes: int
+    sha256: str
+    learned_at: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CodesRow:
+    """A file of codes that exists: of a segment, in a basis; bytes, SHA-256 in hex, error of the codes."""
+
+    segment: int
+    basis: int
+    bytes: int
+    sha256: str
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class GalleryRow:
     """What a gallery knows of itself."""
 
@@ -151,6 +190,7 @@ class GalleryRow:
     next_identity_id: int
     next_generation_id: int
     unfinished: str | None
+    next_basis_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +273,22 @@ class Reader:
             query = query.where(segment_table.c.generation_id == generation)
         return [Segment(*row) for row in self._connection.execute(query)]
 
+    def bases(self, generation: int | None = None) -> dict[int, BasisRow]:
+        """The bases of one generation or of all, by id, oldest first."""
+        query = select(basis_table).order_by(basis_table.c.id)
+        if generation is not None:
+            query = query.where(basis_table.c.generation_id == generation)
+        found = {}
+        for row in self._connection.execute(query).mappings():
+            fields = {name: value for name, value in row.items() if name != "generation_id"}
+            fields |= {"generation": row["generation_id"], "detail": json.loads(row["detail"])}
+            found[row["id"]] = BasisRow(**fields)
+        return found
+
+    def codes(self) -> dict[int, CodesRow]:
+        """The files of codes by their segment."""
+        return {row[0]: CodesRow(*row) for row in self._connection.execute(select(codes_table))}
+
     def count(self) -> int:
         """How many faces there are."""
         return self._connection.execute(select(func.count()).select_from(face_table)).scalar_one()
@@ -282,6 +338,30 @@ class Reader:
             for part in _parts(identity_ids)
             for number in self._connection.execute(query.where(face_table.c.identity_id.in_(part))).scalars()
         ]
+
+    def identities_of_faces(self, face_ids: Iterable[int]) -> dict[int, int]:
+        """The number of the person on each of some faces; a face that has no identity is absent."""
+        query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
+        return {
+            number: person
+            for part in _parts(face_ids)
+            for number, person in self._connection.execute(query.where(face_table.c.id.in_(part)))
+        }
+
+    def identity_of_every_face(self) -> NDArray[np.int64]:
+        """(n, 2): the number of each face that has an identity, ascending, and that of the person."""
+        query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
+        rows = self._connection.execute(query.order_by(face_table.c.id)).all()
+        return np.array([tuple(row) for row in rows], np.int64).reshape(-1, 2)
+
+    def names_of_identities(self, identity_ids: Iterable[int]) -> dict[int, str]:
+        """What some people are called today, by number."""
+        query = select(identity_table.c.id, identity_table.c.name)
+        return {
+            number: name
+            for part in _parts(identity_ids)
+            for number, name in self._connection.execute(query.where(identity_table.c.id.in_(part)))
+        }
 
     def names_of(self, identity_ids: Iterable[int]) -> set[str]:
         """Every name that some identities have or had, by number."""
@@ -504,12 +584,39 @@ class Writer(Reader):
     def replace_segments(self, old: Iterable[int], new: Sequence[Segment]) -> None:
         """Makes `old` not exist and `new` exist; new ids begin at `gallery().next_segment_id`."""
         for part in _parts(old):
+            self.remove_codes(part)
             self._change(delete(segment_table).where(segment_table.c.id.in_(part)))
         for segment in new:
             values = {**asdict(segment), "generation_id": segment.generation}
             del values["generation"]
             self._insert(segment_table, [values])
             self.set_gallery(next_segment_id=segment.id + 1)
+
+    def set_codes(self, codes: CodesRow) -> None:
+        """Makes a file of codes exist, in place of another of the same segment."""
+        self.remove_codes([codes.segment])
+        values = asdict(codes)
+        self._insert(
+            codes_table, [{f"{n}_id" if n in ("segment", "basis") else n: v for n, v in values.items()}]
+        )
+
+    def remove_codes(self, segments: Iterable[int]) -> None:
+        """Makes the files of codes of some segments not exist."""
+        for part in _parts(segments):
+            self._change(delete(codes_table).where(codes_table.c.segment_id.in_(part)))
+
+    def add_basis(self, basis: BasisRow) -> None:
+        """Adds a basis; its id is `gallery().next_basis_id`."""
+        values = {**asdict(basis), "generation_id": basis.generation, "detail": json.dumps(basis.detail)}
+        del values["generation"]
+        self._insert(basis_table, [values])
+        self.set_gallery(next_basis_id=basis.id + 1)
+
+    def remove_bases(self, ids: Iterable[int]) -> None:
+        """Makes bases not exist, with the codes in them."""
+        for part in _parts(ids):
+            self._change(delete(codes_table).where(codes_table.c.basis_id.in_(part)))
+            self._change(delete(basis_table).where(basis_table.c.id.in_(part)))
 
     def add_generation(self, generation: Generation) -> None:
         """Adds a model that has no vectors yet."""
@@ -518,6 +625,7 @@ class Writer(Reader):
 
     def remove_generation(self, generation: int) -> None:
         """Makes a generation that has no segments, and does not serve, not exist."""
+        self.remove_bases(self.bases(generation))
         self._change(delete(generation_table).where(generation_table.c.id == generation))
 
     def set_card(self, generation: int, card_sha256: str) -> None:
@@ -656,6 +764,7 @@ class Store:
                     revision_check=-1,
                     next_identity_id=1,
                     next_generation_id=2,
+                    next_basis_id=1,
                 )
             )
         return store

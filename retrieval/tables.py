@@ -1,6 +1,6 @@
 """Tables: what a gallery's database holds. `migrations/` makes them; `retrieval.store` uses them."""
 
-from sqlalchemy import JSON, Column, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
 metadata = MetaData(
     naming_convention={
@@ -28,6 +28,7 @@ gallery_table = Table(
     Column("next_generation_id", Integer, nullable=False),
     # JSON of what a committed transaction still owes (see `Unfinished`); the next writer pays it.
     Column("unfinished", Text, nullable=True),
+    Column("next_basis_id", Integer, nullable=False),
 )
 
 # A model and the vectors it gave. One serves; another may be in the making, or kept to go back to.
@@ -95,6 +96,31 @@ segment_table = Table(
     Column("bytes", Integer, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False, index=True),
+)
+
+# What was learned from a generation's vectors, for searches to read less; 0 coordinates where nothing helps.
+basis_table = Table(
+    "basis",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False, index=True),
+    Column("rows", Integer, nullable=False),
+    Column("coordinates", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("learned_at", String(32), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+# The files of codes that exist: of which segment, in which basis.
+codes_table = Table(
+    "codes",
+    metadata,
+    Column("segment_id", Integer, ForeignKey("segment.id"), primary_key=True),
+    Column("basis_id", Integer, ForeignKey("basis.id"), nullable=False, index=True),
+    Column("bytes", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("error", Float, nullable=False),
 )
 
 # Receipts of what was forgotten, and the numbers that a restored backup must not bring back.

@@ -4,6 +4,8 @@
       gallery.db               SQLite: which faces exist, whose they are
       gallery.sums             a checksum for each page of gallery.db
       vectors/00000007.faiss   their vectors, immutable segments
+      vectors/00000007-1.codes what searches read first: a byte a coordinate, in basis 1
+      vectors/00000001.basis   where that places vectors (see `retrieval.codes`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              who is writing
 
@@ -23,19 +25,29 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from retrieval import lock, pages
+from retrieval import codes, lock, pages
 from retrieval.bundle import ModelBundle, Relabel
-from retrieval.errors import GalleryBusy, GalleryError, InputError, ModelMismatch, StorageError
+from retrieval.codes import Basis, WrittenCodes
+from retrieval.errors import (
+    GalleryBusy,
+    GalleryDamaged,
+    GalleryError,
+    InputError,
+    ModelMismatch,
+    StorageError,
+)
 from retrieval.files import sync, why
 from retrieval.store import (
     LOCK_NAME,
     AuditEntry,
+    BasisRow,
+    CodesRow,
     Generation,
     Reader,
     Segment,
@@ -44,13 +56,16 @@ from retrieval.store import (
     Writer,
     utc_now,
 )
-from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
+from retrieval.vectors import CodesOf, FlatVectors, Ids, SegmentMissing, Vectors, Written
 
 _T = TypeVar("_T")
 
 DATABASE: Final = "gallery.db"
-# A segment, whole or in the making; anything else in its folder is somebody else's.
-_SEGMENT_NAME: Final = re.compile(r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$")
+# A segment, codes or a basis, whole or in the making; anything else in the folder is somebody else's.
+_SEGMENT_NAME: Final = re.compile(
+    r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$"
+    r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
+)
 # A file in the making; SQLite may have put others beside it.
 _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # A model's folder, whole or in the making.
@@ -60,6 +75,17 @@ MODEL: Final = "model"
 
 # From how many vectors on they are written while their rows are.
 _AT_ONCE: Final = 1024
+
+# From how many rows on a segment has codes: fewer are read as quickly as they are.
+CODES_FROM = 256
+
+# From how many faces on it is worth learning a basis, and after which growth learning another.
+OPTIMIZE_FROM = 4096
+_GROWTH: Final = 4
+
+# How many vectors a basis is learned from, and how many segments get their codes in one transaction.
+_SAMPLE: Final = 16384
+_ENCODED_AT_ONCE: Final = 16
 
 # How long a writer waits for another one, in seconds.
 LOCK_TIMEOUT: Final = 30.0
@@ -76,11 +102,12 @@ ERASE_TIMEOUT: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a search needs to know of a snapshot: which model, and which segments."""
+    """What a search needs to know of a snapshot: which model, which segments, and of their codes."""
 
     revision: int
     generation: Generation
     segments: tuple[int, ...]
+    coded: Mapping[int, CodesOf]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +118,21 @@ class Compacted:
     segments_after: int
     bytes_before: int
     bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What optimizing did.
+
+    Attributes:
+        coordinates: bytes of a code; 0 where codes do not pay, None where there are too few faces to learn.
+        learned: whether a basis was learned, or found not to pay, this time.
+        encoded: vector files that got their codes.
+    """
+
+    coordinates: int | None
+    learned: bool
+    encoded: int
 
 
 class Vault:
@@ -185,7 +227,12 @@ class Vault:
         generation = self.serving(reader)
         segments = tuple(segment.id for segment in reader.segments(generation.id))
         self.vectors(generation).forget_all_but(segments)
-        self._state = State(revision, generation, segments)
+        coded = {
+            one.segment: CodesOf(one.basis, one.error)
+            for one in reader.codes().values()
+            if one.segment in segments
+        }
+        self._state = State(revision, generation, segments, coded)
         return self._state
 
     def serving(self, reader: Reader) -> Generation:
@@ -262,18 +309,21 @@ class Vault:
             rest -= flat.ceiling
         if rest:
             plan.append(self._merge(writer, generation, ids[-rest:], vectors[-rest:]))
-        first = writer.gallery().next_segment_id
+        first, basis = writer.gallery().next_segment_id, _newest(writer, generation)
         if len(ids) < _AT_ONCE:
             yield
-            written = [flat.write(first + n, parts) for n, (_, parts) in enumerate(plan)]
+            written = [self._write(flat, basis, first + n, parts) for n, (_, parts) in enumerate(plan)]
         else:
             # Leaving it waits for the thread, whatever happens in the body: the lock is held meanwhile.
             with ThreadPoolExecutor(1, thread_name_prefix="faceprint-write") as thread:
-                futures = [thread.submit(flat.write, first + n, parts) for n, (_, parts) in enumerate(plan)]
+                futures = [
+                    thread.submit(self._write, flat, basis, first + n, parts)
+                    for n, (_, parts) in enumerate(plan)
+                ]
                 yield
                 written = [future.result() for future in futures]
         for (absorbed, _), made in zip(plan, written, strict=True):
-            writer.replace_segments(absorbed, [_segment(made, generation)])
+            _replace(writer, generation, absorbed, *made)
 
     def _merge(
         self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors
@@ -315,6 +365,7 @@ class Vault:
             before, bytes_before = len(reader.segments()), self.size(reader)
         while self._merge_once():
             pass
+        self.optimize()
         with self.writing() as writer:
             self.owe(writer, erase=True, labels={})
             self.log(writer, "compact", segments_before=before, segments_after=len(writer.segments()))
@@ -322,9 +373,139 @@ class Vault:
             return Compacted(before, len(reader.segments()), bytes_before, self.size(reader))
 
     def size(self, reader: Reader) -> int:
-        """Bytes on disk, of vectors and of the database."""
+        """Bytes on disk, of vectors, their codes, and the database."""
         database = self.store.path.stat().st_size
-        return database + sum(segment.bytes for segment in reader.segments())
+        vectors = sum(segment.bytes for segment in reader.segments())
+        return database + vectors + self.codes_size(reader)
+
+    def codes_size(self, reader: Reader) -> int:
+        """Bytes on disk, of codes and bases."""
+        codes_bytes = sum(one.bytes for one in reader.codes().values())
+        return codes_bytes + sum(basis.bytes for basis in reader.bases().values())
+
+    def optimize(self, *, anew: bool = False) -> Optimized:
+        """Makes searches of the serving model's vectors quick: learns a basis if that is due, and encodes.
+
+        Answers are the same before, meanwhile and afterwards. Interrupted, it goes on where it stopped.
+
+        Args:
+            anew: learn another basis, whether due or not.
+
+        Raises:
+            StorageError, GalleryBusy: what was encoded before stays so.
+        """
+        with self.store.read() as reader:
+            generation = self.serving(reader)
+            basis = _newest(reader, generation)
+            rows = sum(segment.rows for segment in reader.segments(generation.id))
+        learned = rows > 1 and (anew or rows >= max(OPTIMIZE_FROM, _GROWTH * (basis.rows if basis else 0)))
+        if learned:
+            sample = self.on_a_snapshot(lambda reader: self._sample(reader, generation))
+            basis = self._learn(generation, sample, rows)
+        if basis is None:
+            return Optimized(None, learned, 0)
+        return Optimized(basis.coordinates, learned, self._encode_all(generation, basis))
+
+    def _sample(self, reader: Reader, generation: Generation) -> Vectors:
+        """Some vectors of a generation, spread over all of them; the same for the same vectors."""
+        flat, segments = self.vectors(generation), reader.segments(generation.id)
+        rows = sum(segment.rows for segment in segments)
+        chosen = np.random.default_rng(0).choice(rows, min(_SAMPLE, rows), replace=False)
+        chosen.sort()
+        parts, first = [np.empty((0, generation.dimension), np.float32)], 0
+        for segment in segments:
+            mine = chosen[(chosen >= first) & (chosen < first + segment.rows)] - first
+            parts.append(flat.rows(segment.id)[1][mine])
+            first += segment.rows
+        return np.concatenate(parts)
+
+    def _learn(self, generation: Generation, sample: Vectors, rows: int) -> BasisRow:
+        """Learns a basis and makes it the newest of a generation; without one that pays, none has codes."""
+        found = codes.learn(sample)
+        data = found.basis.data() if found.basis is not None else b""
+        with self.writing() as writer:
+            number = writer.gallery().next_basis_id
+            if found.basis is not None:
+                codes.write_file(self.vectors(generation).basis_path(number), data)
+            row = BasisRow(
+                number,
+                generation.id,
+                rows,
+                found.basis.coordinates if found.basis is not None else 0,
+                len(data),
+                hashlib.sha256(data).hexdigest(),
+                utc_now(),
+                {
+                    "sample": len(sample),
+                    "scan_cost": found.scan_cost,
+                    "trials": [asdict(trial) for trial in found.trials],
+                },
+            )
+            if generation.id in writer.generations():
+                writer.add_basis(row)
+            self.log(writer, "optimize", coordinates=row.coordinates, sample=len(sample))
+        return row
+
+    def _encode_all(self, generation: Generation, basis: BasisRow) -> int:
+        """Gives every segment codes in a basis, then older bases go; returns how many it gave."""
+        with self.store.read() as reader:
+            known = reader.codes()
+            lacking = [
+                segment.id
+                for segment in reader.segments(generation.id)
+                if segment.rows >= CODES_FROM and getattr(known.get(segment.id), "basis", None) != basis.id
+            ]
+            older = [number for number in reader.bases(generation.id) if number != basis.id]
+        encoded = 0
+        for start in range(0, len(lacking) if basis.coordinates else 0, _ENCODED_AT_ONCE):
+            with self.writing() as writer:
+                alive = {segment.id: segment for segment in writer.segments(generation.id)}
+                for number in lacking[start : start + _ENCODED_AT_ONCE]:
+                    if number in alive and basis.id in writer.bases(generation.id):
+                        flat = self.vectors(generation)
+                        rows = flat.proven_rows(number, alive[number].sha256)
+                        made = self._encode(flat, basis, number, [rows])
+                        if made is not None:
+                            writer.set_codes(CodesRow(number, basis.id, made.bytes, made.sha256, made.error))
+                            encoded += 1
+        if older:
+            with self.writing() as writer:
+                writer.remove_bases(older)
+        return encoded
+
+    def _write(
+        self,
+        flat: FlatVectors,
+        basis: BasisRow | None,
+        segment: int,
+        parts: Sequence[tuple[Ids, Vectors]],
+    ) -> tuple[Written, CodesRow | None]:
+        """Writes a segment and its codes, both durable; the second is None where it has none."""
+        written = flat.write(segment, parts)
+        made = self._encode(flat, basis, segment, parts)
+        if made is None or basis is None:
+            return written, None
+        return written, CodesRow(segment, basis.id, made.bytes, made.sha256, made.error)
+
+    def _encode(
+        self,
+        flat: FlatVectors,
+        basis: BasisRow | None,
+        segment: int,
+        parts: Sequence[tuple[Ids, Vectors]],
+    ) -> WrittenCodes | None:
+        """Writes the codes of a segment; None where it is too small, or too odd for the basis to help."""
+        if basis is None or not basis.coordinates or sum(len(ids) for ids, _ in parts) < CODES_FROM:
+            return None
+        try:
+            learned: Basis = flat.basis(basis.id)
+        except GalleryDamaged:
+            return None  # what codes are for is speed; `verify` will tell, and `repair` mend it
+        pieces = [learned.encode(rows) for _, vectors in parts for rows in _pieces(vectors)]
+        made, errors = (np.concatenate(some) for some in zip(*pieces, strict=True))
+        if not codes.tolerable(learned, errors):
+            return None
+        return codes.write(flat.codes_path(segment, basis.id), made, errors)
 
     def owe(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
         """Writes down what has to be done once the transaction stands, beside what is owed already.
@@ -400,11 +581,11 @@ class Vault:
         parts: Sequence[tuple[Ids, Vectors]],
     ) -> None:
         """Makes a new segment of `parts` exist, if there are any, and old ones not exist."""
-        new: list[Segment] = []
-        if parts:
-            written = self.vectors(generation).write(writer.gallery().next_segment_id, parts)
-            new = [_segment(written, generation)]
-        writer.replace_segments(old, new)
+        if not parts:
+            writer.replace_segments(old, [])
+            return
+        flat, number = self.vectors(generation), writer.gallery().next_segment_id
+        _replace(writer, generation, old, *self._write(flat, _newest(writer, generation), number, parts))
 
     def _merge_once(self) -> bool:
         """Merges the first neighbours that fit into one segment, in a transaction of their own."""
@@ -444,10 +625,19 @@ class Vault:
         except OSError as error:
             raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
 
+    def named(self, reader: Reader) -> set[str]:
+        """The files of vectors, codes and bases that exist."""
+        bases = {number for number, basis in reader.bases().items() if basis.coordinates}
+        return {
+            *(f"{segment.id:08d}.faiss" for segment in reader.segments()),
+            *(f"{one.segment:08d}-{one.basis}.codes" for one in reader.codes().values()),
+            *(f"{number:08d}.basis" for number in bases),
+        }
+
     def unnamed(self, reader: Reader) -> Iterator[Path]:
         """Files and folders that only faceprint can have made, and that no row names."""
         folders = {generation.folder for generation in reader.generations().values()}
-        named = {f"{segment.id:08d}.faiss" for segment in reader.segments()}
+        named = self.named(reader)
         try:
             vectors = self.folder / VECTORS
             for path in sorted(vectors.iterdir()) if vectors.is_dir() else ():
@@ -562,6 +752,26 @@ def who() -> str:
 
 def _segment(written: Written, generation: Generation) -> Segment:
     return Segment(written.id, written.rows, written.bytes, written.sha256, generation.id)
+
+
+def _newest(reader: Reader, generation: Generation) -> BasisRow | None:
+    """The basis in which a generation's new segments get their codes."""
+    bases = list(reader.bases(generation.id).values())
+    return bases[-1] if bases else None
+
+
+def _replace(
+    writer: Writer, generation: Generation, old: Sequence[int], written: Written, made: CodesRow | None
+) -> None:
+    """Makes a new segment, with its codes, exist in place of old ones."""
+    writer.replace_segments(old, [_segment(written, generation)])
+    if made is not None:
+        writer.set_codes(made)
+
+
+def _pieces(vectors: Vectors) -> Iterator[Vectors]:
+    """Vectors, some at a time: encoding takes a multiple of their memory."""
+    return (vectors[start : start + 2048] for start in range(0, len(vectors), 2048))
 
 
 def _groups(segments: Sequence[Segment], ceiling: int) -> Iterator[list[Segment]]:

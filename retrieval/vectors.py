@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.codes import Basis, Coded, basis_of
+from retrieval.codes import read as read_codes
 from retrieval.errors import GalleryDamaged, InputError, StorageError
 from retrieval.files import sync, why
+from retrieval.knn import Answer, Block, Explanation, nearest, within
+from retrieval.knn import Ids as Ids  # every user of vectors needs it
 
 Vectors: TypeAlias = NDArray[np.float32]  # (n, d)
-Ids: TypeAlias = NDArray[np.int64]  # (n,)
 
 # Segments grow by merging up to about this many bytes of vectors: what a merge, or forgetting one face,
 # writes at most for each segment that it concerns.
@@ -31,9 +34,6 @@ _CEILING_BYTES: Final = 64 * 2**20
 
 # Above this length float32 squares come near overflow, and no proof about them would hold.
 _MAX_NORM: Final = 1e18
-
-# How many candidates beyond k are fetched at first, so that rounding rarely asks for a second look.
-_SPARE: Final = 16
 
 # What every FAISS file begins with: its kind, the dimension, the number of rows.
 _HEAD: Final = struct.Struct("<4siq")
@@ -71,6 +71,14 @@ class _Mapped:
         self.__array_interface__ = rows.__array_interface__
 
 
+@dataclass(frozen=True, slots=True)
+class CodesOf:
+    """What has to be known to use a segment's codes: in which basis they are, and how far off."""
+
+    basis: int
+    error: float
+
+
 class SegmentMissing(GalleryDamaged):
     """A named segment has no file: merged away by a writer meanwhile, or lost."""
 
@@ -83,6 +91,8 @@ class FlatVectors:
         self.dimension = dimension
         self.ceiling = max(1, _CEILING_BYTES // (4 * dimension))
         self._open: dict[int, _Open] = {}
+        self._blocks: dict[int, tuple[CodesOf | None, Block]] = {}
+        self._bases: dict[int, Basis] = {}
 
     def checked(self, vectors: NDArray[Any]) -> Vectors:
         """Vectors as float32 (n, d), C order.
@@ -176,23 +186,30 @@ class FlatVectors:
         """Closes the mapped files of segments that are not named."""
         named = set(segments)
         # Other threads open segments meanwhile, so the loop goes over a copy.
-        for segment in list(self._open):
+        for segment in {*self._open, *self._blocks}:
             if segment not in named:
                 self._open.pop(segment, None)
+                self._blocks.pop(segment, None)
 
     def search(
-        self, segments: Sequence[int], queries: NDArray[Any], k: int
-    ) -> list[tuple[NDArray[np.float64], Ids]]:
+        self,
+        segments: Sequence[int],
+        queries: NDArray[Any],
+        k: int,
+        *,
+        coded: Mapping[int, CodesOf] | None = None,
+        allowed: Ids | None = None,
+        exclude: Sequence[int | None] | None = None,
+        explanation: Explanation | None = None,
+    ) -> list[Answer]:
         """The k nearest stored vectors to each query: exactly those of a float64 brute force.
-
-        FAISS proposes candidates in float32; their true distances are computed in float64. A
-        candidate list is accepted only when the rounding of FAISS's sums provably cannot hide a
-        nearer vector (see `_error_bound`); otherwise it is made longer.
 
         Args:
             segments: which segments to search; a missing file raises SegmentMissing.
             queries: (n, d).
             k: how many, at least 1; a gallery that has fewer gives them all.
+            coded: what is known of the segments' codes, which make it quicker and change no answer.
+            allowed, exclude, explanation: see `knn.nearest`.
 
         Returns:
             For each query: Euclidean distances ascending, and ids; equal distances by id.
@@ -202,13 +219,77 @@ class FlatVectors:
         """
         if k < 1:
             raise InputError(f"The number of neighbours must be at least 1, not {k}.")
-        checked = self.checked(queries)
-        opened = [self._opened(segment) for segment in segments]
-        proposals = [_propose(one, checked, min(k + _SPARE, len(one.ids))) for one in opened]
-        return [
-            _nearest(opened, [(f[row], p[row]) for f, p in proposals], query, k)
-            for row, query in enumerate(checked)
-        ]
+        checked, blocks = self.checked(queries), self.blocks(segments, coded)
+        return nearest(blocks, checked, k, allowed=allowed, exclude=exclude, explanation=explanation)
+
+    def search_within(
+        self,
+        segments: Sequence[int],
+        queries: NDArray[Any],
+        radius: float,
+        *,
+        coded: Mapping[int, CodesOf] | None = None,
+        allowed: Ids | None = None,
+        exclude: Sequence[int | None] | None = None,
+        explanation: Explanation | None = None,
+    ) -> list[Answer]:
+        """Every stored vector at most `radius` away from a query; otherwise as `search`.
+
+        Raises:
+            InputError: the radius is negative or not finite, or queries of another shape or not finite.
+        """
+        if not 0 <= radius < math.inf:
+            raise InputError(f"The distance must be a number of at least 0, not {radius}.")
+        checked, blocks = self.checked(queries), self.blocks(segments, coded)
+        return within(blocks, checked, radius, allowed=allowed, exclude=exclude, explanation=explanation)
+
+    def blocks(self, segments: Sequence[int], coded: Mapping[int, CodesOf] | None = None) -> list[Block]:
+        """Segments as they are searched, with their codes where these can be read."""
+        coded = {} if coded is None else coded
+        return [self._block(segment, coded.get(segment)) for segment in segments]
+
+    def _block(self, segment: int, codes: CodesOf | None) -> Block:
+        known = self._blocks.get(segment)
+        if known is not None and known[0] == codes:
+            return known[1]
+        opened = self._opened(segment)
+        block = Block(opened.ids, opened.matrix, self._coded(segment, codes, len(opened.ids)))
+        self._blocks[segment] = codes, block
+        return block
+
+    def _coded(self, segment: int, codes: CodesOf | None, rows: int) -> Coded | None:
+        """A segment's codes; None where a file cannot be read: reading the vectors gives the same answer."""
+        if codes is None:
+            return None
+        with suppress(GalleryDamaged):
+            path = self.codes_path(segment, codes.basis)
+            return read_codes(path, self.basis(codes.basis), rows, codes.error)
+        return None
+
+    def basis(self, number: int) -> Basis:
+        """A basis, read once.
+
+        Raises:
+            GalleryDamaged: its file is missing or is something else.
+        """
+        found = self._bases.get(number)
+        if found is None:
+            path = self.basis_path(number)
+            try:
+                found = self._bases[number] = basis_of(path.read_bytes())
+            except (OSError, ValueError) as error:
+                raise GalleryDamaged(f"The basis {path} cannot be read.") from error
+            if len(found.mean) != self.dimension:
+                raise GalleryDamaged(f"The basis {path} has other dimensions than the gallery.")
+        return found
+
+    def basis_path(self, number: int) -> Path:
+        """Where a basis's file is."""
+        return self.folder / f"{number:08d}.basis"
+
+    def codes_path(self, segment: int, basis: int) -> Path:
+        """Where the file of a segment's codes in a basis is."""
+        return self.folder / f"{segment:08d}-{basis}.codes"
 
     def _opened(self, segment: int) -> _Open:
         found = self._open.get(segment)
@@ -268,64 +349,3 @@ def _is_whole(path: Path) -> bool:
         # The file ends with the ids, their number before them.
         file.seek(size - 8 * (rows + 1))
         return bool(int.from_bytes(file.read(8), "little") == rows)
-
-
-def _propose(opened: _Open, queries: Vectors, count: int) -> tuple[NDArray[np.float32], Ids]:
-    """FAISS's nearest rows of one segment: squared distances (n, count) and row numbers (n, count)."""
-    if count == 0:
-        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    squares, rows = opened.flat.search(queries, count)
-    return squares, rows
-
-
-def _nearest(
-    opened: Sequence[_Open],
-    proposals: Sequence[tuple[NDArray[np.float32], Ids]],
-    query: NDArray[np.float32],
-    k: int,
-) -> tuple[NDArray[np.float64], Ids]:
-    """The k nearest of all segments to one query, from each segment's proposals (squares, rows)."""
-    exact = [_exact(one, query, rows) for one, (_, rows) in zip(opened, proposals, strict=True)]
-    while True:
-        squares = np.concatenate([part[0] for part in exact]) if exact else np.empty(0)
-        ids = np.concatenate([part[1] for part in exact]) if exact else np.empty(0, np.int64)
-        order = np.lexsort((ids, squares))[:k]
-        worst = float(squares[order[-1]]) if len(order) == k else math.inf
-        enough = worst + _error_bound(query, worst)
-        unproven = [
-            number
-            for number, (one, (proposed, _)) in enumerate(zip(opened, proposals, strict=True))
-            if len(proposed) < len(one.ids) and not float(proposed[-1]) > enough
-        ]
-        if not unproven:
-            return np.sqrt(squares[order]), ids[order]
-        proposals = list(proposals)
-        for number in unproven:
-            one = opened[number]
-            count = min(4 * max(len(proposals[number][0]), 1), len(one.ids))
-            found, rows = _propose(one, query[None], count)
-            proposals[number] = (found[0], rows[0])
-            exact[number] = _exact(one, query, rows[0])
-
-
-def _exact(opened: _Open, query: NDArray[np.float32], rows: Ids) -> tuple[NDArray[np.float64], Ids]:
-    """True squared distances, in float64, of some rows, and their ids."""
-    differences = opened.matrix[rows].astype(np.float64) - query.astype(np.float64)
-    return np.einsum("ij,ij->i", differences, differences), opened.ids[rows]
-
-
-def _error_bound(query: NDArray[np.float32], square: float) -> float:
-    """How much FAISS's float32 square of a distance may exceed the true one, where that is <= `square`.
-
-    Higham, Accuracy and Stability of Numerical Algorithms, 3.1: a sum of d products in any order is
-    off by at most g = (d + c)u / (1 - (d + c)u) of the sum of their magnitudes, u = 2^-24. FAISS sums
-    either (x - y)^2 or, in batches, |x|^2 + |y|^2 - 2xy; the magnitudes of both are at most
-    (|x| + |y|)^2. A vector y whose distance is at most D has |y| <= |x| + D. The last term covers
-    squares too small for float32.
-    """
-    if math.isinf(square):
-        return math.inf
-    terms = len(query) + 8
-    gamma = terms * 2.0**-24 / (1 - terms * 2.0**-24)
-    length = float(np.linalg.norm(query.astype(np.float64)))
-    return gamma * (2 * length + math.sqrt(square)) ** 2 + terms * 2.0**-126

@@ -45,6 +45,7 @@ class Trouble(StrEnum):
     SUMS_DAMAGED = "sums-damaged"
     SEGMENT_MISSING = "segment-missing"
     SEGMENT_DAMAGED = "segment-damaged"
+    CODES_DAMAGED = "codes-damaged"
     FACE_WITHOUT_VECTOR = "face-without-vector"
     VECTOR_WITHOUT_FACE = "vector-without-face"
     MODEL_MISSING = "model-missing"
@@ -155,6 +156,7 @@ def _check(vault: Vault, book: _Notebook) -> None:
     with quiet(vault.folder), vault.store.read() as reader:
         _check_files(vault, reader, book)
         _check_models(vault, reader, book)
+        _check_codes(vault, reader, book)
     verified: dict[int, Ids | None] = {}
     for _ in range(_ATTEMPTS):
         _read_segments(vault, book, verified)
@@ -200,8 +202,7 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
         *copies,
         *folders,
     }
-    segments = {f"{segment.id:08d}.faiss" for segment in reader.segments()}
-    expected: dict[Path, Collection[str]] = {vault.folder: ours, vault.folder / VECTORS: segments}
+    expected: dict[Path, Collection[str]] = {vault.folder: ours, vault.folder / VECTORS: vault.named(reader)}
     expected |= {vault.folder / name: _MODEL_FILES for name in folders}
     for folder, names in expected.items():
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -247,6 +248,28 @@ def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
                     book.add(
                         Trouble.MODEL_DAMAGED, f"{generation.folder}/{name}", "it is not what was written"
                     )
+
+
+def _check_codes(vault: Vault, reader: Reader, book: _Notebook) -> None:
+    """Whether codes and bases are what was written: a search trusts them as it trusts the vectors."""
+    for name, digest in _codes_files(reader).items():
+        path = vault.folder / VECTORS / name
+        try:
+            size, found = (0, "") if path.is_dir() else _hash(path)
+        except FileNotFoundError:
+            book.add(Trouble.CODES_DAMAGED, f"{VECTORS}/{name}", "it is missing; searches are slower without")
+            continue
+        book.bytes += size
+        if found != digest:
+            book.add(Trouble.CODES_DAMAGED, f"{VECTORS}/{name}", "it is not what was written")
+
+
+def _codes_files(reader: Reader) -> dict[str, str]:
+    """The SHA-256 of each file of codes and each basis."""
+    files = {f"{one.segment:08d}-{one.basis}.codes": one.sha256 for one in reader.codes().values()}
+    return files | {
+        f"{number:08d}.basis": basis.sha256 for number, basis in reader.bases().items() if basis.coordinates
+    }
 
 
 def _missing_files(folder: Path, generation: Generation) -> list[str]:
@@ -400,8 +423,12 @@ def repair(
         with vault.writing() as writer:
             # Writing removes leftovers and finishes what was interrupted, and the entry renews the sums.
             vault.log(writer, "repair", findings=len(before.findings))
+        mender.mend_codes()
         if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & mender.unmended:
             mender.mend_vectors(embedder)
+        if Trouble.CODES_DAMAGED in troubles:
+            with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
+                vault.optimize()
     return Repaired(before, verify(folder), mender.embedded, mender.copied, mender.given_up, mender.lost)
 
 
@@ -452,6 +479,23 @@ class _Mender:
                     raise StorageError(f"{path} cannot be written: {why(error)}.") from error
                 self.copied += 1
                 return
+
+    def mend_codes(self) -> None:
+        """Makes damaged codes and bases not exist; `Vault.optimize` makes others from the vectors."""
+        book = _Notebook()
+        with self._vault.store.read() as reader:
+            _check_codes(self._vault, reader, book)
+            broken = {finding.file for finding in book.findings}
+            bases = [n for n in reader.bases() if f"{VECTORS}/{n:08d}.basis" in broken]
+            segments = [
+                one.segment
+                for one in reader.codes().values()
+                if f"{VECTORS}/{one.segment:08d}-{one.basis}.codes" in broken
+            ]
+        if bases or segments:
+            with self._vault.writing() as writer:
+                writer.remove_codes(segments)
+                writer.remove_bases(bases)
 
     def mend_vectors(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
         """Brings damaged segments back from the backup, and lost vectors from their photos."""

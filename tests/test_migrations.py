@@ -463,7 +463,9 @@ def second(bundle: ModelBundle, tmp_path: Path) -> Path:
 def rows_of_0002(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0002, or of a newer one as far as that schema knows its columns."""
     tables = {
-        **dict.fromkeys(("gallery", "generation", "alias", "merger", "file", "segment"), "*"),
+        "gallery": "id, uuid, created_at, next_face_id, next_segment_id, generation_id, revision, "
+        "revision_check, next_identity_id, next_generation_id, unfinished",
+        **dict.fromkeys(("generation", "alias", "merger", "file", "segment"), "*"),
         **dict.fromkeys(("erasure", "tombstone", "audit"), "*"),
         "identity": "id, name",
         "face": "id, identity_id, sha256, enrolled_at",

@@ -75,6 +75,7 @@ def test_a_new_database_holds_the_gallerys_own_row_and_nothing_else(store: Store
         next_identity_id=1,
         next_generation_id=2,
         unfinished=None,
+        next_basis_id=1,
     )
     with store.read() as reader:
         assert reader.generations() == {1: Generation(1, "f" * 64, 2048, "model", "", row.created_at)}
