@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from retrieval.embedder import Embedder, Embeddings
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
-    from retrieval.gallery import Gallery, GalleryInfo, Match, Missing, Prediction, SearchResult, repair
+    from retrieval.gallery import (
+        Annotated,
+        Gallery,
+        GalleryInfo,
+        Match,
+        Missing,
+        Prediction,
+        SearchResult,
+        repair,
+    )
     from retrieval.ingestion import IngestReport, ingest
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
@@ -26,11 +35,14 @@ if TYPE_CHECKING:
     from retrieval.vault import Compacted
     from retrieval.verdicts import Outcome, Status
     from retrieval.verification import Finding, Repaired, Trouble, Verification, verify
+    from retrieval.where import Condition, Where
 
 __all__ = [
+    "Annotated",
     "AuditEntry",
     "BackedUp",
     "Compacted",
+    "Condition",
     "Drift",
     "Embedder",
     "Embeddings",
@@ -60,15 +72,18 @@ __all__ = [
     "Trouble",
     "UnreadableImage",
     "Verification",
+    "Where",
     "ingest",
     "repair",
     "verify",
 ]
 
 _HOMES = {
+    "Annotated": "gallery",
     "AuditEntry": "store",
     "BackedUp": "backup",
     "Compacted": "vault",
+    "Condition": "where",
     "Drift": "reembedding",
     "Embedder": "embedder",
     "Embeddings": "embedder",
@@ -98,6 +113,7 @@ _HOMES = {
     "Trouble": "verification",
     "UnreadableImage": "errors",
     "Verification": "verification",
+    "Where": "where",
     "ingest": "ingestion",
     "repair": "gallery",
     "verify": "verification",

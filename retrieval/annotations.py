@@ -27,7 +27,7 @@ MOST_BYTES: Final = 64 * 1024
 _MOST_LEVELS: Final = 64
 
 # What every database holds exactly.
-_INTEGERS: Final = range(-(2**63), 2**63)
+_LEAST, _MOST = -(2**63), 2**63 - 1
 
 # How many rows of a file are read at a time.
 _ROWS: Final = 4096
@@ -103,7 +103,7 @@ def _checked(value: Any, of: str, levels: int) -> Any:
     if isinstance(value, str):
         return _checked_text(value, of)
     if isinstance(value, int):
-        if value not in _INTEGERS:
+        if not _LEAST <= value <= _MOST:
             raise InputError(f"The metadata of {of} have an integer beyond 64 bits; give it as text.")
         return int(value)
     if isinstance(value, float):
@@ -292,7 +292,7 @@ def _typed(text: str, column: str) -> Any:
         return None
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if _INTEGER.fullmatch(text) and len(text) < 20 and int(text) in _INTEGERS:
+    if _INTEGER.fullmatch(text) and len(text) < 20 and _LEAST <= int(text) <= _MOST:
         return int(text)
     if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)

@@ -8,13 +8,13 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from retrieval import backup as backups
 from retrieval import exchange, people, pixels, reembedding, verification
+from retrieval.annotations import decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
 from retrieval.embedder import Embedder
@@ -41,6 +42,7 @@ from retrieval.people import Rule, checked_rule
 from retrieval.photos import is_utf8, readable, scan
 from retrieval.reembedding import Reembedded
 from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
+from retrieval.tables import face_table, identity_table
 from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
 from retrieval.vectors import Ids
 from retrieval.verdicts import Outcome, Status, Verdicts
@@ -178,6 +180,22 @@ class _Question:
             raise InputError(f"The number of neighbours must be at least 1, not {k}.")
         self.k, self.within, self.where = k, within, where
         self.explanation = Explanation() if explanation is None else explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """What annotating did.
+
+    Attributes:
+        faces, identities: how many have other metadata now.
+        unchanged: how many of either had the same already.
+        unknown: ids, paths and names that the gallery does not know, as they were given.
+    """
+
+    faces: int
+    identities: int
+    unchanged: int
+    unknown: tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +422,8 @@ class Gallery:
         """Enrolls faces whose embeddings exist already: some thousand rows become durable at a time.
 
         Args:
-            faces: who, where (absolute paths) and the SHA-256 of the bytes in hex.
+            faces: who, where (absolute paths) and the SHA-256 of the bytes in hex. Metadata that come with
+                them are a new face's; of a known one, they fill in what it has no key for.
             vectors: (n, d), made by this gallery's model, in the same order.
             fingerprint: of the model that made them; None takes the caller's word.
 
@@ -422,6 +441,7 @@ class Gallery:
             if face.path is not None and not (is_utf8(face.path) and os.path.isabs(face.path)):
                 raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
             _check_identity(face.identity)
+            encoded(face.metadata, face.path or face.sha256)
         if len(faces) != len(vectors):
             raise InputError(
                 f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both."
@@ -524,7 +544,8 @@ class Gallery:
             UnreadableImage: the picture cannot be read.
             InputError: k below 1, or a distance that is negative or not finite.
         """
-        options = {"within": within, "where": where, "exclude_self": exclude_self, "explanation": explanation}
+        options: dict[str, Any] = {"within": within, "where": where, "exclude_self": exclude_self}
+        options |= {"explanation": explanation}
         return self.search_many([image], k, **options)[0]
 
     def search_many(
@@ -837,6 +858,56 @@ class Gallery:
         best = int(np.where(known, probabilities, -1).argmax())
         return Prediction(labels[best], float(probabilities[best]))
 
+    # What is said about them
+
+    def annotate(
+        self,
+        *,
+        faces: Mapping[int, Mapping[str, Any] | None] = MappingProxyType({}),
+        paths: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
+        identities: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
+    ) -> Annotated:
+        """Replaces the metadata of faces and of identities, in one transaction.
+
+        Args:
+            faces: metadata by id. They are JSON objects of at most 64 KiB; None, or an empty one, removes.
+            paths: metadata of the faces of some files; where several lead to one face, the last decides.
+            identities: metadata by name, today's or a former one.
+
+        Returns:
+            What changed. What the gallery does not know is no error. Setting what is set already changes
+            nothing.
+
+        Raises:
+            InputError: metadata that JSON cannot say or that are too large; nothing was changed.
+            StorageError, GalleryBusy: nothing was changed.
+        """
+        for number, metadata in faces.items():
+            encoded(metadata, f"face {number}")
+        for name, metadata in (*paths.items(), *identities.items()):
+            encoded(metadata, str(name))
+        with self.vault.writing() as writer:
+            faces_by_id, strange = _faces_by_id(writer, faces, paths)
+            people = writer.identities_named(filter(is_utf8, identities))
+            strange += [name for name in identities if name not in people]
+            stored = {number: face.metadata for number, face in writer.faces(faces_by_id).items()}
+            new_faces = _changes(stored, faces_by_id)
+            new_people = _changes(
+                dict(people.values()), {people[n][0]: said for n, said in identities.items() if n in people}
+            )
+            writer.set_metadata(face_table, new_faces)
+            writer.set_metadata(identity_table, new_people)
+            if writer.changed:
+                self.vault.log(writer, "annotate", faces=len(new_faces), identities=len(new_people))
+        known = len(faces_by_id) + len({number for number, _ in people.values()})
+        changed = len(new_faces) + len(new_people)
+        return Annotated(len(new_faces), len(new_people), known - changed, tuple(strange))
+
+    def identity_metadata(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What is said about people, by their names, today's or former ones; strangers are not in it."""
+        with self.vault.store.read() as reader:
+            return reader.identity_metadata(names)
+
     # Who is who
 
     def rename_identity(self, name: str, new_name: str, *, keep_alias: bool = True) -> int:
@@ -876,17 +947,25 @@ class Gallery:
     def merge_identities(self, name: str, into: str) -> int:
         """Makes two names one person; the first goes on as an alias of the second.
 
+        Of its metadata, what the second has no key for is kept.
+
         Returns:
             How many faces changed their identity.
 
         Raises:
-            InputError: there is nobody of one of the names, or they are one already.
+            InputError: there is nobody of one of the names, or they are one already, or the metadata of
+                both are too large for one.
         """
         with self.vault.writing() as writer:
             number, target = self._identity(writer, name), self._identity(writer, into)
             if number == target:
                 raise InputError(f"{name} and {into} are one identity already.")
             faces, names = len(writer.face_ids_of(name)), writer.names_of([number])
+            said = writer.identity_metadata([name, into])
+            merged = filled(said[into], said[name])
+            encoded(merged, f"{name} and {into} together")
+            if merged != said[into]:
+                writer.set_metadata(identity_table, {target: merged})
             writer.merge_identities(number, target)
             writer.add_alias(name, target)
             self._relabel(writer, names, Relabel(into, keep_photos=True), erase=False)
@@ -1299,10 +1378,38 @@ def _new_gallery(target: Path) -> Iterator[Path]:
         raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
 
 
+def _faces_by_id(
+    reader: Reader,
+    faces: Mapping[int, Mapping[str, Any] | None],
+    paths: Mapping[str, Mapping[str, Any] | None],
+) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
+    """Metadata by the ids of faces that exist, and the ids and paths of those that do not."""
+    absolute = {path: os.path.abspath(path) for path in paths}
+    owners = reader.files(filter(is_utf8, absolute.values()))
+    known = reader.faces(number for number in faces if 0 < number < 2**63)
+    found = {number: said for number, said in faces.items() if number in known}
+    found |= {owners[absolute[path]]: said for path, said in paths.items() if absolute[path] in owners}
+    strange: list[int | str] = [number for number in faces if number not in known]
+    return found, [*strange, *(path for path in paths if absolute[path] not in owners)]
+
+
+def _changes(
+    stored: Mapping[int, Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any] | None]
+) -> dict[int, dict[str, Any]]:
+    """What is wanted and not stored; 1, 1.0 and true are different things here, not as in Python."""
+    texts = {number: encoded(said, str(number)) for number, said in wanted.items()}
+    return {
+        number: decoded(said, str(number))
+        for number, said in texts.items()
+        if said != encoded(stored[number], str(number))
+    }
+
+
 def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
     writer.add_faces(first, [face for _, face in verdicts.new])
     writer.remove_files(verdicts.paths)
     writer.add_files(verdicts.paths.items())
+    writer.set_metadata(face_table, verdicts.metadata)
     for number, name in verdicts.names.items():
         writer.name_face(number, name)
     if verdicts.names:

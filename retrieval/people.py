@@ -135,10 +135,7 @@ def _scores(
     found: dict[int, list[tuple[float, int]]] = {}
     for distance, number in zip(distances.tolist(), ids.tolist(), strict=True):
         found.setdefault(owners[number], []).append((distance, number))
-    return [
-        _ranked(person, float(np.mean([d for d, _ in of[:mean_of]])), of[:photos])
-        for person, of in found.items()
-    ]
+    return [_ranked(person, of, mean_of, photos) for person, of in found.items()]
 
 
 def _ranked(person: int, photos: Sequence[tuple[float, int]], mean_of: int, shown: int) -> Ranked:

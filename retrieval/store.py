@@ -8,9 +8,9 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -20,12 +20,14 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
+    JSON,
     URL,
     Column,
     Connection,
     Engine,
     Executable,
     Table,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -40,8 +42,10 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from retrieval import lock, pages
+from retrieval.annotations import Metadata, to_json
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.files import sync, why
+from retrieval.selection import LIST_LENGTH, parts, select_faces
 from retrieval.tables import (
     alias_table,
     audit_table,
@@ -57,6 +61,7 @@ from retrieval.tables import (
     segment_table,
     tombstone_table,
 )
+from retrieval.where import Where
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
@@ -72,9 +77,6 @@ _CACHE_KIB: Final = 256 * 1024
 
 _NO_ROW: Final = "The gallery's database has lost its own row; restore it from a backup."
 
-# How many values one IN (...) lists: far below SQLite's limit, and PostgreSQL's.
-_LIST_LENGTH: Final = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class Face:
@@ -87,6 +89,7 @@ class Face:
             arrays given by a library call.
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
+        metadata: what people said about it: a JSON object, empty where nobody said anything.
     """
 
     id: int
@@ -94,6 +97,7 @@ class Face:
     paths: tuple[str, ...]
     sha256: str
     enrolled_at: str
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
     @property
     def path(self) -> str | None:
@@ -103,11 +107,12 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class NewFace:
-    """A photo about to be stored: who, where and the SHA-256 of its bytes in hex."""
+    """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it."""
 
     identity: str | None
     path: str | None
     sha256: str
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +340,7 @@ class Reader:
         query = select(face_table.c.id)
         return [
             number
-            for part in _parts(identity_ids)
+            for part in parts(identity_ids)
             for number in self._connection.execute(query.where(face_table.c.identity_id.in_(part))).scalars()
         ]
 
@@ -344,7 +349,7 @@ class Reader:
         query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
         return {
             number: person
-            for part in _parts(face_ids)
+            for part in parts(face_ids)
             for number, person in self._connection.execute(query.where(face_table.c.id.in_(part)))
         }
 
@@ -359,8 +364,35 @@ class Reader:
         query = select(identity_table.c.id, identity_table.c.name)
         return {
             number: name
-            for part in _parts(identity_ids)
+            for part in parts(identity_ids)
             for number, name in self._connection.execute(query.where(identity_table.c.id.in_(part)))
+        }
+
+    def face_ids_where(self, where: Where) -> NDArray[np.int64]:
+        """The ids of the faces that are meant, ascending."""
+        return select_faces(self._connection, where)
+
+    def identity_metadata(self, names: Iterable[str]) -> dict[str, Metadata]:
+        """What is said about people, by the names that were asked for, today's or former.
+
+        Unknown names are absent; of whom nothing is said, the metadata are empty.
+        """
+        return {name: metadata for name, (_, metadata) in self.identities_named(names).items()}
+
+    def identities_named(self, names: Iterable[str]) -> dict[str, tuple[int, Metadata]]:
+        """Numbers and metadata of people, by the names that were asked for, today's or former."""
+        today = select(identity_table.c.name, identity_table.c.id, identity_table.c.metadata)
+        before = select(alias_table.c.name, identity_table.c.id, identity_table.c.metadata).select_from(
+            alias_table.join(identity_table)
+        )
+        return {
+            name: (number, said or {})
+            for part in parts(names)
+            for query in (
+                before.where(alias_table.c.name.in_(part)),
+                today.where(identity_table.c.name.in_(part)),
+            )
+            for name, number, said in self._connection.execute(query)
         }
 
     def names_of(self, identity_ids: Iterable[int]) -> set[str]:
@@ -369,7 +401,7 @@ class Reader:
         before = select(alias_table.c.name)
         return {
             name
-            for part in _parts(identity_ids)
+            for part in parts(identity_ids)
             for query in (
                 today.where(identity_table.c.id.in_(part)),
                 before.where(alias_table.c.identity_id.in_(part)),
@@ -389,7 +421,7 @@ class Reader:
         )
         return {
             old: new
-            for part in _parts(names)
+            for part in parts(names)
             for old, new in self._connection.execute(query.where(alias_table.c.name.in_(part)))
         }
 
@@ -409,7 +441,7 @@ class Reader:
         query = select(file_table.c.path, file_table.c.face_id)
         return {
             path: number
-            for part in _parts(paths)
+            for part in parts(paths)
             for path, number in self._connection.execute(query.where(file_table.c.path.in_(part)))
         }
 
@@ -423,7 +455,7 @@ class Reader:
         query = select(face_table.c.id).outerjoin(file_table).where(file_table.c.id.is_(None))
         return [
             number
-            for part in _parts(ids)
+            for part in parts(ids)
             for number in self._connection.execute(query.where(face_table.c.id.in_(part))).scalars()
         ]
 
@@ -472,18 +504,22 @@ class Reader:
     def rows(self, table: Table) -> Iterator[list[dict[str, Any]]]:
         """A table as it stands, in lists of dictionaries: what a restored gallery is made of."""
         found = self._connection.execute(select(table).order_by(*table.primary_key.columns))
-        for part in found.mappings().partitions(_LIST_LENGTH):
+        for part in found.mappings().partitions(LIST_LENGTH):
             yield [dict(row) for row in part]
 
     def _faces(self, column: Column[Any], values: Iterable[Any]) -> Iterator[Face]:
         query = select(
-            face_table.c.id, identity_table.c.name, face_table.c.sha256, face_table.c.enrolled_at
+            face_table.c.id,
+            identity_table.c.name,
+            face_table.c.sha256,
+            face_table.c.enrolled_at,
+            face_table.c.metadata,
         ).select_from(face_table.outerjoin(identity_table))
-        for part in _parts(values):
+        for part in parts(values):
             rows = self._connection.execute(query.where(column.in_(part))).all()
             paths = self._paths([row[0] for row in rows])
-            for number, identity, sha256, enrolled_at in rows:
-                yield Face(number, identity, tuple(paths.get(number, ())), sha256, enrolled_at)
+            for number, identity, sha256, enrolled_at, said in rows:
+                yield Face(number, identity, tuple(paths.get(number, ())), sha256, enrolled_at, said or {})
 
     def _paths(self, ids: list[int]) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {}
@@ -522,6 +558,7 @@ class Writer(Reader):
                     "identity_id": None if face.identity is None else identities[face.identity],
                     "sha256": face.sha256,
                     "enrolled_at": now,
+                    "metadata": face.metadata or None,
                 }
                 for offset, face in enumerate(faces)
             ],
@@ -531,7 +568,7 @@ class Writer(Reader):
     def remove_faces(self, ids: Iterable[int]) -> None:
         """Deletes faces with their paths, and identities that have none left."""
         ids = list(ids)
-        for part in _parts(ids):
+        for part in parts(ids):
             self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         if ids:
@@ -547,7 +584,7 @@ class Writer(Reader):
 
     def remove_files(self, paths: Iterable[str]) -> None:
         """Makes paths unknown; their faces stay."""
-        for part in _parts(paths):
+        for part in parts(paths):
             self._change(delete(file_table).where(file_table.c.path.in_(part)))
 
     def add_files(self, files: Iterable[tuple[str, int]]) -> None:
@@ -558,6 +595,13 @@ class Writer(Reader):
         """Says who is on a face; identities that nobody has then go with `remove_lonely`."""
         number = None if identity is None else self._identity_ids({identity})[identity]
         self._change(update(face_table).where(face_table.c.id == face_id).values(identity_id=number))
+
+    def set_metadata(self, table: Table, metadata: Mapping[int, Mapping[str, Any] | None]) -> None:
+        """Replaces what is said about faces (`face_table`) or identities (`identity_table`), by number."""
+        rows = [{"number": number, "said": said or None} for number, said in metadata.items()]
+        if rows:
+            changed = update(table).where(table.c.id == bindparam("number"))
+            self._change(changed.values(metadata=bindparam("said")), rows)
 
     def rename_identity(self, identity_id: int, name: str) -> None:
         """Gives an identity another name, which nobody has."""
@@ -583,7 +627,7 @@ class Writer(Reader):
 
     def replace_segments(self, old: Iterable[int], new: Sequence[Segment]) -> None:
         """Makes `old` not exist and `new` exist; new ids begin at `gallery().next_segment_id`."""
-        for part in _parts(old):
+        for part in parts(old):
             self.remove_codes(part)
             self._change(delete(segment_table).where(segment_table.c.id.in_(part)))
         for segment in new:
@@ -602,7 +646,7 @@ class Writer(Reader):
 
     def remove_codes(self, segments: Iterable[int]) -> None:
         """Makes the files of codes of some segments not exist."""
-        for part in _parts(segments):
+        for part in parts(segments):
             self._change(delete(codes_table).where(codes_table.c.segment_id.in_(part)))
 
     def add_basis(self, basis: BasisRow) -> None:
@@ -614,7 +658,7 @@ class Writer(Reader):
 
     def remove_bases(self, ids: Iterable[int]) -> None:
         """Makes bases not exist, with the codes in them."""
-        for part in _parts(ids):
+        for part in parts(ids):
             self._change(delete(codes_table).where(codes_table.c.basis_id.in_(part)))
             self._change(delete(basis_table).where(basis_table.c.id.in_(part)))
 
@@ -683,8 +727,8 @@ class Writer(Reader):
                 revision=gallery_table.c.revision + 1, revision_check=-(gallery_table.c.revision + 1)
             )
 
-    def _change(self, statement: Executable) -> None:
-        self._connection.execute(statement)
+    def _change(self, statement: Executable, rows: Sequence[dict[str, Any]] | None = None) -> None:
+        self._connection.execute(statement, rows)
         self.changed = True
 
     def _insert(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
@@ -695,7 +739,10 @@ class Writer(Reader):
         if compiled.positiontup is None:  # a driver that wants names
             self._connection.execute(insert(table), list(rows))
             return
-        # SQLAlchemy would look at each value of each row: twice the time, and no type of ours asks for it.
+        # SQLAlchemy would look at each value of each row: twice the time, and only JSON needs it.
+        for name in [column.name for column in table.c if isinstance(column.type, JSON)]:
+            if name in rows[0]:
+                rows = [row if row[name] is None else {**row, name: to_json(row[name])} for row in rows]
         values = map(itemgetter(*compiled.positiontup), rows)
         several = len(compiled.positiontup) > 1
         self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
@@ -716,7 +763,7 @@ class Writer(Reader):
         query = select(identity_table.c.name, identity_table.c.id)
         return {
             name: number
-            for part in _parts(names)
+            for part in parts(names)
             for name, number in self._connection.execute(query.where(identity_table.c.name.in_(part)))
         }
 
@@ -937,12 +984,6 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _parts(values: Iterable[Any]) -> Iterator[list[Any]]:
-    """Values in lists short enough for one statement."""
-    values = list(values)
-    return (values[start : start + _LIST_LENGTH] for start in range(0, len(values), _LIST_LENGTH))
-
-
 def _engine(path: Path, *, read_only: bool = False) -> Engine:
     if read_only:
         # Where it was decided that nobody can write, the next connection has to decide again.
@@ -951,7 +992,7 @@ def _engine(path: Path, *, read_only: bool = False) -> Engine:
     else:
         # Not a URL in one string: in that a ? or a % of the path has a meaning.
         url = URL.create("sqlite", database=os.fspath(path))
-        engine = create_engine(url, connect_args={"timeout": 30})
+        engine = create_engine(url, connect_args={"timeout": 30}, json_serializer=to_json)
     event.listen(engine, "connect", _prepare_to_read if read_only else _prepare)
     event.listen(engine, "begin", _begin)
     return engine

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from retrieval.annotations import Metadata, encoded, filled
 from retrieval.errors import Reason
 from retrieval.store import Face, NewFace
 
@@ -51,6 +52,7 @@ class Verdicts:
     Attributes:
         new: faces to be stored, with consecutive ids from `first_id`, and the row of each in the batch.
         names: who is on a face from now on, by its id; None for nobody.
+        metadata: what is said about a stored face from now on, by its id.
         paths: the face of each path that is new or has moved.
         bereaved: faces that lost a path; those that have none left must go.
     """
@@ -59,6 +61,7 @@ class Verdicts:
         """Takes what is stored: faces by SHA-256, and the face of each path."""
         self.new: list[tuple[int, NewFace]] = []
         self.names: dict[int, str | None] = {}
+        self.metadata: dict[int, Metadata] = {}
         self.paths: dict[str, int] = {}
         self.bereaved: set[int] = set()
         self._stored = dict(stored)
@@ -69,7 +72,7 @@ class Verdicts:
     @property
     def changes_nothing(self) -> bool:
         """Whether everything is stored already as it was said to be."""
-        return not (self.new or self.names or self.paths)
+        return not (self.new or self.names or self.paths or self.metadata)
 
     def judge(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
         """The verdict on one photo; None for one that would have to be enrolled but has no vector."""
@@ -85,6 +88,7 @@ class Verdicts:
             self.names[stored.id] = face.identity
             self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
             named = f"had no identity until now; it is {face.identity}'s"
+        self._fill_in(face)
         if face.path is not None and self._owners.get(face.path) == stored.id:
             return Outcome(face.path, face.identity, Status.KNOWN, stored.id, detail=named)
         original = stored.path or f"face {stored.id}"
@@ -98,7 +102,7 @@ class Verdicts:
         number = self._first_id + len(self.new)
         self.new.append((row, face))
         paths = () if face.path is None else (face.path,)
-        self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "")
+        self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "", face.metadata)
         replaced = self._give(face.path, number)
         return Outcome(face.path, face.identity, Status.ENROLLED, number, replaced=replaced)
 
@@ -107,9 +111,26 @@ class Verdicts:
         self.bereaved.discard(stored.id)
         if face.identity != stored.identity:
             self.names[stored.id] = face.identity
-        self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
+        if face.metadata != stored.metadata:
+            self.metadata[stored.id] = face.metadata
+        self._stored[face.sha256] = dataclasses.replace(
+            stored, identity=face.identity, metadata=face.metadata
+        )
         replaced = self._give(face.path, stored.id)
         return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
+
+    def _fill_in(self, face: NewFace) -> None:
+        """Keeps what is said about a stored face, and adds what it has no key for.
+
+        Raises:
+            InputError: the metadata are too large then.
+        """
+        stored = self._stored[face.sha256]
+        if face.metadata.keys() - stored.metadata.keys():
+            said = filled(stored.metadata, face.metadata)
+            encoded(said, stored.path or f"face {stored.id}")
+            self.metadata[stored.id] = said
+            self._stored[face.sha256] = dataclasses.replace(stored, metadata=said)
 
     def _give(self, path: str | None, number: int) -> int | None:
         """Makes a path lead to a face; returns the face that it led to before."""
