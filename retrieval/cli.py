@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import care, terminal
+from retrieval import ask, care, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -24,7 +24,7 @@ from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
 
 if TYPE_CHECKING:
     from retrieval.bundle import ModelBundle
-    from retrieval.gallery import Gallery, Missing, SearchResult
+    from retrieval.gallery import Gallery, GalleryInfo, Missing
     from retrieval.ingestion import IngestReport
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app = typer.Typer(
 
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
 
+app.add_typer(ask.app)
 app.add_typer(care.app)
 
 
@@ -205,41 +206,6 @@ def ingest(
 
 
 @app.command()
-def search(
-    gallery: GalleryArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures to ask about.", show_default=False)],
-    k: Annotated[int, typer.Option("-k", min=1, help="How many closest photos.")] = 5,
-    as_json: JsonOption = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
-    device: DeviceOption = "auto",
-) -> None:  # fmt: skip
-    """Find the closest stored photos to each picture, and the classifier's prediction.
-
-    Distances are Euclidean between avg_pool embeddings; smaller is closer.
-    """
-    from retrieval.errors import UnreadableImage
-
-    with care.open_gallery(gallery, "search", device=device) as opened:
-        answers: list[tuple[Path, SearchResult | UnreadableImage]] = []
-        for image in images:
-            try:
-                answers.append((image, opened.search(image, k)))
-            except UnreadableImage as error:
-                answers.append((image, error))
-    if as_json:
-        typer.echo(json.dumps([_answer_json(*answer) for answer in answers], ensure_ascii=False, indent=1))
-    else:
-        for image, answer in answers:
-            if not isinstance(answer, UnreadableImage):
-                _print_answer(image, answer)
-    if plot is not None:
-        _draw(answers, plot)
-    unreadable = [answer for _, answer in answers if isinstance(answer, UnreadableImage)]
-    if unreadable:
-        raise InputError("\nfaceprint: ".join(map(str, unreadable)))
-
-
-@app.command()
 def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
     """Show what a gallery holds."""
     import dataclasses
@@ -258,6 +224,7 @@ def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
             or "none yet",
             "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in {facts.segments} files, "
             f"{terminal.size(facts.database_bytes)} of metadata",
+            "search": _how_searched(facts),
             "embedding": f"{facts.dimension} float32 numbers, exact Euclidean distance",
             "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
@@ -279,6 +246,19 @@ def demo(
     from retrieval import demo as scenario
 
     scenario.run(data, out)
+
+
+def _how_searched(facts: "GalleryInfo") -> str:
+    """How the nearest are found, in words."""
+    if facts.coordinates is None:
+        return "reads every vector; `faceprint compact` learns codes from 4,096 faces on"
+    if not facts.coordinates:
+        return "reads every vector: codes of these would not rule enough out"
+    share = facts.coded_faces / facts.faces if facts.faces else 0.0
+    return (
+        f"by codes of {facts.coordinates} bytes, learned from the gallery, for {share:.1%} of the faces "
+        f"({terminal.size(facts.codes_bytes)}); exact, as reading every vector is"
+    )
 
 
 def _check(holds: bool, sentence: str) -> None:
@@ -414,95 +394,17 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     rate = done.found / done.seconds if done.seconds else 0
     console.print(
         f"in {done.seconds:,.1f} s, {rate:,.0f} photos/s "
-        f"(embedding and storing {done.storing_seconds:,.1f} s, waiting for photos {done.waiting_seconds:,.1f} s)"
+        f"(embedding and storing {done.storing_seconds:,.1f} s, waiting for photos {done.waiting_seconds:,.1f} s"
+        + (
+            f", making searches quick {done.optimizing_seconds:,.1f} s)"
+            if done.optimizing_seconds > 0.1
+            else ")"
+        )
     )
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
     if report is not None and done.enrolled < done.found:
         console.print(f"{done.found - done.enrolled:,} lines in {report}", markup=False)
-
-
-def _answer_json(image: Path, answer: Any) -> dict[str, Any]:
-    if isinstance(answer, InputError):
-        return {
-            "query": str(image),
-            "error": {"reason": getattr(answer, "reason", None), "detail": str(answer)},
-        }
-    return {
-        "query": str(image),
-        "prediction": {
-            "identity": answer.prediction.identity,
-            "probability": answer.prediction.probability,
-        },
-        "matches": [
-            {
-                "rank": rank,
-                "face_id": match.face.id,
-                "identity": match.face.identity,
-                "path": match.face.path,
-                "distance": match.distance,
-            }
-            for rank, match in enumerate(answer.matches, 1)
-        ],
-    }
-
-
-def _print_answer(image: Path, answer: "SearchResult") -> None:
-    from rich.table import Table
-
-    console = terminal.console()
-    prediction = answer.prediction
-    console.print(terminal.text(str(image), "bold"))
-    console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
-    if not answer.matches:
-        console.print("The gallery is empty.\n")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("#", justify="right")
-    table.add_column("identity")
-    table.add_column("distance", justify="right")
-    table.add_column("face", justify="right")
-    table.add_column("photo", overflow="fold")
-    for rank, match in enumerate(answer.matches, 1):
-        face = match.face
-        table.add_row(
-            str(rank),
-            terminal.text(face.identity or "-"),
-            f"{match.distance:.3f}",
-            str(face.id),
-            terminal.text(terminal.near(face.path)),
-        )
-    console.print(table, soft_wrap=False)
-    console.print()
-
-
-def _draw(answers: list[tuple[Path, Any]], path: Path) -> None:
-    from retrieval.plot import Row, Tile, panel
-
-    rows = [
-        Row(
-            Tile(
-                image,
-                image.name,
-                f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}",
-            ),
-            [
-                Tile(
-                    match.face.path or b"", match.face.identity or "unknown", f"distance {match.distance:.3f}"
-                )
-                for match in answer.matches
-            ],
-        )
-        for image, answer in answers
-        if not isinstance(answer, InputError)
-    ]
-    if not rows:
-        return
-    try:
-        panel(rows, heading="Query and closest photos, by Euclidean distance").save(path, format="PNG")
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be written: {error.strerror or error}.") from error
-    typer.echo(f"drew {path}", err=True)
 
 
 def _print_card(bundle: "ModelBundle") -> None:

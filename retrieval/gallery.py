@@ -699,22 +699,22 @@ class Gallery:
             with asked.explanation.timed("load"):
                 preprocessing, embedder = self.bundle.preprocessing, self.embedder
             with asked.explanation.timed("read"):
-                contents = [
-                    pixels.read_bytes(one) if isinstance(one, str | os.PathLike) else one for one in images
-                ]
                 size, crop = preprocessing.size, preprocessing.crop
-                squares = np.stack([pixels.read(content, size=size, crop=crop) for content in contents])
+                squares = np.stack([pixels.read(image, size=size, crop=crop) for image in images])
             with asked.explanation.timed("embed"):
                 embedded = embedder.embed(squares)
-            exclude = self._stored(contents) if exclude_self else None
+            exclude = self._stored(images) if exclude_self else None
             with suppress(ModelMismatch):
                 found = ask(embedded.vectors, exclude, generation=generation.id)
                 return list(zip(found, map(self._prediction, embedded.probabilities), strict=True))
         raise GalleryDamaged(f"The model of {self.folder} changes faster than it can be asked; try again.")
 
-    def _stored(self, contents: Sequence[Any]) -> list[int | None]:
+    def _stored(self, images: Sequence[pixels.ImageSource]) -> list[int | None]:
         """The faces that have the very bytes of some pictures."""
-        digests = [pixels.content_sha256(content) for content in contents]
+        digests = [
+            pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)
+            for image in images
+        ]
         with self.vault.store.read() as reader:
             known = reader.faces_by_sha256(set(digests))
         return [known[digest].id if digest in known else None for digest in digests]

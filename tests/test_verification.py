@@ -286,7 +286,7 @@ def test_where_there_is_no_database_there_is_no_gallery(folder: Path) -> None:
 
 def test_a_row_without_a_vector_is_found(folder: Path) -> None:
     with edited(folder) as driver:
-        driver.execute(f"INSERT INTO face VALUES (77, NULL, '{'0' * 64}', '2026-01-01T00:00:00+00:00')")
+        driver.execute(f"INSERT INTO face VALUES (77, NULL, '{'0' * 64}', '2026-01-01T00:00:00+00:00', NULL)")
     (finding,) = verify(folder).findings
     assert (finding.trouble, finding.file) == (Trouble.FACE_WITHOUT_VECTOR, None)
     assert finding.face_ids == (77,)
