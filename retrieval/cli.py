@@ -23,6 +23,7 @@ from retrieval.errors import (
 from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
 
 if TYPE_CHECKING:
+    from retrieval.annotations import Annotations
     from retrieval.bundle import ModelBundle
     from retrieval.gallery import Gallery, GalleryInfo, Missing
     from retrieval.ingestion import IngestReport
@@ -155,6 +156,7 @@ def ingest(
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery.", show_default=False)] = None,
     retry: Annotated[Path | None, typer.Option(metavar="REPORT.jsonl", help="Try the rejected files of a report again.", show_default=False)] = None,
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
+    metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded and committed together.")] = 64,
@@ -166,16 +168,18 @@ def ingest(
     """Enroll photos. The first ingest makes the gallery and needs --model.
 
     A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
-    bytes: a renamed file is enrolled already, a changed one takes the place of what it was.
+    bytes: a renamed file is enrolled already, a changed one takes the place of what it was. With
+    --metadata and no source, nothing is enrolled.
 
     Exit status: 0 when every file is in the gallery, or was rejected for what it is; 1 when the run
     failed, or a file was rejected for a reason that may pass (permissions, a disk error), or with
     --strict for any; 2 when not one file could be enrolled; 130 after Ctrl-C (what was enrolled stays).
     """
     sources = sources or []
+    given = sum([bool(sources), retry is not None, embeddings is not None])
     _check(
-        sum([bool(sources), retry is not None, embeddings is not None]) == 1,
-        "Name sources, or --retry REPORT, or --embeddings FILE; one of the three",
+        given == 1 or (given == 0 and metadata is not None),
+        "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
     _check(sync or not dry_run, "--dry-run goes with --sync")
@@ -183,11 +187,19 @@ def ingest(
         with care.open_gallery(gallery, "ingest") as opened:
             _print_missing(opened.missing_files(sources), "would go")
         return
+    # All of the table is read before anything is enrolled.
+    table = _metadata_of(metadata) if metadata is not None else None
+    if table is not None and not given:
+        with _ReportFile(report) as lines, care.open_gallery(gallery, "ingest") as opened:
+            _annotate(opened, table, lines)
+        return
     work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry)
     with _ReportFile(report) as lines, care.open_or_create(gallery, model, "ingest", device=device) as opened:
         done = _ingest_with_progress(opened, work, batch_size, workers, lines)
+        _print_ingest(done, report)
+        if table is not None and not done.interrupted:
+            _annotate(opened, table, lines)
         missing = opened.remove_missing(sources) if sync and not done.interrupted else None
-    _print_ingest(done, report)
     if missing is not None:
         _print_missing(missing, "went")
     if done.interrupted:
@@ -312,6 +324,32 @@ def _embeddings_of(path: Path, model: Path | None) -> _Work:
     return _Work(count_embeddings(path), run)
 
 
+def _metadata_of(path: Path) -> "Annotations":
+    from retrieval.annotations import read_annotations
+
+    return read_annotations(path)
+
+
+def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile") -> None:
+    from retrieval.ingestion import ingest_metadata
+    from retrieval.interrupt import graceful
+
+    noun, kind = ("face", "path") if table.about == "path" else ("identity", "identity")
+    with graceful() as should_stop:
+        done = ingest_metadata(
+            gallery,
+            table,
+            on_unknown=lambda name: lines.write_unknown(**{kind: name}),
+            should_stop=should_stop,
+        )
+    terminal.console().print(
+        f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
+        f"{terminal.counted(done.unknown, kind)} unknown"
+    )
+    if done.interrupted:
+        raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
+
+
 def _ingest_with_progress(
     gallery: "Gallery", work: _Work, batch_size: int, workers: int | None, lines: "_ReportFile"
 ) -> "IngestReport":
@@ -345,6 +383,9 @@ def _print_missing(missing: "Missing", verb: str) -> None:
     )
 
 
+_LINE = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
+
+
 class _ReportFile:
     """A line of JSON for each file that was not enrolled; complete or absent, never half a line."""
 
@@ -363,18 +404,22 @@ class _ReportFile:
         return self
 
     def write(self, outcome: Any) -> None:
-        if self.path is None or outcome.status == "enrolled":
-            return
+        if outcome.status != "enrolled":
+            self._write({name: getattr(outcome, name) for name in _LINE})
+
+    def write_unknown(self, *, path: str | None = None, identity: str | None = None) -> None:
+        """A line for a row of metadata that is about nothing in the gallery."""
         line = {
-            "path": outcome.path,
-            "identity": outcome.identity,
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "detail": outcome.detail,
-            "face_id": outcome.face_id,
-            "replaced": outcome.replaced,
+            "path": path,
+            "identity": identity,
+            "status": "unknown",
+            "detail": "metadata of nothing enrolled",
         }
-        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._write({**dict.fromkeys(_LINE), **line})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.path is not None:
+            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too: of what it had come to.

@@ -1,7 +1,7 @@
 """Exchange: a gallery as an open folder that any program can read, and embeddings that were made elsewhere.
 
     OUT/
-      faces-00000.parquet   ids, identities, SHA-256s, times, paths and vectors, in the order of the segments
+      faces-00000.parquet   ids, identities, SHA-256s, times, paths, metadata, vectors; as the segments lie
       manifest.json         what they are of; the SHA-256 of each of them, and of itself; written last
 
 Parquet is read and written by pyarrow, which is optional. The vectors lie in the files as they are: float32
@@ -26,17 +26,20 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.annotations import Metadata, decoded, encoded, filled
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.files import sync, whole_folder, why, write_durably
 from retrieval.parquet import opened, pyarrow
 from retrieval.store import Face, NewFace, Reader, Segment, utc_now
+from retrieval.tables import identity_table
 from retrieval.vault import Vault
 from retrieval.vectors import Ids, SegmentMissing, Vectors
 from retrieval.verdicts import Outcome, Status
 
 FORMAT: Final = "faceprint-export"
-VERSION: Final = 1
+# 2 has metadata.
+VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 
 # Rows of a block that is read: as many as the vectors of 2048 numbers that one segment holds.
@@ -60,8 +63,12 @@ _COLUMNS: Final = {
     "sha256": "string: SHA-256 of the photo's bytes, 64 hexadecimal digits",
     "enrolled_at": "string: when the gallery got it, ISO 8601 in UTC",
     "paths": "list of strings, may be empty: absolute paths of the files that have these bytes, oldest first",
+    "metadata": "string or null: a JSON object, what was said about the face; null where nothing was",
+    "identity_metadata": "string or null: a JSON object, what was said of the identity, in all its rows",
     "vector": "list of float32, as many as the model's dimension: the embedding, as the model gave it",
 }
+
+_SINCE_2: Final = ("metadata", "identity_metadata")
 
 _CHECKSUM_IN_WORDS: Final = (
     "SHA-256 of this object without `checksum`, as UTF-8 JSON with sorted keys, no white space between the "
@@ -91,6 +98,7 @@ class Export:
         faces, identities: how many.
         fingerprint, architecture, dimension, preprocessing: the model's, as in `ModelBundle`.
         files: in the order of the rows.
+        version: of the format; version 1 had no metadata.
     """
 
     folder: Path
@@ -104,6 +112,12 @@ class Export:
     dimension: int
     preprocessing: Preprocessing
     files: tuple[ExportedFile, ...]
+    version: int = VERSION
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What the columns of its files are, in their order."""
+        return {name: words for name, words in _COLUMNS.items() if self.version > 1 or name not in _SINCE_2}
 
     @property
     def bytes(self) -> int:
@@ -114,7 +128,7 @@ class Export:
         """The text of manifest.json."""
         fields: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             "created_at": self.created_at,
             "gallery": self.gallery,
             "revision": self.revision,
@@ -128,7 +142,7 @@ class Export:
                 "distance": "euclidean",
                 "dtype": "float32",
             },
-            "columns": _COLUMNS,
+            "columns": self.columns,
             "files": [dataclasses.asdict(file) for file in self.files],
             "checksum_is": _CHECKSUM_IN_WORDS,
         }
@@ -137,10 +151,17 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some rows of an export: faces as they were in the gallery, and their vectors (n, d), C order."""
+    """Some rows of an export: faces as they were in the gallery, and their vectors (n, d), C order.
+
+    Attributes:
+        faces: with their metadata.
+        vectors: in the same order.
+        people: what was said about their identities, by name; who is not in it had no metadata.
+    """
 
     faces: list[Face]
     vectors: Vectors
+    people: dict[str, Metadata]
 
 
 @dataclass(slots=True)
@@ -297,12 +318,16 @@ def _records(vault: Vault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]
             faces = [found[number] for number in ids.tolist()]
         except KeyError as error:
             raise _damaged(vault, f"has a vector {error} without a face") from error
+        names = {face.identity for face in faces if face.identity is not None}
+        people = {name: encoded(said, name) for name, said in reader.identity_metadata(names).items()}
         yield {
             "id": ids,
             "identity": [face.identity for face in faces],
             "sha256": [face.sha256 for face in faces],
             "enrolled_at": [face.enrolled_at for face in faces],
             "paths": [face.paths for face in faces],
+            "metadata": [encoded(face.metadata, f"face {face.id}") for face in faces],
+            "identity_metadata": [None if f.identity is None else people[f.identity] for f in faces],
             "vector": vectors,
         }
 
@@ -311,9 +336,10 @@ def _damaged(vault: Vault, what: str) -> GalleryDamaged:
     return GalleryDamaged(f"{vault.folder} {what}; see `faceprint verify {vault.folder}`.")
 
 
-def _schema(fingerprint: str, dimension: int, *, gallery: str) -> Any:
+def _schema(fingerprint: str, dimension: int, *, gallery: str, version: int = VERSION) -> Any:
     """The columns of an export's files."""
     pa, _ = pyarrow()
+    said = [pa.field(name, pa.string()) for name in _SINCE_2] if version > 1 else []
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -321,6 +347,7 @@ def _schema(fingerprint: str, dimension: int, *, gallery: str) -> Any:
             pa.field("sha256", pa.string(), nullable=False),
             pa.field("enrolled_at", pa.string(), nullable=False),
             pa.field("paths", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+            *said,
             _vector_field(dimension),
         ],
         metadata={_FINGERPRINT: fingerprint.encode(), _GALLERY: gallery.encode()},
@@ -361,7 +388,7 @@ def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> Ex
     with open(path, "wb") as file:
         hashed = _Hashed(file)
         options = {
-            "use_dictionary": ["identity"],
+            "use_dictionary": ["identity", "identity_metadata"],
             "compression": {
                 "id": "snappy",
                 "vector.list.element": "none",
@@ -432,6 +459,7 @@ def _read_manifest(folder: Path) -> Export:
             **{name: model[name] for name in ("fingerprint", "architecture", "dimension")},
             preprocessing=Preprocessing(**model["preprocessing"]),
             files=tuple(ExportedFile(**file) for file in card["files"]),
+            version=int(card["version"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(damaged) from error
@@ -460,7 +488,9 @@ def _verify(path: Path, file: ExportedFile) -> None:
 
 def _check_schema(path: Path, parquet: Any, exported: Export) -> None:
     schema = parquet.schema_arrow
-    expected = _schema(exported.fingerprint, exported.dimension, gallery=exported.gallery)
+    expected = _schema(
+        exported.fingerprint, exported.dimension, gallery=exported.gallery, version=exported.version
+    )
     for field in expected:
         if field.name not in schema.names or schema.field(field.name).type != field.type:
             raise InputError(f"{path} has no column {field.name} of type {field.type}, as every export has.")
@@ -472,15 +502,32 @@ def rows(exported: Export, *, size: int = BLOCK) -> Iterator[Batch]:
     Raises:
         InputError: a file cannot be read, or a vector is not finite.
     """
-    names = [name for name in _COLUMNS if name != "vector"]
+    names = [name for name in exported.columns if name != "vector"]
     for file in exported.files:
-        path = exported.folder / file.name
+        path, row = exported.folder / file.name, 0
         for columns, vectors in _blocks(path, names, exported.dimension, size):
+            said = _metadata(path, columns.pop("metadata", None), len(vectors), row)
+            people = _metadata(path, columns.pop("identity_metadata", None), len(vectors), row)
             faces = [
-                Face(number, identity, tuple(paths), sha256, enrolled_at)
-                for number, identity, sha256, enrolled_at, paths in zip(*columns.values(), strict=True)
+                Face(number, identity, tuple(paths), sha256, enrolled_at, metadata)
+                for number, identity, sha256, enrolled_at, paths, metadata in zip(
+                    *columns.values(), said, strict=True
+                )
             ]
-            yield Batch(faces, vectors)
+            named = zip((face.identity for face in faces), people, strict=True)
+            yield Batch(faces, vectors, {name: own for name, own in named if name is not None and own})
+            row += len(vectors)
+
+
+def _metadata(path: Path, texts: Sequence[str | None] | None, rows: int, first: int) -> list[Metadata]:
+    """A column of JSON; nothing in each row where there is no such column.
+
+    Raises:
+        InputError: a text is no JSON object that can be stored.
+    """
+    if texts is None:
+        return [{} for _ in range(rows)]
+    return [decoded(text, f"row {number} of {path}") for number, text in enumerate(texts, first)]
 
 
 # Importing
@@ -497,7 +544,8 @@ def import_export(
     """Offers every face of an export to a gallery: its SHA-256, its identity, all of its paths, its vector.
 
     Duplicates, conflicts and older names are judged as always. Face ids are new, and so are the times of
-    enrolling. A path that leads to other bytes in the gallery leads to the exported face from then on.
+    enrolling. What the gallery says about a face or a person stays; metadata of the export fill in what it
+    has no key for. A path that leads to other bytes in the gallery leads to the exported face from then on.
 
     Args:
         vault: the gallery's.
@@ -519,6 +567,7 @@ def import_export(
             break
         _require(vault, exported)
         _import_batch(batch, enroll, report, on_outcome)
+        _import_people(vault, batch)
     return report
 
 
@@ -540,7 +589,7 @@ def _import_batch(
 ) -> None:
     """Offers a row once for each of its paths; the later ones are found to be duplicates of the first."""
     offers = [
-        (row, NewFace(face.identity, path, face.sha256))
+        (row, NewFace(face.identity, path, face.sha256, face.metadata))
         for row, face in enumerate(batch.faces)
         for path in face.paths or (None,)
     ]
@@ -563,6 +612,28 @@ def _import_batch(
         on_outcome(outcome)
 
 
+def _import_people(vault: Vault, batch: Batch) -> None:
+    """Fills in what is said about the people of a batch. Who has no faces here is nobody here."""
+
+    def missing(reader: Reader) -> dict[int, Metadata]:
+        own: dict[int, Metadata] = {}
+        said: dict[int, Metadata] = {}
+        for name, (number, here) in reader.identities_named(batch.people).items():
+            own[number] = here
+            said[number] = filled(said.get(number, here), batch.people[name])
+        return {number: one for number, one in said.items() if one.keys() != own[number].keys()}
+
+    with vault.store.read() as reader:
+        if not missing(reader):
+            return
+    with vault.writing() as writer:
+        people = missing(writer)
+        for metadata in people.values():
+            encoded(metadata, "somebody together with those of the export")
+        writer.set_metadata(identity_table, people)
+        vault.log(writer, "annotate", identities=len(people))
+
+
 # Of several verdicts on the paths of one face, the first of these is the face's.
 _WEIGHTS: Final = (Status.ENROLLED, Status.REJECTED, Status.DUPLICATE, Status.KNOWN)
 
@@ -577,8 +648,8 @@ def read_embeddings(
 
     Columns: `vector`, lists of `dimension` floats (of 16, 32 or 64 bits); and, all optional, `sha256` of the
     photo's bytes in hex; `identity`; `path`, relative to the current directory, or `paths`, of which the
-    first is taken. What is null or empty is not there. A row without a SHA-256 is known by that of its
-    vector, as little-endian float32. Other columns are passed over.
+    first is taken; `metadata`, a JSON object as text. What is null or empty is not there. A row without a
+    SHA-256 is known by that of its vector, as little-endian float32. Other columns are passed over.
 
     Args:
         path: of the file.
@@ -592,13 +663,14 @@ def read_embeddings(
     Raises:
         ModelMismatch: the file says that another model made it.
         InputError: it is not a Parquet file, does not say which model made it, or has columns that do not
-            fit; while iterating, a vector of another length or not finite, or a malformed SHA-256.
+            fit; while iterating, a vector of another length or not finite, a malformed SHA-256 or metadata.
         MissingDependency: pyarrow is not installed.
     """
     with opened(path) as parquet:
         _check_model(path, (parquet.metadata.metadata or {}).get(_FINGERPRINT), fingerprint, trusted=trusted)
         _check_columns(path, parquet.schema_arrow, dimension)
-        names = [name for name in ("sha256", "identity", "path") if name in parquet.schema_arrow.names]
+        texts = ("sha256", "identity", "path", "metadata")
+        names = [name for name in texts if name in parquet.schema_arrow.names]
         if "path" not in names and "paths" in parquet.schema_arrow.names:
             names.append("paths")
     return _embeddings(path, names, dimension, size)
@@ -626,7 +698,8 @@ def _embeddings(
         digests = _digests(path, columns.get("sha256", nothing), vectors, row)
         identities = _composed(columns.get("identity", nothing))
         paths = [os.path.abspath(name) if name else None for name in columns.get("path", nothing)]
-        yield list(map(NewFace, identities, paths, digests)), vectors
+        said = _metadata(path, columns.get("metadata"), len(vectors), row)
+        yield list(map(NewFace, identities, paths, digests, said)), vectors
         row += len(vectors)
 
 
@@ -672,7 +745,7 @@ def _check_columns(path: Path, schema: Any, dimension: int) -> None:
         raise InputError(
             f"The vectors of {path} have {vector.list_size:,} numbers; the gallery's have {dimension:,}."
         )
-    for name in ("sha256", "identity", "path"):
+    for name in ("sha256", "identity", "path", "metadata"):
         if name in found and not _is_text(found[name]):
             raise InputError(f"The column `{name}` of {path} holds {found[name]}; texts are needed.")
     paths = found.get("paths")
@@ -720,6 +793,7 @@ def write_embeddings(
             pa.field("sha256", pa.string(), nullable=False),
             pa.field("identity", pa.string()),
             pa.field("path", pa.string()),
+            pa.field("metadata", pa.string()),
             _vector_field(dimension),
         ],
         metadata={_FINGERPRINT: fingerprint.encode()},
@@ -754,6 +828,7 @@ def _embedding_columns(
                 "sha256": [face.sha256 for face in part],
                 "identity": [face.identity for face in part],
                 "path": [face.path for face in part],
+                "metadata": [encoded(face.metadata, face.path or face.sha256) for face in part],
                 "vector": vectors[start : start + _GROUP],
             }
 

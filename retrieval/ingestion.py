@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from retrieval import exchange, photos
+from retrieval.annotations import Annotations
 from retrieval.errors import InputError, Reason
 from retrieval.gallery import Gallery, Prepared
 from retrieval.photos import Photo
@@ -197,6 +198,55 @@ def _optimize(gallery: Gallery, report: IngestReport) -> None:
         before = time.monotonic()
         gallery.optimize()
         report.optimizing_seconds = time.monotonic() - before
+
+
+@dataclass
+class MetadataReport:
+    """What setting metadata from a table did.
+
+    Attributes:
+        set, unchanged: how many faces, or people, have other metadata now, or had the same already.
+        unknown: how many paths, or names, the gallery does not have.
+        interrupted: whether it was stopped before the last row.
+    """
+
+    set: int = 0
+    unchanged: int = 0
+    unknown: int = 0
+    interrupted: bool = False
+
+
+def ingest_metadata(
+    gallery: Gallery,
+    table: Annotations,
+    *,
+    on_unknown: Callable[[str], None] = lambda name: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> MetadataReport:
+    """Sets the metadata of a table (see `annotations.read_annotations`), some thousand rows at a time.
+
+    Args:
+        gallery: where to.
+        table: of faces, by their paths, or of people, by their names.
+        on_unknown: called for every path or name that the gallery does not have, in order.
+        should_stop: asked between batches; True ends the run, with everything so far set.
+
+    Raises:
+        InputError: the file is not what it was when it was opened; the batches before are set.
+        StorageError, GalleryBusy: the run failed; the batches before are set.
+    """
+    report = MetadataReport()
+    for batch in table.batches():
+        done = gallery.annotate(paths=batch) if table.about == "path" else gallery.annotate(identities=batch)
+        report.set += done.faces + done.identities
+        report.unchanged += done.unchanged
+        report.unknown += len(done.unknown)
+        for name in done.unknown:
+            on_unknown(str(name))
+        report.interrupted = should_stop()
+        if report.interrupted:
+            break
+    return report
 
 
 def _prepared_in_order(

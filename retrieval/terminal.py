@@ -64,7 +64,8 @@ def print_facts(title: str, facts: dict[str, Any]) -> None:
 
 def counted(number: int, noun: str) -> str:
     """A number of things."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"
 
 
 def size(number: float) -> str:

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from retrieval import errors
+from retrieval.annotations import to_json
 from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing
 from retrieval.errors import FaceprintError
 from retrieval.files import is_free
@@ -29,13 +30,14 @@ from retrieval.store import NewFace
 from retrieval.vault import Vault
 from retrieval.verification import Trouble, verify
 
-# Who is in a gallery: (SHA-256, identity, paths) -> the bytes of the vector.
-Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...]], bytes]
+# Who is in a gallery: (SHA-256, identity, paths, what is said of both as JSON) -> the bytes of the vector.
+Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...], str], bytes]
 
 DIMENSION = 8
 SIZE = 8
 PEOPLE = ("Adi", "Kim", "Zephyr Kant")
 GONE = "Zephyr Kant"
+BADGE = "badge 4711 of somebody"  # said of the one who goes, and of a face of theirs
 
 # What an interrupted write may leave, and the next one puts right.
 HARMLESS = {Trouble.LEFTOVER, Trouble.UNFINISHED}
@@ -127,8 +129,13 @@ def contents(folder: Path) -> Contents:
                 for number, vector in zip(*flat.rows(segment), strict=True)
             }
             faces = [one for part in reader.all_faces() for one in part]
+            people = reader.identity_metadata({one.identity for one in faces if one.identity is not None})
         assert sorted(vectors) == sorted(one.id for one in faces)
-        return {(one.sha256, one.identity, tuple(sorted(one.paths))): vectors[one.id] for one in faces}
+        said = {one.id: to_json([one.metadata, people.get(one.identity or "", {})]) for one in faces}
+        return {
+            (one.sha256, one.identity, tuple(sorted(one.paths)), said[one.id]): vectors[one.id]
+            for one in faces
+        }
     finally:
         vault.close()
 
@@ -201,6 +208,16 @@ def merge_people(root: Path) -> None:
             gallery.merge_identities("Kim", "Adi")
 
 
+def annotate(root: Path) -> None:
+    """Metadata are replaced, removed and new, of faces and of people."""
+    with Gallery.open(root / "people.gallery") as gallery:
+        gallery.annotate(
+            faces={1: {"year": 2020, "pad": "x" * 5000}, 3: None},
+            paths={"/photos/4.png": {"year": 2021}},
+            identities={"Kim": {"country": "FR"}, GONE: {"country": None}},
+        )
+
+
 def sync(root: Path) -> None:
     """Two of the photos are gone from the disk."""
     with Gallery.open(root / "synced.gallery") as gallery:
@@ -268,7 +285,14 @@ class Operation:
     erased: tuple[bytes, ...] = ()
 
 
-_TRACES = (GONE.encode(), vector_of(face(2).sha256).tobytes(), b"/photos/2.png", face(2).sha256.encode())
+_TRACES = (
+    GONE.encode(),
+    f"the {BADGE}".encode(),
+    f'"{BADGE}'.encode(),
+    vector_of(face(2).sha256).tobytes(),
+    b"/photos/2.png",
+    face(2).sha256.encode(),
+)
 
 OPERATIONS = {
     operation.work.__name__: operation
@@ -279,10 +303,11 @@ OPERATIONS = {
         Operation(ingest_photos, "photo.gallery", stages=True),
         Operation(replace),
         Operation(forget, erased=_TRACES),
-        Operation(forget_a_face, erased=_TRACES[1:]),
+        Operation(forget_a_face, erased=_TRACES[2:]),
         Operation(compact),
         Operation(rename),
         Operation(merge_people),
+        Operation(annotate),
         Operation(sync, "synced.gallery"),
         Operation(reembed, "kept.gallery"),
         Operation(drop_generation, "switched.gallery"),
@@ -304,6 +329,9 @@ def lay(root: Path) -> None:
     with Gallery.create(people, model) as gallery:
         for first, count in ((0, 4), (4, 2), (6, 1)):
             add(gallery, range(first, first + count))
+        gallery.annotate(
+            faces={3: {"badge": BADGE}}, identities={"Kim": {"badge": 1}, GONE: {"badge": f"the {BADGE}"}}
+        )
         gallery.backup(root / "backup")
     shutil.copytree(people, root / "later.gallery")
     with Gallery.open(root / "later.gallery") as gallery:
@@ -446,7 +474,7 @@ def erased(folder: Path, operation: Operation) -> None:
 def summary(found: Contents | None) -> str:
     if found is None:
         return "no gallery"
-    return ", ".join(f"{identity} {paths}" for _, identity, paths in sorted(found, key=str))
+    return ", ".join(f"{identity} {paths}" for _, identity, paths, _ in sorted(found, key=str))
 
 
 def all_states(root: Path, name: str) -> list[Contents | None]:

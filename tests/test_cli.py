@@ -14,6 +14,7 @@ from PIL import Image
 
 from retrieval import cli, terminal
 from retrieval.bundle import ModelBundle
+from retrieval.gallery import Gallery
 from tests.broken import make_broken
 
 Result = tuple[int, str, str]
@@ -431,3 +432,78 @@ def test_help_imports_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+# Metadata
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_ingest_sets_what_a_table_says_and_again_changes_nothing(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    photos = sorted(faces.glob("*/*.jpg"))
+    rows = [f"{photo},{2000 + number},00{number}" for number, photo in enumerate(photos[:12])]
+    table = write(tmp_path / "m.csv", "path,year,badge", *rows, "gone.jpg,1,1")
+    command = ("ingest", tmp_path / "g", faces, "--model", bundle.folder, "--metadata", table)
+    report = tmp_path / "r.jsonl"
+    status, out, _ = faceprint(*command, "--report", report)
+    assert status == 0
+    assert "enrolled 36" in out
+    assert "metadata: 12 faces set, 0 unchanged, 1 path unknown\n" in out
+    assert [json.loads(line) for line in report.read_text().splitlines()] == [
+        {
+            "path": str(tmp_path / "gone.jpg"),
+            "identity": None,
+            "status": "unknown",
+            "reason": None,
+            "detail": "metadata of nothing enrolled",
+            "face_id": None,
+            "replaced": None,
+        }
+    ]
+    status, out, _ = faceprint(*command)
+    assert (status, out.splitlines()[-1]) == (0, "metadata: 0 faces set, 12 unchanged, 1 path unknown")
+    status, out, _ = faceprint("search", tmp_path / "g", photos[3], photos[20], "-k", 1, "--json")
+    (first,), (second,) = (answer["matches"] for answer in json.loads(out))
+    assert first["metadata"] == {"year": 2003, "badge": "003"}
+    assert "metadata" not in second
+
+
+def test_ingest_of_metadata_alone_needs_a_gallery_and_no_source(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
+) -> None:
+    name = sorted(path.name for path in faces.iterdir())[0]
+    table = write(tmp_path / "people.csv", "identity,country", f"{name},FR", "Nobody,IT", "Noone,IT")
+    status, out, _ = faceprint("ingest", enrolled, "--metadata", table)
+    assert (status, out) == (0, "metadata: 1 identity set, 0 unchanged, 2 identities unknown\n")
+    with Gallery.open(enrolled) as gallery:
+        assert gallery.identity_metadata([name]) == {name: {"country": "FR"}}
+        assert gallery.info().faces == 36
+    status, _, err = faceprint("ingest", tmp_path / "none", "--metadata", table)
+    assert (status, err) == (
+        2,
+        f"faceprint: There is no gallery {tmp_path / 'none'}; make one with `faceprint ingest`.\n",
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_malformed_table_is_found_before_anything_is_enrolled(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    table = write(tmp_path / "m.csv", "path,year", "a.jpg,1", "b.jpg")
+    status, out, err = faceprint(
+        "ingest", tmp_path / "g", faces, "--model", bundle.folder, "--metadata", table
+    )
+    assert (status, out) == (2, "")
+    assert err == f"faceprint: Line 3 of {table} has 1 values; there are 2 columns.\n"
+    assert not (tmp_path / "g").exists()
+
+
+def test_ingest_without_anything_to_do_says_what_to_name(faceprint: Faceprint, enrolled: Path) -> None:
+    status, _, err = faceprint("ingest", enrolled)
+    assert status == 2
+    assert err.startswith("faceprint: Name sources, or --retry REPORT, or --embeddings FILE;")

@@ -265,6 +265,8 @@ def test_a_stranger_reads_the_export_with_pyarrow_alone(people: Gallery, tmp_pat
         ("sha256", "string"),
         ("enrolled_at", "string"),
         ("paths", "list<element: string>"),
+        ("metadata", "string"),
+        ("identity_metadata", "string"),
         ("vector", "fixed_size_list<element: float>[2048]"),
     ]
     assert table.schema.metadata == {
@@ -274,12 +276,13 @@ def test_a_stranger_reads_the_export_with_pyarrow_alone(people: Gallery, tmp_pat
     with people.vault.store.read() as reader:
         stored = [face for page in reader.all_faces() for face in page]
     columns = table.drop_columns(["vector"]).to_pylist()
-    assert columns == [{**_fields(face), "paths": list(face.paths)} for face in stored]
+    nothing = {"metadata": None, "identity_metadata": None}
+    assert columns == [{**_fields(face), "paths": list(face.paths), **nothing} for face in stored]
     row = table.column("sha256").to_pylist().index(digest_of(5))
     assert table.column("vector")[row].as_py() == vector_of(5).tolist()
 
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))
-    assert (manifest["format"], manifest["version"]) == ("faceprint-export", 1)
+    assert (manifest["format"], manifest["version"]) == ("faceprint-export", 2)
     assert manifest["gallery"] == people.info().uuid
     assert (manifest["faces"], manifest["identities"]) == (table.num_rows, people.info().identities)
     assert manifest["model"] == {
@@ -566,8 +569,8 @@ def test_a_folder_without_a_manifest_and_a_newer_version_are_refused(people: Gal
         read_export(tmp_path)
     export(people.vault, tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"
-    path.write_text(path.read_text("utf-8").replace('"version": 1', '"version": 2'), "utf-8")
-    with pytest.raises(InputError, match=r"has version 2 and .* reads up to 1; upgrade faceprint"):
+    path.write_text(path.read_text("utf-8").replace('"version": 2', '"version": 3'), "utf-8")
+    with pytest.raises(InputError, match=r"has version 3 and .* reads up to 2; upgrade faceprint"):
         read_export(tmp_path / "out")
     path.write_text("[]")
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):
@@ -851,3 +854,83 @@ for call in calls:
         "Reading and writing Parquet needs pyarrow; install it with pip install 'faceprint[parquet]'.\n"
     )
     assert done.stdout == 3 * sentence
+
+
+# What was said about faces and people
+
+
+def said(gallery: Gallery) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata of the faces, by SHA-256, and of the people, by name, where there are any."""
+    with gallery.vault.store.read() as reader:
+        stored = [face for page in reader.all_faces() for face in page if face.metadata]
+        people = reader.identity_metadata([name for name in NAMES if name is not None])
+    return (
+        {face.sha256: face.metadata for face in stored},
+        {name: metadata for name, metadata in people.items() if metadata},
+    )
+
+
+def test_an_import_brings_back_what_was_said(people: Gallery, other: Gallery, tmp_path: Path) -> None:
+    """With its types; a second import is no news."""
+    faces = {1: {"é": 1.0, "n": 2**60, "deep": [{"a": None}]}, 3: {"b": True}, 13: {"none": 1}}
+    people.annotate(faces=faces, identities={"Zoë": {"country": "FR"}, "🙂": {"x": {"y": "z"}}})
+    exported = export(people.vault, tmp_path / "out")
+    assert sum(bool(face.metadata) for batch in rows(exported, size=4) for face in batch.faces) == 3
+    import_into(other, tmp_path / "out")
+    assert said(other) == said(people)
+    assert repr(said(other)) == repr(said(people))
+    log = other.audit_log()
+    import_into(other, tmp_path / "out")
+    assert (said(other), other.audit_log()) == (said(people), log)
+
+
+def test_what_a_gallery_says_itself_is_kept_and_filled_in(
+    people: Gallery, other: Gallery, tmp_path: Path
+) -> None:
+    people.annotate(faces={1: {"a": 1, "b": 1}}, identities={"Zoë": {"country": "FR", "badge": 7}})
+    export(people.vault, tmp_path / "out")
+    add(other, 0, 2)
+    other.annotate(faces={1: {"a": 2}}, identities={"Zoë": {"country": "IT"}})
+    other.rename_identity("Zoë", "Zora")
+    import_into(other, tmp_path / "out")
+    assert said(other)[0] == {digest_of(0): {"a": 2, "b": 1}}
+    assert other.identity_metadata(["Zora"]) == {"Zora": {"country": "IT", "badge": 7}}
+
+
+def test_an_export_of_version_1_can_be_imported(people: Gallery, other: Gallery, tmp_path: Path) -> None:
+    """It had no columns of metadata."""
+    people.annotate(faces={1: {"a": 1}})
+    export(people.vault, tmp_path / "out")
+    path, manifest = tmp_path / "out" / "faces-00000.parquet", tmp_path / "out" / "manifest.json"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["metadata", "identity_metadata"]), path, use_dictionary=False)
+    card = json.loads(manifest.read_text())
+    del card["checksum"], card["columns"]["metadata"], card["columns"]["identity_metadata"]
+    card["version"] = 1
+    card["files"][0] |= {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    manifest.write_text(json.dumps({**card, "checksum": exchange._checksum(card)}))
+    assert read_export(tmp_path / "out").version == 1
+    import_into(other, tmp_path / "out")
+    assert contents(other) == contents(people)
+    assert said(other) == ({}, {})
+
+
+def test_embeddings_may_come_with_metadata(gallery: Gallery, tmp_path: Path) -> None:
+    """As JSON text; a row of something else is refused, with its number."""
+    path = tmp_path / "e.parquet"
+    options = {"fingerprint": gallery.bundle.fingerprint, "dimension": D}
+    faces = [dataclasses.replace(face(1), metadata={"é": 1}), face(2)]
+    exchange.write_embeddings(path, [(faces, np.stack([vector_of(1), vector_of(2)]))], **options)
+    assert pq.read_table(path)["metadata"].to_pylist() == ['{"é":1}', None]
+    for found, vectors in read_embeddings(path, trusted=False, **options):
+        assert found == faces
+        gallery.enroll_vectors(found, vectors)
+    assert said(gallery)[0] == {digest_of(1): {"é": 1}}
+    table = pq.read_table(path)
+    for text, words in {"[1]": "are a value of the type list", "{": "are not JSON"}.items():
+        pq.write_table(table.set_column(3, "metadata", pa.array([None, text])), path)
+        with pytest.raises(InputError, match=rf"^The metadata of row 1 of {path} {words}"):
+            list(read_embeddings(path, trusted=False, **options))
