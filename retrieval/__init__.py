@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
     from retrieval.store import AuditEntry, Face, NewFace, Receipt
-    from retrieval.vault import Compacted
+    from retrieval.vault import Compacted, Optimized
     from retrieval.verdicts import Outcome, Status
     from retrieval.verification import Finding, Repaired, Trouble, Verification, verify
     from retrieval.where import Condition, Where
@@ -46,6 +46,7 @@ __all__ = [
     "Drift",
     "Embedder",
     "Embeddings",
+    "Explanation",
     "Export",
     "Face",
     "FaceprintError",
@@ -58,7 +59,10 @@ __all__ = [
     "Missing",
     "ModelBundle",
     "NewFace",
+    "Optimized",
     "Outcome",
+    "PeopleResult",
+    "PersonMatch",
     "Photo",
     "Prediction",
     "Preprocessing",
@@ -87,6 +91,7 @@ _HOMES = {
     "Drift": "reembedding",
     "Embedder": "embedder",
     "Embeddings": "embedder",
+    "Explanation": "knn",
     "Export": "exchange",
     "Face": "store",
     "FaceprintError": "errors",
@@ -99,7 +104,10 @@ _HOMES = {
     "Missing": "gallery",
     "ModelBundle": "bundle",
     "NewFace": "store",
+    "Optimized": "vault",
     "Outcome": "verdicts",
+    "PeopleResult": "gallery",
+    "PersonMatch": "gallery",
     "Photo": "photos",
     "Prediction": "gallery",
     "Preprocessing": "bundle",

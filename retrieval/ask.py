@@ -90,7 +90,11 @@ def search(
             if answer.error is None:
                 _print(answer)
         if explain:
-            terminal.print_facts("What it took", _explained(explanation))
+            took = _explained(explanation)
+            stages = took["milliseconds"].items()
+            took["milliseconds"] = ", ".join(f"{stage} {time:,.1f}" for stage, time in stages)
+            took["bytes read"] = terminal.size(took["bytes read"])
+            terminal.print_facts("What it took", took)
     if plot is not None:
         _draw(answers, plot)
     unreadable = [str(answer.error) for answer in answers if answer.error is not None]

@@ -257,7 +257,7 @@ def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
     dimension = sample.shape[1]
     mean = sample.mean(axis=0, dtype=np.float64)
     moved = (sample - mean).astype(np.float32)
-    covariance = (moved.T @ moved).astype(np.float64) / len(sample)
+    covariance = moved.T @ moved / np.float32(len(sample))
     principal = np.linalg.eigh(covariance)[1][:, ::-1].T
     asked = rng.choice(len(sample), min(_QUERIES, len(sample)), replace=False)
     nearest = _nearest_others(sample, asked)

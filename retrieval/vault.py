@@ -84,7 +84,7 @@ OPTIMIZE_FROM = 4096
 _GROWTH: Final = 4
 
 # How many vectors a basis is learned from, and how many segments get their codes in one transaction.
-_SAMPLE: Final = 16384
+_SAMPLE: Final = 8192
 _ENCODED_AT_ONCE: Final = 16
 
 # How long a writer waits for another one, in seconds.

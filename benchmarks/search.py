@@ -1,0 +1,473 @@
+"""How long exact searches take, beside scans of the same vectors in memory, as a gallery grows.
+
+    python -m benchmarks.search [--rows 1000000] [--vectors FILE.npy | --model MODEL --photos FOLDER
+        [--cache FILE.npy]] [--kinds realistic,isotropic] [--sizes 10000,100000] [--folder FOLDER] [--peers]
+
+Two kinds of vectors of 2048 numbers: realistic ones are real embeddings grown to any number of rows
+(`benchmarks.growth`), isotropic ones the hardest there can be. One gallery of each kind grows from size to
+size; at each it is optimized, then asked through its vector layer, the fair counterpart of an index, and
+through `Gallery.search_by_vectors`, which looks rows up as well. FAISS's IndexFlatL2 and, with --peers,
+usearch's exact search scan the same vectors, held in memory once. All take turns in one process, so that
+noise hits all alike, and are asked other queries in every call. The answers are compared with those of
+IndexFlatL2 and of a brute force in float64. Prints one table for each kind and one JSON line. A million rows
+need 17 GB of memory, of which half is the page cache, and 12 GB in FOLDER (a temporary one unless named),
+deleted afterwards; sizes for which there is too little of either are skipped.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.galleries import faces, model
+from benchmarks.growth import Growth, Vectors, embeddings, isotropic
+from retrieval.gallery import Gallery
+from retrieval.knn import Explanation
+from retrieval.vault import State
+
+DIMENSION = 2048
+KINDS = ("realistic", "isotropic")
+SIZES = (10_000, 100_000, 1_000_000)
+NEIGHBOURS = (1, 10, 100)
+# How many queries come together: how many calls of faceprint, of the scans, and of these at a million rows.
+CALLS = {1: (100, 12, 3), 16: (12, 3, 1), 256: (5, 2, 1)}
+MANY_ROWS = 1_000_000
+# Queries whose answers are compared with those of IndexFlatL2, and how many of them with a brute force.
+COMPARED, PROVEN = 32, 20
+# What has to stay free beside vectors, in bytes.
+SPARE_MEMORY, SPARE_DISK = 2 * 2**30, 2**30
+
+# The columns of the table and their widths.
+COLUMNS = {
+    "rows": 10,
+    "queries": 9,
+    "k": 5,
+    "faceprint (p99)": 20,
+    "gallery (p99)": 20,
+    "IndexFlatL2 (p99)": 21,
+    "ratio": 8,
+    "usearch (p99)": 21,
+    "ratio ": 8,
+    "candidates": 12,
+}
+
+Search = Callable[[Vectors, int], Any]
+Ids = NDArray[np.int64]
+
+
+@dataclass
+class Grown:
+    """A gallery, and the same vectors in memory.
+
+    Attributes:
+        gallery: the real thing.
+        index: an IndexFlatL2 with the rows in the order in which they were enrolled.
+        ids: (n,) the face of each row.
+    """
+
+    gallery: Gallery
+    index: Any
+    ids: Ids
+
+    @property
+    def matrix(self) -> Vectors:
+        """The memory of the index, (n, d); not valid any more when the index has grown."""
+        rows, dimension = self.index.ntotal, self.index.d
+        view = faiss.rev_swig_ptr(self.index.get_xb(), rows * dimension).reshape(rows, dimension)
+        view.flags.writeable = False
+        return np.asarray(view)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=SIZES[-1], help="the largest size")
+    parser.add_argument("--sizes", type=_numbers, help="separated by commas, instead of the usual ones")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which, separated by commas")
+    parser.add_argument("--vectors", type=Path, help="real embeddings: float32 (n, 2048), NumPy's format")
+    parser.add_argument("--model", type=Path, help="a bundle that embeds --photos")
+    parser.add_argument("--photos", type=Path, help="a folder of photos: real embeddings are made of them")
+    parser.add_argument("--cache", type=Path, help="where the embeddings of --photos are kept")
+    parser.add_argument("--folder", type=Path, help="where the galleries are made")
+    parser.add_argument("--peers", action="store_true", help="measure usearch too")
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
+    if unknown := {*kinds} - {*KINDS}:
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
+    if (options.model is None) != (options.photos is None):
+        parser.error("--model and --photos belong together")
+    sizes = options.sizes or [size for size in SIZES if size < options.rows] + [options.rows]
+    peers: dict[str, Any] = {}
+    if options.peers:
+        try:
+            peers["usearch"] = importlib.import_module("usearch.index")
+        except ImportError as error:
+            print(f"usearch: not installed, or not whole ({error})")
+    print(f"{_cpu()}, {os.cpu_count()} cores; milliseconds per query: median (99th percentile) of calls")
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        if kind == "realistic" and options.vectors is None and options.model is None:
+            print("realistic: skipped, for want of real embeddings: give --vectors, or --model and --photos")
+            continue
+        made = _source(kind, options)
+        print(f"\n{kind}: {made.description}")
+        print(_line(list(COLUMNS)), flush=True)
+        with tempfile.TemporaryDirectory(dir=options.folder, prefix="faceprint-search-") as name:
+            measured = list(_measured(Path(name), made, sizes, peers))
+        for one in measured:
+            print(_said(one))
+        found[kind] = {"vectors": made.description, "sizes": measured}
+    result = {
+        "kinds": found,
+        "dimension": DIMENSION,
+        "cores": os.cpu_count(),
+        "cpu": _cpu(),
+        "memory_gb": round(_memory("MemTotal") / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in ("faiss-cpu", "numpy", "usearch")},
+    }
+    print(json.dumps(result))
+
+
+# Vectors
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where vectors come from: what they are, in words, and blocks of them by number and seed."""
+
+    description: str
+    blocks: Callable[[int, int], Iterator[Vectors]]
+
+
+def _source(kind: str, options: argparse.Namespace) -> Source:
+    if kind == "isotropic":
+        words = f"vectors of {DIMENSION} independent standard normal numbers"
+        return Source(words, lambda rows, seed: isotropic(rows, DIMENSION, seed=seed))
+    if options.vectors is not None:
+        real, origin = np.asarray(np.load(options.vectors), np.float32), options.vectors.name
+    else:
+        real, origin = embeddings(options.model, options.photos, options.cache), options.photos.name
+    if real.ndim != 2 or real.shape[1] != DIMENSION:
+        sys.exit(f"real embeddings must have shape (n, {DIMENSION}), not {real.shape}")
+    growth = Growth.of(real)
+    words = f"grown from {len(real):,} embeddings of {origin}, noise {growth.noise:.3f}"
+    return Source(words, lambda rows, seed: growth.blocks(rows, seed=seed))
+
+
+def _cut(blocks: Iterator[Vectors], sizes: Sequence[int]) -> Iterator[tuple[Vectors, bool]]:
+    """Blocks that end where a size is reached, and whether one is."""
+    number, ends = 0, iter(sizes)
+    end = next(ends)
+    for block in blocks:
+        while len(block):
+            part, block = block[: end - number], block[end - number :]
+            number += len(part)
+            yield part, number == end
+            if number == end:
+                end = next(ends, sys.maxsize)
+
+
+# Measuring
+
+
+def _measured(
+    folder: Path, source: Source, sizes: Sequence[int], peers: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """What is found at each size, of one gallery that grows."""
+    queries = np.concatenate(list(source.blocks(COMPARED + _asked(), 2)))
+    with Gallery.create(folder / "gallery", model(folder / "model", DIMENSION)) as gallery:
+        grown = Grown(gallery, faiss.IndexFlatL2(DIMENSION), np.empty(0, np.int64))
+        coming = iter(sorted(sizes))
+        size = next(coming)
+        if short := _short(folder, 0, size):
+            yield {"rows": size, "skipped": short}
+            return
+        started = time.perf_counter()
+        for block, reached in _cut(source.blocks(max(sizes), 0), sorted(sizes)):
+            _enroll(grown, block)
+            if not reached:
+                continue
+            found: dict[str, Any] = {"rows": size, "build_seconds": time.perf_counter() - started}
+            _progress(f"enrolled {size:,} rows")
+            started = time.perf_counter()
+            optimized = gallery.optimize()
+            found |= {
+                "optimize_seconds": time.perf_counter() - started,
+                "coordinates": optimized.coordinates,
+                "basis_learned": optimized.learned,
+            }
+            _progress(f"optimized in {found['optimize_seconds']:.1f} s")
+            found["searches"] = list(_timed(grown, queries[COMPARED:], peers))
+            _progress(f"measured {size:,} rows")
+            found |= _compared(grown, queries[:COMPARED])
+            yield found
+            before, size = size, next(coming, 0)
+            if size and (short := _short(folder, before, size)):
+                yield {"rows": size, "skipped": short}
+                return
+            started = time.perf_counter()
+
+
+def _enroll(grown: Grown, block: Vectors) -> None:
+    outcomes = grown.gallery.enroll_vectors(faces(len(grown.ids), len(block)), block)
+    added = [outcome.face_id for outcome in outcomes if outcome.face_id is not None]
+    assert len(added) == len(block)
+    grown.ids = np.concatenate([grown.ids, np.array(added, np.int64)])
+    grown.index.add(block)
+
+
+def _layer(gallery: Gallery) -> Callable[..., Any]:
+    """The search of the gallery's vector layer, as of now."""
+    with gallery.vault.store.read() as reader:
+        state: State = gallery.vault.state(reader)
+    flat = gallery.vault.vectors(state.generation)
+
+    def search(queries: Vectors, k: int, explanation: Explanation | None = None) -> Any:
+        return flat.search(state.segments, queries, k, coded=state.coded, explanation=explanation)
+
+    return search
+
+
+def _searches(grown: Grown, peers: dict[str, Any]) -> dict[str, Search]:
+    """Whatever is measured, by name."""
+    searches: dict[str, Search] = {
+        "faceprint": _layer(grown.gallery),
+        "gallery": lambda queries, k: grown.gallery.search_by_vectors(queries, k),
+        "IndexFlatL2": lambda queries, k: grown.index.search(queries, k),
+    }
+    if "usearch" in peers:
+        usearch = peers["usearch"]
+        matrix, metric = grown.matrix, usearch.MetricKind.L2sq
+        searches["usearch"] = lambda queries, k: usearch.search(matrix, queries, k, metric, exact=True)
+    return searches
+
+
+def _asked() -> int:
+    """How many queries are drawn: for every call, and one call before them, others."""
+    return len(NEIGHBOURS) * sum(queries * (1 + max(calls)) for queries, calls in CALLS.items())
+
+
+def _timed(grown: Grown, queries: Vectors, peers: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The milliseconds of calls, for each number of queries that come together and each k."""
+    searches, layer = _searches(grown, peers), _layer(grown.gallery)
+    for search in searches.values():
+        # What is done once only, such as mapping files or starting threads.
+        search(queries[-2:], 1)
+    start = 0
+    for together, (ours, some, few) in CALLS.items():
+        theirs = few if grown.index.ntotal >= MANY_ROWS else some
+        calls = {name: ours if name in ("faceprint", "gallery") else theirs for name in searches}
+        for k in NEIGHBOURS:
+            asked = queries[start : start + together * (1 + ours)].reshape(1 + ours, together, DIMENSION)
+            start += together * (1 + ours)
+            explanation = Explanation()
+            layer(asked[0], k, explanation)
+            times = _in_turn(searches, calls, asked[1:], k)
+            one: dict[str, Any] = {"rows": grown.index.ntotal, "queries": together, "k": k}
+            for name, taken in times.items():
+                one[name] = {
+                    "calls": len(taken),
+                    "ms_median": statistics.median(taken),
+                    "ms_p99": sorted(taken)[math.ceil(0.99 * len(taken)) - 1],
+                }
+            one |= {
+                "candidates_per_query": explanation.candidates / together,
+                "mb_read": explanation.bytes_read / 2**20,
+                "method": explanation.method,
+                "stage_ms": {stage: 1e3 * seconds for stage, seconds in explanation.seconds.items()},
+            }
+            print(_line(_cells(one)), flush=True)
+            yield one
+
+
+def _in_turn(
+    searches: dict[str, Search], calls: dict[str, int], asked: NDArray[np.float32], k: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each call; those of one system are spread evenly among those of the others."""
+    rounds = len(asked)
+    times: dict[str, list[float]] = {name: [] for name in searches}
+    for number in range(rounds):
+        for place, (name, search) in enumerate(searches.items()):
+            if (number + 1) * calls[name] // rounds == number * calls[name] // rounds:
+                continue
+            # In one round each is asked something else, lest one find warm what another has just read.
+            queries = asked[(number + place * rounds // len(searches)) % rounds]
+            began = time.perf_counter()
+            search(queries, k)
+            times[name].append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+# Comparing
+
+
+def _compared(grown: Grown, queries: Vectors) -> dict[str, Any]:
+    """How many of the answers' ids differ from those of others, nearest first."""
+    k = min(max(NEIGHBOURS), grown.index.ntotal)
+    answers = _layer(grown.gallery)(queries, k)
+    ours = np.stack([np.searchsorted(grown.ids, ids) for _, ids in answers])
+    matrix = grown.matrix
+
+    # FAISS's squares are off by at most this much; Higham as in retrieval.knn.
+    theirs = grown.index.search(queries, k)[1]
+    longest = np.sqrt(max(float(np.einsum("j,j", row, row)) for row in matrix[theirs.ravel()]))
+    lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
+    rounding = (DIMENSION + 16) * 2.0**-24 * (lengths + longest) ** 2
+    gaps = np.abs(_squares(matrix, queries, theirs) - _squares(matrix, queries, ours))
+    differ = ours != theirs
+    beyond = differ & (gaps > 2 * rounding[:, None])
+
+    proven = queries[:PROVEN]
+    true = _brute_force(matrix, proven, k)
+    wrong = ours[:PROVEN] != true
+    right, given = _squares(matrix, proven, true), _squares(matrix, proven, ours[:PROVEN])
+    # Equal squares stand in the order of ids; float64 may tell apart what is equal.
+    wrong &= np.abs(right - given) > 1e-12 * right
+    return {
+        "compared_answers": ours.size,
+        "other_than_indexflatl2": int(differ.sum()),
+        "largest_relative_gap": float((gaps / _squares(matrix, queries, ours)).max()),
+        "other_beyond_rounding": int(beyond.sum()),
+        "proven_answers": true.size,
+        "mismatches": int(wrong.sum()),
+    }
+
+
+def _squares(matrix: Vectors, queries: Vectors, rows: Ids) -> NDArray[np.float64]:
+    """True squared distances of queries (n, d) to rows (n, k) of their own."""
+    found = np.empty(rows.shape)
+    for number, query in enumerate(queries.astype(np.float64)):
+        differences = matrix[rows[number]] - query
+        found[number] = np.einsum("ij,ij->i", differences, differences)
+    return found
+
+
+def _brute_force(matrix: Vectors, queries: Vectors, k: int) -> Ids:
+    """The k rows nearest to each query, all distances in float64; equal ones in order of rows."""
+    squares = np.empty((len(queries), len(matrix)))
+    wide = queries.astype(np.float64)
+    # Few rows at a time: their differences stay in a core's cache.
+    for start in range(0, len(matrix), 64):
+        block = matrix[start : start + 64].astype(np.float64)
+        for number, query in enumerate(wide):
+            differences = block - query
+            squares[number, start : start + 64] = np.einsum("ij,ij->i", differences, differences)
+    return np.stack([np.argsort(one, kind="stable")[:k] for one in squares])
+
+
+# Room
+
+
+def _short(folder: Path, before: int, size: int) -> str | None:
+    """Why a gallery cannot grow to a size here, in words; None if it can."""
+    row = 4 * DIMENSION
+    # The index grows; the gallery's own files may leave the page cache, but then the disk is measured.
+    memory = (size - before + size) * row + SPARE_MEMORY
+    if (free := _memory("MemAvailable")) < memory:
+        return f"needs {memory / 2**30:.1f} GB more memory, {free / 2**30:.1f} GB are available"
+    # Merging and codes need a quarter more for a while.
+    disk = (size - before) * row * 5 // 4 + SPARE_DISK
+    if (free := shutil.disk_usage(folder).free) < disk:
+        return f"needs {disk / 2**30:.1f} GB more on the disk, {free / 2**30:.1f} GB are free"
+    return None
+
+
+def _memory(name: str) -> int:
+    """A number of /proc/meminfo, in bytes."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * int(lines[name].split()[0])
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> list[int]:
+    return sorted(int(number) for number in text.split(","))
+
+
+# Showing
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "".join(map(str.rjust, cells, COLUMNS.values()))
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    def took(name: str) -> str:
+        if name not in one:
+            return "–"
+        median, most = (one[name][which] / one["queries"] for which in ("ms_median", "ms_p99"))
+        return f"{median:,.{_digits(median)}f} ({most:,.{_digits(most)}f})"
+
+    def ratio(name: str) -> str:
+        return f"{one[name]['ms_median'] / one['faceprint']['ms_median']:,.1f}" if name in one else "–"
+
+    return [
+        f"{one['rows']:,}",
+        f"{one['queries']}",
+        f"{one['k']}",
+        took("faceprint"),
+        took("gallery"),
+        took("IndexFlatL2"),
+        ratio("IndexFlatL2"),
+        took("usearch"),
+        ratio("usearch"),
+        f"{one['candidates_per_query']:,.0f}",
+    ]
+
+
+def _digits(milliseconds: float) -> int:
+    return 0 if milliseconds >= 1000 else 1 if milliseconds >= 100 else 2 if milliseconds >= 1 else 3
+
+
+def _said(one: dict[str, Any]) -> str:
+    """What the table does not show of a size."""
+    if "skipped" in one:
+        return f"{one['rows']:,} rows: skipped; {one['skipped']}"
+    search = next(search for search in one["searches"] if (search["queries"], search["k"]) == (1, 10))
+    coordinates = one["coordinates"]
+    codes = {None: "too few rows to learn codes", 0: "codes do not pay"}.get(
+        coordinates, f"{coordinates} coordinates"
+    )
+    return (
+        f"{one['rows']:,} rows: enrolled the new ones in {one['build_seconds']:,.1f} s, optimized in "
+        f"{one['optimize_seconds']:,.1f} s ({codes}); 1 query, k = 10: {search['method']}, "
+        f"{search['candidates_per_query']:,.0f} candidates, {search['mb_read']:,.1f} MB read; "
+        f"of {one['compared_answers']:,} ids {one['other_than_indexflatl2']} are not IndexFlatL2's, "
+        f"{one['other_beyond_rounding']} beyond float32's rounding; "
+        f"of {one['proven_answers']:,} {one['mismatches']} are not the float64 brute force's"
+    )
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
