@@ -4,6 +4,7 @@ Each operation works on a folder that `lay` made, leaves the same gallery when i
 through `states` which galleries may be left when it was interrupted.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from retrieval import errors
+from retrieval import codes, errors, vault
 from retrieval.annotations import to_json
 from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing
 from retrieval.errors import FaceprintError
@@ -44,6 +46,21 @@ HARMLESS = {Trouble.LEFTOVER, Trouble.UNFINISHED}
 
 
 # The small real things
+
+
+def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Lets work be done on galleries whose segments have codes, however small they are."""
+
+    @functools.wraps(work)
+    def with_codes(root: Path) -> None:
+        with (
+            patch.object(codes, "CHOICES", (DIMENSION,)),
+            patch.object(codes, "_LOOK", 0.0),
+            patch.object(vault, "CODES_FROM", 2),
+        ):
+            work(root)
+
+    return with_codes
 
 
 def tiny_model(folder: Path, *, seed: int = 0) -> ModelBundle:
@@ -143,23 +160,27 @@ def contents(folder: Path) -> Contents:
 # The operations: each is called with the folder that `lay` filled
 
 
+@coded
 def create(root: Path) -> None:
     if is_free(root / "new.gallery"):
         Gallery.create(root / "new.gallery", ModelBundle.load(root / "model")).close()
 
 
+@coded
 def merge_segments(root: Path) -> None:
     """One more photo, and three segments become one."""
     with Gallery.open(root / "people.gallery") as gallery:
         add(gallery, range(7, 8))
 
 
+@coded
 def enroll_three_batches(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         for first in (7, 10, 13):
             add(gallery, range(first, first + 3))
 
 
+@coded
 def ingest_photos(root: Path) -> None:
     """Real photos through a real network: new ones, a changed one, a renamed one, a broken one."""
     with Gallery.open(root / "photo.gallery") as gallery:
@@ -168,6 +189,7 @@ def ingest_photos(root: Path) -> None:
     assert report.rejected == 1
 
 
+@coded
 def replace(root: Path) -> None:
     """Other bytes under a known path, and the old bytes under a new one for another face."""
     with Gallery.open(root / "people.gallery") as gallery:
@@ -175,6 +197,7 @@ def replace(root: Path) -> None:
         gallery.enroll_vectors(faces, np.stack([vector_of(one.sha256) for one in faces]))
 
 
+@coded
 def forget(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         if gallery.receipts():
@@ -183,6 +206,7 @@ def forget(root: Path) -> None:
             gallery.forget(GONE)
 
 
+@coded
 def forget_a_face(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         if gallery.receipts():
@@ -191,23 +215,27 @@ def forget_a_face(root: Path) -> None:
             gallery.forget(face_id=3)
 
 
+@coded
 def compact(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         gallery.compact()
 
 
+@coded
 def rename(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         if any(name == "Kim" for name, _ in gallery.info().largest):
             gallery.rename_identity("Kim", "Kimberly")
 
 
+@coded
 def merge_people(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         if any(name == "Kim" for name, _ in gallery.info().largest):
             gallery.merge_identities("Kim", "Adi")
 
 
+@coded
 def annotate(root: Path) -> None:
     """Metadata are replaced, removed and new, of faces and of people."""
     with Gallery.open(root / "people.gallery") as gallery:
@@ -218,12 +246,14 @@ def annotate(root: Path) -> None:
         )
 
 
+@coded
 def sync(root: Path) -> None:
     """Two of the photos are gone from the disk."""
     with Gallery.open(root / "synced.gallery") as gallery:
         gallery.remove_missing([_photos(root, "thinned")])
 
 
+@coded
 def reembed(root: Path) -> None:
     with Gallery.open(root / "kept.gallery") as gallery:
         other = ModelBundle.load(root / "other-model")
@@ -231,37 +261,44 @@ def reembed(root: Path) -> None:
             assert gallery.reembed(other).switched
 
 
+@coded
 def drop_generation(root: Path) -> None:
     with Gallery.open(root / "switched.gallery") as gallery:
         if gallery.info().other_fingerprint is not None:
             gallery.drop_other_model()
 
 
+@coded
 def back_up(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         gallery.backup(root / "backup")
 
 
+@coded
 def restore(root: Path) -> None:
     """In place: a face was added and a person forgotten since the backup."""
     Gallery.restore(root / "backup", root / "later.gallery")
 
 
+@coded
 def restore_anew(root: Path) -> None:
     if is_free(root / "new.gallery"):
         Gallery.restore(root / "backup", root / "new.gallery")
 
 
+@coded
 def upgrade(root: Path) -> None:
     """A gallery of the first version."""
     Gallery.open(root / "old.gallery").close()
 
 
+@coded
 def mend(root: Path) -> None:
     """A segment is damaged; its photos are there."""
     repair(root / "damaged.gallery")
 
 
+@coded
 def export(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         if is_free(root / "exported"):
@@ -321,6 +358,7 @@ OPERATIONS = {
 }
 
 
+@coded
 def lay(root: Path) -> None:
     """Every initial state that an operation needs, below one folder, and the photos that stay there."""
     model = tiny_model(root / "model")
@@ -332,6 +370,7 @@ def lay(root: Path) -> None:
         gallery.annotate(
             faces={3: {"badge": BADGE}}, identities={"Kim": {"badge": 1}, GONE: {"badge": f"the {BADGE}"}}
         )
+        assert gallery.optimize(anew=True).encoded == 2
         gallery.backup(root / "backup")
     shutil.copytree(people, root / "later.gallery")
     with Gallery.open(root / "later.gallery") as gallery:
