@@ -970,8 +970,8 @@ class Store:
             yield
         except OperationalError as error:
             raise StorageError(f"The database {self.path} cannot be used: {error.orig}.") from error
-        except (DatabaseError, UnicodeDecodeError) as error:
-            # The latter where SQLite's own message quotes damaged bytes.
+        except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.
             reason = error.orig if isinstance(error, DatabaseError) else error
             raise GalleryDamaged(
                 f"{self.path} is not a gallery's database, or it is damaged ({reason}); "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.annotations import MOST_BYTES, Metadata
 from retrieval.bundle import ModelBundle
-from retrieval.errors import InputError
+from retrieval.errors import GalleryDamaged, InputError, StorageError
 from retrieval.gallery import Annotated, Gallery
 from retrieval.store import Face, NewFace
 from retrieval.verdicts import Outcome, Status
@@ -239,6 +239,16 @@ def test_a_backup_has_what_was_said_and_brings_it_back(people: Gallery, tmp_path
             assert said(opened) == faces
             assert opened.identity_metadata(["Kim", "Adi"]) == {"Kim": {"country": "FR"}, "Adi": {}}
             assert opened.verify().whole
+
+
+def test_damaged_metadata_are_a_damaged_gallery_in_one_sentence(people: Gallery) -> None:
+    people.annotate(faces={1: {"a": 1}})
+    with people.vault.store.driver() as driver:
+        driver.execute("UPDATE face SET metadata = '{\"a\":' WHERE id = 1")
+    with pytest.raises(GalleryDamaged, match=r"or it is damaged .*; restore it from a backup\.$"):
+        everybody(people)
+    with pytest.raises(StorageError, match="malformed JSON"), people.vault.store.read() as reader:
+        reader.face_ids_where(Where.parse(["a=1"]))
 
 
 def test_a_gallery_of_schema_0002_can_be_annotated(bundle: ModelBundle, tmp_path: Path) -> None:
