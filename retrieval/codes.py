@@ -18,6 +18,7 @@ alike, and one step serves them all (as in product quantisation, Jégou et al. 2
 
 import hashlib
 import os
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -38,8 +39,8 @@ CHOICES: Final = (64, 128, 256)
 # Half the unit in the last place of float64.
 _UNIT: Final = 2.0**-53
 
-# What a FAISS file of 8-bit codes has beside them.
-_FRAME_BYTES: Final = 81
+# Where a FAISS file has its number of rows: after its kind and the dimension.
+_ROWS_AT: Final = 8
 
 # The centre of the grid, that products stay small: 255 * 255 * 256 would leave float32 no room.
 _CENTRE: Final = np.float32(128)
@@ -199,7 +200,7 @@ def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
         GalleryDamaged: the file is missing, or is not that of so many rows.
     """
     try:
-        if path.stat().st_size != _FRAME_BYTES + rows * basis.coordinates:
+        if not _is_whole(path, rows, basis.coordinates):
             raise GalleryDamaged(f"{path} is damaged.")
         index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
     except (OSError, RuntimeError, MemoryError) as caught:
@@ -210,6 +211,30 @@ def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
     ):
         raise GalleryDamaged(f"{path} is damaged.")
     return Coded(basis, index, error)
+
+
+def _is_whole(path: Path, rows: int, coordinates: int) -> bool:
+    """Whether a file has the frame of so many codes: FAISS reserves what a damaged one asks for."""
+    head, tail = _frame(rows, coordinates)
+    size = len(head) + rows * coordinates + len(tail)
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size != size or file.read(len(head)) != head:
+            return False
+        file.seek(size - len(tail))
+        return file.read() == tail
+
+
+def _frame(rows: int, coordinates: int) -> tuple[bytes, bytes]:
+    """What a file of codes has before and behind them: that of one code, with the numbers of many."""
+    index = faiss.IndexScalarQuantizer(coordinates, faiss.ScalarQuantizer.QT_8bit_direct)
+    code = (np.arange(coordinates)[None] * 37 % 251).astype(np.uint8)
+    index.add(code.astype(np.float32))
+    data = faiss.serialize_index(index).tobytes()
+    start = data.index(code.tobytes())
+    head = bytearray(data[:start])
+    struct.pack_into("<q", head, _ROWS_AT, rows)
+    struct.pack_into("<Q", head, start - 8, rows * coordinates)
+    return bytes(head), data[start + coordinates :]
 
 
 # Learning
@@ -257,7 +282,9 @@ def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
     dimension = sample.shape[1]
     mean = sample.mean(axis=0, dtype=np.float64)
     moved = (sample - mean).astype(np.float32)
-    covariance = moved.T @ moved / np.float32(len(sample))
+    # The longest vectors that are allowed have squares that float32 cannot add up.
+    scaled = moved / max(np.abs(moved).max(initial=0.0), np.finfo(np.float32).tiny)
+    covariance = scaled.T @ scaled / np.float32(len(sample))
     principal = np.linalg.eigh(covariance)[1][:, ::-1].T
     asked = rng.choice(len(sample), min(_QUERIES, len(sample)), replace=False)
     nearest = _nearest_others(sample, asked)

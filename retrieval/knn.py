@@ -51,6 +51,9 @@ _AT_A_TIME: Final = 64
 # Above this share of a block's rows the codes have ruled out too little.
 _TOO_MANY: Final = 1 / 16
 
+# No distance is above this, as no vector is longer than 1e18.
+_FARTHEST: Final = 1e19
+
 # What the rounding of float64 distances may hide, relatively: 2048 sums are off by 2e-13.
 _CLOSE: Final = 1 + 1e-11
 
@@ -262,7 +265,7 @@ class _Asked:
         return self._answers()
 
     def within(self, radius: float) -> list[Answer]:
-        self._limit[:] = radius
+        self._limit[:] = min(radius, _FARTHEST)
         self._go_through(self._parts)
         self._settle()
         return self._answers()
@@ -294,7 +297,7 @@ class _Asked:
         place = self._place(coded)
         count = min(count, len(part))
         squares, rows = coded.index.search(place.plain, count)
-        self._count(coded_rows=len(part), bytes_read=coded.codes.nbytes)
+        self._count(coded_rows=len(part) * len(self._queries), bytes_read=coded.codes.nbytes)
         bounds = _bound(coded, squares.astype(np.float64), place.errors[:, None])
         ends = bounds[:, -1].copy() if count < len(part) else np.full(len(bounds), np.inf)
         query = np.repeat(np.arange(len(bounds)), count)
