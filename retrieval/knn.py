@@ -42,6 +42,9 @@ _SPARE: Final = 8
 # How many rows FAISS proposes of each block, at least.
 _PROPOSED: Final = 24
 
+# How many rows are looked at first, for some limit to begin with.
+_SEED: Final = 1024
+
 # How many candidates may wait before they are looked at, whatever their bounds.
 _WAITING: Final = 1_500_000
 
@@ -127,6 +130,11 @@ class _Part:
 
     def __len__(self) -> int:
         return len(self.block) if self.rows is None else len(self.rows)
+
+    def beginning(self, count: int) -> "_Part":
+        """The first rows of a part."""
+        rows = np.arange(len(self.block)) if self.rows is None else self.rows
+        return _Part(self.block, rows[:count], self.first)
 
     def numbers(self, rows: Ids) -> Ids:
         """The numbers, among all rows of all blocks, of rows of this part."""
@@ -308,7 +316,8 @@ class _Asked:
         enough = 0
         rows: list[_Found] = []
         with self._explanation.timed("filter"):
-            for part in parts:
+            for whole in parts:
+                part = whole.beginning(max(_SEED, 4 * self._k))
                 coded = part.block.coded
                 squares = self._vector_squares(part) if coded is None else self._code_squares(part, coded)
                 count = min(self._k + (self._exclude is not None), len(part))
