@@ -56,7 +56,16 @@ from retrieval.store import (
     Writer,
     utc_now,
 )
-from retrieval.vectors import CodesOf, FlatVectors, Ids, SegmentMissing, Vectors, Written
+from retrieval.vectors import (
+    CodesOf,
+    FlatVectors,
+    Ids,
+    SegmentMissing,
+    Vectors,
+    Written,
+    basis_name,
+    codes_name,
+)
 
 _T = TypeVar("_T")
 
@@ -630,8 +639,8 @@ class Vault:
         bases = {number for number, basis in reader.bases().items() if basis.coordinates}
         return {
             *(f"{segment.id:08d}.faiss" for segment in reader.segments()),
-            *(f"{one.segment:08d}-{one.basis}.codes" for one in reader.codes().values()),
-            *(f"{number:08d}.basis" for number in bases),
+            *(codes_name(one.segment, one.basis) for one in reader.codes().values()),
+            *map(basis_name, bases),
         }
 
     def unnamed(self, reader: Reader) -> Iterator[Path]:

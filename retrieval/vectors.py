@@ -79,6 +79,16 @@ class CodesOf:
     error: float
 
 
+def basis_name(number: int) -> str:
+    """What a basis's file is called."""
+    return f"{number:08d}.basis"
+
+
+def codes_name(segment: int, basis: int) -> str:
+    """What the file of a segment's codes in a basis is called."""
+    return f"{segment:08d}-{basis}.codes"
+
+
 class SegmentMissing(GalleryDamaged):
     """A named segment has no file: merged away by a writer meanwhile, or lost."""
 
@@ -285,11 +295,11 @@ class FlatVectors:
 
     def basis_path(self, number: int) -> Path:
         """Where a basis's file is."""
-        return self.folder / f"{number:08d}.basis"
+        return self.folder / basis_name(number)
 
     def codes_path(self, segment: int, basis: int) -> Path:
         """Where the file of a segment's codes in a basis is."""
-        return self.folder / f"{segment:08d}-{basis}.codes"
+        return self.folder / codes_name(segment, basis)
 
     def _opened(self, segment: int) -> _Open:
         found = self._open.get(segment)

@@ -25,7 +25,7 @@ from retrieval.photos import readable
 from retrieval.sources import Embedded, embed_again
 from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment
 from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault
-from retrieval.vectors import Ids, SegmentMissing
+from retrieval.vectors import Ids, SegmentMissing, basis_name, codes_name
 
 # How often reading starts over when segments are merged away meanwhile.
 _ATTEMPTS: Final = 20
@@ -266,9 +266,9 @@ def _check_codes(vault: Vault, reader: Reader, book: _Notebook) -> None:
 
 def _codes_files(reader: Reader) -> dict[str, str]:
     """The SHA-256 of each file of codes and each basis."""
-    files = {f"{one.segment:08d}-{one.basis}.codes": one.sha256 for one in reader.codes().values()}
+    files = {codes_name(one.segment, one.basis): one.sha256 for one in reader.codes().values()}
     return files | {
-        f"{number:08d}.basis": basis.sha256 for number, basis in reader.bases().items() if basis.coordinates
+        basis_name(number): basis.sha256 for number, basis in reader.bases().items() if basis.coordinates
     }
 
 
@@ -423,7 +423,8 @@ def repair(
         with vault.writing() as writer:
             # Writing removes leftovers and finishes what was interrupted, and the entry renews the sums.
             vault.log(writer, "repair", findings=len(before.findings))
-        mender.mend_codes()
+        if Trouble.CODES_DAMAGED in troubles:
+            mender.mend_codes()
         if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & mender.unmended:
             mender.mend_vectors(embedder)
         if Trouble.CODES_DAMAGED in troubles:
@@ -486,11 +487,11 @@ class _Mender:
         with self._vault.store.read() as reader:
             _check_codes(self._vault, reader, book)
             broken = {finding.file for finding in book.findings}
-            bases = [n for n in reader.bases() if f"{VECTORS}/{n:08d}.basis" in broken]
+            bases = [n for n in reader.bases() if f"{VECTORS}/{basis_name(n)}" in broken]
             segments = [
                 one.segment
                 for one in reader.codes().values()
-                if f"{VECTORS}/{one.segment:08d}-{one.basis}.codes" in broken
+                if f"{VECTORS}/{codes_name(one.segment, one.basis)}" in broken
             ]
         if bases or segments:
             with self._vault.writing() as writer:
