@@ -47,6 +47,8 @@ SIZES = (10_000, 100_000, 1_000_000)
 NEIGHBOURS = (1, 10, 100)
 # How many queries come together: how many calls of faceprint, of the scans, and of these at a million rows.
 CALLS = {1: (100, 12, 3), 16: (12, 3, 1), 256: (5, 2, 1)}
+# Calls of faceprint are fewer where they would take longer than this together, but not fewer than that.
+SECONDS, LEAST_CALLS = 20, 3
 MANY_ROWS = 1_000_000
 # Queries whose answers are compared with those of IndexFlatL2, and how many of them with a brute force.
 COMPARED, PROVEN = 32, 20
@@ -277,8 +279,10 @@ def _timed(grown: Grown, queries: Vectors, peers: dict[str, Any]) -> Iterator[di
             asked = queries[start : start + together * (1 + ours)].reshape(1 + ours, together, DIMENSION)
             start += together * (1 + ours)
             explanation = Explanation()
+            began = time.perf_counter()
             layer(asked[0], k, explanation)
-            times = _in_turn(searches, calls, asked[1:], k)
+            rounds = max(LEAST_CALLS, min(ours, int(SECONDS / (time.perf_counter() - began))))
+            times = _in_turn(searches, calls, asked[1 : 1 + rounds], k)
             one: dict[str, Any] = {"rows": grown.index.ntotal, "queries": together, "k": k}
             for name, taken in times.items():
                 one[name] = {
@@ -301,6 +305,7 @@ def _in_turn(
 ) -> dict[str, list[float]]:
     """Milliseconds of each call; those of one system are spread evenly among those of the others."""
     rounds = len(asked)
+    calls = {name: min(number, rounds) for name, number in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in searches}
     for number in range(rounds):
         for place, (name, search) in enumerate(searches.items()):

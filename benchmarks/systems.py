@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,8 +80,7 @@ class System(ABC):
 class Faceprint(System):
     packages = ("faceprint", "faiss-cpu", "SQLAlchemy")
     modules = ("retrieval.gallery", "benchmarks.galleries")
-    note = "with a person, a path and a SHA-256 for each row; takes pictures in batches, vectors singly"
-    batches = False
+    note = "with a person, a path and a SHA-256 for each row; optimized after the last"
 
     def fill(self) -> None:
         from benchmarks.galleries import faces, model
@@ -90,6 +89,7 @@ class Faceprint(System):
         bundle = model(self.folder / "model", self.vectors.shape[1])
         with Gallery.create(self.folder / "gallery", bundle) as gallery:
             gallery.enroll_vectors(faces(0, len(self.vectors)), self.vectors)
+            gallery.optimize()
 
     def open(self) -> None:
         from retrieval.gallery import Gallery
@@ -97,8 +97,15 @@ class Faceprint(System):
         self.gallery = Gallery.open(self.folder / "gallery")
 
     def one(self, query: Vectors) -> list[int]:
-        # A gallery counts its faces from 1.
-        return [match.face.id - 1 for match in self.gallery.search_by_vector(query, K)]
+        return _rows(self.gallery.search_by_vector(query, K))
+
+    def many(self, queries: Vectors) -> list[list[int]]:
+        return [_rows(matches) for matches in self.gallery.search_by_vectors(queries, K)]
+
+
+def _rows(matches: Sequence[Any]) -> list[int]:
+    # A gallery counts its faces from 1.
+    return [match.face.id - 1 for match in matches]
 
 
 class Faiss(System):

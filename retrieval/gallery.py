@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, TypeVar
@@ -772,7 +772,9 @@ class Gallery:
             flat = self.vault.vectors(state.generation)
             queries = flat.checked(vectors)
             found: list[list[people.Ranked]] = []
-            for query, face in zip(queries, left_out, strict=True):
+            # Centroids are computed once for all queries that leave out the same face, or none.
+            for face, places in groupby(range(len(queries)), key=left_out.__getitem__):
+                some_queries = queries[list(places)]
 
                 def ask(
                     one: NDArray[np.float32], count: int, only: Ids | None, face: int | None = face
@@ -786,12 +788,12 @@ class Gallery:
                         everybody = np.fromiter(reader.face_ids(), np.int64) if some is None else some
                         some = everybody[everybody != face]
                     found += people.by_centroid(
-                        reader, ask, blocks, query[None], k, photos=photos, allowed=some
+                        reader, ask, blocks, some_queries, k, photos=photos, allowed=some
                     )
                 else:
                     number = mean_of if rule is Rule.MEAN else 1
                     found += people.by_photos(
-                        reader, ask, query[None], k, mean_of=number, photos=photos, allowed=allowed
+                        reader, ask, some_queries, k, mean_of=number, photos=photos, allowed=allowed
                     )
             return self._named(reader, found)
 

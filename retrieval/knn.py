@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final, TypeAlias, TypeVar
@@ -48,8 +48,13 @@ _SEED: Final = 1024
 # How many candidates may wait before they are looked at, whatever their bounds.
 _WAITING: Final = 1_500_000
 
-# How many distances are computed at a time: their differences stay in a core's cache.
-_AT_A_TIME: Final = 64
+# Below how many pairs of vectors one core computes what there is to compute.
+_ALONE: Final = 128
+
+# How many pairs are computed at a time in float64, whose differences should stay in a core's cache, and in
+# float32; up to the first FAISS is not called, which would wake threads of its own outside ours.
+_FEW_PAIRS: Final = 16
+_PAIRS: Final = 64
 
 # Above this share of a block's rows the codes have ruled out too little.
 _TOO_MANY: Final = 1 / 16
@@ -70,7 +75,7 @@ class Explanation:
         rows: stored vectors that were allowed to be the answer.
         coded_rows: of them, ruled out or not by their codes, summed over queries.
         scanned_rows: compared by their whole vectors in float32, summed over queries.
-        candidates: distances computed in float64.
+        candidates: rows that codes did not rule out, compared by their whole vectors, summed over queries.
         bytes_read: of codes and vectors.
         seconds: by stage: "filter" and "refine" here; callers add theirs.
     """
@@ -152,11 +157,27 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Found:
-    """Candidates: whose, which row among all, and the lower bound of their distance."""
+    """Rows that codes did not rule out: whose, which among all rows, and a lower bound of the distance."""
 
     query: NDArray[np.int64]
     row: Ids
     bound: Floats
+
+    def __getitem__(self, some: Any) -> "_Found":
+        return _Found(self.query[some], self.row[some], self.bound[some])
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Rows whose whole vectors were compared with a query's in float32, and bounds of their distances."""
+
+    query: NDArray[np.int64]
+    row: Ids
+    lower: Floats
+    upper: Floats
+
+    def __getitem__(self, some: Any) -> "_Compared":
+        return _Compared(self.query[some], self.row[some], self.lower[some], self.upper[some])
 
 
 def nearest(
@@ -234,7 +255,10 @@ def _parts(blocks: Sequence[Block], allowed: Ids | None) -> Iterator[_Part]:
 
 
 class _Asked:
-    """Some queries on their way to their answers."""
+    """Some queries on their way to their answers.
+
+    Limits only fall: a query's is at any time an upper bound of its k-th distance, proven by k rows.
+    """
 
     def __init__(
         self,
@@ -259,15 +283,14 @@ class _Asked:
         # No distance above this can be in an answer any more.
         self._limit = np.full(len(queries), np.inf)
         self._k = 0
+        # No row is in these twice for one query.
         self._waiting: list[_Found] = []
-        self._exact = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))  # query, square, row
+        self._compared: list[_Compared] = []
 
     def nearest(self, k: int) -> list[Answer]:
         self._k = k
         with self._explanation.timed("filter"):
             rest = self._propose() if len(self._queries) <= _FEW else list(self._parts)
-        if rest and not np.isfinite(self._limit).any():
-            self._seed(rest)
         self._go_through(rest)
         self._settle()
         return self._answers()
@@ -277,6 +300,11 @@ class _Asked:
         self._go_through(self._parts)
         self._settle()
         return self._answers()
+
+    @property
+    def _enough(self) -> int:
+        """Of how many different rows k are surely in question: one of them may be left out."""
+        return self._k + (self._exclude is not None)
 
     # Filtering
 
@@ -289,14 +317,20 @@ class _Asked:
             self._place(part.block.coded)
         count = max(_PROPOSED, -(-2 * self._k // len(ready)))
         proposals = list(_spread(partial(self._proposals, count=count), ready))
-        last = {}
-        for part, (found, ends) in zip(ready, proposals, strict=True):
-            self._waiting.append(found)
-            last[part.first] = ends
+        self._waiting = [found for found, _ in proposals]
         self._tighten()
         limit = self._limit * _CLOSE
-        done = {part.first for part in ready if (last[part.first] > limit).all()}
-        return [part for part in self._parts if part.first not in done]
+        done = {part.first for part, (_, ends) in zip(ready, proposals, strict=True) if (ends > limit).all()}
+        rest = [part for part in self._parts if part.first not in done]
+        # Those of the others will be found once more.
+        self._waiting = [found[~self._is_in(rest, found.row)] for found in self._waiting]
+        self._compared = [one[~self._is_in(rest, one.row)] for one in self._compared]
+        return rest
+
+    def _is_in(self, parts: Sequence[_Part], row: Ids) -> NDArray[np.bool_]:
+        """Which rows are of these parts' blocks."""
+        starts = np.searchsorted(self._firsts, row, side="right") - 1
+        return np.isin(self._firsts[starts], [part.first for part in parts])
 
     def _proposals(self, part: _Part, *, count: int) -> tuple[_Found, Floats]:
         """The rows of a part with the least bounds, and the bound that no other row of it is below."""
@@ -311,44 +345,40 @@ class _Asked:
         query = np.repeat(np.arange(len(bounds)), count)
         return _Found(query, part.numbers(rows.ravel()), bounds.ravel()), ends
 
-    def _seed(self, parts: Sequence[_Part]) -> None:
-        """Finds some limit for every query from the first rows, so that few rows of the rest have to wait."""
-        enough = 0
-        rows: list[_Found] = []
-        with self._explanation.timed("filter"):
-            for whole in parts:
-                part = whole.beginning(max(_SEED, 4 * self._k))
-                coded = part.block.coded
-                squares = self._vector_squares(part) if coded is None else self._code_squares(part, coded)
-                count = min(self._k + (self._exclude is not None), len(part))
-                best = np.argpartition(squares, count - 1, axis=1)[:, :count]
-                query = np.repeat(np.arange(len(best)), count)
-                rows.append(_Found(query, part.numbers(best.ravel()), np.zeros(best.size)))
-                enough += count
-                if enough >= self._k + (self._exclude is not None):
-                    break
+    def _seed(self, whole: _Part) -> None:
+        """Finds some limit for every query from the first rows of a part that has codes."""
+        part = whole.beginning(max(_SEED, 4 * self._enough))
+        coded = part.block.coded
+        if coded is None or len(part) < self._enough:
+            return
+        squares = self._code_squares(part, coded)
+        best = np.argpartition(squares, self._enough - 1, axis=1)[:, : self._enough]
+        query = np.repeat(np.arange(len(best)), self._enough)
         with self._explanation.timed("refine"):
-            for found in rows:
-                self._look(found.query, found.row)
-            self._keep_the_best()
+            self._lower_limits(self._compare(query, part.numbers(best.ravel())))
 
     def _go_through(self, parts: Sequence[_Part]) -> None:
         """Filters parts side by side; the limits fall meanwhile."""
-        seen, next_look, waiting = 0, 1, 0
+        seen, next_look, size = 0, 1, 0
         with self._explanation.timed("filter"):
+            if parts and self._k and not np.isfinite(self._limit).any():
+                self._seed(parts[0])
             for found in _spread(self._filtered, parts):
-                self._waiting.append(found)
-                waiting += len(found.row)
+                if isinstance(found, _Found):
+                    self._waiting.append(found)
+                else:
+                    self._compared.append(found)
+                size += len(found.row)
                 seen += 1
-                if seen >= next_look or waiting > _WAITING:
+                if seen >= next_look or size > _WAITING:
                     self._tighten()
                     next_look = 4 * seen
-                    waiting = sum(len(one.row) for one in self._waiting)
-                    if waiting > _WAITING // 2:
+                    size = sum(len(one.row) for one in (*self._waiting, *self._compared))
+                    if size > _WAITING // 2:
                         self._settle()
-                        waiting = 0
+                        size = 0
 
-    def _filtered(self, part: _Part) -> _Found:
+    def _filtered(self, part: _Part) -> _Found | _Compared:
         """Those rows of a part that its bound does not rule out."""
         coded = part.block.coded
         if coded is not None:
@@ -367,17 +397,40 @@ class _Asked:
         bounds = _bound(coded, squares[query, row].astype(np.float64), place.errors[query])
         return _Found(query, part.numbers(row), bounds)
 
-    def _by_scan(self, part: _Part) -> _Found:
+    def _by_scan(self, part: _Part) -> _Compared:
         squares = self._vector_squares(part)
-        limit = self._limit * _CLOSE
+        limit = self._limit
+        if self._k and np.isinf(limit).any():
+            limit = np.minimum(limit, self._limit_of(squares[:, : max(_SEED, 4 * self._enough)]))
+        limit = limit * _CLOSE
         # A row within the limit is no longer than the query and the limit together.
         slack = self._rounding(self._lengths + limit)
         most = np.minimum(limit**2 + slack, 3e38)  # above any square there can be
         query, row = _at_most(squares, np.nextafter(most.astype(np.float32), np.float32(np.inf)))
-        bounds = np.zeros(len(row))
+        found = squares[query, row].astype(np.float64)
+        lower = np.zeros(len(row))
         known = np.isfinite(slack[query])
-        bounds[known] = np.sqrt(np.maximum(squares[query, row][known] - slack[query][known], 0))
-        return _Found(query, part.numbers(row), bounds)
+        lower[known] = np.sqrt(np.maximum(found[known] - slack[query][known], 0))
+        return self._kept(_Compared(query, part.numbers(row), lower, self._above(found, query)))
+
+    def _limit_of(self, squares: NDArray[np.float32]) -> Floats:
+        """A limit for each query from float32 squares (queries, rows) of distances to different rows."""
+        if squares.shape[1] < self._enough:
+            return np.full(len(squares), np.inf)
+        kth = np.partition(squares, self._enough - 1, axis=1)[:, self._enough - 1]
+        return self._above(kth.astype(np.float64), np.arange(len(kth)))
+
+    def _above(self, squares: Floats, query: NDArray[np.int64]) -> Floats:
+        """Upper bounds of distances from what `_vector_squares` gave.
+
+        With t the distance, D its float32 square and q the query's length, |x| <= q + t, and `_rounding` says
+        t^2 <= D + g(2q + t)^2. So t <= sqrt(D) + sqrt(g)(2q + t), from which t is at most some T; and once
+        more, t^2 <= D + g(2q + T)^2.
+        """
+        length, gamma = self._lengths[query], _gamma(self._queries.shape[1])
+        squares = np.maximum(squares, 0) + _tiny(self._queries.shape[1])
+        most = (np.sqrt(squares) + 2 * np.sqrt(gamma) * length) / (1 - np.sqrt(gamma))
+        return np.sqrt(squares + gamma * (2 * length + most) ** 2) * _CLOSE
 
     def _code_squares(self, part: _Part, coded: Coded) -> NDArray[np.float32]:
         """Squared distances (queries, rows) between codes, exactly."""
@@ -395,14 +448,10 @@ class _Asked:
     def _rounding(self, lengths: Floats) -> Floats:
         """How much FAISS's float32 square of a distance may differ from the true one, |x| up to `lengths`.
 
-        Higham, Accuracy and Stability of Numerical Algorithms, 3.1: a sum of d products in any order is off
-        by at most g = (d + c)u / (1 - (d + c)u) of the sum of their magnitudes, u = 2^-24. FAISS sums either
-        (q - x)^2 or |q|^2 + |x|^2 - 2qx; the magnitudes of both are at most (|q| + |x|)^2. The last term
-        covers squares too small for float32.
+        FAISS sums either (q - x)^2 or |q|^2 + |x|^2 - 2qx; the magnitudes of both are at most (|q| + |x|)^2.
         """
-        terms = self._queries.shape[1] + 16
-        gamma = terms * 2.0**-24 / (1 - terms * 2.0**-24)
-        return np.asarray(gamma * (self._lengths + lengths) ** 2 + terms * 2.0**-126)
+        dimension = self._queries.shape[1]
+        return np.asarray(_gamma(dimension) * (self._lengths + lengths) ** 2 + _tiny(dimension))
 
     def _place(self, coded: Coded | None) -> _Place:
         assert coded is not None
@@ -416,98 +465,99 @@ class _Asked:
     # Refining
 
     def _tighten(self) -> None:
-        """Looks at the candidates with the least bounds, which lowers the limits, and drops who is beyond."""
-        found = self._candidates()
-        if not self._k or not len(found.row):
-            self._waiting = [found]
-            return
-        first = _rank(found.query) < self._k + _SPARE
+        """Compares the candidates with the least bounds, which lowers the limits, and drops who is beyond."""
         with self._explanation.timed("refine"):
-            self._look(found.query[first], found.row[first])
-            self._keep_the_best()
-        rest = ~first
-        self._waiting = [_Found(found.query[rest], found.row[rest], found.bound[rest])]
-        self._waiting = [self._candidates()]
+            self._lower_limits()
+            found = self._in_reach()
+            if self._k and len(found.row):
+                found = self._compare_least(found, self._k + _SPARE)
+            self._waiting = [found]
 
     def _settle(self) -> None:
-        """Looks at every candidate that is left, nearest bounds first, until none is."""
+        """Compares every candidate that is left, nearest bounds first, until none is."""
         with self._explanation.timed("refine"):
-            count = self._k + _SPARE if self._k else 4096
-            while len((found := self._candidates()).row):
-                first = _rank(found.query) < count
-                self._look(found.query[first], found.row[first])
-                self._keep_the_best()
-                rest = ~first
-                self._waiting = [_Found(found.query[rest], found.row[rest], found.bound[rest])]
+            self._lower_limits()
+            count = self._k + _SPARE if self._k else 2**20
+            while len((found := self._in_reach()).row):
+                self._waiting = [self._compare_least(found, count)]
                 count *= 2
             self._waiting = []
 
-    def _candidates(self) -> _Found:
-        """What waits and is not beyond the limits: each row once, by query and bound."""
-        query = np.concatenate([one.query for one in self._waiting] or [np.empty(0, np.int64)])
-        row = np.concatenate([one.row for one in self._waiting] or [np.empty(0, np.int64)])
-        bound = np.concatenate([one.bound for one in self._waiting] or [np.empty(0)])
-        within_reach = bound <= self._limit[query] * _CLOSE
-        query, row, bound = query[within_reach], row[within_reach], bound[within_reach]
-        order = np.lexsort((bound, query))
-        return _Found(query[order], row[order], bound[order])
+    def _compare_least(self, found: _Found, count: int) -> _Found:
+        """Compares the candidates with the least bounds, `count` of each query; returns the others."""
+        first = _least(found.query, found.bound, count)
+        self._compared.append(self._compare(found.query[first], found.row[first]))
+        self._lower_limits()
+        rest = found[~first]
+        return rest[rest.bound <= self._limit[rest.query] * _CLOSE]
 
-    def _look(self, query: NDArray[np.int64], row: Ids) -> None:
-        """Computes true squared distances."""
-        if not len(row):
-            return
-        squares = self._squares(query, row)
-        self._count(candidates=len(row), bytes_read=len(row) * self._queries.shape[1] * 4)
-        known_query, known_squares, known_row = self._exact
-        self._exact = (
-            np.concatenate([known_query, query]),
-            np.concatenate([known_squares, squares]),
-            np.concatenate([known_row, row]),
-        )
+    def _in_reach(self) -> _Found:
+        """What waits and is not beyond the limits."""
+        nothing = _Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        return _joined([one[one.bound <= self._limit[one.query] * _CLOSE] for one in self._waiting], nothing)
 
-    def _keep_the_best(self) -> None:
-        """Of the rows that were looked at, the k nearest to each query: each once, by distance and id."""
-        query, square, row = self._exact
-        ids = self._ids(row)
-        if self._exclude is not None:
-            stays = ids != self._exclude[query]
-            query, square, row, ids = query[stays], square[stays], row[stays], ids[stays]
-        order = np.lexsort((ids, square, query))
-        query, square, row = query[order], square[order], row[order]
-        # A row may have been found twice, by two kernels; its distance is the same.
-        new = np.ones(len(row), bool)
-        new[1:] = (row[1:] != row[:-1]) | (query[1:] != query[:-1])
-        query, square, row = query[new], square[new], row[new]
+    def _lower_limits(self, beside: _Compared | None = None) -> None:
+        """Lowers limits by what was compared, or by something that is not kept; drops what is beyond them."""
+        found = self._all_compared() if beside is None else beside
         if self._k:
-            rank = _rank(query)
-            kth = rank == self._k - 1
-            self._limit[query[kth]] = np.sqrt(square[kth])
-            best = rank < self._k
-            query, square, row = query[best], square[best], row[best]
-        self._exact = query, square, row
+            for query, places in _by_query(found.query):
+                if len(places) >= self._k:
+                    kth = np.partition(found.upper[places], self._k - 1)[self._k - 1]
+                    self._limit[query] = min(self._limit[query], kth)
+        if beside is None:
+            self._compared = [found[found.lower <= self._limit[found.query] * _CLOSE]]
 
-    def _squares(self, query: NDArray[np.int64], row: Ids) -> Floats:
-        squares = np.empty(len(row))
+    def _all_compared(self) -> _Compared:
+        if len(self._compared) != 1:
+            nothing = _Compared(*(np.empty(0, kind) for kind in (np.int64, np.int64, float, float)))
+            self._compared = [_joined(self._compared, nothing)]
+        return self._compared[0]
+
+    def _compare(self, query: NDArray[np.int64], row: Ids) -> _Compared:
+        """Bounds of distances from float32 differences of whole vectors: closer than those of a product.
+
+        Every term of the sum is off by a few units in its last place, so the sum is, by Higham's bound, off
+        by at most g of itself.
+        """
+        narrow = np.empty(len(row), np.float32)
+        self._in_blocks(query, row, partial(_squares_32, self._queries), _PAIRS, narrow)
+        squares = narrow.astype(np.float64)
+        self._count(candidates=len(row), bytes_read=len(row) * self._queries.shape[1] * 4)
+        gamma, tiny = _gamma(self._queries.shape[1]), _tiny(self._queries.shape[1])
+        lower = np.sqrt(np.maximum(squares - tiny, 0) / (1 + gamma)) / _CLOSE
+        upper = np.sqrt((squares + tiny) / (1 - gamma)) * _CLOSE
+        return self._kept(_Compared(query, row, lower, upper))
+
+    def _kept(self, found: _Compared) -> _Compared:
+        """Without those that are to be left out."""
+        if self._exclude is None:
+            return found
+        return found[self._ids(found.row) != self._exclude[found.query]]
+
+    def _in_blocks(
+        self, query: NDArray[np.int64], row: Ids, work: "_Work", at_a_time: int, results: NDArray[Any]
+    ) -> None:
+        """What `work` makes of pairs of queries and rows, block by block, on every core where that pays."""
+        alone = len(row) < _ALONE
+        at_a_time = min(at_a_time, _FEW_PAIRS) if alone else at_a_time
         order = np.argsort(row, kind="stable")
         cuts = np.searchsorted(row[order], self._firsts)
         jobs = [
-            (self._blocks[number], order[start : min(start + _AT_A_TIME, after)], self._firsts[number])
+            (number, order[start : min(start + at_a_time, after)])
             for number, (before, after) in enumerate(pairwise(cuts))
-            for start in range(before, after, _AT_A_TIME)
+            for start in range(before, after, at_a_time)
         ]
 
-        def compute(some: Sequence[tuple[Block, Ids, int]]) -> None:
-            for block, places, first in some:
-                wide = self._wide[0] if len(self._wide) == 1 else self._wide[query[places]]
-                differences = block.matrix[row[places] - first] - wide
-                squares[places] = np.einsum("ij,ij->i", differences, differences)
+        def compute(some: Sequence[tuple[int, Ids]]) -> None:
+            for number, places in some:
+                matrix, first = self._blocks[number].matrix, self._firsts[number]
+                results[places] = work(query[places], matrix, row[places] - first)
 
-        if len(row) < 2 * _AT_A_TIME:
+        if alone:
             compute(jobs)
         else:
             groups = np.array_split(np.arange(len(jobs)), min(len(jobs), 2 * _cores()))
             deque(_spread(compute, [[jobs[number] for number in group] for group in groups]), maxlen=0)
-        return squares
 
     def _ids(self, row: Ids) -> Ids:
         number = np.searchsorted(self._firsts, row, side="right") - 1
@@ -518,11 +568,16 @@ class _Asked:
         return ids
 
     def _answers(self) -> list[Answer]:
-        query, square, row = self._exact
-        distances, ids = np.sqrt(square), self._ids(row)
-        if not self._k:
-            # Roots of different squares may be equal, and the limit is one of distances.
-            stays = distances <= self._limit[query]
+        """Computes the true distances of whoever is left, and puts them in order."""
+        with self._explanation.timed("refine"):
+            found = self._all_compared()
+            query, row, ids = found.query, found.row, self._ids(found.row)
+            squares = np.empty(len(row))
+            self._in_blocks(query, row, partial(_squares_64, self._wide), _FEW_PAIRS, squares)
+            order = np.lexsort((ids, squares, query))
+            query, distances, ids = query[order], np.sqrt(squares[order]), ids[order]
+            # Roots of different squares may be equal, and a radius is one of distances.
+            stays = _rank(query) < self._k if self._k else distances <= self._limit[query]
             query, distances, ids = query[stays], distances[stays], ids[stays]
         cuts = np.searchsorted(query, np.arange(len(self._queries) + 1))
         return [(distances[a:b], ids[a:b]) for a, b in pairwise(cuts)]
@@ -531,6 +586,45 @@ class _Asked:
         with _COUNTING:
             for name, number in numbers.items():
                 setattr(self._explanation, name, getattr(self._explanation, name) + number)
+
+
+# Some pairs of queries and rows of a matrix -> squared distances.
+_Work: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.float32], Ids], NDArray[Any]]
+
+
+def _squares_32(
+    queries: NDArray[np.float32], query: NDArray[np.int64], matrix: NDArray[np.float32], row: Ids
+) -> NDArray[np.float32]:
+    """Sums of squared differences in float32, on the calling thread's core alone."""
+    if len(row) <= _FEW_PAIRS:
+        differences = matrix[row]
+        differences -= queries[query]
+        return np.asarray(np.einsum("ij,ij->i", differences, differences))
+    squares = np.empty(len(row), np.float32)
+    pointers = map(faiss.swig_ptr, (queries, query, matrix, row, squares))
+    faiss.pairwise_indexed_L2sqr(queries.shape[1], len(row), *pointers)
+    return squares
+
+
+def _squares_64(wide: Floats, query: NDArray[np.int64], matrix: NDArray[np.float32], row: Ids) -> Floats:
+    """The same in float64."""
+    differences = matrix[row].astype(np.float64)
+    differences -= wide[query]
+    return np.asarray(np.einsum("ij,ij->i", differences, differences))
+
+
+def _gamma(dimension: int) -> float:
+    """By which share of the sum of their magnitudes a float32 sum of products may be off, in any order.
+
+    Higham, Accuracy and Stability of Numerical Algorithms, 3.1: (d + c)u / (1 - (d + c)u), u = 2^-24.
+    """
+    terms = dimension + 16
+    return terms * 2.0**-24 / (1 - terms * 2.0**-24)
+
+
+def _tiny(dimension: int) -> float:
+    """How much such a sum may lose to terms that are too small for float32."""
+    return (dimension + 16) * 2.0**-126
 
 
 def _bound(coded: Coded, squares: Floats, errors: Floats) -> Floats:
@@ -569,6 +663,37 @@ def _at_most(squares: NDArray[np.float32], most: NDArray[np.float32]) -> tuple[I
     flat = (8 * some[:, None] + np.arange(8)).ravel()
     flat = flat[answers.reshape(-1)[flat]]
     return np.divmod(flat, answers.shape[1])
+
+
+_Rows = TypeVar("_Rows", _Found, _Compared)
+
+
+def _joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:
+    """All of them in one."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = [[getattr(one, column.name) for one in (nothing, *parts)] for column in fields(nothing)]
+    return type(nothing)(*map(np.concatenate, columns))
+
+
+def _by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:
+    """The places of each query that is there."""
+    # numpy sorts numbers of 16 bits by counting them.
+    order = np.argsort(query.astype(np.uint16), kind="stable")
+    ordered = query[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    for start, end in pairwise([*starts.tolist(), len(order)]):
+        yield int(ordered[start]), order[start:end]
+
+
+def _least(query: NDArray[np.int64], values: Floats, count: int) -> NDArray[np.bool_]:
+    """Which are among the `count` least of their query."""
+    chosen = np.zeros(len(query), bool)
+    for _, places in _by_query(query):
+        if len(places) > count:
+            places = places[np.argpartition(values[places], count - 1)[:count]]
+        chosen[places] = True
+    return chosen
 
 
 def _rank(query: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
-from retrieval.knn import Answer, Block, Explanation, Ids, nearest
+from retrieval.knn import Answer, Block, Ids, nearest
 from retrieval.store import Reader
 
 # How many photos are asked for at first, for each person that is wanted, and how that grows.
@@ -153,7 +153,6 @@ def by_centroid(
     *,
     photos: int,
     allowed: Ids | None,
-    explanation: Explanation | None = None,
 ) -> list[list[Ranked]]:
     """The k people whose centroids are nearest to each query; otherwise as `by_photos`.
 
@@ -161,7 +160,7 @@ def by_centroid(
     All of them are computed for each call, which reads every allowed vector once: ask for many at a time.
     """
     centroids = Block(*_centroids(reader, blocks, allowed))
-    found = nearest([centroids], queries, k, explanation=explanation) if len(centroids) else []
+    found = nearest([centroids], queries, k) if len(centroids) else []
     answers = []
     for query, (distances, people) in zip(queries, found, strict=False):
         of = {
