@@ -373,7 +373,8 @@ class _Asked:
                 if seen >= next_look or size > _WAITING:
                     self._tighten()
                     next_look = 4 * seen
-                    size = sum(len(one.row) for one in (*self._waiting, *self._compared))
+                    size = sum(len(one.row) for one in self._waiting)
+                    size += sum(len(one.row) for one in self._compared)
                     if size > _WAITING // 2:
                         self._settle()
                         size = 0
@@ -430,7 +431,7 @@ class _Asked:
         length, gamma = self._lengths[query], _gamma(self._queries.shape[1])
         squares = np.maximum(squares, 0) + _tiny(self._queries.shape[1])
         most = (np.sqrt(squares) + 2 * np.sqrt(gamma) * length) / (1 - np.sqrt(gamma))
-        return np.sqrt(squares + gamma * (2 * length + most) ** 2) * _CLOSE
+        return np.asarray(np.sqrt(squares + gamma * (2 * length + most) ** 2) * _CLOSE)
 
     def _code_squares(self, part: _Part, coded: Coded) -> NDArray[np.float32]:
         """Squared distances (queries, rows) between codes, exactly."""
