@@ -235,7 +235,7 @@ def old(bundle: ModelBundle, tmp_path: Path) -> Path:
     """A gallery of schema 0001 whose model is the tests'."""
     folder = tmp_path / "old.gallery"
     shutil.copytree(DATA / "gallery-0001", folder)
-    (folder / "model").symlink_to(bundle.folder)
+    shutil.copytree(bundle.folder, folder / "model")
     execute(folder / "gallery.db", f"UPDATE gallery SET fingerprint = '{bundle.fingerprint}'")
     return folder
 
@@ -452,7 +452,7 @@ def second(bundle: ModelBundle, tmp_path: Path) -> Path:
     """A gallery of schema 0002 whose model is the tests'."""
     folder = tmp_path / "second.gallery"
     shutil.copytree(DATA / "gallery-0002", folder)
-    (folder / "model").symlink_to(bundle.folder)
+    shutil.copytree(bundle.folder, folder / "model")
     execute(
         folder / "gallery.db",
         f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
