@@ -290,6 +290,39 @@ def test_no_bound_exceeds_its_distance(
     assert (reach - (one_errors[:, None] + other_errors) * (1 + 1e-12) <= true).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    shapes=st.tuples(st.sampled_from(list(ALL_KINDS)), st.sampled_from(list(ALL_KINDS))),
+    scale=st.integers(-30, 16),
+    queries=st.sampled_from([1, 8, 20]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_distance_lies_between_the_bounds_of_its_float32_comparison(
+    shapes: tuple[str, str], scale: int, queries: int, seed: int
+) -> None:
+    """Of a product as of differences, by whatever kernel, for vectors as long and as close as may be."""
+    rng = np.random.default_rng(seed)
+    stored, asked = (
+        within_reach(ALL_KINDS[shape](rng, rows, 128) * np.float32(10.0**scale))
+        for shape, rows in zip(shapes, (8, queries), strict=True)
+    )
+    asked[0] = stored[0]
+    (part,) = knn._parts([Block(np.arange(8), stored)], None)
+    one = knn._Asked([part.block], [part], asked, None, Explanation())
+    differences = asked[:, None].astype(np.longdouble) - stored.astype(np.longdouble)
+    true = np.sqrt((differences**2).sum(axis=2)).ravel()
+    query, row = np.divmod(np.arange(8 * queries), 8)
+
+    squares = one._vector_squares(part).astype(np.float64)
+    assert (one._above(squares.ravel(), query) >= true).all()
+    slack = one._rounding(one._lengths + true.reshape(queries, 8).max(axis=1).astype(np.float64))
+    assert (squares - slack[:, None] <= (true**2).reshape(queries, 8)).all()
+
+    compared = one._compare(query, row)
+    assert (compared.lower <= true).all()
+    assert (compared.upper >= true).all()
+
+
 def within_reach(vectors: Vectors) -> Vectors:
     """Vectors no longer than the door of a gallery lets through."""
     wide = np.nan_to_num(vectors.astype(np.float64), posinf=1e17, neginf=-1e17)
