@@ -139,6 +139,12 @@ class TorchEngine:
             best, best_pace, size = size, pace, 2 * size
         self.pass_size = min(best, self.pass_size)
 
+    def resident(self, pixels: Pixels) -> Callable[[int], None]:
+        """The network alone, for measuring: runs so many times over pixels that are on the device already."""
+        lane = self._lanes.get()
+        self._lanes.put(lane)
+        return lane.resident(pixels)
+
     def close(self) -> None:
         """Nothing: Python gives back what there is."""
 
@@ -238,6 +244,10 @@ class _AnyLane(Protocol):
         """Begins a pass; what comes back waits for its answer."""
         ...
 
+    def resident(self, pixels: Pixels) -> Callable[[int], None]:
+        """See `TorchEngine.resident`."""
+        ...
+
 
 class _Pass:
     """A pass that has begun on a lane, which it gives back when it is over or cannot begin."""
@@ -284,6 +294,16 @@ class _Lane:
             vectors, probabilities = _through(self._network, _tensor(pixels).to(self._device))
             answer = vectors.cpu().numpy(), probabilities.cpu().numpy()
         return lambda: answer
+
+    def resident(self, pixels: Pixels) -> Callable[[int], None]:
+        batch = _tensor(pixels).to(self._device)
+
+        def run(times: int) -> None:
+            with torch.inference_mode():
+                for _ in range(times):
+                    _through(self._network, batch)
+
+        return run
 
 
 class _Recorded:
@@ -370,6 +390,19 @@ class _GpuLane:
             return host[0].numpy().copy(), host[1].numpy().copy()
 
         return wait
+
+    def resident(self, pixels: Pixels) -> Callable[[int], None]:
+        with torch.inference_mode(), torch.cuda.device(self._gpu.device):
+            batch = _tensor(pixels).to(self._gpu.device)
+            there = torch.cuda.current_stream().record_event()
+
+        def run(times: int) -> None:
+            with torch.inference_mode(), torch.cuda.device(self._gpu.device):
+                for _ in range(times):
+                    _, computed = self._gpu.launch(batch, there)
+                computed.synchronize()
+
+        return run
 
 
 def _gpu_lanes(network: Network, device: torch.device) -> list[_GpuLane]:
