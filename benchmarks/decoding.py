@@ -4,8 +4,9 @@
 
 A photo is read, hashed (SHA-256), decoded and resized, which is what enrolling does before the network.
 Workers are 1, 2, 4, ... up to the number of cores. `--large` makes photos of 12 megapixels, in a temporary
-folder, as mosaics of those that are given. Processes write their pixels straight into a block of shared memory that the
-caller reads, so nothing is copied or pickled on the way. Prints one table and one JSON line.
+folder, as mosaics of those that are given. Processes write their pixels straight into a block of shared
+memory that the caller reads, so nothing is copied or pickled on the way. Prints one table and one JSON
+line.
 
 The share of a thread's time in which it holds the interpreter's lock is 1 minus what a loop of plain Python
 beside it still gets done, when there are two cores at least: only one thread at a time runs Python.

@@ -12,8 +12,8 @@ has Python 3.12, torch 2.11 and torchvision 0.26, carry wheels for what else is 
     pip install --no-index --find-links wheels/ $PACKAGES
 
 Photos are copied, each copy with a few bytes of its own behind the picture, so that there are enough of
-them to keep a GPU busy for some seconds and all are enrolled. `--device cpu` is a run of the program, not of a GPU.
-Prints one table and one JSON line.
+them to keep a GPU busy for some seconds and all are enrolled. `--device cpu` is a run of the program, not
+of a GPU. Prints one table and one JSON line.
 """
 
 import argparse
