@@ -184,7 +184,7 @@ def _from_jpegs(asked: Asked, found: list[Path], precision: str, sample: pixels.
         copied(found, asked.photos, files, copies=asked.copies)
         options: dict[str, Any] = {"device": asked.device, "engine": "torch", "precision": precision}
         with Gallery.create(Path(folder) / "gallery", asked.bundle, **options) as gallery:
-            batch_size = gallery.embedder.tune(sample)
+            batch_size = gallery.embedder.tune(sample, limit=max(asked.batches))
             many = np.resize(sample, (4 * batch_size, *sample.shape[1:]))
             pure = _pace(lambda: gallery.embedder.embed(many), len(many), asked.seconds)
             with Busy(asked.device) as busy:

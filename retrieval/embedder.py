@@ -115,13 +115,14 @@ class Embedder:
         """How many pictures a call should bring, at least, for the device to be busy to the end of it."""
         return self._run.batch_size
 
-    def tune(self, sample: NDArray[np.uint8]) -> int:
+    def tune(self, sample: NDArray[np.uint8], *, limit: int = 1024) -> int:
         """Finds the size of a pass through the network at which a GPU is fastest; takes seconds.
 
         Worth it before thousands of pictures. Sizes are doubled until that is no faster or the memory ends.
 
         Args:
             sample: a picture or more, as `embed` takes them; they are repeated as needed.
+            limit: the largest pass that is tried.
 
         Returns:
             The new `batch_size`.
@@ -132,7 +133,7 @@ class Embedder:
         self._check_pixels(sample)
         if not len(sample):
             raise InputError("Finding the best batch size takes at least one picture.")
-        self._run.tune(sample)
+        self._run.tune(sample, limit=limit)
         return self.batch_size
 
     def embed(self, pixels: NDArray[np.uint8]) -> Embeddings:

@@ -47,8 +47,8 @@ class Engine(Protocol):
         """Embeds uint8 (n, size, size, 3), n at least 1."""
         ...
 
-    def tune(self, sample: Pixels) -> None:
-        """Finds the pass size at which this device is fastest, with copies of some pictures."""
+    def tune(self, sample: Pixels, *, limit: int) -> None:
+        """Finds the pass size, up to a limit, at which a device is fastest, with copies of some pictures."""
         ...
 
     def close(self) -> None:

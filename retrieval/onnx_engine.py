@@ -51,7 +51,7 @@ class OnnxEngine:
         """See `engines.Engine`."""
         return self._side_by_side(pixels) if self._many(pixels) else self._in_turn(pixels)
 
-    def tune(self, sample: Pixels) -> None:
+    def tune(self, sample: Pixels, *, limit: int) -> None:
         """Nothing: the size was measured once, and hardly matters."""
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ class SeveralDevices:
         vectors, probabilities = zip(*self._threads.map(self._one, parts), strict=True)
         return np.concatenate(vectors), np.concatenate(probabilities)
 
-    def tune(self, sample: Pixels) -> None:
+    def tune(self, sample: Pixels, *, limit: int) -> None:
         """Nothing: a lane's memory decides how many pictures a process gets at a time."""
 
     def close(self) -> None:

@@ -29,10 +29,9 @@ from training.model import Network
 
 _TYPES: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Pass sizes before `tune`, and the most that it tries.
+# Pass sizes before `tune`.
 _PASS_ON_CPU: Final = 16
 _PASS_ON_GPU: Final = 64
-_LARGEST_PASS: Final = 1024
 # `tune` goes on doubling while a doubling makes it this much faster.
 _WORTH_DOUBLING: Final = 1.03
 _LANES: Final = 2
@@ -128,10 +127,10 @@ class TorchEngine:
         """Passes for all lanes; see `engines.Engine`."""
         return _LANES * self.pass_size
 
-    def tune(self, sample: Pixels) -> None:
+    def tune(self, sample: Pixels, *, limit: int) -> None:
         """Doubles the pass size until that is no faster or memory ends, and keeps the best; see `Engine`."""
         best, best_pace, size = self.pass_size, 0.0, self.pass_size
-        while size <= _LARGEST_PASS:
+        while size <= limit:
             pace = self._pace(sample, size)
             # Where memory ended, the size is smaller by now than what was asked for.
             if pace < best_pace * _WORTH_DOUBLING or self.pass_size < size:
