@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from retrieval import photos, pixels
 from retrieval.bundle import ModelBundle
+from retrieval.engines import PRECISIONS, Engine
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -175,10 +176,9 @@ def _onnx(graph: str, setting: Setting) -> Run:
 
 
 def _number_types(bundle: ModelBundle, batch: Pixels) -> Iterator[tuple[Setting, Run]]:
-    """int8 by onnxruntime, with weights alone and with activations too; float32 and less by torch."""
+    """int8 by onnxruntime, with weights alone and with activations too; the torch engine's precisions."""
     import tempfile
 
-    import torch
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -206,30 +206,14 @@ def _number_types(bundle: ModelBundle, batch: Pixels) -> Iterator[tuple[Setting,
         for name, path in (("int8, dynamic", dynamic), ("int8, static", static)):
             setting = Setting(name, cores, spinning=False)
             yield setting, _onnx(path, setting)
-    from safetensors.torch import load_file
+    from retrieval.torch_engine import TorchEngine
 
-    from training.model import Network
-
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        network = Network(len(bundle.labels), architecture=bundle.architecture)
-        network.load_state_dict(load_file(bundle.weights_path))
-        network = network.eval().to(dtype=dtype, memory_format=torch.channels_last)
-        yield Setting(f"torch, {str(dtype).removeprefix('torch.')}"), _torch(network)
+    for precision in PRECISIONS:
+        yield Setting(f"torch, {precision}"), _torch(TorchEngine.load(bundle, "cpu", precision=precision))
 
 
-def _torch(network: Any) -> Run:
-    import torch
-
-    def run(pixels: Pixels) -> Vectors:
-        with torch.inference_mode():
-            return np.concatenate(
-                [
-                    network(torch.from_numpy(pixels[start : start + 16]))[0].float().numpy()
-                    for start in range(0, len(pixels), 16)
-                ]
-            )
-
-    return run
+def _torch(engine: Engine) -> Run:
+    return lambda pixels: engine(pixels)[0]
 
 
 def _paces(
