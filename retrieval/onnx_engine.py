@@ -15,7 +15,7 @@ from retrieval.bundle import ModelBundle
 from retrieval.engines import Answer, Pixels
 from retrieval.errors import BundleError
 
-# Pictures in a pass.
+# Pictures in a pass, at most.
 _PASS: Final = 16
 
 
@@ -69,7 +69,9 @@ class OnnxEngine:
         return _joined([_run(self._wide, part) for part in _parts(pixels, _PASS)])
 
     def _side_by_side(self, pixels: Pixels) -> Answer:
-        size = min(_PASS, -(-len(pixels) // self._threads))
+        # As many passes for each lane, and all as large: at the end of a batch none waits long for another.
+        rounds = -(-len(pixels) // (_PASS * self._threads))
+        size = -(-len(pixels) // (rounds * self._threads))
         with self._opening:
             # A second copy of the weights, for those who embed by the batch.
             self._narrow = self._narrow or _session(self._bundle, 1)
