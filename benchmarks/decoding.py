@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--crop", type=float, default=0.6)
     parser.add_argument("--count", type=int, default=512, help="photos, evenly from the folder")
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement, five times in turn")
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement, in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true", help="photos of 12 megapixels")
     options = parser.parse_args()
     found = [photo.path for photo in photos.scan([options.photos])]
@@ -72,7 +73,7 @@ def main() -> None:
         if options.large:
             files = list(mosaics(files, Path(folder), count=8))
         work = Work(files, options.size, options.crop)
-        rows = paces(work, seconds=options.seconds)
+        rows = paces(work, seconds=options.seconds, rounds=options.rounds)
         held = lock_held(work, seconds=options.seconds)
         stages = stage_shares(work)
     show(rows)
@@ -98,7 +99,7 @@ def one(path: Path, size: int, crop: float) -> pixels.Pixels:
     return pixels.read(data, size=size, crop=crop)
 
 
-def paces(work: Work, *, seconds: float, rounds: int = 5) -> list[Row]:
+def paces(work: Work, *, seconds: float, rounds: int) -> list[Row]:
     """Photos a second of threads and of processes; the median of some rounds, taken in turn."""
     counts = [1]
     while counts[-1] < (os.cpu_count() or 1):

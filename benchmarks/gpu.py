@@ -22,11 +22,12 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -108,14 +109,28 @@ def measured(asked: Asked) -> dict[str, Any]:
     """The whole table."""
     found = [photo.path for photo in photos.scan([asked.photos])]
     sample = _squares(asked.bundle, found[:64])
-    work = decoding.Work(found[:512], asked.bundle.input_size, asked.bundle.preprocessing.crop)
     return {
         "machine": machine(asked.device),
         "forward": list(_forward(asked, sample)),
-        "decoding": [asdict(row) for row in decoding.paces(work, seconds=asked.seconds / 5, rounds=1)],
+        "decoding": _decoding(asked),
         "from_jpegs": [_from_jpegs(asked, found, precision, sample) for precision in PRECISIONS],
         "training": [_training(asked, batch) for batch in TRAINING_BATCHES],
     }
+
+
+def _decoding(asked: Asked) -> list[dict[str, Any]]:
+    """What benchmarks.decoding says; a program of its own, since its processes need not import torch."""
+    wanted = {
+        "--photos": asked.photos,
+        "--size": asked.bundle.input_size,
+        "--crop": asked.bundle.preprocessing.crop,
+        "--seconds": asked.seconds / 5,
+        "--rounds": 1,
+    }
+    options = [str(part) for pair in wanted.items() for part in pair]
+    command = [sys.executable, "-m", "benchmarks.decoding", *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return list(json.loads(done.stdout.splitlines()[-1])["rows"])
 
 
 def machine(device: str) -> dict[str, Any]:

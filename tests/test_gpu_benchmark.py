@@ -18,7 +18,7 @@ _ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def printed(bundle: ModelBundle, faces: Path) -> list[str]:
     where = ["--model", str(bundle.folder), "--photos", str(faces)]
-    options = ["--device", "cpu", "--seconds", "0.05", "--copies", "2", "--batches", "1,8"]
+    options = ["--device", "cpu", "--seconds", "0.02", "--copies", "2", "--batches", "1,8"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *where, *options],
         cwd=_ROOT,
