@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retrieval.backup import BackedUp, Restored
     from retrieval.bundle import ModelBundle, Preprocessing
     from retrieval.embedder import Embedder, Embeddings
+    from retrieval.engines import PrecisionDrift
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
     from retrieval.gallery import (
@@ -64,6 +65,7 @@ __all__ = [
     "PeopleResult",
     "PersonMatch",
     "Photo",
+    "PrecisionDrift",
     "Prediction",
     "Preprocessing",
     "Reason",
@@ -109,6 +111,7 @@ _HOMES = {
     "PeopleResult": "gallery",
     "PersonMatch": "gallery",
     "Photo": "photos",
+    "PrecisionDrift": "engines",
     "Prediction": "gallery",
     "Preprocessing": "bundle",
     "Reason": "errors",

@@ -10,7 +10,7 @@ import typer
 
 from retrieval import care, terminal
 from retrieval.errors import InputError, UnreadableImage
-from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
+from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from retrieval.gallery import Gallery, Match, PersonMatch, Prediction
@@ -56,6 +56,7 @@ def search(
     as_json: JsonOption = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
@@ -75,7 +76,7 @@ def search(
         options |= {"k": k or _DEFAULT_K, "rule": rule, "mean_of": mean_of, "photos": photos}
     else:
         options |= {"k": k or (None if within is not None else _DEFAULT_K), "within": within}
-    with care.open_gallery(gallery, "search", device=device) as opened:
+    with care.open_gallery(gallery, "search", device=device, precision=precision) as opened:
         answers = [
             *_of_images(opened, asked, by_person, {**options, "exclude_self": exclude_self}),
             *_of_faces(opened, face or [], by_person, options),

@@ -26,12 +26,15 @@ _PANEL = "Looking after a gallery"
 _Receipts = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE.json", help="A receipt of `forget` that neither backup nor gallery knows; may be repeated.", show_default=False)]  # fmt: skip
 
 
-def open_gallery(folder: Path, command: str, *, device: str = "auto") -> "Gallery":
+def open_gallery(
+    folder: Path, command: str, *, device: str = "auto", precision: str = "float32"
+) -> "Gallery":
     """A gallery, for reading only where nothing can be written."""
     from retrieval.gallery import Gallery
 
     read_only = folder.is_dir() and not os.access(folder, os.W_OK)
-    return Gallery.open(folder, device=device, read_only=read_only, via=f"faceprint {command}")
+    via = f"faceprint {command}"
+    return Gallery.open(folder, device=device, precision=precision, read_only=read_only, via=via)
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -333,7 +336,9 @@ def reembed(
         )
 
 
-def open_or_create(folder: Path, model: Path | None, command: str, *, device: str = "auto") -> "Gallery":
+def open_or_create(
+    folder: Path, model: Path | None, command: str, *, device: str = "auto", precision: str = "float32"
+) -> "Gallery":
     """A gallery, made where there is none."""
     from contextlib import suppress
 
@@ -348,8 +353,11 @@ def open_or_create(folder: Path, model: Path | None, command: str, *, device: st
     if free and model is not None:
         # Another process may make the gallery between our look and our making it: then it is opened.
         with suppress(GalleryError):
-            return Gallery.create(folder, ModelBundle.load(model), device=device, via=f"faceprint {command}")
-    gallery = open_gallery(folder, command, device=device)
+            via = f"faceprint {command}"
+            return Gallery.create(
+                folder, ModelBundle.load(model), device=device, precision=precision, via=via
+            )
+    gallery = open_gallery(folder, command, device=device, precision=precision)
     if model is not None:
         gallery.require(ModelBundle.load(model))
     return gallery

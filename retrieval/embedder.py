@@ -8,18 +8,16 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle import ModelBundle
-from retrieval.errors import BundleError, InputError, MissingDependency
+from retrieval.engines import PRECISIONS, Engine, PrecisionDrift
+from retrieval.errors import InputError, MissingDependency
 
 ENGINES: Final = ("auto", "onnxruntime", "torch")
-
-# How many pictures go through the network at a time.
-_PASS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -35,74 +33,154 @@ class Embeddings:
     probabilities: NDArray[np.float32]
 
 
-class _Engine(Protocol):
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
-
-
 class Embedder:
-    """A model ready to embed. Safe to share between threads.
+    """A model ready to embed. Safe to share between threads. A context manager.
 
     Attributes:
         bundle: the model.
-        device: "cpu", "cuda:0", ...
+        device: "cpu", "cuda:0", ... or several, "cuda:0,cuda:1".
         engine: "onnxruntime" or "torch".
+        precision: "float32", "bf16" or "fp16".
     """
 
-    def __init__(self, bundle: ModelBundle, device: str, engine: str, run: _Engine) -> None:
+    def __init__(
+        self, bundle: ModelBundle, device: str, engine: str, run: Engine, *, precision: str = "float32"
+    ) -> None:
         self.bundle = bundle
         self.device = device
         self.engine = engine
+        self.precision = precision
         self._run = run
 
     @classmethod
-    def open(cls, bundle: ModelBundle, *, device: str = "auto", engine: str = "auto") -> "Embedder":
+    def open(
+        cls,
+        bundle: ModelBundle,
+        *,
+        device: str = "auto",
+        engine: str = "auto",
+        precision: str = "float32",
+        threads: int | None = None,
+    ) -> "Embedder":
         """Loads a bundle's weights.
 
         Args:
             bundle: the model.
             device: "auto" (CUDA where there is a GPU and torch, else the CPU), "cpu", "cuda", "cuda:1", ...
-            engine: "auto" (onnxruntime on a CPU, torch elsewhere), "onnxruntime" or "torch".
+                or several, "cuda:0,cuda:1": a process for each, started with `spawn`, so that a program
+                that asks for several keeps what it does under `if __name__ == "__main__":`.
+            engine: "auto" (onnxruntime on a CPU in float32, torch elsewhere), "onnxruntime" or "torch".
+            precision: what the torch engine's convolutions compute in: "float32", "bf16" or "fp16".
+                `drift` says what that changes.
+            threads: how many cores the onnxruntime engine may keep busy; None is all that this process may
+                run on.
 
         Raises:
-            InputError: no such engine or device, or an engine that does not run on the device.
+            InputError: no such engine, device or precision, or an engine that does not run on the device or
+                in the precision; a number of threads below 1.
             MissingDependency: the torch engine without torch.
             BundleError: the weights or the graph cannot be loaded.
         """
-        if engine not in ENGINES:
-            raise InputError(f"There is no engine {engine}; choose one of {', '.join(ENGINES)}.")
+        _check(engine, precision, threads)
+        less = precision != "float32"
         if device == "auto":
             device = "cuda" if engine != "onnxruntime" and _has_gpu() else "cpu"
         if engine == "auto":
-            engine = "onnxruntime" if device == "cpu" else "torch"
-        if engine == "onnxruntime":
-            if device != "cpu":
-                raise InputError(
-                    f"The onnxruntime engine runs on the CPU, not on {device}; use the torch engine."
-                )
-            return cls(bundle, "cpu", engine, _onnx_engine(bundle))
-        return cls(bundle, device, engine, _torch_engine(bundle, device))
+            engine = "onnxruntime" if device == "cpu" and not less else "torch"
+        if engine == "torch":
+            run = _torch_engine(bundle, device, precision)
+            return cls(bundle, device, engine, run, precision=precision)
+        if device != "cpu":
+            raise InputError(
+                f"The onnxruntime engine runs on the CPU, not on {device}; use the torch engine."
+            )
+        if less:
+            raise InputError(
+                f"The onnxruntime engine computes in float32, not in {precision}; use the torch engine."
+            )
+        from retrieval.onnx_engine import OnnxEngine
+
+        return cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
+
+    @property
+    def drift(self) -> PrecisionDrift | None:
+        """How far `precision` moved distances between photos of the first batch, compared with float32.
+
+        None in float32, and until a batch with two different photos was embedded.
+        """
+        return self._run.drift
+
+    @property
+    def batch_size(self) -> int:
+        """How many pictures a call should bring, at least, for the device to be busy to the end of it."""
+        return self._run.batch_size
+
+    def tune(self, sample: NDArray[np.uint8], *, limit: int = 1024) -> int:
+        """Finds the size of a pass through the network at which a GPU is fastest; takes seconds.
+
+        Worth it before thousands of pictures. Sizes are doubled until that is no faster or the memory ends.
+
+        Args:
+            sample: a picture or more, as `embed` takes them; they are repeated as needed.
+            limit: the largest pass that is tried.
+
+        Returns:
+            The new `batch_size`.
+
+        Raises:
+            InputError: another dtype or shape, or no picture.
+        """
+        self._check_pixels(sample)
+        if not len(sample):
+            raise InputError("Finding the best batch size takes at least one picture.")
+        self._run.tune(sample, limit=limit)
+        return self.batch_size
 
     def embed(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Embeds a batch; however large it is, memory is that of passes of 64 pictures.
+        """Embeds a batch; however large it is, it goes through the network in passes of bounded memory.
+
+        Where a GPU's memory ends, passes become half as large and the batch goes on.
 
         Args:
             pixels: uint8 (n, size, size, 3), RGB, as `pixels.read` gives them.
 
         Raises:
             InputError: another dtype or shape.
+            RunError: the device has no memory for one picture, numbers do not fit into fp16, or the process
+                of one of several devices ended.
         """
+        self._check_pixels(pixels)
+        if not len(pixels):
+            empty = np.empty((0, self.bundle.dimension), np.float32)
+            return Embeddings(empty, np.empty((0, len(self.bundle.labels)), np.float32))
+        return Embeddings(*self._run(pixels))
+
+    def close(self) -> None:
+        """Ends threads and processes of the engine, which also end with the last reference to it."""
+        self._run.close()
+
+    def __enter__(self) -> "Embedder":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _check_pixels(self, pixels: NDArray[np.uint8]) -> None:
         size = self.bundle.input_size
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise InputError(
                 f"This model takes uint8 pixels of shape (n, {size}, {size}, 3), "
                 f"not {pixels.dtype} {pixels.shape}."
             )
-        if not len(pixels):
-            empty = np.empty((0, self.bundle.dimension), np.float32)
-            return Embeddings(empty, np.empty((0, len(self.bundle.labels)), np.float32))
-        parts = [self._run(pixels[start : start + _PASS]) for start in range(0, len(pixels), _PASS)]
-        vectors, probabilities = zip(*parts, strict=True)
-        return Embeddings(np.concatenate(vectors), np.concatenate(probabilities))
+
+
+def _check(engine: str, precision: str, threads: int | None) -> None:
+    if engine not in ENGINES:
+        raise InputError(f"There is no engine {engine}; choose one of {', '.join(ENGINES)}.")
+    if precision not in PRECISIONS:
+        raise InputError(f"There is no precision {precision}; choose one of {', '.join(PRECISIONS)}.")
+    if threads is not None and threads < 1:
+        raise InputError("The number of threads must be at least 1.")
 
 
 def _has_gpu() -> bool:
@@ -116,60 +194,16 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _onnx_engine(bundle: ModelBundle) -> _Engine:
-    import onnxruntime
-
+def _torch_engine(bundle: ModelBundle, device: str, precision: str) -> Engine:
     try:
-        session = onnxruntime.InferenceSession(bundle.graph_path, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # onnxruntime has a dozen exception classes and no common one.
-        raise BundleError(f"{bundle.graph_path} cannot be loaded; copy the model whole again.") from error
-
-    def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        vectors, probabilities = session.run(["embedding", "probabilities"], {"pixels": pixels})
-        return vectors, probabilities
-
-    return run
-
-
-def _torch_engine(bundle: ModelBundle, device_name: str) -> _Engine:
-    try:
-        import torch
-        from safetensors.torch import load_file
-
-        from training.model import Network
+        from retrieval.torch_engine import TorchEngine
     except ImportError as error:
         raise MissingDependency(
             "The torch engine needs torch; install it with pip install 'faceprint[gpu]', or use --device cpu."
         ) from error
-    try:
-        device = torch.device(device_name)
-        network = Network(len(bundle.labels), architecture=bundle.architecture).to(device)
-    except KeyError as error:
-        raise BundleError(
-            f"This version of faceprint has no architecture {bundle.architecture}; upgrade faceprint."
-        ) from error
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"There is no device {device_name} here; use --device auto or --device cpu."
-        ) from error
-    try:
-        network.load_state_dict(load_file(bundle.weights_path))
-    except Exception as error:
-        # safetensors and torch have exceptions of their own for damaged and for foreign files.
-        raise BundleError(f"{bundle.weights_path} cannot be loaded; copy the model whole again.") from error
-    network.eval()
-    network = network.to(memory_format=torch.channels_last)
-    if device.type == "cuda":
-        # cuDNN's default, TensorFloat-32, keeps 10 of float32's 23 bits; the CPU keeps them all.
-        torch.backends.cudnn.allow_tf32 = False
+    devices = [name.strip() for name in device.split(",")]
+    if len(devices) == 1:
+        return TorchEngine.load(bundle, device, precision=precision)
+    from retrieval.several import SeveralDevices
 
-    def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        with torch.inference_mode():
-            # Torch takes no arrays that are read-only or that run backwards.
-            batch = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).to(device)
-            vectors, logits = network(batch)
-            probabilities: Any = torch.softmax(logits, 1)
-            return vectors.cpu().numpy(), probabilities.cpu().numpy()
-
-    return run
+    return SeveralDevices(bundle, devices, precision=precision)

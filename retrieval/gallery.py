@@ -219,12 +219,13 @@ class _Model:
 class Gallery:
     """Faces under one folder. Safe to share between threads; any number of processes may read."""
 
-    def __init__(self, vault: Vault, model: _Model, *, device: str, engine: str) -> None:
+    def __init__(self, vault: Vault, model: _Model, *, device: str, engine: str, precision: str) -> None:
         self.folder = vault.folder
         self.vault = vault
         self._model = model
         self._device = device
         self._engine = engine
+        self._precision = precision
         self._embedder: Embedder | None = None
         self._loading = threading.Lock()
         self._enrolling: int | None = None
@@ -237,6 +238,7 @@ class Gallery:
         *,
         device: str = "auto",
         engine: str = "auto",
+        precision: str = "float32",
         via: str = "library",
     ) -> "Gallery":
         """Makes an empty gallery with a copy of the bundle, whole or not at all.
@@ -249,7 +251,7 @@ class Gallery:
         """
         with _new_gallery(Path(folder)) as made:
             Vault.create(made, bundle)
-        return cls.open(folder, device=device, engine=engine, via=via)
+        return cls.open(folder, device=device, engine=engine, precision=precision, via=via)
 
     @classmethod
     def open(
@@ -258,6 +260,7 @@ class Gallery:
         *,
         device: str = "auto",
         engine: str = "auto",
+        precision: str = "float32",
         read_only: bool = False,
         via: str = "library",
     ) -> "Gallery":
@@ -265,7 +268,7 @@ class Gallery:
 
         Args:
             folder: the gallery's.
-            device, engine: see `Embedder.open`.
+            device, engine, precision: see `Embedder.open`.
             read_only: refuse every change. Works on media that cannot be written to.
             via: what the audit log says of the caller.
 
@@ -282,11 +285,14 @@ class Gallery:
         except BaseException:
             vault.close()
             raise
-        return cls(vault, model, device=device, engine=engine)
+        return cls(vault, model, device=device, engine=engine, precision=precision)
 
     def close(self) -> None:
-        """Closes the database and the mapped files."""
+        """Closes the database and the mapped files; ends what the engine started."""
         self.vault.close()
+        with self._loading:
+            if self._embedder is not None:
+                self._embedder.close()
 
     def __enter__(self) -> "Gallery":
         return self
@@ -319,7 +325,9 @@ class Gallery:
         """The model, loaded."""
         with self._loading:
             if self._embedder is None:
-                self._embedder = Embedder.open(self.bundle, device=self._device, engine=self._engine)
+                self._embedder = Embedder.open(
+                    self.bundle, device=self._device, engine=self._engine, precision=self._precision
+                )
             return self._embedder
 
     def _refresh(self, reader: Reader) -> Generation:

@@ -1,5 +1,6 @@
 """A bundle on a device: both engines, one answer."""
 
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,19 @@ def test_a_batch_is_its_photos_one_by_one(embedder: Embedder, photos: NDArray[np
     np.testing.assert_allclose(
         together.probabilities, np.concatenate([one.probabilities for one in alone]), rtol=1e-3, atol=1e-6
     )
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="measured on x86-64 alone")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_onnxruntime_gives_a_photo_the_same_bits_in_any_batch_and_on_any_number_of_cores(
+    bundle: ModelBundle, photos: NDArray[np.uint8], threads: int
+) -> None:
+    alone = Embedder.open(bundle, device="cpu", threads=1)
+    expected = np.concatenate([alone.embed(photo[None]).vectors for photo in photos])
+    with Embedder.open(bundle, device="cpu", threads=threads) as embedder:
+        for size in (36, 17, 5, 2):
+            parts = [embedder.embed(photos[start : start + size]) for start in range(0, len(photos), size)]
+            assert np.array_equal(np.concatenate([part.vectors for part in parts]), expected)
 
 
 @pytest.mark.photographs

@@ -65,9 +65,10 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
             avg_pool (n, 2048) float32, the embedding; and logits (n, labels) float32.
         """
         x = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        # The convolutions may have fewer bits (`retrieval.torch_engine`), and nothing else.
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x.to(self.conv1.weight.dtype)))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        embedding = torch.flatten(self.avgpool(x), 1)
+        embedding = torch.flatten(self.avgpool(x.to(self.mean.dtype)), 1)
         return embedding, self.fc(embedding)
 
 
