@@ -439,11 +439,10 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     rate = done.found / done.seconds if done.seconds else 0
     console.print(
         f"in {done.seconds:,.1f} s, {rate:,.0f} photos/s "
-        f"(embedding and storing {done.storing_seconds:,.1f} s, waiting for photos {done.waiting_seconds:,.1f} s"
         + (
-            f", making searches quick {done.optimizing_seconds:,.1f} s)"
+            f", making searches quick {done.optimizing_seconds:,.1f} s"
             if done.optimizing_seconds > 0.1
-            else ")"
+            else ""
         )
     )
     if not done.enrolled and not done.rejected and not done.interrupted:

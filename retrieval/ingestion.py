@@ -1,22 +1,35 @@
 """Bulk enrollment: folders -> a gallery, and a report of what happened to each file."""
 
 import os
+import resource
+import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
 from retrieval.errors import InputError, Reason
-from retrieval.gallery import Gallery, Prepared
+from retrieval.gallery import Gallery, Meters, Offered, Prepared
 from retrieval.photos import Photo
+from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.verdicts import Outcome, Status
 
 DEFAULT_BATCH_SIZE = 64
+
+# Photos that are asked for in one snapshot whether their files are unchanged; and photos in one batch at most
+# when few of them or none are new.
+_LOOK: Final = 512
+
+# Photos that one thread reads, looks up and decodes at a time.
+_PIECE: Final = 32
+
+_Entry: TypeAlias = Offered | Outcome
 
 _PROBLEMS = {
     Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
@@ -36,9 +49,10 @@ class IngestReport:
         duplicate: photos whose bytes were in the gallery under another path.
         reasons: why photos were rejected, and how many each.
         seconds: of wall-clock time.
-        waiting_seconds: of them, waiting for photos to be read and decoded.
-        storing_seconds: of them, embedding and writing.
         optimizing_seconds: of them, making searches of a gallery that has grown quick.
+        stages: what each stage did, in the order of the stages, which run at the same time.
+        bytes_read: of files.
+        peak_memory: the most that this process has had in memory so far, in bytes.
         interrupted: whether it was stopped before the last photo.
     """
 
@@ -47,9 +61,10 @@ class IngestReport:
     duplicate: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
     seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    storing_seconds: float = 0.0
     optimizing_seconds: float = 0.0
+    stages: tuple[Meter, ...] = ()
+    bytes_read: int = 0
+    peak_memory: int = 0
     interrupted: bool = False
 
     @property
@@ -66,6 +81,48 @@ class IngestReport:
     def worth_retrying(self) -> int:
         """Rejected photos whose reason lies in the machine and not in the file."""
         return sum(number for reason, number in self.reasons.items() if reason.may_pass_when_retried)
+
+    @property
+    def bottleneck(self) -> Meter | None:
+        """The stage whose workers had the most to do: the others waited for it. None where nothing ran."""
+        return max(self.stages, key=lambda one: one.busy_seconds / one.workers, default=None)
+
+    @property
+    def photos_per_second(self) -> float:
+        """Photos that were looked at, by the seconds until the last was durable."""
+        seconds = self.seconds - self.optimizing_seconds
+        return self.found / seconds if seconds > 0 else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON can say it; see docs/cli.md."""
+        limit = self.bottleneck
+        return {
+            "found": self.found,
+            "enrolled": self.enrolled,
+            "known": self.known,
+            "duplicate": self.duplicate,
+            "rejected": self.rejected,
+            "reasons": {str(reason): number for reason, number in sorted(self.reasons.items())},
+            "interrupted": self.interrupted,
+            "seconds": round(self.seconds, 3),
+            "optimizing_seconds": round(self.optimizing_seconds, 3),
+            "photos_per_second": round(self.photos_per_second, 2),
+            "bytes_read": self.bytes_read,
+            "megabytes_per_second": round(self.bytes_read / 1e6 / self.seconds, 3) if self.seconds else 0.0,
+            "peak_memory_bytes": self.peak_memory,
+            "bottleneck": None if limit is None else limit.name,
+            "stages": [
+                {
+                    "name": one.name,
+                    "workers": one.workers,
+                    "items": one.items,
+                    "busy_seconds": round(one.busy_seconds, 3),
+                    "starved_seconds": round(one.starved_seconds, 3),
+                    "blocked_seconds": round(one.blocked_seconds, 3),
+                }
+                for one in self.stages
+            ],
+        }
 
     def count(self, outcome: Outcome) -> None:
         """Adds one photo's fate."""
@@ -85,19 +142,25 @@ def ingest(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
     """Enrolls every photo of some sources.
 
-    Photos are read, hashed and decoded by threads while the batch before is embedded. Face ids follow
-    the order of the photos, not the timing of the threads. Each batch is durable before the next.
+    Files that are what they were when they were enrolled (size, time and inode) are known without being
+    opened. The others are read, hashed and decoded by threads, while another one embeds the batch before and
+    this one makes the batch before that durable. Face ids follow the order of the photos, not the timing of
+    the threads. Each batch is durable before the next. Memory does not grow with the number of photos: at
+    most 4 batches and 4 pieces of 32 photos are underway (size x size x 3 bytes each), and each thread holds
+    16 MiB of files, one file more, and one decoded picture.
 
     Args:
         gallery: where to.
         sources: files, flat folders and identity folders (see `photos.scan`).
         batch_size: photos that are embedded and committed together.
         workers: threads that read photos; None is one per processor.
+        rehash: read every file, whether it looks unchanged or not.
         on_outcome: called once for every photo, in order, after its batch is durable.
         should_stop: asked between batches; True ends the run, with everything so far enrolled.
 
@@ -111,6 +174,7 @@ def ingest(
         photos.scan(sources),
         batch_size=batch_size,
         workers=workers,
+        rehash=rehash,
         on_outcome=on_outcome,
         should_stop=should_stop,
     )
@@ -122,6 +186,7 @@ def ingest_photos(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
@@ -129,26 +194,128 @@ def ingest_photos(
     workers = (os.cpu_count() or 1) if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise InputError("The batch size and the number of workers must be at least 1.")
-    report = IngestReport()
+    report, meters, commit = IngestReport(), Meters(), Meter("commit")
+    scan = Meter("scan")
     started = time.monotonic()
-    with ThreadPoolExecutor(workers, thread_name_prefix="faceprint-read") as threads:
-        prepared = _prepared_in_order(gallery, iter(found), threads, ahead=2 * batch_size)
-        while not report.interrupted:
-            before = time.monotonic()
-            batch = list(islice(prepared, batch_size))
-            between = time.monotonic()
-            report.waiting_seconds += between - before
-            if not batch:
-                break
-            for outcome in gallery.enroll_prepared(batch):
+    stages = [
+        Stage(
+            "prepare",
+            partial(_prepare, gallery, meters),
+            workers=workers,
+            room=max(workers, 2 * -(-batch_size // _PIECE)) + 1,
+            gather=_in_pieces,
+        ),
+        Stage("embed", gallery.embed_prepared, room=1, gather=partial(_in_batches, size=batch_size)),
+    ]
+    if not rehash:
+        stages.insert(0, Stage("recognize", partial(_recognize, gallery), room=1))
+    pipeline = Pipeline(_in_looks(_metered(found, scan)), stages)
+    with pipeline:
+        for batch in pipeline:
+            with commit.working(len(batch.photos)):
+                outcomes = gallery.enroll_ready(batch)
+            for outcome in outcomes:
                 report.count(outcome)
                 on_outcome(outcome)
-            report.storing_seconds += time.monotonic() - between
             report.interrupted = should_stop()
-        threads.shutdown(cancel_futures=True)
+            if report.interrupted:
+                break
+    report.stages = _stages(scan, pipeline.meters, meters, workers, commit)
+    report.bytes_read = meters.bytes.items
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
+    report.peak_memory = peak_memory()
     return report
+
+
+def _metered(found: Iterable[Photo], meter: Meter) -> Iterator[Photo]:
+    """Photos, with the time that finding them takes."""
+    iterator = iter(found)
+    while True:
+        with meter.working(0):
+            photo = next(iterator, None)
+        if photo is None:
+            return
+        meter.items += 1
+        yield photo
+
+
+def _in_looks(found: Iterator[Photo]) -> Iterator[list[_Entry]]:
+    while some := list(islice(found, _LOOK)):
+        yield [_offered(photo) for photo in some]
+
+
+def _offered(photo: Photo) -> _Entry:
+    path = os.fspath(photo.path)
+    if photo.problem is not None:
+        detail = _PROBLEMS[photo.problem]
+        shown = photos.readable(path)
+        return Outcome(shown, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
+    return Offered(path, photo.identity, path)
+
+
+def _recognize(gallery: Gallery, entries: Sequence[_Entry]) -> list[_Entry]:
+    """What is left to look at; photos whose files are unchanged are known."""
+    offered = [entry for entry in entries if isinstance(entry, Offered)]
+    known = iter(gallery.recognize(offered))
+    return [(next(known) or entry) if isinstance(entry, Offered) else entry for entry in entries]
+
+
+def _in_pieces(chunks: Iterator[list[_Entry]]) -> Iterator[list[_Entry]]:
+    """The same entries in pieces that have at most so many photos to be read."""
+    for chunk in chunks:
+        piece: list[_Entry] = []
+        offered = 0
+        for entry in chunk:
+            piece.append(entry)
+            offered += isinstance(entry, Offered)
+            if offered == _PIECE:
+                yield piece
+                piece, offered = [], 0
+        if piece:
+            yield piece
+
+
+def _prepare(gallery: Gallery, meters: Meters, entries: Sequence[_Entry]) -> list[Prepared | Outcome]:
+    offered = [entry for entry in entries if isinstance(entry, Offered)]
+    prepared = iter(gallery.prepare_many(offered, meters=meters))
+    return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
+
+
+def _in_batches(
+    pieces: Iterator[list[Prepared | Outcome]], *, size: int
+) -> Iterator[list[Prepared | Outcome]]:
+    """Batches of `size` photos that are to be embedded, or of many that are not."""
+    batch: list[Prepared | Outcome] = []
+    embedded = 0
+    for piece in pieces:
+        for entry in piece:
+            batch.append(entry)
+            embedded += isinstance(entry, Prepared) and entry.pixels is not None
+            if embedded == size or len(batch) >= max(size, _LOOK):
+                yield batch
+                batch, embedded = [], 0
+    if batch:
+        yield batch
+
+
+def _stages(
+    scan: Meter, stages: dict[str, Meter], steps: Meters, workers: int, commit: Meter
+) -> tuple[Meter, ...]:
+    """The stages as a reader of the report thinks of them: those of preparing one by one."""
+    for step in (steps.read, steps.look_up, steps.decode):
+        step.workers = workers
+    prepare = stages["prepare"]
+    steps.read.add(starved=prepare.starved_seconds)
+    steps.decode.add(blocked=prepare.blocked_seconds)
+    before = [stages[name] for name in stages if name == "recognize"]
+    return (scan, *before, steps.read, steps.look_up, steps.decode, stages["embed"], commit)
+
+
+def peak_memory() -> int:
+    """The most that this process has had in memory so far, in bytes."""
+    # In KiB, but for macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def ingest_embeddings(
@@ -173,22 +340,23 @@ def ingest_embeddings(
         InputError: the file is not what it should be; the batches before the first such row are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
-    report = IngestReport()
+    report, commit = IngestReport(), Meter("commit")
     started = time.monotonic()
     fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
     rows = exchange.read_embeddings(Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted)
     for faces, vectors in rows:
-        between = time.monotonic()
-        for outcome in gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint):
+        with commit.working(len(faces)):
+            outcomes = gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint)
+        for outcome in outcomes:
             report.count(outcome)
             on_outcome(outcome)
-        report.storing_seconds += time.monotonic() - between
         report.interrupted = should_stop()
         if report.interrupted:
             break
+    report.stages = (commit,)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
-    report.waiting_seconds = report.seconds - report.storing_seconds - report.optimizing_seconds
+    report.peak_memory = peak_memory()
     return report
 
 
@@ -247,23 +415,3 @@ def ingest_metadata(
         if report.interrupted:
             break
     return report
-
-
-def _prepared_in_order(
-    gallery: Gallery, found: Iterator[Photo], threads: ThreadPoolExecutor, *, ahead: int
-) -> Iterator[Prepared | Outcome]:
-    """What threads make of photos, in the photos' order, never more than `ahead` of what was taken."""
-    waiting: deque[Future[Prepared | Outcome]] = deque()
-    for photo in found:
-        waiting.append(threads.submit(_prepare, gallery, photo))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _prepare(gallery: Gallery, photo: Photo) -> Prepared | Outcome:
-    if photo.problem is not None:
-        path, detail = photos.readable(photo.path), _PROBLEMS[photo.problem]
-        return Outcome(path, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
-    return gallery.prepare(photo.path, photo.identity)
