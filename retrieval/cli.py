@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from retrieval.bundle import ModelBundle
     from retrieval.gallery import Gallery, GalleryInfo, Missing
     from retrieval.ingestion import IngestReport
+    from retrieval.photos import Photo
+    from retrieval.progress import Progress
+    from retrieval.verdicts import Outcome
 
 app = typer.Typer(
     name="faceprint",
@@ -163,6 +166,9 @@ def ingest(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
@@ -183,25 +189,28 @@ def ingest(
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
     _check(sync or not dry_run, "--dry-run goes with --sync")
+    _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     if dry_run:
         with care.open_gallery(gallery, "ingest") as opened:
-            _print_missing(opened.missing_files(sources), "would go")
+            _print_missing(opened.missing_files(sources), "would go", log_json=log_json)
         return
     # All of the table is read before anything is enrolled.
     table = _metadata_of(metadata) if metadata is not None else None
     if table is not None and not given:
         with _ReportFile(report) as lines, care.open_gallery(gallery, "ingest") as opened:
-            _annotate(opened, table, lines)
+            _annotate(opened, table, lines, log_json=log_json)
         return
-    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry)
+    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry, rehash=rehash)
     with _ReportFile(report) as lines, care.open_or_create(gallery, model, "ingest", device=device) as opened:
-        done = _ingest_with_progress(opened, work, batch_size, workers, lines)
-        _print_ingest(done, report)
+        done = _ingest_with_progress(opened, work, batch_size, workers, lines, log_json=log_json)
+        _tell_summary(done, summary, log_json=log_json)
+        if not log_json:
+            _print_ingest(done, report)
         if table is not None and not done.interrupted:
-            _annotate(opened, table, lines)
+            _annotate(opened, table, lines, log_json=log_json)
         missing = opened.remove_missing(sources) if sync and not done.interrupted else None
     if missing is not None:
-        _print_missing(missing, "went")
+        _print_missing(missing, "went", log_json=log_json)
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     where = report or "--report FILE"
@@ -292,26 +301,44 @@ def _training(module: str) -> Any:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an ingest is to do: how many rows, and the call that does it."""
+    """What an ingest is to do: how many rows, or how to count them, and the call that does it."""
 
-    total: int
+    total: "int | Callable[[], int | None]"
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[Path], retry: Path | None) -> _Work:
-    from retrieval import photos
+def _photos_of(sources: list[Path], retry: Path | None, *, rehash: bool) -> _Work:
     from retrieval.ingestion import ingest_photos
 
-    found = photos.from_report(retry) if retry is not None else None
-    total = len(found) if found is not None else photos.count(sources)
-    if not total:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(map(str, sources))}"
-        raise InputError(f"There are no {where}; check the path.")
+    total, found = _found(sources, retry)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, photos.scan(sources) if found is None else found, **options)
+        return ingest_photos(gallery, found, rehash=rehash, **options)
 
     return _Work(total, run)
+
+
+def _found(
+    sources: list[Path], retry: Path | None
+) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
+    """Photos, at least one of them, and how many they are or how to count them.
+
+    Raises:
+        InputError: there is not one.
+    """
+    from functools import partial
+    from itertools import chain
+
+    from retrieval import photos
+
+    reported = photos.from_report(retry) if retry is not None else None
+    found = photos.scan(sources) if reported is None else iter(reported)
+    # Before a gallery is made: sources that give nothing are a mistake.
+    first = next(found, None)
+    if first is None:
+        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(map(str, sources))}"
+        raise InputError(f"There are no {where}; check the path.")
+    return partial(photos.count, sources) if reported is None else len(reported), chain([first], found)
 
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
@@ -330,7 +357,7 @@ def _metadata_of(path: Path) -> "Annotations":
     return read_annotations(path)
 
 
-def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile") -> None:
+def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile", *, log_json: bool) -> None:
     from retrieval.ingestion import ingest_metadata
     from retrieval.interrupt import graceful
 
@@ -342,36 +369,68 @@ def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile") ->
             on_unknown=lambda name: lines.write_unknown(**{kind: name}),
             should_stop=should_stop,
         )
-    terminal.console().print(
-        f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
-        f"{terminal.counted(done.unknown, kind)} unknown"
-    )
+    if log_json:
+        from retrieval.progress import JsonLog
+
+        JsonLog.event("metadata", set=done.set, unchanged=done.unchanged, unknown=done.unknown)
+    else:
+        terminal.console().print(
+            f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
+            f"{terminal.counted(done.unknown, kind)} unknown"
+        )
     if done.interrupted:
         raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
 
 
 def _ingest_with_progress(
-    gallery: "Gallery", work: _Work, batch_size: int, workers: int | None, lines: "_ReportFile"
+    gallery: "Gallery",
+    work: _Work,
+    batch_size: int,
+    workers: int | None,
+    lines: "_ReportFile",
+    *,
+    log_json: bool,
 ) -> "IngestReport":
     from retrieval.interrupt import graceful
-    from retrieval.verdicts import Outcome, Status
 
-    with graceful() as should_stop, terminal.progress("enrolling") as progress:
-        progress.add_task("", total=work.total, pace="", rejected=0)
-        (task,) = progress.tasks
+    with graceful() as should_stop, _progress("enrolling", work.total, log_json=log_json) as progress:
 
-        def note(outcome: Outcome) -> None:
+        def note(outcome: "Outcome") -> None:
             lines.write(outcome)
-            rejected = task.fields["rejected"] + (outcome.status is Status.REJECTED)
-            pace = terminal.pace(task.completed + 1, work.total, task.elapsed or 0.0)
-            progress.update(task.id, advance=1, rejected=rejected, pace=pace)
+            progress.note(outcome)
 
         return work.run(
             gallery, batch_size=batch_size, workers=workers, on_outcome=note, should_stop=should_stop
         )
 
 
-def _print_missing(missing: "Missing", verb: str) -> None:
+def _progress(verb: str, total: "int | Callable[[], int | None]", *, log_json: bool) -> "Progress":
+    from retrieval.progress import Bar, JsonLog, Total
+
+    return JsonLog(verb, Total(total)) if log_json else Bar(verb, Total(total))
+
+
+def _tell_summary(done: "IngestReport", path: Path | None, *, log_json: bool) -> None:
+    """Writes the summary where it is wanted."""
+    from retrieval.files import why, write_durably
+    from retrieval.progress import JsonLog
+
+    if log_json:
+        JsonLog.event("done", summary=done.summary())
+    if path is not None:
+        try:
+            write_durably(path, (json.dumps(done.summary(), ensure_ascii=False, indent=1) + "\n").encode())
+        except OSError as error:
+            raise InputError(f"The summary {path} cannot be written: {why(error)}.") from error
+
+
+def _print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
+    if log_json:
+        from retrieval.progress import JsonLog
+
+        faces = [{"id": face.id, "identity": face.identity, "path": face.path} for face in missing.faces]
+        JsonLog.event("sync", done=verb == "went", files=len(missing.paths), faces=faces)
+        return
     console = terminal.console()
     for face in missing.faces:
         console.print(
@@ -436,19 +495,25 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     )
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")
-    rate = done.found / done.seconds if done.seconds else 0
-    console.print(
-        f"in {done.seconds:,.1f} s, {rate:,.0f} photos/s "
-        + (
-            f", making searches quick {done.optimizing_seconds:,.1f} s"
-            if done.optimizing_seconds > 0.1
-            else ""
-        )
-    )
+    console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
     if report is not None and done.enrolled < done.found:
         console.print(f"{done.found - done.enrolled:,} lines in {report}", markup=False)
+
+
+def _how_quick(done: "IngestReport") -> str:
+    """Rates, what limited them, and what memory it took."""
+    words = [f"{done.photos_per_second:,.0f} photos/s"]
+    if done.bytes_read:
+        words.append(f"{done.bytes_read / 1e6 / done.seconds:,.1f} MB/s read")
+    limit = done.bottleneck
+    if limit is not None:
+        share = min(1.0, limit.busy_seconds / limit.workers / max(done.seconds, 1e-9))
+        words.append(f"the busiest stage was {limit.name} ({share:.0%} of the time)")
+    if done.optimizing_seconds > 0.1:
+        words.append(f"making searches quick took {done.optimizing_seconds:,.1f} s")
+    return ", ".join([*words, f"at most {terminal.size(done.peak_memory)} of memory"])
 
 
 def _print_card(bundle: "ModelBundle") -> None:

@@ -126,7 +126,7 @@ class PeopleResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
+class Picture:
     """A picture that is offered.
 
     Attributes:
@@ -142,7 +142,7 @@ class Offered:
     metadata: Metadata = field(default_factory=dict, hash=False)
 
     @classmethod
-    def of(cls, source: pixels.ImageSource, identity: str | None) -> "Offered":
+    def of(cls, source: pixels.ImageSource, identity: str | None) -> "Picture":
         """A picture that is known by the absolute path of its file, if it is one."""
         path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
         return cls(source, identity, path)
@@ -177,7 +177,7 @@ class Prepared:
     face: NewFace
     pixels: pixels.Pixels | None
     generation: int
-    offered: Offered
+    offered: Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,11 +426,11 @@ class Gallery:
         outcomes: list[Outcome] = []
         photos = iter(photos)
         while batch := list(islice(photos, _BATCH)):
-            offered = [Offered.of(source, identity) for source, identity in batch]
+            offered = [Picture.of(source, identity) for source, identity in batch]
             outcomes += self.enroll_prepared(self.prepare_many(offered))
         return outcomes
 
-    def recognize(self, photos: Sequence[Offered]) -> list[Outcome | None]:
+    def recognize(self, photos: Sequence[Picture]) -> list[Outcome | None]:
         """Tells photos whose files are as they were when they were enrolled, without opening one.
 
         Returns:
@@ -470,13 +470,13 @@ class Gallery:
             InputError: an array that is not a picture, metadata that JSON cannot say, or an identity that is
                 not valid Unicode.
         """
-        offered = dataclasses.replace(Offered.of(source, identity), metadata=dict(metadata))
+        offered = dataclasses.replace(Picture.of(source, identity), metadata=dict(metadata))
         if path is not None:
             offered = dataclasses.replace(offered, path=path)
         return self.prepare_many([offered])[0]
 
     def prepare_many(
-        self, photos: Sequence[Offered], *, meters: Meters | None = None
+        self, photos: Sequence[Picture], *, meters: Meters | None = None
     ) -> list[Prepared | Outcome]:
         """As `prepare`, for some photos, with one look into the tables for all.
 
@@ -1581,7 +1581,7 @@ def _check_identity(identity: str | None) -> None:
 class _Read:
     """A photo whose bytes are here."""
 
-    offered: Offered
+    offered: Picture
     content: bytes | Image | NDArray[np.uint8]
     face: NewFace
 
@@ -1591,7 +1591,7 @@ class _Read:
         return len(self.content) if isinstance(self.content, bytes) else 0
 
 
-def _read(offered: Offered) -> "_Read | Outcome":
+def _read(offered: Picture) -> "_Read | Outcome":
     """Reads a photo; an Outcome where it cannot be read.
 
     Raises:
@@ -1675,7 +1675,7 @@ class _Stored:
         return dataclasses.replace(self, faces=faces, files=files).judge()
 
 
-def _unchanged(photo: Offered, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
+def _unchanged(photo: Picture, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
     """That a photo is known, if its file is what it was and nothing is said that is not stored."""
     identity = today.get(photo.identity or "", photo.identity)
     if known.stamp is None or identity not in (None, known.identity):

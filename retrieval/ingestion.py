@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
 from retrieval.errors import InputError, Reason
-from retrieval.gallery import Gallery, Meters, Offered, Prepared
+from retrieval.gallery import Gallery, Meters, Picture, Prepared
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.verdicts import Outcome, Status
@@ -29,7 +29,7 @@ _LOOK: Final = 512
 # Photos that one thread reads, looks up and decodes at a time.
 _PIECE: Final = 32
 
-_Entry: TypeAlias = Offered | Outcome
+_Entry: TypeAlias = Picture | Outcome
 
 _PROBLEMS = {
     Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
@@ -251,14 +251,14 @@ def _offered(photo: Photo) -> _Entry:
         detail = _PROBLEMS[photo.problem]
         shown = photos.readable(path)
         return Outcome(shown, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
-    return Offered(path, photo.identity, path)
+    return Picture(path, photo.identity, path)
 
 
 def _recognize(gallery: Gallery, entries: Sequence[_Entry]) -> list[_Entry]:
     """What is left to look at; photos whose files are unchanged are known."""
-    offered = [entry for entry in entries if isinstance(entry, Offered)]
+    offered = [entry for entry in entries if isinstance(entry, Picture)]
     known = iter(gallery.recognize(offered))
-    return [(next(known) or entry) if isinstance(entry, Offered) else entry for entry in entries]
+    return [(next(known) or entry) if isinstance(entry, Picture) else entry for entry in entries]
 
 
 def _in_pieces(chunks: Iterator[list[_Entry]]) -> Iterator[list[_Entry]]:
@@ -268,7 +268,7 @@ def _in_pieces(chunks: Iterator[list[_Entry]]) -> Iterator[list[_Entry]]:
         offered = 0
         for entry in chunk:
             piece.append(entry)
-            offered += isinstance(entry, Offered)
+            offered += isinstance(entry, Picture)
             if offered == _PIECE:
                 yield piece
                 piece, offered = [], 0
@@ -277,7 +277,7 @@ def _in_pieces(chunks: Iterator[list[_Entry]]) -> Iterator[list[_Entry]]:
 
 
 def _prepare(gallery: Gallery, meters: Meters, entries: Sequence[_Entry]) -> list[Prepared | Outcome]:
-    offered = [entry for entry in entries if isinstance(entry, Offered)]
+    offered = [entry for entry in entries if isinstance(entry, Picture)]
     prepared = iter(gallery.prepare_many(offered, meters=meters))
     return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
 

@@ -24,7 +24,7 @@ import retrieval.vault
 from retrieval import lock
 from retrieval.bundle import ModelBundle
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
-from retrieval.gallery import Gallery, Offered
+from retrieval.gallery import Gallery, Picture
 from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, migrations_folder
 from retrieval.tables import metadata
 from retrieval.verdicts import Status
@@ -510,7 +510,7 @@ def test_a_gallery_goes_back_to_schema_0002_and_loses_only_metadata(second: Path
 # A gallery of schema 0004
 
 # By the code of commit ee8d185, which enrolled faces 1 to 4, a copy of 1, forgot face 4 with its person,
-# enrolled 5 and 6, renamed Adi to Adriana, and learned that codes do not pay. Faces 1, 5 and Kim have metadata.
+# enrolled 5 and 6, renamed Adi to Adriana, and learned that codes do not pay. Metadata: 1, 5 and Kim.
 FACES_OF_0004 = {
     1: ("Kim", ("/photos/kim/1.jpg", "/photos/kim/copy.jpg")),
     2: ("Kim", ("/photos/kim/2.jpg",)),
@@ -554,7 +554,7 @@ def test_a_gallery_of_schema_0004_keeps_every_row_and_no_file_is_taken_for_uncha
         for number in FACES_OF_0004:
             assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
         assert gallery.recognize(
-            [Offered(p, None, p) for _, paths in FACES_OF_0004.values() for p in paths]
+            [Picture(p, None, p) for _, paths in FACES_OF_0004.values() for p in paths]
         ) == ([None] * 5)
 
 
