@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retrieval.backup import BackedUp, Restored
     from retrieval.bundle import ModelBundle, Preprocessing
     from retrieval.embedder import Embedder, Embeddings
+    from retrieval.embedding import EmbedReport, embed
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
     from retrieval.gallery import (
@@ -44,6 +45,7 @@ __all__ = [
     "Compacted",
     "Condition",
     "Drift",
+    "EmbedReport",
     "Embedder",
     "Embeddings",
     "Explanation",
@@ -77,6 +79,7 @@ __all__ = [
     "UnreadableImage",
     "Verification",
     "Where",
+    "embed",
     "ingest",
     "repair",
     "verify",
@@ -89,6 +92,7 @@ _HOMES = {
     "Compacted": "vault",
     "Condition": "where",
     "Drift": "reembedding",
+    "EmbedReport": "embedding",
     "Embedder": "embedder",
     "Embeddings": "embedder",
     "Explanation": "knn",
@@ -122,6 +126,7 @@ _HOMES = {
     "UnreadableImage": "errors",
     "Verification": "verification",
     "Where": "where",
+    "embed": "embedding",
     "ingest": "ingestion",
     "repair": "gallery",
     "verify": "verification",

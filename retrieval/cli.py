@@ -25,8 +25,9 @@ from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import ModelBundle
+    from retrieval.embedding import EmbedReport
     from retrieval.gallery import Gallery, GalleryInfo, Missing
-    from retrieval.ingestion import IngestReport
+    from retrieval.ingestion import IngestReport, Run
     from retrieval.photos import Photo
     from retrieval.progress import Progress
     from retrieval.verdicts import Outcome
@@ -227,6 +228,61 @@ def ingest(
 
 
 @app.command()
+def embed(
+    model: _Model,
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, flat or with one subfolder per identity, or files.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
+    device: DeviceOption = "auto",
+) -> None:  # fmt: skip
+    """Embed photos without a gallery, into one file that is written whole or not at all.
+
+    `ingest --embeddings` takes a Parquet file as it is. After Ctrl-C there is no new file.
+    """
+    from retrieval.bundle import ModelBundle
+    from retrieval.embedder import Embedder
+    from retrieval.embedding import check_target, embed_photos
+    from retrieval.interrupt import graceful
+
+    check_target(out)
+    bundle = ModelBundle.load(model)
+    total, found = _found(sources, None)
+    embedder = Embedder.open(bundle, device=device)
+    with (
+        _ReportFile(report) as lines,
+        graceful() as should_stop,
+        _progress("embedding", total, log_json=log_json) as progress,
+    ):
+
+        def note(outcome: "Outcome") -> None:
+            lines.write(outcome)
+            progress.note(outcome)
+
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+        done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
+    _tell_summary(done, summary, log_json=log_json)
+    if not log_json:
+        _print_embedded(done, out, report)
+    if done.interrupted:
+        raise Interrupted("Stopped; no file was written.")
+    where = report or "--report FILE"
+    if not done.embedded:
+        raise InputError(f"Not one of the {done.found:,} files could be embedded; {where} says why.")
+    if done.worth_retrying:
+        raise RunError(
+            f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
+            f"{where} says which and why. Mend that and run the same command again."
+        )
+    if strict and done.rejected:
+        raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
+
+
+@app.command()
 def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
     """Show what a gallery holds."""
     import dataclasses
@@ -410,7 +466,7 @@ def _progress(verb: str, total: "int | Callable[[], int | None]", *, log_json: b
     return JsonLog(verb, Total(total)) if log_json else Bar(verb, Total(total))
 
 
-def _tell_summary(done: "IngestReport", path: Path | None, *, log_json: bool) -> None:
+def _tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
     """Writes the summary where it is wanted."""
     from retrieval.files import why, write_durably
     from retrieval.progress import JsonLog
@@ -463,7 +519,7 @@ class _ReportFile:
         return self
 
     def write(self, outcome: Any) -> None:
-        if outcome.status != "enrolled":
+        if outcome.status not in ("enrolled", "embedded"):
             self._write({name: getattr(outcome, name) for name in _LINE})
 
     def write_unknown(self, *, path: str | None = None, identity: str | None = None) -> None:
@@ -502,7 +558,21 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         console.print(f"{done.found - done.enrolled:,} lines in {report}", markup=False)
 
 
-def _how_quick(done: "IngestReport") -> str:
+def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None:
+    console = terminal.console()
+    console.print(
+        f"found [b]{done.found:,}[/b] = embedded [b]{done.embedded:,}[/b] + rejected {done.rejected:,}"
+    )
+    for reason, number in done.reasons.most_common():
+        console.print(f"  {number:>7,}  {reason}")
+    console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
+    if report is not None and done.rejected:
+        console.print(f"{done.rejected:,} lines in {report}", markup=False)
+    if done.embedded and not done.interrupted:
+        console.print(f"{done.embedded:,} rows in {out}", markup=False)
+
+
+def _how_quick(done: "Run") -> str:
     """Rates, what limited them, and what memory it took."""
     words = [f"{done.photos_per_second:,.0f} photos/s"]
     if done.bytes_read:

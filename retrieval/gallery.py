@@ -488,12 +488,12 @@ class Gallery:
         """
         meters = Meters() if meters is None else meters
         found: list[Prepared | Outcome] = []
-        some: list[Outcome | _Read] = []
+        some: list[Outcome | ReadPicture] = []
         held = 0
         for one in photos:
             with meters.read.working():
-                some.append(_read(one))
-            size = some[-1].size if isinstance(some[-1], _Read) else 0
+                some.append(read_picture(one))
+            size = some[-1].size if isinstance(some[-1], ReadPicture) else 0
             meters.bytes.add(items=size)
             held += size
             if held > _BYTES:
@@ -501,9 +501,9 @@ class Gallery:
                 some, held = [], 0
         return found + self._prepare(some, meters)
 
-    def _prepare(self, photos: "Sequence[Outcome | _Read]", meters: Meters) -> list[Prepared | Outcome]:
+    def _prepare(self, photos: "Sequence[Outcome | ReadPicture]", meters: Meters) -> list[Prepared | Outcome]:
         """What is left to do for photos that were read; those that are to be embedded are decoded."""
-        faces = [photo.face for photo in photos if isinstance(photo, _Read)]
+        faces = [photo.face for photo in photos if isinstance(photo, ReadPicture)]
         if not faces:
             return [photo for photo in photos if isinstance(photo, Outcome)]
         with meters.look_up.working(len(faces)), self.vault.store.read() as reader:
@@ -1578,7 +1578,7 @@ def _check_identity(identity: str | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class ReadPicture:
     """A photo whose bytes are here."""
 
     offered: Picture
@@ -1591,7 +1591,7 @@ class _Read:
         return len(self.content) if isinstance(self.content, bytes) else 0
 
 
-def _read(offered: Picture) -> "_Read | Outcome":
+def read_picture(offered: Picture) -> ReadPicture | Outcome:
     """Reads a photo; an Outcome where it cannot be read.
 
     Raises:
@@ -1608,7 +1608,7 @@ def _read(offered: Picture) -> "_Read | Outcome":
         sha256 = pixels.content_sha256(content)
     except UnreadableImage as error:
         return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
-    return _Read(offered, content, NewFace(identity, path, sha256, offered.metadata, stamp))
+    return ReadPicture(offered, content, NewFace(identity, path, sha256, offered.metadata, stamp))
 
 
 def _content(source: pixels.ImageSource) -> tuple[bytes | Image | NDArray[np.uint8], Stamp | None]:
@@ -1616,7 +1616,7 @@ def _content(source: pixels.ImageSource) -> tuple[bytes | Image | NDArray[np.uin
 
 
 def _decode(
-    photo: _Read, stored: "_Stored", generation: int, preprocessing: Preprocessing, meter: Meter
+    photo: ReadPicture, stored: "_Stored", generation: int, preprocessing: Preprocessing, meter: Meter
 ) -> Prepared | Outcome:
     """What is left to do for a photo; it is decoded where it has to be embedded."""
     face = stored.under_todays_name(photo.face)

@@ -29,7 +29,7 @@ _LOOK: Final = 512
 # Photos that one thread reads, looks up and decodes at a time.
 _PIECE: Final = 32
 
-_Entry: TypeAlias = Picture | Outcome
+Entry: TypeAlias = Picture | Outcome
 
 _PROBLEMS = {
     Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
@@ -40,13 +40,10 @@ _PROBLEMS = {
 
 
 @dataclass
-class IngestReport:
-    """What an ingest did. `found` is always `enrolled + known + duplicate + rejected`.
+class Run:
+    """What a run over photos took.
 
     Attributes:
-        enrolled: photos that became faces.
-        known: photos whose bytes and path were in the gallery already.
-        duplicate: photos whose bytes were in the gallery under another path.
         reasons: why photos were rejected, and how many each.
         seconds: of wall-clock time.
         optimizing_seconds: of them, making searches of a gallery that has grown quick.
@@ -56,9 +53,6 @@ class IngestReport:
         interrupted: whether it was stopped before the last photo.
     """
 
-    enrolled: int = 0
-    known: int = 0
-    duplicate: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
     seconds: float = 0.0
     optimizing_seconds: float = 0.0
@@ -69,13 +63,17 @@ class IngestReport:
 
     @property
     def rejected(self) -> int:
-        """Photos that could not be enrolled."""
+        """Photos that came to nothing."""
         return self.reasons.total()
 
     @property
     def found(self) -> int:
         """Photos that were looked at."""
-        return self.enrolled + self.known + self.duplicate + self.rejected
+        return sum(self.counts().values())
+
+    def counts(self) -> dict[str, int]:
+        """How many photos came to what: each is counted once."""
+        return {"rejected": self.rejected}
 
     @property
     def worth_retrying(self) -> int:
@@ -98,10 +96,7 @@ class IngestReport:
         limit = self.bottleneck
         return {
             "found": self.found,
-            "enrolled": self.enrolled,
-            "known": self.known,
-            "duplicate": self.duplicate,
-            "rejected": self.rejected,
+            **self.counts(),
             "reasons": {str(reason): number for reason, number in sorted(self.reasons.items())},
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
@@ -123,6 +118,26 @@ class IngestReport:
                 for one in self.stages
             ],
         }
+
+
+@dataclass
+class IngestReport(Run):
+    """What an ingest did. `found` is always `enrolled + known + duplicate + rejected`.
+
+    Attributes:
+        enrolled: photos that became faces.
+        known: photos whose bytes and path were in the gallery already.
+        duplicate: photos whose bytes were in the gallery under another path.
+    """
+
+    enrolled: int = 0
+    known: int = 0
+    duplicate: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """How many photos came to what: each is counted once."""
+        mine = {"enrolled": self.enrolled, "known": self.known, "duplicate": self.duplicate}
+        return mine | super().counts()
 
     def count(self, outcome: Outcome) -> None:
         """Adds one photo's fate."""
@@ -191,25 +206,17 @@ def ingest_photos(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
     """As `ingest`, for photos that are listed already, such as those of a report (`photos.from_report`)."""
-    workers = (os.cpu_count() or 1) if workers is None else workers
-    if batch_size < 1 or workers < 1:
-        raise InputError("The batch size and the number of workers must be at least 1.")
+    workers = checked_workers(batch_size, workers)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
     scan = Meter("scan")
     started = time.monotonic()
     stages = [
-        Stage(
-            "prepare",
-            partial(_prepare, gallery, meters),
-            workers=workers,
-            room=max(workers, 2 * -(-batch_size // _PIECE)) + 1,
-            gather=_in_pieces,
-        ),
-        Stage("embed", gallery.embed_prepared, room=1, gather=partial(_in_batches, size=batch_size)),
+        prepare_stage(partial(_prepare, gallery, meters), workers=workers, batch_size=batch_size),
+        Stage("embed", gallery.embed_prepared, room=1, gather=partial(in_batches, size=batch_size)),
     ]
     if not rehash:
         stages.insert(0, Stage("recognize", partial(_recognize, gallery), room=1))
-    pipeline = Pipeline(_in_looks(_metered(found, scan)), stages)
+    pipeline = Pipeline(in_looks(metered(found, scan)), stages)
     with pipeline:
         for batch in pipeline:
             with commit.working(len(batch.photos)):
@@ -220,7 +227,7 @@ def ingest_photos(
             report.interrupted = should_stop()
             if report.interrupted:
                 break
-    report.stages = _stages(scan, pipeline.meters, meters, workers, commit)
+    report.stages = stages_in_order(scan, pipeline.meters, meters, commit)
     report.bytes_read = meters.bytes.items
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
@@ -228,7 +235,7 @@ def ingest_photos(
     return report
 
 
-def _metered(found: Iterable[Photo], meter: Meter) -> Iterator[Photo]:
+def metered(found: Iterable[Photo], meter: Meter) -> Iterator[Photo]:
     """Photos, with the time that finding them takes."""
     iterator = iter(found)
     while True:
@@ -240,12 +247,12 @@ def _metered(found: Iterable[Photo], meter: Meter) -> Iterator[Photo]:
         yield photo
 
 
-def _in_looks(found: Iterator[Photo]) -> Iterator[list[_Entry]]:
+def in_looks(found: Iterator[Photo]) -> Iterator[list[Entry]]:
     while some := list(islice(found, _LOOK)):
         yield [_offered(photo) for photo in some]
 
 
-def _offered(photo: Photo) -> _Entry:
+def _offered(photo: Photo) -> Entry:
     path = os.fspath(photo.path)
     if photo.problem is not None:
         detail = _PROBLEMS[photo.problem]
@@ -254,17 +261,17 @@ def _offered(photo: Photo) -> _Entry:
     return Picture(path, photo.identity, path)
 
 
-def _recognize(gallery: Gallery, entries: Sequence[_Entry]) -> list[_Entry]:
+def _recognize(gallery: Gallery, entries: Sequence[Entry]) -> list[Entry]:
     """What is left to look at; photos whose files are unchanged are known."""
     offered = [entry for entry in entries if isinstance(entry, Picture)]
     known = iter(gallery.recognize(offered))
     return [(next(known) or entry) if isinstance(entry, Picture) else entry for entry in entries]
 
 
-def _in_pieces(chunks: Iterator[list[_Entry]]) -> Iterator[list[_Entry]]:
+def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
     """The same entries in pieces that have at most so many photos to be read."""
     for chunk in chunks:
-        piece: list[_Entry] = []
+        piece: list[Entry] = []
         offered = 0
         for entry in chunk:
             piece.append(entry)
@@ -276,13 +283,13 @@ def _in_pieces(chunks: Iterator[list[_Entry]]) -> Iterator[list[_Entry]]:
             yield piece
 
 
-def _prepare(gallery: Gallery, meters: Meters, entries: Sequence[_Entry]) -> list[Prepared | Outcome]:
+def _prepare(gallery: Gallery, meters: Meters, entries: Sequence[Entry]) -> list[Prepared | Outcome]:
     offered = [entry for entry in entries if isinstance(entry, Picture)]
     prepared = iter(gallery.prepare_many(offered, meters=meters))
     return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
 
 
-def _in_batches(
+def in_batches(
     pieces: Iterator[list[Prepared | Outcome]], *, size: int
 ) -> Iterator[list[Prepared | Outcome]]:
     """Batches of `size` photos that are to be embedded, or of many that are not."""
@@ -299,17 +306,36 @@ def _in_batches(
         yield batch
 
 
-def _stages(
-    scan: Meter, stages: dict[str, Meter], steps: Meters, workers: int, commit: Meter
-) -> tuple[Meter, ...]:
-    """The stages as a reader of the report thinks of them: those of preparing one by one."""
-    for step in (steps.read, steps.look_up, steps.decode):
-        step.workers = workers
+def stages_in_order(scan: Meter, stages: dict[str, Meter], steps: Meters, last: Meter) -> tuple[Meter, ...]:
+    """The stages as a reader of the report thinks of them: the steps of preparing one by one."""
     prepare = stages["prepare"]
-    steps.read.add(starved=prepare.starved_seconds)
-    steps.decode.add(blocked=prepare.blocked_seconds)
+    taken = [
+        step for step in (steps.read, steps.look_up, steps.decode) if step.items or step is not steps.look_up
+    ]
+    for step in taken:
+        step.workers = prepare.workers
+    taken[0].add(starved=prepare.starved_seconds)
+    taken[-1].add(blocked=prepare.blocked_seconds)
     before = [stages[name] for name in stages if name == "recognize"]
-    return (scan, *before, steps.read, steps.look_up, steps.decode, stages["embed"], commit)
+    return (scan, *before, *taken, stages["embed"], last)
+
+
+def prepare_stage(work: Callable[[list[Entry]], Any], *, workers: int, batch_size: int) -> Stage:
+    """The stage that reads and decodes photos, about two batches ahead of the one that is embedded."""
+    room = max(workers, 2 * -(-batch_size // _PIECE)) + 1
+    return Stage("prepare", work, workers=workers, room=room, gather=in_pieces)
+
+
+def checked_workers(batch_size: int, workers: int | None) -> int:
+    """How many threads read photos: one per processor unless it is said.
+
+    Raises:
+        InputError: a batch size or a number of workers below 1.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if batch_size < 1 or workers < 1:
+        raise InputError("The batch size and the number of workers must be at least 1.")
+    return workers
 
 
 def peak_memory() -> int:

@@ -17,8 +17,9 @@ from retrieval.store import Face, NewFace
 
 
 class Status(StrEnum):
-    """What became of a photo that was offered to a gallery."""
+    """What became of a photo that was offered to a gallery, or embedded without one."""
 
+    EMBEDDED = "embedded"
     ENROLLED = "enrolled"
     KNOWN = "already-known"
     DUPLICATE = "duplicate"
