@@ -28,7 +28,6 @@ from retrieval.ingestion import (
     checked_workers,
     in_batches,
     in_looks,
-    metered,
     peak_memory,
     prepare_stage,
     stages_in_order,
@@ -137,7 +136,7 @@ def embed_photos(
         ),
         Stage("embed", partial(_embed, embedder), room=1, gather=partial(in_batches, size=batch_size)),
     ]
-    with suppress(_NoFile), Pipeline(in_looks(metered(found, scan)), stages) as pipeline:
+    with suppress(_NoFile), Pipeline(in_looks(found, scan), stages) as pipeline:
         rows = _rows(pipeline, report, write, on_outcome, should_stop)
         if target.suffix == ".npy":
             _write_npy(target, rows, bundle.dimension)

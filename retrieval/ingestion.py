@@ -216,7 +216,7 @@ def ingest_photos(
     ]
     if not rehash:
         stages.insert(0, Stage("recognize", partial(_recognize, gallery), room=1))
-    pipeline = Pipeline(in_looks(metered(found, scan)), stages)
+    pipeline = Pipeline(in_looks(found, scan), stages)
     with pipeline:
         for batch in pipeline:
             with commit.working(len(batch.photos)):
@@ -235,21 +235,16 @@ def ingest_photos(
     return report
 
 
-def metered(found: Iterable[Photo], meter: Meter) -> Iterator[Photo]:
-    """Photos, with the time that finding them takes."""
+def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
+    """Photos, some hundreds at a time, with the time that finding them takes."""
     iterator = iter(found)
     while True:
-        with meter.working(0):
-            photo = next(iterator, None)
-        if photo is None:
+        with scan.working(0):
+            some = [_offered(photo) for photo in islice(iterator, _LOOK)]
+        if not some:
             return
-        meter.items += 1
-        yield photo
-
-
-def in_looks(found: Iterator[Photo]) -> Iterator[list[Entry]]:
-    while some := list(islice(found, _LOOK)):
-        yield [_offered(photo) for photo in some]
+        scan.add(items=len(some))
+        yield some
 
 
 def _offered(photo: Photo) -> Entry:
