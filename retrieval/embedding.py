@@ -184,7 +184,7 @@ def _prepare_one(meters: Meters, preprocessing: Preprocessing, picture: Picture)
     except UnreadableImage as error:
         reason, detail = error.reason, error.detail
         return Outcome(picture.path, picture.identity, Status.REJECTED, reason=reason, detail=detail)
-    return Prepared(read.face, square, 0, picture)
+    return Prepared(read.face, square, 0)
 
 
 def _embed(

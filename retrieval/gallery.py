@@ -148,6 +148,15 @@ class Picture:
         return cls(source, identity, path)
 
     @property
+    def held(self) -> int:
+        """Bytes of memory that its content takes; 0 for a path."""
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        if isinstance(self.source, np.ndarray):
+            return self.source.nbytes
+        return 4 * self.source.width * self.source.height if isinstance(self.source, Image) else 0
+
+    @property
     def is_file(self) -> bool:
         """Whether it is known by the very path that is read."""
         return isinstance(self.source, str | os.PathLike) and os.fspath(self.source) == self.path
@@ -171,13 +180,13 @@ class Prepared:
         face: what would be stored.
         pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
         generation: the model that the pixels were made for.
-        offered: as it was given.
+        offered: as it was given, where it may have to be read again; so content is not kept.
     """
 
     face: NewFace
     pixels: pixels.Pixels | None
     generation: int
-    offered: Picture
+    offered: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,6 +573,7 @@ class Gallery:
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
+        assert photo.offered is not None  # kept where there are no pixels
         return self.enroll_prepared(self.prepare_many([photo.offered]))[0]
 
     def _went_over(self) -> ModelMismatch:
@@ -1632,7 +1642,8 @@ def _decode(
             return prepared
         meter.add(items=1)
         size, crop = preprocessing.size, preprocessing.crop
-        return dataclasses.replace(prepared, pixels=pixels.read(photo.content, size=size, crop=crop))
+        square = pixels.read(photo.content, size=size, crop=crop)
+        return Prepared(photo.face, square, generation)
     except UnreadableImage as error:
         return Outcome(
             face.path, photo.face.identity, Status.REJECTED, reason=error.reason, detail=error.detail

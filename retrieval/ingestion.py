@@ -26,6 +26,9 @@ DEFAULT_BATCH_SIZE = 64
 # when few of them or none are new.
 _LOOK: Final = 512
 
+# Bytes of photos that come with their content, in one such snapshot at most, and one photo more.
+_BYTES: Final = 16 * 2**20
+
 # Photos that one thread reads, looks up and decodes at a time.
 _PIECE: Final = 32
 
@@ -236,11 +239,18 @@ def ingest_photos(
 
 
 def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
-    """Photos, some hundreds at a time, with the time that finding them takes."""
+    """Photos, some hundreds at a time or 16 MiB of content, with the time that finding them takes."""
     iterator = iter(found)
     while True:
+        some: list[Entry] = []
+        held = 0
         with scan.working(0):
-            some = [_offered(photo) for photo in islice(iterator, _LOOK)]
+            for photo in islice(iterator, _LOOK):
+                entry = _offered(photo)
+                some.append(entry)
+                held += entry.held if isinstance(entry, Picture) else 0
+                if held > _BYTES:
+                    break
         if not some:
             return
         scan.add(items=len(some))
