@@ -42,7 +42,7 @@ LOOP = 20  # photos of the plain loop, and
 FORWARD = 4  # batches of the forward pass, after each tenth
 
 RUN = """
-import json, sys, time
+import json, resource, sys, time
 from itertools import islice
 from pathlib import Path
 from retrieval import ModelBundle, photos
@@ -56,9 +56,13 @@ with Gallery.create(folder, ModelBundle.load(model)) as gallery:
     report = ingest_photos(
         gallery, islice(photos.scan([source]), count), on_outcome=lambda _: times.append(time.perf_counter())
     )
-tenth = len(times) // 10
-first, last = times[tenth - 1] - started, times[-1] - times[-tenth - 1]
-print(json.dumps({**report.summary(), "first_tenth": tenth / first, "last_tenth": tenth / last}))
+# Photos become durable some hundreds at a time: a tenth begins and ends with one of these.
+step = len(times) / 10
+marks = [started, *(times[min(round((n + 1) * step), len(times)) - 1] for n in range(10))]
+done = [0, *(sum(t <= mark for t in times) for mark in marks[1:])]
+tenths = [(done[n + 1] - done[n]) / (marks[n + 1] - marks[n]) for n in range(10)]
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({**report.summary(), "tenths": tenths, "peak_after_optimizing": after}))
 """
 
 
@@ -162,10 +166,11 @@ def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "all_per_second": every["photos_per_second"],
         "all_seconds": every["seconds"],
         "of_them_making_searches_quick": every["optimizing_seconds"],
-        "first_tenth_per_second": round(every["first_tenth"], 1),
-        "last_tenth_per_second": round(every["last_tenth"], 1),
+        "tenths_per_second": [round(rate, 1) for rate in every["tenths"]],
+        "first_tenth_to_last": round(every["tenths"][0] / every["tenths"][-1], 3),
         "peak_memory_mb_at_1,000": round(few["peak_memory_bytes"] / 2**20),
         f"peak_memory_mb_at_{every['found']:,}": round(every["peak_memory_bytes"] / 2**20),
+        "peak_memory_mb_making_searches_quick": round(every["peak_after_optimizing"] / 2**20),
         "bottleneck": every["bottleneck"],
         **{f"busy_seconds_{name.replace(' ', '_')}": seconds for name, seconds in busy.items()},
     }

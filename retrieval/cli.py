@@ -163,7 +163,7 @@ def ingest(
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded and committed together.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,

@@ -203,6 +203,15 @@ class Ready:
     vectors: NDArray[np.float32]
     has_vector: tuple[bool, ...]
 
+    @classmethod
+    def joined(cls, batches: Sequence["Ready"]) -> "Ready":
+        """Batches, at least one, as one."""
+        return cls(
+            tuple(photo for batch in batches for photo in batch.photos),
+            np.concatenate([batch.vectors for batch in batches]),
+            tuple(has for batch in batches for has in batch.has_vector),
+        )
+
 
 @dataclass(frozen=True)
 class GalleryInfo:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
 from retrieval.errors import InputError, Reason
-from retrieval.gallery import Gallery, Meters, Picture, Prepared
+from retrieval.gallery import Gallery, Meters, Picture, Prepared, Ready
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.verdicts import Outcome, Status
@@ -28,6 +28,10 @@ _LOOK: Final = 512
 
 # Bytes of photos that come with their content, in one such snapshot at most, and one photo more.
 _BYTES: Final = 16 * 2**20
+
+# Batches of the usual size that become durable together, if they are embedded within so many seconds.
+_TOGETHER: Final = 4
+_COMMIT_SECONDS: Final = 2.0
 
 # Photos that one thread reads, looks up and decodes at a time.
 _PIECE: Final = 32
@@ -52,7 +56,8 @@ class Run:
         optimizing_seconds: of them, making searches of a gallery that has grown quick.
         stages: what each stage did, in the order of the stages, which run at the same time.
         bytes_read: of files.
-        peak_memory: the most that this process has had in memory so far, in bytes.
+        peak_memory: the most that this process has had in memory until the last photo was durable, in bytes;
+            what making searches quick takes comes afterwards.
         interrupted: whether it was stopped before the last photo.
     """
 
@@ -169,18 +174,19 @@ def ingest(
     Files that are what they were when they were enrolled (size, time and inode) are known without being
     opened. The others are read, hashed and decoded by threads, while another one embeds the batch before and
     this one makes the batch before that durable. Face ids follow the order of the photos, not the timing of
-    the threads. Each batch is durable before the next. Memory does not grow with the number of photos: at
+    the threads. Memory does not grow with the number of photos: at
     most 4 batches and 4 pieces of 32 photos are underway (size x size x 3 bytes each), and each thread holds
     16 MiB of files, one file more, and one decoded picture.
 
     Args:
         gallery: where to.
         sources: files, flat folders and identity folders (see `photos.scan`).
-        batch_size: photos that are embedded and committed together.
+        batch_size: photos that are embedded together. Up to four batches of 64 photos or more become durable
+            together, smaller ones each by itself.
         workers: threads that read photos; None is one per processor.
         rehash: read every file, whether it looks unchanged or not.
         on_outcome: called once for every photo, in order, after its batch is durable.
-        should_stop: asked between batches; True ends the run, with everything so far enrolled.
+        should_stop: asked after each batch; True ends the run, with everything so far enrolled.
 
     Raises:
         DataError: a source does not exist; nothing was enrolled.
@@ -219,23 +225,44 @@ def ingest_photos(
     ]
     if not rehash:
         stages.insert(0, Stage("recognize", partial(_recognize, gallery), room=1))
-    pipeline = Pipeline(in_looks(found, scan), stages)
-    with pipeline:
-        for batch in pipeline:
-            with commit.working(len(batch.photos)):
-                outcomes = gallery.enroll_ready(batch)
+    with Pipeline(in_looks(found, scan), stages) as pipeline:
+        for batches, last in _in_commits(pipeline, batch_size, should_stop):
+            with commit.working(sum(len(batch.photos) for batch in batches)):
+                outcomes = gallery.enroll_ready(Ready.joined(batches))
             for outcome in outcomes:
                 report.count(outcome)
                 on_outcome(outcome)
-            report.interrupted = should_stop()
-            if report.interrupted:
-                break
+            report.interrupted = last
     report.stages = stages_in_order(scan, pipeline.meters, meters, commit)
     report.bytes_read = meters.bytes.items
+    report.peak_memory = peak_memory()
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
-    report.peak_memory = peak_memory()
     return report
+
+
+def _in_commits(
+    batches: Iterable[Ready], size: int, should_stop: Callable[[], bool]
+) -> Iterator[tuple[list[Ready], bool]]:
+    """Batches that become durable together, and whether the run is to end with them.
+
+    Four at most, and for no longer than two seconds: fewer commits write less, and who asks for batches
+    smaller than the usual ones wants each of them durable.
+    """
+    together: list[Ready] = []
+    most = _TOGETHER if size >= DEFAULT_BATCH_SIZE else 1
+    since = 0.0
+    for batch in batches:
+        since = since if together else time.monotonic()
+        together.append(batch)
+        stop = should_stop()
+        if stop or len(together) >= most or time.monotonic() - since >= _COMMIT_SECONDS:
+            yield together, stop
+            together = []
+        if stop:
+            return
+    if together:
+        yield together, False
 
 
 def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
