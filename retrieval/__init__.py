@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retrieval.backup import BackedUp, Restored
     from retrieval.bundle import ModelBundle, Preprocessing
     from retrieval.embedder import Embedder, Embeddings
+    from retrieval.embedding import EmbedReport, embed
     from retrieval.engines import PrecisionDrift
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
@@ -45,6 +46,7 @@ __all__ = [
     "Compacted",
     "Condition",
     "Drift",
+    "EmbedReport",
     "Embedder",
     "Embeddings",
     "Explanation",
@@ -79,6 +81,7 @@ __all__ = [
     "UnreadableImage",
     "Verification",
     "Where",
+    "embed",
     "ingest",
     "repair",
     "verify",
@@ -91,6 +94,7 @@ _HOMES = {
     "Compacted": "vault",
     "Condition": "where",
     "Drift": "reembedding",
+    "EmbedReport": "embedding",
     "Embedder": "embedder",
     "Embeddings": "embedder",
     "Explanation": "knn",
@@ -125,6 +129,7 @@ _HOMES = {
     "UnreadableImage": "errors",
     "Verification": "verification",
     "Where": "where",
+    "embed": "embedding",
     "ingest": "ingestion",
     "repair": "gallery",
     "verify": "verification",

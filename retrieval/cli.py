@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,8 +25,12 @@ from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import ModelBundle
+    from retrieval.embedding import EmbedReport
     from retrieval.gallery import Gallery, GalleryInfo, Missing
-    from retrieval.ingestion import IngestReport
+    from retrieval.ingestion import IngestReport, Run
+    from retrieval.photos import Photo
+    from retrieval.progress import Progress
+    from retrieval.verdicts import Outcome
 
 app = typer.Typer(
     name="faceprint",
@@ -159,10 +163,13 @@ def ingest(
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded and committed together.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
@@ -183,25 +190,28 @@ def ingest(
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
     _check(sync or not dry_run, "--dry-run goes with --sync")
+    _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     if dry_run:
         with care.open_gallery(gallery, "ingest") as opened:
-            _print_missing(opened.missing_files(sources), "would go")
+            _print_missing(opened.missing_files(sources), "would go", log_json=log_json)
         return
     # All of the table is read before anything is enrolled.
     table = _metadata_of(metadata) if metadata is not None else None
     if table is not None and not given:
         with _ReportFile(report) as lines, care.open_gallery(gallery, "ingest") as opened:
-            _annotate(opened, table, lines)
+            _annotate(opened, table, lines, log_json=log_json)
         return
-    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry)
+    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry, rehash=rehash)
     with _ReportFile(report) as lines, care.open_or_create(gallery, model, "ingest", device=device) as opened:
-        done = _ingest_with_progress(opened, work, batch_size, workers, lines)
-        _print_ingest(done, report)
+        done = _ingest_with_progress(opened, work, batch_size, workers, lines, log_json=log_json)
+        _tell_summary(done, summary, log_json=log_json)
+        if not log_json:
+            _print_ingest(done, report)
         if table is not None and not done.interrupted:
-            _annotate(opened, table, lines)
+            _annotate(opened, table, lines, log_json=log_json)
         missing = opened.remove_missing(sources) if sync and not done.interrupted else None
     if missing is not None:
-        _print_missing(missing, "went")
+        _print_missing(missing, "went", log_json=log_json)
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     where = report or "--report FILE"
@@ -212,6 +222,61 @@ def ingest(
         raise RunError(
             f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
             f"{where} says which and why. Mend that and run {again} again."
+        )
+    if strict and done.rejected:
+        raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
+
+
+@app.command()
+def embed(
+    model: _Model,
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, flat or with one subfolder per identity, or files.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
+    device: DeviceOption = "auto",
+) -> None:  # fmt: skip
+    """Embed photos without a gallery, into one file that is written whole or not at all.
+
+    `ingest --embeddings` takes a Parquet file as it is. After Ctrl-C there is no new file.
+    """
+    from retrieval.bundle import ModelBundle
+    from retrieval.embedder import Embedder
+    from retrieval.embedding import check_target, embed_photos
+    from retrieval.interrupt import graceful
+
+    check_target(out)
+    bundle = ModelBundle.load(model)
+    total, found = _found(sources, None)
+    embedder = Embedder.open(bundle, device=device)
+    with (
+        _ReportFile(report) as lines,
+        graceful() as should_stop,
+        _progress("embedding", total, log_json=log_json) as progress,
+    ):
+
+        def note(outcome: "Outcome") -> None:
+            lines.write(outcome)
+            progress.note(outcome)
+
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+        done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
+    _tell_summary(done, summary, log_json=log_json)
+    if not log_json:
+        _print_embedded(done, out, report)
+    if done.interrupted:
+        raise Interrupted("Stopped; no file was written.")
+    where = report or "--report FILE"
+    if not done.embedded:
+        raise InputError(f"Not one of the {done.found:,} files could be embedded; {where} says why.")
+    if done.worth_retrying:
+        raise RunError(
+            f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
+            f"{where} says which and why. Mend that and run the same command again."
         )
     if strict and done.rejected:
         raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
@@ -292,26 +357,44 @@ def _training(module: str) -> Any:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an ingest is to do: how many rows, and the call that does it."""
+    """What an ingest is to do: how many rows, or how to count them, and the call that does it."""
 
-    total: int
+    total: "int | Callable[[], int | None]"
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[Path], retry: Path | None) -> _Work:
-    from retrieval import photos
+def _photos_of(sources: list[Path], retry: Path | None, *, rehash: bool) -> _Work:
     from retrieval.ingestion import ingest_photos
 
-    found = photos.from_report(retry) if retry is not None else None
-    total = len(found) if found is not None else photos.count(sources)
-    if not total:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(map(str, sources))}"
-        raise InputError(f"There are no {where}; check the path.")
+    total, found = _found(sources, retry)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, photos.scan(sources) if found is None else found, **options)
+        return ingest_photos(gallery, found, rehash=rehash, **options)
 
     return _Work(total, run)
+
+
+def _found(
+    sources: list[Path], retry: Path | None
+) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
+    """Photos, at least one of them, and how many they are or how to count them.
+
+    Raises:
+        InputError: there is not one.
+    """
+    from functools import partial
+    from itertools import chain
+
+    from retrieval import photos
+
+    reported = photos.from_report(retry) if retry is not None else None
+    found = photos.scan(sources) if reported is None else iter(reported)
+    # Before a gallery is made: sources that give nothing are a mistake.
+    first = next(found, None)
+    if first is None:
+        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(map(str, sources))}"
+        raise InputError(f"There are no {where}; check the path.")
+    return partial(photos.count, sources) if reported is None else len(reported), chain([first], found)
 
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
@@ -330,7 +413,7 @@ def _metadata_of(path: Path) -> "Annotations":
     return read_annotations(path)
 
 
-def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile") -> None:
+def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile", *, log_json: bool) -> None:
     from retrieval.ingestion import ingest_metadata
     from retrieval.interrupt import graceful
 
@@ -342,36 +425,68 @@ def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile") ->
             on_unknown=lambda name: lines.write_unknown(**{kind: name}),
             should_stop=should_stop,
         )
-    terminal.console().print(
-        f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
-        f"{terminal.counted(done.unknown, kind)} unknown"
-    )
+    if log_json:
+        from retrieval.progress import JsonLog
+
+        JsonLog.event("metadata", set=done.set, unchanged=done.unchanged, unknown=done.unknown)
+    else:
+        terminal.console().print(
+            f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
+            f"{terminal.counted(done.unknown, kind)} unknown"
+        )
     if done.interrupted:
         raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
 
 
 def _ingest_with_progress(
-    gallery: "Gallery", work: _Work, batch_size: int, workers: int | None, lines: "_ReportFile"
+    gallery: "Gallery",
+    work: _Work,
+    batch_size: int,
+    workers: int | None,
+    lines: "_ReportFile",
+    *,
+    log_json: bool,
 ) -> "IngestReport":
     from retrieval.interrupt import graceful
-    from retrieval.verdicts import Outcome, Status
 
-    with graceful() as should_stop, terminal.progress("enrolling") as progress:
-        progress.add_task("", total=work.total, pace="", rejected=0)
-        (task,) = progress.tasks
+    with graceful() as should_stop, _progress("enrolling", work.total, log_json=log_json) as progress:
 
-        def note(outcome: Outcome) -> None:
+        def note(outcome: "Outcome") -> None:
             lines.write(outcome)
-            rejected = task.fields["rejected"] + (outcome.status is Status.REJECTED)
-            pace = terminal.pace(task.completed + 1, work.total, task.elapsed or 0.0)
-            progress.update(task.id, advance=1, rejected=rejected, pace=pace)
+            progress.note(outcome)
 
         return work.run(
             gallery, batch_size=batch_size, workers=workers, on_outcome=note, should_stop=should_stop
         )
 
 
-def _print_missing(missing: "Missing", verb: str) -> None:
+def _progress(verb: str, total: "int | Callable[[], int | None]", *, log_json: bool) -> "Progress":
+    from retrieval.progress import Bar, JsonLog, Total
+
+    return JsonLog(verb, Total(total)) if log_json else Bar(verb, Total(total))
+
+
+def _tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
+    """Writes the summary where it is wanted."""
+    from retrieval.files import why, write_durably
+    from retrieval.progress import JsonLog
+
+    if log_json:
+        JsonLog.event("done", summary=done.summary())
+    if path is not None:
+        try:
+            write_durably(path, (json.dumps(done.summary(), ensure_ascii=False, indent=1) + "\n").encode())
+        except OSError as error:
+            raise InputError(f"The summary {path} cannot be written: {why(error)}.") from error
+
+
+def _print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
+    if log_json:
+        from retrieval.progress import JsonLog
+
+        faces = [{"id": face.id, "identity": face.identity, "path": face.path} for face in missing.faces]
+        JsonLog.event("sync", done=verb == "went", files=len(missing.paths), faces=faces)
+        return
     console = terminal.console()
     for face in missing.faces:
         console.print(
@@ -404,7 +519,7 @@ class _ReportFile:
         return self
 
     def write(self, outcome: Any) -> None:
-        if outcome.status != "enrolled":
+        if outcome.status not in ("enrolled", "embedded"):
             self._write({name: getattr(outcome, name) for name in _LINE})
 
     def write_unknown(self, *, path: str | None = None, identity: str | None = None) -> None:
@@ -436,20 +551,39 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     )
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")
-    rate = done.found / done.seconds if done.seconds else 0
-    console.print(
-        f"in {done.seconds:,.1f} s, {rate:,.0f} photos/s "
-        f"(embedding and storing {done.storing_seconds:,.1f} s, waiting for photos {done.waiting_seconds:,.1f} s"
-        + (
-            f", making searches quick {done.optimizing_seconds:,.1f} s)"
-            if done.optimizing_seconds > 0.1
-            else ")"
-        )
-    )
+    console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
     if report is not None and done.enrolled < done.found:
         console.print(f"{done.found - done.enrolled:,} lines in {report}", markup=False)
+
+
+def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None:
+    console = terminal.console()
+    console.print(
+        f"found [b]{done.found:,}[/b] = embedded [b]{done.embedded:,}[/b] + rejected {done.rejected:,}"
+    )
+    for reason, number in done.reasons.most_common():
+        console.print(f"  {number:>7,}  {reason}")
+    console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
+    if report is not None and done.rejected:
+        console.print(f"{done.rejected:,} lines in {report}", markup=False)
+    if done.embedded and not done.interrupted:
+        console.print(f"{done.embedded:,} rows in {out}", markup=False)
+
+
+def _how_quick(done: "Run") -> str:
+    """Rates, what limited them, and what memory it took."""
+    words = [f"{done.photos_per_second:,.0f} photos/s"]
+    if done.bytes_read:
+        words.append(f"{done.bytes_read / 1e6 / done.seconds:,.1f} MB/s read")
+    limit = done.bottleneck
+    if limit is not None:
+        share = min(1.0, limit.busy_seconds / limit.workers / max(done.seconds, 1e-9))
+        words.append(f"the busiest stage was {limit.name} ({share:.0%} of the time)")
+    if done.optimizing_seconds > 0.1:
+        words.append(f"making searches quick took {done.optimizing_seconds:,.1f} s")
+    return ", ".join([*words, f"at most {terminal.size(done.peak_memory)} of memory"])
 
 
 def _print_card(bundle: "ModelBundle") -> None:

@@ -5,7 +5,33 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+# How much older than its reading a file's time must be to be trusted, in nanoseconds. A file that is written
+# right after it was read may keep its time, which some file systems count in steps of 2 seconds.
+_SETTLED: Final = 3 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes when a file is written: its size in bytes, the time in ns, the number of its inode."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Stamp":
+        """That of a file, by its status."""
+        # Inodes have 64 bits without a sign, and databases have them with one.
+        inode = (status.st_ino + 2**63) % 2**64 - 2**63
+        return cls(status.st_size, status.st_mtime_ns, inode)
+
+    def settled(self, now_ns: int) -> bool:
+        """Whether a file that has changed since `now_ns` must have another stamp."""
+        return self.mtime_ns < now_ns - _SETTLED
 
 
 def write_durably(path: Path, data: bytes) -> None:

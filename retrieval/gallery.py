@@ -6,11 +6,12 @@ What is on disk, and in which order it is written, stands in `retrieval.vault`.
 import dataclasses
 import os
 import re
+import stat
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,12 +20,13 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from retrieval import backup as backups
 from retrieval import exchange, people, pixels, reembedding, verification
-from retrieval.annotations import decoded, encoded, filled
+from retrieval.annotations import Metadata, decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
-from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
+from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing, Relabel
 from retrieval.embedder import Embedder
 from retrieval.errors import (
     GalleryDamaged,
@@ -36,12 +38,23 @@ from retrieval.errors import (
     UnreadableImage,
 )
 from retrieval.exchange import Export, Imported
-from retrieval.files import is_free, whole_folder, why
+from retrieval.files import Stamp, is_free, whole_folder, why
 from retrieval.knn import Answer, Explanation
 from retrieval.people import Rule, checked_rule
 from retrieval.photos import is_utf8, readable, scan
+from retrieval.pipeline import Meter
 from retrieval.reembedding import Reembedded
-from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
+from retrieval.store import (
+    AuditEntry,
+    Face,
+    Generation,
+    KnownFile,
+    NewFace,
+    Reader,
+    Receipt,
+    Writer,
+    utc_now,
+)
 from retrieval.tables import face_table, identity_table
 from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
 from retrieval.vectors import Ids
@@ -53,6 +66,9 @@ _T = TypeVar("_T")
 
 # How many pictures are embedded at a time by the calls of this module.
 _BATCH: Final = 32
+
+# Of how many bytes of files the contents are held while they wait for a look into the tables.
+_BYTES: Final = 16 * 2**20
 
 # How often a search starts over when the gallery goes over to another model meanwhile.
 _ATTEMPTS: Final = 5
@@ -110,21 +126,91 @@ class PeopleResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that is offered.
+
+    Attributes:
+        source: a path that is read, or what was read already.
+        identity: who is on it; None where nobody said.
+        path: what it is known by besides its bytes; None for bytes, images and arrays from anywhere.
+        metadata: what is said about it.
+    """
+
+    source: pixels.ImageSource
+    identity: str | None
+    path: str | None
+    metadata: Metadata = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def of(cls, source: pixels.ImageSource, identity: str | None) -> "Picture":
+        """A picture that is known by the absolute path of its file, if it is one."""
+        path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
+        return cls(source, identity, path)
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that its content takes; 0 for a path."""
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        if isinstance(self.source, np.ndarray):
+            return self.source.nbytes
+        return 4 * self.source.width * self.source.height if isinstance(self.source, Image) else 0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is known by the very path that is read."""
+        return isinstance(self.source, str | os.PathLike) and os.fspath(self.source) == self.path
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What the steps of preparing took, of all threads together: counts are of photos."""
+
+    read: Meter = field(default_factory=lambda: Meter("read"))
+    look_up: Meter = field(default_factory=lambda: Meter("look up"))
+    decode: Meter = field(default_factory=lambda: Meter("decode"))
+    bytes: Meter = field(default_factory=lambda: Meter("bytes"))
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A photo that has been read.
 
     Attributes:
-        path, identity: as in `Outcome`.
-        sha256: of its bytes, in hex.
+        face: what would be stored.
         pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
         generation: the model that the pixels were made for.
+        offered: as it was given, where it may have to be read again; so content is not kept.
     """
 
-    path: str | None
-    identity: str | None
-    sha256: str
+    face: NewFace
     pixels: pixels.Pixels | None
     generation: int
+    offered: Picture | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A batch whose vectors are there, to be stored.
+
+    Attributes:
+        photos: without their pixels.
+        vectors: (m, d) float32, of those that had pixels.
+        has_vector: which of the `Prepared` ones did.
+    """
+
+    photos: tuple[Prepared | Outcome, ...]
+    vectors: NDArray[np.float32]
+    has_vector: tuple[bool, ...]
+
+    @classmethod
+    def joined(cls, batches: Sequence["Ready"]) -> "Ready":
+        """Batches, at least one, as one."""
+        return cls(
+            tuple(photo for batch in batches for photo in batch.photos),
+            np.concatenate([batch.vectors for batch in batches]),
+            tuple(has for batch in batches for has in batch.has_vector),
+        )
 
 
 @dataclass(frozen=True)
@@ -323,12 +409,16 @@ class Gallery:
     @property
     def embedder(self) -> Embedder:
         """The model, loaded."""
+        return self._loaded()[1]
+
+    def _loaded(self) -> tuple[int, Embedder]:
+        """The number of the model as of the last call, and that model, loaded."""
         with self._loading:
             if self._embedder is None:
                 self._embedder = Embedder.open(
                     self.bundle, device=self._device, engine=self._engine, precision=self._precision
                 )
-            return self._embedder
+            return self._model.generation.id, self._embedder
 
     def _refresh(self, reader: Reader) -> Generation:
         """The generation of a snapshot, whose model becomes this gallery's."""
@@ -362,41 +452,98 @@ class Gallery:
         outcomes: list[Outcome] = []
         photos = iter(photos)
         while batch := list(islice(photos, _BATCH)):
-            outcomes += self.enroll_prepared([self.prepare(source, identity) for source, identity in batch])
+            offered = [Picture.of(source, identity) for source, identity in batch]
+            outcomes += self.enroll_prepared(self.prepare_many(offered))
         return outcomes
 
-    def prepare(self, source: pixels.ImageSource, identity: str | None) -> Prepared | Outcome:
+    def recognize(self, photos: Sequence[Picture]) -> list[Outcome | None]:
+        """Tells photos whose files are as they were when they were enrolled, without opening one.
+
+        Returns:
+            For each photo, in order: that it is known; None where its bytes have to be looked at, because
+            the file has another size, time or inode, or something else is said about it than is stored.
+        """
+        paths = [one.path if one.is_file and is_utf8(one.path or "") else None for one in photos]
+        names = {one.identity for one in photos if one.identity is not None and is_utf8(one.identity)}
+        with self.vault.store.read() as reader:
+            files = reader.known_files({path for path in paths if path is not None})
+            today = reader.current_names(names) if files else {}
+        return [
+            _unchanged(one, files[path], today) if path in files else None
+            for one, path in zip(photos, paths, strict=True)
+        ]
+
+    def prepare(
+        self,
+        source: pixels.ImageSource,
+        identity: str | None,
+        *,
+        path: str | None = None,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Prepared | Outcome:
         """Reads a picture, unless its bytes are enrolled already; the part of enrolling that runs in threads.
+
+        Args:
+            source: as of `enroll`.
+            identity: who is on it; None where nobody said.
+            path: what the picture is known by, where that is not the path that is read.
+            metadata: what is said about it.
 
         Returns:
             What `enroll_prepared` takes; an Outcome when there is nothing left to do.
 
         Raises:
-            InputError: an array that is not a picture, or an identity that is not valid Unicode.
+            InputError: an array that is not a picture, metadata that JSON cannot say, or an identity that is
+                not valid Unicode.
         """
-        path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
-        if not is_utf8(path or ""):
-            shown, detail = readable(path or ""), "its name is not UTF-8; rename it"
-            return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
-        _check_identity(identity)
-        try:
-            content = pixels.read_bytes(source) if isinstance(source, str | os.PathLike) else source
-            face = NewFace(identity, path, pixels.content_sha256(content))
-            with self.vault.store.read() as reader:
-                generation = self._refresh(reader)
-                (face,), verdicts = _verdicts(reader, [face])
-            outcome = verdicts.judge(0, face, has_vector=False)
-            if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
-                return outcome
-            prepared = Prepared(face.path, face.identity, face.sha256, None, generation.id)
-            # Any other verdict may be another one by the time that the batch is added. Then a file can be
-            # read once more; bytes are embedded now, in case that theirs are gone by then.
-            if outcome is not None and path is not None:
-                return prepared
-            size, crop = self.bundle.preprocessing.size, self.bundle.preprocessing.crop
-            return dataclasses.replace(prepared, pixels=pixels.read(content, size=size, crop=crop))
-        except UnreadableImage as error:
-            return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
+        offered = dataclasses.replace(Picture.of(source, identity), metadata=dict(metadata))
+        if path is not None:
+            offered = dataclasses.replace(offered, path=path)
+        return self.prepare_many([offered])[0]
+
+    def prepare_many(
+        self, photos: Sequence[Picture], *, meters: Meters | None = None
+    ) -> list[Prepared | Outcome]:
+        """As `prepare`, for some photos, with one look into the tables for all.
+
+        Bytes are held of at most 16 MiB of files and of one file more; see `pixels.MAX_BYTES`.
+
+        Args:
+            photos: some dozens.
+            meters: what each step takes is added to them.
+        """
+        meters = Meters() if meters is None else meters
+        found: list[Prepared | Outcome] = []
+        some: list[Outcome | ReadPicture] = []
+        held = 0
+        for one in photos:
+            with meters.read.working():
+                some.append(read_picture(one))
+            size = some[-1].size if isinstance(some[-1], ReadPicture) else 0
+            meters.bytes.add(items=size)
+            held += size
+            if held > _BYTES:
+                found += self._prepare(some, meters)
+                some, held = [], 0
+        return found + self._prepare(some, meters)
+
+    def _prepare(self, photos: "Sequence[Outcome | ReadPicture]", meters: Meters) -> list[Prepared | Outcome]:
+        """What is left to do for photos that were read; those that are to be embedded are decoded."""
+        faces = [photo.face for photo in photos if isinstance(photo, ReadPicture)]
+        if not faces:
+            return [photo for photo in photos if isinstance(photo, Outcome)]
+        with meters.look_up.working(len(faces)), self.vault.store.read() as reader:
+            generation = self._refresh(reader)
+            preprocessing = self.bundle.preprocessing
+            stored = _Stored.of(reader, faces)
+        found: list[Prepared | Outcome] = []
+        for photo in photos:
+            if isinstance(photo, Outcome):
+                found.append(photo)
+                continue
+            with meters.decode.working(0):
+                found.append(_decode(photo, stored, generation.id, preprocessing, meters.decode))
+        return found
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
         """Embeds one batch and makes it durable in one step. Outcomes among the photos pass through.
@@ -405,24 +552,51 @@ class Gallery:
             StorageError, GalleryBusy: nothing of the batch was enrolled.
             ModelMismatch: the gallery went over to another model after the photos were prepared.
         """
+        return self.enroll_ready(self.embed_prepared(photos))
+
+    def embed_prepared(self, photos: Sequence[Prepared | Outcome]) -> Ready:
+        """Embeds one batch; the part of enrolling that keeps the processor or the GPU busy.
+
+        Raises:
+            ModelMismatch: the gallery went over to another model after the photos were prepared.
+        """
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
-        if not ready:
-            return [photo for photo in photos if isinstance(photo, Outcome)]
         squares = [photo.pixels for photo in ready if photo.pixels is not None]
         vectors = np.empty((0, self.bundle.dimension), np.float32)
         if squares:
-            vectors = self.embedder.embed(np.stack(squares)).vectors
-        faces = [NewFace(photo.identity, photo.path, photo.sha256) for photo in ready]
-        has_vector = [photo.pixels is not None for photo in ready]
+            generation, embedder = self._loaded()
+            if any(photo.generation != generation for photo in ready):
+                raise self._went_over()
+            vectors = embedder.embed(np.stack(squares)).vectors
+        kept = [dataclasses.replace(p, pixels=None) if isinstance(p, Prepared) else p for p in photos]
+        return Ready(tuple(kept), vectors, tuple(photo.pixels is not None for photo in ready))
+
+    def enroll_ready(self, batch: Ready) -> list[Outcome]:
+        """Makes a batch durable in one step. Outcomes in it pass through.
+
+        Raises:
+            StorageError, GalleryBusy: nothing of the batch was enrolled.
+            ModelMismatch: the gallery went over to another model after the photos were prepared.
+        """
+        ready = [photo for photo in batch.photos if isinstance(photo, Prepared)]
+        if not ready:
+            return [photo for photo in batch.photos if isinstance(photo, Outcome)]
         # The oldest of them: if any was prepared for another model, none of the batch is added.
         generation = min(photo.generation for photo in ready)
-        found = self._add(faces, vectors, has_vector=has_vector, generation=generation)
+        faces = [photo.face for photo in ready]
+        found = self._add(faces, batch.vectors, has_vector=batch.has_vector, generation=generation)
         added = iter([o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)])
-        return [photo if isinstance(photo, Outcome) else next(added) for photo in photos]
+        return [photo if isinstance(photo, Outcome) else next(added) for photo in batch.photos]
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
-        return self.enroll([(Path(photo.path or ""), photo.identity)])[0]
+        assert photo.offered is not None  # kept where there are no pixels
+        return self.enroll_prepared(self.prepare_many([photo.offered]))[0]
+
+    def _went_over(self) -> ModelMismatch:
+        return ModelMismatch(
+            f"The gallery {self.folder} went over to another model meanwhile; run the same command again."
+        )
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
@@ -484,12 +658,10 @@ class Gallery:
         with self.vault.writing() as writer:
             serving = self.vault.serving(writer)
             if generation not in (None, serving.id):
-                raise ModelMismatch(
-                    f"The gallery {self.folder} went over to another model meanwhile; "
-                    "run the same command again."
-                )
+                raise self._went_over()
             checked = self.vault.vectors(serving).checked(vectors)
-            faces, verdicts = _verdicts(writer, faces)
+            stored = _Stored.of(writer, faces)
+            faces, verdicts = [stored.under_todays_name(face) for face in faces], stored.judge()
             outcomes = [
                 verdicts.judge(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
@@ -500,6 +672,8 @@ class Gallery:
                 self._enrolling = self.vault.log(
                     writer, "enroll", faces=len(verdicts.new), extend=self._enrolling
                 )
+            else:
+                writer.set_stamps(verdicts.stamps)
         return outcomes
 
     def _carry_out(
@@ -1418,7 +1592,8 @@ def _changes(
 def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
     writer.add_faces(first, [face for _, face in verdicts.new])
     writer.remove_files(verdicts.paths)
-    writer.add_files(verdicts.paths.items())
+    writer.add_files(verdicts.paths.items(), verdicts.stamps)
+    writer.set_stamps({path: s for path, s in verdicts.stamps.items() if path not in verdicts.paths})
     writer.set_metadata(face_table, verdicts.metadata)
     for number, name in verdicts.names.items():
         writer.name_face(number, name)
@@ -1431,14 +1606,116 @@ def _check_identity(identity: str | None) -> None:
         raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
 
 
-def _verdicts(reader: Reader, faces: Sequence[NewFace]) -> tuple[list[NewFace], Verdicts]:
-    """The judge of some faces, and the faces under the names that their people have today."""
-    today = reader.current_names({face.identity for face in faces if face.identity is not None})
-    if today:
-        faces = [
-            dataclasses.replace(face, identity=today.get(face.identity or "", face.identity))
-            for face in faces
-        ]
-    stored = reader.faces_by_sha256({face.sha256 for face in faces})
-    owners = reader.files({face.path for face in faces if face.path is not None})
-    return list(faces), Verdicts(stored, owners, first_id=reader.gallery().next_face_id)
+@dataclass(frozen=True, slots=True)
+class ReadPicture:
+    """A photo whose bytes are here."""
+
+    offered: Picture
+    content: bytes | Image | NDArray[np.uint8]
+    face: NewFace
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; 0 for what is in memory already decoded."""
+        return len(self.content) if isinstance(self.content, bytes) else 0
+
+
+def read_picture(offered: Picture) -> ReadPicture | Outcome:
+    """Reads a photo; an Outcome where it cannot be read.
+
+    Raises:
+        InputError: an array that is not a picture, or an identity or metadata that cannot be stored.
+    """
+    path, identity = offered.path, offered.identity
+    if not is_utf8(path or ""):
+        shown, detail = readable(path or ""), "its name is not UTF-8; rename it"
+        return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
+    _check_identity(identity)
+    encoded(offered.metadata, path or "a picture")
+    try:
+        content, stamp = _content(offered.source)
+        sha256 = pixels.content_sha256(content)
+    except UnreadableImage as error:
+        return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
+    return ReadPicture(offered, content, NewFace(identity, path, sha256, offered.metadata, stamp))
+
+
+def _content(source: pixels.ImageSource) -> tuple[bytes | Image | NDArray[np.uint8], Stamp | None]:
+    return pixels.read_file(source) if isinstance(source, str | os.PathLike) else (source, None)
+
+
+def _decode(
+    photo: ReadPicture, stored: "_Stored", generation: int, preprocessing: Preprocessing, meter: Meter
+) -> Prepared | Outcome:
+    """What is left to do for a photo; it is decoded where it has to be embedded."""
+    face = stored.under_todays_name(photo.face)
+    try:
+        verdicts = stored.judge_of(face)
+        outcome = verdicts.judge(0, face, has_vector=False)
+        prepared = Prepared(photo.face, None, generation, photo.offered)
+        if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
+            return prepared if verdicts.stamps else outcome
+        # Any other verdict may be another one by the time that the batch is added. Then a file can be
+        # read once more; bytes are embedded now, in case that theirs are gone by then.
+        if outcome is not None and isinstance(photo.offered.source, str | os.PathLike):
+            return prepared
+        meter.add(items=1)
+        size, crop = preprocessing.size, preprocessing.crop
+        square = pixels.read(photo.content, size=size, crop=crop)
+        return Prepared(photo.face, square, generation)
+    except UnreadableImage as error:
+        return Outcome(
+            face.path, photo.face.identity, Status.REJECTED, reason=error.reason, detail=error.detail
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a snapshot says about some photos."""
+
+    names: Mapping[str, str]
+    faces: Mapping[str, Face]
+    files: Mapping[str, KnownFile]
+    next_face_id: int
+
+    @classmethod
+    def of(cls, reader: Reader, faces: Sequence[NewFace]) -> "_Stored":
+        return cls(
+            reader.current_names({face.identity for face in faces if face.identity is not None}),
+            reader.faces_by_sha256({face.sha256 for face in faces}),
+            reader.known_files({face.path for face in faces if face.path is not None}),
+            reader.gallery().next_face_id,
+        )
+
+    def under_todays_name(self, face: NewFace) -> NewFace:
+        """A photo under the name that its person has today."""
+        today = self.names.get(face.identity or "")
+        return face if today is None else dataclasses.replace(face, identity=today)
+
+    def judge(self) -> Verdicts:
+        """The judge of all the photos, one after the other."""
+        owners = {path: file.face_id for path, file in self.files.items()}
+        stamps = {path: file.stamp for path, file in self.files.items()}
+        return Verdicts(self.faces, owners, first_id=self.next_face_id, stamps=stamps)
+
+    def judge_of(self, face: NewFace) -> Verdicts:
+        """The judge of one photo alone."""
+        faces = {sha: self.faces[sha] for sha in [face.sha256] if sha in self.faces}
+        files = {path: self.files[path] for path in [face.path or ""] if path in self.files}
+        return dataclasses.replace(self, faces=faces, files=files).judge()
+
+
+def _unchanged(photo: Picture, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
+    """That a photo is known, if its file is what it was and nothing is said that is not stored."""
+    identity = today.get(photo.identity or "", photo.identity)
+    if known.stamp is None or identity not in (None, known.identity):
+        return None
+    if photo.metadata.keys() - known.metadata.keys():
+        return None
+    try:
+        status = os.stat(photo.path or "")
+    except OSError:
+        return None  # whoever reads it says why
+    if Stamp.of(status) != known.stamp or not stat.S_ISREG(status.st_mode):
+        return None
+    return Outcome(photo.path, identity, Status.KNOWN, known.face_id)

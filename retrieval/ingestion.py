@@ -1,22 +1,42 @@
 """Bulk enrollment: folders -> a gallery, and a report of what happened to each file."""
 
 import os
+import resource
+import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
 from retrieval.errors import InputError, Reason
-from retrieval.gallery import Gallery, Prepared
+from retrieval.gallery import Gallery, Meters, Picture, Prepared, Ready
 from retrieval.photos import Photo
+from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.verdicts import Outcome, Status
 
 DEFAULT_BATCH_SIZE = 64
+
+# Photos that are asked for in one snapshot whether their files are unchanged; and photos in one batch at most
+# when few of them or none are new.
+_LOOK: Final = 512
+
+# Bytes of photos that come with their content, in one such snapshot at most, and one photo more.
+_BYTES: Final = 16 * 2**20
+
+# Batches of the usual size that become durable together, if they are embedded within so many seconds.
+_TOGETHER: Final = 4
+_COMMIT_SECONDS: Final = 2.0
+
+# Photos that one thread reads, looks up and decodes at a time.
+_PIECE: Final = 32
+
+Entry: TypeAlias = Picture | Outcome
 
 _PROBLEMS = {
     Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
@@ -27,45 +47,105 @@ _PROBLEMS = {
 
 
 @dataclass
-class IngestReport:
+class Run:
+    """What a run over photos took.
+
+    Attributes:
+        reasons: why photos were rejected, and how many each.
+        seconds: of wall-clock time.
+        optimizing_seconds: of them, making searches of a gallery that has grown quick.
+        stages: what each stage did, in the order of the stages, which run at the same time.
+        bytes_read: of files.
+        peak_memory: the most that this process has had in memory until the last photo was durable, in bytes;
+            what making searches quick takes comes afterwards.
+        interrupted: whether it was stopped before the last photo.
+    """
+
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    seconds: float = 0.0
+    optimizing_seconds: float = 0.0
+    stages: tuple[Meter, ...] = ()
+    bytes_read: int = 0
+    peak_memory: int = 0
+    interrupted: bool = False
+
+    @property
+    def rejected(self) -> int:
+        """Photos that came to nothing."""
+        return self.reasons.total()
+
+    @property
+    def found(self) -> int:
+        """Photos that were looked at."""
+        return sum(self.counts().values())
+
+    def counts(self) -> dict[str, int]:
+        """How many photos came to what: each is counted once."""
+        return {"rejected": self.rejected}
+
+    @property
+    def worth_retrying(self) -> int:
+        """Rejected photos whose reason lies in the machine and not in the file."""
+        return sum(number for reason, number in self.reasons.items() if reason.may_pass_when_retried)
+
+    @property
+    def bottleneck(self) -> Meter | None:
+        """The stage whose workers had the most to do: the others waited for it. None where nothing ran."""
+        return max(self.stages, key=lambda one: one.busy_seconds / one.workers, default=None)
+
+    @property
+    def photos_per_second(self) -> float:
+        """Photos that were looked at, by the seconds until the last was durable."""
+        seconds = self.seconds - self.optimizing_seconds
+        return self.found / seconds if seconds > 0 else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON can say it; see docs/cli.md."""
+        limit = self.bottleneck
+        return {
+            "found": self.found,
+            **self.counts(),
+            "reasons": {str(reason): number for reason, number in sorted(self.reasons.items())},
+            "interrupted": self.interrupted,
+            "seconds": round(self.seconds, 3),
+            "optimizing_seconds": round(self.optimizing_seconds, 3),
+            "photos_per_second": round(self.photos_per_second, 2),
+            "bytes_read": self.bytes_read,
+            "megabytes_per_second": round(self.bytes_read / 1e6 / self.seconds, 3) if self.seconds else 0.0,
+            "peak_memory_bytes": self.peak_memory,
+            "bottleneck": None if limit is None else limit.name,
+            "stages": [
+                {
+                    "name": one.name,
+                    "workers": one.workers,
+                    "items": one.items,
+                    "busy_seconds": round(one.busy_seconds, 3),
+                    "starved_seconds": round(one.starved_seconds, 3),
+                    "blocked_seconds": round(one.blocked_seconds, 3),
+                }
+                for one in self.stages
+            ],
+        }
+
+
+@dataclass
+class IngestReport(Run):
     """What an ingest did. `found` is always `enrolled + known + duplicate + rejected`.
 
     Attributes:
         enrolled: photos that became faces.
         known: photos whose bytes and path were in the gallery already.
         duplicate: photos whose bytes were in the gallery under another path.
-        reasons: why photos were rejected, and how many each.
-        seconds: of wall-clock time.
-        waiting_seconds: of them, waiting for photos to be read and decoded.
-        storing_seconds: of them, embedding and writing.
-        optimizing_seconds: of them, making searches of a gallery that has grown quick.
-        interrupted: whether it was stopped before the last photo.
     """
 
     enrolled: int = 0
     known: int = 0
     duplicate: int = 0
-    reasons: Counter[Reason] = field(default_factory=Counter)
-    seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    storing_seconds: float = 0.0
-    optimizing_seconds: float = 0.0
-    interrupted: bool = False
 
-    @property
-    def rejected(self) -> int:
-        """Photos that could not be enrolled."""
-        return self.reasons.total()
-
-    @property
-    def found(self) -> int:
-        """Photos that were looked at."""
-        return self.enrolled + self.known + self.duplicate + self.rejected
-
-    @property
-    def worth_retrying(self) -> int:
-        """Rejected photos whose reason lies in the machine and not in the file."""
-        return sum(number for reason, number in self.reasons.items() if reason.may_pass_when_retried)
+    def counts(self) -> dict[str, int]:
+        """How many photos came to what: each is counted once."""
+        mine = {"enrolled": self.enrolled, "known": self.known, "duplicate": self.duplicate}
+        return mine | super().counts()
 
     def count(self, outcome: Outcome) -> None:
         """Adds one photo's fate."""
@@ -85,21 +165,28 @@ def ingest(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
     """Enrolls every photo of some sources.
 
-    Photos are read, hashed and decoded by threads while the batch before is embedded. Face ids follow
-    the order of the photos, not the timing of the threads. Each batch is durable before the next.
+    Files that are what they were when they were enrolled (size, time and inode) are known without being
+    opened. The others are read, hashed and decoded by threads, while another one embeds the batch before and
+    this one makes the batch before that durable. Face ids follow the order of the photos, not the timing of
+    the threads. Memory does not grow with the number of photos: at
+    most 4 batches and 4 pieces of 32 photos are underway (size x size x 3 bytes each), and each thread holds
+    16 MiB of files, one file more, and one decoded picture.
 
     Args:
         gallery: where to.
         sources: files, flat folders and identity folders (see `photos.scan`).
-        batch_size: photos that are embedded and committed together.
+        batch_size: photos that are embedded together. Up to four batches of 64 photos or more become durable
+            together, smaller ones each by itself.
         workers: threads that read photos; None is one per processor.
+        rehash: read every file, whether it looks unchanged or not.
         on_outcome: called once for every photo, in order, after its batch is durable.
-        should_stop: asked between batches; True ends the run, with everything so far enrolled.
+        should_stop: asked after each batch; True ends the run, with everything so far enrolled.
 
     Raises:
         DataError: a source does not exist; nothing was enrolled.
@@ -111,6 +198,7 @@ def ingest(
         photos.scan(sources),
         batch_size=batch_size,
         workers=workers,
+        rehash=rehash,
         on_outcome=on_outcome,
         should_stop=should_stop,
     )
@@ -122,33 +210,170 @@ def ingest_photos(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
     """As `ingest`, for photos that are listed already, such as those of a report (`photos.from_report`)."""
-    workers = (os.cpu_count() or 1) if workers is None else workers
-    if batch_size < 1 or workers < 1:
-        raise InputError("The batch size and the number of workers must be at least 1.")
-    report = IngestReport()
+    workers = checked_workers(batch_size, workers)
+    report, meters, commit = IngestReport(), Meters(), Meter("commit")
+    scan = Meter("scan")
     started = time.monotonic()
-    with ThreadPoolExecutor(workers, thread_name_prefix="faceprint-read") as threads:
-        prepared = _prepared_in_order(gallery, iter(found), threads, ahead=2 * batch_size)
-        while not report.interrupted:
-            before = time.monotonic()
-            batch = list(islice(prepared, batch_size))
-            between = time.monotonic()
-            report.waiting_seconds += between - before
-            if not batch:
-                break
-            for outcome in gallery.enroll_prepared(batch):
+    stages = [
+        prepare_stage(partial(_prepare, gallery, meters), workers=workers, batch_size=batch_size),
+        Stage("embed", gallery.embed_prepared, room=1, gather=partial(in_batches, size=batch_size)),
+    ]
+    if not rehash:
+        stages.insert(0, Stage("recognize", partial(_recognize, gallery), room=1))
+    with Pipeline(in_looks(found, scan), stages) as pipeline:
+        for batches, last in _in_commits(pipeline, batch_size, should_stop):
+            with commit.working(sum(len(batch.photos) for batch in batches)):
+                outcomes = gallery.enroll_ready(Ready.joined(batches))
+            for outcome in outcomes:
                 report.count(outcome)
                 on_outcome(outcome)
-            report.storing_seconds += time.monotonic() - between
-            report.interrupted = should_stop()
-        threads.shutdown(cancel_futures=True)
+            report.interrupted = last
+    report.stages = stages_in_order(scan, pipeline.meters, meters, commit)
+    report.bytes_read = meters.bytes.items
+    report.peak_memory = peak_memory()
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _in_commits(
+    batches: Iterable[Ready], size: int, should_stop: Callable[[], bool]
+) -> Iterator[tuple[list[Ready], bool]]:
+    """Batches that become durable together, and whether the run is to end with them.
+
+    Four at most, and for no longer than two seconds: fewer commits write less, and who asks for batches
+    smaller than the usual ones wants each of them durable.
+    """
+    together: list[Ready] = []
+    most = _TOGETHER if size >= DEFAULT_BATCH_SIZE else 1
+    since = 0.0
+    for batch in batches:
+        since = since if together else time.monotonic()
+        together.append(batch)
+        stop = should_stop()
+        if stop or len(together) >= most or time.monotonic() - since >= _COMMIT_SECONDS:
+            yield together, stop
+            together = []
+        if stop:
+            return
+    if together:
+        yield together, False
+
+
+def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
+    """Photos, some hundreds at a time or 16 MiB of content, with the time that finding them takes."""
+    iterator = iter(found)
+    while True:
+        some: list[Entry] = []
+        held = 0
+        with scan.working(0):
+            for photo in islice(iterator, _LOOK):
+                entry = _offered(photo)
+                some.append(entry)
+                held += entry.held if isinstance(entry, Picture) else 0
+                if held > _BYTES:
+                    break
+        if not some:
+            return
+        scan.add(items=len(some))
+        yield some
+
+
+def _offered(photo: Photo) -> Entry:
+    path = os.fspath(photo.path)
+    if photo.problem is not None:
+        detail = _PROBLEMS[photo.problem]
+        shown = photos.readable(path)
+        return Outcome(shown, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
+    return Picture(path, photo.identity, path)
+
+
+def _recognize(gallery: Gallery, entries: Sequence[Entry]) -> list[Entry]:
+    """What is left to look at; photos whose files are unchanged are known."""
+    offered = [entry for entry in entries if isinstance(entry, Picture)]
+    known = iter(gallery.recognize(offered))
+    return [(next(known) or entry) if isinstance(entry, Picture) else entry for entry in entries]
+
+
+def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
+    """The same entries in pieces that have at most so many photos to be read."""
+    for chunk in chunks:
+        piece: list[Entry] = []
+        offered = 0
+        for entry in chunk:
+            piece.append(entry)
+            offered += isinstance(entry, Picture)
+            if offered == _PIECE:
+                yield piece
+                piece, offered = [], 0
+        if piece:
+            yield piece
+
+
+def _prepare(gallery: Gallery, meters: Meters, entries: Sequence[Entry]) -> list[Prepared | Outcome]:
+    offered = [entry for entry in entries if isinstance(entry, Picture)]
+    prepared = iter(gallery.prepare_many(offered, meters=meters))
+    return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
+
+
+def in_batches(
+    pieces: Iterator[list[Prepared | Outcome]], *, size: int
+) -> Iterator[list[Prepared | Outcome]]:
+    """Batches of `size` photos that are to be embedded, or of many that are not."""
+    batch: list[Prepared | Outcome] = []
+    embedded = 0
+    for piece in pieces:
+        for entry in piece:
+            batch.append(entry)
+            embedded += isinstance(entry, Prepared) and entry.pixels is not None
+            if embedded == size or len(batch) >= max(size, _LOOK):
+                yield batch
+                batch, embedded = [], 0
+    if batch:
+        yield batch
+
+
+def stages_in_order(scan: Meter, stages: dict[str, Meter], steps: Meters, last: Meter) -> tuple[Meter, ...]:
+    """The stages as a reader of the report thinks of them: the steps of preparing one by one."""
+    prepare = stages["prepare"]
+    taken = [
+        step for step in (steps.read, steps.look_up, steps.decode) if step.items or step is not steps.look_up
+    ]
+    for step in taken:
+        step.workers = prepare.workers
+    taken[0].add(starved=prepare.starved_seconds)
+    taken[-1].add(blocked=prepare.blocked_seconds)
+    before = [stages[name] for name in stages if name == "recognize"]
+    return (scan, *before, *taken, stages["embed"], last)
+
+
+def prepare_stage(work: Callable[[list[Entry]], Any], *, workers: int, batch_size: int) -> Stage:
+    """The stage that reads and decodes photos, about two batches ahead of the one that is embedded."""
+    room = max(workers, 2 * -(-batch_size // _PIECE)) + 1
+    return Stage("prepare", work, workers=workers, room=room, gather=in_pieces)
+
+
+def checked_workers(batch_size: int, workers: int | None) -> int:
+    """How many threads read photos: one per processor unless it is said.
+
+    Raises:
+        InputError: a batch size or a number of workers below 1.
+    """
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if batch_size < 1 or workers < 1:
+        raise InputError("The batch size and the number of workers must be at least 1.")
+    return workers
+
+
+def peak_memory() -> int:
+    """The most that this process has had in memory so far, in bytes."""
+    # In KiB, but for macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def ingest_embeddings(
@@ -173,22 +398,23 @@ def ingest_embeddings(
         InputError: the file is not what it should be; the batches before the first such row are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
-    report = IngestReport()
+    report, commit = IngestReport(), Meter("commit")
     started = time.monotonic()
     fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
     rows = exchange.read_embeddings(Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted)
     for faces, vectors in rows:
-        between = time.monotonic()
-        for outcome in gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint):
+        with commit.working(len(faces)):
+            outcomes = gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint)
+        for outcome in outcomes:
             report.count(outcome)
             on_outcome(outcome)
-        report.storing_seconds += time.monotonic() - between
         report.interrupted = should_stop()
         if report.interrupted:
             break
+    report.stages = (commit,)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
-    report.waiting_seconds = report.seconds - report.storing_seconds - report.optimizing_seconds
+    report.peak_memory = peak_memory()
     return report
 
 
@@ -247,23 +473,3 @@ def ingest_metadata(
         if report.interrupted:
             break
     return report
-
-
-def _prepared_in_order(
-    gallery: Gallery, found: Iterator[Photo], threads: ThreadPoolExecutor, *, ahead: int
-) -> Iterator[Prepared | Outcome]:
-    """What threads make of photos, in the photos' order, never more than `ahead` of what was taken."""
-    waiting: deque[Future[Prepared | Outcome]] = deque()
-    for photo in found:
-        waiting.append(threads.submit(_prepare, gallery, photo))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _prepare(gallery: Gallery, photo: Photo) -> Prepared | Outcome:
-    if photo.problem is not None:
-        path, detail = photos.readable(photo.path), _PROBLEMS[photo.problem]
-        return Outcome(path, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
-    return gallery.prepare(photo.path, photo.identity)

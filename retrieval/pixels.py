@@ -6,8 +6,8 @@ import io
 import math
 import os
 import stat
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from retrieval.errors import InputError, Reason, UnreadableImage
+from retrieval.files import Stamp
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -94,22 +95,40 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> b
     Raises:
         UnreadableImage: missing, no permission, not a file, empty, too many bytes, or an I/O error.
     """
+    return read_file(path, max_bytes=max_bytes)[0]
+
+
+def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> tuple[bytes, Stamp | None]:
+    """As `read_bytes`, with the stamp by which the file can be known as unchanged later.
+
+    The stamp is None where the file may have other bytes by now and the same stamp.
+    """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage(Reason.NOT_A_FILE, "it is not a regular file")
-        if status.st_size > max_bytes:
-            raise UnreadableImage(
-                Reason.TOO_MANY_BYTES, f"it has {status.st_size:,} bytes and {max_bytes:,} is the limit"
-            )
-        data = Path(path).read_bytes()
+        # Before it is opened: opening a pipe would wake up whoever waits to write to it.
+        _check_status(os.stat(path), max_bytes)
+        now = time.time_ns()
+        with open(path, "rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            _check_status(before, max_bytes)
+            data = file.read()
+            stamp = Stamp.of(os.fstat(file.fileno()))
     except OSError as error:
         raise UnreadableImage(*_os_reason(error)) from error
     except ValueError as error:
         raise UnreadableImage(Reason.MISSING, "no file can have this name") from error
     if not data:
         raise UnreadableImage(Reason.EMPTY_FILE, "the file is empty")
-    return data
+    same = stamp == Stamp.of(before) and stamp.size == len(data)
+    return data, stamp if same and stamp.settled(now) else None
+
+
+def _check_status(status: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImage(Reason.NOT_A_FILE, "it is not a regular file")
+    if status.st_size > max_bytes:
+        raise UnreadableImage(
+            Reason.TOO_MANY_BYTES, f"it has {status.st_size:,} bytes and {max_bytes:,} is the limit"
+        )
 
 
 def content_sha256(source: bytes | Image.Image | NDArray[np.uint8]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -44,7 +45,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
-from retrieval.files import sync, why
+from retrieval.files import Stamp, sync, why
 from retrieval.selection import LIST_LENGTH, parts, select_faces
 from retrieval.tables import (
     alias_table,
@@ -65,7 +66,7 @@ from retrieval.where import Where
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0004"
+SCHEMA_VERSION: Final = "0005"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
@@ -74,6 +75,8 @@ LOCK_NAME: Final = "writer.lock"
 _MIGRATING: Final = threading.Lock()
 
 _CACHE_KIB: Final = 256 * 1024
+
+_NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
 
 _NO_ROW: Final = "The gallery's database has lost its own row; restore it from a backup."
 
@@ -107,12 +110,26 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class NewFace:
-    """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it."""
+    """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it.
+
+    `stamp` is what its file was when it was read; None where that says nothing about it later.
+    """
 
     identity: str | None
     path: str | None
     sha256: str
     metadata: Metadata = field(default_factory=dict, hash=False)
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """A path of a face: the face, who is on it and what is said about it, and what the file was when read."""
+
+    face_id: int
+    identity: str | None
+    metadata: Metadata = field(hash=False)
+    stamp: Stamp | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +462,21 @@ class Reader:
             for path, number in self._connection.execute(query.where(file_table.c.path.in_(part)))
         }
 
+    def known_files(self, paths: Iterable[str]) -> dict[str, KnownFile]:
+        """What is known of each path; one that is not known is absent."""
+        joined = file_table.join(face_table).outerjoin(identity_table)
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        query = select(
+            file_table.c.path, face_table.c.id, identity_table.c.name, face_table.c.metadata, *stamp
+        ).select_from(joined)
+        return {
+            path: KnownFile(number, name, said or {}, None if size is None else Stamp(size, mtime_ns, inode))
+            for part in parts(paths)
+            for path, number, name, said, size, mtime_ns, inode in self._connection.execute(
+                query.where(file_table.c.path.in_(part))
+            )
+        }
+
     def all_files(self) -> Iterator[tuple[str, int]]:
         """Every known path and its face."""
         rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id))
@@ -587,9 +619,19 @@ class Writer(Reader):
         for part in parts(paths):
             self._change(delete(file_table).where(file_table.c.path.in_(part)))
 
-    def add_files(self, files: Iterable[tuple[str, int]]) -> None:
-        """Adds paths, each to a face."""
-        self._insert(file_table, [{"path": path, "face_id": number} for path, number in files])
+    def add_files(self, files: Iterable[tuple[str, int]], stamps: Mapping[str, Stamp] = _NO_STAMPS) -> None:
+        """Adds paths, each to a face; of some it is known what the file was when it was read."""
+        self._insert(
+            file_table,
+            [{"path": path, "face_id": number, **_stamped(stamps.get(path))} for path, number in files],
+        )
+
+    def set_stamps(self, stamps: Mapping[str, Stamp]) -> None:
+        """Says of known paths what the file was when it was read."""
+        rows = [{"known": path, **_stamped(stamp)} for path, stamp in stamps.items()]
+        if rows:
+            changed = update(file_table).where(file_table.c.path == bindparam("known"))
+            self._change(changed.values({name: bindparam(name) for name in _stamped(None)}), rows)
 
     def name_face(self, face_id: int, identity: str | None) -> None:
         """Says who is on a face; identities that nobody has then go with `remove_lonely`."""
@@ -769,6 +811,13 @@ class Writer(Reader):
 
 
 _REVISION: Final = select(gallery_table.c.revision)
+
+
+def _stamped(stamp: Stamp | None) -> dict[str, int | None]:
+    """The columns of a file's stamp."""
+    if stamp is None:
+        return {"size": None, "mtime_ns": None, "inode": None}
+    return {"size": stamp.size, "mtime_ns": stamp.mtime_ns, "inode": stamp.inode}
 
 
 class SnapshotLost(StorageError):

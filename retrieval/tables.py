@@ -1,6 +1,6 @@
 """Tables: what a gallery's database holds. `migrations/` makes them; `retrieval.store` uses them."""
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
 metadata = MetaData(
     naming_convention={
@@ -79,13 +79,17 @@ face_table = Table(
     Column("metadata", JSON(none_as_null=True), nullable=True),
 )
 
-# Where a face's bytes lie: one path or more, none for what a library call gave as bytes.
+# Where a face's bytes lie: one path or more, none for what a library call gave as bytes. What the file was
+# when it was read, so that it need not be read again while it is that; NULL where that says nothing.
 file_table = Table(
     "file",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("face_id", Integer, ForeignKey("face.id"), nullable=False, index=True),
     Column("path", Text, nullable=False, unique=True),
+    Column("size", BigInteger, nullable=True),
+    Column("mtime_ns", BigInteger, nullable=True),
+    Column("inode", BigInteger, nullable=True),
 )
 
 segment_table = Table(

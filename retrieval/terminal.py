@@ -89,9 +89,11 @@ def near(path: str | None) -> str:
     return path if below.startswith("..") else below
 
 
-def pace(done: float, total: int, seconds: float) -> str:
+def pace(done: float, total: int | None, seconds: float) -> str:
     """Rate since the start and time left at that rate: photos come in batches, not one by one."""
     if not seconds:
         return ""
+    if total is None:
+        return f"{done / seconds:,.0f} photos/s"
     minutes, rest = divmod(round((total - done) * seconds / done), 60)
     return f"{done / seconds:,.0f} photos/s, {minutes}:{rest:02d} left"

@@ -8,15 +8,18 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from retrieval.annotations import Metadata, encoded, filled
 from retrieval.errors import Reason
+from retrieval.files import Stamp
 from retrieval.store import Face, NewFace
 
 
 class Status(StrEnum):
-    """What became of a photo that was offered to a gallery."""
+    """What became of a photo that was offered to a gallery, or embedded without one."""
 
+    EMBEDDED = "embedded"
     ENROLLED = "enrolled"
     KNOWN = "already-known"
     DUPLICATE = "duplicate"
@@ -54,24 +57,34 @@ class Verdicts:
         names: who is on a face from now on, by its id; None for nobody.
         metadata: what is said about a stored face from now on, by its id.
         paths: the face of each path that is new or has moved.
+        stamps: what files were when they were read, by path; none where that says nothing, or is known.
         bereaved: faces that lost a path; those that have none left must go.
     """
 
-    def __init__(self, stored: Mapping[str, Face], owners: Mapping[str, int], *, first_id: int) -> None:
-        """Takes what is stored: faces by SHA-256, and the face of each path."""
+    def __init__(
+        self,
+        stored: Mapping[str, Face],
+        owners: Mapping[str, int],
+        *,
+        first_id: int,
+        stamps: Mapping[str, Stamp | None] = MappingProxyType({}),
+    ) -> None:
+        """Takes what is stored: faces by SHA-256, the face of each path, and its stamp where it has one."""
         self.new: list[tuple[int, NewFace]] = []
         self.names: dict[int, str | None] = {}
         self.metadata: dict[int, Metadata] = {}
         self.paths: dict[str, int] = {}
+        self.stamps: dict[str, Stamp] = {}
         self.bereaved: set[int] = set()
         self._stored = dict(stored)
         self._owners = dict(owners)
+        self._stamps = dict(stamps)
         self._first_id = first_id
         self._paths = {face.id: set(face.paths) for face in stored.values()}
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether everything is stored already as it was said to be."""
+        """Whether everything is stored already as it was said to be, but for stamps."""
         return not (self.new or self.names or self.paths or self.metadata)
 
     def judge(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
@@ -90,10 +103,12 @@ class Verdicts:
             named = f"had no identity until now; it is {face.identity}'s"
         self._fill_in(face)
         if face.path is not None and self._owners.get(face.path) == stored.id:
+            if face.stamp is not None and face.stamp != self._stamps.get(face.path):
+                self.stamps[face.path] = self._stamps[face.path] = face.stamp
             return Outcome(face.path, face.identity, Status.KNOWN, stored.id, detail=named)
         original = stored.path or f"face {stored.id}"
         detail = f"the same bytes as {original}" + (f", which {named}" if named else "")
-        replaced = self._give(face.path, stored.id)
+        replaced = self._give(face, stored.id)
         return Outcome(
             face.path, face.identity, Status.DUPLICATE, stored.id, detail=detail, replaced=replaced
         )
@@ -103,7 +118,7 @@ class Verdicts:
         self.new.append((row, face))
         paths = () if face.path is None else (face.path,)
         self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "", face.metadata)
-        replaced = self._give(face.path, number)
+        replaced = self._give(face, number)
         return Outcome(face.path, face.identity, Status.ENROLLED, number, replaced=replaced)
 
     def _enroll_again(self, face: NewFace, stored: Face) -> Outcome:
@@ -116,7 +131,7 @@ class Verdicts:
         self._stored[face.sha256] = dataclasses.replace(
             stored, identity=face.identity, metadata=face.metadata
         )
-        replaced = self._give(face.path, stored.id)
+        replaced = self._give(face, stored.id)
         return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
 
     def _fill_in(self, face: NewFace) -> None:
@@ -132,10 +147,15 @@ class Verdicts:
             self.metadata[stored.id] = said
             self._stored[face.sha256] = dataclasses.replace(stored, metadata=said)
 
-    def _give(self, path: str | None, number: int) -> int | None:
-        """Makes a path lead to a face; returns the face that it led to before."""
+    def _give(self, face: NewFace, number: int) -> int | None:
+        """Makes a photo's path lead to a face; returns the face that it led to before."""
+        path = face.path
         if path is None:
             return None
+        self.stamps.pop(path, None)
+        if face.stamp is not None:
+            self.stamps[path] = face.stamp
+        self._stamps[path] = face.stamp
         before = self._owners.get(path)
         if before is not None:
             self.bereaved.add(before)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -507,3 +508,114 @@ def test_ingest_without_anything_to_do_says_what_to_name(faceprint: Faceprint, e
     status, _, err = faceprint("ingest", enrolled)
     assert status == 2
     assert err.startswith("faceprint: Name sources, or --retry REPORT, or --embeddings FILE;")
+
+
+# What machines read
+
+
+def test_a_log_of_json_has_only_objects_and_ends_with_the_summary(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    expected = make_broken(tmp_path / "bad")
+    status, out, err = faceprint(
+        "ingest", tmp_path / "g", faces, tmp_path / "bad", "--model", bundle.folder, "--log-json"
+    )
+    events = [json.loads(line) for line in out.splitlines()]
+    assert status == 1  # the dangling link may be there again another time
+    assert len(err.splitlines()) == 1
+    assert (events[0]["event"], events[-1]["event"]) == ("start", "done")
+    rejected = [event for event in events if event["event"] == "rejected"]
+    assert {Path(event["path"]).name: event["reason"] for event in rejected} == expected
+    summary = events[-1]["summary"]
+    assert (summary["found"], summary["enrolled"], summary["rejected"]) == (56, 36, 20)
+    assert summary["found"] == sum(summary[n] for n in ("enrolled", "known", "duplicate", "rejected"))
+    assert summary["bottleneck"] in [stage["name"] for stage in summary["stages"]]
+
+
+def test_progress_is_logged_every_second_with_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retrieval import progress
+    from retrieval.verdicts import Outcome, Status
+
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
+    with progress.JsonLog("enrolling", progress.Total(4)) as log:
+        log.note(Outcome("/a.jpg", None, Status.ENROLLED, 1))
+        log.note(Outcome("/b.jpg", "Kim", Status.KNOWN, 2))
+    start, first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert start == {"event": "start", "doing": "enrolling", "total": 4}
+    assert (first["done"], second["done"], second["total"], second["rejected"]) == (1, 2, 4, 0)
+    assert second["photos_per_second"] > 0
+    assert second["seconds_left"] >= 0
+
+
+def test_a_total_is_counted_beside_a_run_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    from retrieval import progress
+
+    monkeypatch.setattr(progress, "_COUNT_SECONDS", 0.01)
+    counted = threading.Event()
+    total = progress.Total(lambda: (counted.set(), 7)[1])
+    total.start()
+    assert counted.wait(10)
+    total.stop()
+    deadline = time.monotonic() + 10
+    while total.number is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert total.number == 7
+    short = progress.Total(lambda: 1 // 0)
+    short.stop()
+    assert short.number is None
+
+
+def test_the_summary_is_written_to_a_file(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
+) -> None:
+    status, _, _ = faceprint("ingest", enrolled, faces, "--rehash", "--summary", tmp_path / "s.json")
+    assert status == 0
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["found"], summary["known"], summary["interrupted"]) == (36, 36, False)
+    assert summary["bytes_read"] == sum(path.stat().st_size for path in faces.glob("*/*.jpg"))
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.npy"])
+def test_embed_writes_a_row_for_each_photo_and_a_line_for_each_broken_file(
+    name: str, faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "empty.jpg").write_bytes(b"")
+    out, report = tmp_path / name, tmp_path / "r.jsonl"
+    status, shown, _ = faceprint(
+        "embed", bundle.folder, faces, tmp_path / "bad", "--out", out, "--report", report
+    )
+    assert status == 0
+    assert "found 37 = embedded 36 + rejected 1" in shown
+    (line,) = [json.loads(line) for line in report.read_text().splitlines()]
+    assert (line["reason"], line["status"]) == ("empty-file", "rejected")
+    assert out.exists()
+    status, shown, _ = faceprint(
+        "embed", bundle.folder, faces, tmp_path / "bad", "--out", out, "--strict", "--log-json"
+    )
+    assert status == 1
+    assert json.loads(shown.splitlines()[-1])["summary"]["embedded"] == 36
+
+
+def test_what_embed_wrote_can_be_ingested(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    faceprint("embed", bundle.folder, faces, "--out", tmp_path / "out.parquet")
+    Gallery.create(tmp_path / "g", bundle).close()
+    status, out, _ = faceprint("ingest", tmp_path / "g", "--embeddings", tmp_path / "out.parquet")
+    assert status == 0
+    assert "enrolled 36" in out
+
+
+def test_embed_of_nothing_but_broken_files_is_an_input_error_and_no_file(
+    faceprint: Faceprint, bundle: ModelBundle, tmp_path: Path
+) -> None:
+    make_broken(tmp_path / "bad")
+    status, _, err = faceprint("embed", bundle.folder, tmp_path / "bad", "--out", tmp_path / "out.npy")
+    assert (status, err.splitlines()[-1]) == (
+        2,
+        "faceprint: Not one of the 20 files could be embedded; --report FILE says why.",
+    )
+    assert not (tmp_path / "out.npy").exists()

@@ -1,17 +1,22 @@
 """Bulk enrollment: what happens to every file."""
 
+import json
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retrieval.bundle import ModelBundle
-from retrieval.errors import DataError, InputError, Reason
+from retrieval.errors import DataError, InputError, ModelMismatch, Reason
 from retrieval.gallery import Gallery, Outcome, Status
-from retrieval.ingestion import IngestReport, ingest
+from retrieval.ingestion import IngestReport, ingest, ingest_photos
+from retrieval.photos import Photo
 from tests.broken import make_broken
+from tests.operations import tiny_model
 
 
 def _everything(gallery: Gallery) -> dict[int, tuple[str | None, str | None, str]]:
@@ -179,3 +184,125 @@ def test_one_photo_taken_by_library_call_equals_the_one_taken_in_bulk(gallery: G
     assert outcome.status is Status.ENROLLED
     assert outcome.face_id == 37
     np.testing.assert_array_equal(gallery._vector(37), bulk)
+
+
+# Stages
+
+
+def threads_of_ours() -> list[str]:
+    stages = ("faceprint-recognize", "faceprint-prepare", "faceprint-embed")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(stages)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_same_bytes_twice_while_both_are_underway_are_one_face_and_a_duplicate(
+    batch_size: int, gallery: Gallery, faces: Path, tmp_path: Path
+) -> None:
+    photos = sorted(faces.glob("*/*.jpg"))[:4]
+    for number, photo in enumerate([*photos, *photos]):
+        shutil.copy(photo, tmp_path / f"{number}.jpg")
+    paths = [tmp_path / f"{number}.jpg" for number in range(8)]
+    outcomes: list[Outcome] = []
+    ingest(gallery, paths, batch_size=batch_size, workers=3, on_outcome=outcomes.append)
+    assert [o.status for o in outcomes] == [Status.ENROLLED] * 4 + [Status.DUPLICATE] * 4
+    assert [o.face_id for o in outcomes] == [1, 2, 3, 4] * 2
+
+
+def test_a_switch_to_another_model_ends_the_run_with_the_batches_before_enrolled(
+    gallery: Gallery, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    other = tiny_model(tmp_path / "other", seed=1)
+    done: list[Outcome] = []
+
+    def switch(outcome: Outcome) -> None:
+        done.append(outcome)
+        if len(done) == 5:
+            with Gallery.open(gallery.folder) as another:
+                another.reembed(other)
+
+    with pytest.raises(ModelMismatch, match="run the same command again"):
+        ingest(gallery, [faces], batch_size=5, on_outcome=switch)
+    assert threads_of_ours() == []
+    assert (len(done), gallery.info().faces) == (5, 5)
+    assert gallery.verify().findings == ()
+    report = ingest(gallery, [faces], batch_size=5)
+    assert (report.known, report.enrolled, gallery.verify().findings) == (5, 31, ())
+
+
+def test_a_face_that_is_forgotten_while_its_copy_is_underway_is_enrolled_from_the_copy(
+    gallery: Gallery, faces: Path, tmp_path: Path
+) -> None:
+    """The copy was known by its bytes when it was read, so its picture was not kept."""
+    first, *others = sorted(faces.glob("*/*.jpg"))[:5]
+    gallery.enroll([(first.read_bytes(), None)])
+    copy = tmp_path / "copy.jpg"
+    shutil.copy(first, copy)
+    outcomes: list[Outcome] = []
+
+    def forget(outcome: Outcome) -> None:
+        if not outcomes:
+            gallery.forget(face_id=1)
+        outcomes.append(outcome)
+
+    ingest(gallery, [*others, copy], batch_size=1, on_outcome=forget)
+    assert [o.status for o in outcomes] == [Status.ENROLLED] * 5
+    assert {o.face_id for o in outcomes} == set(range(2, 7))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_of_the_caller_leaves_no_thread_and_whole_batches(
+    error: type[BaseException], gallery: Gallery, faces: Path
+) -> None:
+    def fail(outcome: Outcome) -> None:
+        raise error
+
+    with pytest.raises(error):
+        ingest(gallery, [faces], batch_size=4, on_outcome=fail)
+    assert threads_of_ours() == []
+    assert gallery.info().faces == 4
+    assert gallery.verify().findings == ()
+
+
+def test_scanning_never_runs_far_ahead_however_many_photos_there_are(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    """Memory is bounded by what is underway."""
+    given = done = most = 0
+
+    def many() -> Iterator[Photo]:
+        nonlocal given
+        for number in range(30_000):
+            given += 1
+            yield Photo(tmp_path / f"{number}", None, Reason.IO_ERROR)
+
+    def note(outcome: Outcome) -> None:
+        nonlocal done, most
+        done += 1
+        most = max(most, given - done)
+
+    report = ingest_photos(gallery, many(), on_outcome=note, workers=2)
+    assert (report.found, report.rejected, given) == (30_000, 30_000, 30_000)
+    assert most <= 16 * 512
+
+
+def test_the_report_says_what_each_stage_did_and_which_had_most_to_do(gallery: Gallery, faces: Path) -> None:
+    report = ingest(gallery, [faces], batch_size=8, workers=2)
+    by_name = {stage.name: stage for stage in report.stages}
+    assert list(by_name) == ["scan", "recognize", "read", "look up", "decode", "embed", "commit"]
+    assert [by_name[name].items for name in ("scan", "read", "look up", "decode", "commit")] == [36] * 5
+    assert by_name["embed"].items == 5
+    assert (by_name["read"].workers, by_name["embed"].workers) == (2, 1)
+    assert all(0 < stage.busy_seconds <= report.seconds * stage.workers for stage in report.stages)
+    assert report.bottleneck is not None
+    shares = {name: stage.busy_seconds / stage.workers for name, stage in by_name.items()}
+    assert report.bottleneck.name == max(shares, key=lambda name: shares[name])
+    assert report.bytes_read == sum(path.stat().st_size for path in faces.glob("*/*.jpg"))
+    assert report.peak_memory > 2**24
+    summary = json.loads(json.dumps(report.summary()))
+    assert (summary["found"], summary["enrolled"], summary["bottleneck"]) == (36, 36, report.bottleneck.name)
+    assert [stage["name"] for stage in summary["stages"]] == list(by_name)
+
+
+def test_a_run_that_insists_on_hashes_has_no_stage_that_recognizes(gallery: Gallery, faces: Path) -> None:
+    report = ingest(gallery, [faces], rehash=True)
+    assert [stage.name for stage in report.stages][:2] == ["scan", "read"]

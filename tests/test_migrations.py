@@ -24,7 +24,7 @@ import retrieval.vault
 from retrieval import lock
 from retrieval.bundle import ModelBundle
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
-from retrieval.gallery import Gallery
+from retrieval.gallery import Gallery, Picture
 from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, migrations_folder
 from retrieval.tables import metadata
 from retrieval.verdicts import Status
@@ -465,7 +465,8 @@ def rows_of_0002(path: Path) -> dict[str, list[Any]]:
     tables = {
         "gallery": "id, uuid, created_at, next_face_id, next_segment_id, generation_id, revision, "
         "revision_check, next_identity_id, next_generation_id, unfinished",
-        **dict.fromkeys(("generation", "alias", "merger", "file", "segment"), "*"),
+        **dict.fromkeys(("generation", "alias", "merger", "segment"), "*"),
+        "file": "id, face_id, path",
         **dict.fromkeys(("erasure", "tombstone", "audit"), "*"),
         "identity": "id, name",
         "face": "id, identity_id, sha256, enrolled_at",
@@ -504,3 +505,70 @@ def test_a_gallery_goes_back_to_schema_0002_and_loses_only_metadata(second: Path
     assert query(path, "SELECT name FROM pragma_table_info('face') WHERE name = 'metadata'") == []
     (second / "gallery-0002.db").unlink()
     assert {number: faces[:2] for number, faces in everything(second).items()} == FACES_OF_0002
+
+
+# A gallery of schema 0004
+
+# By the code of commit ee8d185, which enrolled faces 1 to 4, a copy of 1, forgot face 4 with its person,
+# enrolled 5 and 6, renamed Adi to Adriana, and learned that codes do not pay. Metadata: 1, 5 and Kim.
+FACES_OF_0004 = {
+    1: ("Kim", ("/photos/kim/1.jpg", "/photos/kim/copy.jpg")),
+    2: ("Kim", ("/photos/kim/2.jpg",)),
+    3: ("Adriana", ("/photos/adi/1.jpg",)),
+    5: (None, ("/photos/unknown.jpg",)),
+    6: ("Zoë", ()),
+}
+
+
+@pytest.fixture
+def fourth(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0004 whose model is the tests'."""
+    folder = tmp_path / "fourth.gallery"
+    shutil.copytree(DATA / "gallery-0004", folder)
+    (folder / "model").symlink_to(bundle.folder)
+    execute(
+        folder / "gallery.db",
+        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
+    )
+    return folder
+
+
+def rows_of_0004(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0004, or of a newer one as far as that schema knows its columns."""
+    tables = dict.fromkeys((table.name for table in metadata.sorted_tables), "*")
+    tables["file"] = "id, face_id, path"
+    return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
+
+
+def test_a_gallery_of_schema_0004_keeps_every_row_and_no_file_is_taken_for_unchanged(fourth: Path) -> None:
+    path = fourth / "gallery.db"
+    before = rows_of_0004(path)
+    found = everything(fourth)
+    assert {number: (identity, paths) for number, (identity, paths, _) in found.items()} == FACES_OF_0004
+    assert rows_of_0004(path) == before == rows_of_0004(fourth / "gallery-0004.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    assert query(path, "SELECT DISTINCT size, mtime_ns, inode FROM file") == [(None, None, None)]
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with Gallery.open(fourth) as gallery:
+        for number in FACES_OF_0004:
+            assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
+        assert gallery.recognize(
+            [Picture(p, None, p) for _, paths in FACES_OF_0004.values() for p in paths]
+        ) == ([None] * 5)
+
+
+def test_a_gallery_goes_back_to_schema_0004_and_loses_only_stamps(fourth: Path) -> None:
+    path = fourth / "gallery.db"
+    Gallery.open(fourth).close()
+    before = rows_of_0004(path)
+    execute(path, "UPDATE file SET size = 1, mtime_ns = 2, inode = 3")
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0004")
+        connection.commit()
+    assert rows_of_0004(path) == before
+    assert query(path, "SELECT * FROM file LIMIT 1") == [(1, 1, "/photos/kim/1.jpg")]
+    (fourth / "gallery-0004.db").unlink()
+    assert {number: faces[:2] for number, faces in everything(fourth).items()} == FACES_OF_0004

@@ -1,0 +1,289 @@
+"""Bulk embedding without a gallery: photos -> a file of vectors, by the stages of `retrieval.ingestion`."""
+
+import csv
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval import photos, pixels
+from retrieval.bundle import ModelBundle, Preprocessing
+from retrieval.embedder import Embedder
+from retrieval.errors import InputError, StorageError, UnreadableImage
+from retrieval.exchange import write_embeddings
+from retrieval.files import sync, why
+from retrieval.gallery import Meters, Picture, Prepared, read_picture
+from retrieval.ingestion import (
+    DEFAULT_BATCH_SIZE,
+    Entry,
+    Run,
+    checked_workers,
+    in_batches,
+    in_looks,
+    peak_memory,
+    prepare_stage,
+    stages_in_order,
+)
+from retrieval.photos import Photo
+from retrieval.pipeline import Meter, Pipeline, Stage
+from retrieval.store import NewFace
+from retrieval.verdicts import Outcome, Status
+
+# Rows that are written together: of 2048 numbers, 8 MiB.
+_ROWS: Final = 1024
+
+_Rows: TypeAlias = tuple[list[NewFace], NDArray[np.float32]]
+
+
+@dataclass
+class EmbedReport(Run):
+    """What embedding did. `found` is always `embedded + rejected`.
+
+    Attributes:
+        embedded: photos that are rows of the file.
+    """
+
+    embedded: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """How many photos came to what: each is counted once."""
+        return {"embedded": self.embedded} | super().counts()
+
+    def count(self, outcome: Outcome) -> None:
+        """Adds one photo's fate."""
+        if outcome.reason is None:
+            self.embedded += 1
+        else:
+            self.reasons[outcome.reason] += 1
+
+
+class _NoFile(Exception):
+    """There is nothing to be written, or it is not wanted any more."""
+
+
+def embed(
+    model: ModelBundle | Embedder,
+    sources: Iterable[str | os.PathLike[str]],
+    target: str | os.PathLike[str],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int | None = None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EmbedReport:
+    """Embeds every photo of some sources into a file that is written whole or not at all.
+
+    A row for each photo that can be read, in the photos' order, the same bytes under two paths twice. An
+    older file is replaced. A run that is stopped, and one in which no photo can be read, leaves no new file.
+
+    Args:
+        model: the bundle, or an embedder that is loaded already.
+        sources: as of `ingest`.
+        target: FILE.parquet, which `ingest --embeddings` takes; or FILE.npy, float32 (n, d), with FILE.csv
+            beside it: path, identity and sha256 of each row.
+        batch_size: photos that are embedded together.
+        workers: threads that read photos; None is one per processor.
+        on_outcome: called once for every photo, in order.
+        should_stop: asked between batches.
+
+    Raises:
+        DataError: a source does not exist.
+        InputError: another kind of file, a FILE.csv that lies there without FILE.npy, or a batch size or a
+            number of workers below 1.
+        StorageError: the disk refused; an older file is still there.
+        MissingDependency: Parquet without pyarrow.
+    """
+    found = photos.scan(sources)
+    return embed_photos(
+        model,
+        found,
+        target,
+        batch_size=batch_size,
+        workers=workers,
+        on_outcome=on_outcome,
+        should_stop=should_stop,
+    )
+
+
+def embed_photos(
+    model: ModelBundle | Embedder,
+    found: Iterable[Photo],
+    target: str | os.PathLike[str],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int | None = None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EmbedReport:
+    """As `embed`, for photos that are listed already."""
+    target = Path(target)
+    check_target(target)
+    workers = checked_workers(batch_size, workers)
+    embedder = model if isinstance(model, Embedder) else Embedder.open(model)
+    bundle, started = embedder.bundle, time.monotonic()
+    report, meters, scan, write = EmbedReport(), Meters(), Meter("scan"), Meter("write")
+    stages = [
+        prepare_stage(
+            partial(_prepare, meters, bundle.preprocessing), workers=workers, batch_size=batch_size
+        ),
+        Stage("embed", partial(_embed, embedder), room=1, gather=partial(in_batches, size=batch_size)),
+    ]
+    with suppress(_NoFile), Pipeline(in_looks(found, scan), stages) as pipeline:
+        rows = _rows(pipeline, report, write, on_outcome, should_stop)
+        if target.suffix == ".npy":
+            _write_npy(target, rows, bundle.dimension)
+        else:
+            write_embeddings(target, rows, fingerprint=bundle.fingerprint, dimension=bundle.dimension)
+    report.stages = stages_in_order(scan, pipeline.meters, meters, write)
+    report.bytes_read = meters.bytes.items
+    report.seconds = time.monotonic() - started
+    report.peak_memory = peak_memory()
+    return report
+
+
+def check_target(target: Path) -> None:
+    """Checks, before anything is embedded, that vectors can be written there.
+
+    Raises:
+        InputError: it is another kind of file, or there is a FILE.csv that is not a FILE.npy's.
+    """
+    if target.suffix not in (".parquet", ".npy"):
+        raise InputError(f"Embeddings go to FILE.parquet or FILE.npy, not to {target}.")
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; name a file.")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {target.parent}; make it, or name another file.")
+    beside = target.with_suffix(".csv")
+    if target.suffix == ".npy" and beside.exists() and not target.exists():
+        raise InputError(f"{beside} would be overwritten, and is not of {target}; name another file.")
+
+
+def _prepare(
+    meters: Meters, preprocessing: Preprocessing, entries: Sequence[Entry]
+) -> list[Prepared | Outcome]:
+    return [e if isinstance(e, Outcome) else _prepare_one(meters, preprocessing, e) for e in entries]
+
+
+def _prepare_one(meters: Meters, preprocessing: Preprocessing, picture: Picture) -> Prepared | Outcome:
+    with meters.read.working():
+        read = read_picture(picture)
+    if isinstance(read, Outcome):
+        return read
+    meters.bytes.add(items=read.size)
+    try:
+        with meters.decode.working():
+            square = pixels.read(read.content, size=preprocessing.size, crop=preprocessing.crop)
+    except UnreadableImage as error:
+        reason, detail = error.reason, error.detail
+        return Outcome(picture.path, picture.identity, Status.REJECTED, reason=reason, detail=detail)
+    return Prepared(read.face, square, 0)
+
+
+def _embed(
+    embedder: Embedder, batch: Sequence[Prepared | Outcome]
+) -> tuple[list[Outcome], list[NewFace], NDArray[np.float32]]:
+    """A batch's outcomes, and its rows."""
+    ready = [photo for photo in batch if isinstance(photo, Prepared)]
+    squares = [photo.pixels for photo in ready if photo.pixels is not None]
+    vectors = np.empty((0, embedder.bundle.dimension), np.float32)
+    if squares:
+        vectors = embedder.embed(np.stack(squares)).vectors
+    outcomes = [
+        photo
+        if isinstance(photo, Outcome)
+        else Outcome(photo.face.path, photo.face.identity, Status.EMBEDDED)
+        for photo in batch
+    ]
+    return outcomes, [photo.face for photo in ready], vectors
+
+
+def _rows(
+    pipeline: Pipeline,
+    report: EmbedReport,
+    write: Meter,
+    on_outcome: Callable[[Outcome], None],
+    should_stop: Callable[[], bool],
+) -> Iterator[_Rows]:
+    """What is embedded, some batches at a time; whoever writes it is timed.
+
+    Raises:
+        _NoFile: the run was stopped, or has not one row.
+    """
+    faces: list[NewFace] = []
+    vectors: list[NDArray[np.float32]] = []
+    for outcomes, some, embedded in pipeline:
+        for outcome in outcomes:
+            report.count(outcome)
+            on_outcome(outcome)
+        faces += some
+        vectors.append(embedded)
+        report.interrupted = should_stop()
+        if report.interrupted:
+            raise _NoFile
+        if len(faces) >= _ROWS:
+            with write.working(len(faces)):
+                yield faces, np.concatenate(vectors)
+            faces, vectors = [], []
+    if not report.embedded:
+        raise _NoFile
+    if faces:
+        with write.working(len(faces)):
+            yield faces, np.concatenate(vectors)
+
+
+def _write_npy(target: Path, rows: Iterable[_Rows], dimension: int) -> None:
+    """Writes FILE.npy and FILE.csv; the first is there only when the second is.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    table = target.with_suffix(".csv")
+    parts = {path: path.with_name(f".{path.name}.part") for path in (table, target)}
+    try:
+        try:
+            with (
+                open(parts[target], "wb") as array,
+                open(parts[table], "w", encoding="utf-8", newline="") as text,
+            ):
+                _fill_npy(array, text, rows, dimension)
+                for file in (array, text):
+                    file.flush()
+                    os.fsync(file.fileno())
+            target.unlink(missing_ok=True)
+            for path, part in parts.items():
+                os.replace(part, path)
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+        sync(target.absolute().parent)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {why(error)}.") from error
+
+
+def _fill_npy(array: BinaryIO, text: Any, rows: Iterable[_Rows], dimension: int) -> None:
+    lines = csv.writer(text)
+    lines.writerow(("path", "identity", "sha256"))
+    array.write(_npy_header(0, dimension))
+    number = 0
+    for faces, vectors in rows:
+        array.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+        lines.writerows((face.path or "", face.identity or "", face.sha256) for face in faces)
+        number += len(faces)
+    array.seek(0)
+    array.write(_npy_header(number, dimension))
+
+
+def _npy_header(rows: int, dimension: int) -> bytes:
+    """A header of one length for any number of rows: numpy leaves room for that number to grow."""
+    file = io.BytesIO()
+    description = {"descr": "<f4", "fortran_order": False, "shape": (rows, dimension)}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()
