@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         SearchResult,
         repair,
     )
-    from retrieval.ingestion import IngestReport, ingest
+    from retrieval.ingestion import IngestReport, ingest, ingest_photos
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
     from retrieval.store import AuditEntry, Face, NewFace, Receipt
@@ -78,6 +78,7 @@ __all__ = [
     "Verification",
     "Where",
     "ingest",
+    "ingest_photos",
     "repair",
     "verify",
 ]
@@ -123,6 +124,7 @@ _HOMES = {
     "Verification": "verification",
     "Where": "where",
     "ingest": "ingestion",
+    "ingest_photos": "ingestion",
     "repair": "gallery",
     "verify": "verification",
 }

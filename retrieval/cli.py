@@ -152,11 +152,12 @@ def model(
 @app.command()
 def ingest(
     gallery: GalleryArgument,
-    sources: Annotated[list[Path] | None, typer.Argument(metavar="[SOURCE...]", help="Folders with one subfolder per identity, flat folders, or files.", show_default=False)] = None,
+    sources: Annotated[list[str] | None, typer.Argument(metavar="[SOURCE...]", help="Folders with one subfolder per identity, flat folders, files, archives (.tar, .tar.gz, .zip), lists (.txt, .csv, .parquet), addresses; - for paths on standard input.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery.", show_default=False)] = None,
     retry: Annotated[Path | None, typer.Option(metavar="REPORT.jsonl", help="Try the rejected files of a report again.", show_default=False)] = None,
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
+    identity_from: Annotated[str | None, typer.Option(metavar="parent|none", help="Whose a photo of a list, an archive or standard input is that nobody names: its folder's, or nobody's.", show_default="parent; in archives the first folder")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded and committed together.")] = 64,
@@ -183,6 +184,11 @@ def ingest(
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
     _check(sync or not dry_run, "--dry-run goes with --sync")
+    _check(identity_from in (None, "parent", "none"), "--identity-from must be parent or none")
+    if sync:
+        from retrieval import photos
+
+        photos.check_comparable(sources)
     if dry_run:
         with care.open_gallery(gallery, "ingest") as opened:
             _print_missing(opened.missing_files(sources), "would go")
@@ -193,7 +199,7 @@ def ingest(
         with _ReportFile(report) as lines, care.open_gallery(gallery, "ingest") as opened:
             _annotate(opened, table, lines)
         return
-    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry)
+    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry, identity_from)
     with _ReportFile(report) as lines, care.open_or_create(gallery, model, "ingest", device=device) as opened:
         done = _ingest_with_progress(opened, work, batch_size, workers, lines)
         _print_ingest(done, report)
@@ -292,24 +298,29 @@ def _training(module: str) -> Any:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an ingest is to do: how many rows, and the call that does it."""
+    """What an ingest is to do: how many rows (None where nobody knows yet), and the call that does it."""
 
-    total: int
+    total: int | None
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[Path], retry: Path | None) -> _Work:
+def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None) -> _Work:
+    from itertools import chain
+
     from retrieval import photos
     from retrieval.ingestion import ingest_photos
 
-    found = photos.from_report(retry) if retry is not None else None
-    total = len(found) if found is not None else photos.count(sources)
-    if not total:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(map(str, sources))}"
+    reported = photos.from_report(retry) if retry is not None else None
+    total = len(reported) if reported is not None else photos.count(sources)
+    found = iter(reported) if reported is not None else photos.scan(sources, identity_from=identity_from)
+    # Before a gallery is made: a source that gives nothing is a mistake.
+    first = next(found, None)
+    if first is None:
+        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(sources)}"
         raise InputError(f"There are no {where}; check the path.")
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, photos.scan(sources) if found is None else found, **options)
+        return ingest_photos(gallery, chain([first], found), **options)
 
     return _Work(total, run)
 

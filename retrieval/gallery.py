@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import archives, exchange, people, pixels, reembedding, verification
 from retrieval import backup as backups
-from retrieval import exchange, people, pixels, reembedding, verification
 from retrieval.annotations import decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
@@ -39,7 +39,9 @@ from retrieval.exchange import Export, Imported
 from retrieval.files import is_free, whole_folder, why
 from retrieval.knn import Answer, Explanation
 from retrieval.people import Rule, checked_rule
-from retrieval.photos import is_utf8, readable, scan
+from retrieval.photos import Offered, Photo, check_comparable, read_content, scan
+from retrieval.photos import of as photos_of
+from retrieval.places import absolute, is_absolute, is_utf8, readable
 from retrieval.reembedding import Reembedded
 from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
 from retrieval.tables import face_table, identity_table
@@ -118,6 +120,7 @@ class Prepared:
         sha256: of its bytes, in hex.
         pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
         generation: the model that the pixels were made for.
+        metadata: what is said about it.
     """
 
     path: str | None
@@ -125,6 +128,7 @@ class Prepared:
     sha256: str
     pixels: pixels.Pixels | None
     generation: int
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -338,52 +342,84 @@ class Gallery:
 
     # Enrolling
 
-    def enroll(self, photos: Iterable[tuple[pixels.ImageSource, str | None]]) -> list[Outcome]:
+    def enroll(self, photos: Iterable[Offered]) -> list[Outcome]:
         """Enrolls photos, batch by batch, each batch durable before the next.
 
         Args:
             photos: pairs of a picture (a path, bytes, a PIL image or a uint8 array) and an identity, or
-                None where nobody knows.
+                None where nobody knows; or Photos, such as those of `photos.scan`.
 
         Returns:
             One Outcome a photo, in order. A photo that cannot be read is a rejected one, not an error.
 
         Raises:
+            InputError: what is offered is no photo, or as `prepare`.
             StorageError, GalleryBusy: the batch in flight was not enrolled; those before it were.
         """
         outcomes: list[Outcome] = []
-        photos = iter(photos)
-        while batch := list(islice(photos, _BATCH)):
-            outcomes += self.enroll_prepared([self.prepare(source, identity) for source, identity in batch])
+        found = photos_of(photos)
+        while batch := list(islice(found, _BATCH)):
+            outcomes += self.enroll_prepared([self.prepare_photo(photo) for photo in batch])
         return outcomes
 
-    def prepare(self, source: pixels.ImageSource, identity: str | None) -> Prepared | Outcome:
+    def prepare_photo(self, photo: Photo) -> Prepared | Outcome:
+        """As `prepare`; a photo with a problem is rejected for it."""
+        if photo.problem is not None or (photo.path is None and photo.content is None):
+            path = None if photo.path is None else readable(photo.path)
+            reason = photo.problem or Reason.MISSING
+            return Outcome(path, photo.identity, Status.REJECTED, reason=reason, detail=photo.why)
+        source = photo.path if photo.content is None else photo.content
+        assert source is not None
+        path = None if photo.content is None else photo.path
+        return self.prepare(source, photo.identity, path=path, metadata=photo.metadata)
+
+    def prepare(
+        self,
+        source: pixels.ImageSource,
+        identity: str | None,
+        *,
+        path: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Prepared | Outcome:
         """Reads a picture, unless its bytes are enrolled already; the part of enrolling that runs in threads.
+
+        Args:
+            source: a path or an address, bytes, a PIL image or a uint8 array.
+            identity: who is on it, or None.
+            path: what a picture is known by that is no path itself, such as a member of an archive.
+            metadata: a new face's; of a known one, they fill in what it has no key for.
 
         Returns:
             What `enroll_prepared` takes; an Outcome when there is nothing left to do.
 
         Raises:
-            InputError: an array that is not a picture, or an identity that is not valid Unicode.
+            InputError: an array that is not a picture, an identity that is not valid Unicode, a `path` that
+                is not absolute, or metadata that cannot be stored.
+            MissingDependency: an address, and fsspec is not installed.
         """
-        path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
+        is_path = isinstance(source, str | os.PathLike)
+        if is_path:
+            path = absolute(source)
+        elif path is not None and not is_absolute(path):
+            raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
         if not is_utf8(path or ""):
             shown, detail = readable(path or ""), "its name is not UTF-8; rename it"
             return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
         _check_identity(identity)
+        said = decoded(encoded(metadata, path or "the picture"), path or "the picture")
         try:
-            content = pixels.read_bytes(source) if isinstance(source, str | os.PathLike) else source
-            face = NewFace(identity, path, pixels.content_sha256(content))
+            content = read_content(path) if is_path and path is not None else source
+            face = NewFace(identity, path, pixels.content_sha256(content), said)
             with self.vault.store.read() as reader:
                 generation = self._refresh(reader)
                 (face,), verdicts = _verdicts(reader, [face])
             outcome = verdicts.judge(0, face, has_vector=False)
             if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
                 return outcome
-            prepared = Prepared(face.path, face.identity, face.sha256, None, generation.id)
+            prepared = Prepared(face.path, face.identity, face.sha256, None, generation.id, said)
             # Any other verdict may be another one by the time that the batch is added. Then a file can be
             # read once more; bytes are embedded now, in case that theirs are gone by then.
-            if outcome is not None and path is not None:
+            if outcome is not None and is_path:
                 return prepared
             size, crop = self.bundle.preprocessing.size, self.bundle.preprocessing.crop
             return dataclasses.replace(prepared, pixels=pixels.read(content, size=size, crop=crop))
@@ -404,7 +440,7 @@ class Gallery:
         vectors = np.empty((0, self.bundle.dimension), np.float32)
         if squares:
             vectors = self.embedder.embed(np.stack(squares)).vectors
-        faces = [NewFace(photo.identity, photo.path, photo.sha256) for photo in ready]
+        faces = [NewFace(photo.identity, photo.path, photo.sha256, dict(photo.metadata)) for photo in ready]
         has_vector = [photo.pixels is not None for photo in ready]
         # The oldest of them: if any was prepared for another model, none of the batch is added.
         generation = min(photo.generation for photo in ready)
@@ -414,7 +450,7 @@ class Gallery:
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
-        return self.enroll([(Path(photo.path or ""), photo.identity)])[0]
+        return self.enroll([Photo(photo.path, photo.identity, metadata=photo.metadata)])[0]
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
@@ -438,7 +474,7 @@ class Gallery:
         for face in faces:
             if not _SHA256.fullmatch(face.sha256):
                 raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
-            if face.path is not None and not (is_utf8(face.path) and os.path.isabs(face.path)):
+            if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
                 raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
             _check_identity(face.identity)
             encoded(face.metadata, face.path or face.sha256)
@@ -1055,7 +1091,7 @@ class Gallery:
         if identity is not None:
             return self._person(reader, identity)
         if path is not None:
-            name = os.path.abspath(path)
+            name = absolute(path)
             found = reader.files([name] if is_utf8(name) else []).get(name)
             if found is None:
                 raise InputError(f"There is no face of {readable(name)} in {self.folder}.")
@@ -1227,11 +1263,12 @@ class Gallery:
     def missing_files(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
         """Known paths below some sources whose files are gone, and the faces that have no other.
 
-        A file that cannot be looked at (no permission, a disk error) is not gone.
+        A file that cannot be looked at (no permission, a disk error, a damaged archive) is not gone.
 
         Raises:
             DataError: a source does not exist.
-            InputError: there is not one photo in a source: it may not be mounted.
+            InputError: there is not one photo in a source: it may not be mounted; or it is one that does not
+                show what is gone (`photos.check_comparable`).
         """
         with self.vault.store.read() as reader:
             return _missing(reader, _roots(sources))
@@ -1327,7 +1364,9 @@ def repair(
 
 def _roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Sources as absolute paths, each with a photo in it."""
-    roots = [os.path.abspath(source) for source in sources]
+    sources = list(sources)
+    check_comparable(sources)
+    roots = [absolute(source) for source in sources]
     for root in roots:
         if next(scan([root]), None) is None:
             raise InputError(
@@ -1341,20 +1380,24 @@ def _missing(reader: Reader, roots: Sequence[str]) -> Missing:
     paths: list[str] = []
     alive: set[int] = set()
     faces: set[int] = set()
-    for path, number in reader.all_files():
-        below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
-        if below and _is_gone(path):
-            paths.append(path)
-            faces.add(number)
-        else:
-            alive.add(number)
+    with archives.Shelf() as shelf:
+        for path, number in reader.all_files():
+            below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+            if below and _is_gone(path, shelf):
+                paths.append(path)
+                faces.add(number)
+            else:
+                alive.add(number)
     return Missing(tuple(sorted(paths)), tuple(reader.faces(sorted(faces - alive)).values()))
 
 
-def _is_gone(path: str) -> bool:
+def _is_gone(path: str, shelf: archives.Shelf) -> bool:
     try:
         os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        member = archives.split(path)
+        return member is None or not shelf.has(*member)
+    except FileNotFoundError:
         return True
     except OSError:
         return False
@@ -1384,13 +1427,13 @@ def _faces_by_id(
     paths: Mapping[str, Mapping[str, Any] | None],
 ) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
     """Metadata by the ids of faces that exist, and the ids and paths of those that do not."""
-    absolute = {path: os.path.abspath(path) for path in paths}
-    owners = reader.files(filter(is_utf8, absolute.values()))
+    places = {path: absolute(path) for path in paths}
+    owners = reader.files(filter(is_utf8, places.values()))
     known = reader.faces(number for number in faces if 0 < number < 2**63)
     found = {number: said for number, said in faces.items() if number in known}
-    found |= {owners[absolute[path]]: said for path, said in paths.items() if absolute[path] in owners}
+    found |= {owners[places[path]]: said for path, said in paths.items() if places[path] in owners}
     strange: list[int | str] = [number for number in faces if number not in known]
-    return found, [*strange, *(path for path in paths if absolute[path] not in owners)]
+    return found, [*strange, *(path for path in paths if places[path] not in owners)]
 
 
 def _changes(

@@ -18,13 +18,6 @@ from retrieval.verdicts import Outcome, Status
 
 DEFAULT_BATCH_SIZE = 64
 
-_PROBLEMS = {
-    Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
-    Reason.NO_PERMISSION: "its permissions do not allow listing it",
-    Reason.IO_ERROR: "the folder cannot be listed",
-    Reason.LINK_LOOP: "it links back to a folder above it",
-}
-
 
 @dataclass
 class IngestReport:
@@ -95,7 +88,8 @@ def ingest(
 
     Args:
         gallery: where to.
-        sources: files, flat folders and identity folders (see `photos.scan`).
+        sources: folders, lists, archives, files, addresses (see `photos.scan`). Pictures that a program
+            has are `ingest_photos(gallery, photos.of(pairs))`.
         batch_size: photos that are embedded and committed together.
         workers: threads that read photos; None is one per processor.
         on_outcome: called once for every photo, in order, after its batch is durable.
@@ -125,7 +119,7 @@ def ingest_photos(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """As `ingest`, for photos that are listed already, such as those of a report (`photos.from_report`)."""
+    """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`)."""
     workers = (os.cpu_count() or 1) if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise InputError("The batch size and the number of workers must be at least 1.")
@@ -255,15 +249,8 @@ def _prepared_in_order(
     """What threads make of photos, in the photos' order, never more than `ahead` of what was taken."""
     waiting: deque[Future[Prepared | Outcome]] = deque()
     for photo in found:
-        waiting.append(threads.submit(_prepare, gallery, photo))
+        waiting.append(threads.submit(gallery.prepare_photo, photo))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _prepare(gallery: Gallery, photo: Photo) -> Prepared | Outcome:
-    if photo.problem is not None:
-        path, detail = photos.readable(photo.path), _PROBLEMS[photo.problem]
-        return Outcome(path, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
-    return gallery.prepare(photo.path, photo.identity)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from retrieval.places import is_url
+
 GalleryArgument = Annotated[
     Path, typer.Argument(metavar="GALLERY", help="The gallery's folder.", show_default=False)
 ]
@@ -81,13 +83,15 @@ def near(path: str | None) -> str:
     """A path as a person in this folder would type it."""
     if path is None:
         return "-"
-    below = os.path.relpath(path)
+    below = path if is_url(path) else os.path.relpath(path)
     return path if below.startswith("..") else below
 
 
-def pace(done: float, total: int, seconds: float) -> str:
+def pace(done: float, total: int | None, seconds: float) -> str:
     """Rate since the start and time left at that rate: photos come in batches, not one by one."""
     if not seconds:
         return ""
+    if total is None:
+        return f"{done / seconds:,.0f} photos/s"
     minutes, rest = divmod(round((total - done) * seconds / done), 60)
     return f"{done / seconds:,.0f} photos/s, {minutes}:{rest:02d} left"
