@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         SearchResult,
         repair,
     )
-    from retrieval.ingestion import IngestReport, ingest
+    from retrieval.ingestion import IngestReport, ingest, ingest_photos
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
     from retrieval.store import AuditEntry, Face, NewFace, Receipt
@@ -83,6 +83,7 @@ __all__ = [
     "Where",
     "embed",
     "ingest",
+    "ingest_photos",
     "repair",
     "verify",
 ]
@@ -131,6 +132,7 @@ _HOMES = {
     "Where": "where",
     "embed": "embedding",
     "ingest": "ingestion",
+    "ingest_photos": "ingestion",
     "repair": "gallery",
     "verify": "verification",
 }

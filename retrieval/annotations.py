@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from retrieval.errors import InputError
 from retrieval.files import why
 from retrieval.parquet import opened, pyarrow
+from retrieval.places import absolute, is_url
 
 Metadata: TypeAlias = dict[str, Any]
 
@@ -195,29 +196,35 @@ def read_annotations(path: Path) -> Annotations:
 
 def _batches(path: Path) -> Iterator[tuple[str, list[tuple[str, Metadata]]]]:
     """What the rows are about, and some of them: (absolute path or name, metadata), as they can be stored."""
-    tables = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
-    with closing(tables):
+    with closing(tables(path)) as read:
         row = 0
-        for names, part in tables:
-            about = _about(path, names)
+        for names, part in read:
+            about = what_about(path, names)
             place = names.index(about)
             keys = [(n, name) for n, name in enumerate(names) if name not in (about, "identity")]
-            find = _paths_beside(path) if about == "path" else _composed
+            find = paths_beside(path) if about == "path" else _composed
             found: list[tuple[str, Metadata]] = []
             for values in part:
+                if isinstance(values, InputError):
+                    raise values
                 row += 1
                 of = f"row {row:,} of {path}"
                 target = values[place]
                 if not isinstance(target, str) or not target:
                     raise InputError(f"Row {row:,} of {path} has no {about}.")
                 _checked_text(target, of)
-                metadata = {name: values[n] for n, name in keys if not _is_nothing(values[n])}
+                metadata = {name: values[n] for n, name in keys if not is_nothing(values[n])}
                 encoded(metadata, of)
                 found.append((find(target), metadata))
             yield about, found
 
 
-def _about(path: Path, names: Sequence[str]) -> str:
+def what_about(path: Path, names: Sequence[str]) -> str:
+    """What the rows of a table with these columns are about: "path" or "identity".
+
+    Raises:
+        InputError: neither, or columns that cannot be told apart.
+    """
     for name in ("path", "identity"):
         if name in names:
             if len(set(names)) < len(names) or "" in names:
@@ -231,10 +238,13 @@ def _about(path: Path, names: Sequence[str]) -> str:
     )
 
 
-def _paths_beside(table: Path) -> Callable[[str], str]:
+def paths_beside(table: Path) -> Callable[[str], str]:
+    """How the paths in a file are meant: from its folder, or from the current one where only that has it."""
     folder = table.absolute().parent
 
     def find(name: str) -> str:
+        if is_url(name):
+            return absolute(name)
         beside = os.path.abspath(folder / name)
         here = os.path.abspath(name)
         return here if not os.path.lexists(beside) and os.path.lexists(here) else beside
@@ -247,30 +257,43 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _is_nothing(value: object) -> bool:
+def is_nothing(value: object) -> bool:
+    """Whether a value of a table says nothing: a null or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-_Table: TypeAlias = tuple[list[str], Iterable[Sequence[Any]]]  # names of columns, and rows
+# Names of columns, and rows: a value for each column, or what is wrong with a line that is none.
+Table: TypeAlias = tuple[list[str], Iterable[Sequence[Any] | InputError]]
 
 
-def _read_csv(path: Path) -> Generator[_Table, None, None]:
+def tables(path: Path, *, encoding_errors: str = "strict") -> Generator[Table, None, None]:
+    """A CSV file, or Parquet where its name ends so: first its columns alone, then some thousand rows a time.
+
+    Args:
+        path: of the file.
+        encoding_errors: "surrogateescape" lets CSV that is not UTF-8 through, marked as `is_utf8` sees.
+
+    Raises:
+        InputError: it cannot be read, or not as CSV or Parquet.
+        MissingDependency: it is Parquet, and pyarrow is not installed.
+    """
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return _read_parquet(path)
+    return _read_csv(path, encoding_errors)
+
+
+def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
     try:
         # A byte order mark is what Excel begins with; it is no letter of the first column's name.
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, encoding="utf-8-sig", errors=encoding_errors, newline="") as file:
             lines = csv.reader(file, strict=True)
             names = next(lines, [])
-            part: list[list[Any]] = []
+            part: list[Sequence[Any] | InputError] = []
             yield names, part
-            for values in lines:
-                if not values:
+            while (values := _next_line(lines, path, names)) is not None:
+                if values == []:
                     continue  # an empty line
-                if len(values) != len(names):
-                    raise InputError(
-                        f"Line {lines.line_num:,} of {path} has {len(values)} values; "
-                        f"there are {len(names)} columns."
-                    )
-                part.append([_typed(value, name) for value, name in zip(values, names, strict=True)])
+                part.append(values)
                 if len(part) == _ROWS:
                     yield names, part
                     part = []
@@ -282,6 +305,21 @@ def _read_csv(path: Path) -> Generator[_Table, None, None]:
         raise InputError(f"{path} is not CSV as we read it: {error}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def _next_line(lines: "csv._reader", path: Path, names: Sequence[str]) -> list[Any] | InputError | None:
+    """The values of the next row; [] for an empty line, None at the end."""
+    try:
+        values = next(lines, None)
+    except csv.Error as error:
+        return InputError(f"{path} is not CSV as we read it: {error}.")
+    if not values:
+        return values
+    if len(values) != len(names):
+        return InputError(
+            f"Line {lines.line_num:,} of {path} has {len(values)} values; there are {len(names)} columns."
+        )
+    return [_typed(value, name) for value, name in zip(values, names, strict=True)]
 
 
 def _typed(text: str, column: str) -> Any:
@@ -299,7 +337,7 @@ def _typed(text: str, column: str) -> Any:
     return text
 
 
-def _read_parquet(path: Path) -> Generator[_Table, None, None]:
+def _read_parquet(path: Path) -> Generator[Table, None, None]:
     pa, _ = pyarrow()
     with opened(path) as parquet:
         names = list(parquet.schema_arrow.names)

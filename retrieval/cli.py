@@ -41,7 +41,33 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SOURCE...]",
+        help="Folders with one subfolder per identity, flat folders, files, archives (.tar, .tar.gz, .zip), lists (.txt, .csv, .parquet), addresses; - for paths on standard input.",
+        show_default=False,
+    ),
+]
+_NeededSources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Folders with one subfolder per identity, flat folders, files, archives (.tar, .tar.gz, .zip), lists (.txt, .csv, .parquet), addresses; - for paths on standard input.",
+        show_default=False,
+    ),
+]
+_IdentityFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="parent|none",
+        help="Whose a photo of a list, an archive or standard input is that nobody names: its folder's, or nobody's.",
+        show_default="parent; in archives the first folder",
+    ),
+]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
+
+_FROM = "--identity-from must be parent or none"
 
 app.add_typer(ask.app)
 app.add_typer(care.app)
@@ -156,11 +182,12 @@ def model(
 @app.command()
 def ingest(
     gallery: GalleryArgument,
-    sources: Annotated[list[Path] | None, typer.Argument(metavar="[SOURCE...]", help="Folders with one subfolder per identity, flat folders, or files.", show_default=False)] = None,
+    sources: _Sources = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery.", show_default=False)] = None,
     retry: Annotated[Path | None, typer.Option(metavar="REPORT.jsonl", help="Try the rejected files of a report again.", show_default=False)] = None,
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
+    identity_from: _IdentityFrom = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
@@ -191,6 +218,11 @@ def ingest(
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
     _check(sync or not dry_run, "--dry-run goes with --sync")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
+    _check(identity_from in (None, "parent", "none"), _FROM)
+    if sync:
+        from retrieval import photos
+
+        photos.check_comparable(sources)
     if dry_run:
         with care.open_gallery(gallery, "ingest") as opened:
             _print_missing(opened.missing_files(sources), "would go", log_json=log_json)
@@ -201,7 +233,11 @@ def ingest(
         with _ReportFile(report) as lines, care.open_gallery(gallery, "ingest") as opened:
             _annotate(opened, table, lines, log_json=log_json)
         return
-    work = _embeddings_of(embeddings, model) if embeddings else _photos_of(sources, retry, rehash=rehash)
+    work = (
+        _embeddings_of(embeddings, model)
+        if embeddings
+        else _photos_of(sources, retry, identity_from, rehash=rehash)
+    )
     with _ReportFile(report) as lines, care.open_or_create(gallery, model, "ingest", device=device) as opened:
         done = _ingest_with_progress(opened, work, batch_size, workers, lines, log_json=log_json)
         _tell_summary(done, summary, log_json=log_json)
@@ -230,8 +266,9 @@ def ingest(
 @app.command()
 def embed(
     model: _Model,
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, flat or with one subfolder per identity, or files.", show_default=False)],
+    sources: _NeededSources,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
+    identity_from: _IdentityFrom = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
@@ -251,7 +288,8 @@ def embed(
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    total, found = _found(sources, None)
+    _check(identity_from in (None, "parent", "none"), _FROM)
+    total, found = _found(sources, None, identity_from)
     embedder = Embedder.open(bundle, device=device)
     with (
         _ReportFile(report) as lines,
@@ -363,10 +401,10 @@ class _Work:
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[Path], retry: Path | None, *, rehash: bool) -> _Work:
+def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None, *, rehash: bool) -> _Work:
     from retrieval.ingestion import ingest_photos
 
-    total, found = _found(sources, retry)
+    total, found = _found(sources, retry, identity_from)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
         return ingest_photos(gallery, found, rehash=rehash, **options)
@@ -375,7 +413,7 @@ def _photos_of(sources: list[Path], retry: Path | None, *, rehash: bool) -> _Wor
 
 
 def _found(
-    sources: list[Path], retry: Path | None
+    sources: list[str], retry: Path | None, identity_from: str | None
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     """Photos, at least one of them, and how many they are or how to count them.
 
@@ -388,11 +426,11 @@ def _found(
     from retrieval import photos
 
     reported = photos.from_report(retry) if retry is not None else None
-    found = photos.scan(sources) if reported is None else iter(reported)
+    found = photos.scan(sources, identity_from=identity_from) if reported is None else iter(reported)
     # Before a gallery is made: sources that give nothing are a mistake.
     first = next(found, None)
     if first is None:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(map(str, sources))}"
+        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(sources)}"
         raise InputError(f"There are no {where}; check the path.")
     return partial(photos.count, sources) if reported is None else len(reported), chain([first], found)
 

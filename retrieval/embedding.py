@@ -20,7 +20,6 @@ from retrieval.embedder import Embedder
 from retrieval.errors import InputError, StorageError, UnreadableImage
 from retrieval.exchange import write_embeddings
 from retrieval.files import sync, why
-from retrieval.gallery import Meters, Picture, Prepared, read_picture
 from retrieval.ingestion import (
     DEFAULT_BATCH_SIZE,
     Entry,
@@ -34,6 +33,7 @@ from retrieval.ingestion import (
 )
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
+from retrieval.preparation import Meters, Prepared, read_photo
 from retrieval.store import NewFace
 from retrieval.verdicts import Outcome, Status
 
@@ -172,9 +172,9 @@ def _prepare(
     return [e if isinstance(e, Outcome) else _prepare_one(meters, preprocessing, e) for e in entries]
 
 
-def _prepare_one(meters: Meters, preprocessing: Preprocessing, picture: Picture) -> Prepared | Outcome:
+def _prepare_one(meters: Meters, preprocessing: Preprocessing, photo: Photo) -> Prepared | Outcome:
     with meters.read.working():
-        read = read_picture(picture)
+        read = read_photo(photo)
     if isinstance(read, Outcome):
         return read
     meters.bytes.add(items=read.size)
@@ -183,7 +183,7 @@ def _prepare_one(meters: Meters, preprocessing: Preprocessing, picture: Picture)
             square = pixels.read(read.content, size=preprocessing.size, crop=preprocessing.crop)
     except UnreadableImage as error:
         reason, detail = error.reason, error.detail
-        return Outcome(picture.path, picture.identity, Status.REJECTED, reason=reason, detail=detail)
+        return Outcome(photo.path, photo.identity, Status.REJECTED, reason=reason, detail=detail)
     return Prepared(read.face, square, 0)
 
 

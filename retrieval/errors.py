@@ -24,6 +24,12 @@ class FaceprintError(Exception):
 
     exit_status = 1
 
+    @property
+    def words(self) -> str:
+        """The sentence as words behind a reason: no capital, no full stop."""
+        sentence = str(self)
+        return sentence[:1].lower() + sentence[1:].rstrip(".")
+
 
 class InputError(FaceprintError):
     """What was asked or given is wrong."""
@@ -43,17 +49,20 @@ class Reason(StrEnum):
     TOO_MANY_BYTES = "too-many-bytes"
     TOO_MANY_PIXELS = "too-many-pixels"
     IDENTITY_CONFLICT = "identity-conflict"
+    BAD_ROW = "bad-row"
+    BAD_METADATA = "bad-metadata"
     NAME_NOT_UTF8 = "name-not-utf8"
     NOT_A_FILE = "not-a-file"
     LINK_LOOP = "link-loop"
     MISSING = "missing"
     NO_PERMISSION = "no-permission"
     IO_ERROR = "io-error"
+    UNREACHABLE = "unreachable"
 
     @property
     def may_pass_when_retried(self) -> bool:
         """Whether the cause lies in the machine rather than in the file's own bytes or name."""
-        return self in (Reason.MISSING, Reason.NO_PERMISSION, Reason.IO_ERROR)
+        return self in (Reason.MISSING, Reason.NO_PERMISSION, Reason.IO_ERROR, Reason.UNREACHABLE)
 
 
 class UnreadableImage(InputError):

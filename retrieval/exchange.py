@@ -31,6 +31,7 @@ from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.files import sync, whole_folder, why, write_durably
 from retrieval.parquet import opened, pyarrow
+from retrieval.places import absolute
 from retrieval.store import Face, NewFace, Reader, Segment, utc_now
 from retrieval.tables import identity_table
 from retrieval.vault import Vault
@@ -697,7 +698,7 @@ def _embeddings(
             columns["path"] = [paths[0] if paths else None for paths in columns["paths"]]
         digests = _digests(path, columns.get("sha256", nothing), vectors, row)
         identities = _composed(columns.get("identity", nothing))
-        paths = [os.path.abspath(name) if name else None for name in columns.get("path", nothing)]
+        paths = [absolute(name) if name else None for name in columns.get("path", nothing)]
         said = _metadata(path, columns.get("metadata"), len(vectors), row)
         yield list(map(NewFace, identities, paths, digests, said)), vectors
         row += len(vectors)

@@ -6,12 +6,11 @@ What is on disk, and in which order it is written, stands in `retrieval.vault`.
 import dataclasses
 import os
 import re
-import stat
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -20,45 +19,43 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
+from retrieval import archives, exchange, people, pixels, preparation, reembedding, verification
 from retrieval import backup as backups
-from retrieval import exchange, people, pixels, reembedding, verification
-from retrieval.annotations import Metadata, decoded, encoded, filled
+from retrieval.annotations import decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
-from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing, Relabel
+from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
 from retrieval.embedder import Embedder
 from retrieval.errors import (
     GalleryDamaged,
     GalleryError,
     InputError,
     ModelMismatch,
-    Reason,
     StorageError,
-    UnreadableImage,
 )
 from retrieval.exchange import Export, Imported
-from retrieval.files import Stamp, is_free, whole_folder, why
+from retrieval.files import is_free, whole_folder, why
 from retrieval.knn import Answer, Explanation
 from retrieval.people import Rule, checked_rule
-from retrieval.photos import is_utf8, readable, scan
-from retrieval.pipeline import Meter
-from retrieval.reembedding import Reembedded
-from retrieval.store import (
-    AuditEntry,
-    Face,
-    Generation,
-    KnownFile,
-    NewFace,
-    Reader,
-    Receipt,
-    Writer,
-    utc_now,
+from retrieval.photos import Offered, Photo, check_comparable, scan
+from retrieval.photos import of as photos_of
+from retrieval.places import absolute, is_absolute, is_utf8, readable
+from retrieval.preparation import (
+    Meters,
+    Prepared,
+    ReadPhoto,
+    Ready,
+    Stored,
+    check_identity,
+    prepared,
+    read_photo,
 )
+from retrieval.reembedding import Reembedded
+from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
 from retrieval.tables import face_table, identity_table
 from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
 from retrieval.vectors import Ids
-from retrieval.verdicts import Outcome, Status, Verdicts
+from retrieval.verdicts import Outcome, Verdicts
 from retrieval.verification import Repaired, Verification
 from retrieval.where import Where
 
@@ -123,94 +120,6 @@ class PeopleResult:
 
     people: tuple[PersonMatch, ...]
     prediction: Prediction
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture that is offered.
-
-    Attributes:
-        source: a path that is read, or what was read already.
-        identity: who is on it; None where nobody said.
-        path: what it is known by besides its bytes; None for bytes, images and arrays from anywhere.
-        metadata: what is said about it.
-    """
-
-    source: pixels.ImageSource
-    identity: str | None
-    path: str | None
-    metadata: Metadata = field(default_factory=dict, hash=False)
-
-    @classmethod
-    def of(cls, source: pixels.ImageSource, identity: str | None) -> "Picture":
-        """A picture that is known by the absolute path of its file, if it is one."""
-        path = os.path.abspath(source) if isinstance(source, str | os.PathLike) else None
-        return cls(source, identity, path)
-
-    @property
-    def held(self) -> int:
-        """Bytes of memory that its content takes; 0 for a path."""
-        if isinstance(self.source, bytes):
-            return len(self.source)
-        if isinstance(self.source, np.ndarray):
-            return self.source.nbytes
-        return 4 * self.source.width * self.source.height if isinstance(self.source, Image) else 0
-
-    @property
-    def is_file(self) -> bool:
-        """Whether it is known by the very path that is read."""
-        return isinstance(self.source, str | os.PathLike) and os.fspath(self.source) == self.path
-
-
-@dataclass(frozen=True)
-class Meters:
-    """What the steps of preparing took, of all threads together: counts are of photos."""
-
-    read: Meter = field(default_factory=lambda: Meter("read"))
-    look_up: Meter = field(default_factory=lambda: Meter("look up"))
-    decode: Meter = field(default_factory=lambda: Meter("decode"))
-    bytes: Meter = field(default_factory=lambda: Meter("bytes"))
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A photo that has been read.
-
-    Attributes:
-        face: what would be stored.
-        pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
-        generation: the model that the pixels were made for.
-        offered: as it was given, where it may have to be read again; so content is not kept.
-    """
-
-    face: NewFace
-    pixels: pixels.Pixels | None
-    generation: int
-    offered: Picture | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A batch whose vectors are there, to be stored.
-
-    Attributes:
-        photos: without their pixels.
-        vectors: (m, d) float32, of those that had pixels.
-        has_vector: which of the `Prepared` ones did.
-    """
-
-    photos: tuple[Prepared | Outcome, ...]
-    vectors: NDArray[np.float32]
-    has_vector: tuple[bool, ...]
-
-    @classmethod
-    def joined(cls, batches: Sequence["Ready"]) -> "Ready":
-        """Batches, at least one, as one."""
-        return cls(
-            tuple(photo for batch in batches for photo in batch.photos),
-            np.concatenate([batch.vectors for batch in batches]),
-            tuple(has for batch in batches for has in batch.has_vector),
-        )
 
 
 @dataclass(frozen=True)
@@ -436,42 +345,35 @@ class Gallery:
 
     # Enrolling
 
-    def enroll(self, photos: Iterable[tuple[pixels.ImageSource, str | None]]) -> list[Outcome]:
+    def enroll(self, photos: Iterable[Offered]) -> list[Outcome]:
         """Enrolls photos, batch by batch, each batch durable before the next.
 
         Args:
             photos: pairs of a picture (a path, bytes, a PIL image or a uint8 array) and an identity, or
-                None where nobody knows.
+                None where nobody knows; or Photos, such as those of `photos.scan`.
 
         Returns:
             One Outcome a photo, in order. A photo that cannot be read is a rejected one, not an error.
 
         Raises:
+            InputError: what is offered is no photo, or as `prepare`.
             StorageError, GalleryBusy: the batch in flight was not enrolled; those before it were.
         """
         outcomes: list[Outcome] = []
-        photos = iter(photos)
-        while batch := list(islice(photos, _BATCH)):
-            offered = [Picture.of(source, identity) for source, identity in batch]
-            outcomes += self.enroll_prepared(self.prepare_many(offered))
+        found = photos_of(photos)
+        while batch := list(islice(found, _BATCH)):
+            outcomes += self.enroll_prepared(self.prepare_many(batch))
         return outcomes
 
-    def recognize(self, photos: Sequence[Picture]) -> list[Outcome | None]:
+    def recognize(self, photos: Sequence[Photo]) -> list[Outcome | None]:
         """Tells photos whose files are as they were when they were enrolled, without opening one.
 
         Returns:
             For each photo, in order: that it is known; None where its bytes have to be looked at, because
             the file has another size, time or inode, or something else is said about it than is stored.
         """
-        paths = [one.path if one.is_file and is_utf8(one.path or "") else None for one in photos]
-        names = {one.identity for one in photos if one.identity is not None and is_utf8(one.identity)}
         with self.vault.store.read() as reader:
-            files = reader.known_files({path for path in paths if path is not None})
-            today = reader.current_names(names) if files else {}
-        return [
-            _unchanged(one, files[path], today) if path in files else None
-            for one, path in zip(photos, paths, strict=True)
-        ]
+            return preparation.recognize(reader, photos)
 
     def prepare(
         self,
@@ -484,42 +386,44 @@ class Gallery:
         """Reads a picture, unless its bytes are enrolled already; the part of enrolling that runs in threads.
 
         Args:
-            source: as of `enroll`.
-            identity: who is on it; None where nobody said.
-            path: what the picture is known by, where that is not the path that is read.
-            metadata: what is said about it.
+            source: a path or an address, bytes, a PIL image or a uint8 array.
+            identity: who is on it, or None.
+            path: what a picture is known by that is no path itself, such as a member of an archive.
+            metadata: a new face's; of a known one, they fill in what it has no key for.
 
         Returns:
             What `enroll_prepared` takes; an Outcome when there is nothing left to do.
 
         Raises:
-            InputError: an array that is not a picture, metadata that JSON cannot say, or an identity that is
-                not valid Unicode.
+            InputError: an array that is not a picture, an identity that is not valid Unicode, a `path` that
+                is not absolute, or metadata that cannot be stored.
+            MissingDependency: an address, and fsspec is not installed.
         """
-        offered = dataclasses.replace(Picture.of(source, identity), metadata=dict(metadata))
-        if path is not None:
-            offered = dataclasses.replace(offered, path=path)
-        return self.prepare_many([offered])[0]
+        if isinstance(source, str | os.PathLike):
+            photo = Photo(absolute(source), identity, metadata=metadata)
+        else:
+            photo = Photo(path, identity, metadata=metadata, content=source)
+        return self.prepare_many([photo])[0]
 
     def prepare_many(
-        self, photos: Sequence[Picture], *, meters: Meters | None = None
+        self, photos: Sequence[Photo], *, meters: Meters | None = None
     ) -> list[Prepared | Outcome]:
         """As `prepare`, for some photos, with one look into the tables for all.
 
         Bytes are held of at most 16 MiB of files and of one file more; see `pixels.MAX_BYTES`.
 
         Args:
-            photos: some dozens.
+            photos: some dozens; one with a problem is rejected for it.
             meters: what each step takes is added to them.
         """
         meters = Meters() if meters is None else meters
         found: list[Prepared | Outcome] = []
-        some: list[Outcome | ReadPicture] = []
+        some: list[Outcome | ReadPhoto] = []
         held = 0
         for one in photos:
             with meters.read.working():
-                some.append(read_picture(one))
-            size = some[-1].size if isinstance(some[-1], ReadPicture) else 0
+                some.append(read_photo(one))
+            size = some[-1].size if isinstance(some[-1], ReadPhoto) else 0
             meters.bytes.add(items=size)
             held += size
             if held > _BYTES:
@@ -527,22 +431,22 @@ class Gallery:
                 some, held = [], 0
         return found + self._prepare(some, meters)
 
-    def _prepare(self, photos: "Sequence[Outcome | ReadPicture]", meters: Meters) -> list[Prepared | Outcome]:
+    def _prepare(self, photos: Sequence[Outcome | ReadPhoto], meters: Meters) -> list[Prepared | Outcome]:
         """What is left to do for photos that were read; those that are to be embedded are decoded."""
-        faces = [photo.face for photo in photos if isinstance(photo, ReadPicture)]
+        faces = [photo.face for photo in photos if isinstance(photo, ReadPhoto)]
         if not faces:
             return [photo for photo in photos if isinstance(photo, Outcome)]
         with meters.look_up.working(len(faces)), self.vault.store.read() as reader:
             generation = self._refresh(reader)
             preprocessing = self.bundle.preprocessing
-            stored = _Stored.of(reader, faces)
+            stored = Stored.of(reader, faces)
         found: list[Prepared | Outcome] = []
         for photo in photos:
             if isinstance(photo, Outcome):
                 found.append(photo)
                 continue
             with meters.decode.working(0):
-                found.append(_decode(photo, stored, generation.id, preprocessing, meters.decode))
+                found.append(prepared(photo, stored, generation.id, preprocessing, meters.decode))
         return found
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
@@ -590,8 +494,8 @@ class Gallery:
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
-        assert photo.offered is not None  # kept where there are no pixels
-        return self.enroll_prepared(self.prepare_many([photo.offered]))[0]
+        assert photo.photo is not None  # kept where there are no pixels
+        return self.enroll_prepared(self.prepare_many([photo.photo]))[0]
 
     def _went_over(self) -> ModelMismatch:
         return ModelMismatch(
@@ -620,9 +524,9 @@ class Gallery:
         for face in faces:
             if not _SHA256.fullmatch(face.sha256):
                 raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
-            if face.path is not None and not (is_utf8(face.path) and os.path.isabs(face.path)):
+            if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
                 raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
-            _check_identity(face.identity)
+            check_identity(face.identity)
             encoded(face.metadata, face.path or face.sha256)
         if len(faces) != len(vectors):
             raise InputError(
@@ -660,7 +564,7 @@ class Gallery:
             if generation not in (None, serving.id):
                 raise self._went_over()
             checked = self.vault.vectors(serving).checked(vectors)
-            stored = _Stored.of(writer, faces)
+            stored = Stored.of(writer, faces)
             faces, verdicts = [stored.under_todays_name(face) for face in faces], stored.judge()
             outcomes = [
                 verdicts.judge(row, face, has_vector=has)
@@ -1109,7 +1013,7 @@ class Gallery:
         Raises:
             InputError: there is nobody of that name, or somebody of the new one.
         """
-        _check_identity(new_name)
+        check_identity(new_name)
         with self.vault.writing() as writer:
             number = self._identity(writer, name)
             names = writer.names_of([number])
@@ -1239,7 +1143,7 @@ class Gallery:
         if identity is not None:
             return self._person(reader, identity)
         if path is not None:
-            name = os.path.abspath(path)
+            name = absolute(path)
             found = reader.files([name] if is_utf8(name) else []).get(name)
             if found is None:
                 raise InputError(f"There is no face of {readable(name)} in {self.folder}.")
@@ -1411,11 +1315,12 @@ class Gallery:
     def missing_files(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
         """Known paths below some sources whose files are gone, and the faces that have no other.
 
-        A file that cannot be looked at (no permission, a disk error) is not gone.
+        A file that cannot be looked at (no permission, a disk error, a damaged archive) is not gone.
 
         Raises:
             DataError: a source does not exist.
-            InputError: there is not one photo in a source: it may not be mounted.
+            InputError: there is not one photo in a source: it may not be mounted; or it is one that does not
+                show what is gone (`photos.check_comparable`).
         """
         with self.vault.store.read() as reader:
             return _missing(reader, _roots(sources))
@@ -1511,7 +1416,9 @@ def repair(
 
 def _roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Sources as absolute paths, each with a photo in it."""
-    roots = [os.path.abspath(source) for source in sources]
+    sources = list(sources)
+    check_comparable(sources)
+    roots = [absolute(source) for source in sources]
     for root in roots:
         if next(scan([root]), None) is None:
             raise InputError(
@@ -1525,20 +1432,24 @@ def _missing(reader: Reader, roots: Sequence[str]) -> Missing:
     paths: list[str] = []
     alive: set[int] = set()
     faces: set[int] = set()
-    for path, number in reader.all_files():
-        below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
-        if below and _is_gone(path):
-            paths.append(path)
-            faces.add(number)
-        else:
-            alive.add(number)
+    with archives.Shelf() as shelf:
+        for path, number in reader.all_files():
+            below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+            if below and _is_gone(path, shelf):
+                paths.append(path)
+                faces.add(number)
+            else:
+                alive.add(number)
     return Missing(tuple(sorted(paths)), tuple(reader.faces(sorted(faces - alive)).values()))
 
 
-def _is_gone(path: str) -> bool:
+def _is_gone(path: str, shelf: archives.Shelf) -> bool:
     try:
         os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        member = archives.split(path)
+        return member is None or not shelf.has(*member)
+    except FileNotFoundError:
         return True
     except OSError:
         return False
@@ -1568,13 +1479,13 @@ def _faces_by_id(
     paths: Mapping[str, Mapping[str, Any] | None],
 ) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
     """Metadata by the ids of faces that exist, and the ids and paths of those that do not."""
-    absolute = {path: os.path.abspath(path) for path in paths}
-    owners = reader.files(filter(is_utf8, absolute.values()))
+    places = {path: absolute(path) for path in paths}
+    owners = reader.files(filter(is_utf8, places.values()))
     known = reader.faces(number for number in faces if 0 < number < 2**63)
     found = {number: said for number, said in faces.items() if number in known}
-    found |= {owners[absolute[path]]: said for path, said in paths.items() if absolute[path] in owners}
+    found |= {owners[places[path]]: said for path, said in paths.items() if places[path] in owners}
     strange: list[int | str] = [number for number in faces if number not in known]
-    return found, [*strange, *(path for path in paths if absolute[path] not in owners)]
+    return found, [*strange, *(path for path in paths if places[path] not in owners)]
 
 
 def _changes(
@@ -1599,123 +1510,3 @@ def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
         writer.name_face(number, name)
     if verdicts.names:
         writer.remove_lonely()
-
-
-def _check_identity(identity: str | None) -> None:
-    if not is_utf8(identity or ""):
-        raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPicture:
-    """A photo whose bytes are here."""
-
-    offered: Picture
-    content: bytes | Image | NDArray[np.uint8]
-    face: NewFace
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file; 0 for what is in memory already decoded."""
-        return len(self.content) if isinstance(self.content, bytes) else 0
-
-
-def read_picture(offered: Picture) -> ReadPicture | Outcome:
-    """Reads a photo; an Outcome where it cannot be read.
-
-    Raises:
-        InputError: an array that is not a picture, or an identity or metadata that cannot be stored.
-    """
-    path, identity = offered.path, offered.identity
-    if not is_utf8(path or ""):
-        shown, detail = readable(path or ""), "its name is not UTF-8; rename it"
-        return Outcome(shown, identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
-    _check_identity(identity)
-    encoded(offered.metadata, path or "a picture")
-    try:
-        content, stamp = _content(offered.source)
-        sha256 = pixels.content_sha256(content)
-    except UnreadableImage as error:
-        return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
-    return ReadPicture(offered, content, NewFace(identity, path, sha256, offered.metadata, stamp))
-
-
-def _content(source: pixels.ImageSource) -> tuple[bytes | Image | NDArray[np.uint8], Stamp | None]:
-    return pixels.read_file(source) if isinstance(source, str | os.PathLike) else (source, None)
-
-
-def _decode(
-    photo: ReadPicture, stored: "_Stored", generation: int, preprocessing: Preprocessing, meter: Meter
-) -> Prepared | Outcome:
-    """What is left to do for a photo; it is decoded where it has to be embedded."""
-    face = stored.under_todays_name(photo.face)
-    try:
-        verdicts = stored.judge_of(face)
-        outcome = verdicts.judge(0, face, has_vector=False)
-        prepared = Prepared(photo.face, None, generation, photo.offered)
-        if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
-            return prepared if verdicts.stamps else outcome
-        # Any other verdict may be another one by the time that the batch is added. Then a file can be
-        # read once more; bytes are embedded now, in case that theirs are gone by then.
-        if outcome is not None and isinstance(photo.offered.source, str | os.PathLike):
-            return prepared
-        meter.add(items=1)
-        size, crop = preprocessing.size, preprocessing.crop
-        square = pixels.read(photo.content, size=size, crop=crop)
-        return Prepared(photo.face, square, generation)
-    except UnreadableImage as error:
-        return Outcome(
-            face.path, photo.face.identity, Status.REJECTED, reason=error.reason, detail=error.detail
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """What a snapshot says about some photos."""
-
-    names: Mapping[str, str]
-    faces: Mapping[str, Face]
-    files: Mapping[str, KnownFile]
-    next_face_id: int
-
-    @classmethod
-    def of(cls, reader: Reader, faces: Sequence[NewFace]) -> "_Stored":
-        return cls(
-            reader.current_names({face.identity for face in faces if face.identity is not None}),
-            reader.faces_by_sha256({face.sha256 for face in faces}),
-            reader.known_files({face.path for face in faces if face.path is not None}),
-            reader.gallery().next_face_id,
-        )
-
-    def under_todays_name(self, face: NewFace) -> NewFace:
-        """A photo under the name that its person has today."""
-        today = self.names.get(face.identity or "")
-        return face if today is None else dataclasses.replace(face, identity=today)
-
-    def judge(self) -> Verdicts:
-        """The judge of all the photos, one after the other."""
-        owners = {path: file.face_id for path, file in self.files.items()}
-        stamps = {path: file.stamp for path, file in self.files.items()}
-        return Verdicts(self.faces, owners, first_id=self.next_face_id, stamps=stamps)
-
-    def judge_of(self, face: NewFace) -> Verdicts:
-        """The judge of one photo alone."""
-        faces = {sha: self.faces[sha] for sha in [face.sha256] if sha in self.faces}
-        files = {path: self.files[path] for path in [face.path or ""] if path in self.files}
-        return dataclasses.replace(self, faces=faces, files=files).judge()
-
-
-def _unchanged(photo: Picture, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
-    """That a photo is known, if its file is what it was and nothing is said that is not stored."""
-    identity = today.get(photo.identity or "", photo.identity)
-    if known.stamp is None or identity not in (None, known.identity):
-        return None
-    if photo.metadata.keys() - known.metadata.keys():
-        return None
-    try:
-        status = os.stat(photo.path or "")
-    except OSError:
-        return None  # whoever reads it says why
-    if Stamp.of(status) != known.stamp or not stat.S_ISREG(status.st_mode):
-        return None
-    return Outcome(photo.path, identity, Status.KNOWN, known.face_id)

@@ -15,9 +15,10 @@ from typing import Any, Final, TypeAlias
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
 from retrieval.errors import InputError, Reason
-from retrieval.gallery import Gallery, Meters, Picture, Prepared, Ready
+from retrieval.gallery import Gallery
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
+from retrieval.preparation import Meters, Prepared, Ready
 from retrieval.verdicts import Outcome, Status
 
 DEFAULT_BATCH_SIZE = 64
@@ -36,14 +37,7 @@ _COMMIT_SECONDS: Final = 2.0
 # Photos that one thread reads, looks up and decodes at a time.
 _PIECE: Final = 32
 
-Entry: TypeAlias = Picture | Outcome
-
-_PROBLEMS = {
-    Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
-    Reason.NO_PERMISSION: "its permissions do not allow listing it",
-    Reason.IO_ERROR: "the folder cannot be listed",
-    Reason.LINK_LOOP: "it links back to a folder above it",
-}
+Entry: TypeAlias = Photo | Outcome
 
 
 @dataclass
@@ -180,7 +174,8 @@ def ingest(
 
     Args:
         gallery: where to.
-        sources: files, flat folders and identity folders (see `photos.scan`).
+        sources: folders, lists, archives, files, addresses (see `photos.scan`). Pictures that a program
+            has are `ingest_photos(gallery, photos.of(pairs))`.
         batch_size: photos that are embedded together. Up to four batches of 64 photos or more become durable
             together, smaller ones each by itself.
         workers: threads that read photos; None is one per processor.
@@ -214,7 +209,7 @@ def ingest_photos(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """As `ingest`, for photos that are listed already, such as those of a report (`photos.from_report`)."""
+    """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`)."""
     workers = checked_workers(batch_size, workers)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
     scan = Meter("scan")
@@ -265,17 +260,16 @@ def _in_commits(
         yield together, False
 
 
-def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
+def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Photo]]:
     """Photos, some hundreds at a time or 16 MiB of content, with the time that finding them takes."""
     iterator = iter(found)
     while True:
-        some: list[Entry] = []
+        some: list[Photo] = []
         held = 0
         with scan.working(0):
             for photo in islice(iterator, _LOOK):
-                entry = _offered(photo)
-                some.append(entry)
-                held += entry.held if isinstance(entry, Picture) else 0
+                some.append(photo)
+                held += photo.held
                 if held > _BYTES:
                     break
         if not some:
@@ -284,20 +278,9 @@ def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
         yield some
 
 
-def _offered(photo: Photo) -> Entry:
-    path = os.fspath(photo.path)
-    if photo.problem is not None:
-        detail = _PROBLEMS[photo.problem]
-        shown = photos.readable(path)
-        return Outcome(shown, photo.identity, Status.REJECTED, reason=photo.problem, detail=detail)
-    return Picture(path, photo.identity, path)
-
-
-def _recognize(gallery: Gallery, entries: Sequence[Entry]) -> list[Entry]:
+def _recognize(gallery: Gallery, offered: Sequence[Photo]) -> list[Entry]:
     """What is left to look at; photos whose files are unchanged are known."""
-    offered = [entry for entry in entries if isinstance(entry, Picture)]
-    known = iter(gallery.recognize(offered))
-    return [(next(known) or entry) if isinstance(entry, Picture) else entry for entry in entries]
+    return [known or photo for known, photo in zip(gallery.recognize(offered), offered, strict=True)]
 
 
 def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
@@ -307,7 +290,7 @@ def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
         offered = 0
         for entry in chunk:
             piece.append(entry)
-            offered += isinstance(entry, Picture)
+            offered += isinstance(entry, Photo)
             if offered == _PIECE:
                 yield piece
                 piece, offered = [], 0
@@ -316,7 +299,7 @@ def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
 
 
 def _prepare(gallery: Gallery, meters: Meters, entries: Sequence[Entry]) -> list[Prepared | Outcome]:
-    offered = [entry for entry in entries if isinstance(entry, Picture)]
+    offered = [entry for entry in entries if isinstance(entry, Photo)]
     prepared = iter(gallery.prepare_many(offered, meters=meters))
     return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
 

@@ -1,58 +1,146 @@
-"""Where photographs are: files on disk and who is on them, in an order that never varies."""
+"""Photos: every place that photographs come from, as one stream in an order that never varies."""
 
 import json
 import os
-import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias, cast
 
-from retrieval.errors import DataError, Reason
+import numpy as np
+from PIL import Image
 
-# What operating systems leave in every folder, and nobody ever meant to enroll.
-_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+from retrieval import archives, folders, listing, pixels, remote, shards
+from retrieval.errors import DataError, InputError, Reason, UnreadableImage
+from retrieval.files import Stamp
+from retrieval.pixels import MAX_BYTES, ImageSource
+from retrieval.places import absolute, composed, is_url, is_utf8, parent_name
 
-# What a model and a gallery are known by: their files are nobody's photos.
-_OURS = frozenset({"bundle.json", "gallery.db", "backup.json"})
+STANDARD_INPUT: Final = "-"
+IDENTITY_FROM: Final = ("parent", "none")
+
+_PROBLEMS: Final = {
+    Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
+    Reason.NO_PERMISSION: "its permissions do not allow listing it",
+    Reason.IO_ERROR: "the folder cannot be listed",
+    Reason.LINK_LOOP: "it links back to a folder above it",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A file and who is on it.
+    """A photograph, where it is, and who is on it.
 
     Attributes:
-        path: absolute, as given (symbolic links are not resolved).
+        path: absolute, as given (symbolic links are not resolved); of a member of an archive, the archive's
+            path and the member's below it; an address (URL) as it is; None for a picture without a name.
         identity: the name of the person, in Unicode's composed form (NFC), or None when nobody said.
-        problem: why the file cannot even be opened, known from its name or its folder alone.
+        problem: why it cannot be read, known without trying.
+        metadata: what is said about it, a JSON object.
+        content: the picture, where it is here already; None where it is read from `path` later.
+        detail: words for a person, beside `problem`.
     """
 
-    path: Path
+    path: str | None
     identity: str | None
     problem: Reason | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    content: ImageSource | None = field(default=None, hash=False)
+    detail: str | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that its content takes; 0 where it is not here."""
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        if isinstance(self.content, np.ndarray):
+            return self.content.nbytes
+        if isinstance(self.content, Image.Image):
+            return 4 * self.content.width * self.content.height
+        return 0
+
+    @property
+    def why(self) -> str | None:
+        """What is known about its problem, for a person."""
+        return self.detail or _PROBLEMS.get(self.problem) if self.problem else None
 
 
-def scan(sources: Iterable[str | os.PathLike[str]]) -> Iterator[Photo]:
-    """Every photo of some sources, folder by folder, names in code point order.
+# What may be said of an archive as a whole; a zip that is found in a folder is just no image.
+_OF_ARCHIVES: Final = (Reason.DAMAGED, Reason.NO_PERMISSION, Reason.IO_ERROR, Reason.UNREACHABLE)
 
-    A source is a file (identity unknown) or a folder: each of its subfolders is an identity, however
-    deep its files lie; files in the folder itself have no identity. Extensions decide nothing. Names
-    that begin with a dot and the litter of operating systems (`Thumbs.db`, `desktop.ini`,
-    `__MACOSX`) are passed over, and so are the folders of models and galleries. A folder that cannot be
-    listed or that links back to one above it comes out as one Photo with its `problem`.
+Offered: TypeAlias = Photo | str | os.PathLike[str] | tuple[ImageSource, str | None]
+
+_Whose: TypeAlias = Callable[[str], str | None]
+_Photos: TypeAlias = Callable[[], Iterator[Photo]]
+
+
+def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None = None) -> Iterator[Photo]:
+    """Every photo of some sources, one after the other, each as it is reached.
+
+    A source is
+    - a folder: each of its subfolders is an identity, see `folders.walk`;
+    - a list, by its suffix .txt, .csv or .parquet: see `listing.rows`;
+    - an archive, by its suffix .tar (.tar.gz, .tgz, .tar.bz2, .tar.xz) or .zip: a member's identity is the
+      first folder of its path, one with the archive's own name passed over; see `archives.members` for what
+      is read, `shards.samples` for what files beside a photo say;
+    - "-": paths on the standard input, see `listing.names`;
+    - an address (URL) of a file or an archive, when fsspec is installed;
+    - any other file, whose identity is unknown.
+
+    What cannot be used comes out as one Photo with its `problem`: a member that is a link, a row without a
+    path, a damaged archive.
+
+    Args:
+        sources: as above.
+        identity_from: whose a photo is that nobody else names, in lists, archives and standard input:
+            "parent", the name of the folder that it lies in, "none", nobody's. None is "parent" for lists
+            and standard input, and the first folder for archives.
 
     Raises:
-        DataError: a source that does not exist; raised before the first photo.
+        DataError: a source that does not exist, or a list that is none; raised before the first photo.
+        MissingDependency: for a source that needs it; raised before the first photo. An address in a list
+            raises it when it is reached.
+        InputError: another `identity_from`.
     """
-    roots = [Path(os.path.abspath(source)) for source in sources]
-    for root in roots:
-        # Path.exists raises for a name that is too long and for a barred folder; this says no.
-        if not os.path.exists(root):
-            raise DataError(f"There is no file or folder {root}; check the path.")
-    return _scan(roots)
+    if identity_from not in (None, *IDENTITY_FROM):
+        raise InputError(f"An identity comes from {' or '.join(IDENTITY_FROM)}, not from {identity_from!a}.")
+    found = [_source(source, identity_from) for source in sources]
+    return chain.from_iterable(photos() for photos in found)
+
+
+def of(offered: Iterable[Offered]) -> Iterator[Photo]:
+    """Pictures that a program has, as photos: lazily, in their order.
+
+    Args:
+        offered: pairs of a picture (the path or address of a file, bytes, a PIL image or a uint8 array) and
+            an identity or None; paths of single files, whose identity is unknown; or Photos, as they are.
+
+    Raises:
+        InputError: one that is none of these.
+    """
+    for one in offered:
+        if isinstance(one, Photo):
+            yield one
+            continue
+        picture, identity = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
+        if isinstance(picture, str | os.PathLike):
+            yield _file(absolute(picture), identity)
+        elif isinstance(picture, bytes | Image.Image | np.ndarray) and picture is not one:
+            yield Photo(None, identity, content=picture)
+        else:
+            raise InputError(
+                f"A value of the type {type(picture).__name__} was offered as a photo; offer pairs of a "
+                "path, bytes, a PIL image or a uint8 array and an identity, or Photos."
+            )
 
 
 def from_report(path: str | os.PathLike[str]) -> list[Photo]:
     """The rejected photos of a report that `faceprint ingest --report` wrote, in its order.
+
+    What a report cannot bring back keeps its problem: the metadata of a list's row, the rest of an archive.
 
     Raises:
         DataError: there is no such file, or it is something else.
@@ -60,9 +148,7 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
     try:
         lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
         return [
-            Photo(Path(line["path"]), line["identity"], _as_it_was(line["reason"]))
-            for line in lines
-            if line["status"] == "rejected" and line["path"] is not None
+            _reported(line) for line in lines if line["status"] == "rejected" and line["path"] is not None
         ]
     except OSError as error:
         raise DataError(
@@ -72,108 +158,207 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
         raise DataError(f"{path} is not a report of faceprint ingest; pass what --report wrote.") from error
 
 
-def _as_it_was(reason: str) -> Reason | None:
-    """A name that is not UTF-8 stands in a report as it can be written, and leads nowhere."""
-    return Reason.NAME_NOT_UTF8 if reason == Reason.NAME_NOT_UTF8 else None
+def count(sources: Iterable[str | os.PathLike[str]]) -> int | None:
+    """How many photos `scan` will give; None where that takes reading an archive or standard input.
 
-
-def count(sources: Iterable[str | os.PathLike[str]]) -> int:
-    """How many photos `scan` will give."""
-    return sum(1 for _ in scan(sources))
-
-
-def _scan(roots: list[Path]) -> Iterator[Photo]:
-    for root in roots:
-        if root.is_dir():
-            yield from _walk(root)
-        else:
-            yield _photo(root, None)
-
-
-def _walk(root: Path) -> Iterator[Photo]:
-    """The photos below a folder, by a stack of our own: folders may lie deeper than calls may."""
-    waiting: list[Iterator[_Found]] = [iter([_Found(root, None, folder=True)])]
-    while waiting:
-        found = next(waiting[-1], None)
-        if found is None:
-            waiting.pop()
-        elif found.folder:
-            try:
-                inside = _inside(found)
-            except OSError as error:
-                denied = isinstance(error, PermissionError)
-                yield Photo(found.path, found.identity, Reason.NO_PERMISSION if denied else Reason.IO_ERROR)
-                continue
-            if inside is None:
-                yield Photo(found.path, found.identity, Reason.LINK_LOOP)
-            else:
-                waiting.append(inside)
-        else:
-            yield _photo(found.path, found.identity)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A file or a folder; `above` names the folders on the way to it, to stop at link loops."""
-
-    path: Path
-    identity: str | None
-    folder: bool
-    above: tuple[tuple[int, int], ...] = ()
-
-
-def _inside(folder: _Found) -> Iterator[_Found] | None:
-    """What a folder holds, files and folders in one order; None for a folder that is among those above it."""
-    status = folder.path.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in folder.above:
-        return None
-    with os.scandir(folder.path) as listed:
-        entries = sorted((e for e in listed if not _is_litter(e.name)), key=lambda entry: entry.name)
-    if any(entry.name in _OURS for entry in entries):
-        return iter(())
-    return (_found(entry, folder, (*folder.above, here)) for entry in entries)
-
-
-def _found(entry: os.DirEntry[str], folder: _Found, above: tuple[tuple[int, int], ...]) -> _Found:
-    is_folder = _is_folder(entry)
-    names_someone = is_folder and not folder.above
-    return _Found(Path(entry.path), _name(entry.name) if names_someone else folder.identity, is_folder, above)
-
-
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # A link to itself, or into a barred folder. Whoever reads it is told so.
-        return False
-
-
-def _photo(path: Path, identity: str | None) -> Photo:
-    return Photo(path, identity, None if is_utf8(os.fspath(path)) else Reason.NAME_NOT_UTF8)
-
-
-def _name(folder_name: str) -> str:
-    """One spelling a name, that can be written anywhere.
-
-    macOS stores decomposed accents, everybody else composed ones; bytes that are not UTF-8 become `\\xe9`.
+    Raises:
+        DataError, MissingDependency: as `scan`.
     """
-    return unicodedata.normalize("NFC", readable(folder_name))
+    sources = list(sources)
+    found = scan(sources)
+    if any(_is_stream(source) for source in sources):
+        return None
+    return sum(1 for _ in found)
 
 
-def readable(name: str | os.PathLike[str]) -> str:
-    """A name that can be written anywhere: lone surrogates, for bytes that are not UTF-8, are spelled out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def check_comparable(sources: Iterable[str | os.PathLike[str]]) -> None:
+    """Checks that sources show which of their photos are gone, as folders, files and archives do.
+
+    Raises:
+        InputError: a list, standard input, an address or a pipe: what they do not name may still be there.
+    """
+    for source in sources:
+        if not _is_comparable(source):
+            raise InputError(
+                f"What is gone cannot be told from {os.fspath(source)}; "
+                "for that, name folders and archives that lie on this machine."
+            )
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a name read from the disk was UTF-8 (Python marks other bytes with surrogates)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+def _is_comparable(source: str | os.PathLike[str]) -> bool:
+    path = absolute(source)
+    if os.fspath(source) == STANDARD_INPUT or is_url(path):
         return False
-    return True
+    if os.path.isdir(path) or not os.path.exists(path):
+        return True  # nothing is there: whoever reads it says so
+    return not _is_list(path) and (archives.kind(path) is None or os.path.isfile(path))
+
+
+def read_content(path: str) -> bytes:
+    """The bytes of a file, of a member of an archive on disk, or of what is at an address.
+
+    Raises:
+        UnreadableImage: missing, no permission, not a file, empty, too many bytes, unreachable, an I/O error.
+        MissingDependency: for an address, fsspec is not installed.
+    """
+    with archives.Shelf() as shelf:
+        return read_from(shelf, path)
+
+
+def read_stamped(path: str) -> tuple[bytes, Stamp | None]:
+    """As `read_content`, with the stamp by which a file can be known as unchanged later.
+
+    What is no file of its own has none; see `pixels.read_file`.
+    """
+    if not is_url(path):
+        try:
+            return pixels.read_file(path)
+        except UnreadableImage as error:
+            if error.reason is not Reason.MISSING or archives.split(path) is None:
+                raise
+    return read_content(path), None
+
+
+def read_from(shelf: archives.Shelf, path: str) -> bytes:
+    """As `read_content`; a shelf that many calls share opens each archive once."""
+    if is_url(path):
+        return remote.read(path, max_bytes=MAX_BYTES)
+    try:
+        return pixels.read_bytes(path)
+    except UnreadableImage as error:
+        member = archives.split(path) if error.reason is Reason.MISSING else None
+        if member is None:
+            raise
+    return shelf.read(*member)
+
+
+def _source(source: str | os.PathLike[str], identity_from: str | None) -> _Photos:
+    """What gives the photos of a source, once it is known to exist."""
+    whose: _Whose = _nobody if identity_from == "none" else parent_name
+    if os.fspath(source) == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise DataError("There is no standard input to read paths from; name a list of them.")
+        return partial(_standard_input, whose)
+    path = absolute(source)
+    kind = archives.kind(path)
+    if is_url(path):
+        _check_address(path)
+        return partial(_archive, path, partial(remote.opened, path), identity_from) if kind else _one(path)
+    # Path.exists raises for a name that is too long and for a barred folder; this says no.
+    if not os.path.exists(path):
+        raise DataError(f"There is no file or folder {path}; check the path.")
+    if os.path.isdir(path):
+        return partial(_folder, path)
+    if _is_list(path):
+        listing.check(Path(path))
+        return partial(_list, path, whose)
+    if (kind and os.path.isfile(path)) or (kind == "tar" and Path(path).is_fifo()):
+        return partial(_archive, path, partial(archives.on_disk, path), identity_from)
+    return _one(path)
+
+
+def _check_address(url: str) -> None:
+    remote.check(url)
+    if url.endswith("/"):
+        raise DataError(f"{url} is no file; name the files in a list, a .txt with an address a line.")
+    if _is_list(url):
+        raise DataError(f"A list must be on this machine; download {url} and name the copy.")
+
+
+def _is_list(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in listing.SUFFIXES
+
+
+def _is_stream(source: str | os.PathLike[str]) -> bool:
+    if os.fspath(source) == STANDARD_INPUT:
+        return True
+    return archives.kind(source) is not None and not os.path.isdir(source)
+
+
+def _nobody(path: str) -> None:
+    return None
+
+
+def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = None) -> Photo:
+    return Photo(path, identity, None if is_utf8(path) else Reason.NAME_NOT_UTF8, metadata or {})
+
+
+def _one(path: str) -> _Photos:
+    return lambda: iter([_file(path, None)])
+
+
+def _folder(path: str) -> Iterator[Photo]:
+    return (Photo(os.fspath(file.path), file.identity, file.problem) for file in folders.walk(path))
+
+
+def _standard_input(whose: _Whose) -> Iterator[Photo]:
+    return _listed(
+        listing.Row(place, whose(place)) for place in map(absolute, listing.names(sys.stdin.buffer))
+    )
+
+
+def _list(path: str, whose: _Whose) -> Iterator[Photo]:
+    try:
+        yield from _listed(listing.rows(Path(path), whose))
+    except (InputError, OSError) as error:
+        detail = error.words if isinstance(error, InputError) else str(error.strerror).lower()
+        yield Photo(path, None, Reason.DAMAGED, detail=f"the list cannot be read on: {detail}")
+
+
+def _listed(rows: Iterable[listing.Row]) -> Iterator[Photo]:
+    for row in rows:
+        if row.path is None or row.problem is not None:
+            path = row.path if is_utf8(row.path or "") else None
+            yield Photo(path, row.identity, row.problem, detail=row.detail)
+        elif is_url(row.path) and (unknown := _unknown_address(row.path)):
+            yield Photo(row.path, row.identity, Reason.UNSUPPORTED_FORMAT, detail=unknown)
+        else:
+            yield _file(row.path, row.identity, row.metadata)
+
+
+def _unknown_address(url: str) -> str | None:
+    try:
+        remote.check(url)
+    except DataError as error:
+        return error.words
+    return None
+
+
+def _archive(path: str, opened: Callable[[], BinaryIO], identity_from: str | None) -> Iterator[Photo]:
+    whose = partial(_whose_member, identity_from=identity_from, own=composed(archives.stem(path)))
+    for sample in shards.samples(archives.members(path, opened), whose):
+        member = sample.member
+        place = f"{path}/{member.name}" if member.name else path
+        if "\0" in place or not is_utf8(place):
+            yield Photo(place, sample.identity, Reason.NAME_NOT_UTF8)
+        else:
+            yield Photo(
+                place, sample.identity, member.problem, sample.metadata, member.content, member.detail
+            )
+
+
+def _whose_member(name: str, *, identity_from: str | None, own: str) -> str | None:
+    """Whose a member of an archive called `own` is, by the folders in its path."""
+    above = [composed(folder) for folder in name.split("/")[:-1]]
+    if identity_from is None and above[:1] == [own]:
+        del above[0]
+    if identity_from == "none" or not above:
+        return None
+    return above[-1] if identity_from == "parent" else above[0]
+
+
+def _reported(line: dict[str, Any]) -> Photo:
+    """A rejected photo as something to try again, if it is."""
+    path, identity = cast(str, line["path"]), cast("str | None", line["identity"])
+    reason, detail = line["reason"], line.get("detail")
+    if reason == Reason.NAME_NOT_UTF8:
+        # A name that is not UTF-8 stands in a report as it can be written, and leads nowhere.
+        return Photo(path, identity, Reason.NAME_NOT_UTF8)
+    if reason in (Reason.BAD_METADATA, Reason.BAD_ROW):
+        return Photo(path, identity, Reason(reason), detail=detail)
+    if archives.kind(path) and reason in _OF_ARCHIVES:
+        again = f"{detail or reason}; name the archive itself as a source again"
+        return Photo(path, identity, Reason(reason), detail=again)
+    if _is_list(path) and reason == Reason.DAMAGED:
+        return Photo(path, identity, Reason.DAMAGED, detail=detail)
+    return Photo(path, identity)

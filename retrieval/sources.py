@@ -1,12 +1,14 @@
 """Sources: the photos that faces came from, embedded again where they still are what they were."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
 
-from retrieval import pixels
+from retrieval import photos, pixels
+from retrieval.archives import Shelf
 from retrieval.embedder import Embedder
 from retrieval.errors import UnreadableImage
 from retrieval.store import Face
@@ -28,12 +30,19 @@ def embed_again(faces: Iterable[Face], embedder: Embedder) -> Iterator[Embedded]
     """Embeds faces from their photos, batch by batch. Only bytes of the same SHA-256 will do."""
     size, crop = embedder.bundle.preprocessing.size, embedder.bundle.preprocessing.crop
     faces = iter(faces)
+    with Shelf() as shelf:
+        yield from _in_batches(faces, embedder, partial(_square, shelf=shelf, size=size, crop=crop))
+
+
+def _in_batches(
+    faces: Iterator[Face], embedder: Embedder, square_of: Callable[[Face], pixels.Pixels | None]
+) -> Iterator[Embedded]:
     while batch := list(islice(faces, _BATCH)):
         squares: list[pixels.Pixels] = []
         ids: list[int] = []
         lost: list[Face] = []
         for face in batch:
-            square = _square(face, size=size, crop=crop)
+            square = square_of(face)
             if square is None:
                 lost.append(face)
             else:
@@ -45,11 +54,11 @@ def embed_again(faces: Iterable[Face], embedder: Embedder) -> Iterator[Embedded]
         yield Embedded(np.asarray(ids, np.int64), vectors, tuple(lost))
 
 
-def _square(face: Face, *, size: int, crop: float) -> pixels.Pixels | None:
+def _square(face: Face, *, shelf: Shelf, size: int, crop: float) -> pixels.Pixels | None:
     """The pixels of a face's photo, from the first of its files that still has its bytes."""
     for path in face.paths:
         try:
-            content = pixels.read_bytes(path)
+            content = photos.read_from(shelf, path)
             if pixels.content_sha256(content) == face.sha256:
                 return pixels.read(content, size=size, crop=crop)
         except UnreadableImage:

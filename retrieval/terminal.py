@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from retrieval.places import is_url
+
 GalleryArgument = Annotated[
     Path, typer.Argument(metavar="GALLERY", help="The gallery's folder.", show_default=False)
 ]
@@ -85,7 +87,7 @@ def near(path: str | None) -> str:
     """A path as a person in this folder would type it."""
     if path is None:
         return "-"
-    below = os.path.relpath(path)
+    below = path if is_url(path) else os.path.relpath(path)
     return path if below.startswith("..") else below
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from retrieval.annotations import Metadata, encoded, filled
-from retrieval.errors import Reason
+from retrieval.errors import InputError, Reason
 from retrieval.files import Stamp
 from retrieval.store import Face, NewFace
 
@@ -94,14 +94,21 @@ class Verdicts:
             return self._enroll(row, face) if has_vector else None
         if stored.id in self.bereaved and not self._paths[stored.id]:
             return self._enroll_again(face, stored)
+        renamed = face.identity is not None and face.identity != stored.identity
+        if renamed and stored.identity is not None:
+            return _conflict(face, stored)
+        try:
+            said = self._filled(face)
+        except InputError as error:
+            return _rejected(face, stored, Reason.BAD_METADATA, error.words)
         named = None
-        if face.identity is not None and face.identity != stored.identity:
-            if stored.identity is not None:
-                return _conflict(face, stored)
+        if renamed:
             self.names[stored.id] = face.identity
             self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
             named = f"had no identity until now; it is {face.identity}'s"
-        self._fill_in(face)
+        if said is not None:
+            self.metadata[stored.id] = said
+            self._stored[face.sha256] = dataclasses.replace(self._stored[face.sha256], metadata=said)
         if face.path is not None and self._owners.get(face.path) == stored.id:
             if face.stamp is not None and face.stamp != self._stamps.get(face.path):
                 self.stamps[face.path] = self._stamps[face.path] = face.stamp
@@ -134,18 +141,18 @@ class Verdicts:
         replaced = self._give(face, stored.id)
         return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
 
-    def _fill_in(self, face: NewFace) -> None:
-        """Keeps what is said about a stored face, and adds what it has no key for.
+    def _filled(self, face: NewFace) -> Metadata | None:
+        """What is said about a stored face, and what it has no key for; None where nothing is new.
 
         Raises:
             InputError: the metadata are too large then.
         """
         stored = self._stored[face.sha256]
-        if face.metadata.keys() - stored.metadata.keys():
-            said = filled(stored.metadata, face.metadata)
-            encoded(said, stored.path or f"face {stored.id}")
-            self.metadata[stored.id] = said
-            self._stored[face.sha256] = dataclasses.replace(stored, metadata=said)
+        if not face.metadata.keys() - stored.metadata.keys():
+            return None
+        said = filled(stored.metadata, face.metadata)
+        encoded(said, stored.path or f"face {stored.id}")
+        return said
 
     def _give(self, face: NewFace, number: int) -> int | None:
         """Makes a photo's path lead to a face; returns the face that it led to before."""
@@ -169,6 +176,8 @@ def _conflict(face: NewFace, stored: Face) -> Outcome:
     detail = f"the same bytes are enrolled as {stored.identity}"
     if stored.path is not None:
         detail += f" from {stored.path}"
-    return Outcome(
-        face.path, face.identity, Status.REJECTED, stored.id, Reason.IDENTITY_CONFLICT, detail=detail
-    )
+    return _rejected(face, stored, Reason.IDENTITY_CONFLICT, detail)
+
+
+def _rejected(face: NewFace, stored: Face, reason: Reason, detail: str) -> Outcome:
+    return Outcome(face.path, face.identity, Status.REJECTED, stored.id, reason, detail)

@@ -21,7 +21,7 @@ from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
 from retrieval.files import why, write_durably
-from retrieval.photos import readable
+from retrieval.places import readable
 from retrieval.sources import Embedded, embed_again
 from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment
 from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
 from retrieval.errors import InputError
+from retrieval.places import absolute
 
 Value: TypeAlias = str | int | float | bool | None
 
@@ -152,7 +153,7 @@ class Where:
             if not all(isinstance(text, str) and text and _is_text(text) for text in texts):
                 raise InputError(f"{name} must be texts, none empty and all of valid Unicode.")
             object.__setattr__(self, name, texts)
-        object.__setattr__(self, "path_prefixes", tuple(map(os.path.abspath, self.path_prefixes)))
+        object.__setattr__(self, "path_prefixes", tuple(map(absolute, self.path_prefixes)))
         if self.face_ids is not None:
             try:
                 ids = tuple(map(operator.index, self.face_ids))

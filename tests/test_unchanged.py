@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from retrieval.errors import Reason
 from retrieval.files import Stamp
-from retrieval.gallery import Gallery, Picture
+from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest, ingest_photos
 from retrieval.photos import scan
 from retrieval.pixels import read_file
@@ -45,7 +45,7 @@ def files_of(photos: Path) -> list[Path]:
 
 
 def recognized(gallery: Gallery, photos: Path) -> list[bool]:
-    pictures = [Picture(os.fspath(p), p.parent.name, os.fspath(p)) for p in files_of(photos)]
+    pictures = [Photo(os.fspath(p), p.parent.name) for p in files_of(photos)]
     return [outcome is not None for outcome in gallery.recognize(pictures)]
 
 
@@ -179,7 +179,7 @@ def test_an_unchanged_file_that_is_said_to_be_somebody_else_is_a_conflict(
 ) -> None:
     ingest(gallery, [photos])
     path = os.fspath(files_of(photos)[0])
-    (outcome,) = gallery.recognize([Picture(path, "Zoë", path)])
+    (outcome,) = gallery.recognize([Photo(path, "Zoë")])
     assert outcome is None
     photo = next(scan([photos]))
     outcomes: list[Outcome] = []
@@ -216,7 +216,7 @@ def test_an_unchanged_file_is_looked_at_when_something_new_is_said_about_it(
     path = os.fspath(files_of(photos)[0])
     gallery.annotate(paths={path: {"year": 2020}})
     said = [{}, {"year": 2020}, {"year": 1999}, {"camera": "north"}]
-    found = gallery.recognize([Picture(path, None, path, one) for one in said])
+    found = gallery.recognize([Photo(path, None, metadata=one) for one in said])
     # A key that has another value stays as it is, as with known bytes: only missing ones are filled in.
     assert [one is not None for one in found] == [True, True, True, False]
 
@@ -225,7 +225,7 @@ def test_pictures_that_are_no_files_are_never_recognized(gallery: Gallery, photo
     ingest(gallery, [photos])
     path = files_of(photos)[0]
     content = path.read_bytes()
-    pictures = [Picture(content, None, os.fspath(path)), Picture(content, None, None)]
+    pictures = [Photo(os.fspath(path), None, content=content), Photo(None, None, content=content)]
     assert gallery.recognize(pictures) == [None, None]
 
 
@@ -241,7 +241,7 @@ def test_a_file_that_has_become_something_else_is_looked_at(
     elif instead == "folder":
         first.mkdir()
     path = os.fspath(first)
-    assert gallery.recognize([Picture(path, None, path)]) == [None]
+    assert gallery.recognize([Photo(path, None)]) == [None]
 
 
 def test_what_is_forgotten_leaves_no_stamp(gallery: Gallery, photos: Path) -> None:
@@ -271,7 +271,7 @@ def test_stamps_are_in_a_backup_and_still_hold_after_a_restore(
 def test_the_library_stores_stamps_too_and_always_looks_at_the_bytes(gallery: Gallery, photos: Path) -> None:
     first, *_, last = files_of(photos)
     gallery.enroll([(first, "Kim")])
-    assert gallery.recognize([Picture(os.fspath(first), "Kim", os.fspath(first))])[0] is not None
+    assert gallery.recognize([Photo(os.fspath(first), "Kim")])[0] is not None
     rewrite_unnoticed(first, last)
     (outcome,) = gallery.enroll([(first, "Kim")])
     assert outcome.status is not Status.KNOWN

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from retrieval import pixels
 from retrieval.bundle import Preprocessing
 from retrieval.errors import DataError, UnreadableImage
-from retrieval.photos import Photo, scan
+from retrieval.folders import File, walk
 
 # How many names an error spells out before it says "and N more".
 _NAMES_SHOWN = 8
 
-_Groups: TypeAlias = dict[str, list[Photo]]
+_Groups: TypeAlias = dict[str, list[File]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}; give one with a subfolder of photos per identity.")
-    found = list(scan([folder]))
+    found = list(walk(folder))
     loose = [(photo.path, "no-identity") for photo in found if photo.identity is None]
     groups, hopeless = _large_enough(_by_identity(found), min_images)
     # Only what may be used is decoded: a large set with a high --min-images starts at once.
@@ -92,8 +92,8 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
     return Split(labels, tuple(train), tuple(validation), tuple(left_out))
 
 
-def _by_identity(photos: Iterable[Photo]) -> dict[str, list[Photo]]:
-    groups: dict[str, list[Photo]] = {}
+def _by_identity(photos: Iterable[File]) -> dict[str, list[File]]:
+    groups: dict[str, list[File]] = {}
     for photo in photos:
         if photo.identity is not None:
             groups.setdefault(photo.identity, []).append(photo)
@@ -110,7 +110,7 @@ def _readable(groups: _Groups) -> tuple[_Groups, list[tuple[Path, str]]]:
     return good, [(photo.path, problem) for photo, problem in pairs if problem is not None]
 
 
-def _problem(photo: Photo) -> str | None:
+def _problem(photo: File) -> str | None:
     if photo.problem:
         return photo.problem
     try:

@@ -207,7 +207,7 @@ def _processor() -> str:
 
 
 def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
-    # As `scan` makes its paths absolute: Path.absolute would keep a "..".
+    # As `walk` makes its paths absolute: Path.absolute would keep a "..".
     root = Path(os.path.abspath(folder))
 
     def names(samples: tuple[data.Sample, ...]) -> list[str]:

@@ -1,0 +1,97 @@
+"""Folders: the files below one, and who is on them, in an order that never varies."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from retrieval.errors import Reason
+from retrieval.places import composed, is_litter, is_utf8
+
+# What a model and a gallery are known by: their files are nobody's photos.
+_OURS: Final = frozenset({"bundle.json", "gallery.db", "backup.json"})
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file and who is on it.
+
+    Attributes:
+        path: absolute, as given (symbolic links are not resolved).
+        identity: the name of the person, in Unicode's composed form (NFC), or None when nobody said.
+        problem: why the file cannot even be opened, known from its name or its folder alone.
+    """
+
+    path: Path
+    identity: str | None
+    problem: Reason | None = None
+
+
+def walk(root: str | os.PathLike[str]) -> Iterator[File]:
+    """Every file below a folder, folder by folder, names in code point order.
+
+    Each subfolder is an identity, however deep its files lie; files in the folder itself have none.
+    Extensions decide nothing. Names that begin with a dot and the litter of operating systems
+    (`Thumbs.db`, `desktop.ini`, `__MACOSX`) are passed over, and so are the folders of models and
+    galleries. A folder that cannot be listed or that links back to one above it comes out as one File
+    with its `problem`.
+    """
+    # By a stack of our own: folders may lie deeper than calls may.
+    waiting: list[Iterator[_Found]] = [iter([_Found(Path(os.path.abspath(root)), None, folder=True)])]
+    while waiting:
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+        elif found.folder:
+            try:
+                inside = _inside(found)
+            except OSError as error:
+                denied = isinstance(error, PermissionError)
+                yield File(found.path, found.identity, Reason.NO_PERMISSION if denied else Reason.IO_ERROR)
+                continue
+            if inside is None:
+                yield File(found.path, found.identity, Reason.LINK_LOOP)
+            else:
+                waiting.append(inside)
+        else:
+            problem = None if is_utf8(os.fspath(found.path)) else Reason.NAME_NOT_UTF8
+            yield File(found.path, found.identity, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file or a folder; `above` names the folders on the way to it, to stop at link loops."""
+
+    path: Path
+    identity: str | None
+    folder: bool
+    above: tuple[tuple[int, int], ...] = ()
+
+
+def _inside(folder: _Found) -> Iterator[_Found] | None:
+    """What a folder holds, files and folders in one order; None for a folder that is among those above it."""
+    status = folder.path.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in folder.above:
+        return None
+    with os.scandir(folder.path) as listed:
+        entries = sorted((e for e in listed if not is_litter(e.name)), key=lambda entry: entry.name)
+    if any(entry.name in _OURS for entry in entries):
+        return iter(())
+    return (_found(entry, folder, (*folder.above, here)) for entry in entries)
+
+
+def _found(entry: os.DirEntry[str], folder: _Found, above: tuple[tuple[int, int], ...]) -> _Found:
+    is_folder = _is_folder(entry)
+    names_someone = is_folder and not folder.above
+    identity = composed(entry.name) if names_someone else folder.identity
+    return _Found(Path(entry.path), identity, is_folder, above)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself, or into a barred folder. Whoever reads it is told so.
+        return False

@@ -1,0 +1,246 @@
+"""Preparation: photos that are offered -> what is left to do for each, before anything is written.
+
+A photo whose file is what it was when it was enrolled is known without being opened. Any other is read and
+hashed, judged by what a snapshot of the tables says of its bytes, and decoded only if it has to be embedded.
+"""
+
+import dataclasses
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from retrieval import photos, pixels
+from retrieval.annotations import decoded, encoded
+from retrieval.bundle import Preprocessing
+from retrieval.errors import InputError, Reason, UnreadableImage
+from retrieval.files import Stamp
+from retrieval.photos import Photo
+from retrieval.pipeline import Meter
+from retrieval.places import is_absolute, is_utf8, readable
+from retrieval.store import Face, KnownFile, NewFace, Reader
+from retrieval.verdicts import Outcome, Status, Verdicts
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What the steps of preparing took, of all threads together: counts are of photos."""
+
+    read: Meter = field(default_factory=lambda: Meter("read"))
+    look_up: Meter = field(default_factory=lambda: Meter("look up"))
+    decode: Meter = field(default_factory=lambda: Meter("decode"))
+    bytes: Meter = field(default_factory=lambda: Meter("bytes"))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPhoto:
+    """A photo whose bytes are here."""
+
+    photo: Photo
+    content: bytes | Image | NDArray[np.uint8]
+    face: NewFace
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; 0 for what is in memory already decoded."""
+        return len(self.content) if isinstance(self.content, bytes) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A photo that has been read.
+
+    Attributes:
+        face: what would be stored.
+        pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
+        generation: the model that the pixels were made for.
+        photo: as it was offered, where it may have to be read again; so content is not kept.
+    """
+
+    face: NewFace
+    pixels: pixels.Pixels | None
+    generation: int
+    photo: Photo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A batch whose vectors are there, to be stored.
+
+    Attributes:
+        photos: without their pixels.
+        vectors: (m, d) float32, of those that had pixels.
+        has_vector: which of the `Prepared` ones did.
+    """
+
+    photos: tuple[Prepared | Outcome, ...]
+    vectors: NDArray[np.float32]
+    has_vector: tuple[bool, ...]
+
+    @classmethod
+    def joined(cls, batches: Sequence["Ready"]) -> "Ready":
+        """Batches, at least one, as one."""
+        return cls(
+            tuple(photo for batch in batches for photo in batch.photos),
+            np.concatenate([batch.vectors for batch in batches]),
+            tuple(has for batch in batches for has in batch.has_vector),
+        )
+
+
+def read_photo(photo: Photo) -> ReadPhoto | Outcome:
+    """Reads a photo; an Outcome where it cannot be read.
+
+    Raises:
+        InputError: an array that is not a picture, or an identity, a path or metadata that cannot be stored.
+        MissingDependency: for an address, fsspec is not installed.
+    """
+    rejected = _rejected(photo)
+    if rejected is not None:
+        return rejected
+    path, identity = photo.path, photo.identity
+    if path is not None and not is_absolute(path):
+        raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
+    check_identity(identity)
+    said = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
+    try:
+        content, stamp = _content(photo)
+        sha256 = pixels.content_sha256(content)
+    except UnreadableImage as error:
+        return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
+    return ReadPhoto(photo, content, NewFace(identity, path, sha256, said, stamp))
+
+
+def _rejected(photo: Photo) -> Outcome | None:
+    """The fate of a photo of which it is known without reading that it cannot be read."""
+    shown = None if photo.path is None else readable(photo.path)
+    if photo.problem is not None or (photo.path is None and photo.content is None):
+        reason = photo.problem or Reason.MISSING
+        return Outcome(shown, photo.identity, Status.REJECTED, reason=reason, detail=photo.why)
+    if not is_utf8(photo.path or ""):
+        detail = "its name is not UTF-8; rename it"
+        return Outcome(shown, photo.identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
+    return None
+
+
+def _content(photo: Photo) -> tuple[bytes | Image | NDArray[np.uint8], Stamp | None]:
+    content = photo.content
+    if content is None or isinstance(content, str | os.PathLike):
+        return photos.read_stamped(photo.path or "" if content is None else os.fspath(content))
+    return content, None
+
+
+def check_identity(identity: str | None) -> None:
+    """Checks that a name can be stored.
+
+    Raises:
+        InputError: it is not valid Unicode.
+    """
+    if not is_utf8(identity or ""):
+        raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
+
+
+def prepared(
+    photo: ReadPhoto, stored: "Stored", generation: int, preprocessing: Preprocessing, meter: Meter
+) -> Prepared | Outcome:
+    """What is left to do for a photo; it is decoded where it has to be embedded.
+
+    Args:
+        photo: as it was read.
+        stored: what a snapshot says of it and of those beside it.
+        generation: the snapshot's model.
+        preprocessing: of that model.
+        meter: counts photos that are decoded.
+    """
+    face = stored.under_todays_name(photo.face)
+    try:
+        verdicts = stored.judge_of(face)
+        outcome = verdicts.judge(0, face, has_vector=False)
+        again = Prepared(photo.face, None, generation, photo.photo)
+        if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
+            return again if verdicts.stamps else outcome
+        # Any other verdict may be another one by the time that the batch is added. Then a file can be
+        # read once more; bytes are embedded now, in case that theirs are gone by then.
+        if outcome is not None and photo.photo.content is None:
+            return again
+        meter.add(items=1)
+        square = pixels.read(photo.content, size=preprocessing.size, crop=preprocessing.crop)
+        return Prepared(photo.face, square, generation)
+    except UnreadableImage as error:
+        return Outcome(
+            face.path, photo.face.identity, Status.REJECTED, reason=error.reason, detail=error.detail
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a snapshot says about some photos."""
+
+    names: Mapping[str, str]
+    faces: Mapping[str, Face]
+    files: Mapping[str, KnownFile]
+    next_face_id: int
+
+    @classmethod
+    def of(cls, reader: Reader, faces: Sequence[NewFace]) -> "Stored":
+        """Looks up names, hashes and paths, each kind at once."""
+        return cls(
+            reader.current_names({face.identity for face in faces if face.identity is not None}),
+            reader.faces_by_sha256({face.sha256 for face in faces}),
+            reader.known_files({face.path for face in faces if face.path is not None}),
+            reader.gallery().next_face_id,
+        )
+
+    def under_todays_name(self, face: NewFace) -> NewFace:
+        """A photo under the name that its person has today."""
+        today = self.names.get(face.identity or "")
+        return face if today is None else dataclasses.replace(face, identity=today)
+
+    def judge(self) -> Verdicts:
+        """The judge of all the photos, one after the other."""
+        owners = {path: file.face_id for path, file in self.files.items()}
+        stamps = {path: file.stamp for path, file in self.files.items()}
+        return Verdicts(self.faces, owners, first_id=self.next_face_id, stamps=stamps)
+
+    def judge_of(self, face: NewFace) -> Verdicts:
+        """The judge of one photo alone."""
+        faces = {sha: self.faces[sha] for sha in [face.sha256] if sha in self.faces}
+        files = {path: self.files[path] for path in [face.path or ""] if path in self.files}
+        return dataclasses.replace(self, faces=faces, files=files).judge()
+
+
+def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:
+    """For each photo, that it is known as an unchanged file; None where its bytes have to be looked at."""
+    paths = [_file_of(photo) for photo in offered]
+    names = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
+    files = reader.known_files({path for path in paths if path is not None})
+    today = reader.current_names(names) if files else {}
+    return [
+        _unchanged(one, files[path], today) if path in files else None
+        for one, path in zip(offered, paths, strict=True)
+    ]
+
+
+def _file_of(photo: Photo) -> str | None:
+    """The path of a photo that is read from it and is known by it."""
+    readable_later = photo.problem is None and photo.content is None
+    return photo.path if readable_later and is_utf8(photo.path or "") else None
+
+
+def _unchanged(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
+    """That a photo is known, if its file is what it was and nothing is said that is not stored."""
+    identity = today.get(photo.identity or "", photo.identity)
+    if known.stamp is None or identity not in (None, known.identity):
+        return None
+    if photo.metadata.keys() - known.metadata.keys():
+        return None
+    try:
+        status = os.stat(photo.path or "")
+    except OSError:
+        return None  # whoever reads it says why
+    if Stamp.of(status) != known.stamp or not stat.S_ISREG(status.st_mode):
+        return None
+    return Outcome(photo.path, identity, Status.KNOWN, known.face_id)
