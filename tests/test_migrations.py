@@ -25,6 +25,7 @@ from retrieval import lock
 from retrieval.bundle import ModelBundle
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
 from retrieval.gallery import Gallery
+from retrieval.photos import Photo
 from retrieval.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, migrations_folder
 from retrieval.tables import metadata
 from retrieval.verdicts import Status

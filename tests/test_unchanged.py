@@ -15,7 +15,7 @@ from retrieval.errors import Reason
 from retrieval.files import Stamp
 from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest, ingest_photos
-from retrieval.photos import scan
+from retrieval.photos import Photo, scan
 from retrieval.pixels import read_file
 from retrieval.store import NewFace, Store
 from retrieval.verdicts import Outcome, Status
