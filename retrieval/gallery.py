@@ -397,8 +397,8 @@ class Gallery:
                 is not absolute, or metadata that cannot be stored.
             MissingDependency: an address, and fsspec is not installed.
         """
-        is_path = isinstance(source, str | os.PathLike)
-        if is_path:
+        can_be_read_again = isinstance(source, str | os.PathLike)
+        if isinstance(source, str | os.PathLike):
             path = absolute(source)
         elif path is not None and not is_absolute(path):
             raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
@@ -408,7 +408,7 @@ class Gallery:
         _check_identity(identity)
         said = decoded(encoded(metadata, path or "the picture"), path or "the picture")
         try:
-            content = read_content(path) if is_path and path is not None else source
+            content = read_content(absolute(source)) if isinstance(source, str | os.PathLike) else source
             face = NewFace(identity, path, pixels.content_sha256(content), said)
             with self.vault.store.read() as reader:
                 generation = self._refresh(reader)
@@ -419,7 +419,7 @@ class Gallery:
             prepared = Prepared(face.path, face.identity, face.sha256, None, generation.id, said)
             # Any other verdict may be another one by the time that the batch is added. Then a file can be
             # read once more; bytes are embedded now, in case that theirs are gone by then.
-            if outcome is not None and is_path:
+            if outcome is not None and can_be_read_again:
                 return prepared
             size, crop = self.bundle.preprocessing.size, self.bundle.preprocessing.crop
             return dataclasses.replace(prepared, pixels=pixels.read(content, size=size, crop=crop))
