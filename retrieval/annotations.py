@@ -307,8 +307,8 @@ def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
         raise InputError(f"{path} cannot be read: {why(error)}.") from error
 
 
-def _next_line(lines: "csv._reader", path: Path, names: Sequence[str]) -> list[Any] | InputError | None:
-    """The values of the next row; [] for an empty line, None at the end."""
+def _next_line(lines: Any, path: Path, names: Sequence[str]) -> list[Any] | InputError | None:
+    """The values of the next row that a csv.reader gives; [] for an empty line, None at the end."""
     try:
         values = next(lines, None)
     except csv.Error as error:

@@ -178,15 +178,15 @@ class _Damage(tarfile.ReadError):
 class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        if not any(buf):
+            return super().frombuf(buf, encoding, errors)  # the end, or zeros on the way to it
         try:
             header = super().frombuf(buf, encoding, errors)
-        except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):
-            raise
         except tarfile.HeaderError as error:
             raise _Damage(str(error)) from error
         if header.size < 0 or (header.type in _CARRIERS and header.size > _LONGEST):
             raise _Damage("a header with a hostile size")
-        return cast(_Header, header)
+        return header
 
 
 class _Tail(io.RawIOBase):
@@ -225,9 +225,7 @@ def _tar_members(file: BinaryIO) -> Iterator[Member]:
             if tar is None or tail is None:
                 tail = _Tail(_decompressed(file))
                 tar = _open_tar(tail, "r|")
-            info = tar.next()
-            # Otherwise tarfile remembers every member, to the last.
-            tar.members = []
+            info = _next(tar)
             if info is not None:
                 member = _tar_member(tar, info)
             elif not tail.ends_well():
@@ -267,12 +265,19 @@ def _decompressed(file: BinaryIO) -> BinaryIO:
     for magic, decompress in _COMPRESSED:
         if head.startswith(magic):
             return cast(BinaryIO, decompress(buffered))
-    return cast(BinaryIO, buffered)
+    return buffered
 
 
 def _open_tar(file: Any, mode: Any) -> tarfile.TarFile:
     # Zeros are passed over: archives put one behind the other are all read, and a pipe to its end.
     return tarfile.open(fileobj=file, mode=mode, tarinfo=_Header, ignore_zeros=True, encoding="utf-8")
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    info = tar.next()
+    # Otherwise tarfile remembers every member, to the last.
+    cast(Any, tar).members = []
+    return info
 
 
 class _TarFile:
@@ -308,8 +313,7 @@ def _places(data: BinaryIO) -> Iterator[tuple[str, tuple[int, int]]]:
     tail = _Tail(data)
     with closing(_open_tar(tail, "r:")) as tar:
         before = -1
-        while (info := tar.next()) is not None:
-            tar.members = []
+        while (info := _next(tar)) is not None:
             if info.offset <= before:
                 raise _Damage("headers that lead back")
             before = info.offset

@@ -125,10 +125,11 @@ def of(offered: Iterable[Offered]) -> Iterator[Photo]:
         if isinstance(one, Photo):
             yield one
             continue
-        picture, identity = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
+        is_pair = isinstance(one, tuple) and len(one) == 2
+        picture, identity = cast("tuple[ImageSource, str | None]", one if is_pair else (one, None))
         if isinstance(picture, str | os.PathLike):
             yield _file(absolute(picture), identity)
-        elif isinstance(picture, bytes | Image.Image | np.ndarray) and picture is not one:
+        elif is_pair and isinstance(picture, bytes | Image.Image | np.ndarray):
             yield Photo(None, identity, content=picture)
         else:
             raise InputError(
