@@ -20,7 +20,7 @@ from retrieval.errors import (
     MissingDependency,
     RunError,
 )
-from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
+from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
@@ -198,6 +198,7 @@ def ingest(
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
 
@@ -238,7 +239,10 @@ def ingest(
         if embeddings
         else _photos_of(sources, retry, identity_from, rehash=rehash)
     )
-    with _ReportFile(report) as lines, care.open_or_create(gallery, model, "ingest", device=device) as opened:
+    with (
+        _ReportFile(report) as lines,
+        care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
+    ):
         done = _ingest_with_progress(opened, work, batch_size, workers, lines, log_json=log_json)
         _tell_summary(done, summary, log_json=log_json)
         if not log_json:
@@ -276,6 +280,7 @@ def embed(
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
     """Embed photos without a gallery, into one file that is written whole or not at all.
 
@@ -290,7 +295,7 @@ def embed(
     bundle = ModelBundle.load(model)
     _check(identity_from in (None, "parent", "none"), _FROM)
     total, found = _found(sources, None, identity_from)
-    embedder = Embedder.open(bundle, device=device)
+    embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
         _ReportFile(report) as lines,
         graceful() as should_stop,

@@ -26,6 +26,7 @@ from retrieval.annotations import decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
 from retrieval.embedder import Embedder
+from retrieval.engines import PrecisionDrift
 from retrieval.errors import (
     GalleryDamaged,
     GalleryError,
@@ -224,6 +225,7 @@ class Gallery:
         self._embedder: Embedder | None = None
         self._loading = threading.Lock()
         self._enrolling: int | None = None
+        self._drift: PrecisionDrift | None = None
 
     @classmethod
     def create(
@@ -573,12 +575,18 @@ class Gallery:
             if not verdicts.changes_nothing:
                 vector_rows = np.cumsum(has_vector) - 1
                 self._carry_out(writer, serving, verdicts, checked, vector_rows)
-                self._enrolling = self.vault.log(
-                    writer, "enroll", faces=len(verdicts.new), extend=self._enrolling
-                )
+                self._log_enrolled(writer, len(verdicts.new))
             else:
                 writer.set_stamps(verdicts.stamps)
         return outcomes
+
+    def _log_enrolled(self, writer: Writer, faces: int) -> None:
+        """Writes the audit log; once it is known how far distances drift, an entry says so."""
+        drift = None if self._embedder is None else self._embedder.drift
+        extend = self._enrolling if drift == self._drift else None
+        self._drift = drift
+        detail = {} if drift is None else dataclasses.asdict(drift)
+        self._enrolling = self.vault.log(writer, "enroll", faces=faces, extend=extend, **detail)
 
     def _carry_out(
         self,

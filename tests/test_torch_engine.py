@@ -1,9 +1,11 @@
 """The torch engine: passes, memory that ends, fewer bits. On the CPU, with the narrow network."""
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.engines import drift_between
 from retrieval.errors import InputError, RunError
+from retrieval.gallery import Gallery
 from retrieval.torch_engine import TorchEngine
 from training.model import Network
 
@@ -241,3 +244,19 @@ def test_what_an_engine_cannot_do_is_an_input_error(
     with pytest.raises(InputError) as caught:
         Embedder.open(bundle, device="cpu", **options)
     assert str(caught.value) == said
+
+
+def test_the_audit_log_says_how_far_fewer_bits_move_distances(
+    bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    photos = [(path, path.parent.name) for path in sorted(faces.glob("*/*.jpg"))]
+    with Gallery.create(tmp_path / "gallery", bundle, device="cpu", precision="bf16") as gallery:
+        gallery.enroll(photos[:1])
+        gallery.enroll(photos[1:])
+        drift = gallery.embedder.drift
+        alone, together = [entry for entry in gallery.audit_log() if entry.action == "enroll"]
+    assert drift is not None
+    assert (alone.faces, alone.detail) == (1, {})
+    assert (together.faces, together.detail) == (35, dataclasses.asdict(drift))
+    assert together.detail["precision"] == "bf16"
+    assert 0 < together.detail["mean"] < 0.05
