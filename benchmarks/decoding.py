@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true", help="photos of 12 megapixels")
     options = parser.parse_args()
-    found = [photo.path for photo in photos.scan([options.photos])]
+    found = [Path(photo.path) for photo in photos.scan([options.photos]) if photo.path is not None]
     files = found[:: max(1, len(found) // options.count)][: options.count]
     with tempfile.TemporaryDirectory() as folder:
         if options.large:

@@ -107,7 +107,7 @@ def made(folder: Path, weights: str) -> ModelBundle:
 
 def measured(asked: Asked) -> dict[str, Any]:
     """The whole table."""
-    found = [photo.path for photo in photos.scan([asked.photos])]
+    found = [Path(photo.path) for photo in photos.scan([asked.photos]) if photo.path is not None]
     sample = _squares(asked.bundle, found[:64])
     return {
         "machine": machine(asked.device),

@@ -23,9 +23,12 @@ from retrieval.verdicts import Outcome, Status
 
 DEFAULT_BATCH_SIZE = 64
 
-# Photos that are asked for in one snapshot whether their files are unchanged; and photos in one batch at most
-# when few of them or none are new.
+# Photos that are asked for in one snapshot whether their files are unchanged, at most; and photos in one batch
+# at most when few of them or none are new.
 _LOOK: Final = 512
+
+# How long such a snapshot waits for photos of a source that is slow, such as a pipe, in seconds.
+_PATIENCE: Final = 0.25
 
 # Bytes of photos that come with their content, in one such snapshot at most, and one photo more.
 _BYTES: Final = 16 * 2**20
@@ -261,16 +264,21 @@ def _in_commits(
 
 
 def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Photo]]:
-    """Photos, some hundreds at a time or 16 MiB of content, with the time that finding them takes."""
-    iterator = iter(found)
+    """Photos, some hundreds at a time or 16 MiB of content, with the time that finding them takes.
+
+    The first ones go on by twos, fours and so on, and those of a slow source by the quarter of a second: what
+    a pipe gives is enrolled while its writer still looks for more.
+    """
+    iterator, size = iter(found), 1
     while True:
         some: list[Photo] = []
-        held = 0
+        held, started = 0, time.monotonic()
+        size = min(2 * size, _LOOK)
         with scan.working(0):
-            for photo in islice(iterator, _LOOK):
+            for photo in islice(iterator, size):
                 some.append(photo)
                 held += photo.held
-                if held > _BYTES:
+                if held > _BYTES or time.monotonic() - started > _PATIENCE:
                     break
         if not some:
             return

@@ -16,8 +16,9 @@ from retrieval.embedder import Embedder
 from retrieval.embedding import embed
 from retrieval.errors import DataError, InputError, StorageError
 from retrieval.exchange import read_embeddings
-from retrieval.gallery import Gallery, Outcome, Status
+from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest, ingest_embeddings
+from retrieval.verdicts import Outcome, Status
 from tests.broken import make_broken
 
 KINDS = pytest.mark.parametrize("name", ["out.parquet", "out.npy"])

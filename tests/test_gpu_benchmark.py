@@ -62,7 +62,7 @@ def test_a_run_on_a_cpu_says_that_it_says_nothing_of_a_gpu(printed: list[str]) -
 def test_copies_of_a_photo_are_the_same_picture_in_other_bytes(faces: Path, tmp_path: Path) -> None:
     from retrieval import pixels
 
-    found = [photo.path for photo in scan([faces])][:3]
+    found = [Path(photo.path or "") for photo in scan([faces])][:3]
     gpu.copied(found, faces, tmp_path, copies=2)
     copies = [photo.path for photo in scan([tmp_path])]
     assert len({path.read_bytes() for path in copies}) == 6

@@ -12,9 +12,10 @@ import pytest
 
 from retrieval.bundle import ModelBundle
 from retrieval.errors import DataError, InputError, ModelMismatch, Reason
-from retrieval.gallery import Gallery, Outcome, Status
+from retrieval.gallery import Gallery
 from retrieval.ingestion import IngestReport, ingest, ingest_photos
 from retrieval.photos import Photo
+from retrieval.verdicts import Outcome, Status
 from tests.broken import make_broken
 from tests.operations import tiny_model
 
