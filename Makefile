@@ -12,8 +12,9 @@ PYTHON ?= python3
 demo: $(READY)
 	$(BIN)/faceprint demo
 
+# A file of tests stays in one process, whose fixtures its tests share.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

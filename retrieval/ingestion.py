@@ -23,8 +23,8 @@ from retrieval.verdicts import Outcome, Status
 
 DEFAULT_BATCH_SIZE = 64
 
-# Photos that are asked for in one snapshot whether their files are unchanged, at most; and photos in one batch
-# at most when few of them or none are new.
+# Photos that are asked for in one snapshot whether their files are unchanged, at most; and photos in a batch
+# when few of them or none are new.
 _LOOK: Final = 512
 
 # How long such a snapshot waits for photos of a source that is slow, such as a pipe, in seconds.
