@@ -148,13 +148,14 @@ class _Processes:
         shape = (len(work.files), work.size, work.size, 3)
         self._memory = SharedMemory(create=True, size=int(np.prod(shape)))
         context = multiprocessing.get_context("spawn")
+        self._chunk = max(1, min(8, len(work.files) // (2 * workers)))
         given = (self._memory.name, work)
         self._pool = ProcessPoolExecutor(workers, context, initializer=_attach, initargs=given)
         self.run()
 
     def run(self) -> None:
-        """Every photo once, into shared memory; a message for eight of them."""
-        list(self._pool.map(_into_shared, range(len(self.work.files)), chunksize=8))
+        """Every photo once, into shared memory; a message for up to eight of them."""
+        list(self._pool.map(_into_shared, range(len(self.work.files)), chunksize=self._chunk))
 
     def close(self) -> None:
         self._pool.shutdown()
