@@ -236,7 +236,7 @@ def test_only_members_that_an_archive_does_not_have_are_missing(
         assert gallery.missing_files([source]).paths == ()
         pack(path, faces, leave_out=[gone])
         assert [os.path.basename(name) for name in gallery.missing_files([source]).paths] == [gone]
-        path.write_bytes(path.read_bytes()[:-2000])
+        path.write_bytes(path.read_bytes()[: len(whole) // 2])
         assert gallery.missing_files([source]).paths == ()
     path.unlink()
     shutil.copy(sorted(faces.glob("*/*.jpg"))[0], tmp_path / "in")
