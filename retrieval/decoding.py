@@ -1,7 +1,7 @@
 """Decoding some photos at a time: here, or in processes that put the pixels straight into shared memory.
 
-Processes are for machines whose GPU is quicker than threads decode: a thread holds the interpreter's lock for
-0.4 of the time that a small JPEG takes (`benchmarks/decoding.py`), so that more than three wait for each other.
+Processes are for machines whose GPU is quicker than threads decode: a thread holds the interpreter's lock
+for 0.4 of the time that a small JPEG takes (`benchmarks/decoding.py`): more than three wait for each other.
 
 A process is a program of its own, not one of `multiprocessing`: it imports numpy and Pillow and never the
 caller's main module, and it is in a session of its own, so that Ctrl-C in a terminal does not reach it. It
@@ -95,8 +95,8 @@ class Decoders:
     """Processes that decode. See `Decode`; may be called by several threads at once. A context manager.
 
     A process starts when it is needed first. There are `processes + ahead` slots of 32 photos, of
-    32 x size x size x 3 bytes each. Pixels that are returned lie in a slot as long as somebody has one of them,
-    or, when `ahead` slots are lent already, in memory of their own: nobody ever waits for a slot.
+    32 x size x size x 3 bytes each. Pixels that are returned lie in a slot as long as somebody has one of
+    them, or, when `ahead` slots are lent already, in memory of their own: nobody ever waits for a slot.
     """
 
     def __init__(self, processes: int, *, size: int, ahead: int) -> None:

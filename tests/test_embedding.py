@@ -16,8 +16,9 @@ from retrieval.embedder import Embedder
 from retrieval.embedding import embed
 from retrieval.errors import DataError, InputError, StorageError
 from retrieval.exchange import read_embeddings
-from retrieval.gallery import Gallery, Outcome, Status
+from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest, ingest_embeddings
+from retrieval.verdicts import Outcome, Status
 from tests.broken import make_broken
 
 KINDS = pytest.mark.parametrize("name", ["out.parquet", "out.npy"])
@@ -116,7 +117,9 @@ def test_an_error_leaves_no_new_file_and_no_thread(
     with pytest.raises(RuntimeError):
         embed(bundle, [faces], tmp_path / name, batch_size=5, on_outcome=fail)
     assert list(tmp_path.glob("*out*")) == []
-    assert not [t for t in threading.enumerate() if t.name.startswith(("faceprint-prep", "faceprint-emb"))]
+    assert not [
+        t for t in threading.enumerate() if t.name.startswith(("faceprint-prepare-", "faceprint-embed-"))
+    ]
 
 
 @KINDS

@@ -38,8 +38,9 @@ from retrieval.errors import (
     StorageError,
     UnreadableImage,
 )
-from retrieval.gallery import Gallery, GalleryInfo, Match, Outcome, Prediction, Status
+from retrieval.gallery import Gallery, GalleryInfo, Match, Prediction
 from retrieval.store import NewFace
+from retrieval.verdicts import Outcome, Status
 from training.model import Network
 
 ROOT = Path(__file__).parent.parent

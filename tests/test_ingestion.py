@@ -15,9 +15,10 @@ import pytest
 
 from retrieval.bundle import ModelBundle
 from retrieval.errors import DataError, InputError, ModelMismatch, Reason, RunError
-from retrieval.gallery import Gallery, Outcome, Status
+from retrieval.gallery import Gallery
 from retrieval.ingestion import IngestReport, ingest, ingest_photos
 from retrieval.photos import Photo, scan
+from retrieval.verdicts import Outcome, Status
 from tests.broken import make_broken
 from tests.operations import tiny_model
 
@@ -145,7 +146,7 @@ def test_a_missing_source_is_said_before_anything_is_enrolled(gallery: Gallery, 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"workers": 0}, {"decoders": -1}])
 def test_nonsensical_numbers_are_refused(gallery: Gallery, faces: Path, arguments: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="at least [01]"):
+    with pytest.raises(InputError, match=r"at least [01]"):
         ingest(gallery, [faces], **arguments)
 
 
@@ -193,7 +194,7 @@ def test_one_photo_taken_by_library_call_equals_the_one_taken_in_bulk(gallery: G
 
 
 def threads_of_ours() -> list[str]:
-    stages = ("faceprint-recognize", "faceprint-prepare", "faceprint-embed")
+    stages = ("faceprint-recognize-", "faceprint-prepare-", "faceprint-embed-")
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(stages)]
 
 
