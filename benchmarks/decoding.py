@@ -4,9 +4,9 @@
 
 A photo is read, hashed (SHA-256), decoded and resized, which is what enrolling does before the network.
 Workers are 1, 2, 4, ... up to the number of cores. `--large` makes photos of 12 megapixels, in a temporary
-folder, as mosaics of those that are given. Processes write their pixels straight into a block of shared
-memory that the caller reads, so nothing is copied or pickled on the way. Prints one table and one JSON
-line.
+folder, as mosaics of those that are given. Beside processes, as many threads read and hash, and hand
+them 32 files at a time; pixels come back in shared memory, as when enrolling with --decoders. Prints one
+table and one JSON line.
 
 The share of a thread's time in which it holds the interpreter's lock is 1 minus what a loop of plain Python
 beside it still gets done, when there are two cores at least: only one thread at a time runs Python.
@@ -15,7 +15,6 @@ beside it still gets done, when there are two cores at least: only one thread at
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
 import sys
@@ -23,16 +22,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import cycle
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, features
 
 from retrieval import photos, pixels
+from retrieval.decoding import SLOT, Decoders
 
 # A mosaic has so many tiles in a row and in a column; with LFW's 250 pixels, 4000 x 3000.
 _TILES = (16, 12)
@@ -145,35 +144,26 @@ class _Processes:
 
     def __init__(self, work: Work, workers: int) -> None:
         self.work = work
-        shape = (len(work.files), work.size, work.size, 3)
-        self._memory = SharedMemory(create=True, size=int(np.prod(shape)))
-        context = multiprocessing.get_context("spawn")
-        self._chunk = max(1, min(8, len(work.files) // (2 * workers)))
-        given = (self._memory.name, work)
-        self._pool = ProcessPoolExecutor(workers, context, initializer=_attach, initargs=given)
+        self._threads = ThreadPoolExecutor(workers)
+        self._decoders = Decoders(workers, size=work.size, ahead=workers)
+        self._batch = np.empty((len(work.files), work.size, work.size, 3), np.uint8)
         self.run()
 
     def run(self) -> None:
-        """Every photo once, into shared memory; a message for up to eight of them."""
-        list(self._pool.map(_into_shared, range(len(self.work.files)), chunksize=self._chunk))
+        """Every photo once, in pieces: threads read and hash them, processes decode them."""
+        list(self._threads.map(self._piece_into, range(0, len(self.work.files), SLOT)))
+
+    def _piece_into(self, start: int) -> None:
+        contents = [pixels.read_bytes(path) for path in self.work.files[start : start + SLOT]]
+        for content in contents:
+            pixels.content_sha256(content)
+        squares = self._decoders(contents, size=self.work.size, crop=self.work.crop)
+        for row, square in enumerate(squares, start):
+            self._batch[row] = square
 
     def close(self) -> None:
-        self._pool.shutdown()
-        self._memory.close()
-        self._memory.unlink()
-
-
-_shared: list[tuple[SharedMemory, Work]] = []
-
-
-def _attach(name: str, work: Work) -> None:
-    _shared.append((SharedMemory(name=name), work))
-
-
-def _into_shared(row: int) -> None:
-    memory, work = _shared[0]
-    batch = np.ndarray((len(work.files), work.size, work.size, 3), np.uint8, memory.buf)
-    batch[row] = one(work.files[row], work.size, work.crop)
+        self._threads.shutdown()
+        self._decoders.close()
 
 
 def _pace(pool: _Threads | _Processes, seconds: float) -> float:

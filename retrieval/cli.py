@@ -192,6 +192,7 @@ def ingest(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
+    decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
@@ -243,7 +244,9 @@ def ingest(
         _ReportFile(report) as lines,
         care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
     ):
-        done = _ingest_with_progress(opened, work, batch_size, workers, lines, log_json=log_json)
+        done = _ingest_with_progress(
+            opened, work, lines, log_json=log_json, batch_size=batch_size, workers=workers, decoders=decoders
+        )
         _tell_summary(done, summary, log_json=log_json)
         if not log_json:
             _print_ingest(done, report)
@@ -275,6 +278,7 @@ def embed(
     identity_from: _IdentityFrom = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
+    decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
@@ -306,7 +310,7 @@ def embed(
             lines.write(outcome)
             progress.note(outcome)
 
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -444,8 +448,10 @@ def _embeddings_of(path: Path, model: Path | None) -> _Work:
     from retrieval.exchange import count_embeddings
     from retrieval.ingestion import ingest_embeddings
 
-    def run(gallery: "Gallery", *, batch_size: int, workers: int | None, **options: Any) -> "IngestReport":
-        return ingest_embeddings(gallery, path, trusted=model is not None, **options)
+    def run(gallery: "Gallery", *, on_outcome: Any, should_stop: Any, **about_photos: Any) -> "IngestReport":
+        return ingest_embeddings(
+            gallery, path, trusted=model is not None, on_outcome=on_outcome, should_stop=should_stop
+        )
 
     return _Work(count_embeddings(path), run)
 
@@ -484,11 +490,10 @@ def _annotate(gallery: "Gallery", table: "Annotations", lines: "_ReportFile", *,
 def _ingest_with_progress(
     gallery: "Gallery",
     work: _Work,
-    batch_size: int,
-    workers: int | None,
     lines: "_ReportFile",
     *,
     log_json: bool,
+    **options: Any,
 ) -> "IngestReport":
     from retrieval.interrupt import graceful
 
@@ -498,9 +503,7 @@ def _ingest_with_progress(
             lines.write(outcome)
             progress.note(outcome)
 
-        return work.run(
-            gallery, batch_size=batch_size, workers=workers, on_outcome=note, should_stop=should_stop
-        )
+        return work.run(gallery, on_outcome=note, should_stop=should_stop, **options)
 
 
 def _progress(verb: str, total: "int | Callable[[], int | None]", *, log_json: bool) -> "Progress":

@@ -1,131 +1,151 @@
-"""Processes that read, hash and decode photos, each straight into its place in a batch in shared memory.
+"""Decoding some photos at a time: here, or in processes that put the pixels straight into shared memory.
 
-For machines whose GPU is quicker than threads decode: a thread holds the interpreter's lock for 0.4 of the
-time that a small JPEG takes (`benchmarks/decoding.py`), so that more than three only wait for each other.
+Processes are for machines whose GPU is quicker than threads decode: a thread holds the interpreter's lock
+for 0.4 of the time that a small JPEG takes (`benchmarks/decoding.py`): more than three wait for each other.
+
+A process is a program of its own, not one of `multiprocessing`: it imports numpy and Pillow and never the
+caller's main module, and it is in a session of its own, so that Ctrl-C in a terminal does not reach it. It
+ends when its pipe does, which the caller's death sees to, however the caller dies. The memory has no name, so
+nothing of it can be left behind.
 """
 
-import multiprocessing
+import mmap
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import islice
-from multiprocessing.shared_memory import SharedMemory
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from queue import Empty, LifoQueue, SimpleQueue
 from types import TracebackType
-from typing import Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from retrieval import pixels
 from retrieval.errors import InputError, Reason, RunError, UnreadableImage
 from retrieval.pixels import Pixels
 
-# A file, or the bytes of one, such as a member of an archive.
-Job: TypeAlias = str | os.PathLike[str] | bytes
+Content: TypeAlias = bytes | Image | NDArray[np.uint8]
 
-# How many photos a process takes at a time: a message costs about as much as a tenth of one.
-_CHUNK: Final = 8
+# Photos that a slot of the shared memory has room for.
+SLOT: Final = 32
+
+# With fewer cores, threads decode as quickly as processes.
+_CORES: Final = 4
+
+# How long a process may take to end once its pipe is closed: it finishes what it decodes.
+_END_SECONDS: Final = 10.0
+
+_PROGRAM: Final = "import sys; from retrieval.decoding import serve; serve(*map(int, sys.argv[1:]))"
+
+# For each photo why it has no pixels: a reason and its detail, or None where it has.
+_Reply: TypeAlias = list[tuple[Reason, str] | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What became of a photo.
+class Decode(Protocol):
+    """Decodes photos: for each its pixels, uint8 (size, size, 3), or why it has none."""
 
-    Attributes:
-        sha256: of its bytes, in hex; None where they could not be read.
-        reason: why it has no pixels; None where it has.
-        detail: what is known beyond the reason, for a person.
+    def __call__(
+        self, contents: Sequence[Content], *, size: int, crop: float
+    ) -> list[Pixels | UnreadableImage]: ...
+
+
+def decode_here(contents: Sequence[Content], *, size: int, crop: float) -> list[Pixels | UnreadableImage]:
+    """See `Decode`; in the caller's thread."""
+    return [_decoded(content, size, crop) for content in contents]
+
+
+def _decoded(content: Content, size: int, crop: float) -> Pixels | UnreadableImage:
+    try:
+        return pixels.read(content, size=size, crop=crop)
+    except UnreadableImage as error:
+        return error
+
+
+def processes_for(asked: int | None, *, beside_gpu: bool) -> int:
+    """How many processes decode; 0 is none, threads do.
+
+    Args:
+        asked: how many, or None: one for each core beside a GPU when there are more than 3 cores, else none.
+        beside_gpu: whether photos are embedded on a GPU.
+
+    Raises:
+        InputError: a negative number.
+    """
+    if asked is not None:
+        if asked < 0:
+            raise InputError("The number of decoders must be at least 0; 0 decodes in threads.")
+        return asked
+    cores = _usable_cores()
+    return cores if beside_gpu and cores >= _CORES else 0
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Decoders:
+    """Processes that decode. See `Decode`; may be called by several threads at once. A context manager.
+
+    A process starts when it is needed first. There are `processes + ahead` slots of 32 photos, of
+    32 x size x size x 3 bytes each. Pixels that are returned lie in a slot as long as somebody has one of
+    them, or, when `ahead` slots are lent already, in memory of their own: nobody ever waits for a slot.
     """
 
-    sha256: str | None
-    reason: Reason | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class DecodedBatch:
-    """Some photos in the order in which they were asked for.
-
-    Attributes:
-        photos: what became of each.
-        pixels: uint8 (n, size, size, 3), in shared memory: good until `held` more batches have been taken.
-            A row whose photo has a reason holds anything.
-    """
-
-    photos: tuple[Decoded, ...]
-    pixels: Pixels
-
-
-class DecodingPool:
-    """Decodes batches ahead of whoever takes them. A context manager; for one caller at a time."""
-
-    def __init__(
-        self,
-        *,
-        size: int,
-        crop: float,
-        batch_size: int,
-        workers: int | None = None,
-        ahead: int = 2,
-        held: int = 1,
-    ) -> None:
-        """Starts processes, with `spawn`: the program keeps what it does under `if __name__ == "__main__":`.
+    def __init__(self, processes: int, *, size: int, ahead: int) -> None:
+        """Makes room, and starts nothing yet.
 
         Args:
-            size, crop: see `pixels.read`.
-            batch_size: photos in a batch.
-            workers: processes; None is one for each core that this process may run on.
-            ahead: batches that are decoded before they are asked for.
-            held: batches whose pixels stay good at the same time, the one that was taken last included.
-
-        Raises:
-            InputError: a number below 1.
+            processes: how many, at least 1.
+            size: side of the pictures; those of another size are decoded in the caller's thread.
+            ahead: slots that may be lent.
         """
-        workers = _usable_cores() if workers is None else workers
-        if min(workers, batch_size, ahead, held) < 1:
-            raise InputError("Workers, the batch size and the batches ahead and held must be at least 1.")
-        self._shape = (batch_size, size, size, 3)
-        self._ahead = ahead
-        self._blocks = [
-            SharedMemory(create=True, size=batch_size * size * size * 3) for _ in range(ahead + held)
-        ]
-        given = ([block.name for block in self._blocks], self._shape, crop)
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, context, initializer=_attach, initargs=given)
+        self._size = size
+        self._slots = processes + ahead
+        self._file = _nameless_file(self._slots * SLOT * size * size * 3)
+        self._memory = mmap.mmap(self._file, 0)
+        self._free: SimpleQueue[int] = SimpleQueue()
+        self._lendable: SimpleQueue[None] = SimpleQueue()
+        self._idle: LifoQueue[_Process] = LifoQueue()
+        for slot in range(self._slots):
+            self._free.put(slot)
+        for _ in range(ahead):
+            self._lendable.put(None)
+        self._processes = [_Process() for _ in range(processes)]
+        for process in reversed(self._processes):
+            self._idle.put(process)
 
-    def decode_many(self, jobs: Iterable[Job]) -> Iterator[DecodedBatch]:
-        """Batches of photos in order; the last one may be smaller.
+    def __call__(
+        self, contents: Sequence[Content], *, size: int, crop: float
+    ) -> list[Pixels | UnreadableImage]:
+        """See `Decode`.
 
         Raises:
             RunError: a process was killed, or its decoder crashed.
         """
-        taken = iter(jobs)
-        waiting: deque[_Waiting] = deque()
-        number = 0
-        while True:
-            while len(waiting) < self._ahead and (batch := list(islice(taken, self._shape[0]))):
-                waiting.append(self._submit(batch, number % len(self._blocks)))
-                number += 1
-            if not waiting:
-                return
-            yield self._finished(waiting.popleft())
+        found = [_decoded(one, size, crop) if self._is_for_here(one, size) else None for one in contents]
+        files = [one for one in contents if isinstance(one, bytes) and not self._is_for_here(one, size)]
+        there = (
+            one
+            for start in range(0, len(files), SLOT)
+            for one in self._decode_slot(files[start : start + SLOT], crop)
+        )
+        return [next(there) if one is None else one for one in found]
 
     def close(self) -> None:
-        """Ends the processes. Pixels that are still held are gone then."""
-        self._pool.shutdown(cancel_futures=True)
-        for block in self._blocks:
-            block.unlink()
-            try:
-                block.close()
-            except BufferError:
-                # Somebody has an array over it. Without a name it goes when that does.
-                continue
+        """Ends the processes. Pixels that somebody has stay good."""
+        for process in self._processes:
+            process.close()
+        os.close(self._file)
 
-    def __enter__(self) -> "DecodingPool":
+    def __enter__(self) -> "Decoders":
         return self
 
     def __exit__(
@@ -133,77 +153,139 @@ class DecodingPool:
     ) -> None:
         self.close()
 
-    def _submit(self, batch: Sequence[Job], block: int) -> "_Waiting":
-        chunks = [(start, batch[start : start + _CHUNK]) for start in range(0, len(batch), _CHUNK)]
+    def _is_for_here(self, content: Content, size: int) -> bool:
+        return not isinstance(content, bytes) or size != self._size
+
+    def _decode_slot(self, files: Sequence[bytes], crop: float) -> list[Pixels | UnreadableImage]:
+        with self._process() as process:
+            slot = self._free.get()
+            try:
+                reply = process.ask((slot, crop, files))
+            except BaseException:
+                self._free.put(slot)
+                raise
+            squares = self._taken(slot, len(files))
+        return [
+            square if bad is None else UnreadableImage(*bad)
+            for square, bad in zip(squares, reply, strict=True)
+        ]
+
+    @contextmanager
+    def _process(self) -> "Iterator[_Process]":
+        process = self._idle.get()
         try:
-            return _Waiting(
-                block, [self._pool.submit(_decode_chunk, block, start, chunk) for start, chunk in chunks]
+            process.start(self._file, self._slots, self._size)
+            yield process
+        finally:
+            self._idle.put(process)
+
+    def _taken(self, slot: int, count: int) -> Pixels:
+        """The pixels in a slot, which is free again when nobody has any of them."""
+        squares = _place(self._memory, slot, self._size)
+        try:
+            self._lendable.get_nowait()
+        except Empty:
+            copied = squares[:count].copy()
+            self._free.put(slot)
+            return copied
+        # Every view of it, such as one photo of a batch, keeps this array.
+        weakref.finalize(squares, self._give_back, slot).atexit = False
+        return squares[:count]
+
+    def _give_back(self, slot: int) -> None:
+        # Runs wherever the last of the pixels goes; a SimpleQueue bears that.
+        self._free.put(slot)
+        self._lendable.put(None)
+
+
+class _Process:
+    """One process, and this side of its pipe."""
+
+    def __init__(self) -> None:
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection[Any, Any] | None = None
+
+    def start(self, file: int, slots: int, size: int) -> None:
+        """Starts it; a second time does nothing."""
+        if self._popen is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._pipe = Connection(ours.detach())
+            arguments = map(str, (theirs.fileno(), file, slots, size))
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), file),
+                # It finds the same modules, also those that only the caller's program knows the way to.
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
             )
-        except BrokenProcessPool as error:
-            raise _broken() from error
 
-    def _finished(self, waiting: "_Waiting") -> DecodedBatch:
+    def ask(self, question: object) -> _Reply:
+        assert self._pipe is not None  # it was started
         try:
-            photos = tuple(photo for chunk in waiting.chunks for photo in chunk.result())
-        except BrokenProcessPool as error:
-            raise _broken() from error
-        whole: Pixels = np.ndarray(self._shape, np.uint8, self._blocks[waiting.block].buf)
-        return DecodedBatch(photos, whole[: len(photos)])
+            self._pipe.send(question)
+            reply: _Reply = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RunError(
+                "A process that decodes photos has ended; what was enrolled is kept, run the command again, "
+                "or with --decoders 0 if it happens again."
+            ) from error
+        return reply
+
+    def close(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._popen is not None:
+            try:
+                self._popen.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """A batch that processes are at work on."""
-
-    block: int
-    chunks: "list[Future[list[Decoded]]]"
-
-
-def _broken() -> RunError:
-    return RunError(
-        "A process that decodes photos has ended; what was enrolled is kept, run the command again, or with "
-        "--workers 1 if it happens again."
-    )
+def _nameless_file(size: int) -> int:
+    """A file without a name; on Linux in memory, whatever the size of /dev/shm."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("faceprint")
+    else:
+        with tempfile.TemporaryFile() as opened:
+            file = os.dup(opened.fileno())
+    os.ftruncate(file, size)
+    return file
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _place(memory: mmap.mmap, slot: int, size: int) -> Pixels:
+    shape = (SLOT, size, size, 3)
+    return np.ndarray(shape, np.uint8, memory, offset=slot * SLOT * size * size * 3)
 
 
-# In a process: its view of each block, and what to crop to.
-_places: list[Pixels] = []
-_memory: list[SharedMemory] = []
-_crop: list[float] = []
+def serve(pipe: int, file: int, slots: int, size: int) -> None:
+    """The program of a process: decodes what it is sent until the other side has gone.
+
+    Args:
+        pipe, file: file descriptors, of the pipe and of the memory.
+        slots, size: how many slots the memory has, and the side of the pictures in it.
+    """
+    # As in the command: what matters of an odd file is in the answer.
+    warnings.filterwarnings("ignore", module="PIL")
+    memory = mmap.mmap(file, slots * SLOT * size * size * 3)
+    questions: Connection[Any, Any] = Connection(pipe)
+    with suppress(EOFError, OSError):
+        while True:
+            slot, crop, files = questions.recv()
+            questions.send(_decode_into(_place(memory, slot, size), files, crop))
+            del files  # or they would be kept until there are others
 
 
-def _attach(names: list[str], shape: tuple[int, int, int, int], crop: float) -> None:
-    # Ctrl-C reaches the whole group of processes; the batches in flight are to be finished.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    for name in names:
-        _memory.append(SharedMemory(name=name))
-        _places.append(np.ndarray(shape, np.uint8, _memory[-1].buf))
-    _crop.append(crop)
-
-
-def _end_with_the_parent() -> None:
-    """A pool's processes wait for work for ever when whoever gave it was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _decode_chunk(block: int, start: int, jobs: Sequence[Job]) -> list[Decoded]:
-    return [_decode(job, _places[block][row]) for row, job in enumerate(jobs, start)]
-
-
-def _decode(job: Job, place: Pixels) -> Decoded:
-    sha256 = None
-    try:
-        content = job if isinstance(job, bytes) else pixels.read_bytes(job)
-        sha256 = pixels.content_sha256(content)
-        place[:] = pixels.read(content, size=len(place), crop=_crop[0])
-    except UnreadableImage as error:
-        return Decoded(sha256, error.reason, error.detail)
-    return Decoded(sha256)
+def _decode_into(place: Pixels, files: Sequence[bytes], crop: float) -> _Reply:
+    reply: _Reply = []
+    for row, content in enumerate(files):
+        try:
+            place[row] = pixels.read(content, size=place.shape[1], crop=crop)
+            reply.append(None)
+        except UnreadableImage as error:
+            reply.append((error.reason, error.detail))
+    return reply

@@ -174,6 +174,11 @@ class Embedder:
             )
 
 
+def may_use_gpu(device: str, engine: str = "auto") -> bool:
+    """Whether `Embedder.open` would take a GPU, as far as can be said without importing torch."""
+    return _may_have_gpu() and engine != "onnxruntime" if device == "auto" else device != "cpu"
+
+
 def _check(engine: str, precision: str, threads: int | None) -> None:
     if engine not in ENGINES:
         raise InputError(f"There is no engine {engine}; choose one of {', '.join(ENGINES)}.")
@@ -183,11 +188,15 @@ def _check(engine: str, precision: str, threads: int | None) -> None:
         raise InputError("The number of threads must be at least 1.")
 
 
-def _has_gpu() -> bool:
+def _may_have_gpu() -> bool:
     """Whether torch could find an NVIDIA GPU, without the seconds that importing torch takes."""
     if importlib.util.find_spec("torch") is None:
         return False
-    if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"):
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"
+
+
+def _has_gpu() -> bool:
+    if not _may_have_gpu():
         return False
     import torch
 

@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import photos, pixels
+from retrieval import photos
 from retrieval.bundle import ModelBundle, Preprocessing
+from retrieval.decoding import Decode, processes_for
 from retrieval.embedder import Embedder
-from retrieval.errors import InputError, StorageError, UnreadableImage
+from retrieval.errors import InputError, StorageError
 from retrieval.exchange import write_embeddings
 from retrieval.files import sync, why
 from retrieval.ingestion import (
@@ -25,6 +26,7 @@ from retrieval.ingestion import (
     Entry,
     Run,
     checked_workers,
+    decoding,
     in_batches,
     in_looks,
     peak_memory,
@@ -33,7 +35,7 @@ from retrieval.ingestion import (
 )
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
-from retrieval.preparation import Meters, Prepared, read_photo
+from retrieval.preparation import Meters, Prepared, ReadPhoto, decode_photos, read_some
 from retrieval.store import NewFace
 from retrieval.verdicts import Outcome, Status
 
@@ -76,6 +78,7 @@ def embed(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    decoders: int | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
@@ -90,14 +93,16 @@ def embed(
         target: FILE.parquet, which `ingest --embeddings` takes; or FILE.npy, float32 (n, d), with FILE.csv
             beside it: path, identity and sha256 of each row.
         batch_size: photos that are embedded together.
-        workers: threads that read photos; None is one per processor.
+        workers: threads that read photos; None is one per processor, and no fewer than decoders.
+        decoders: processes that decode, as of `ingest`.
         on_outcome: called once for every photo, in order.
         should_stop: asked between batches.
 
     Raises:
         DataError: a source does not exist.
         InputError: another kind of file, a FILE.csv that lies there without FILE.npy, or a batch size or a
-            number of workers below 1.
+            number of workers below 1, or of decoders below 0.
+        RunError: a process that decodes was killed.
         StorageError: the disk refused; an older file is still there.
         MissingDependency: Parquet without pyarrow.
     """
@@ -108,6 +113,7 @@ def embed(
         target,
         batch_size=batch_size,
         workers=workers,
+        decoders=decoders,
         on_outcome=on_outcome,
         should_stop=should_stop,
     )
@@ -120,23 +126,34 @@ def embed_photos(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    decoders: int | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
     """As `embed`, for photos that are listed already."""
     target = Path(target)
     check_target(target)
-    workers = checked_workers(batch_size, workers)
     embedder = model if isinstance(model, Embedder) else Embedder.open(model)
+    decoders = processes_for(decoders, beside_gpu=embedder.device != "cpu")
+    workers = checked_workers(batch_size, workers, decoders)
     bundle, started = embedder.bundle, time.monotonic()
     report, meters, scan, write = EmbedReport(), Meters(), Meter("scan"), Meter("write")
-    stages = [
-        prepare_stage(
-            partial(_prepare, meters, bundle.preprocessing), workers=workers, batch_size=batch_size
-        ),
-        Stage("embed", partial(_embed, embedder), room=1, gather=partial(in_batches, size=batch_size)),
-    ]
-    with suppress(_NoFile), Pipeline(in_looks(found, scan), stages) as pipeline:
+    preprocessing = bundle.preprocessing
+    with (
+        suppress(_NoFile),
+        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batch_size) as decode,
+        Pipeline(
+            in_looks(found, scan),
+            [
+                prepare_stage(
+                    partial(_prepare, meters, preprocessing, decode), workers=workers, batch_size=batch_size
+                ),
+                Stage(
+                    "embed", partial(_embed, embedder), room=1, gather=partial(in_batches, size=batch_size)
+                ),
+            ],
+        ) as pipeline,
+    ):
         rows = _rows(pipeline, report, write, on_outcome, should_stop)
         if target.suffix == ".npy":
             _write_npy(target, rows, bundle.dimension)
@@ -167,24 +184,26 @@ def check_target(target: Path) -> None:
 
 
 def _prepare(
-    meters: Meters, preprocessing: Preprocessing, entries: Sequence[Entry]
+    meters: Meters, preprocessing: Preprocessing, decode: Decode, entries: Sequence[Entry]
 ) -> list[Prepared | Outcome]:
-    return [e if isinstance(e, Outcome) else _prepare_one(meters, preprocessing, e) for e in entries]
+    offered = [entry for entry in entries if isinstance(entry, Photo)]
+    prepared = iter(
+        [
+            one
+            for some in read_some(offered, meters)
+            for one in _prepare_some(some, meters, preprocessing, decode)
+        ]
+    )
+    return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
 
 
-def _prepare_one(meters: Meters, preprocessing: Preprocessing, photo: Photo) -> Prepared | Outcome:
-    with meters.read.working():
-        read = read_photo(photo)
-    if isinstance(read, Outcome):
-        return read
-    meters.bytes.add(items=read.size)
-    try:
-        with meters.decode.working():
-            square = pixels.read(read.content, size=preprocessing.size, crop=preprocessing.crop)
-    except UnreadableImage as error:
-        reason, detail = error.reason, error.detail
-        return Outcome(photo.path, photo.identity, Status.REJECTED, reason=reason, detail=detail)
-    return Prepared(read.face, square, 0)
+def _prepare_some(
+    photos: Sequence[ReadPhoto | Outcome], meters: Meters, preprocessing: Preprocessing, decode: Decode
+) -> list[Prepared | Outcome]:
+    read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
+    with meters.decode.working(len(read)):
+        decoded = iter(decode_photos(read, 0, preprocessing, decode))
+    return [photo if isinstance(photo, Outcome) else next(decoded) for photo in photos]
 
 
 def _embed(

@@ -25,7 +25,8 @@ from retrieval import backup as backups
 from retrieval.annotations import decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
-from retrieval.embedder import Embedder
+from retrieval.decoding import Decode, decode_here
+from retrieval.embedder import Embedder, may_use_gpu
 from retrieval.engines import PrecisionDrift
 from retrieval.errors import (
     GalleryDamaged,
@@ -48,8 +49,6 @@ from retrieval.preparation import (
     Ready,
     Stored,
     check_identity,
-    prepared,
-    read_photo,
 )
 from retrieval.reembedding import Reembedded
 from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
@@ -64,9 +63,6 @@ _T = TypeVar("_T")
 
 # How many pictures are embedded at a time by the calls of this module.
 _BATCH: Final = 32
-
-# Of how many bytes of files the contents are held while they wait for a look into the tables.
-_BYTES: Final = 16 * 2**20
 
 # How often a search starts over when the gallery goes over to another model meanwhile.
 _ATTEMPTS: Final = 5
@@ -318,6 +314,11 @@ class Gallery:
             )
 
     @property
+    def may_use_gpu(self) -> bool:
+        """Whether photos are embedded on a GPU, as far as can be said before the model is loaded."""
+        return may_use_gpu(self._device, self._engine)
+
+    @property
     def embedder(self) -> Embedder:
         """The model, loaded."""
         return self._loaded()[1]
@@ -408,7 +409,7 @@ class Gallery:
         return self.prepare_many([photo])[0]
 
     def prepare_many(
-        self, photos: Sequence[Photo], *, meters: Meters | None = None
+        self, photos: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
     ) -> list[Prepared | Outcome]:
         """As `prepare`, for some photos, with one look into the tables for all.
 
@@ -417,39 +418,36 @@ class Gallery:
         Args:
             photos: some dozens; one with a problem is rejected for it.
             meters: what each step takes is added to them.
+            decode: decodes those that have to be embedded.
+
+        Raises:
+            InputError, MissingDependency: as `prepare`.
+            RunError: as `decode`.
         """
         meters = Meters() if meters is None else meters
-        found: list[Prepared | Outcome] = []
-        some: list[Outcome | ReadPhoto] = []
-        held = 0
-        for one in photos:
-            with meters.read.working():
-                some.append(read_photo(one))
-            size = some[-1].size if isinstance(some[-1], ReadPhoto) else 0
-            meters.bytes.add(items=size)
-            held += size
-            if held > _BYTES:
-                found += self._prepare(some, meters)
-                some, held = [], 0
-        return found + self._prepare(some, meters)
+        return [
+            one
+            for some in preparation.read_some(photos, meters)
+            for one in self._prepare(some, meters, decode)
+        ]
 
-    def _prepare(self, photos: Sequence[Outcome | ReadPhoto], meters: Meters) -> list[Prepared | Outcome]:
+    def _prepare(
+        self, photos: Sequence[Outcome | ReadPhoto], meters: Meters, decode: Decode
+    ) -> list[Prepared | Outcome]:
         """What is left to do for photos that were read; those that are to be embedded are decoded."""
-        faces = [photo.face for photo in photos if isinstance(photo, ReadPhoto)]
-        if not faces:
+        read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
+        if not read:
             return [photo for photo in photos if isinstance(photo, Outcome)]
-        with meters.look_up.working(len(faces)), self.vault.store.read() as reader:
-            generation = self._refresh(reader)
+        with meters.look_up.working(len(read)), self.vault.store.read() as reader:
+            generation = self._refresh(reader).id
             preprocessing = self.bundle.preprocessing
-            stored = Stored.of(reader, faces)
-        found: list[Prepared | Outcome] = []
-        for photo in photos:
-            if isinstance(photo, Outcome):
-                found.append(photo)
-                continue
-            with meters.decode.working(0):
-                found.append(prepared(photo, stored, generation.id, preprocessing, meters.decode))
-        return found
+            stored = Stored.of(reader, [photo.face for photo in read])
+        found = [preparation.settled(photo, stored, generation) for photo in read]
+        left = [photo for photo, one in zip(read, found, strict=True) if one is None]
+        with meters.decode.working(len(left)):
+            decoded = iter(preparation.decode_photos(left, generation, preprocessing, decode))
+        judged = iter([next(decoded) if one is None else one for one in found])
+        return [photo if isinstance(photo, Outcome) else next(judged) for photo in photos]
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
         """Embeds one batch and makes it durable in one step. Outcomes among the photos pass through.

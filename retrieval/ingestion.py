@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -14,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
+from retrieval.decoding import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.errors import InputError, Reason
 from retrieval.gallery import Gallery
 from retrieval.photos import Photo
@@ -38,7 +40,7 @@ _TOGETHER: Final = 4
 _COMMIT_SECONDS: Final = 2.0
 
 # Photos that one thread reads, looks up and decodes at a time.
-_PIECE: Final = 32
+_PIECE: Final = SLOT
 
 Entry: TypeAlias = Photo | Outcome
 
@@ -162,6 +164,7 @@ def ingest(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    decoders: int | None = None,
     rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -173,7 +176,8 @@ def ingest(
     this one makes the batch before that durable. Face ids follow the order of the photos, not the timing of
     the threads. Memory does not grow with the number of photos: at
     most 4 batches and 4 pieces of 32 photos are underway (size x size x 3 bytes each), and each thread holds
-    16 MiB of files, one file more, and one decoded picture.
+    16 MiB of files, one file more, and one decoded picture. So does each decoder; they write into slots of 32
+    photos, one per decoder and one per piece underway.
 
     Args:
         gallery: where to.
@@ -181,14 +185,17 @@ def ingest(
             has are `ingest_photos(gallery, photos.of(pairs))`.
         batch_size: photos that are embedded together. Up to four batches of 64 photos or more become durable
             together, smaller ones each by itself.
-        workers: threads that read photos; None is one per processor.
+        workers: threads that read photos; None is one per processor, and no fewer than decoders.
+        decoders: processes that decode what the threads read; 0 is none, the threads do. None is one per core
+            beside a GPU when there are more than 3 cores, else 0. The results are the same.
         rehash: read every file, whether it looks unchanged or not.
         on_outcome: called once for every photo, in order, after its batch is durable.
         should_stop: asked after each batch; True ends the run, with everything so far enrolled.
 
     Raises:
         DataError: a source does not exist; nothing was enrolled.
-        InputError: a batch size or a number of workers below 1.
+        InputError: a batch size or a number of workers below 1, or of decoders below 0.
+        RunError: a process that decodes was killed; the batches before are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
     return ingest_photos(
@@ -196,6 +203,7 @@ def ingest(
         photos.scan(sources),
         batch_size=batch_size,
         workers=workers,
+        decoders=decoders,
         rehash=rehash,
         on_outcome=on_outcome,
         should_stop=should_stop,
@@ -208,22 +216,31 @@ def ingest_photos(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     workers: int | None = None,
+    decoders: int | None = None,
     rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
     """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`)."""
-    workers = checked_workers(batch_size, workers)
+    decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
+    workers = checked_workers(batch_size, workers, decoders)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
     scan = Meter("scan")
     started = time.monotonic()
-    stages = [
-        prepare_stage(partial(_prepare, gallery, meters), workers=workers, batch_size=batch_size),
-        Stage("embed", gallery.embed_prepared, room=1, gather=partial(in_batches, size=batch_size)),
-    ]
-    if not rehash:
-        stages.insert(0, Stage("recognize", partial(_recognize, gallery), room=1))
-    with Pipeline(in_looks(found, scan), stages) as pipeline:
+    size = gallery.bundle.preprocessing.size
+    with (
+        decoding(decoders, size=size, workers=workers, batch_size=batch_size) as decode,
+        Pipeline(
+            in_looks(found, scan),
+            [
+                *([] if rehash else [Stage("recognize", partial(_recognize, gallery), room=1)]),
+                prepare_stage(
+                    partial(_prepare, gallery, meters, decode), workers=workers, batch_size=batch_size
+                ),
+                Stage("embed", gallery.embed_prepared, room=1, gather=partial(in_batches, size=batch_size)),
+            ],
+        ) as pipeline,
+    ):
         for batches, last in _in_commits(pipeline, batch_size, should_stop):
             with commit.working(sum(len(batch.photos) for batch in batches)):
                 outcomes = gallery.enroll_ready(Ready.joined(batches))
@@ -306,9 +323,11 @@ def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
             yield piece
 
 
-def _prepare(gallery: Gallery, meters: Meters, entries: Sequence[Entry]) -> list[Prepared | Outcome]:
+def _prepare(
+    gallery: Gallery, meters: Meters, decode: Decode, entries: Sequence[Entry]
+) -> list[Prepared | Outcome]:
     offered = [entry for entry in entries if isinstance(entry, Photo)]
-    prepared = iter(gallery.prepare_many(offered, meters=meters))
+    prepared = iter(gallery.prepare_many(offered, meters=meters, decode=decode))
     return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
 
 
@@ -345,17 +364,29 @@ def stages_in_order(scan: Meter, stages: dict[str, Meter], steps: Meters, last: 
 
 def prepare_stage(work: Callable[[list[Entry]], Any], *, workers: int, batch_size: int) -> Stage:
     """The stage that reads and decodes photos, about two batches ahead of the one that is embedded."""
-    room = max(workers, 2 * -(-batch_size // _PIECE)) + 1
+    room = _pieces(workers, batch_size)
     return Stage("prepare", work, workers=workers, room=room, gather=in_pieces)
 
 
-def checked_workers(batch_size: int, workers: int | None) -> int:
-    """How many threads read photos: one per processor unless it is said.
+def _pieces(workers: int, batch_size: int) -> int:
+    """How many pieces may be underway in the stage that prepares them."""
+    return max(workers, 2 * -(-batch_size // _PIECE)) + 1
+
+
+def decoding(decoders: int, *, size: int, workers: int, batch_size: int) -> AbstractContextManager[Decode]:
+    """What decodes photos of a run: so many processes, or the threads themselves."""
+    if not decoders:
+        return nullcontext(decode_here)
+    return Decoders(decoders, size=size, ahead=_pieces(workers, batch_size))
+
+
+def checked_workers(batch_size: int, workers: int | None, decoders: int = 0) -> int:
+    """How many threads read photos: one per processor unless it is said, and one for each decoder.
 
     Raises:
         InputError: a batch size or a number of workers below 1.
     """
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = max(os.cpu_count() or 1, decoders) if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise InputError("The batch size and the number of workers must be at least 1.")
     return workers

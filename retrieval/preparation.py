@@ -7,16 +7,17 @@ hashed, judged by what a snapshot of the tables says of its bytes, and decoded o
 import dataclasses
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from retrieval import photos, pixels
 from retrieval.annotations import decoded, encoded
 from retrieval.bundle import Preprocessing
+from retrieval.decoding import Content, Decode
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.files import Stamp
 from retrieval.photos import Photo
@@ -24,6 +25,9 @@ from retrieval.pipeline import Meter
 from retrieval.places import is_absolute, is_utf8, readable
 from retrieval.store import Face, KnownFile, NewFace, Reader
 from retrieval.verdicts import Outcome, Status, Verdicts
+
+# Of how many bytes of files the contents are held while they wait to be looked up and decoded.
+_BYTES: Final = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class ReadPhoto:
     """A photo whose bytes are here."""
 
     photo: Photo
-    content: bytes | Image | NDArray[np.uint8]
+    content: Content
     face: NewFace
 
     @property
@@ -114,6 +118,26 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
     return ReadPhoto(photo, content, NewFace(identity, path, sha256, said, stamp))
 
 
+def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhoto | Outcome]]:
+    """Reads photos; gives them when 16 MiB of files are read, and one file more, or no photo is left.
+
+    Raises:
+        InputError, MissingDependency: as `read_photo`.
+    """
+    some: list[ReadPhoto | Outcome] = []
+    held = 0
+    for one in photos:
+        with meters.read.working():
+            some.append(read_photo(one))
+        size = some[-1].size if isinstance(some[-1], ReadPhoto) else 0
+        meters.bytes.add(items=size)
+        held += size
+        if held > _BYTES:
+            yield some
+            some, held = [], 0
+    yield some
+
+
 def _rejected(photo: Photo) -> Outcome | None:
     """The fate of a photo of which it is known without reading that it cannot be read."""
     shown = None if photo.path is None else readable(photo.path)
@@ -126,7 +150,7 @@ def _rejected(photo: Photo) -> Outcome | None:
     return None
 
 
-def _content(photo: Photo) -> tuple[bytes | Image | NDArray[np.uint8], Stamp | None]:
+def _content(photo: Photo) -> tuple[Content, Stamp | None]:
     content = photo.content
     if content is None or isinstance(content, str | os.PathLike):
         return photos.read_stamped(photo.path or "" if content is None else os.fspath(content))
@@ -143,36 +167,45 @@ def check_identity(identity: str | None) -> None:
         raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
 
 
-def prepared(
-    photo: ReadPhoto, stored: "Stored", generation: int, preprocessing: Preprocessing, meter: Meter
-) -> Prepared | Outcome:
-    """What is left to do for a photo; it is decoded where it has to be embedded.
+def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | Outcome | None:
+    """What is left to do for a photo that need not be decoded; None where it has to be.
 
     Args:
         photo: as it was read.
         stored: what a snapshot says of it and of those beside it.
         generation: the snapshot's model.
-        preprocessing: of that model.
-        meter: counts photos that are decoded.
     """
     face = stored.under_todays_name(photo.face)
-    try:
-        verdicts = stored.judge_of(face)
-        outcome = verdicts.judge(0, face, has_vector=False)
-        again = Prepared(photo.face, None, generation, photo.photo)
-        if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
-            return again if verdicts.stamps else outcome
-        # Any other verdict may be another one by the time that the batch is added. Then a file can be
-        # read once more; bytes are embedded now, in case that theirs are gone by then.
-        if outcome is not None and photo.photo.content is None:
-            return again
-        meter.add(items=1)
-        square = pixels.read(photo.content, size=preprocessing.size, crop=preprocessing.crop)
-        return Prepared(photo.face, square, generation)
-    except UnreadableImage as error:
-        return Outcome(
-            face.path, photo.face.identity, Status.REJECTED, reason=error.reason, detail=error.detail
-        )
+    verdicts = stored.judge_of(face)
+    outcome = verdicts.judge(0, face, has_vector=False)
+    again = Prepared(photo.face, None, generation, photo.photo)
+    if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
+        return again if verdicts.stamps else outcome
+    # Any other verdict may be another one by the time that the batch is added. Then a file can be
+    # read once more; bytes are embedded now, in case that theirs are gone by then.
+    return again if outcome is not None and photo.photo.content is None else None
+
+
+def decode_photos(
+    photos: Sequence[ReadPhoto], generation: int, preprocessing: Preprocessing, decode: Decode
+) -> list[Prepared | Outcome]:
+    """Decodes photos for a model.
+
+    Raises:
+        RunError: as `decode`.
+    """
+    contents = [photo.content for photo in photos]
+    found = decode(contents, size=preprocessing.size, crop=preprocessing.crop)
+    return [
+        _rejection(photo.face, one)
+        if isinstance(one, UnreadableImage)
+        else Prepared(photo.face, one, generation)
+        for photo, one in zip(photos, found, strict=True)
+    ]
+
+
+def _rejection(face: NewFace, error: UnreadableImage) -> Outcome:
+    return Outcome(face.path, face.identity, Status.REJECTED, reason=error.reason, detail=error.detail)
 
 
 @dataclass(frozen=True, slots=True)

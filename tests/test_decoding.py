@@ -1,128 +1,130 @@
 """Processes that decode: the same pixels as `pixels.read`, in order; a bad file is an answer."""
 
-import hashlib
+import gc
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from retrieval import pixels
-from retrieval.decoding import Decoded, DecodingPool
-from retrieval.errors import InputError, Reason, RunError
-
-
-@pytest.fixture(scope="module")
-def files(faces: Path) -> list[Path]:
-    return sorted(faces.glob("*/*.jpg"))
+from retrieval import decoding
+from retrieval.decoding import SLOT, Decoders, decode_here, processes_for
+from retrieval.errors import InputError, RunError, UnreadableImage
+from tests.broken import make_broken
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[DecodingPool]:
-    with DecodingPool(size=32, crop=0.9, batch_size=10, workers=2, ahead=2, held=2) as opened:
+def files(faces: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(faces.glob("*/*.jpg"))]
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("broken")
+    make_broken(folder)
+    return [path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    with Decoders(2, size=32, ahead=3) as opened:
         yield opened
 
 
-def test_batches_are_what_reading_one_by_one_gives_in_order(pool: DecodingPool, files: list[Path]) -> None:
-    assert len(files) == 36
-    sizes, shas, squares = [], [], []
-    for batch in pool.decode_many(files):
-        sizes.append(len(batch.photos))
-        shas += [photo.sha256 for photo in batch.photos]
-        squares.append(batch.pixels.copy())
-    assert sizes == [10, 10, 10, 6]
-    assert shas == [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    expected = np.stack([pixels.read(path, size=32, crop=0.9) for path in files])
-    assert np.array_equal(np.concatenate(squares), expected)
+def as_facts(found: list[np.ndarray | UnreadableImage]) -> list[object]:
+    return [
+        (one.reason, one.detail) if isinstance(one, UnreadableImage) else (one.shape, one.tobytes())
+        for one in found
+    ]
 
 
-def test_as_many_batches_stay_good_as_are_held(pool: DecodingPool, files: list[Path]) -> None:
-    before = None
-    for number, batch in enumerate(pool.decode_many(files)):
-        if before is not None:
-            first = 10 * (number - 1)
-            expected = [pixels.read(path, size=32, crop=0.9) for path in files[first : first + 10]]
-            assert np.array_equal(before.pixels, expected)
-        before = batch
-
-
-def test_bytes_are_jobs_and_bad_ones_are_answers(
-    pool: DecodingPool, files: list[Path], tmp_path: Path
+@pytest.mark.parametrize("crop", [1.0, 0.6])
+def test_processes_give_what_a_thread_gives_for_good_broken_and_decoded_pictures(
+    crop: float, decoders: Decoders, files: list[bytes], broken: list[bytes]
 ) -> None:
-    good = files[0].read_bytes()
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    jobs = [
-        good,
-        good[: len(good) // 2],
-        tmp_path / "empty.jpg",
-        tmp_path / "missing.jpg",
-        b"<html>",
-        files[1],
-    ]
-    (batch,) = pool.decode_many(jobs)
-    assert [photo.reason for photo in batch.photos] == [
-        None,
-        Reason.TRUNCATED,
-        Reason.EMPTY_FILE,
-        Reason.MISSING,
-        Reason.NOT_AN_IMAGE,
-        None,
-    ]
-    assert batch.photos[3] == Decoded(None, Reason.MISSING, "there is no such file")
-    assert batch.photos[1].sha256 == hashlib.sha256(good[: len(good) // 2]).hexdigest()
-    assert np.array_equal(batch.pixels[5], pixels.read(files[1], size=32, crop=0.9))
+    assert (len(files), len(broken)) == (36, 18)
+    array = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    mixed = [array, *files[:5], *broken, Image.fromarray(array), *files]
+    found = decoders(mixed, size=32, crop=crop)
+    assert as_facts(found) == as_facts(decode_here(mixed, size=32, crop=crop))
+    assert sum(isinstance(one, UnreadableImage) for one in found) == 18
 
 
-def test_nothing_gives_nothing(pool: DecodingPool) -> None:
-    assert list(pool.decode_many([])) == []
+def test_another_size_is_decoded_too_and_nothing_gives_nothing(
+    decoders: Decoders, files: list[bytes]
+) -> None:
+    expected = as_facts(decode_here(files[:2], size=48, crop=1.0))
+    assert as_facts(decoders(files[:2], size=48, crop=1.0)) == expected
+    assert decoders([], size=32, crop=1.0) == []
 
 
-def test_jobs_are_taken_no_further_than_is_decoded_ahead(pool: DecodingPool, files: list[Path]) -> None:
-    taken: list[Path] = []
-
-    def jobs() -> Iterator[Path]:
-        for path in files:
-            taken.append(path)
-            yield path
-
-    batches = pool.decode_many(jobs())
-    next(batches)
-    assert len(taken) == 20
-    batches.close()
-
-
-def test_a_process_that_is_killed_is_a_run_error_and_no_shared_memory_is_left(files: list[Path]) -> None:
-    before = set(os.listdir("/dev/shm"))
-    pool = DecodingPool(size=32, crop=1.0, batch_size=4, workers=1)
-    batches = pool.decode_many(files)
-    next(batches)
-    (process,) = pool._pool._processes.values()
-    os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(RunError, match="A process that decodes photos has ended; what was enrolled is kept"):
-        list(batches)
-    pool.close()
-    assert set(os.listdir("/dev/shm")) <= before
+def test_threads_never_wait_for_a_slot_however_many_pixels_are_kept(
+    decoders: Decoders, files: list[bytes]
+) -> None:
+    """No slot is given to others while one photo of it is kept, and the memory does not grow."""
+    expected = as_facts(decode_here(files[:4], size=32, crop=1.0))
+    with ThreadPoolExecutor(4) as threads:
+        pieces = list(threads.map(lambda _: decoders(files[:4], size=32, crop=1.0), range(20)))
+    assert all(as_facts(piece) == expected for piece in pieces)
+    assert decoders._lendable.qsize() == 0
+    assert decoders._free.qsize() == 2
+    kept = [piece[3] for piece in pieces]
+    del pieces
+    decoders(files, size=32, crop=1.0)
+    assert all(one.tobytes() == expected[3][1] for one in kept)
+    kept.clear()
+    gc.collect()
+    assert (decoders._lendable.qsize(), decoders._free.qsize()) == (3, 5)
+    assert len(decoders._memory) == 5 * SLOT * 32 * 32 * 3
 
 
-def test_when_the_caller_is_killed_its_processes_end(files: list[Path], tmp_path: Path) -> None:
+def test_pixels_outlive_the_processes(files: list[bytes]) -> None:
+    with Decoders(1, size=32, ahead=1) as decoders:
+        found = decoders(files[:3], size=32, crop=1.0)
+        (process,) = decoders._processes
+    assert process._popen is not None
+    assert process._popen.returncode == 0
+    assert as_facts(found) == as_facts(decode_here(files[:3], size=32, crop=1.0))
+
+
+def test_no_process_starts_before_there_is_something_to_decode() -> None:
+    with Decoders(2, size=32, ahead=1) as decoders:
+        assert all(process._popen is None for process in decoders._processes)
+
+
+def test_a_process_that_is_killed_is_one_sentence(files: list[bytes]) -> None:
+    with Decoders(1, size=32, ahead=1) as decoders:
+        decoders(files[:1], size=32, crop=1.0)
+        process = decoders._processes[0]._popen
+        assert process is not None
+        process.send_signal(signal.SIGKILL)
+        with pytest.raises(RunError, match="A process that decodes photos has ended; what was enrolled is"):
+            decoders(files, size=32, crop=1.0)
+        assert decoders._free.qsize() == 2
+
+
+def test_processes_end_with_a_caller_that_is_killed_and_need_no_guard_in_its_program(
+    faces: Path, tmp_path: Path
+) -> None:
     script = tmp_path / "caller.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from retrieval.decoding import DecodingPool\n"
-        "if __name__ == '__main__':\n"
-        "    pool = DecodingPool(size=32, crop=1.0, batch_size=2, workers=1)\n"
-        "    next(pool.decode_many(sys.argv[1:]))\n"
-        "    print(*[process.pid for process in pool._pool._processes.values()], flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from retrieval.decoding import Decoders\n"
+        "decoders = Decoders(1, size=32, ahead=1)\n"
+        "decoders([open(sys.argv[1], 'rb').read()], size=32, crop=1.0)\n"
+        "print(decoders._processes[0]._popen.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, files[:4])], stdout=subprocess.PIPE, text=True, timeout=60
-    )
+    photo = min(faces.glob("*/*.jpg"))
+    done = subprocess.run([sys.executable, script, photo], stdout=subprocess.PIPE, text=True, timeout=60)
     (process,) = done.stdout.split()
     ends = time.monotonic() + 30
     while time.monotonic() < ends and _runs(process):
@@ -135,8 +137,41 @@ def _runs(process: str) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.parametrize("wrong", ["workers", "batch_size", "ahead", "held"])
-def test_a_number_below_one_is_an_input_error(wrong: str) -> None:
-    options = {"batch_size": 4, "workers": 1, "ahead": 1, "held": 1, wrong: 0}
-    with pytest.raises(InputError, match="must be at least 1"):
-        DecodingPool(size=32, crop=1.0, **options)
+def test_a_process_is_out_of_reach_of_the_terminals_ctrl_c(files: list[bytes]) -> None:
+    """The terminal interrupts its foreground group of processes."""
+    with Decoders(1, size=32, ahead=1) as decoders:
+        decoders(files[:1], size=32, crop=1.0)
+        process = decoders._processes[0]._popen
+        assert process is not None
+        assert os.getpgid(process.pid) != os.getpgid(0)
+
+
+def test_a_process_imports_nothing_heavy() -> None:
+    code = "import json, sys, retrieval.decoding; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    modules = set(json.loads(done.stdout))
+    assert {"numpy", "PIL.Image"} <= modules
+    assert not modules & {"torch", "faiss", "sqlalchemy", "onnxruntime", "typer", "retrieval.gallery"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "beside_gpu", "cores", "processes"),
+    [
+        (None, False, 16, 0),
+        (None, True, 3, 0),
+        (None, True, 4, 4),
+        (None, True, 16, 16),
+        (0, True, 16, 0),
+        (2, False, 1, 2),
+    ],
+)
+def test_processes_decode_beside_a_gpu_with_more_than_three_cores_or_when_asked_for(
+    asked: int | None, beside_gpu: bool, cores: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_usable_cores", lambda: cores)
+    assert processes_for(asked, beside_gpu=beside_gpu) == processes
+
+
+def test_fewer_decoders_than_none_are_an_input_error() -> None:
+    with pytest.raises(InputError, match="at least 0"):
+        processes_for(-1, beside_gpu=False)

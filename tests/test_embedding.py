@@ -117,7 +117,9 @@ def test_an_error_leaves_no_new_file_and_no_thread(
     with pytest.raises(RuntimeError):
         embed(bundle, [faces], tmp_path / name, batch_size=5, on_outcome=fail)
     assert list(tmp_path.glob("*out*")) == []
-    assert not [t for t in threading.enumerate() if t.name.startswith(("faceprint-prep", "faceprint-emb"))]
+    assert not [
+        t for t in threading.enumerate() if t.name.startswith(("faceprint-prepare-", "faceprint-embed-"))
+    ]
 
 
 @KINDS
@@ -184,3 +186,20 @@ def test_the_report_has_the_stages_and_no_look_into_tables(
         "embedded": 36,
         "rejected": 0,
     }
+
+
+@KINDS
+def test_decoders_change_nothing_of_the_file(
+    name: str, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(faces, tmp_path / "mixed")
+    make_broken(tmp_path / "mixed" / "Broken")
+    runs = []
+    for decoders in (0, 2):
+        outcomes: list[Outcome] = []
+        report = embed(
+            bundle, [tmp_path / "mixed"], tmp_path / name, decoders=decoders, on_outcome=outcomes.append
+        )
+        assert (report.embedded, report.rejected) == (36, 20)
+        runs.append((outcomes, rows_of(tmp_path / name, bundle)))
+    assert runs[0] == runs[1]

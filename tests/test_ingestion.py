@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +14,10 @@ import numpy as np
 import pytest
 
 from retrieval.bundle import ModelBundle
-from retrieval.errors import DataError, InputError, ModelMismatch, Reason
+from retrieval.errors import DataError, InputError, ModelMismatch, Reason, RunError
 from retrieval.gallery import Gallery
 from retrieval.ingestion import IngestReport, ingest, ingest_photos
-from retrieval.photos import Photo
+from retrieval.photos import Photo, scan
 from retrieval.verdicts import Outcome, Status
 from tests.broken import make_broken
 from tests.operations import tiny_model
@@ -141,9 +144,9 @@ def test_a_missing_source_is_said_before_anything_is_enrolled(gallery: Gallery, 
     assert gallery.info().faces == 0
 
 
-@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"workers": 0}])
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"workers": 0}, {"decoders": -1}])
 def test_nonsensical_numbers_are_refused(gallery: Gallery, faces: Path, arguments: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match=r"at least [01]"):
         ingest(gallery, [faces], **arguments)
 
 
@@ -191,7 +194,7 @@ def test_one_photo_taken_by_library_call_equals_the_one_taken_in_bulk(gallery: G
 
 
 def threads_of_ours() -> list[str]:
-    stages = ("faceprint-recognize", "faceprint-prepare", "faceprint-embed")
+    stages = ("faceprint-recognize-", "faceprint-prepare-", "faceprint-embed-")
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(stages)]
 
 
@@ -307,3 +310,82 @@ def test_the_report_says_what_each_stage_did_and_which_had_most_to_do(gallery: G
 def test_a_run_that_insists_on_hashes_has_no_stage_that_recognizes(gallery: Gallery, faces: Path) -> None:
     report = ingest(gallery, [faces], rehash=True)
     assert [stage.name for stage in report.stages][:2] == ["scan", "read"]
+
+
+# Processes that decode
+
+
+def test_decoders_change_nothing_of_what_becomes_of_photos(
+    bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(faces, tmp_path / "mixed")
+    make_broken(tmp_path / "mixed" / "Broken")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    found = [*scan([tmp_path / "mixed"]), Photo("/a picture", None, content=picture)]
+    runs = []
+    for decoders in (0, 2):
+        outcomes: list[Outcome] = []
+        with Gallery.create(tmp_path / str(decoders), bundle) as gallery:
+            report = ingest_photos(
+                gallery, found, decoders=decoders, batch_size=64, on_outcome=outcomes.append
+            )
+            vectors = [gallery._vector(number).tobytes() for number in range(1, 38)]
+            runs.append((outcomes, vectors, _everything(gallery)))
+        assert (report.enrolled, report.rejected) == (37, 20)
+    assert runs[0] == runs[1]
+
+
+def decoders_of_ours() -> list[int]:
+    """The processes that decode for this one."""
+    lists = Path("/proc/self/task").glob("*/children")
+    children = [int(child) for one in lists for child in one.read_text().split()]
+    return [child for child in children if b"decoding" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_a_decoder_that_is_killed_ends_the_run_with_the_batches_before_and_the_next_run_goes_on(
+    gallery: Gallery, faces: Path
+) -> None:
+    content = min(faces.glob("*/*.jpg")).read_bytes()
+    photos = [Photo(f"/{n}.jpg", None, content=content + str(n).encode()) for n in range(500)]
+    done: list[Outcome] = []
+
+    def kill(outcome: Outcome) -> None:
+        done.append(outcome)
+        for process in decoders_of_ours():
+            os.kill(process, signal.SIGKILL)
+
+    with pytest.raises(RunError, match="A process that decodes photos has ended; what was enrolled is kept"):
+        ingest_photos(gallery, photos, decoders=1, workers=1, batch_size=5, on_outcome=kill)
+    assert (threads_of_ours(), decoders_of_ours()) == ([], [])
+    assert 5 <= len(done) == gallery.info().faces < 500
+    assert gallery.verify().findings == ()
+    again = ingest_photos(gallery, photos, decoders=1)
+    assert (again.known, again.enrolled, gallery.info().faces) == (len(done), 500 - len(done), 500)
+
+
+def test_ctrl_c_reaches_no_decoder_and_ends_the_run_with_a_whole_batch(
+    bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    """As a terminal does, it is sent to the whole group of processes."""
+    content = min(faces.glob("*/*.jpg")).read_bytes()
+    (tmp_path / "many").mkdir()
+    for number in range(600):
+        (tmp_path / "many" / f"{number}.jpg").write_bytes(content + str(number).encode())
+    command = [sys.executable, "-m", "retrieval.cli", "ingest", tmp_path / "g", tmp_path / "many"]
+    options = ["--model", bundle.folder, "--decoders", "2", "--batch-size", "1", "--log-json"]
+    with subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("done", 0):
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        rest, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "faceprint: Stopped; what was enrolled stays, and the same command goes on from here.\n"
+    summary = json.loads(rest.splitlines()[-1])["summary"]
+    assert summary["interrupted"]
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert 0 < gallery.info().faces == summary["enrolled"] < 600
+        assert gallery.verify().findings == ()
