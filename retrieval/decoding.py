@@ -11,6 +11,7 @@ nothing of it can be left behind.
 
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from PIL.Image import Image
 
 from retrieval import pixels
 from retrieval.errors import InputError, Reason, RunError, UnreadableImage
+from retrieval.files import why
 from retrieval.pixels import Pixels
 
 Content: TypeAlias = bytes | Image | NDArray[np.uint8]
@@ -206,22 +208,31 @@ class _Process:
         self._pipe: Connection[Any, Any] | None = None
 
     def start(self, file: int, slots: int, size: int) -> None:
-        """Starts it; a second time does nothing."""
+        """Starts it; a second time does nothing.
+
+        Raises:
+            RunError: the system refused.
+        """
         if self._popen is not None:
             return
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._pipe = Connection(ours.detach())
+        with ours, theirs:
             arguments = map(str, (theirs.fileno(), file, slots, size))
-            self._popen = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), file),
-                # It finds the same modules, also those that only the caller's program knows the way to.
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,
-            )
+            try:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-c", _PROGRAM, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), file),
+                    # It finds the same modules, also those that only the caller's program knows the way to.
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise RunError(
+                    f"A process that decodes photos cannot be started ({why(error)}); use --decoders 0."
+                ) from error
+            self._pipe = Connection(ours.detach())
 
     def ask(self, question: object) -> _Reply:
         assert self._pipe is not None  # it was started
@@ -269,6 +280,9 @@ def serve(pipe: int, file: int, slots: int, size: int) -> None:
         pipe, file: file descriptors, of the pipe and of the memory.
         slots, size: how many slots the memory has, and the side of the pictures in it.
     """
+    # A service manager stops every process of a service at once, and the batch underway is to be finished.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
     # As in the command: what matters of an odd file is in the answer.
     warnings.filterwarnings("ignore", module="PIL")
     memory = mmap.mmap(file, slots * SLOT * size * size * 3)

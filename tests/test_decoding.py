@@ -146,6 +146,32 @@ def test_a_process_is_out_of_reach_of_the_terminals_ctrl_c(files: list[bytes]) -
         assert os.getpgid(process.pid) != os.getpgid(0)
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_told_to_stop_goes_on_until_its_caller_has_done(
+    stop: signal.Signals, files: list[bytes]
+) -> None:
+    """As a service manager does that stops every process of a service."""
+    with Decoders(1, size=32, ahead=1) as decoders:
+        decoders(files[:1], size=32, crop=1.0)
+        process = decoders._processes[0]._popen
+        assert process is not None
+        process.send_signal(stop)
+        found = decoders(files[:2], size=32, crop=1.0)
+    assert as_facts(found) == as_facts(decode_here(files[:2], size=32, crop=1.0))
+    assert process.returncode == 0
+
+
+def test_a_process_that_cannot_be_started_is_one_sentence(
+    files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with (
+        Decoders(1, size=32, ahead=1) as decoders,
+        pytest.raises(RunError, match=r"cannot be started \(no such file or directory\); use --decoders 0"),
+    ):
+        decoders(files[:1], size=32, crop=1.0)
+
+
 def test_a_process_imports_nothing_heavy() -> None:
     code = "import json, sys, retrieval.decoding; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
