@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from retrieval import pixels
+from retrieval.cores import usable_cores
 from retrieval.errors import InputError, Reason, RunError, UnreadableImage
 from retrieval.files import why
 from retrieval.pixels import Pixels
@@ -85,12 +86,8 @@ def processes_for(asked: int | None, *, beside_gpu: bool) -> int:
         if asked < 0:
             raise InputError("The number of decoders must be at least 0; 0 decodes in threads.")
         return asked
-    cores = _usable_cores()
+    cores = usable_cores()
     return cores if beside_gpu and cores >= _CORES else 0
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Decoders:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
+from retrieval.cores import usable_cores
 from retrieval.decoding import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.errors import InputError, Reason
 from retrieval.gallery import Gallery
@@ -386,7 +387,7 @@ def checked_workers(batch_size: int, workers: int | None, decoders: int = 0) -> 
     Raises:
         InputError: a batch size or a number of workers below 1.
     """
-    workers = max(os.cpu_count() or 1, decoders) if workers is None else workers
+    workers = max(usable_cores(), decoders) if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise InputError("The batch size and the number of workers must be at least 1.")
     return workers

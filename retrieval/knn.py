@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.codes import Basis, Coded, centred
+from retrieval.cores import usable_cores
 
 Ids: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -557,7 +558,7 @@ class _Asked:
         if alone:
             compute(jobs)
         else:
-            groups = np.array_split(np.arange(len(jobs)), min(len(jobs), 2 * _cores()))
+            groups = np.array_split(np.arange(len(jobs)), min(len(jobs), 2 * usable_cores()))
             deque(_spread(compute, [[jobs[number] for number in group] for group in groups]), maxlen=0)
 
     def _ids(self, row: Ids) -> Ids:
@@ -713,16 +714,12 @@ _LOCAL: Final = threading.local()
 _pool: ThreadPoolExecutor | None = None
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _threads() -> ThreadPoolExecutor:
     global _pool
     if _pool is None:
         # FAISS would start threads of its own in each of these.
         one = partial(faiss.omp_set_num_threads, 1)
-        _pool = ThreadPoolExecutor(_cores(), thread_name_prefix="faceprint-search", initializer=one)
+        _pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="faceprint-search", initializer=one)
     return _pool
 
 
@@ -746,7 +743,7 @@ def _spread(work: Callable[[Any], _T], items: Iterable[Any]) -> Iterator[_T]:
     try:
         for item in items:
             waiting.append(threads.submit(work, item))
-            if len(waiting) > 2 * _cores():
+            if len(waiting) > 2 * usable_cores():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

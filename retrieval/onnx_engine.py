@@ -3,7 +3,6 @@
 `benchmarks/engines.py` measured what is chosen here; docs/benchmarks.md has the table.
 """
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from retrieval.bundle import ModelBundle
+from retrieval.cores import usable_cores
 from retrieval.engines import Answer, Pixels
 from retrieval.errors import BundleError
 
@@ -79,13 +79,6 @@ class OnnxEngine:
                 self._lanes = ThreadPoolExecutor(self._threads, thread_name_prefix="faceprint-embed")
             lanes = self._lanes
         return _joined(list(lanes.map(partial(_run, self._narrow), _parts(pixels, size))))
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _session(bundle: ModelBundle, threads: int) -> Any:

@@ -194,7 +194,7 @@ def test_a_process_imports_nothing_heavy() -> None:
 def test_processes_decode_beside_a_gpu_with_more_than_three_cores_or_when_asked_for(
     asked: int | None, beside_gpu: bool, cores: int, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "_usable_cores", lambda: cores)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: cores)
     assert processes_for(asked, beside_gpu=beside_gpu) == processes
 
 

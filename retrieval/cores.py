@@ -1,0 +1,10 @@
+"""Cores: how many there are to be kept busy."""
+
+import os
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
