@@ -42,12 +42,12 @@ LOOP = 20  # photos of the plain loop, and
 FORWARD = 4  # batches of the forward pass, after each tenth
 
 RUN = """
-import json, resource, sys, time
+import json, sys, time
 from itertools import islice
 from pathlib import Path
 from retrieval import ModelBundle, photos
 from retrieval.gallery import Gallery
-from retrieval.ingestion import ingest_photos
+from retrieval.ingestion import ingest_photos, peak_memory
 folder, model, source, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 times = []
 with Gallery.create(folder, ModelBundle.load(model)) as gallery:
@@ -61,7 +61,7 @@ step = len(times) / 10
 marks = [started, *(times[min(round((n + 1) * step), len(times)) - 1] for n in range(10))]
 done = [0, *(sum(t <= mark for t in times) for mark in marks[1:])]
 tenths = [(done[n + 1] - done[n]) / (marks[n + 1] - marks[n]) for n in range(10)]
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+after = peak_memory()
 print(json.dumps({**report.summary(), "tenths": tenths, "peak_after_optimizing": after}))
 """
 

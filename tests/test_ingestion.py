@@ -16,7 +16,7 @@ import pytest
 from retrieval.bundle import ModelBundle
 from retrieval.errors import DataError, InputError, ModelMismatch, Reason, RunError
 from retrieval.gallery import Gallery
-from retrieval.ingestion import IngestReport, ingest, ingest_photos
+from retrieval.ingestion import IngestReport, ingest, ingest_photos, peak_memory
 from retrieval.photos import Photo, scan
 from retrieval.verdicts import Outcome, Status
 from tests.broken import make_broken
@@ -389,3 +389,12 @@ def test_ctrl_c_reaches_no_decoder_and_ends_the_run_with_a_whole_batch(
     with Gallery.open(tmp_path / "g") as gallery:
         assert 0 < gallery.info().faces == summary["enrolled"] < 600
         assert gallery.verify().findings == ()
+
+
+def test_the_peak_of_memory_is_this_process_own_and_not_that_of_whoever_started_it() -> None:
+    held = np.ones(300 * 2**20, np.uint8)
+    code = "from retrieval.ingestion import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    own, held_here = int(done.stdout), peak_memory()
+    assert held_here > held.nbytes
+    assert 10 * 2**20 < own < held.nbytes
