@@ -203,7 +203,7 @@ def _explained(explanation: "Explanation") -> dict[str, Any]:
         "photos to compare with": explanation.rows,
         "looked at by code, per search": round(explanation.coded_rows / queries, 1),
         "looked at whole in float32, per search": round(explanation.scanned_rows / queries, 1),
-        "distances in float64, per search": round(explanation.candidates / queries, 1),
+        "not ruled out by their codes, per search": round(explanation.candidates / queries, 1),
         "bytes read": explanation.bytes_read,
         "milliseconds": {stage: round(1e3 * time, 2) for stage, time in explanation.seconds.items()},
     }

@@ -601,7 +601,7 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
     if report is not None and done.enrolled < done.found:
-        console.print(f"{done.found - done.enrolled:,} lines in {report}", markup=False)
+        console.print(f"{terminal.counted(done.found - done.enrolled, 'line')} in {report}", markup=False)
 
 
 def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None:
@@ -613,9 +613,9 @@ def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None
         console.print(f"  {number:>7,}  {reason}")
     console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
     if report is not None and done.rejected:
-        console.print(f"{done.rejected:,} lines in {report}", markup=False)
+        console.print(f"{terminal.counted(done.rejected, 'line')} in {report}", markup=False)
     if done.embedded and not done.interrupted:
-        console.print(f"{done.embedded:,} rows in {out}", markup=False)
+        console.print(f"{terminal.counted(done.embedded, 'row')} in {out}", markup=False)
 
 
 def _how_quick(done: "Run") -> str:

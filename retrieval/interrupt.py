@@ -2,9 +2,14 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+# What comes within so many seconds of a signal is that signal: `timeout`, for one, sends every one twice.
+_AT_ONCE: Final = 0.25
 
 
 @contextmanager
@@ -14,14 +19,18 @@ def graceful() -> Iterator[Callable[[], bool]]:
     Signals can be taken over in the main thread only; elsewhere the function always says False.
     """
     asked = threading.Event()
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
+        nonlocal first
+        if not asked.is_set():
+            first = time.monotonic()
+            asked.set()
+        elif time.monotonic() - first > _AT_ONCE:
             raise KeyboardInterrupt
-        asked.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -38,8 +39,10 @@ def run(kind: str, *numbers: signal.Signals) -> tuple[list[str], int]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = []
-        for number in numbers:
+        for turn, number in enumerate(numbers):
             lines.append(process.stdout.readline())
+            # At once it would count as the same signal.
+            time.sleep(0.4 * turn)
             process.send_signal(number)
         lines += process.stdout.readlines()
     return [line.rstrip("\n") for line in lines], process.returncode
@@ -57,6 +60,14 @@ def test_the_second_signal_of_either_kind_stops_it_where_it_stands(
     first: signal.Signals, second: signal.Signals
 ) -> None:
     assert run("deaf", first, second) == (["running False", "asked", "stopped", "restored True"], 0)
+
+
+def test_a_signal_that_is_sent_twice_at_once_is_one() -> None:
+    """As `timeout` sends it: to the process and to its group."""
+    with graceful() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert asked()
 
 
 def handlers() -> list[object]:
