@@ -220,6 +220,10 @@ def _is_whole(path: Path, rows: int, coordinates: int) -> bool:
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != size or file.read(len(head)) != head:
             return False
+        if hasattr(os, "posix_fadvise"):
+            # Every search goes through all of it. Mapped pages alone would be fetched a few at a time: 124 MB
+            # took 1.3 s from a disk that reads them in 0.14 s.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         file.seek(size - len(tail))
         return file.read() == tail
 
