@@ -257,17 +257,8 @@ def ingest(
         _print_missing(missing, "went", log_json=log_json)
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
-    where = report or "--report FILE"
-    if done.rejected == done.found:
-        raise InputError(f"Not one of the {done.found:,} files could be enrolled; {where} says why.")
-    if done.worth_retrying:
-        again = f"ingest {gallery} --retry {report}" if report else "the same command"
-        raise RunError(
-            f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
-            f"{where} says which and why. Mend that and run {again} again."
-        )
-    if strict and done.rejected:
-        raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
+    again = f"ingest {gallery} --retry {report}" if report else "the same command"
+    _fail_for_rejected(done, "enrolled", report, again, strict=strict)
 
 
 @app.command()
@@ -317,16 +308,7 @@ def embed(
         _print_embedded(done, out, report)
     if done.interrupted:
         raise Interrupted("Stopped; no file was written.")
-    where = report or "--report FILE"
-    if not done.embedded:
-        raise InputError(f"Not one of the {done.found:,} files could be embedded; {where} says why.")
-    if done.worth_retrying:
-        raise RunError(
-            f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
-            f"{where} says which and why. Mend that and run the same command again."
-        )
-    if strict and done.rejected:
-        raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
+    _fail_for_rejected(done, "embedded", report, "the same command", strict=strict)
 
 
 @app.command()
@@ -526,6 +508,20 @@ def _tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
             raise InputError(f"The summary {path} cannot be written: {why(error)}.") from error
 
 
+def _fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *, strict: bool) -> None:
+    """Ends the command with an error where rejected files are one."""
+    where = report or "--report FILE"
+    if done.rejected == done.found:
+        raise InputError(f"Not one of the {done.found:,} files could be {verb}; {where} says why.")
+    if done.worth_retrying:
+        raise RunError(
+            f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
+            f"{where} says which and why. Mend that and run {again} again."
+        )
+    if strict and done.rejected:
+        raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
+
+
 def _print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
     if log_json:
         from retrieval.progress import JsonLog
@@ -595,9 +591,7 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
         f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
     )
-    for reason, number in done.reasons.most_common():
-        console.print(f"  {number:>7,}  {reason}")
-    console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
+    _print_reasons_and_pace(done)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
     if report is not None and done.enrolled < done.found:
@@ -609,13 +603,18 @@ def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None
     console.print(
         f"found [b]{done.found:,}[/b] = embedded [b]{done.embedded:,}[/b] + rejected {done.rejected:,}"
     )
-    for reason, number in done.reasons.most_common():
-        console.print(f"  {number:>7,}  {reason}")
-    console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
+    _print_reasons_and_pace(done)
     if report is not None and done.rejected:
         console.print(f"{terminal.counted(done.rejected, 'line')} in {report}", markup=False)
     if done.embedded and not done.interrupted:
         console.print(f"{terminal.counted(done.embedded, 'row')} in {out}", markup=False)
+
+
+def _print_reasons_and_pace(done: "Run") -> None:
+    console = terminal.console()
+    for reason, number in done.reasons.most_common():
+        console.print(f"  {number:>7,}  {reason}")
+    console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
 
 
 def _how_quick(done: "Run") -> str:
