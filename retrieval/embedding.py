@@ -37,7 +37,7 @@ from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.preparation import Meters, Prepared, ReadPhoto, decode_photos, read_some
 from retrieval.store import NewFace
-from retrieval.verdicts import Outcome, Status
+from retrieval.verdicts import Outcome, Status, in_their_places
 
 # Rows that are written together: of 2048 numbers, 8 MiB.
 _ROWS: Final = 1024
@@ -187,14 +187,12 @@ def _prepare(
     meters: Meters, preprocessing: Preprocessing, decode: Decode, entries: Sequence[Entry]
 ) -> list[Prepared | Outcome]:
     offered = [entry for entry in entries if isinstance(entry, Photo)]
-    prepared = iter(
-        [
-            one
-            for some in read_some(offered, meters)
-            for one in _prepare_some(some, meters, preprocessing, decode)
-        ]
-    )
-    return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
+    prepared = [
+        one
+        for some in read_some(offered, meters)
+        for one in _prepare_some(some, meters, preprocessing, decode)
+    ]
+    return in_their_places(entries, prepared)
 
 
 def _prepare_some(
@@ -202,8 +200,8 @@ def _prepare_some(
 ) -> list[Prepared | Outcome]:
     read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
     with meters.decode.working(len(read)):
-        decoded = iter(decode_photos(read, 0, preprocessing, decode))
-    return [photo if isinstance(photo, Outcome) else next(decoded) for photo in photos]
+        decoded = decode_photos(read, 0, preprocessing, decode)
+    return in_their_places(photos, decoded)
 
 
 def _embed(

@@ -55,7 +55,7 @@ from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Recei
 from retrieval.tables import face_table, identity_table
 from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
 from retrieval.vectors import Ids
-from retrieval.verdicts import Outcome, Verdicts
+from retrieval.verdicts import Outcome, Verdicts, in_their_places
 from retrieval.verification import Repaired, Verification
 from retrieval.where import Where
 
@@ -446,8 +446,7 @@ class Gallery:
         left = [photo for photo, one in zip(read, found, strict=True) if one is None]
         with meters.decode.working(len(left)):
             decoded = iter(preparation.decode_photos(left, generation, preprocessing, decode))
-        judged = iter([next(decoded) if one is None else one for one in found])
-        return [photo if isinstance(photo, Outcome) else next(judged) for photo in photos]
+        return in_their_places(photos, [next(decoded) if one is None else one for one in found])
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
         """Embeds one batch and makes it durable in one step. Outcomes among the photos pass through.
@@ -489,8 +488,8 @@ class Gallery:
         generation = min(photo.generation for photo in ready)
         faces = [photo.face for photo in ready]
         found = self._add(faces, batch.vectors, has_vector=batch.has_vector, generation=generation)
-        added = iter([o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)])
-        return [photo if isinstance(photo, Outcome) else next(added) for photo in batch.photos]
+        added = [o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)]
+        return in_their_places(batch.photos, added)
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""

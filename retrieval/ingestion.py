@@ -22,7 +22,7 @@ from retrieval.gallery import Gallery
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.preparation import Meters, Prepared, Ready
-from retrieval.verdicts import Outcome, Status
+from retrieval.verdicts import Outcome, Status, in_their_places
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -328,8 +328,7 @@ def _prepare(
     gallery: Gallery, meters: Meters, decode: Decode, entries: Sequence[Entry]
 ) -> list[Prepared | Outcome]:
     offered = [entry for entry in entries if isinstance(entry, Photo)]
-    prepared = iter(gallery.prepare_many(offered, meters=meters, decode=decode))
-    return [entry if isinstance(entry, Outcome) else next(prepared) for entry in entries]
+    return in_their_places(entries, gallery.prepare_many(offered, meters=meters, decode=decode))
 
 
 def in_batches(

@@ -5,15 +5,19 @@ away from the face that had it; the same bytes for two people are a conflict, wh
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TypeVar
 
 from retrieval.annotations import Metadata, encoded, filled
 from retrieval.errors import InputError, Reason
 from retrieval.files import Stamp
 from retrieval.store import Face, NewFace
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class Status(StrEnum):
@@ -47,6 +51,12 @@ class Outcome:
     reason: Reason | None = None
     detail: str | None = None
     replaced: int | None = None
+
+
+def in_their_places(entries: Iterable[_T | Outcome], found: Iterable[_U]) -> list[_U | Outcome]:
+    """Outcomes as they are, and in place of each of the others, in order, what was found of it."""
+    following = iter(found)
+    return [entry if isinstance(entry, Outcome) else next(following) for entry in entries]
 
 
 class Verdicts:
