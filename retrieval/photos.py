@@ -202,8 +202,7 @@ def read_content(path: str) -> bytes:
         UnreadableImage: missing, no permission, not a file, empty, too many bytes, unreachable, an I/O error.
         MissingDependency: for an address, fsspec is not installed.
     """
-    with archives.Shelf() as shelf:
-        return read_from(shelf, path)
+    return read_stamped(path)[0]
 
 
 def read_stamped(path: str) -> tuple[bytes, Stamp | None]:
@@ -211,26 +210,21 @@ def read_stamped(path: str) -> tuple[bytes, Stamp | None]:
 
     What is no file of its own has none; see `pixels.read_file`.
     """
-    if not is_url(path):
-        try:
-            return pixels.read_file(path)
-        except UnreadableImage as error:
-            if error.reason is not Reason.MISSING or archives.split(path) is None:
-                raise
-    return read_content(path), None
+    with archives.Shelf() as shelf:
+        return read_from(shelf, path)
 
 
-def read_from(shelf: archives.Shelf, path: str) -> bytes:
-    """As `read_content`; a shelf that many calls share opens each archive once."""
+def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
+    """As `read_stamped`; a shelf that many calls share opens each archive once."""
     if is_url(path):
-        return remote.read(path, max_bytes=MAX_BYTES)
+        return remote.read(path, max_bytes=MAX_BYTES), None
     try:
-        return pixels.read_bytes(path)
+        return pixels.read_file(path)
     except UnreadableImage as error:
         member = archives.split(path) if error.reason is Reason.MISSING else None
         if member is None:
             raise
-    return shelf.read(*member)
+    return shelf.read(*member), None
 
 
 def _source(source: str | os.PathLike[str], identity_from: str | None) -> _Photos:

@@ -58,7 +58,7 @@ def _square(face: Face, *, shelf: Shelf, size: int, crop: float) -> pixels.Pixel
     """The pixels of a face's photo, from the first of its files that still has its bytes."""
     for path in face.paths:
         try:
-            content = photos.read_from(shelf, path)
+            content, _ = photos.read_from(shelf, path)
             if pixels.content_sha256(content) == face.sha256:
                 return pixels.read(content, size=size, crop=crop)
         except UnreadableImage:
