@@ -140,14 +140,16 @@ def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhot
 
 def _rejected(photo: Photo) -> Outcome | None:
     """The fate of a photo of which it is known without reading that it cannot be read."""
+    problem = photo.problem
+    if problem is None and photo.path is None and photo.content is None:
+        problem = Reason.MISSING
+    if problem is None and not is_utf8(photo.path or ""):
+        problem = Reason.NAME_NOT_UTF8
+    if problem is None:
+        return None
     shown = None if photo.path is None else readable(photo.path)
-    if photo.problem is not None or (photo.path is None and photo.content is None):
-        reason = photo.problem or Reason.MISSING
-        return Outcome(shown, photo.identity, Status.REJECTED, reason=reason, detail=photo.why)
-    if not is_utf8(photo.path or ""):
-        detail = "its name is not UTF-8; rename it"
-        return Outcome(shown, photo.identity, Status.REJECTED, reason=Reason.NAME_NOT_UTF8, detail=detail)
-    return None
+    why = dataclasses.replace(photo, problem=problem).why
+    return Outcome(shown, photo.identity, Status.REJECTED, reason=problem, detail=why)
 
 
 def _content(photo: Photo) -> tuple[Content, Stamp | None]:
