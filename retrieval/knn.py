@@ -330,8 +330,7 @@ class _Asked:
 
     def _is_in(self, parts: Sequence[_Part], row: Ids) -> NDArray[np.bool_]:
         """Which rows are of these parts' blocks."""
-        starts = np.searchsorted(self._firsts, row, side="right") - 1
-        return np.isin(self._firsts[starts], [part.first for part in parts])
+        return np.isin(self._firsts[self._numbers(row)], [part.first for part in parts])
 
     def _proposals(self, part: _Part, *, count: int) -> tuple[_Found, Floats]:
         """The rows of a part with the least bounds, and the bound that no other row of it is below."""
@@ -474,6 +473,7 @@ class _Asked:
             if self._k and len(found.row):
                 found = self._compare_least(found, self._k + _SPARE)
             self._waiting = [found]
+            self._waiting = [self._in_reach()]
 
     def _settle(self) -> None:
         """Compares every candidate that is left, nearest bounds first, until none is."""
@@ -490,8 +490,7 @@ class _Asked:
         first = _least(found.query, found.bound, count)
         self._compared.append(self._compare(found.query[first], found.row[first]))
         self._lower_limits()
-        rest = found[~first]
-        return rest[rest.bound <= self._limit[rest.query] * _CLOSE]
+        return found[~first]
 
     def _in_reach(self) -> _Found:
         """What waits and is not beyond the limits."""
@@ -561,8 +560,12 @@ class _Asked:
             groups = np.array_split(np.arange(len(jobs)), min(len(jobs), 2 * usable_cores()))
             deque(_spread(compute, [[jobs[number] for number in group] for group in groups]), maxlen=0)
 
+    def _numbers(self, row: Ids) -> Ids:
+        """In which blocks rows are."""
+        return np.asarray(np.searchsorted(self._firsts, row, side="right") - 1)
+
     def _ids(self, row: Ids) -> Ids:
-        number = np.searchsorted(self._firsts, row, side="right") - 1
+        number = self._numbers(row)
         ids = np.empty(len(row), np.int64)
         for one in np.unique(number):
             mine = number == one
