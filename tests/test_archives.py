@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retrieval import archives
@@ -195,17 +195,21 @@ def test_a_cut_compressed_tar_ends_with_a_line_of_damage(
 
 
 @settings(max_examples=200, deadline=None)
+@example(place=155, flip=1)
 @given(st.integers(0, 4095), st.integers(1, 255))
 def test_a_flipped_byte_of_a_tar_never_raises_and_never_goes_on_as_if_nothing_were(
     place: int, flip: int
 ) -> None:
     """Of a header, which has a checksum; contents have none."""
-    data = bytearray(tar_of([(f"{n}.jpg", bytes([n]) * 512) for n in range(1, 5)]))
+    before = tar_of([(f"{n}.jpg", bytes([n]) * 512) for n in range(1, 5)])
+    data = bytearray(before)
     data[place] ^= flip
     found = members(bytes(data))
     in_content = place % 1024 >= 512
-    assert in_content or found[-1].problem is Reason.DAMAGED
-    assert len(found) == (4 if in_content else place // 1024 + 1)
+    # The checksum itself can be spelled in more than one way: then all is as it was.
+    same_checksum = 148 <= place % 1024 < 156 and found == members(before)
+    assert in_content or same_checksum or found[-1].problem is Reason.DAMAGED
+    assert len(found) == (4 if in_content or same_checksum else place // 1024 + 1)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a tar at all", b"\x1f\x8bnonsense", bytes(range(256)) * 40])
