@@ -1,0 +1,77 @@
+"""Rates of an identification system with their intervals: pure functions on arrays of distances.
+
+The terms are those of ISO/IEC 19795-1 and of NIST's face recognition evaluations. A search is *mated* when
+the person is enrolled, *non-mated* when the person is a stranger. FPIR, the false positive identification
+rate, is the share of non-mated searches that name anybody; FNIR, the false negative identification rate, the
+share of mated searches that do not name the right person first. A search names the nearest face's person
+when the distance is at most the threshold.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The normal quantile of a two-sided interval of 95%.
+_Z = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of `n` trials, with the ends of its 95% interval.
+
+    Attributes:
+        value: between 0 and 1; NaN where there was no trial.
+        low: lower end of the interval.
+        high: upper end.
+        n: how many trials.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(hits: int, n: int) -> Rate:
+    """The share `hits` of `n` with Wilson's 95% score interval (Wilson, 1927); (0, 1) for no trial."""
+    if n == 0:
+        return Rate(math.nan, 0.0, 1.0, 0)
+    share = hits / n
+    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    # At 0 and at n hits the ends are exact, and rounding must not say otherwise.
+    low = 0.0 if hits == 0 else max(0.0, middle - half)
+    high = 1.0 if hits == n else min(1.0, middle + half)
+    return Rate(share, low, high, n)
+
+
+def threshold(strangers: NDArray[np.float64], fpir: float) -> float:
+    """The largest distance at which at most `fpir` of non-mated searches name somebody.
+
+    Args:
+        strangers: (n,) distance of each non-mated search to its nearest enrolled face, n >= 1.
+        fpir: the share that is allowed, at least 0 and less than 1.
+
+    Returns:
+        A distance just below that of the first search that may not be named any more.
+    """
+    allowed = math.floor(fpir * len(strangers) + 1e-9)
+    return float(np.nextafter(np.partition(strangers, allowed)[allowed], -np.inf))
+
+
+def fpir(strangers: NDArray[np.float64], limit: float) -> Rate:
+    """Share of non-mated searches, by their nearest distances (n,), that name somebody at `limit`."""
+    return wilson(int((strangers <= limit).sum()), len(strangers))
+
+
+def fnir(distances: NDArray[np.float64], right: NDArray[np.bool_], limit: float) -> Rate:
+    """Share of mated searches that do not name the right person at `limit`.
+
+    Args:
+        distances: (n,) to the nearest enrolled face.
+        right: (n,) whether that face shows the person searched for.
+        limit: the threshold.
+    """
+    return wilson(int((~right | (distances > limit)).sum()), len(distances))

@@ -1,0 +1,51 @@
+"""retrieval.rates: shares, their intervals, and the threshold of a wanted FPIR."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval import rates
+
+
+def test_wilson_is_the_textbook_interval() -> None:
+    """Of 10 trials with 1 hit the interval is (0.0179, 0.4042): Newcombe 1998, table I's method."""
+    rate = rates.wilson(1, 10)
+    assert (rate.value, rate.n) == (0.1, 10)
+    assert rate.low == pytest.approx(0.0179, abs=1e-4)
+    assert rate.high == pytest.approx(0.4042, abs=1e-4)
+
+
+def test_no_trial_says_nothing() -> None:
+    rate = rates.wilson(0, 0)
+    assert math.isnan(rate.value)
+    assert (rate.low, rate.high) == (0.0, 1.0)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_an_interval_holds_its_share(trial: tuple[int, int]) -> None:
+    rate = rates.wilson(*trial)
+    assert 0 <= rate.low <= rate.value <= rate.high <= 1
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=200),
+    st.floats(0, 0.99),
+)
+def test_the_threshold_is_the_largest_that_keeps_the_wanted_fpir(distances: list[int], wanted: float) -> None:
+    """Ties included: one more distance let in would pass what was wanted."""
+    strangers = np.array(distances, np.float64)
+    limit = rates.threshold(strangers, wanted)
+    assert rates.fpir(strangers, limit).value <= wanted + 1e-9
+    beyond = strangers[strangers > limit].min()
+    assert rates.fpir(strangers, beyond).value > wanted
+
+
+def test_a_mated_search_fails_when_it_is_too_far_or_names_another() -> None:
+    distances = np.array([1.0, 2.0, 3.0, 4.0])
+    right = np.array([True, False, True, True])
+    assert rates.fnir(distances, right, 3.0).value == 0.5
+    assert rates.fnir(distances, right, 9.0).value == 0.25
+    assert rates.fnir(distances, right, 0.0).value == 1.0
