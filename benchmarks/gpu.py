@@ -46,8 +46,9 @@ from retrieval.gallery import Gallery
 from retrieval.ingestion import IngestReport, ingest
 from retrieval.torch_engine import TorchEngine
 from training import data
-from training.fit import FitConfig, Step, fit
+from training.fit import Step, fit
 from training.model import Network, build
+from training.recipes import FitConfig
 
 BATCHES = (1, 8, 32, 64, 128, 256, 512, 1024)
 TRAINING_BATCHES = (10, 64)

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -121,10 +121,11 @@ def train(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="MODEL", help="The new model's folder.", show_default=False)],
     weights: Annotated[str, typer.Option(help="Where to start from: imagenet (downloaded), none, or a FILE of ResNet50 weights.")] = "imagenet",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training photos.")] = 6,
-    batch_size: Annotated[int, typer.Option(min=2, help="Photos per step.")] = 10,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD, from 0 to below 1.")] = 0.9,
+    recipe: Annotated[str, typer.Option(metavar="paper|modern", help="How to train: as the paper says, or as measured best on the same epochs.")] = "paper",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training photos.", show_default="6")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Photos per step.", show_default="10")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="the recipe's; 0.01 is the paper's")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD, from 0 to below 1.", show_default="0.9")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to hold out.")] = 0.3,
     min_images: Annotated[int | None, typer.Option(min=2, help="Leave out identities with fewer photos than this.", show_default=False)] = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the network's input in pixels.")] = 224,
@@ -132,25 +133,28 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split, the order and the augmentation.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read photos.", show_default="0 on a CPU, one per core up to 8 beside a GPU")] = None,
     device: DeviceOption = "auto",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the training steps; auto is bf16 on a GPU that has it, else fp32.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from MODEL's checkpoint.")] = False,
 ) -> None:  # fmt: skip
     """Fine-tune ResNet50 on identity folders; write a model, its report and its figures.
 
     The defaults are the paper's recipe. Ctrl-C ends cleanly with a checkpoint; --resume goes on from it.
     """
-    _check(lr > 0, "--lr must be above 0")
-    _check(0 <= momentum < 1, "--momentum must be at least 0 and below 1")
+    _check(lr is None or lr > 0, "--lr must be above 0")
+    _check(momentum is None or 0 <= momentum < 1, "--momentum must be at least 0 and below 1")
+    _check(precision in ("auto", "fp32", "bf16"), "--precision must be auto, fp32 or bf16")
     _check(0 < val_fraction < 1, "--val-fraction must lie between 0 and 1")
     _check(0 < crop <= 1, "--crop must be above 0 and at most 1")
     cli = _training("cli")
+    _check(recipe in cli.RECIPES, f"--recipe must be {' or '.join(cli.RECIPES)}")
     from retrieval.bundle import Preprocessing
 
+    wishes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "momentum": momentum}
+    chosen = {name: wish for name, wish in wishes.items() if wish is not None}
     cli.train(
         data,
         out,
-        config=cli.FitConfig(
-            epochs=epochs, batch_size=batch_size, learning_rate=lr, momentum=momentum, seed=seed
-        ),
+        config=replace(cli.RECIPES[recipe], seed=seed, **chosen),
         options=cli.TrainingOptions(
             weights=weights,
             validation_fraction=val_fraction,
@@ -158,6 +162,7 @@ def train(
             preprocessing=Preprocessing(size=image_size, crop=crop),
             workers=workers,
             device=device,
+            precision=precision,
             resume=resume,
         ),
     )

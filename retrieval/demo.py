@@ -75,7 +75,7 @@ def _clear(out: Path) -> None:
 def _train(data: Path, out: Path) -> "TrainingResult":
     """From nothing, since weights would have to be downloaded; hence more epochs at a lower rate."""
     from training.cli import train
-    from training.fit import FitConfig
+    from training.recipes import FitConfig
     from training.run import TrainingOptions
 
     options = TrainingOptions(weights="none", min_images=2, preprocessing=Preprocessing(size=_SIZE, crop=1.0))

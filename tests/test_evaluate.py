@@ -12,8 +12,9 @@ from retrieval.bundle import Preprocessing
 from training import data
 from training.data import Sample, Split
 from training.evaluate import NEIGHBOURS, Evaluation, evaluate
-from training.fit import FitConfig, fit
+from training.fit import fit
 from training.model import Network, build
+from training.recipes import FitConfig
 
 SMALL = Preprocessing(size=32, crop=1.0)
 CPU = torch.device("cpu")

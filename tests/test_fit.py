@@ -21,8 +21,9 @@ from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
 from training import data, run
 from training.data import Split
-from training.fit import Epoch, FitConfig, History, Step, _Run, fit, pick_device
+from training.fit import Epoch, History, Step, _Run, fit, pick_device, pick_precision
 from training.model import Network, build
+from training.recipes import FitConfig
 from training.run import Observer, TrainingOptions, TrainingResult
 
 NARROW = "resnet14-narrow"
@@ -399,8 +400,40 @@ def test_the_rate_rises_linearly_while_warming_up_and_then_stays(
 ) -> None:
     """With four steps an epoch."""
     config = FitConfig(learning_rate=8.0, warmup_epochs=warmup_epochs)
-    started = _Run(network(6), split, SMALL, config, CPU, 0, "none")
+    started = _Run(network(6), split, SMALL, config, CPU, "fp32", 0, "none")
     assert [started._rate(step, 4) for step in range(10)] == pytest.approx(expected)
+
+
+def test_a_cosine_falls_from_the_full_rate_to_nothing_after_warming_up(split: Split) -> None:
+    """With four steps an epoch and one epoch of warming up, half of the rate is left in the middle of the rest."""
+    config = FitConfig(learning_rate=8.0, warmup_epochs=1.0, epochs=3, schedule="cosine")
+    started = _Run(network(6), split, SMALL, config, CPU, "fp32", 0, "none")
+    rates = [started._rate(step, 4) for step in range(13)]
+    assert rates[:5] == pytest.approx([2, 4, 6, 8, 8])
+    assert rates[8] == pytest.approx(4)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[12] == pytest.approx(0)
+
+
+def test_a_run_that_only_warms_up_reaches_the_full_rate_at_its_end(split: Split) -> None:
+    config = FitConfig(learning_rate=8.0, warmup_epochs=1.0, epochs=1, schedule="cosine")
+    started = _Run(network(6), split, SMALL, config, CPU, "fp32", 0, "none")
+    assert [started._rate(step, 4) for step in range(4)] == pytest.approx([2, 4, 6, 8])
+
+
+def test_steps_in_bfloat16_learn_too_and_leave_float32(colours: Split) -> None:
+    fitted = network(2)
+    config = FitConfig(epochs=4, batch_size=8, warmup_epochs=1.0, displacement=0.05)
+    history = fit(fitted, colours, SMALL, config, device=CPU, precision="bf16")
+    assert history.epochs[-1].validation_accuracy > 0.9
+    assert {parameter.dtype for parameter in fitted.parameters()} == {torch.float32}
+    exact = fit(network(2), colours, SMALL, config, device=CPU)
+    assert history.losses != exact.losses
+
+
+def test_the_automatic_precision_is_float32_on_a_cpu() -> None:
+    assert pick_precision("auto", CPU) == "fp32"
+    assert pick_precision("bf16", CPU) == "bf16"
 
 
 def test_the_first_of_four_steps_of_warming_up_is_taken_at_a_quarter_of_the_rate(split: Split) -> None:
@@ -542,6 +575,7 @@ def test_the_recipe_of_a_run_is_in_its_card(trained: TrainingResult) -> None:
         "weights": "none",
         "started_fresh": ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"],
         "optimizer": "SGD with momentum",
+        "precision": "fp32",
     }
     assert trained.bundle.labels == trained.split.labels
     assert trained.bundle.preprocessing == SMALL

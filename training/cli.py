@@ -15,11 +15,12 @@ from retrieval.errors import Interrupted
 from retrieval.interrupt import graceful
 from training import run
 from training.data import Split
-from training.fit import Epoch, FitConfig, Step
+from training.fit import Epoch, Step
 from training.model import Network, Start, layer_table
+from training.recipes import RECIPES, FitConfig
 from training.run import Observer, TrainingOptions, TrainingResult
 
-__all__ = ["FitConfig", "TrainingOptions", "print_layers", "train"]
+__all__ = ["RECIPES", "TrainingOptions", "print_layers", "train"]
 
 
 def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> TrainingResult:

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,37 +23,9 @@ from training.data import (
     plain_batches,
 )
 from training.model import Network
+from training.recipes import FitConfig
 
 _EVALUATION_BATCH: Final = 64
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """The recipe. The defaults are the paper's.
-
-    Attributes:
-        epochs: passes over the training photos.
-        batch_size: photos a step.
-        learning_rate: of stochastic gradient descent.
-        momentum: share of the last step that is kept.
-        weight_decay: L2 penalty.
-        displacement: the farthest that a photo is moved, horizontally and vertically, as a share of its
-            side.
-        flip: whether half of the photos are mirrored.
-        warmup_epochs: over how many epochs the rate rises from nothing to `learning_rate`; needed where
-            whole stages start fresh.
-        seed: of the order and of the augmentation.
-    """
-
-    epochs: int = 6
-    batch_size: int = 10
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    displacement: float = 1 / 16
-    flip: bool = True
-    warmup_epochs: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +97,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_precision(name: str, device: torch.device) -> str:
+    """The precision that a name means; "auto" is bfloat16 on a GPU that has it, else float32.
+
+    bfloat16 keeps float32's range, so that the loss needs no scaling; parameters, their updates and batch
+    normalisation's statistics stay float32.
+
+    Raises:
+        InputError: the device has no bfloat16.
+    """
+    able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+    if name == "bf16" and not able:
+        raise InputError(f"The device {device} has no bfloat16; use --precision fp32.")
+    if name == "auto":
+        return "bf16" if able and device.type == "cuda" else "fp32"
+    return name
+
+
 def fit(
     network: Network,
     split: Split,
@@ -133,6 +121,7 @@ def fit(
     config: FitConfig,
     *,
     device: torch.device,
+    precision: str = "fp32",
     workers: int = 0,
     weights: str = "none",
     checkpoint: Path | None = None,
@@ -148,7 +137,8 @@ def fit(
         split: trained on `train`, measured on `validation` after every epoch.
         preprocessing: how photos become pixels.
         config: the recipe.
-        device: CPU or CUDA; on CUDA with mixed precision (bfloat16) and pinned loaders.
+        device: CPU or CUDA, where loaders pin their memory.
+        precision: "fp32", or "bf16" for mixed precision while learning; figures are measured in float32.
         workers: processes that read photos; 0 reads them in this one.
         weights: where the network's parameters came from; a checkpoint remembers it.
         checkpoint: a file that is rewritten after every epoch and on stopping.
@@ -161,7 +151,7 @@ def fit(
         InputError: the checkpoint belongs to another run.
         RunError: the loss became infinite or not a number.
     """
-    run = _Run(network, split, preprocessing, config, device, workers, weights)
+    run = _Run(network, split, preprocessing, config, device, precision, workers, weights)
     if resume and checkpoint and checkpoint.exists():
         run.restore(checkpoint)
     while run.progress.epoch < config.epochs:
@@ -190,12 +180,14 @@ class _Run:
         preprocessing: Preprocessing,
         config: FitConfig,
         device: torch.device,
+        precision: str,
         workers: int,
         weights: str,
     ) -> None:
         self.network = network.to(device=device, memory_format=torch.channels_last)
         self.config = config
         self.device = device
+        self.precision = precision
         self.workers = workers
         self.train = AugmentedPhotographs(
             Photographs(split.train, preprocessing),
@@ -212,7 +204,7 @@ class _Run:
             fused=device.type in ("cpu", "cuda"),
         )
         self.progress = _Progress()
-        self.identity = _run_identity(split, preprocessing, config, weights, network.architecture)
+        self.identity = _run_identity(split, preprocessing, config, precision, weights, network.architecture)
 
     def one_epoch(self, on_step: Callable[[Step], None], should_stop: Callable[[], bool]) -> None:
         """Trains from where the run stands to the end of the epoch, and validates.
@@ -248,7 +240,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         labels = labels.to(self.device, non_blocking=True)
-        with _precision(self.device):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             _, logits = self.network(pixels.to(self.device, non_blocking=True))
             loss = nn.functional.cross_entropy(logits, labels)
         value = self._finite(loss.item())
@@ -265,9 +257,15 @@ class _Run:
         return loss
 
     def _rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted over the whole run: a linear rise, then constant."""
-        rise = self.config.warmup_epochs * steps
-        return self.config.learning_rate * (min(1.0, (step + 1) / rise) if rise else 1.0)
+        """The learning rate of a step, counted over the whole run: a linear rise, then the schedule."""
+        config = self.config
+        rise = config.warmup_epochs * steps
+        if step + 1 < rise:
+            return config.learning_rate * (step + 1) / rise
+        if config.schedule == "constant":
+            return config.learning_rate
+        done = (step - rise) / max(1.0, config.epochs * steps - rise)
+        return config.learning_rate * (1 + math.cos(math.pi * max(0.0, done))) / 2
 
     def _finish_epoch(self, steps: int, started: float) -> None:
         progress = self.progress
@@ -360,20 +358,17 @@ def outputs(
             yield embeddings, logits, labels.to(device)
 
 
-@contextmanager
-def _precision(device: torch.device) -> Iterator[None]:
-    """bfloat16 on a GPU that has it (it needs no loss scaling); float32 elsewhere."""
-    mixed = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-        yield
-
-
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _run_identity(
-    split: Split, preprocessing: Preprocessing, config: FitConfig, weights: str, architecture: str
+    split: Split,
+    preprocessing: Preprocessing,
+    config: FitConfig,
+    precision: str,
+    weights: str,
+    architecture: str,
 ) -> str:
     """What two runs must share for one to go on from the other's checkpoint, as JSON."""
     import hashlib
@@ -385,6 +380,7 @@ def _run_identity(
     parts: dict[str, Any] = {
         **asdict(config),
         **asdict(preprocessing),
+        "precision": precision,
         "weights": weights,
         "architecture": architecture,
         "photos": photos.hexdigest(),

@@ -17,8 +17,9 @@ from retrieval.files import why
 from training import data
 from training.evaluate import Evaluation, evaluate
 from training.export import export
-from training.fit import Epoch, FitConfig, History, Step, fit, pick_device
+from training.fit import Epoch, History, Step, fit, pick_device, pick_precision
 from training.model import Start, build
+from training.recipes import FitConfig
 from training.report import write_report
 
 _CHECKPOINT: Final = "checkpoint.safetensors"
@@ -38,6 +39,7 @@ class TrainingOptions:
         workers: processes that read photos; None is none on a CPU, whose cores all train, and one per core
             up to 8 beside a GPU.
         device: "auto", "cpu", "cuda", ...
+        precision: of the steps: "auto" (bf16 on a GPU that has it, else fp32), "fp32" or "bf16".
         resume: go on from the folder's checkpoint.
         architecture: a key of `training.model.ARCHITECTURES`.
     """
@@ -48,6 +50,7 @@ class TrainingOptions:
     preprocessing: Preprocessing = field(default=Preprocessing(size=224, crop=1.0))
     workers: int | None = None
     device: str = "auto"
+    precision: str = "auto"
     resume: bool = False
     architecture: str = "resnet50"
 
@@ -94,6 +97,7 @@ def train(
         raise InputError(f"The model {out} would lie among the photos of {folder}; choose another --out.")
     checkpoint = _claim(out, resume=options.resume)
     device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
     workers = _workers(options.workers, device)
     split = data.load(
         folder,
@@ -115,6 +119,7 @@ def train(
         options.preprocessing,
         config,
         device=device,
+        precision=precision,
         workers=workers,
         weights=start.source,
         checkpoint=checkpoint,
@@ -131,6 +136,7 @@ def train(
         "weights": start.source,
         "started_fresh": [*start.fresh, "fc"],
         "optimizer": "SGD with momentum",
+        "precision": precision,
     }
     observer.on_stage("writing the report")
     write_report(out, split=split, history=history, evaluation=evaluation, figures=figures, recipe=recipe)

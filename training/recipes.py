@@ -1,0 +1,45 @@
+"""Recipes: how a network is trained. The paper's, and the best that we found on the same budget of epochs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """A recipe. The defaults are the paper's.
+
+    Attributes:
+        recipe: the name of what it is or was derived from; a key of RECIPES.
+        epochs: passes over the training photos.
+        batch_size: photos a step.
+        learning_rate: of stochastic gradient descent.
+        schedule: what becomes of the rate after warming up: it stays, or falls along half a cosine to
+            nothing at the end of the run (Loshchilov and Hutter, 2017).
+        momentum: share of the last step that is kept.
+        weight_decay: L2 penalty.
+        displacement: the farthest that a photo is moved, horizontally and vertically, as a share of its
+            side.
+        flip: whether half of the photos are mirrored.
+        warmup_epochs: over how many epochs the rate rises from nothing to `learning_rate`; needed where
+            whole stages start fresh.
+        seed: of the order and of the augmentation.
+    """
+
+    recipe: str = "paper"
+    epochs: int = 6
+    batch_size: int = 10
+    learning_rate: float = 0.01
+    schedule: Literal["constant", "cosine"] = "constant"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    displacement: float = 1 / 16
+    flip: bool = True
+    warmup_epochs: float = 0.0
+    seed: int = 0
+
+
+RECIPES: Final[Mapping[str, FitConfig]] = {
+    "paper": FitConfig(),
+    "modern": FitConfig(recipe="modern", schedule="cosine"),
+}
