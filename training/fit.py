@@ -34,7 +34,7 @@ class Epoch:
 
     Attributes:
         epoch: counted from 1.
-        loss: mean cross-entropy over the epoch's steps, while learning.
+        loss: mean of what is minimised (the recipe's cross-entropy) over the epoch's steps, while learning.
         accuracy: share of the training photos named rightly, while learning (augmented).
         validation_loss: mean cross-entropy on the held-out photos, after the epoch.
         validation_accuracy: share of the held-out photos named rightly, after the epoch.
@@ -242,7 +242,7 @@ class _Run:
         labels = labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             _, logits = self.network(pixels.to(self.device, non_blocking=True))
-            loss = nn.functional.cross_entropy(logits, labels)
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         value = self._finite(loss.item())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

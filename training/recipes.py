@@ -18,6 +18,7 @@ class FitConfig:
             nothing at the end of the run (Loshchilov and Hutter, 2017).
         momentum: share of the last step that is kept.
         weight_decay: L2 penalty.
+        label_smoothing: share of each target that is spread over all identities (Szegedy et al., 2016).
         displacement: the farthest that a photo is moved, horizontally and vertically, as a share of its
             side.
         flip: whether half of the photos are mirrored.
@@ -33,6 +34,7 @@ class FitConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
     displacement: float = 1 / 16
     flip: bool = True
     warmup_epochs: float = 0.0
@@ -41,5 +43,5 @@ class FitConfig:
 
 RECIPES: Final[Mapping[str, FitConfig]] = {
     "paper": FitConfig(),
-    "modern": FitConfig(recipe="modern", schedule="cosine"),
+    "modern": FitConfig(recipe="modern", schedule="cosine", label_smoothing=0.1),
 }
