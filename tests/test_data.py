@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from retrieval.bundle import Preprocessing
 from retrieval.errors import DataError
 from training import data
-from training.data import AugmentedPhotographs, EpochBatches, Photographs, Sample, Split, displaced
+from training.augmentation import Augmentation, displaced
+from training.data import AugmentedPhotographs, EpochBatches, Photographs, Sample, Split
 
 # A machine with a single core, and Python from 3.12 on, warn of worker processes.
 with_workers = pytest.mark.filterwarnings(
@@ -246,35 +247,6 @@ def test_one_identity_is_too_few(tmp_path: Path, photos: dict[str, int], min_ima
     )
 
 
-def test_a_picture_moved_down_and_left_is_black_at_the_top_and_the_right() -> None:
-    picture = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.uint8)[:, :, None]
-    expected = torch.tensor([[0, 0, 0], [2, 3, 0], [5, 6, 0]], dtype=torch.uint8)[:, :, None]
-    assert torch.equal(displaced(picture, 1, -1), expected)
-
-
-@settings(deadline=None)
-@given(
-    height=st.integers(1, 7),
-    width=st.integers(1, 7),
-    channels=st.sampled_from([1, 3]),
-    down=st.integers(-10, 10),
-    right=st.integers(-10, 10),
-)
-def test_every_pixel_of_a_displaced_picture_is_the_one_it_came_from_or_black(
-    height: int, width: int, channels: int, down: int, right: int
-) -> None:
-    count = height * width * channels
-    picture = torch.arange(1, count + 1, dtype=torch.uint8).reshape(height, width, channels)
-    expected = torch.zeros_like(picture)
-    for y in range(height):
-        for x in range(width):
-            if 0 <= y - down < height and 0 <= x - right < width:
-                expected[y, x] = picture[y - down, x - right]
-    before = picture.clone()
-    assert torch.equal(displaced(picture, down, right), expected)
-    assert torch.equal(picture, before)
-
-
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     """Thirteen pictures of noise, 16 x 16."""
@@ -284,7 +256,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
 
 
 def augmented(photographs: Photographs, **options: Any) -> AugmentedPhotographs:
-    return AugmentedPhotographs(photographs, **{"displacement": 0.2, "flip": True, "seed": 0, **options})
+    seed = options.pop("seed", 0)
+    return AugmentedPhotographs(photographs, Augmentation(**{"displacement": 0.2, **options}), seed=seed)
 
 
 def test_photographs_are_their_files_pixels_and_labels(photographs: Photographs) -> None:

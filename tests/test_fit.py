@@ -20,6 +20,7 @@ from torch import Tensor
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
 from training import data, run
+from training.augmentation import Augmentation
 from training.data import Split
 from training.fit import Epoch, History, Step, _Run, fit, pick_device, pick_precision
 from training.model import Network, build
@@ -287,7 +288,7 @@ def resumed(split: Split, checkpoint: Path, **changes: Any) -> str:
         ({"config": replace(CONFIG, batch_size=4)}, "with batch_size 8 (now 4)"),
         ({"config": replace(CONFIG, epochs=9)}, "with epochs 3 (now 9)"),
         ({"config": replace(CONFIG, seed=1)}, "with seed 0 (now 1)"),
-        ({"config": replace(CONFIG, flip=False)}, "with flip True (now False)"),
+        ({"config": replace(CONFIG, augmentation=Augmentation(flip=False))}, "with flip True (now False)"),
         ({"preprocessing": Preprocessing(size=40, crop=1.0)}, "with size 32 (now 40)"),
         ({"preprocessing": Preprocessing(size=32, crop=0.5)}, "with crop 1.0 (now 0.5)"),
         ({"weights": "imagenet"}, "with weights none (now imagenet)"),
@@ -405,7 +406,7 @@ def test_the_rate_rises_linearly_while_warming_up_and_then_stays(
 
 
 def test_a_cosine_falls_from_the_full_rate_to_nothing_after_warming_up(split: Split) -> None:
-    """With four steps an epoch and one epoch of warming up, half of the rate is left in the middle of the rest."""
+    """With four steps an epoch and one of three epochs of warming up, half is left in the middle."""
     config = FitConfig(learning_rate=8.0, warmup_epochs=1.0, epochs=3, schedule="cosine")
     started = _Run(network(6), split, SMALL, config, CPU, "fp32", 0, "none")
     rates = [started._rate(step, 4) for step in range(13)]
@@ -423,7 +424,7 @@ def test_a_run_that_only_warms_up_reaches_the_full_rate_at_its_end(split: Split)
 
 def test_steps_in_bfloat16_learn_too_and_leave_float32(colours: Split) -> None:
     fitted = network(2)
-    config = FitConfig(epochs=4, batch_size=8, warmup_epochs=1.0, displacement=0.05)
+    config = FitConfig(epochs=4, batch_size=8, warmup_epochs=1.0, augmentation=Augmentation(0.05))
     history = fit(fitted, colours, SMALL, config, device=CPU, precision="bf16")
     assert history.epochs[-1].validation_accuracy > 0.9
     assert {parameter.dtype for parameter in fitted.parameters()} == {torch.float32}
@@ -449,7 +450,7 @@ def test_the_first_of_four_steps_of_warming_up_is_taken_at_a_quarter_of_the_rate
 
 def test_two_colours_are_learned(colours: Split) -> None:
     """Chance is a half; the loss falls."""
-    config = FitConfig(epochs=4, batch_size=8, warmup_epochs=1.0, displacement=0.05)
+    config = FitConfig(epochs=4, batch_size=8, warmup_epochs=1.0, augmentation=Augmentation(0.05))
     history = fit(network(2), colours, SMALL, config, device=CPU)
     first, last = history.epochs[0], history.epochs[-1]
     assert last.loss < 0.3 * first.loss
@@ -570,7 +571,7 @@ def test_the_recorded_split_is_the_one_that_its_options_give(trained: TrainingRe
 
 def test_the_recipe_of_a_run_is_in_its_card(trained: TrainingResult) -> None:
     assert trained.bundle.recipe == {
-        **asdict(WHOLE_RUN),
+        **WHOLE_RUN.plain(),
         "warmup_epochs": 1.0,
         "weights": "none",
         "started_fresh": ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"],

@@ -16,6 +16,7 @@ from retrieval import pixels
 from retrieval.bundle import Preprocessing
 from retrieval.errors import DataError, UnreadableImage
 from retrieval.folders import File, walk
+from training.augmentation import Augmentation, augmented
 
 # How many names an error spells out before it says "and N more".
 _NAMES_SHOWN = 8
@@ -175,16 +176,15 @@ class Photographs(Dataset[tuple[torch.Tensor, int]]):
 
 
 class AugmentedPhotographs(Dataset[tuple[torch.Tensor, int]]):
-    """Samples flipped and displaced at random; its keys are (epoch, index).
+    """Samples changed at random; its keys are (epoch, index).
 
     What happens to a photo is a function of (seed, epoch, index), whichever worker reads it and whatever
     was read before, so that an interrupted epoch can go on and end as if it had not been interrupted.
     """
 
-    def __init__(self, plain: Photographs, *, displacement: float, flip: bool, seed: int) -> None:
+    def __init__(self, plain: Photographs, augmentation: Augmentation, *, seed: int) -> None:
         self.plain = plain
-        self.reach = round(displacement * plain.preprocessing.size)
-        self.flip = flip
+        self.augmentation = augmentation
         self.seed = seed
 
     def __len__(self) -> int:
@@ -195,30 +195,7 @@ class AugmentedPhotographs(Dataset[tuple[torch.Tensor, int]]):
         picture, label = self.plain[index]
         # Not 0: numpy pads seeds with zeros, and [seed, epoch] shuffles the epoch.
         random = np.random.default_rng([self.seed, epoch, index + 1])
-        down, right = random.integers(-self.reach, self.reach + 1, size=2).tolist()
-        if self.flip and random.random() < 0.5:
-            picture = picture.flip(1)
-        return displaced(picture, down, right), label
-
-
-def displaced(picture: torch.Tensor, down: int, right: int) -> torch.Tensor:
-    """A picture moved by whole pixels, black where nothing is left.
-
-    Args:
-        picture: (H, W, C) uint8.
-        down: pixels; negative is up.
-        right: pixels; negative is left.
-
-    Returns:
-        A new tensor of the same shape.
-    """
-    height, width = picture.shape[:2]
-    down, right = max(-height, min(down, height)), max(-width, min(right, width))
-    moved = torch.zeros_like(picture)
-    moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = picture[
-        max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
-    ]
-    return moved
+        return augmented(picture, self.augmentation, random), label
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -190,10 +190,7 @@ class _Run:
         self.precision = precision
         self.workers = workers
         self.train = AugmentedPhotographs(
-            Photographs(split.train, preprocessing),
-            displacement=config.displacement,
-            flip=config.flip,
-            seed=config.seed,
+            Photographs(split.train, preprocessing), config.augmentation, seed=config.seed
         )
         self.validation = Photographs(split.validation, preprocessing)
         self.optimizer = torch.optim.SGD(
@@ -378,7 +375,7 @@ def _run_identity(
         for sample in samples:
             photos.update(f"{sample.path.name}\n{sample.label}\n".encode())
     parts: dict[str, Any] = {
-        **asdict(config),
+        **config.plain(),
         **asdict(preprocessing),
         "precision": precision,
         "weights": weights,

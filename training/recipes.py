@@ -1,8 +1,10 @@
 """Recipes: how a network is trained. The paper's, and the best that we found on the same budget of epochs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from training.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,7 @@ class FitConfig:
         momentum: share of the last step that is kept.
         weight_decay: L2 penalty.
         label_smoothing: share of each target that is spread over all identities (Szegedy et al., 2016).
-        displacement: the farthest that a photo is moved, horizontally and vertically, as a share of its
-            side.
-        flip: whether half of the photos are mirrored.
+        augmentation: how photos are changed while learning.
         warmup_epochs: over how many epochs the rate rises from nothing to `learning_rate`; needed where
             whole stages start fresh.
         seed: of the order and of the augmentation.
@@ -35,13 +35,23 @@ class FitConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
-    displacement: float = 1 / 16
-    flip: bool = True
+    augmentation: Augmentation = field(default=Augmentation())
     warmup_epochs: float = 0.0
     seed: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """Every setting by its name, the augmentation's among the others."""
+        settings = asdict(self)
+        augmentation = settings.pop("augmentation")
+        return {**settings, **augmentation}
 
 
 RECIPES: Final[Mapping[str, FitConfig]] = {
     "paper": FitConfig(),
-    "modern": FitConfig(recipe="modern", schedule="cosine", label_smoothing=0.1),
+    "modern": FitConfig(
+        recipe="modern",
+        schedule="cosine",
+        label_smoothing=0.1,
+        augmentation=Augmentation(zoom=0.1, turn=8.0, colour=0.2),
+    ),
 }

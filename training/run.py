@@ -132,7 +132,7 @@ def train(
     evaluation = evaluate(network, split, options.preprocessing, workers=workers)
     figures = _figures(split, history, evaluation, device, time.monotonic() - started)
     recipe = {
-        **asdict(config),
+        **config.plain(),
         "weights": start.source,
         "started_fresh": [*start.fresh, "fc"],
         "optimizer": "SGD with momentum",
