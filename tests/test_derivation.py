@@ -13,7 +13,7 @@ import torch
 from retrieval import pixels
 from retrieval.bundle import Embedding, ModelBundle
 from retrieval.embedder import Embedder
-from retrieval.errors import BundleError, DataError, InputError, StorageError
+from retrieval.errors import BundleError, DataError, InputError
 from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest
 from tests.test_cli import Faceprint, faceprint  # noqa: F401 (a fixture)
@@ -145,6 +145,14 @@ def test_another_length_keeps_the_projection_and_needs_no_photos(derived: Any, t
     assert np.linalg.norm(after, axis=1).max() > 1.5
 
 
+def test_without_its_projection_a_model_is_the_one_that_it_was_derived_from(
+    model: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    there = derive(model, tmp_path / "there.model", Embedding(dimensions=5), data=faces)
+    back = derive(there.bundle, tmp_path / "back.model", Embedding())
+    assert back.bundle.fingerprint == model.fingerprint
+
+
 def test_photos_that_are_gone_or_damaged_are_left_out_and_named(
     model: ModelBundle, faces: Path, tmp_path: Path
 ) -> None:
@@ -208,7 +216,7 @@ def test_a_new_projection_needs_photos(model: ModelBundle, derived: Any, tmp_pat
 
 
 def test_a_folder_that_exists_is_not_written_into(model: ModelBundle, tmp_path: Path) -> None:
-    assert _refusal(StorageError, model, tmp_path, Embedding("unit")) == (
+    assert _refusal(InputError, model, tmp_path, Embedding("unit")) == (
         f"{tmp_path} exists already; choose another folder with --out."
     )
 

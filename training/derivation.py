@@ -80,10 +80,10 @@ def derive(
         on_stage: told of what begins.
 
     Raises:
-        InputError: nothing would change, or `embedding` cannot be had from what is given.
+        InputError: nothing would change, `embedding` cannot be had from what is given, or `out` exists.
         DataError: `data` does not have the model's photos.
         BundleError: the model's files are not what its card says.
-        StorageError: `out` exists or cannot be written.
+        StorageError: `out` cannot be written.
     """
     _check(model, out, embedding, data)
     on_stage("reading the model")
@@ -96,10 +96,11 @@ def derive(
         on_stage(stage)
         return None if split is None else _measured(network, split, model, workers)
 
-    if split is not None:
+    learns = _learns(model.embedding, embedding)
+    if split is not None and learns:
         projection.check(embedding, network, photos=len(split.train))
     before = measured("measuring the model as it is")
-    if split is None or not _learns(model.embedding, embedding):
+    if split is None or not learns:
         network.embed_as(embedding, _projection(network))
     else:
         on_stage("learning the projection")
@@ -118,7 +119,7 @@ def _check(model: ModelBundle, out: Path, embedding: Embedding, data: Path | Non
             "--data."
         )
     if out.exists():
-        raise StorageError(f"{out} exists already; choose another folder with --out.")
+        raise InputError(f"{out} exists already; choose another folder with --out.")
     if data is not None and out.resolve().is_relative_to(data.resolve()):
         raise InputError(f"The model {out} would lie among the photos of {data}; choose another --out.")
 

@@ -104,7 +104,9 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
                 f"{' and '.join(embedding.layers)} give {features:,} numbers, which cannot be projected to "
                 f"{dimensions:,} dimensions; choose fewer."
             )
-        if dimensions is not None and projection is None:
+        if dimensions is None:
+            projection = None
+        elif projection is None:
             projection = Projection(torch.zeros(features), torch.zeros(dimensions, features))
         self.embedding = embedding
         self.dimension = features if dimensions is None else dimensions
