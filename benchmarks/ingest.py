@@ -136,7 +136,7 @@ def _plain_loop(bundle: ModelBundle) -> Callable[[Sequence[Any]], float]:
 
     from training.model import Network
 
-    network = Network(len(bundle.labels), architecture=bundle.architecture)
+    network = Network(len(bundle.labels), architecture=bundle.architecture, embedding=bundle.embedding)
     network.load_state_dict(load_file(bundle.weights_path))
     network.eval()
     size, crop = bundle.preprocessing.size, bundle.preprocessing.crop

@@ -60,7 +60,7 @@ def search(
 ) -> None:  # fmt: skip
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
-    Distances are Euclidean between avg_pool embeddings; smaller is closer. For pictures the classifier's
+    Distances are Euclidean between embeddings; smaller is closer. For pictures the classifier's
     prediction comes too. Conditions decide which photos are compared at all, so -k photos come back.
     """
     asked = [*(images or []), *(_listed(paths) if paths is not None else [])]

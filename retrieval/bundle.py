@@ -18,15 +18,22 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import BundleError, StorageError
+from retrieval.errors import BundleError, InputError, StorageError
 from retrieval.files import sync, why, write_durably
 
-FORMAT: Final = 1
+# The newest card that is read. One with the paper's embedding has format 1, as it always had: who is older
+# reads it, and refuses the others.
+FORMAT: Final = 2
+
+Length = Literal["raw", "unit"]
+Pooling = Literal["avg", "gem"]
+# The stages of a ResNet whose activations may be embedded, in the order in which a picture passes them.
+LAYERS: Final = ("layer1", "layer2", "layer3", "layer4")
 
 # Stands in the place of the name of somebody who was forgotten.
 FORGOTTEN: Final = "(forgotten)"
@@ -61,6 +68,66 @@ class Preprocessing:
     crop: float
 
 
+def _among(kind: str, chosen: object, known: Sequence[str]) -> None:
+    if chosen not in known:
+        raise InputError(f"There is no {kind} {chosen}; choose of {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How a network's activations become an embedding. The defaults are the paper's: avg_pool as it is.
+
+    In this order: each layer's activations are pooled to a number a channel; the layers' numbers stand side
+    by side; their projection; their length. Distances are Euclidean whatever is chosen.
+
+    Attributes:
+        length: "raw", or "unit": divided by its Euclidean length (a distance d then says that the cosine is
+            1 - d**2 / 2).
+        layers: some of LAYERS, in their order.
+        pooling: "avg", the mean over the picture, or "gem", its generalized mean with exponent 3
+            (Radenovic et al., 2018).
+        dimensions: how many principal components of the training photos' embeddings are kept, centred; None
+            for no projection.
+        whiten: whether each component is divided by its standard deviation over the training photos.
+
+    Raises:
+        InputError: no such choice, or choices that do not go together.
+    """
+
+    length: Length = "raw"
+    layers: tuple[str, ...] = ("layer4",)
+    pooling: Pooling = "avg"
+    dimensions: int | None = None
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        _among("length", self.length, get_args(Length))
+        _among("pooling", self.pooling, get_args(Pooling))
+        for layer in self.layers:
+            _among("layer", layer, LAYERS)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise InputError(
+                "Name at least one layer, each once, in the order in which a picture passes them."
+            )
+        if self.dimensions is not None and self.dimensions < 1:
+            raise InputError("A projection keeps at least 1 dimension.")
+        if self.whiten and self.dimensions is None:
+            raise InputError("Only a projection can be whitened; say to how many dimensions.")
+
+    @property
+    def unprojected(self) -> "Embedding":
+        """The same without its projection."""
+        return dataclasses.replace(self, dimensions=None, whiten=False)
+
+    def __str__(self) -> str:
+        pooled = {"avg": "avg_pool", "gem": "generalized mean (p = 3)"}[self.pooling]
+        words = [pooled if self.layers == ("layer4",) else f"{pooled} of {' and '.join(self.layers)}"]
+        if self.dimensions is not None:
+            whitened = "whitened " if self.whiten else ""
+            words.append(f"projected to {self.dimensions} {whitened}principal components")
+        return ", ".join([*words, "unit length"] if self.length == "unit" else words)
+
+
 @dataclass(frozen=True)
 class ModelBundle:
     """A model on disk: its labels, its preprocessing, its recipe and its figures.
@@ -71,14 +138,15 @@ class ModelBundle:
         labels: the identities that the classifier knows, in the order of its outputs.
         preprocessing: how a picture becomes pixels.
         dimension: how many float32 numbers an embedding has.
-        fingerprint: SHA-256, in hex, over weights, architecture and preprocessing. Two bundles with
-            the same fingerprint give the same embeddings; galleries refuse any other.
+        fingerprint: SHA-256, in hex, over weights, architecture, preprocessing and embedding. Two bundles
+            with the same fingerprint give the same embeddings; galleries refuse any other.
         recipe: how it was trained.
         split: which photos were trained on and which held out, relative to the data folder.
         figures: what was measured after training.
         versions: of the packages that made it.
         created_at: ISO 8601, UTC.
         files: SHA-256 of the weights file and of the graph file.
+        embedding: how activations become an embedding; a card that does not say means the paper's.
     """
 
     folder: Path
@@ -93,6 +161,7 @@ class ModelBundle:
     versions: Mapping[str, str]
     created_at: str
     files: Mapping[str, str]
+    embedding: Embedding = Embedding()
 
     @property
     def input_size(self) -> int:
@@ -124,8 +193,14 @@ class ModelBundle:
                 folder=folder,
                 labels=tuple(card["labels"]),
                 preprocessing=Preprocessing(**card["preprocessing"]),
+                embedding=_embedding(card.get("embedding", {})),
                 **{name: card[name] for name in _PLAIN_FIELDS},
             )
+        except InputError as error:
+            raise BundleError(
+                f"{folder / _CARD} states an embedding that this version of faceprint does not know "
+                f"({str(error).partition(';')[0]}); upgrade faceprint."
+            ) from error
         except (KeyError, TypeError) as error:
             raise BundleError(
                 f"{folder / _CARD} is damaged: {error} is wrong; train the model again."
@@ -162,6 +237,7 @@ class ModelBundle:
         figures: Mapping[str, Any],
         versions: Mapping[str, str],
         created_at: str,
+        embedding: Embedding = Embedding(),
     ) -> "ModelBundle":
         """Writes a bundle into `folder`, which may exist; the card last, and durably.
 
@@ -178,13 +254,16 @@ class ModelBundle:
             labels=labels,
             preprocessing=preprocessing,
             dimension=dimension,
-            fingerprint=fingerprint_of(tensors, architecture=architecture, preprocessing=preprocessing),
+            fingerprint=fingerprint_of(
+                tensors, architecture=architecture, preprocessing=preprocessing, embedding=embedding
+            ),
             recipe=recipe,
             split=split,
             figures=figures,
             versions=versions,
             created_at=created_at,
             files={_WEIGHTS: hashlib.sha256(weights).hexdigest(), _GRAPH: hashlib.sha256(graph).hexdigest()},
+            embedding=embedding,
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +280,14 @@ class ModelBundle:
         """The text of bundle.json."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
-        return json.dumps({"format": FORMAT, **fields}, ensure_ascii=False, indent=1) + "\n"
+        if self.embedding == Embedding():
+            del fields["embedding"]
+        return (
+            json.dumps(
+                {"format": FORMAT if "embedding" in fields else 1, **fields}, ensure_ascii=False, indent=1
+            )
+            + "\n"
+        )
 
     def card_sha256(self) -> str:
         """SHA-256, in hex, of bundle.json as it is on disk; of nothing where it is missing."""
@@ -280,7 +366,10 @@ class ModelBundle:
                     f"{self.folder / name} is not the file that {_CARD} names; copy the model whole again."
                 )
         actual = fingerprint_of(
-            load_file(self.weights_path), architecture=self.architecture, preprocessing=self.preprocessing
+            load_file(self.weights_path),
+            architecture=self.architecture,
+            preprocessing=self.preprocessing,
+            embedding=self.embedding,
         )
         if actual != self.fingerprint:
             raise BundleError(f"{self.folder / _CARD} states another fingerprint than its weights have.")
@@ -289,22 +378,40 @@ class ModelBundle:
 _PLAIN_FIELDS: Final = tuple(
     field.name
     for field in dataclasses.fields(ModelBundle)
-    if field.name not in ("folder", "labels", "preprocessing")
+    if field.name not in ("folder", "labels", "preprocessing", "embedding")
 )
 
 
 def fingerprint_of(
-    tensors: Mapping[str, NDArray[Any]], *, architecture: str, preprocessing: Preprocessing
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    architecture: str,
+    preprocessing: Preprocessing,
+    embedding: Embedding = Embedding(),
 ) -> str:
-    """SHA-256, in hex, over what decides an embedding: weights, architecture and preprocessing."""
+    """SHA-256, in hex, over what decides an embedding: weights, architecture, preprocessing and options."""
     digest = hashlib.sha256()
     contract = {"architecture": architecture, "preprocessing": dataclasses.asdict(preprocessing)}
+    # The paper's embedding goes without saying: galleries know fingerprints from before there were others.
+    if embedding != Embedding():
+        contract["embedding"] = dataclasses.asdict(embedding)
     digest.update(json.dumps(contract, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = np.asarray(tensors[name], order="C")
         digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.data)
     return digest.hexdigest()
+
+
+def _embedding(card: Mapping[str, Any]) -> Embedding:
+    """What a card says of it.
+
+    Raises:
+        TypeError, InputError: nothing that this version knows.
+    """
+    if "layers" not in card:
+        return Embedding(**card)
+    return Embedding(**{**card, "layers": tuple(card["layers"])})
 
 
 def _moved(photos: Sequence[str], folder: str, target: str | None) -> list[str]:

@@ -24,7 +24,7 @@ from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, Precis
 
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
-    from retrieval.bundle import ModelBundle
+    from retrieval.bundle import Embedding, ModelBundle
     from retrieval.embedding import EmbedReport
     from retrieval.gallery import Gallery, GalleryInfo, Missing
     from retrieval.ingestion import IngestReport, Run
@@ -67,6 +67,11 @@ _IdentityFrom = Annotated[
 ]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
 
+_LENGTH = "raw, or unit: embeddings divided by their Euclidean length."
+_LAYERS = "Layers to embed, with commas: layer1 to layer4."
+_POOLING = "avg, the mean over the picture, or gem, its generalized mean."
+_DIMENSIONS = "Project to so many principal components of the training photos."
+_WHITEN = "Divide each component by its standard deviation."
 _FROM = "--identity-from must be parent or none"
 
 app.add_typer(ask.app)
@@ -134,6 +139,11 @@ def train(
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read photos.", show_default="0 on a CPU, one per core up to 8 beside a GPU")] = None,
     device: DeviceOption = "auto",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the training steps; auto is bf16 on a GPU that has it, else fp32.")] = "auto",
+    length: Annotated[str | None, typer.Option(metavar="raw|unit", help=_LENGTH, show_default="the recipe's; raw is the paper's")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="LAYER,...", help=_LAYERS, show_default="layer4")] = None,
+    pooling: Annotated[str | None, typer.Option(metavar="avg|gem", help=_POOLING, show_default="avg")] = None,
+    dimensions: Annotated[int | None, typer.Option(min=1, help=_DIMENSIONS, show_default=False)] = None,
+    whiten: Annotated[bool, typer.Option("--whiten", help=_WHITEN)] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from MODEL's checkpoint.")] = False,
 ) -> None:  # fmt: skip
     """Fine-tune ResNet50 on identity folders; write a model, its report and its figures.
@@ -149,12 +159,21 @@ def train(
     _check(recipe in cli.RECIPES, f"--recipe must be {' or '.join(cli.RECIPES)}")
     from retrieval.bundle import Preprocessing
 
+    start = cli.RECIPES[recipe]
+    embedding = _embedding(
+        start.embedding,
+        length=length,
+        layers=layers,
+        pooling=pooling,
+        dimensions=dimensions,
+        whiten=whiten or None,
+    )
     wishes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "momentum": momentum}
     chosen = {name: wish for name, wish in wishes.items() if wish is not None}
     cli.train(
         data,
         out,
-        config=replace(cli.RECIPES[recipe], seed=seed, **chosen),
+        config=replace(start.config, seed=seed, **chosen),
         options=cli.TrainingOptions(
             weights=weights,
             validation_fraction=val_fraction,
@@ -164,8 +183,41 @@ def train(
             device=device,
             precision=precision,
             resume=resume,
+            embedding=embedding,
         ),
     )
+
+
+@app.command()
+def derive(
+    model: _Model,
+    out: Annotated[Path, typer.Option(metavar="NEW", help="The new model's folder.", show_default=False)],
+    length: Annotated[str | None, typer.Option(metavar="raw|unit", help=_LENGTH, show_default="MODEL's")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="LAYER,...", help=_LAYERS, show_default="MODEL's")] = None,
+    pooling: Annotated[str | None, typer.Option(metavar="avg|gem", help=_POOLING, show_default="MODEL's")] = None,
+    dimensions: Annotated[int | None, typer.Option(min=1, help=_DIMENSIONS, show_default="MODEL's")] = None,
+    whiten: Annotated[bool | None, typer.Option("--whiten/--no-whiten", help=_WHITEN, show_default="MODEL's")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DATA", help="The photos MODEL was trained on; figures are measured on them, a projection is learned from its training photos.", show_default=False)] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read photos.")] = 0,
+) -> None:  # fmt: skip
+    """Make a model that embeds in another way from a trained one, without training again."""
+    from retrieval.bundle import ModelBundle
+
+    opened = ModelBundle.load(model)
+    embedding = _embedding(
+        opened.embedding, length=length, layers=layers, pooling=pooling, dimensions=dimensions, whiten=whiten
+    )
+    cli = _training("cli")
+    cli.derive(opened, out, embedding, data=data, device=device, workers=workers)
+
+
+def _embedding(base: "Embedding", *, layers: str | None, **choices: Any) -> "Embedding":
+    """An embedding with some other choices; those that are None stay."""
+    if layers is not None:
+        # Their order is the network's, however they are named.
+        choices["layers"] = tuple(sorted({layer.strip() for layer in layers.split(",")}))
+    return replace(base, **{name: choice for name, choice in choices.items() if choice is not None})
 
 
 @app.command()
@@ -652,7 +704,7 @@ def _print_card(bundle: "ModelBundle") -> None:
             "labels": f"{len(bundle.labels):,}: {names}",
             "preprocessing": f"central square of {bundle.preprocessing.crop:g} x the shorter side, "
             f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8",
-            "embedding": f"avg_pool, {bundle.dimension} float32 numbers",
+            "embedding": f"{bundle.embedding}, {bundle.dimension} float32 numbers",
             "split": f"{len(bundle.split.get('train', [])):,} photos to learn from, "
             f"{len(bundle.split.get('validation', [])):,} held out",
             "created": f"{bundle.created_at} with "

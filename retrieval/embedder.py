@@ -25,7 +25,7 @@ class Embeddings:
     """What a model says of n pictures.
 
     Attributes:
-        vectors: (n, d) float32, the avg_pool activations.
+        vectors: (n, d) float32, the embeddings, by default avg_pool.
         probabilities: (n, c) float32, softmax over the bundle's labels.
     """
 

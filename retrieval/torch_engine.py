@@ -57,8 +57,8 @@ class TorchEngine:
         Args:
             network: in float32 and in evaluation mode.
             device: where it is to run.
-            precision: what the convolutions compute in, "float32", "bf16" or "fp16". Normalisation, the mean
-                over the last layer, which is the embedding, and the classifier stay in float32.
+            precision: what the convolutions compute in, "float32", "bf16" or "fp16". Normalisation, all
+                that makes an embedding of activations, and the classifier stay in float32.
             pass_size: how many pictures go through at a time; None is what suits the device.
 
         Raises:
@@ -87,7 +87,9 @@ class TorchEngine:
             BundleError: the weights cannot be loaded, or are of an architecture that is not known here.
         """
         try:
-            network = Network(len(bundle.labels), architecture=bundle.architecture)
+            network = Network(
+                len(bundle.labels), architecture=bundle.architecture, embedding=bundle.embedding
+            )
         except KeyError as error:
             raise BundleError(
                 f"This version of faceprint has no architecture {bundle.architecture}; upgrade faceprint."

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from retrieval.bundle import FORMAT, ModelBundle, Preprocessing, fingerprint_of
-from retrieval.errors import BundleError, StorageError
+from retrieval.bundle import FORMAT, Embedding, ModelBundle, Preprocessing, fingerprint_of
+from retrieval.errors import BundleError, InputError, StorageError
 
 FILES = ("bundle.json", "model.onnx", "model.safetensors")
 
@@ -86,7 +86,7 @@ def test_a_bundle_is_three_files_and_the_weights_are_as_given(made: ModelBundle)
 
 def test_the_card_is_json_for_people_with_its_format_first(made: ModelBundle) -> None:
     text = (made.folder / "bundle.json").read_text("utf-8")
-    assert next(iter(json.loads(text).items())) == ("format", FORMAT)
+    assert next(iter(json.loads(text).items())) == ("format", 1)
     assert '"Zoë"' in text
     assert str(made.folder) not in text
     assert text == made.card()
@@ -125,8 +125,15 @@ def _nudge(tensor: NDArray[Any]) -> None:
         {"preprocessing": Preprocessing(size=65, crop=0.75)},
         {"preprocessing": Preprocessing(size=64, crop=0.76)},
         {"architecture": "resnet14-narrow"},
+        {"embedding": Embedding(length="unit")},
+        {"embedding": Embedding(layers=("layer3", "layer4"))},
+        {"embedding": Embedding(pooling="gem")},
+        {"embedding": Embedding(dimensions=2048)},
     ],
-    ids=["weight", "counter", "fewer", "name", "shape", "dtype", "size", "crop", "architecture"],
+    ids=[
+        *("weight", "counter", "fewer", "name", "shape", "dtype", "size", "crop", "architecture"),
+        *("length", "layers", "pooling", "projection"),
+    ],
 )
 def test_what_decides_an_embedding_decides_the_fingerprint(
     made: ModelBundle, tmp_path: Path, change: dict[str, Any]
@@ -161,8 +168,103 @@ def test_the_fingerprint_is_a_sha256_that_never_changes_between_versions(made: M
         fingerprint_of(plain, architecture="resnet50", preprocessing=Preprocessing(size=224, crop=1.0))
         == "f4c6cb654eeaabb22021cdf4d221b8c550a470e6b610a99f6a9913858b62b28c"
     )
+    assert (
+        fingerprint_of(
+            plain,
+            architecture="resnet50",
+            preprocessing=Preprocessing(size=224, crop=1.0),
+            embedding=Embedding("unit", ("layer3", "layer4"), "gem", 256, True),
+        )
+        == "f1376ef742363352aeb6e100aade48038ac3663be183d2b9a300240592e99a08"
+    )
     assert len(made.fingerprint) == 64
     assert made.fingerprint == made.fingerprint.lower()
+
+
+_FULL = Embedding("unit", ("layer3", "layer4"), "gem", 256, True)
+
+
+def test_each_two_embeddings_have_their_own_fingerprint() -> None:
+    choices = [
+        Embedding(length, layers, pooling, dimensions, whiten)
+        for length in ("raw", "unit")
+        for layers in (("layer4",), ("layer3",), ("layer3", "layer4"))
+        for pooling in ("avg", "gem")
+        for dimensions, whiten in ((None, False), (64, False), (64, True), (65, False))
+    ]
+    fixed = {"architecture": "resnet50", "preprocessing": Preprocessing(size=64, crop=1.0)}
+    found = {fingerprint_of(tensors(), embedding=embedding, **fixed) for embedding in choices}
+    assert len(found) == len(choices) == 48
+
+
+def test_the_papers_embedding_leaves_the_card_as_it_always_was(made: ModelBundle) -> None:
+    """Byte for byte, so that an older faceprint reads it and a gallery knows it by its sum."""
+    card = json.loads((made.folder / "bundle.json").read_text("utf-8"))
+    assert card["format"] == 1
+    assert "embedding" not in card
+    assert ModelBundle.load(made.folder).embedding == Embedding()
+
+
+def test_another_embedding_is_in_the_card_which_an_older_faceprint_refuses(tmp_path: Path) -> None:
+    made = create(tmp_path / "made", embedding=_FULL, dimension=256)
+    card = json.loads((made.folder / "bundle.json").read_text("utf-8"))
+    assert card["format"] == FORMAT == 2
+    assert card["embedding"] == {
+        "length": "unit",
+        "layers": ["layer3", "layer4"],
+        "pooling": "gem",
+        "dimensions": 256,
+        "whiten": True,
+    }
+    assert ModelBundle.load(made.folder) == made
+    made.save(tmp_path / "copy").verify()
+
+
+def test_an_embedding_that_the_weights_were_not_exported_with_is_found(tmp_path: Path) -> None:
+    made = create(tmp_path / "made", embedding=Embedding("unit"))
+    _edit(made.folder, embedding={"length": "raw"})
+    assert "states another fingerprint" in failure(ModelBundle.load(made.folder).verify)
+
+
+def test_an_embedding_of_a_later_version_is_refused(made: ModelBundle) -> None:
+    _edit(made.folder, embedding={"length": "cubed"})
+    assert failure(lambda: ModelBundle.load(made.folder)) == (
+        f"{made.folder / 'bundle.json'} states an embedding that this version of faceprint does not know "
+        "(There is no length cubed); upgrade faceprint."
+    )
+
+
+@pytest.mark.parametrize("stated", [{"colour": 1}, [], "unit", {"layers": 4}, {"dimensions": "many"}])
+def test_an_embedding_that_is_none_is_damage(made: ModelBundle, stated: object) -> None:
+    _edit(made.folder, embedding=stated)
+    assert failure(lambda: ModelBundle.load(made.folder)).startswith(
+        f"{made.folder / 'bundle.json'} is damaged: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "sentence"),
+    [
+        ({"length": "long"}, "There is no length long; choose of raw, unit."),
+        ({"pooling": "max"}, "There is no pooling max; choose of avg, gem."),
+        ({"layers": ("fc",)}, "There is no layer fc; choose of layer1, layer2, layer3, layer4."),
+        ({"layers": ()}, "Name at least one layer, each once, in the order in which a picture passes them."),
+        ({"layers": ("layer4", "layer3")}, "Name at least one layer, each once, in the order in which a "),
+        ({"layers": ("layer4", "layer4")}, "Name at least one layer, each once, in the order in which a "),
+        ({"dimensions": 0}, "A projection keeps at least 1 dimension."),
+        ({"whiten": True}, "Only a projection can be whitened; say to how many dimensions."),
+    ],
+)
+def test_choices_that_cannot_be_are_a_sentence(choice: dict[str, Any], sentence: str) -> None:
+    assert failure(lambda: Embedding(**choice), InputError).startswith(sentence)
+
+
+def test_an_embedding_can_be_said_in_words() -> None:
+    assert str(Embedding()) == "avg_pool"
+    assert str(_FULL) == (
+        "generalized mean (p = 3) of layer3 and layer4, projected to 256 whitened principal components, "
+        "unit length"
+    )
 
 
 def test_a_copy_has_the_same_bytes_and_is_a_bundle_of_its_own(made: ModelBundle, tmp_path: Path) -> None:
@@ -292,7 +394,7 @@ def test_half_a_card_is_damaged(made: ModelBundle) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [field.name for field in dataclasses.fields(ModelBundle) if field.name != "folder"],
+    [field.name for field in dataclasses.fields(ModelBundle) if field.name not in ("folder", "embedding")],
 )
 def test_a_card_that_lacks_an_entry_is_damaged_and_the_entry_named(made: ModelBundle, name: str) -> None:
     _edit(made.folder, **{name: None})

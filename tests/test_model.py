@@ -9,15 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models import resnet50
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from retrieval.bundle import Embedding
 from retrieval.errors import InputError, WeightsError
-from training.model import Network, Start, build, layer_table
+from training.model import Network, Projection, Start, build, layer_table
 
 NARROW = "resnet14-narrow"
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
@@ -140,6 +143,78 @@ def test_forward_is_torchvisions_resnet_on_normalised_floats() -> None:
     assert embedding.dtype == logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(embedding, features, rtol=1e-4, atol=1e-4)
+
+
+def _activations(network: Network, pixels: Tensor) -> dict[str, NDArray[np.float64]]:
+    """What each stage gives, (n, channels, places), caught as it passes."""
+    caught: dict[str, NDArray[np.float64]] = {}
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        getattr(network, name).register_forward_hook(
+            lambda _module, _inputs, x, name=name: caught.update({name: x.flatten(2).double().numpy()})
+        )
+    with torch.inference_mode():
+        network(pixels)
+    return caught
+
+
+@pytest.mark.parametrize("layers", [("layer4",), ("layer3",), ("layer3", "layer4"), ("layer1", "layer4")])
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+@pytest.mark.parametrize("length", ["raw", "unit"])
+@pytest.mark.parametrize("dimensions", [None, 5])
+def test_an_embedding_is_pooled_layers_projected_and_brought_to_its_length(
+    layers: tuple[str, ...], pooling: Any, length: Any, dimensions: int | None
+) -> None:
+    """As numpy has it in float64; and the classifier answers as if nothing had been chosen."""
+    torch.manual_seed(3)
+    plain = Network(4, architecture=NARROW).eval()
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    found = _activations(plain, pixels)
+    parts = [found[layer] for layer in layers]
+    if pooling == "gem":
+        expected = np.concatenate([np.cbrt((part.clip(1e-6) ** 3).mean(2)) for part in parts], 1)
+    else:
+        expected = np.concatenate([part.mean(2) for part in parts], 1)
+    random = np.random.default_rng(1)
+    mean, matrix = random.random(expected.shape[1]), random.normal(size=(5, expected.shape[1]))
+    projection = None
+    if dimensions:
+        expected = (expected - mean) @ matrix.T
+        projection = Projection(*(torch.from_numpy(part).float() for part in (mean, matrix)))
+    if length == "unit":
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    with torch.inference_mode():
+        _, logits = plain(pixels)
+        plain.embed_as(Embedding(length, layers, pooling, dimensions), projection)
+        embedding, same = plain(pixels)
+    assert torch.equal(logits, same)
+    assert embedding.dtype == torch.float32
+    assert embedding.shape == (3, plain.dimension) == expected.shape
+    assert np.abs(embedding.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_projection_lies_among_the_weights_and_goes_when_it_is_not_wanted_any_more() -> None:
+    network = Network(4, architecture=NARROW, embedding=Embedding(dimensions=7))
+    state = network.state_dict()
+    assert (state["projection_mean"].shape, state["projection_matrix"].shape) == ((2048,), (7, 2048))
+    network.embed_as(Embedding())
+    assert network.dimension == 2048
+    assert not [name for name in network.state_dict() if name.startswith("projection")]
+
+
+def test_a_projection_to_more_numbers_than_there_are_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        Network(4, architecture=NARROW, embedding=Embedding(layers=("layer3",), dimensions=1025))
+    assert str(caught.value) == (
+        "layer3 give 1,024 numbers, which cannot be projected to 1,025 dimensions; choose fewer."
+    )
+
+
+def test_the_layer_table_names_another_embedding_and_its_projection() -> None:
+    embedding = Embedding("unit", ("layer3", "layer4"), "avg", 7)
+    *others, last = layer_table(Network(4, architecture=NARROW, embedding=embedding), 32)
+    assert others == layer_table(Network(4, architecture=NARROW), 32)
+    assert (last.name, last.kind, last.activations) == ("embedding", str(embedding), (7,))
+    assert last.states == ("Mean 3072", "Matrix 7x3072")
 
 
 def _as_safetensors(path: Path, state: dict[str, Tensor]) -> Path:

@@ -10,17 +10,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from retrieval.bundle import ModelBundle
+from retrieval.bundle import Embedding, ModelBundle
 from retrieval.errors import Interrupted
 from retrieval.interrupt import graceful
-from training import run
+from training import derivation, run
 from training.data import Split
-from training.fit import Epoch, Step
+from training.fit import Epoch, Step, pick_device
 from training.model import Network, Start, layer_table
 from training.recipes import RECIPES, FitConfig
 from training.run import Observer, TrainingOptions, TrainingResult
 
-__all__ = ["RECIPES", "TrainingOptions", "print_layers", "train"]
+__all__ = ["RECIPES", "TrainingOptions", "derive", "print_layers", "train"]
 
 
 def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> TrainingResult:
@@ -99,9 +99,51 @@ def _left_out(split: Split) -> str:
     return "; left out: " + ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
 
 
+def derive(
+    model: ModelBundle, out: Path, embedding: Embedding, *, data: Path | None, device: str, workers: int
+) -> derivation.Derivation:
+    """Makes a bundle with other embeddings, and prints what they cost and save.
+
+    Raises:
+        FaceprintError: as `training.derivation.derive`.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    with Console(stderr=True).status("") as status:
+        done = derivation.derive(
+            model,
+            out,
+            embedding,
+            data=data,
+            device=pick_device(device),
+            workers=workers,
+            on_stage=lambda stage: status.update(stage),
+        )
+    if done.missing:
+        console.print(f"left out: {len(done.missing):,} photos of the model's split that cannot be read")
+    console.print(_compared(model, done))
+    console.print(Text(f"wrote {out}, fingerprint {done.bundle.fingerprint[:12]}"))
+    return done
+
+
+def _compared(model: ModelBundle, done: derivation.Derivation) -> Table:
+    table = Table(box=None)
+    for heading in ("", "before", "after"):
+        table.add_column(heading, overflow="fold")
+    table.add_row("embedding", str(model.embedding), str(done.bundle.embedding))
+    for name, unit in (("numbers", 1), ("bytes a vector", 4)):
+        table.add_row(name, *(f"{unit * each.dimension:,}" for each in (model, done.bundle)))
+    if done.before is not None and done.after is not None:
+        rates = (done.before.agreement, done.after.agreement)
+        table.add_row(
+            f"closest-image agreement, {rates[0].n:,} held-out photos",
+            *(f"{rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f})" for rate in rates),
+        )
+    return table
+
+
 def print_layers(bundle: ModelBundle) -> None:
     """Prints the layer table: name, type, activations, learnable sizes, states."""
-    network = Network(len(bundle.labels), architecture=bundle.architecture)
+    network = Network(len(bundle.labels), architecture=bundle.architecture, embedding=bundle.embedding)
     rows = layer_table(network, bundle.input_size)
     table = Table(title=f"{sum(row.total_learnables for row in rows):,} learnable parameters", box=None)
     for heading in ("", "name", "type", "activations", "learnables", "states"):

@@ -73,6 +73,7 @@ def export(
         labels=labels,
         preprocessing=preprocessing,
         dimension=network.dimension,
+        embedding=network.embedding,
         recipe=recipe,
         split=split,
         figures=figures,

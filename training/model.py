@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from retrieval.bundle import LAYERS, Embedding
 from retrieval.errors import InputError, WeightsError
 from retrieval.files import why
 
 # ImageNet's mean and standard deviation, in the 0..255 of a uint8 pixel.
 _MEAN: Final = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _STD: Final = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+# The generalized mean of activations x is the p-th root of the mean of x**p (Radenovic et al., 2018, who
+# begin with 3). Their floor: a root has no slope at 0.
+_P: Final = 3.0
+_FLOOR: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,25 +40,83 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 }
 
 
+@dataclass(frozen=True)
+class Projection:
+    """A centred linear map: embedding x becomes matrix @ (x - mean).
+
+    Attributes:
+        mean: (f,) float32.
+        matrix: (d, f) float32, d at most f.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+
 class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
     """torchvision's ResNet, last layer replaced, that takes uint8 pixels and gives two answers in a pass.
 
     Its parameters have torchvision's key names; `mean` and `std` are buffers beside them, so that
-    normalisation travels with the weights and nobody else can get it wrong.
+    normalisation travels with the weights and nobody else can get it wrong. So do `projection_mean` and
+    `projection_matrix`, where the embedding is projected.
+
+    Attributes:
+        architecture: a key of ARCHITECTURES.
+        embedding: how activations become an embedding.
+        dimension: how many numbers an embedding has.
     """
 
     mean: Tensor
     std: Tensor
+    projection_mean: Tensor | None
+    projection_matrix: Tensor | None
 
-    def __init__(self, labels: int, *, architecture: str = "resnet50") -> None:
+    def __init__(
+        self, labels: int, *, architecture: str = "resnet50", embedding: Embedding = Embedding()
+    ) -> None:
+        """A network with random weights, and with zeros for a projection.
+
+        Raises:
+            InputError: a projection to more dimensions than there are.
+        """
         chosen = ARCHITECTURES[architecture]
         super().__init__(
             Bottleneck, list(chosen.layers), num_classes=labels, width_per_group=chosen.width_per_group
         )
         self.architecture = architecture
-        self.dimension = self.fc.in_features
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
+        self.embed_as(embedding)
+
+    def embed_as(self, embedding: Embedding, projection: Projection | None = None) -> None:
+        """Gives other embeddings from now on; the classifier is not touched.
+
+        Args:
+            embedding: how.
+            projection: where it projects; None is zeros, until weights are loaded.
+
+        Raises:
+            InputError: a projection to more dimensions than there are.
+        """
+        features, dimensions = self.features_of(embedding), embedding.dimensions
+        if dimensions is not None and dimensions > features:
+            raise InputError(
+                f"{' and '.join(embedding.layers)} give {features:,} numbers, which cannot be projected to "
+                f"{dimensions:,} dimensions; choose fewer."
+            )
+        if dimensions is None:
+            projection = None
+        elif projection is None:
+            projection = Projection(torch.zeros(features), torch.zeros(dimensions, features))
+        self.embedding = embedding
+        self.dimension = features if dimensions is None else dimensions
+        for name in ("mean", "matrix"):
+            tensor = None if projection is None else getattr(projection, name).to(self.mean)
+            self.register_buffer(f"projection_{name}", tensor)
+
+    def features_of(self, embedding: Embedding) -> int:
+        """How many numbers an embedding has before its projection: the channels of its layers."""
+        return sum(getattr(self, layer)[-1].conv3.out_channels for layer in embedding.layers)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """One pass.
@@ -62,14 +125,36 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
             pixels: uint8 (n, H, W, 3), RGB.
 
         Returns:
-            avg_pool (n, 2048) float32, the embedding; and logits (n, labels) float32.
+            The embedding (n, dimension) float32, by default avg_pool (n, 2048); and logits (n, labels)
+            float32, which are always avg_pool's.
         """
         x = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         # The convolutions may have fewer bits (`retrieval.torch_engine`), and nothing else.
         x = self.maxpool(self.relu(self.bn1(self.conv1(x.to(self.conv1.weight.dtype)))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        embedding = torch.flatten(self.avgpool(x.to(self.mean.dtype)), 1)
-        return embedding, self.fc(embedding)
+        maps: dict[str, Tensor] = {}
+        for layer in LAYERS:
+            x = getattr(self, layer)(x)
+            if layer in self.embedding.layers:
+                maps[layer] = x.to(self.mean.dtype)
+        pooled = torch.flatten(self.avgpool(x.to(self.mean.dtype)), 1)
+        return self._finish(self._features(maps, pooled)), self.fc(pooled)
+
+    def _features(self, maps: Mapping[str, Tensor], pooled: Tensor) -> Tensor:
+        """The chosen layers' activations, pooled, side by side (n, f); layer4's average is given."""
+        if self.embedding.pooling == "gem":
+            parts = [_generalized_mean(x) for x in maps.values()]
+        else:
+            parts = [pooled if layer == LAYERS[-1] else x.mean((2, 3)) for layer, x in maps.items()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _finish(self, features: Tensor) -> Tensor:
+        if self.projection_mean is not None and self.projection_matrix is not None:
+            features = nn.functional.linear(features - self.projection_mean, self.projection_matrix)
+        return nn.functional.normalize(features) if self.embedding.length == "unit" else features
+
+
+def _generalized_mean(x: Tensor) -> Tensor:
+    return x.clamp(min=_FLOOR).pow(_P).mean((2, 3)).pow(1 / _P)
 
 
 @dataclass(frozen=True)
@@ -162,10 +247,12 @@ def _load(network: Network, given: dict[str, Tensor]) -> list[str]:
 
 
 def _body(network: Network) -> dict[str, Tensor]:
-    """Everything but the last layer and the normalisation, under torchvision's key names."""
+    """Everything but the last layer, the normalisation and a projection, under torchvision's key names."""
     everything = network.state_dict()
     return {
-        name: tensor for name, tensor in everything.items() if not name.startswith(("fc.", "mean", "std"))
+        name: tensor
+        for name, tensor in everything.items()
+        if not name.startswith(("fc.", "mean", "std", "projection_"))
     }
 
 
@@ -239,7 +326,16 @@ def layer_table(network: Network, size: int) -> list[Layer]:
         for hook in hooks:
             hook.remove()
     classes = rows[-1].activations
-    return [*rows, Layer("probabilities", "Softmax", classes, (), ())]
+    return [*rows, Layer("probabilities", "Softmax", classes, (), ()), *_embedding_rows(network)]
+
+
+def _embedding_rows(network: Network) -> list[Layer]:
+    """What comes out beside the probabilities, where it is not avg_pool, which has its row."""
+    if network.embedding == Embedding():
+        return []
+    buffers = {"Mean": network.projection_mean, "Matrix": network.projection_matrix}
+    states = tuple(f"{name} {_size(buffer)}" for name, buffer in buffers.items() if buffer is not None)
+    return [Layer("embedding", str(network.embedding), (network.dimension,), (), states)]
 
 
 _KINDS: Final[Mapping[type, str]] = {

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
+from retrieval.bundle import Embedding
 from training.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """A recipe. The defaults are the paper's.
+    """How a network is fitted. The defaults are the paper's.
 
     Attributes:
-        recipe: the name of what it is or was derived from; a key of RECIPES.
+        recipe: the name of the recipe that it is, or was changed from; a key of RECIPES.
         epochs: passes over the training photos.
         batch_size: photos a step.
         learning_rate: of stochastic gradient descent.
@@ -46,12 +47,24 @@ class FitConfig:
         return {**settings, **augmentation}
 
 
-RECIPES: Final[Mapping[str, FitConfig]] = {
-    "paper": FitConfig(),
-    "modern": FitConfig(
-        recipe="modern",
-        schedule="cosine",
-        label_smoothing=0.1,
-        augmentation=Augmentation(zoom=0.1, turn=8.0, colour=0.2),
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is fitted, and how it then embeds."""
+
+    config: FitConfig
+    embedding: Embedding
+
+
+RECIPES: Final[Mapping[str, Recipe]] = {
+    "paper": Recipe(FitConfig(), Embedding()),
+    # What each part is worth: docs/recipes.md.
+    "modern": Recipe(
+        FitConfig(
+            recipe="modern",
+            schedule="cosine",
+            label_smoothing=0.1,
+            augmentation=Augmentation(zoom=0.1, turn=8.0, colour=0.2),
+        ),
+        Embedding(length="unit"),
     ),
 }

@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from retrieval.bundle import ModelBundle, Preprocessing
+from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.files import why
-from training import data
+from training import data, projection
 from training.evaluate import Evaluation, evaluate
 from training.export import export
 from training.fit import Epoch, History, Step, fit, pick_device, pick_precision
@@ -42,6 +42,8 @@ class TrainingOptions:
         precision: of the steps: "auto" (bf16 on a GPU that has it, else fp32), "fp32" or "bf16".
         resume: go on from the folder's checkpoint.
         architecture: a key of `training.model.ARCHITECTURES`.
+        embedding: how activations become an embedding; a projection is learned when training is over, from
+            the training photos.
     """
 
     weights: str = "imagenet"
@@ -53,6 +55,7 @@ class TrainingOptions:
     precision: str = "auto"
     resume: bool = False
     architecture: str = "resnet50"
+    embedding: Embedding = field(default=Embedding())
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def train(
         raise Interrupted("Stopped before the first step.")
     torch.manual_seed(config.seed)
     network, start = build(len(split.labels), weights=options.weights, architecture=options.architecture)
+    projection.check(options.embedding, network, photos=len(split.train))
+    network.embed_as(options.embedding.unprojected)
     config = replace(config, warmup_epochs=1.0 if start.fresh else config.warmup_epochs)
     observer.on_start(start, device)
     _make(out)
@@ -128,6 +133,9 @@ def train(
         on_epoch=observer.on_epoch,
         should_stop=observer.should_stop,
     )
+    if options.embedding.dimensions is not None:
+        observer.on_stage("learning the projection")
+        projection.embed_as(network, options.embedding, split.train, options.preprocessing, workers=workers)
     observer.on_stage("measuring on the held-out photos")
     evaluation = evaluate(network, split, options.preprocessing, workers=workers)
     figures = _figures(split, history, evaluation, device, time.monotonic() - started)
