@@ -6,6 +6,8 @@
                 Open    who is it, if it is anybody of the gallery at all
                 Pairs   are these two photos of the same person
 
+    Comparison  two evaluations on the same photos, with paired tests
+
 `metrics.json` is `as_json(measured)`; its keys are the names of the fields. docs/evaluation.md says what they mean.
 """
 
@@ -301,9 +303,9 @@ class Open:
         trained_identities: of them, people whom the model was trained on.
         mated, strangers: searches of people who are enrolled, and who are not.
         stranger_identities: people among the latter.
-        trained_strangers: photos of strangers whom the model was trained on: left out, it knows them.
-        already_enrolled: photos with the very bytes of an enrolled one: left out.
-        mistakes: strangers and others taken for somebody at FPIR 0.01, the nearest first, at most 50.
+        trained_photos: photos that the model was trained on and that are not enrolled: they are not searched for.
+        already_enrolled: photos with the very bytes of an enrolled one: they are not searched for.
+        mistakes: searches whose nearest photo shows somebody else, the nearest first, at most 50.
     """
 
     min_images: int | None
@@ -313,7 +315,7 @@ class Open:
     mated: int
     strangers: int
     stranger_identities: int
-    trained_strangers: int
+    trained_photos: int
     already_enrolled: int
     identification: Identification
     mistakes: tuple[Mistake, ...]
@@ -328,7 +330,7 @@ class Verification:
         accuracy: mean over folds, each with the threshold that is best on the others.
         standard_error: of that mean.
         folds, thresholds: accuracy of each fold, and its threshold.
-        area: under the ROC curve.
+        area: under the ROC curve; its interval resamples identities, of a pair of two people the first's.
         points: at FAR 0.1, 0.01 and 0.001; TAR is 1 - missed.
         curve: ROC is (false_alarms, 1 - missed).
     """
@@ -337,7 +339,7 @@ class Verification:
     standard_error: float | None
     folds: tuple[float, ...]
     thresholds: tuple[float, ...]
-    area: float | None
+    area: Figure
     points: tuple[OperatingPoint, ...]
     curve: Curve
 
@@ -396,6 +398,50 @@ class Measured:
     notes: tuple[str, ...] = ()
     created_at: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One figure of two evaluations, on the photos (or pairs) that both of them have.
+
+    Attributes:
+        name: of the figure.
+        a, b: its two values there.
+        difference: b - a, its interval by resampling identities.
+        only_a, only_b: photos that only one of them had right; None for what is not right or wrong.
+        p: of McNemar's exact test on these two; None where there is no such test.
+    """
+
+    name: str
+    a: Figure
+    b: Figure
+    difference: Figure
+    only_a: int | None
+    only_b: int | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations side by side.
+
+    Attributes:
+        a, b: what they are called.
+        protocol: of both.
+        common: photos (or pairs) of both.
+        only_in_a, only_in_b: photos of one alone, which are in no figure here.
+        notes: what a reader must know, a sentence each.
+    """
+
+    a: str
+    b: str
+    protocol: str
+    common: int
+    only_in_a: int
+    only_in_b: int
+    tests: tuple[Paired, ...]
+    notes: tuple[str, ...] = ()
     format: int = FORMAT
 
 
