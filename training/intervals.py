@@ -8,7 +8,8 @@ The rules:
 - fewer than 30 trials: no number at all, "too few";
 - a rate of false alarms r needs 1/r trials of strangers at least (30 at least), or there is no number;
 - fewer than 10 identities, or all trials alike (nothing wrong, nothing right): drawing says nothing, and
-  the interval is Wilson's, as if each identity were a single trial, which is the careful side.
+  the interval of a share is Wilson's, as if each identity were a single trial, which is the careful side;
+  what is no share (a calibration error, a difference) has no interval with fewer than 10.
 """
 
 import math
@@ -58,9 +59,11 @@ def difference(first: NDArray[Any], second: NDArray[Any], identities: Groups, *,
     sums, counts = np.bincount(people, steps), np.bincount(people)
     means = _collected(number, seed, lambda weights: weights @ sums / (weights @ counts))
     value = float(steps.mean())
-    if number < IDENTITIES or not np.ptp(means):
-        # Twice the half width of a share that is nowhere surer than here.
-        reach = rates.wilson(0.0, number).high if not steps.any() else 1.0
+    if number < IDENTITIES:
+        return _alone(value, len(steps), number)
+    if not np.ptp(means):
+        # Nothing differs between people: how often it may yet differ is a share of which none was seen.
+        reach = rates.wilson(0, number).high
         return Figure(value, max(-1.0, value - reach), min(1.0, value + reach), len(steps), _as_if(number))
     return _between(value, means, len(steps), number)
 
@@ -76,7 +79,10 @@ def calibration_error(
     gaps = np.bincount(cells, right - confidence, number * calibration.BINS).reshape(number, -1)
     counts = np.bincount(people)
     errors = _collected(number, seed, lambda weights: np.abs(weights @ gaps).sum(1) / (weights @ counts))
-    return _figure(calibration.calibration_error(confidence, right), errors, len(confidence), number)
+    value = calibration.calibration_error(confidence, right)
+    if number < IDENTITIES:
+        return _alone(value, len(confidence), number)
+    return _between(value, errors, len(confidence), number)
 
 
 def fold_mean(accuracies: NDArray[np.float64], trials: int) -> Figure:
@@ -235,6 +241,10 @@ def _between(value: float, drawn: NDArray[np.float64], trials: int, identities: 
     low, high = np.percentile(drawn, [2.5, 97.5])
     method = f"bootstrap over {identities:,} identities"
     return Figure(value, min(float(low), value), max(float(high), value), trials, method)
+
+
+def _alone(value: float, trials: int, identities: int) -> Figure:
+    return Figure(value, None, None, trials, f"no interval: {identities} identities, and it takes {IDENTITIES}")
 
 
 def _as_if(identities: int) -> str:
