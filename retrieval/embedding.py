@@ -146,7 +146,9 @@ def embed_photos(
             in_looks(found, scan),
             [
                 prepare_stage(
-                    partial(prepare_some, meters, preprocessing, decode), workers=workers, batch_size=batch_size
+                    partial(prepare_some, meters, preprocessing, decode),
+                    workers=workers,
+                    batch_size=batch_size,
                 ),
                 Stage(
                     "embed", partial(_embed, embedder), room=1, gather=partial(in_batches, size=batch_size)

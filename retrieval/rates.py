@@ -81,7 +81,10 @@ def fnir(distances: NDArray[np.float64], right: NDArray[np.bool_], limit: float)
 
 
 def det(
-    strangers: NDArray[np.float64], distances: NDArray[np.float64], right: NDArray[np.bool_], limits: NDArray[np.float64]
+    strangers: NDArray[np.float64],
+    distances: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    limits: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """FPIR and FNIR at each of some thresholds: the points of a DET curve (Martin et al., 1997).
 

@@ -1,4 +1,4 @@
-"""Baselines: other ways to measure how far two photos are apart, on the very photos that a model is measured on."""
+"""Baselines: other ways to measure how far two photos are apart, on the very photos of a model."""
 
 import tempfile
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def spaces(observed: Observed, fitted_on: NDArray[np.int64], before: Observed | 
     """
     if observed.grey is None:
         raise ValueError("the photos were observed without their grey pictures")
-    plain = observed.grey.astype(np.float32) / 255
+    plain = observed.grey.astype(np.float32) / np.float32(255)
     yield Space("pixels", f"raw pixels: the model's crop in grey at {GREY} x {GREY}, nothing else", plain)
     yield _eigenfaces(plain, fitted_on)
     if before is not None:

@@ -47,7 +47,7 @@ def measure(
         The figures, and a row for each probe: what was said of it by whom.
     """
     gallery = np.flatnonzero(enrolled)
-    everybody, numbers = np.unique(observed.identities, return_inverse=True)
+    _, numbers = np.unique(observed.identities, return_inverse=True)
     answerable = np.isin(numbers, numbers[gallery])
     probes = np.flatnonzero(~enrolled & answerable)
     found = _ranks(observed.vectors, numbers, gallery, probes)
@@ -87,7 +87,7 @@ def _ranks(
 def _closest(
     found: Ranks, numbers: NDArray[np.int64], gallery: NDArray[np.int64], probes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    return numbers[gallery[found.row]] == numbers[probes]
+    return np.asarray(numbers[gallery[found.row]] == numbers[probes])
 
 
 def _ranking(found: Ranks, identities: NDArray[np.str_], seed: int) -> Ranking:
@@ -101,9 +101,7 @@ def _baseline(space: Space, found: Ranks, identities: NDArray[np.str_], seed: in
     return ClosedBaseline(space.name, space.says, _ranking(found, identities, seed))
 
 
-def _rows(
-    observed: Observed, gallery: NDArray[np.int64], probes: NDArray[np.int64], found: Ranks
-) -> Rows:
+def _rows(observed: Observed, gallery: NDArray[np.int64], probes: NDArray[np.int64], found: Ranks) -> Rows:
     nearest = gallery[found.row]
     return [
         {
@@ -127,7 +125,7 @@ def _rows(
 def _classifier(
     observed: Observed, probes: NDArray[np.int64], labels: Sequence[str], rows: Rows, seed: int
 ) -> Classifier | None:
-    """The classifier's figures, over the probes of people whom it knows; writes what it says into all rows."""
+    """The classifier's figures, over probes of people whom it knows; writes what it says into all rows."""
     if observed.probabilities is None:
         raise ValueError("the photos were observed without probabilities")
     probabilities = observed.probabilities[probes]
@@ -159,7 +157,12 @@ def _calibration(
     bins = tuple(
         Bin(float(low), float(high), int(n), float(mean) if n else None, float(share) if n else None)
         for low, high, n, mean, share in zip(
-            diagram.edges[:-1], diagram.edges[1:], diagram.counts, diagram.confidence, diagram.accuracy, strict=True
+            diagram.edges[:-1],
+            diagram.edges[1:],
+            diagram.counts,
+            diagram.confidence,
+            diagram.accuracy,
+            strict=True,
         )
     )
     order = np.random.default_rng(seed).permutation(len(actual))

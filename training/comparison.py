@@ -1,15 +1,20 @@
 """Comparison: two evaluations of the same photos, side by side, with paired tests."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import InputError
+from retrieval.errors import InputError, StorageError
+from retrieval.files import why, write_durably
 from training import intervals
-from training.figures import Comparison, Figure, Paired
+from training.figures import Comparison, Figure, Paired, as_json
 from training.results import Results
+
+COMPARISON: Final = "comparison.json"
 
 # The columns of each protocol that say right (1) or wrong (0) of a photo, and what they are called.
 _OUTCOMES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -59,7 +64,7 @@ def compare(a: Results, b: Results, *, seed: int = 0) -> Comparison:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """p of McNemar's exact test, two-sided: is what only one has right a fair coin? 1 where nothing differs."""
+    """p of McNemar's exact test, two-sided: is what only one has right a fair coin? 1 where none differs."""
     from scipy.stats import binomtest
 
     both = only_first + only_second
@@ -73,11 +78,39 @@ def _by_key(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
 
 def _about_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether a photo was asked for in the same way: as the same person, enrolled or as a stranger."""
-    return all(_text(one.get(name)) == _text(other.get(name)) for name in ("identity", "mated", "same", "fold"))
+    return all(
+        _text(one.get(name)) == _text(other.get(name)) for name in ("identity", "mated", "same", "fold")
+    )
 
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def check_target(folder: Path) -> None:
+    """Checks, before anything is measured, that a comparison can be written there.
+
+    Raises:
+        InputError: it is a file, or a folder that has something else in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder with --out.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / COMPARISON).exists():
+        raise InputError(f"{folder} is not empty and holds no comparison; choose another folder with --out.")
+
+
+def write(folder: Path, found: Comparison) -> None:
+    """Writes a comparison into a folder, as JSON.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    text = json.dumps(as_json(found), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / COMPARISON, text.encode())
+    except OSError as error:
+        raise StorageError(f"The comparison cannot be written to {folder}: {why(error)}.") from error
 
 
 _Pairs = list[tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -104,7 +137,10 @@ def _paired(name: str, column: str, rows: _Pairs, seed: int, *, exact: bool) -> 
     first, second = _values(both, 0, column), _values(both, 1, column)
     people = np.array([str(one["identity"]) for one, _ in both], np.str_)
     difference = intervals.difference(first, second, people, seed=seed)
-    share: Callable[[NDArray[np.float64]], Figure] = lambda values: intervals.share(values, people, seed=seed)  # noqa: E731
+
+    def share(values: NDArray[np.float64]) -> Figure:
+        return intervals.share(values, people, seed=seed)
+
     if not exact:
         return Paired(name, share(first), share(second), difference, None, None, None)
     only = int((first > second).sum()), int((second > first).sum())
@@ -122,10 +158,9 @@ def _values(rows: _Pairs, side: int, column: str) -> NDArray[np.float64]:
 
 def _notes(a: Results, b: Results, protocol: str) -> list[str]:
     notes = []
-    if a.metrics["data"]["split"] != b.metrics["data"]["split"]:
-        notes.append(
-            f"The photos were divided differently: {a.metrics['data']['split']}; {b.metrics['data']['split']}."
-        )
+    one, other = a.metrics["data"]["split"], b.metrics["data"]["split"]
+    if one != other:
+        notes.append(f"The photos were divided differently: {one}; {other}.")
     if protocol == "open":
         kept = a.metrics["open"]["enrolled"] == b.metrics["open"]["enrolled"]
         notes += [] if kept else ["The galleries differ in size: distances to strangers do too."]

@@ -50,7 +50,7 @@ def closed(
     """The photos that the model held out, against those that it was trained on; of other data a new split.
 
     Raises:
-        DataError: some of the photos of the model's split are there and some are not, or nobody has two photos.
+        DataError: some photos of the model's split are there and some are not, or nobody has two photos.
     """
     by_name = {shown(photo.path or "", str(data)): photo for photo in found}
     train, validation = _card(bundle, "train"), _card(bundle, "validation")
@@ -59,9 +59,8 @@ def closed(
         missing = [name for name in (*train, *validation) if name not in by_name]
         if missing:
             raise DataError(
-                f"{data} lacks {len(missing):,} of the {len(train) + len(validation):,} photos of the model's "
-                f"own split, such as {missing[0]}; give the folder that it was trained on, whole, or other "
-                "photos altogether."
+                f"{data} lacks {len(missing):,} of the {len(there) + len(missing):,} photos of the model's "
+                f"own split, such as {missing[0]}; give all that it was trained on, or other photos."
             )
         return Division(
             tuple(by_name[name] for name in train),
@@ -85,7 +84,7 @@ def closed(
 def open_set(
     found: Sequence[Photo], data: Path, bundle: ModelBundle, *, min_images: int, fraction: float, seed: int
 ) -> Division:
-    """People with so many photos are enrolled, a share of each one's photos held out; all others are strangers.
+    """People with so many photos are enrolled, a share of each one's held out; all others are strangers.
 
     A photo that the model was trained on is never searched for. Of people of the model's split, the photos of
     its training half are enrolled and the others searched for.

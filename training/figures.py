@@ -8,7 +8,7 @@
 
     Comparison  two evaluations on the same photos, with paired tests
 
-`metrics.json` is `as_json(measured)`; its keys are the names of the fields. docs/evaluation.md says what they mean.
+`metrics.json` is `as_json(measured)`: its keys are the names of the fields. docs/evaluation.md explains them.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model that was measured: folder's name, fingerprint, labels, side of its input, numbers of an embedding."""
+    """The model: its folder's name, how many labels, side of its input, numbers of an embedding."""
 
     name: str
     fingerprint: str
@@ -114,7 +114,7 @@ class Ranking:
 
     Attributes:
         closest: share of searches whose nearest photo shows the right person (closest-image agreement).
-        cmc: at place k - 1 the share of searches with the right person among the k nearest *people*, k = 1..20.
+        cmc: at index k - 1 the share of searches with the right person among the k nearest people, k = 1..20.
         mean_average_precision: mean over searches of the average precision of the gallery's photos in order
             of distance; None where the gallery was only searched for its nearest.
     """
@@ -250,7 +250,7 @@ class OperatingPoint:
 
     Attributes:
         rate: FPIR of an identification, FAR of a verification: what is allowed.
-        threshold: the largest distance with no more false alarms than that on these photos; None where too few.
+        threshold: the largest distance with no more false alarms than that here; None where too few.
         missed: FNIR of an identification, 1 - TAR of a verification, at that distance. Its interval resamples
             identities on both sides, and finds the threshold anew each time.
     """
@@ -277,7 +277,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Identification:
-    """What one way of measuring distances gives in an open set: points at FPIR 0.1, 0.01 and 0.003, and DET."""
+    """What one way of measuring distances gives in an open set: points at FPIR 0.1, 0.01, 0.003, and DET."""
 
     points: tuple[OperatingPoint, ...]
     curve: Curve
@@ -303,7 +303,7 @@ class Open:
         trained_identities: of them, people whom the model was trained on.
         mated, strangers: searches of people who are enrolled, and who are not.
         stranger_identities: people among the latter.
-        trained_photos: photos that the model was trained on and that are not enrolled: they are not searched for.
+        trained_photos: photos that the model was trained on and that are not enrolled: not searched for.
         already_enrolled: photos with the very bytes of an enrolled one: they are not searched for.
         mistakes: searches whose nearest photo shows somebody else, the nearest first, at most 50.
     """
@@ -446,7 +446,7 @@ class Comparison:
 
 
 def as_json(tree: Any) -> Any:
-    """A dataclass of this module as dicts, lists and numbers; a number that is none (NaN, infinity) is null."""
+    """A dataclass of this module as dicts, lists and numbers; NaN and infinity are null."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return {one.name: as_json(getattr(tree, one.name)) for one in dataclasses.fields(tree)}
     if isinstance(tree, dict):

@@ -1,8 +1,8 @@
 """Figures with their 95% intervals, made by resampling identities; and when there are too few for either.
 
 Photos of one person are alike: whoever is hard once is hard again. So it is people who are drawn with
-replacement, each with all their photos (the cluster bootstrap; Davison & Hinkley, 1997, 3.8), 2,000 times, and
-the interval goes from the 2.5th to the 97.5th percentile of what comes out. It always holds the value itself.
+replacement, each with all their photos (the cluster bootstrap; Davison & Hinkley, 1997, 3.8), 2,000 times,
+and the interval goes from the 2.5th to the 97.5th percentile of what comes out. It always holds the value.
 
 The rules:
 - fewer than 30 trials: no number at all, "too few";
@@ -225,7 +225,9 @@ def _too_few(trials: int) -> Figure | None:
 def _no_point(rate: float, false: int, true: int) -> Figure:
     needed = max(TRIALS, math.ceil(1 / rate - 1e-6))
     why = (
-        f"{false:,} false trials, and it takes {needed:,}" if false < needed else f"{true:,}, and it takes {TRIALS}"
+        f"{false:,} false trials, and it takes {needed:,}"
+        if false < needed
+        else f"{true:,}, and it takes {TRIALS}"
     )
     return Figure(None, None, None, true, f"too few: {why}")
 
@@ -244,7 +246,9 @@ def _between(value: float, drawn: NDArray[np.float64], trials: int, identities: 
 
 
 def _alone(value: float, trials: int, identities: int) -> Figure:
-    return Figure(value, None, None, trials, f"no interval: {identities} identities, and it takes {IDENTITIES}")
+    return Figure(
+        value, None, None, trials, f"no interval: {identities} identities, and it takes {IDENTITIES}"
+    )
 
 
 def _as_if(identities: int) -> str:

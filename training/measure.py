@@ -102,9 +102,7 @@ def check(options: Options) -> None:
         raise InputError("--weights none is no network to compare with; give imagenet or a FILE.")
 
 
-def _measure_closed(
-    bundle: ModelBundle, data: Path, options: Options, watch: Watch
-) -> tuple[Measured, Rows]:
+def _measure_closed(bundle: ModelBundle, data: Path, options: Options, watch: Watch) -> tuple[Measured, Rows]:
     cut = division.closed(
         division.photos_of(data), data, bundle, fraction=options.fraction, seed=options.seed
     )

@@ -77,7 +77,7 @@ def top_k(probabilities: NDArray[np.float32], actual: NDArray[np.int64], k: int)
     """
     own = np.take_along_axis(probabilities, actual[:, None], axis=1)
     earlier = (probabilities == own) & (np.arange(probabilities.shape[1]) < actual[:, None])
-    return ((probabilities > own) | earlier).sum(1) < k
+    return np.asarray(((probabilities > own) | earlier).sum(1) < k)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Ranks:
     Attributes:
         place: (n,) int64, of the right person among the people, each as near as their nearest photo; 1 is
             the nearest, 0 is nowhere: nobody of that label is in the gallery.
-        precision: (n,) float64, average precision of the gallery's photos in order of distance; NaN for nowhere.
+        precision: (n,) float64, average precision of the gallery's photos by distance; NaN for nowhere.
         row: (n,) int64, of the nearest photo.
         distance: (n,) float64, Euclidean, to it.
     """
@@ -143,8 +143,8 @@ def _ranked(
     with np.errstate(invalid="ignore"):
         precision = (relevant * relevant.cumsum(1) / positions).sum(1) / number
     first = relevant.argmax(1)
-    place = [len(np.unique(row[:end])) + 1 for row, end in zip(found, first, strict=True)]
-    place = np.where(number > 0, np.array(place, np.int64), 0)
+    nearer = [len(np.unique(row[:end])) for row, end in zip(found, first, strict=True)]
+    place = np.where(number > 0, np.array(nearer, np.int64) + 1, 0)
     distance = np.linalg.norm(block - stored[order[:, 0]], axis=1)
     return place, precision, order[:, 0], distance
 
@@ -163,7 +163,10 @@ def _ordered(block: NDArray[np.float64], stored: NDArray[np.float64]) -> NDArray
 
 
 def _measured_again(
-    vector: NDArray[np.float64], stored: NDArray[np.float64], order: NDArray[np.int64], close: NDArray[np.bool_]
+    vector: NDArray[np.float64],
+    stored: NDArray[np.float64],
+    order: NDArray[np.int64],
+    close: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """An order whose runs of neighbours that are too close to tell are sorted by their exact distances."""
     group = np.concatenate([[0], np.cumsum(~close)])

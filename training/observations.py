@@ -92,7 +92,7 @@ def observe(
     watch: Watch = Watch(),
     workers: int | None = None,
 ) -> Observed:
-    """Reads, decodes and embeds photos by the stages of bulk embedding; a photo that cannot be read is left out.
+    """Reads, decodes and embeds photos by the stages of bulk embedding; what cannot be read is left out.
 
     Memory: 4 x d bytes a photo, and 4 x c for probabilities, 1 KiB for grey.
 
@@ -112,7 +112,9 @@ def observe(
                 prepare_stage(
                     partial(prepare_some, meters, preprocessing, decode), workers=workers, batch_size=_BATCH
                 ),
-                Stage("embed", partial(_see, embedder, wanted), room=1, gather=partial(in_batches, size=_BATCH)),
+                Stage(
+                    "embed", partial(_see, embedder, wanted), room=1, gather=partial(in_batches, size=_BATCH)
+                ),
             ],
         ) as pipeline,
     ):
@@ -132,7 +134,9 @@ def _see(embedder: Embedder, wanted: Wanted, batch: Sequence[Prepared | Outcome]
     pixels = np.empty((0, size, size, 3), np.uint8) if squares is None else squares
     seen = embedder.embed(pixels)
     outcomes = [
-        photo if isinstance(photo, Outcome) else Outcome(photo.face.path, photo.face.identity, Status.EMBEDDED)
+        photo
+        if isinstance(photo, Outcome)
+        else Outcome(photo.face.path, photo.face.identity, Status.EMBEDDED)
         for photo in batch
     ]
     return _Batch(
@@ -180,6 +184,6 @@ def _wanted(parts: Iterable[NDArray[Any] | None], width: int, dtype: type) -> ND
 
 
 def shown(path: str, root: str) -> str:
-    """A photo's path relative to the data folder, with / between its parts; as it is where it lies elsewhere."""
+    """A photo's path relative to the data folder, with / in it; as it is where it lies elsewhere."""
     inside = os.path.abspath(root) + os.sep
     return path.removeprefix(inside).replace(os.sep, "/") if path.startswith(inside) else path

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from retrieval import rates
 from retrieval.errors import DataError
-from retrieval.gallery import Gallery
-from retrieval.people import PersonMatch
+from retrieval.gallery import Gallery, PersonMatch
 from training import intervals, metrics
 from training.baselines import spaces
 from training.figures import Curve, Identification, Open, OpenBaseline, Ranking
@@ -30,7 +29,7 @@ class Found:
 
     Attributes:
         place: (n,) of the right person among the people, 1 the nearest; 0 for a stranger and beyond 20th.
-        precision: (n,) average precision, NaN for a stranger; None where a gallery was only asked for its nearest.
+        precision: (n,) average precision, NaN for a stranger; None where only the nearest were asked for.
         distance: (n,) to the nearest photo.
         nearest, who: of that photo, its path and its person.
     """
@@ -100,7 +99,7 @@ def measure_gallery(
     trained_photos: int,
     seed: int,
 ) -> tuple[Open, Rows]:
-    """Measures searches in a gallery that exists; photos with the bytes of an enrolled one are not searched for.
+    """Measures searches in a gallery that exists; what is enrolled already is not searched for.
 
     Raises:
         DataError: nobody is enrolled.
@@ -192,14 +191,16 @@ def _identification(
     return Identification(points, _curve(strangers, known, right), _ranking(found, mated, identities, seed))
 
 
-def _curve(
-    strangers: NDArray[np.float64], known: NDArray[np.float64], right: NDArray[np.bool_]
-) -> Curve:
+def _curve(strangers: NDArray[np.float64], known: NDArray[np.float64], right: NDArray[np.bool_]) -> Curve:
     if not len(strangers) or not len(known):
         return Curve((), (), ())
     # Half of the points where strangers begin to be named, which is where thresholds are chosen.
-    shares = np.concatenate([np.geomspace(1 / len(strangers), 1, _POINTS // 2), np.linspace(0, 1, _POINTS // 2)])
-    both = np.concatenate([np.quantile(strangers, shares[: _POINTS // 2]), np.quantile(known, shares[_POINTS // 2 :])])
+    shares = np.concatenate(
+        [np.geomspace(1 / len(strangers), 1, _POINTS // 2), np.linspace(0, 1, _POINTS // 2)]
+    )
+    both = np.concatenate(
+        [np.quantile(strangers, shares[: _POINTS // 2]), np.quantile(known, shares[_POINTS // 2 :])]
+    )
     limits = np.unique(both)
     named, missed = rates.det(strangers, known, right, limits)
     return Curve(tuple(named.tolist()), tuple(missed.tolist()), tuple(limits.tolist()))
@@ -207,9 +208,7 @@ def _curve(
 
 def _ranking(found: Found, mated: NDArray[np.bool_], identities: NDArray[np.str_], seed: int) -> Ranking:
     place, people = found.place[mated], identities[mated]
-    cmc = tuple(
-        intervals.share((place > 0) & (place <= k), people, seed=seed) for k in range(1, PLACES + 1)
-    )
+    cmc = tuple(intervals.share((place > 0) & (place <= k), people, seed=seed) for k in range(1, PLACES + 1))
     precise = None if found.precision is None else intervals.share(found.precision[mated], people, seed=seed)
     return Ranking(cmc[0], cmc, precise)
 

@@ -55,19 +55,23 @@ def read_pairs(path: Path) -> list[Pair]:
     try:
         lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise InputError(f"The pairs {path} cannot be read: {why(error)}; name a file like LFW's pairs.txt.") from error
+        raise InputError(
+            f"The pairs {path} cannot be read: {why(error)}; name a file like LFW's pairs.txt."
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text of pairs; name a file like LFW's pairs.txt.") from error
     if not lines or not all(word.isdigit() for word in lines[0]) or len(lines[0]) > 2:
         raise InputError(
-            f"The first line of {path} must have the number of folds and of pairs in each, as LFW's pairs.txt."
+            f"The first line of {path} must say how many folds and pairs there are, as LFW's pairs.txt does."
         )
     folds, each = map(int, lines[0]) if len(lines[0]) == 2 else (1, int(lines[0][0]))
     if folds < 2:
-        raise InputError(f"{path} has one fold; a threshold from other folds takes two at least, as pairs.txt has.")
+        raise InputError(
+            f"{path} has one fold; a threshold from other folds takes two at least, as pairs.txt has."
+        )
     if len(lines) - 1 != 2 * folds * each:
         raise InputError(
-            f"{path} has {len(lines) - 1:,} pairs, and its first line says {2 * folds * each:,}; copy it again."
+            f"{path} has {len(lines) - 1:,} pairs, but its first line says {2 * folds * each:,}; mend it."
         )
     return [_pair(path, number, line, number // (2 * each)) for number, line in enumerate(lines[1:])]
 
@@ -92,7 +96,9 @@ def photos_in(pairs: Iterable[Pair], found: Iterable[Photo], data: Path) -> list
     wanted = {name for pair in pairs for name in (pair.first, pair.second)}
     photos = [photo for photo in found if named(photo.path or "", data) in wanted]
     if not photos:
-        raise InputError(f"No photo of the pairs is in {data}; give the folder that has Ada/Ada_0001.jpg and so on.")
+        raise InputError(
+            f"No photo of the pairs is in {data}; give the folder that has Ada/Ada_0001.jpg and so on."
+        )
     return photos
 
 
@@ -126,7 +132,9 @@ def measure(
     index = {named(path, data): row for row, path in enumerate(observed.paths)}
     usable = [pair for pair in pairs if pair.first in index and pair.second in index]
     if not _can_be_measured(usable):
-        raise InputError(f"Only {len(usable):,} of the pairs can be read; two folds need pairs of both kinds each.")
+        raise InputError(
+            f"Only {len(usable):,} of the pairs can be read; two folds need pairs of both kinds each."
+        )
     sides = np.array([[index[pair.first], index[pair.second]] for pair in usable], np.int64)
     distances = _distances(observed.vectors, sides)
     verification, right = _verified(usable, distances, seed)

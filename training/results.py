@@ -80,15 +80,19 @@ def read(folder: Path) -> Results:
         rows = list(csv.DictReader(io.StringIO((folder / PHOTOS).read_text("utf-8"), newline="")))
     except OSError as error:
         raise InputError(
-            f"{folder} holds no evaluation ({why(error)}); make one with `faceprint evaluate MODEL DATA --out {folder}`."
+            f"{folder} holds no evaluation ({why(error)}); make one with `faceprint evaluate --out {folder}`."
         ) from error
     except ValueError as error:
         raise InputError(f"The evaluation in {folder} is damaged; make it again.") from error
     if not isinstance(metrics, dict) or "protocol" not in metrics:
         raise InputError(f"{folder / METRICS} is no evaluation; make one with `faceprint evaluate --out`.")
     if metrics.get("format") != FORMAT:
-        raise InputError(f"The evaluation in {folder} was made by another version of faceprint; make it again.")
-    return Results(folder.name, metrics, [{name: _value(value) for name, value in row.items()} for row in rows])
+        raise InputError(
+            f"The evaluation in {folder} was made by another version of faceprint; make it again."
+        )
+    return Results(
+        folder.name, metrics, [{name: _value(value) for name, value in row.items()} for row in rows]
+    )
 
 
 def _value(text: str | None) -> Any:

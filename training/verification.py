@@ -1,7 +1,7 @@
 """Pairs of photos, the same person or not, told apart by their distance: pure functions on arrays.
 
-The protocol is LFW's (Huang et al., 2007; "unsupervised" and "restricted" report it alike): ten folds of pairs
-whose people do not overlap; the threshold comes from nine of them, the accuracy from the tenth.
+The protocol is LFW's (Huang et al., 2007): ten folds of pairs whose people do not overlap; the threshold
+comes from nine of them, the accuracy from the tenth.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def best_threshold(distances: NDArray[np.float64], same: NDArray[np.bool_]) -> f
         same: (n,) whether they are.
 
     Returns:
-        The middle between two neighbouring distances, or a step beyond the ends; of equally good ones the least.
+        The middle between two neighbouring distances, or a step beyond the ends; the least where many are best.
     """
     values, place = np.unique(distances, return_inverse=True)
     # Calling one more distance "the same" gains its pairs that are, and loses those that are not.
@@ -73,7 +73,7 @@ def across_folds(
 def roc(
     distances: NDArray[np.float64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The ROC curve: FAR (t,), TAR (t,) and thresholds (t,), distances that rise; needs pairs of both kinds."""
+    """The ROC curve: FAR (t,), TAR (t,) and thresholds (t,), rising distances; takes pairs of both kinds."""
     from sklearn.metrics import roc_curve
 
     false, true, scores = roc_curve(same, -distances)
