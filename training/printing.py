@@ -238,8 +238,8 @@ def _add_verification(table: Any, indent: str, found: Verification) -> None:
 
 def _turned(missed: Figure) -> Figure:
     """What is not missed."""
-    ends = [None if end is None else 1 - end for end in (missed.value, missed.high, missed.low)]
-    return Figure(*ends, missed.n, missed.method)
+    value, low, high = (None if end is None else 1 - end for end in (missed.value, missed.high, missed.low))
+    return Figure(value, low, high, missed.n, missed.method)
 
 
 def _at(point: OperatingPoint) -> str:

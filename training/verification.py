@@ -36,7 +36,7 @@ def best_threshold(distances: NDArray[np.float64], same: NDArray[np.bool_]) -> f
         same: (n,) whether they are.
 
     Returns:
-        The middle between two neighbouring distances, or a step beyond the ends; the least where many are best.
+        The middle between two neighbouring distances, or a step beyond the ends; the least of the best.
     """
     values, place = np.unique(distances, return_inverse=True)
     # Calling one more distance "the same" gains its pairs that are, and loses those that are not.
