@@ -31,7 +31,7 @@ def test_figures_are_printed_with_intervals_and_kept(
     assert f"{100 * closest['value']:.1f} %" in out
     assert f"{100 * closest['low']:.1f} to {100 * closest['high']:.1f}" in out
     assert "raw pixels" in out
-    assert "note: 1 files in no person's folder are left out." in out
+    assert "note: In no person's folder, and left out: 1 file." in out
     assert (tmp_path / "e" / "photos.csv").read_text().count("\n") == 37
 
     status, out, _ = faceprint(

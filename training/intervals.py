@@ -50,6 +50,18 @@ def share(values: NDArray[Any], identities: Groups, *, seed: int) -> Figure:
     return _figure(float(values.mean()), means, len(values), number)
 
 
+def mean(values: NDArray[np.float64], identities: Groups, *, seed: int) -> Figure:
+    """The mean of per-photo values (n,) that are no shares, such as losses."""
+    if few := _too_few(len(values)):
+        return few
+    people, number = _numbered(identities)
+    if number < IDENTITIES:
+        return _alone(float(values.mean()), len(values), number)
+    sums, counts = np.bincount(people, values), np.bincount(people)
+    means = _collected(number, seed, lambda weights: weights @ sums / (weights @ counts))
+    return _between(float(values.mean()), means, len(values), number)
+
+
 def difference(first: NDArray[Any], second: NDArray[Any], identities: Groups, *, seed: int) -> Figure:
     """The mean of second - first, both (n,) between 0 and 1 and about the same photos."""
     steps = np.asarray(second, np.float64) - np.asarray(first, np.float64)
@@ -91,9 +103,11 @@ def fold_mean(accuracies: NDArray[np.float64], trials: int) -> Figure:
 
     if few := _too_few(trials):
         return few
-    mean, k = float(accuracies.mean()), len(accuracies)
+    middle, k = float(accuracies.mean()), len(accuracies)
     reach = float(stats.t.ppf(0.975, k - 1) * accuracies.std(ddof=1) / math.sqrt(k))
-    return Figure(mean, max(0.0, mean - reach), min(1.0, mean + reach), trials, f"Student's t over {k} folds")
+    return Figure(
+        middle, max(0.0, middle - reach), min(1.0, middle + reach), trials, f"Student's t over {k} folds"
+    )
 
 
 def operating_points(
