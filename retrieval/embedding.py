@@ -146,7 +146,9 @@ def embed_photos(
             in_looks(found, scan),
             [
                 prepare_stage(
-                    partial(_prepare, meters, preprocessing, decode), workers=workers, batch_size=batch_size
+                    partial(prepare_some, meters, preprocessing, decode),
+                    workers=workers,
+                    batch_size=batch_size,
                 ),
                 Stage(
                     "embed", partial(_embed, embedder), room=1, gather=partial(in_batches, size=batch_size)
@@ -183,19 +185,24 @@ def check_target(target: Path) -> None:
         raise InputError(f"{beside} would be overwritten, and is not of {target}; name another file.")
 
 
-def _prepare(
+def prepare_some(
     meters: Meters, preprocessing: Preprocessing, decode: Decode, entries: Sequence[Entry]
 ) -> list[Prepared | Outcome]:
+    """Reads and decodes photos; each comes out in its place, with pixels or with why it has none.
+
+    Raises:
+        RunError: a process that decodes was killed.
+    """
     offered = [entry for entry in entries if isinstance(entry, Photo)]
     prepared = [
         one
         for some in read_some(offered, meters)
-        for one in _prepare_some(some, meters, preprocessing, decode)
+        for one in _decode_some(some, meters, preprocessing, decode)
     ]
     return in_their_places(entries, prepared)
 
 
-def _prepare_some(
+def _decode_some(
     photos: Sequence[ReadPhoto | Outcome], meters: Meters, preprocessing: Preprocessing, decode: Decode
 ) -> list[Prepared | Outcome]:
     read = [photo for photo in photos if isinstance(photo, ReadPhoto)]

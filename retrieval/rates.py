@@ -34,8 +34,11 @@ class Rate:
     n: int
 
 
-def wilson(hits: int, n: int) -> Rate:
-    """The share `hits` of `n` with Wilson's 95% score interval (Wilson, 1927); (0, 1) for no trial."""
+def wilson(hits: float, n: int) -> Rate:
+    """The share `hits` of `n` with Wilson's 95% score interval (Wilson, 1927); (0, 1) for no trial.
+
+    `hits` may be a fraction, where the trials are groups and a group is right in part.
+    """
     if n == 0:
         return Rate(math.nan, 0.0, 1.0, 0)
     share = hits / n
@@ -75,3 +78,25 @@ def fnir(distances: NDArray[np.float64], right: NDArray[np.bool_], limit: float)
         limit: the threshold.
     """
     return wilson(int((~right | (distances > limit)).sum()), len(distances))
+
+
+def det(
+    strangers: NDArray[np.float64],
+    distances: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    limits: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """FPIR and FNIR at each of some thresholds: the points of a DET curve (Martin et al., 1997).
+
+    Args:
+        strangers: (n,) distance of each non-mated search to its nearest enrolled face, n >= 1.
+        distances: (m,) the same of each mated search, m >= 1.
+        right: (m,) whether that face shows the person searched for.
+        limits: (t,) thresholds.
+
+    Returns:
+        FPIR (t,), which rises with the threshold, and FNIR (t,), which falls.
+    """
+    named = np.searchsorted(np.sort(strangers), limits, side="right") / len(strangers)
+    found = np.searchsorted(np.sort(distances[right]), limits, side="right") / len(distances)
+    return named, 1 - found

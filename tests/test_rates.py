@@ -49,3 +49,26 @@ def test_a_mated_search_fails_when_it_is_too_far_or_names_another() -> None:
     assert rates.fnir(distances, right, 3.0).value == 0.5
     assert rates.fnir(distances, right, 9.0).value == 0.25
     assert rates.fnir(distances, right, 0.0).value == 1.0
+
+
+def test_a_det_curve_counts_both_kinds_of_error_at_each_threshold() -> None:
+    """By hand: strangers at 2 and 4; enrolled people at 1 (right), 2 (wrong) and 3 (right)."""
+    strangers, distances = np.array([4.0, 2.0]), np.array([3.0, 1.0, 2.0])
+    named, missed = rates.det(
+        strangers, distances, np.array([True, True, False]), np.array([0.0, 1.0, 2.0, 4.0])
+    )
+    assert named.tolist() == [0, 0, 0.5, 1]
+    np.testing.assert_allclose(missed, [1, 2 / 3, 2 / 3, 1 / 3])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30))
+def test_each_point_of_a_det_curve_is_the_fpir_and_the_fnir_there(seed: int, n: int, m: int) -> None:
+    random = np.random.default_rng(seed)
+    strangers, distances = random.integers(0, 9, n).astype(float), random.integers(0, 9, m).astype(float)
+    right = random.random(m) < 0.7
+    limits = np.arange(-1.0, 10.0)
+    named, missed = rates.det(strangers, distances, right, limits)
+    np.testing.assert_allclose(named, [rates.fpir(strangers, limit).value for limit in limits])
+    np.testing.assert_allclose(
+        missed, [rates.fnir(distances, right, limit).value for limit in limits], atol=1e-12
+    )

@@ -87,9 +87,9 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
     train: list[Sample] = []
     validation: list[Sample] = []
     for label, photos in enumerate(groups.values()):
-        held_out = _held_out(labels[label], len(photos), validation_fraction, seed)
+        chosen = held_out(labels[label], len(photos), validation_fraction, seed)
         for index, photo in enumerate(photos):
-            (validation if index in held_out else train).append(Sample(photo.path, label))
+            (validation if index in chosen else train).append(Sample(photo.path, label))
     return Split(labels, tuple(train), tuple(validation), tuple(left_out))
 
 
@@ -151,8 +151,15 @@ def _nothing_found(folder: Path, left_out: list[tuple[Path, str]]) -> str:
     )
 
 
-def _held_out(identity: str, number: int, fraction: float, seed: int) -> frozenset[int]:
-    """Which of an identity's photos are validation: a function of the seed and the identity alone."""
+def held_out(identity: str, number: int, fraction: float, seed: int) -> frozenset[int]:
+    """Which of an identity's photos are validation, by index: a function of the seed and the identity alone.
+
+    Args:
+        identity: the name.
+        number: of its photos, at least 2.
+        fraction: to hold out, rounded to the nearest photo, at least one and never all.
+        seed: of the split.
+    """
     name_seed = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
     order = np.random.default_rng([seed, name_seed]).permutation(number)
     wanted = round(fraction * number)

@@ -1,11 +1,16 @@
 """Pure functions on arrays: how good predictions and distances are."""
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 1024
+
+# Distances that are in memory at a time where all of a gallery is ranked.
+_CELLS: Final = 2**22
 
 
 def accuracy(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> float:
@@ -57,3 +62,115 @@ def confusions(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> list[
         ((true, said, number) for (true, said), number in counts.items()),
         key=lambda row: (-row[2], row[0], row[1]),
     )
+
+
+def top_k(probabilities: NDArray[np.float32], actual: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """Whether the true label is among the k likeliest.
+
+    Args:
+        probabilities: (n, c).
+        actual: (n,) true labels.
+        k: at least 1; equal probabilities are ordered by label.
+
+    Returns:
+        (n,).
+    """
+    own = np.take_along_axis(probabilities, actual[:, None], axis=1)
+    earlier = (probabilities == own) & (np.arange(probabilities.shape[1]) < actual[:, None])
+    return np.asarray(((probabilities > own) | earlier).sum(1) < k)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the right person comes in each of n searches.
+
+    Attributes:
+        place: (n,) int64, of the right person among the people, each as near as their nearest photo; 1 is
+            the nearest, 0 is nowhere: nobody of that label is in the gallery.
+        precision: (n,) float64, average precision of the gallery's photos by distance; NaN for nowhere.
+        row: (n,) int64, of the nearest photo.
+        distance: (n,) float64, Euclidean, to it.
+    """
+
+    place: NDArray[np.int64]
+    precision: NDArray[np.float64]
+    row: NDArray[np.int64]
+    distance: NDArray[np.float64]
+
+
+def ranks(
+    queries: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    gallery: NDArray[np.float32],
+    gallery_labels: NDArray[np.int64],
+) -> Ranks:
+    """Ranks all of a gallery for each query, by Euclidean distance in float64; ties by row number.
+
+    Works in blocks of queries of at most 4 million distances: no (n, m) matrix is ever in memory.
+
+    Args:
+        queries: (n, d).
+        labels: (n,) who is on them.
+        gallery: (m, d), m >= 1.
+        gallery_labels: (m,).
+    """
+    stored = gallery.astype(np.float64)
+    parts = [
+        _ranked(queries[rows].astype(np.float64), labels[rows], stored, gallery_labels)
+        for rows in blocks(len(queries), len(gallery))
+    ]
+    place, precision, row, distance = (np.concatenate(some) for some in zip(*parts, strict=True))
+    return Ranks(place, precision, row, distance)
+
+
+def blocks(queries: int, columns: int) -> list[slice]:
+    """Queries in runs, each of at most 4 million cells of so many columns, and one query at least."""
+    size = max(1, _CELLS // max(columns, 1))
+    return [slice(start, start + size) for start in range(0, max(queries, 1), size)]
+
+
+def _ranked(
+    block: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    stored: NDArray[np.float64],
+    gallery_labels: NDArray[np.int64],
+) -> tuple[NDArray[Any], ...]:
+    order = _ordered(block, stored)
+    found = gallery_labels[order]
+    relevant = found == labels[:, None]
+    number = relevant.sum(1)
+    positions = np.arange(1, len(stored) + 1)
+    with np.errstate(invalid="ignore"):
+        precision = (relevant * relevant.cumsum(1) / positions).sum(1) / number
+    first = relevant.argmax(1)
+    nearer = [len(np.unique(row[:end])) for row, end in zip(found, first, strict=True)]
+    place = np.where(number > 0, np.array(nearer, np.int64) + 1, 0)
+    distance = np.linalg.norm(block - stored[order[:, 0]], axis=1)
+    return place, precision, order[:, 0], distance
+
+
+def _ordered(block: NDArray[np.float64], stored: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows of `stored` (m, d) from near to far, for each vector of `block` (b, d): (b, m)."""
+    lengths, own = np.einsum("ij,ij->i", stored, stored), np.einsum("ij,ij->i", block, block)
+    squares = lengths - 2 * block @ stored.T + own[:, None]
+    order = np.argsort(squares, axis=1, kind="stable")
+    # As in `nearest`: what the expansion's rounding may have put in another order is measured again.
+    rounding = 8 * stored.shape[1] * np.finfo(np.float64).eps * (own + lengths.max())
+    close = np.diff(np.take_along_axis(squares, order, axis=1), axis=1) <= rounding[:, None]
+    for index in np.flatnonzero(close.any(1)):
+        order[index] = _measured_again(block[index], stored, order[index], close[index])
+    return order
+
+
+def _measured_again(
+    vector: NDArray[np.float64],
+    stored: NDArray[np.float64],
+    order: NDArray[np.int64],
+    close: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """An order whose runs of neighbours that are too close to tell are sorted by their exact distances."""
+    group = np.concatenate([[0], np.cumsum(~close)])
+    exact = np.zeros(len(order))
+    doubtful = np.concatenate([close, [False]]) | np.concatenate([[False], close])
+    exact[doubtful] = np.linalg.norm(vector - stored[order[doubtful]], axis=1)
+    return order[np.lexsort((order, exact, group))]

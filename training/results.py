@@ -1,0 +1,99 @@
+"""Results on disk: `metrics.json`, every figure; `photos.csv`, a row for each photo or pair."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from retrieval.errors import InputError, StorageError
+from retrieval.files import why, write_durably
+from training.figures import FORMAT, Measured, as_json
+from training.searches import Rows
+
+METRICS: Final = "metrics.json"
+PHOTOS: Final = "photos.csv"
+
+
+@dataclass(frozen=True)
+class Results:
+    """An evaluation, as it lies on disk: the tree of `figures.Measured` as JSON, and its rows."""
+
+    name: str
+    metrics: dict[str, Any]
+    rows: Rows
+
+
+def of(measured: Measured, rows: Rows) -> Results:
+    """An evaluation that was made just now."""
+    return Results(measured.model.name, as_json(measured), rows)
+
+
+def check_target(folder: Path) -> None:
+    """Checks, before anything is measured, that results can be written there.
+
+    Raises:
+        InputError: it is a file, or a folder that has something else in it than results.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder with --out.")
+    if (folder / "bundle.json").exists() or (folder / "gallery.db").exists():
+        raise InputError(f"{folder} is a model or a gallery; choose another folder with --out.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / METRICS).exists():
+        raise InputError(f"{folder} is not empty and holds no evaluation; choose another folder with --out.")
+
+
+def write(folder: Path, measured: Measured, rows: Rows) -> None:
+    """Writes an evaluation into a folder; the rows first, so that a folder with metrics.json has them.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    text = json.dumps(as_json(measured), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).unlink(missing_ok=True)
+        write_durably(folder / PHOTOS, _table(rows).encode())
+        write_durably(folder / METRICS, text.encode())
+    except OSError as error:
+        raise StorageError(f"The evaluation cannot be written to {folder}: {why(error)}.") from error
+
+
+def _table(rows: Rows) -> str:
+    file = io.StringIO()
+    table = csv.DictWriter(file, list(rows[0]) if rows else ["path"], lineterminator="\n")
+    table.writeheader()
+    # What is no number is empty.
+    table.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
+    return file.getvalue()
+
+
+def read(folder: Path) -> Results:
+    """Reads what `write` wrote.
+
+    Raises:
+        InputError: there is no evaluation, a damaged one, or one of a newer version.
+    """
+    try:
+        metrics = json.loads((folder / METRICS).read_text("utf-8"))
+        rows = list(csv.DictReader(io.StringIO((folder / PHOTOS).read_text("utf-8"), newline="")))
+    except OSError as error:
+        raise InputError(
+            f"{folder} holds no evaluation ({why(error)}); make one with `faceprint evaluate --out {folder}`."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"The evaluation in {folder} is damaged; make it again.") from error
+    if not isinstance(metrics, dict) or "protocol" not in metrics:
+        raise InputError(f"{folder / METRICS} is no evaluation; make one with `faceprint evaluate --out`.")
+    if metrics.get("format") != FORMAT:
+        raise InputError(
+            f"The evaluation in {folder} was made by another version of faceprint; make it again."
+        )
+    return Results(
+        folder.name, metrics, [{name: _value(value) for name, value in row.items()} for row in rows]
+    )
+
+
+def _value(text: str | None) -> Any:
+    return None if text in ("", None) else text
