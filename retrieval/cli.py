@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, care, terminal
+from retrieval import ask, calibrating, care, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -70,6 +70,7 @@ _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folde
 _FROM = "--identity-from must be parent or none"
 
 app.add_typer(ask.app)
+app.add_typer(calibrating.app)
 app.add_typer(care.app)
 
 
