@@ -49,3 +49,39 @@ def test_a_mated_search_fails_when_it_is_too_far_or_names_another() -> None:
     assert rates.fnir(distances, right, 3.0).value == 0.5
     assert rates.fnir(distances, right, 9.0).value == 0.25
     assert rates.fnir(distances, right, 0.0).value == 1.0
+
+
+def test_without_several_trials_of_one_person_the_interval_is_about_wilsons() -> None:
+    hits = np.arange(400) < 40
+    (rate,) = rates.by_identity(hits[:, None], np.arange(400))
+    alone = rates.wilson(40, 400)
+    assert (rate.value, rate.n) == (alone.value, alone.n)
+    assert (rate.low, rate.high) == pytest.approx((alone.low, alone.high), abs=0.005)
+
+
+def test_trials_that_repeat_a_person_count_as_that_persons() -> None:
+    """Ten people, two of whom hit with all of their fifty trials: the interval is that of ten trials."""
+    people = np.repeat(np.arange(10), 50)
+    (rate,) = rates.by_identity((people < 2)[:, None], people)
+    assert rate.value == 0.2
+    assert (rate.low, rate.high) == (0.0, 0.5)
+    assert rate == rates.by_identity((people < 2)[:, None], people)[0]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=60),
+)
+def test_an_interval_over_identities_is_never_narrower_than_wilsons(
+    trials: list[tuple[bool, bool, int]],
+) -> None:
+    hits = np.array([trial[:2] for trial in trials])
+    found = rates.by_identity(hits, np.array([trial[2] for trial in trials]))
+    for rate, column in zip(found, hits.T, strict=True):
+        alone = rates.wilson(int(column.sum()), len(hits))
+        assert rate.value == alone.value
+        assert 0 <= rate.low <= alone.low <= alone.high <= rate.high <= 1
+
+
+def test_no_trial_of_anybody_says_nothing() -> None:
+    (rate,) = rates.by_identity(np.empty((0, 1), bool), np.empty(0, np.int64))
+    assert (rate.low, rate.high, rate.n) == (0.0, 1.0, 0)
