@@ -54,7 +54,8 @@ def by_identity(hits: NDArray[np.bool_], identities: NDArray[np.int64], *, seed:
     """Shares of trials of which several are of one person, and so not independent.
 
     The ends are those of a bootstrap over identities (percentiles of 1,000 draws), or Wilson's where those
-    are farther out: a bootstrap knows nothing of what no identity has shown, as with no hit at all.
+    are farther out: a bootstrap knows nothing of what no identity has shown, as with no hit at all. They are
+    Wilson's where nobody comes twice.
 
     Args:
         hits: (n, p), of each trial and of each of p questions.
@@ -67,8 +68,8 @@ def by_identity(hits: NDArray[np.bool_], identities: NDArray[np.int64], *, seed:
     rates = [wilson(int(column.sum()), len(hits)) for column in hits.T]
     _, place = np.unique(identities, return_inverse=True)
     people = int(place.max()) + 1 if len(place) else 0
-    if people < 2:
-        return rates
+    if people < 2 or people == len(hits):
+        return rates  # nobody comes twice, so trials are independent
     sums = np.zeros((people, hits.shape[1] + 1))
     np.add.at(sums, place, np.column_stack([hits, np.ones(len(hits))]).astype(float))
     rng = np.random.default_rng(seed)
