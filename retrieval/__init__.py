@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from retrieval.backup import BackedUp, Restored
     from retrieval.bundle import ModelBundle, Preprocessing
+    from retrieval.decisions import Decision
     from retrieval.embedder import Embedder, Embeddings
     from retrieval.embedding import EmbedReport, embed
     from retrieval.engines import PrecisionDrift
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from retrieval.ingestion import IngestReport, ingest, ingest_photos
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
-    from retrieval.store import AuditEntry, Face, NewFace, Receipt
+    from retrieval.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
+    from retrieval.strangers import Calibrated, StrangerReport, calibrate
     from retrieval.vault import Compacted, Optimized
     from retrieval.verdicts import Outcome, Status
     from retrieval.verification import Finding, Repaired, Trouble, Verification, verify
@@ -43,8 +45,11 @@ __all__ = [
     "Annotated",
     "AuditEntry",
     "BackedUp",
+    "Calibrated",
+    "Calibration",
     "Compacted",
     "Condition",
+    "Decision",
     "Drift",
     "EmbedReport",
     "Embedder",
@@ -62,6 +67,7 @@ __all__ = [
     "Missing",
     "ModelBundle",
     "NewFace",
+    "OperatingPoint",
     "Optimized",
     "Outcome",
     "PeopleResult",
@@ -77,10 +83,12 @@ __all__ = [
     "Restored",
     "SearchResult",
     "Status",
+    "StrangerReport",
     "Trouble",
     "UnreadableImage",
     "Verification",
     "Where",
+    "calibrate",
     "embed",
     "ingest",
     "ingest_photos",
@@ -92,8 +100,11 @@ _HOMES = {
     "Annotated": "gallery",
     "AuditEntry": "store",
     "BackedUp": "backup",
+    "Calibrated": "strangers",
+    "Calibration": "store",
     "Compacted": "vault",
     "Condition": "where",
+    "Decision": "decisions",
     "Drift": "reembedding",
     "EmbedReport": "embedding",
     "Embedder": "embedder",
@@ -111,6 +122,7 @@ _HOMES = {
     "Missing": "gallery",
     "ModelBundle": "bundle",
     "NewFace": "store",
+    "OperatingPoint": "store",
     "Optimized": "vault",
     "Outcome": "verdicts",
     "PeopleResult": "gallery",
@@ -126,10 +138,12 @@ _HOMES = {
     "Restored": "backup",
     "SearchResult": "gallery",
     "Status": "verdicts",
+    "StrangerReport": "strangers",
     "Trouble": "verification",
     "UnreadableImage": "errors",
     "Verification": "verification",
     "Where": "where",
+    "calibrate": "strangers",
     "embed": "embedding",
     "ingest": "ingestion",
     "ingest_photos": "ingestion",

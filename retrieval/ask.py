@@ -1,5 +1,6 @@
 """The command that asks: search, by pictures, stored faces or vectors; photos or people; everybody or some."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from retrieval.errors import InputError, UnreadableImage
 from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
+    from retrieval.decisions import Decision
     from retrieval.gallery import Gallery, Match, PersonMatch, Prediction
     from retrieval.knn import Explanation
 
@@ -26,7 +28,7 @@ _DEFAULT_K: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What came back for one query: matches or people, a prediction for a picture; or why it is unreadable."""
+    """What came back for one query: matches or people, a decision, a prediction for a picture; or an error."""
 
     query: str
     image: Path | None
@@ -34,6 +36,7 @@ class _Answer:
     people: "Sequence[PersonMatch] | None" = None
     prediction: "Prediction | None" = None
     error: UnreadableImage | None = None
+    decision: "Decision | None" = None
 
 
 @app.command()
@@ -52,6 +55,8 @@ def search(
     identity: Annotated[list[str] | None, typer.Option("--identity", metavar="NAME", help="Only photos of this person; may be repeated.", show_default=False)] = None,
     where: Annotated[list[str] | None, typer.Option("--where", metavar="CONDITION", help="Only photos of which this holds: year>=2020, camera=north, person.country=FR, path=FOLDER, enrolled>=2026-01-01; may be repeated.", show_default=False)] = None,
     exclude_self: Annotated[bool, typer.Option("--exclude-self", help="Leave out the stored photo that has the very bytes of the picture.")] = False,
+    fpir: Annotated[float | None, typer.Option(metavar="RATE", help="Decide by the threshold for this share of strangers.", show_default="as calibrated")] = None,
+    max_distance: Annotated[float | None, typer.Option("--max-distance", metavar="DISTANCE", help="Decide by this distance instead: who is farther is UNKNOWN. Other than --within it hides no photo.", show_default=False)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what answering took.")] = False,
     as_json: JsonOption = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
@@ -61,7 +66,8 @@ def search(
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
     Distances are Euclidean between embeddings; smaller is closer. For pictures the classifier's
-    prediction comes too. Conditions decide which photos are compared at all, so -k photos come back.
+    prediction comes too. Conditions decide which photos are compared at all, so -k photos come back. Once the
+    gallery is calibrated (`faceprint calibrate`), a decision comes with each answer: an identity or UNKNOWN.
     """
     asked = [*(images or []), *(_listed(paths) if paths is not None else [])]
     if not (asked or face or vectors):
@@ -72,6 +78,7 @@ def search(
 
     explanation = Explanation()
     options: dict[str, Any] = {"where": _where(identity, where), "explanation": explanation}
+    options |= {"fpir": fpir, "max_distance": max_distance}
     if by_person:
         options |= {"k": k or _DEFAULT_K, "rule": rule, "mean_of": mean_of, "photos": photos}
     else:
@@ -82,6 +89,7 @@ def search(
             *_of_faces(opened, face or [], by_person, options),
             *(_of_vectors(opened, vectors, by_person, options) if vectors is not None else []),
         ]
+    _tell_about_decisions(gallery, [answer.decision for answer in answers if answer.error is None])
     if as_json:
         shown: Any = [_json(answer) for answer in answers]
         shown = {"answers": shown, "explanation": _explained(explanation)} if explain else shown
@@ -106,8 +114,6 @@ def search(
 def _where(identities: list[str] | None, conditions: list[str] | None) -> Any:
     if not (identities or conditions):
         return None
-    import dataclasses
-
     from retrieval.where import Where
 
     parsed = Where.parse(conditions or [])
@@ -154,18 +160,21 @@ def _of_images(
 
 def _of_image(image: Path, found: Any) -> _Answer:
     matches, people = getattr(found, "matches", None), getattr(found, "people", None)
-    return _Answer(str(image), image, matches, people, found.prediction)
+    return _Answer(str(image), image, matches, people, found.prediction, decision=found.decision)
 
 
 def _of_faces(
     gallery: "Gallery", faces: Sequence[int], by_person: bool, options: dict[str, Any]
 ) -> Iterator[_Answer]:
+    ask: Callable[..., Any] = gallery.search_people_by_face if by_person else gallery.search_by_face
     for number in faces:
-        query = f"face {number}"
-        if by_person:
-            yield _Answer(query, None, people=gallery.search_people_by_face(number, **options))
-        else:
-            yield _Answer(query, None, matches=gallery.search_by_face(number, **options))
+        yield _of_found(f"face {number}", ask(number, **options), by_person)
+
+
+def _of_found(query: str, found: Any, by_person: bool) -> _Answer:
+    if by_person:
+        return _Answer(query, None, people=found, decision=found.decision)
+    return _Answer(query, None, matches=found, decision=found.decision)
 
 
 def _of_vectors(
@@ -190,8 +199,25 @@ def _of_vectors(
     for start in range(0, len(vectors), _TOGETHER):
         found = ask(np.asarray(vectors[start : start + _TOGETHER]), **options)
         for row, one in enumerate(found, start):
-            query = f"{path} row {row}"
-            yield _Answer(query, None, people=one) if by_person else _Answer(query, None, matches=one)
+            yield _of_found(f"{path} row {row}", one, by_person)
+
+
+def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]") -> None:
+    """Says once, on the standard error, why there are no decisions, or that they are of another size."""
+    if not decisions:
+        return
+    first = decisions[0]
+    if first is None:
+        typer.echo(
+            f"no decision: {gallery} has no threshold; find one with `faceprint calibrate {gallery}`",
+            err=True,
+        )
+    elif first.outgrown:
+        typer.echo(
+            f"{gallery} has grown since it was calibrated for an FPIR of {first.fpir:g}: expect about "
+            f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
+            err=True,
+        )
 
 
 def _explained(explanation: "Explanation") -> dict[str, Any]:
@@ -216,6 +242,8 @@ def _json(answer: _Answer) -> dict[str, Any]:
     if answer.prediction is not None:
         prediction = answer.prediction
         shown["prediction"] = {"identity": prediction.identity, "probability": prediction.probability}
+    if answer.decision is not None:
+        shown["decision"] = dataclasses.asdict(answer.decision)
     if answer.people is not None:
         shown["people"] = [
             {
@@ -253,6 +281,8 @@ def _print(answer: _Answer) -> None:
     if answer.prediction is not None:
         prediction = answer.prediction
         console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
+    if answer.decision is not None:
+        console.print(terminal.text(f"decision: {_decided(answer.decision)}"))
     rows = list(_rows(answer))
     if not rows:
         console.print("Nobody is near enough, or no photo is meant.\n")
@@ -269,6 +299,19 @@ def _print(answer: _Answer) -> None:
     console.print()
 
 
+def _decided(decision: "Decision") -> str:
+    """A decision in words, and what it rests on."""
+    if decision.distance is None:
+        return "UNKNOWN (there is nobody to compare with)"
+    words = [f"{decision.distance:.3f} away, threshold {decision.threshold:.3f}"]
+    if decision.margin is not None:
+        words.append(f"{decision.second} is {decision.margin:.3f} farther")
+    if decision.classifier_agrees is not None:
+        words.append(f"the classifier {'agrees' if decision.classifier_agrees else 'disagrees'}")
+    name = "UNKNOWN" if decision.identity is None else decision.identity
+    return f"{name} ({'; '.join(words)})"
+
+
 def _rows(answer: _Answer) -> Iterator[tuple[Any, ...]]:
     """The rows of the table: photos, or people with their photos below them."""
     for rank, match in enumerate(answer.matches or (), 1):
@@ -283,6 +326,13 @@ def _photo(match: "Match") -> tuple[Any, ...]:
     return f"{match.distance:.3f}", str(match.face.id), terminal.text(terminal.near(match.face.path))
 
 
+def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
+    """What stands below a picture that was asked about."""
+    if decision is None:
+        return f"classifier: {prediction.probability:.0%} {prediction.identity}"
+    return f"decision: {decision.identity or 'UNKNOWN'}"
+
+
 def _draw(answers: Sequence[_Answer], path: Path) -> None:
     from retrieval.plot import Row, Tile, panel
 
@@ -291,7 +341,7 @@ def _draw(answers: Sequence[_Answer], path: Path) -> None:
             Tile(
                 answer.image,
                 answer.image.name,
-                f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}",
+                _caption(answer.prediction, answer.decision),
             ),
             [
                 Tile(

@@ -39,6 +39,7 @@ from retrieval.store import (
 from retrieval.tables import (
     alias_table,
     audit_table,
+    calibration_table,
     face_table,
     file_table,
     identity_table,
@@ -328,6 +329,7 @@ def _restore(
     for segment in reader.segments():
         _bring_segment(backup, vault, writer, segment, generations[segment.generation], gone)
     _bring_rows(reader, writer, fresh=fresh)
+    _bring_calibrations(reader, writer, generations)
     here, there = writer.gallery(), reader.gallery()
     revision = max(here.revision, there.revision)
     writer.set_gallery(
@@ -419,6 +421,15 @@ def _bring_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
     for table in [*tables, *([audit_table] if fresh else [])]:
         for rows in reader.rows(table):
             writer.fill(table, rows)
+
+
+def _bring_calibrations(reader: Reader, writer: Writer, generations: dict[int, Generation]) -> None:
+    """What the backup knows of distances, and nothing else: what is known here is of other faces."""
+    writer.clear(calibration_table)
+    for number, generation in reader.generations().items():
+        found = reader.calibration(generation)
+        if found is not None:
+            writer.set_calibration(dataclasses.replace(found, generation=generations[number].id))
 
 
 def check(folder: Path) -> list[str]:

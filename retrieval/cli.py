@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, care, terminal
+from retrieval import ask, calibrating, care, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -75,6 +75,7 @@ _WHITEN = "Divide each component by its standard deviation."
 _FROM = "--identity-from must be parent or none"
 
 app.add_typer(ask.app)
+app.add_typer(calibrating.app)
 app.add_typer(care.app)
 
 

@@ -32,7 +32,7 @@ from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageE
 from retrieval.files import sync, whole_folder, why, write_durably
 from retrieval.parquet import opened, pyarrow
 from retrieval.places import absolute
-from retrieval.store import Face, NewFace, Reader, Segment, utc_now
+from retrieval.store import Calibration, Face, NewFace, Reader, Segment, utc_now
 from retrieval.tables import identity_table
 from retrieval.vault import Vault
 from retrieval.vectors import Ids, SegmentMissing, Vectors
@@ -100,6 +100,7 @@ class Export:
         fingerprint, architecture, dimension, preprocessing: the model's, as in `ModelBundle`.
         files: in the order of the rows.
         version: of the format; version 1 had no metadata.
+        calibration: of the gallery, as `store.Calibration.fields` says it; None where it had none.
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class Export:
     preprocessing: Preprocessing
     files: tuple[ExportedFile, ...]
     version: int = VERSION
+    calibration: dict[str, Any] | None = None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -147,6 +149,8 @@ class Export:
             "files": [dataclasses.asdict(file) for file in self.files],
             "checksum_is": _CHECKSUM_IN_WORDS,
         }
+        if self.calibration is not None:
+            fields["calibration"] = self.calibration
         return json.dumps({**fields, "checksum": _checksum(fields)}, ensure_ascii=False, indent=1) + "\n"
 
 
@@ -264,6 +268,7 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
         architecture=model.architecture,
         dimension=model.dimension,
         preprocessing=model.preprocessing,
+        calibration=None if state.calibration is None else state.calibration.fields(),
         files=tuple(
             _write_file(folder / f"faces-{number:05d}.parquet", schema, islice(records, per_file))
             # An empty gallery gives one file, so that its columns can be read.
@@ -461,6 +466,7 @@ def _read_manifest(folder: Path) -> Export:
             preprocessing=Preprocessing(**model["preprocessing"]),
             files=tuple(ExportedFile(**file) for file in card["files"]),
             version=int(card["version"]),
+            calibration=card.get("calibration"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(damaged) from error
@@ -569,7 +575,29 @@ def import_export(
         _require(vault, exported)
         _import_batch(batch, enroll, report, on_outcome)
         _import_people(vault, batch)
+    if not (report.interrupted or report.rejected):
+        _import_calibration(vault, exported)
     return report
+
+
+def _import_calibration(vault: Vault, exported: Export) -> None:
+    """Takes over the thresholds of a gallery that this one has become: it has these faces and no other."""
+
+    def wanted(reader: Reader) -> Calibration | None:
+        serving = vault.serving(reader)
+        if exported.calibration is None or reader.calibration(serving) is not None:
+            return None
+        same = serving.fingerprint == exported.fingerprint and reader.count() == exported.faces
+        return Calibration.of({**exported.calibration, "generation": serving.id}) if same else None
+
+    with vault.store.read() as reader:
+        if wanted(reader) is None:
+            return
+    with vault.writing() as writer:
+        found = wanted(writer)
+        if found is not None:
+            writer.set_calibration(found)
+            vault.log(writer, "calibrate", faces=found.faces, fpir=found.fpir, searches=found.searches)
 
 
 def _require(vault: Vault, exported: Export) -> None:

@@ -15,16 +15,27 @@ from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import archives, exchange, people, pixels, preparation, reembedding, verification
+from retrieval import (
+    archives,
+    calibration,
+    decisions,
+    exchange,
+    people,
+    pixels,
+    preparation,
+    reembedding,
+    verification,
+)
 from retrieval import backup as backups
 from retrieval.annotations import decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
+from retrieval.decisions import Decision, Limit
 from retrieval.decoding import Decode, decode_here
 from retrieval.embedder import Embedder, may_use_gpu
 from retrieval.engines import PrecisionDrift
@@ -51,7 +62,17 @@ from retrieval.preparation import (
     check_identity,
 )
 from retrieval.reembedding import Reembedded
-from retrieval.store import AuditEntry, Face, Generation, NewFace, Reader, Receipt, Writer, utc_now
+from retrieval.store import (
+    AuditEntry,
+    Calibration,
+    Face,
+    Generation,
+    NewFace,
+    Reader,
+    Receipt,
+    Writer,
+    utc_now,
+)
 from retrieval.tables import face_table, identity_table
 from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
 from retrieval.vectors import Ids
@@ -89,6 +110,23 @@ class Prediction:
     probability: float
 
 
+class Found(tuple[_T, ...], Generic[_T]):
+    """What a search found, nearest first: a tuple, and with it the decision.
+
+    Attributes:
+        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
+    """
+
+    decision: Decision | None = None
+
+    @classmethod
+    def of(cls, found: Iterable[_T], decision: Decision | None) -> "Found[_T]":
+        """What was found, with a decision."""
+        made = cls(found)
+        made.decision = decision
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """The answer to a picture.
@@ -96,10 +134,12 @@ class SearchResult:
     Attributes:
         matches: the nearest stored photos, nearest first, equal distances by face id.
         prediction: from the same pass through the network.
+        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
     """
 
     matches: tuple[Match, ...]
     prediction: Prediction
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +153,14 @@ class PersonMatch:
 
 @dataclass(frozen=True, slots=True)
 class PeopleResult:
-    """The people nearest to a picture, nearest first, and the classifier's prediction from the same pass."""
+    """The people nearest to a picture, nearest first, the classifier's prediction, and the decision.
+
+    The decision is by the nearest photo, whatever the rule; see `SearchResult`.
+    """
 
     people: tuple[PersonMatch, ...]
     prediction: Prediction
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -157,20 +201,28 @@ class Missing:
 
 
 class _Question:
-    """What is asked: how many, how far, and of which faces.
+    """What is asked: how many, how far, and of which faces; and how it is to be decided.
 
     Raises:
-        InputError: k below 1, or None although no distance is given.
+        InputError: k below 1, or None although no distance is given; or as `decisions.check_wanted`.
     """
 
     def __init__(
-        self, k: int | None, within: float | None, where: Where | None, explanation: Explanation | None
+        self,
+        k: int | None,
+        within: float | None,
+        where: Where | None,
+        explanation: Explanation | None,
+        fpir: float | None,
+        max_distance: float | None,
     ) -> None:
+        decisions.check_wanted(fpir, max_distance)
         if k is None and within is None:
             raise InputError("Say how many neighbours, or within which distance.")
         if k is not None and k < 1:
             raise InputError(f"The number of neighbours must be at least 1, not {k}.")
         self.k, self.within, self.where = k, within, where
+        self.fpir, self.max_distance = fpir, max_distance
         self.explanation = Explanation() if explanation is None else explanation
 
 
@@ -620,6 +672,8 @@ class Gallery:
         where: Where | None = None,
         exclude_self: bool = False,
         explanation: Explanation | None = None,
+        fpir: float | None = None,
+        max_distance: float | None = None,
     ) -> SearchResult:
         """The k nearest stored photos to a picture, and the classifier's prediction.
 
@@ -630,13 +684,17 @@ class Gallery:
             where: the only faces that may be an answer; this is decided before any is ranked.
             exclude_self: leave out the stored face that has the very bytes of the picture.
             explanation: what answering took is added to it.
+            fpir: decide by the threshold for this share of strangers, which the gallery was calibrated for;
+                None is the one that `calibrate` was asked for.
+            max_distance: decide by this Euclidean distance instead. Neither changes which photos are found.
 
         Raises:
             UnreadableImage: the picture cannot be read.
-            InputError: k below 1, or a distance that is negative or not finite.
+            InputError: k below 1, a distance that is negative or not finite, or an FPIR that the gallery was
+                not calibrated for.
         """
         options: dict[str, Any] = {"within": within, "where": where, "exclude_self": exclude_self}
-        options |= {"explanation": explanation}
+        options |= {"explanation": explanation, "fpir": fpir, "max_distance": max_distance}
         return self.search_many([image], k, **options)[0]
 
     def search_many(
@@ -648,11 +706,13 @@ class Gallery:
         where: Where | None = None,
         exclude_self: bool = False,
         explanation: Explanation | None = None,
+        fpir: float | None = None,
+        max_distance: float | None = None,
     ) -> list[SearchResult]:
         """As `search`, for many pictures; one result each, in order."""
-        asked = _Question(k, within, where, explanation)
+        asked = _Question(k, within, where, explanation, fpir, max_distance)
         found = self._in_batches(images, exclude_self, asked, partial(self._nearest, asked=asked))
-        return [SearchResult(matches, prediction) for matches, prediction in found]
+        return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
 
     def search_by_vector(
         self,
@@ -662,10 +722,12 @@ class Gallery:
         within: float | None = None,
         where: Where | None = None,
         explanation: Explanation | None = None,
-    ) -> tuple[Match, ...]:
+        fpir: float | None = None,
+        max_distance: float | None = None,
+    ) -> Found[Match]:
         """The k nearest stored photos to an embedding (d,); otherwise as `search`."""
-        vectors = np.asarray(vector)[None]
-        return self.search_by_vectors(vectors, k, within=within, where=where, explanation=explanation)[0]
+        asked = _Question(k, within, where, explanation, fpir, max_distance)
+        return self._nearest(np.asarray(vector)[None], asked=asked)[0]
 
     def search_by_vectors(
         self,
@@ -675,13 +737,16 @@ class Gallery:
         within: float | None = None,
         where: Where | None = None,
         explanation: Explanation | None = None,
-    ) -> list[tuple[Match, ...]]:
+        fpir: float | None = None,
+        max_distance: float | None = None,
+    ) -> list[Found[Match]]:
         """The k nearest stored photos to each of some embeddings (n, d); otherwise as `search`.
 
         Raises:
             InputError: another shape, not finite, or k below 1.
         """
-        return self._nearest(vectors, asked=_Question(k, within, where, explanation))
+        asked = _Question(k, within, where, explanation, fpir, max_distance)
+        return self._nearest(vectors, asked=asked)
 
     def search_by_face(
         self,
@@ -691,13 +756,15 @@ class Gallery:
         within: float | None = None,
         where: Where | None = None,
         explanation: Explanation | None = None,
-    ) -> tuple[Match, ...]:
+        fpir: float | None = None,
+        max_distance: float | None = None,
+    ) -> Found[Match]:
         """The k nearest stored photos to a stored one, itself left out; otherwise as `search`.
 
         Raises:
             InputError: there is no such face, or k below 1.
         """
-        asked = _Question(k, within, where, explanation)
+        asked = _Question(k, within, where, explanation, fpir, max_distance)
         return self._nearest(self._vector(face_id)[None], [face_id], asked=asked)[0]
 
     def search_people(
@@ -711,6 +778,8 @@ class Gallery:
         where: Where | None = None,
         exclude_self: bool = False,
         explanation: Explanation | None = None,
+        fpir: float | None = None,
+        max_distance: float | None = None,
     ) -> list[PeopleResult]:
         """The k nearest people to each picture, each with their nearest photos; exact.
 
@@ -722,17 +791,17 @@ class Gallery:
                 vectors, rounded to float32. Equal people are ordered by when they became known.
             mean_of: see there.
             photos: how many photos of each come back, at most.
-            where, exclude_self, explanation: as of `search`.
+            where, exclude_self, explanation, fpir, max_distance: as of `search`.
 
         Raises:
             InputError: k or `mean_of` below 1, or no such rule.
         """
-        asked = _Question(k, None, where, explanation)
+        asked = _Question(k, None, where, explanation, fpir, max_distance)
         ask = partial(self._people, asked=asked, rule=checked_rule(rule, mean_of, photos))
         ask = partial(ask, mean_of=mean_of, photos=photos)
         return [
-            PeopleResult(people, prediction)
-            for people, prediction in self._in_batches(images, exclude_self, asked, ask)
+            PeopleResult(people, prediction, decision)
+            for people, prediction, decision in self._in_batches(images, exclude_self, asked, ask)
         ]
 
     def search_people_by_vectors(
@@ -745,9 +814,12 @@ class Gallery:
         photos: int = 3,
         where: Where | None = None,
         explanation: Explanation | None = None,
-    ) -> list[tuple[PersonMatch, ...]]:
+        fpir: float | None = None,
+        max_distance: float | None = None,
+    ) -> list[Found[PersonMatch]]:
         """As `search_people`, for embeddings (n, d)."""
-        checked, asked = checked_rule(rule, mean_of, photos), _Question(k, None, where, explanation)
+        checked = checked_rule(rule, mean_of, photos)
+        asked = _Question(k, None, where, explanation, fpir, max_distance)
         return self._people(vectors, asked=asked, rule=checked, mean_of=mean_of, photos=photos)
 
     def search_people_by_face(
@@ -760,9 +832,12 @@ class Gallery:
         photos: int = 3,
         where: Where | None = None,
         explanation: Explanation | None = None,
-    ) -> tuple[PersonMatch, ...]:
+        fpir: float | None = None,
+        max_distance: float | None = None,
+    ) -> Found[PersonMatch]:
         """As `search_people`, for a stored face, itself left out."""
-        checked, asked = checked_rule(rule, mean_of, photos), _Question(k, None, where, explanation)
+        checked = checked_rule(rule, mean_of, photos)
+        asked = _Question(k, None, where, explanation, fpir, max_distance)
         vectors = self._vector(face_id)[None]
         return self._people(vectors, [face_id], asked=asked, rule=checked, mean_of=mean_of, photos=photos)[0]
 
@@ -771,8 +846,8 @@ class Gallery:
         images: Iterable[pixels.ImageSource],
         exclude_self: bool,
         asked: "_Question",
-        ask: Callable[..., list[_T]],
-    ) -> Iterator[tuple[_T, Prediction]]:
+        ask: Callable[..., list[Found[_T]]],
+    ) -> Iterator[tuple[tuple[_T, ...], Prediction, Decision | None]]:
         """Embeds pictures, some at a time, and asks for each; with the classifier's predictions."""
         images = iter(images)
         while batch := list(islice(images, _BATCH)):
@@ -783,8 +858,8 @@ class Gallery:
         images: Sequence[pixels.ImageSource],
         exclude_self: bool,
         asked: "_Question",
-        ask: Callable[..., list[_T]],
-    ) -> list[tuple[_T, Prediction]]:
+        ask: Callable[..., list[Found[_T]]],
+    ) -> list[tuple[tuple[_T, ...], Prediction, Decision | None]]:
         for _ in range(_ATTEMPTS):
             generation = self._current()
             with asked.explanation.timed("load"):
@@ -797,8 +872,17 @@ class Gallery:
             exclude = self._stored(images) if exclude_self else None
             with suppress(ModelMismatch):
                 found = ask(embedded.vectors, exclude, generation=generation.id)
-                return list(zip(found, map(self._prediction, embedded.probabilities), strict=True))
+                return list(map(self._with_prediction, found, embedded.probabilities))
         raise GalleryDamaged(f"The model of {self.folder} changes faster than it can be asked; try again.")
+
+    def _with_prediction(
+        self, found: Found[_T], probabilities: NDArray[np.float32]
+    ) -> tuple[tuple[_T, ...], Prediction, Decision | None]:
+        """What was found, beside what the classifier says, and a decision that knows of both."""
+        prediction, decision = self._prediction(probabilities), found.decision
+        if decision is not None:
+            decision = decision.beside(prediction.identity, self.bundle.labels)
+        return tuple(found), prediction, decision
 
     def _stored(self, images: Sequence[pixels.ImageSource]) -> list[int | None]:
         """The faces that have the very bytes of some pictures."""
@@ -817,15 +901,16 @@ class Gallery:
         *,
         asked: "_Question",
         generation: int | None = None,
-    ) -> list[tuple[Match, ...]]:
+    ) -> list[Found[Match]]:
         """The matches of each vector (n, d), all from one snapshot.
 
         Raises:
             ModelMismatch: the snapshot is of another generation than the given one.
         """
 
-        def search(reader: Reader) -> list[tuple[Match, ...]]:
+        def search(reader: Reader) -> list[Found[Match]]:
             state, allowed = self._state(reader, asked, generation)
+            limit = self._limit(state, asked)
             ask: Any = self.vault.vectors(state.generation)
             options: dict[str, Any] = {
                 "coded": state.coded,
@@ -835,13 +920,56 @@ class Gallery:
             }
             if asked.within is not None:
                 found = ask.search_within(state.segments, vectors, asked.within, **options)
-                found = [(distances[: asked.k], ids[: asked.k]) for distances, ids in found]
             else:
-                found = ask.search(state.segments, vectors, asked.k, **options)
+                # A decision needs the second person too: mostly a few more faces show one.
+                count = asked.k if limit is None else max(asked.k or 1, decisions.FIRST)
+                found = ask.search(state.segments, vectors, count, **options)
+            decided = self._decide(reader, state, allowed, asked, limit, vectors, exclude, found)
             with asked.explanation.timed("look up"):
-                return self._matches(reader, found)
+                shown = self._matches(reader, [(d[: asked.k], ids[: asked.k]) for d, ids in found])
+            return list(map(Found.of, shown, decided))
 
         return self.vault.on_a_snapshot(search)
+
+    def _limit(self, state: State, asked: "_Question") -> Limit | None:
+        """The threshold in force for a search; None where there is none."""
+        name = os.fspath(self.folder)
+        return decisions.limit(state.calibration, state.faces, asked.fpir, asked.max_distance, name)
+
+    def _decide(
+        self,
+        reader: Reader,
+        state: State,
+        allowed: Ids | None,
+        asked: "_Question",
+        limit: Limit | None,
+        vectors: NDArray[Any],
+        exclude: Sequence[int | None] | None,
+        beginnings: Sequence[Answer] | None = None,
+    ) -> list[Decision | None]:
+        """The decision on each vector (n, d), of which the nearest may be known already."""
+        if limit is None:
+            return [None] * len(vectors)
+        flat = self.vault.vectors(state.generation)
+        queries = flat.checked(vectors)
+        left_out = [None] * len(queries) if exclude is None else list(exclude)
+        before = asked.explanation.queries
+
+        def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Answer]:
+            some = allowed if only is None else only if allowed is None else np.intersect1d(only, allowed)
+            options: dict[str, Any] = {"coded": state.coded, "explanation": asked.explanation}
+            options |= {"allowed": some, "exclude": [left_out[place] for place in places]}
+            return flat.search(state.segments, queries[list(places)], count, **options)
+
+        if beginnings is None:
+            beginnings = [(np.empty(0), np.empty(0, np.int64))] * len(queries)
+        rows = asked.explanation.rows
+        with asked.explanation.timed("decide"):
+            found = decisions.two_nearest(reader, ask, beginnings)
+            names = reader.names_of_identities(set(found.people.ravel().tolist()))
+        # The same questions, gone on with.
+        asked.explanation.queries, asked.explanation.rows = before, rows
+        return list(decisions.decide(found, names, limit))
 
     def _people(
         self,
@@ -853,13 +981,14 @@ class Gallery:
         mean_of: int,
         photos: int,
         generation: int | None = None,
-    ) -> list[tuple[PersonMatch, ...]]:
+    ) -> list[Found[PersonMatch]]:
         """The people nearest to each vector (n, d), all from one snapshot; otherwise as `_nearest`."""
         k = asked.k or 1
         left_out = [None] * len(vectors) if exclude is None else list(exclude)
 
-        def search(reader: Reader) -> list[tuple[PersonMatch, ...]]:
+        def search(reader: Reader) -> list[Found[PersonMatch]]:
             state, allowed = self._state(reader, asked, generation)
+            limit = self._limit(state, asked)
             flat = self.vault.vectors(state.generation)
             queries = flat.checked(vectors)
             found: list[list[people.Ranked]] = []
@@ -886,7 +1015,8 @@ class Gallery:
                     found += people.by_photos(
                         reader, ask, some_queries, k, mean_of=number, photos=photos, allowed=allowed
                     )
-            return self._named(reader, found)
+            decided = self._decide(reader, state, allowed, asked, limit, queries, exclude)
+            return list(map(Found.of, self._named(reader, found), decided))
 
         return self.vault.on_a_snapshot(search)
 
@@ -1181,6 +1311,35 @@ class Gallery:
         """Every erasure, oldest first."""
         with self.vault.store.read() as reader:
             return reader.receipts()
+
+    # Deciding
+
+    def calibrate(
+        self,
+        fpir: float = 0.01,
+        *,
+        strangers: calibration.Strangers | None = None,
+        sample: int = calibration.SAMPLE,
+        seed: int = 0,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Calibration:
+        """Finds the distance beyond which searches name nobody, and goes by it; see `calibration.calibrate`.
+
+        Args:
+            fpir: the share of strangers' searches that may name somebody.
+            strangers: embeddings (n, d) of people who are not enrolled, and a name or None for each, some at
+                a time. None lets the gallery answer for itself. For photos there is `retrieval.calibrate`.
+            sample, seed, on_progress, should_stop: see there.
+        """
+        options: dict[str, Any] = {"sample": sample, "seed": seed}
+        options |= {"on_progress": on_progress, "should_stop": should_stop}
+        return calibration.calibrate(self.vault, fpir, strangers=strangers, **options)
+
+    def calibration(self) -> Calibration | None:
+        """What is known of the distances of the model that serves; None where nobody has looked."""
+        with self.vault.store.read() as reader:
+            return self.vault.state(reader).calibration
 
     # Looking after it
 

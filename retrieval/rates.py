@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 # The normal quantile of a two-sided interval of 95%.
 _Z = 1.959963984540054
 
+# How often a bootstrap draws.
+_DRAWS = 1000
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -48,6 +51,39 @@ def wilson(hits: float, n: int) -> Rate:
     low = 0.0 if hits == 0 else max(0.0, middle - half)
     high = 1.0 if hits == n else min(1.0, middle + half)
     return Rate(share, low, high, n)
+
+
+def by_identity(hits: NDArray[np.bool_], identities: NDArray[np.int64], *, seed: int = 0) -> list[Rate]:
+    """Shares of trials of which several are of one person, and so not independent.
+
+    The ends are those of a bootstrap over identities (percentiles of 1,000 draws), or Wilson's where those
+    are farther out: a bootstrap knows nothing of what no identity has shown, as with no hit at all. They are
+    Wilson's where nobody comes twice.
+
+    Args:
+        hits: (n, p), of each trial and of each of p questions.
+        identities: (n,) number of the person.
+        seed: of the draws.
+
+    Returns:
+        A Rate for each question.
+    """
+    rates = [wilson(int(column.sum()), len(hits)) for column in hits.T]
+    _, place = np.unique(identities, return_inverse=True)
+    people = int(place.max()) + 1 if len(place) else 0
+    if people < 2 or people == len(hits):
+        return rates  # nobody comes twice, so trials are independent
+    sums = np.zeros((people, hits.shape[1] + 1))
+    np.add.at(sums, place, np.column_stack([hits, np.ones(len(hits))]).astype(float))
+    rng = np.random.default_rng(seed)
+    chances = np.full(people, 1 / people)
+    # Some draws at a time: of a million people each takes 8 MB.
+    drawn = np.concatenate([rng.multinomial(people, chances, 20) @ sums for _ in range(_DRAWS // 20)])
+    lows, highs = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
+    return [
+        Rate(one.value, min(one.low, float(low)), max(one.high, float(high)), one.n)
+        for one, low, high in zip(rates, lows, highs, strict=True)
+    ]
 
 
 def threshold(strangers: NDArray[np.float64], fpir: float) -> float:

@@ -4,6 +4,7 @@ SQLite is the truth about which faces exist. A segment that no row names does no
 """
 
 import json
+import math
 import os
 import sqlite3
 import threading
@@ -46,11 +47,13 @@ from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.files import Stamp, sync, why
+from retrieval.rates import Rate
 from retrieval.selection import LIST_LENGTH, parts, select_faces
 from retrieval.tables import (
     alias_table,
     audit_table,
     basis_table,
+    calibration_table,
     codes_table,
     erasure_table,
     face_table,
@@ -66,7 +69,7 @@ from retrieval.where import Where
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0005"
+SCHEMA_VERSION: Final = "0006"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
@@ -200,6 +203,84 @@ class CodesRow:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A threshold, and what to expect of it.
+
+    Attributes:
+        fpir: the share of strangers' searches that may name somebody, as it was wanted.
+        threshold: Euclidean distance; who is farther is named nobody.
+        seen: the share of the strangers' searches that did name somebody.
+        missed: FNIR, the share of enrolled faces that did not name their own person when searched for
+            among all others; of no trial where nobody has two faces.
+    """
+
+    fpir: float
+    threshold: float
+    seen: Rate
+    missed: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was found out about the distances of a gallery, at the size and with the model that it had.
+
+    Attributes:
+        generation: whose vectors'.
+        fingerprint: of the model.
+        found_at: ISO 8601, UTC.
+        strangers: "photos" of people who were not enrolled, or "gallery": the enrolled, each without their
+            own faces.
+        faces, identities: how many the gallery had.
+        searches: how many strangers' searches there were.
+        people: how many different strangers those were, as far as somebody said; 0 where nobody did.
+        trained: of these people, how many the model was trained on.
+        fpir: what was asked for; searches go by it unless they ask for another.
+        points: by falling `fpir`.
+    """
+
+    generation: int
+    fingerprint: str
+    found_at: str
+    strangers: str
+    faces: int
+    identities: int
+    searches: int
+    people: int
+    trained: int
+    fpir: float
+    points: tuple[OperatingPoint, ...]
+
+    def point(self, fpir: float | None = None) -> OperatingPoint | None:
+        """The operating point of a rate, or the one that was asked for; None where there is none."""
+        wanted = self.fpir if fpir is None else fpir
+        return next((one for one in self.points if math.isclose(one.fpir, wanted, rel_tol=1e-9)), None)
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON can say it; what could not be measured is None."""
+        return {**asdict(self), "points": [_point_fields(point) for point in self.points]}
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Calibration":
+        """What `fields` gave."""
+        return cls(**{**fields, "points": tuple(map(_point_of, fields["points"]))})
+
+
+def _point_fields(point: OperatingPoint) -> dict[str, Any]:
+    rates = {name: asdict(getattr(point, name)) for name in ("seen", "missed")}
+    for rate in rates.values():
+        rate["value"] = rate["value"] if rate["n"] else None
+    return {"fpir": point.fpir, "threshold": point.threshold, **rates}
+
+
+def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
+    rates = {
+        name: Rate(**{**fields[name], "value": fields[name]["value"] if fields[name]["n"] else math.nan})
+        for name in ("seen", "missed")
+    }
+    return OperatingPoint(fields["fpir"], fields["threshold"], **rates)
+
+
+@dataclass(frozen=True, slots=True)
 class GalleryRow:
     """What a gallery knows of itself."""
 
@@ -310,6 +391,16 @@ class Reader:
     def codes(self) -> dict[int, CodesRow]:
         """The files of codes by their segment."""
         return {row[0]: CodesRow(*row) for row in self._connection.execute(select(codes_table))}
+
+    def calibration(self, generation: Generation) -> Calibration | None:
+        """What was found out about a generation's distances; None where nobody has looked."""
+        query = select(calibration_table).where(calibration_table.c.generation_id == generation.id)
+        row = self._connection.execute(query).mappings().one_or_none()
+        if row is None:
+            return None
+        fields = {name: value for name, value in row.items() if name != "generation_id"}
+        fields |= {"generation": generation.id, "fingerprint": generation.fingerprint}
+        return Calibration.of({**fields, "points": json.loads(row["points"])})
 
     def count(self) -> int:
         """How many faces there are."""
@@ -704,6 +795,19 @@ class Writer(Reader):
             self._change(delete(codes_table).where(codes_table.c.basis_id.in_(part)))
             self._change(delete(basis_table).where(basis_table.c.id.in_(part)))
 
+    def set_calibration(self, calibration: Calibration) -> None:
+        """Stores what was found out about a generation's distances, in place of what was known of them."""
+        self.remove_calibration(calibration.generation)
+        fields = calibration.fields()
+        left_out = ("generation", "fingerprint", "points")
+        row = {name: value for name, value in fields.items() if name not in left_out}
+        row |= {"generation_id": calibration.generation, "points": json.dumps(fields["points"])}
+        self._insert(calibration_table, [row])
+
+    def remove_calibration(self, generation: int) -> None:
+        """Forgets what was found out about a generation's distances."""
+        self._change(delete(calibration_table).where(calibration_table.c.generation_id == generation))
+
     def add_generation(self, generation: Generation) -> None:
         """Adds a model that has no vectors yet."""
         self._insert(generation_table, [asdict(generation)])
@@ -712,6 +816,7 @@ class Writer(Reader):
     def remove_generation(self, generation: int) -> None:
         """Makes a generation that has no segments, and does not serve, not exist."""
         self.remove_bases(self.bases(generation))
+        self.remove_calibration(generation)
         self._change(delete(generation_table).where(generation_table.c.id == generation))
 
     def set_card(self, generation: int, card_sha256: str) -> None:

@@ -127,6 +127,23 @@ codes_table = Table(
     Column("error", Float, nullable=False),
 )
 
+# Beyond which distance a search of a generation's vectors names nobody, and how that was found; the operating
+# points are JSON, as `retrieval.store` writes them.
+calibration_table = Table(
+    "calibration",
+    metadata,
+    Column("generation_id", Integer, ForeignKey("generation.id"), primary_key=True),
+    Column("found_at", String(32), nullable=False),
+    Column("strangers", String(16), nullable=False),
+    Column("faces", Integer, nullable=False),
+    Column("identities", Integer, nullable=False),
+    Column("searches", Integer, nullable=False),
+    Column("people", Integer, nullable=False),
+    Column("trained", Integer, nullable=False),
+    Column("fpir", Float, nullable=False),
+    Column("points", Text, nullable=False),
+)
+
 # Receipts of what was forgotten, and the numbers that a restored backup must not bring back.
 erasure_table = Table(
     "erasure",

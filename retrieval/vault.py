@@ -47,6 +47,7 @@ from retrieval.store import (
     LOCK_NAME,
     AuditEntry,
     BasisRow,
+    Calibration,
     CodesRow,
     Generation,
     Reader,
@@ -111,12 +112,17 @@ ERASE_TIMEOUT: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a search needs to know of a snapshot: which model, which segments, and of their codes."""
+    """What a search needs to know of a snapshot: which model, which segments, and of their codes.
+
+    Beside these, how many faces there are, and what was found out about their distances, if anything.
+    """
 
     revision: int
     generation: Generation
     segments: tuple[int, ...]
     coded: Mapping[int, CodesOf]
+    faces: int
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +240,16 @@ class Vault:
         if known is not None and known.revision == revision:
             return known
         generation = self.serving(reader)
-        segments = tuple(segment.id for segment in reader.segments(generation.id))
+        rows = reader.segments(generation.id)
+        segments = tuple(segment.id for segment in rows)
         self.vectors(generation).forget_all_but(segments)
         coded = {
             one.segment: CodesOf(one.basis, one.error)
             for one in reader.codes().values()
             if one.segment in segments
         }
-        self._state = State(revision, generation, segments, coded)
+        faces, calibration = sum(segment.rows for segment in rows), reader.calibration(generation)
+        self._state = State(revision, generation, segments, coded, faces, calibration)
         return self._state
 
     def serving(self, reader: Reader) -> Generation:

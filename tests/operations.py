@@ -34,6 +34,7 @@ from retrieval.vault import Vault
 from retrieval.verification import Trouble, verify
 
 # Who is in a gallery: (SHA-256, identity, paths, what is said of both as JSON) -> the bytes of the vector.
+# What is known of its distances is one entry more.
 Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...], str], bytes]
 
 DIMENSION = 8
@@ -150,10 +151,14 @@ def contents(folder: Path) -> Contents:
             people = reader.identity_metadata({one.identity for one in faces if one.identity is not None})
         assert sorted(vectors) == sorted(one.id for one in faces)
         said = {one.id: to_json([one.metadata, people.get(one.identity or "", {})]) for one in faces}
-        return {
+        found: Contents = {
             (one.sha256, one.identity, tuple(sorted(one.paths)), said[one.id]): vectors[one.id]
             for one in faces
         }
+        if state.calibration is not None:
+            fields = {**state.calibration.fields(), "found_at": "", "generation": 0}
+            found[("calibration", None, (), "")] = to_json(fields).encode()
+        return found
     finally:
         vault.close()
 
@@ -245,6 +250,13 @@ def annotate(root: Path) -> None:
             paths={"/photos/4.png": {"year": 2021}},
             identities={"Kim": {"country": "FR"}, GONE: {"country": None}},
         )
+
+
+@coded
+def calibrate(root: Path) -> None:
+    """Another threshold takes the place of the one that is known."""
+    with Gallery.open(root / "people.gallery") as gallery:
+        gallery.calibrate(0.3)
 
 
 @coded
@@ -346,6 +358,7 @@ OPERATIONS = {
         Operation(rename),
         Operation(merge_people),
         Operation(annotate),
+        Operation(calibrate),
         Operation(sync, "synced.gallery"),
         Operation(reembed, "kept.gallery"),
         Operation(drop_generation, "switched.gallery"),
@@ -372,11 +385,13 @@ def lay(root: Path) -> None:
             faces={3: {"badge": BADGE}}, identities={"Kim": {"badge": 1}, GONE: {"badge": f"the {BADGE}"}}
         )
         assert gallery.optimize(anew=True).encoded == 2
+        gallery.calibrate(0.5)
         gallery.backup(root / "backup")
     shutil.copytree(people, root / "later.gallery")
     with Gallery.open(root / "later.gallery") as gallery:
         gallery.forget(GONE)
         add(gallery, range(9, 11))
+        gallery.calibrate(0.4)
     (root / "fixed").symlink_to(root)
     _lay_photos(root, model)
     _lay_old(root, model)
@@ -392,6 +407,7 @@ def _lay_photos(root: Path, model: ModelBundle) -> None:
         write_photos(root / name, range(6))
         with Gallery.create(root / f"{gallery}.gallery", model) as opened:
             ingest(opened, [root / name], batch_size=4, workers=1)
+            opened.calibrate(0.5)
     shutil.copytree(root / "kept.gallery", root / "switched.gallery")
     with Gallery.open(root / "switched.gallery") as opened:
         opened.reembed(ModelBundle.load(root / "other-model"))

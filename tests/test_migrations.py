@@ -538,6 +538,7 @@ def rows_of_0004(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0004, or of a newer one as far as that schema knows its columns."""
     tables = dict.fromkeys((table.name for table in metadata.sorted_tables), "*")
     tables["file"] = "id, face_id, path"
+    del tables["calibration"]
     return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
 
 
@@ -573,3 +574,65 @@ def test_a_gallery_goes_back_to_schema_0004_and_loses_only_stamps(fourth: Path) 
     assert query(path, "SELECT * FROM file LIMIT 1") == [(1, 1, "/photos/kim/1.jpg")]
     (fourth / "gallery-0004.db").unlink()
     assert {number: faces[:2] for number, faces in everything(fourth).items()} == FACES_OF_0004
+
+
+# A gallery of schema 0005
+
+# By the code of commit 384b2bb, which did what made the one of schema 0004, with stamps of the files.
+FACES_OF_0005 = FACES_OF_0004
+
+
+@pytest.fixture
+def fifth(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0005 whose model is the tests'."""
+    folder = tmp_path / "fifth.gallery"
+    shutil.copytree(DATA / "gallery-0005", folder)
+    (folder / "model").symlink_to(bundle.folder)
+    execute(
+        folder / "gallery.db",
+        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
+    )
+    return folder
+
+
+def rows_of_0005(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0005, or of a newer one as far as that schema knows its tables."""
+    names = [table.name for table in metadata.sorted_tables if table.name != "calibration"]
+    return {name: query(path, f"SELECT * FROM {name} ORDER BY 1") for name in names}
+
+
+def test_a_gallery_of_schema_0005_keeps_every_row_and_decides_nothing(fifth: Path) -> None:
+    path = fifth / "gallery.db"
+    before = rows_of_0005(path)
+    assert len(before["file"]) == 5
+    assert [row[3:] for row in before["file"]].count((None, None, None)) == 1
+    found = everything(fifth)
+    assert {number: (identity, paths) for number, (identity, paths, _) in found.items()} == FACES_OF_0005
+    assert rows_of_0005(path) == before == rows_of_0005(fifth / "gallery-0005.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    assert query(path, "SELECT * FROM calibration") == []
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with Gallery.open(fifth) as gallery:
+        assert gallery.calibration() is None
+        for number in FACES_OF_0005:
+            matches = gallery.search_by_vector(vector_of(old_sha256(number)), 1)
+            assert (matches[0].face.id, matches.decision) == (number, None)
+
+
+def test_a_gallery_goes_back_to_schema_0005_and_loses_only_its_calibration(fifth: Path) -> None:
+    """Also while it has one, and the way forth again."""
+    path = fifth / "gallery.db"
+    with Gallery.open(fifth) as gallery:
+        gallery.calibrate(0.5)
+        assert gallery.search_by_vector(vector_of(old_sha256(1)), 1).decision is not None
+    before = rows_of_0005(path)
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0005")
+        connection.commit()
+    assert rows_of_0005(path) == before
+    assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'calibration'") == []
+    (fifth / "gallery-0005.db").unlink()
+    assert {number: faces[:2] for number, faces in everything(fifth).items()} == FACES_OF_0005

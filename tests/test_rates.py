@@ -72,3 +72,36 @@ def test_each_point_of_a_det_curve_is_the_fpir_and_the_fnir_there(seed: int, n: 
     np.testing.assert_allclose(
         missed, [rates.fnir(distances, right, limit).value for limit in limits], atol=1e-12
     )
+
+
+def test_where_nobody_comes_twice_the_interval_is_wilsons() -> None:
+    hits = np.arange(400) < 40
+    assert rates.by_identity(hits[:, None], np.arange(400)) == [rates.wilson(40, 400)]
+
+
+def test_trials_that_repeat_a_person_count_as_that_persons() -> None:
+    """Ten people, two of whom hit with all of their fifty trials: the interval is that of ten trials."""
+    people = np.repeat(np.arange(10), 50)
+    (rate,) = rates.by_identity((people < 2)[:, None], people)
+    assert rate.value == 0.2
+    assert (rate.low, rate.high) == (0.0, 0.5)
+    assert rate == rates.by_identity((people < 2)[:, None], people)[0]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=60),
+)
+def test_an_interval_over_identities_is_never_narrower_than_wilsons(
+    trials: list[tuple[bool, bool, int]],
+) -> None:
+    hits = np.array([trial[:2] for trial in trials])
+    found = rates.by_identity(hits, np.array([trial[2] for trial in trials]))
+    for rate, column in zip(found, hits.T, strict=True):
+        alone = rates.wilson(int(column.sum()), len(hits))
+        assert rate.value == alone.value
+        assert 0 <= rate.low <= alone.low <= alone.high <= rate.high <= 1
+
+
+def test_no_trial_of_anybody_says_nothing() -> None:
+    (rate,) = rates.by_identity(np.empty((0, 1), bool), np.empty(0, np.int64))
+    assert (rate.low, rate.high, rate.n) == (0.0, 1.0, 0)
