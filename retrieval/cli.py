@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, care, terminal
+from retrieval import ask, care, judge, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -71,6 +71,7 @@ _FROM = "--identity-from must be parent or none"
 
 app.add_typer(ask.app)
 app.add_typer(care.app)
+app.add_typer(judge.app)
 
 
 def main() -> None:
@@ -118,7 +119,7 @@ def _root(
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity.", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity, or a list of photos (.csv, .txt, .parquet).", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="MODEL", help="The new model's folder.", show_default=False)],
     weights: Annotated[str, typer.Option(help="Where to start from: imagenet (downloaded), none, or a FILE of ResNet50 weights.")] = "imagenet",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training photos.")] = 6,
