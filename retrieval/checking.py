@@ -1,7 +1,7 @@
 """Checking: what a data set is worth, before hours are spent on it.
 
-Findings come from what can be seen without a model (`retrieval.looks`): files that cannot be read, copies of a
-photo, people with too few photos, odd pictures. A model adds labels that are in doubt (`retrieval.doubts`).
+Findings come from what can be seen without a model (`retrieval.looks`): files that cannot be read, copies of
+a photo, people with too few photos, odd pictures. A model adds labels that are in doubt (`retrieval.doubts`).
 Nothing here changes a photo; `Check.cleaned` says which of them are left when the worst is left out.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from retrieval.doubts import doubts
 from retrieval.embedder import Embedder
 from retrieval.embedding import embed_photos
 from retrieval.errors import DataError, InputError, Interrupted
-from retrieval.likeness import FLAT, SIDE, copies
+from retrieval.likeness import FLAT, SIDE, Grey, copies
 from retrieval.looks import Look, look_at
 from retrieval.photos import Photo
 from retrieval.places import is_url
@@ -225,9 +225,7 @@ def check(
         Interrupted: `should_stop` said so.
     """
     if data == photos.STANDARD_INPUT or is_url(data):
-        raise InputError(
-            f"A check reads its data more than once, which {data} does not allow; name a folder."
-        )
+        raise InputError(f"A check reads its data twice, which {data} does not allow; name a folder.")
     looks = look_at(
         photos.scan([data]), workers=workers, on_look=partial(on_photo, "looking"), should_stop=should_stop
     )
@@ -263,7 +261,7 @@ _Rows: TypeAlias = list[int]
 
 
 class _Seen:
-    """The looks, by identity and by content, split as training would split them. Rows are rows of the looks."""
+    """The looks, by identity and by content, split as training would split them. Rows are of the looks."""
 
     def __init__(self, looks: Sequence[Look], options: Options) -> None:
         self.looks = looks
@@ -341,7 +339,7 @@ class _Copies:
 
 
 def _copies(seen: _Seen) -> _Copies:
-    """Each photo is a copy of one that stands for others or stands for itself, so memory is by photos, not pairs."""
+    """Each photo stands for itself or is a copy of one that does, so memory is by photos, not by pairs."""
     # Whoever has a name comes first, so that of copies a photo with a name stays.
     order = sorted(seen.readable, key=lambda row: seen.identity(row) is None)
     groups = list(_grouped(order, lambda row: seen.looks[row].sha256).values())
@@ -349,13 +347,13 @@ def _copies(seen: _Seen) -> _Copies:
     firsts = [rows[0] for rows in groups]
     grey = np.zeros((len(firsts), SIDE, SIDE), np.uint8)
     for place, row in enumerate(firsts):
-        grey[place] = seen.looks[row].grey
+        grey[place] = cast(Grey, seen.looks[row].grey)
     covered: set[int] = set()
     named: set[int] = set()
     for pair in copies(grey):
         one, other = firsts[pair.first], firsts[pair.second]
         if len(seen.names((one, other))) == 2:
-            # One pair for each that is not in one yet: that names all of them, and no more than there are photos.
+            # A pair for each that is in none yet: that names all of them, and is no more than photos.
             if not named >= {one, other}:
                 named |= {one, other}
                 found.two_names.append((one, other, pair.correlation))
@@ -377,10 +375,10 @@ class _Kept:
                 self.out[row] = Kind.UNREADABLE
         self._leave_out_two_names()
         self._leave_out_copies()
-        # Those whose people have enough photos are left to the end: copies do not count.
-        self._unique = [row for row in seen.readable if row not in self.out]
-        self._leave_out_small()
-        self.rows = [row for row in self._unique if row not in self.out]
+        # Last, because copies do not count.
+        unique = [row for row in seen.readable if row not in self.out]
+        self._leave_out_small(unique)
+        self.rows = [row for row in unique if row not in self.out]
 
     def _leave_out_two_names(self) -> None:
         """All copies of what is under two names, and copies of those, until there are no more."""
@@ -407,16 +405,16 @@ class _Kept:
             for row, _ in others:
                 self.out.setdefault(row, Kind.NEAR_COPY)
 
-    def _leave_out_small(self) -> None:
-        groups = _grouped(self._unique, self.seen.identity)
+    def _leave_out_small(self, unique: _Rows) -> None:
+        groups = _grouped(unique, self.seen.identity)
         for name, rows in groups.items():
             if name is not None and len(rows) < self.seen.options.lowest:
                 kind = Kind.SINGLE_PHOTO if len(rows) < 2 else Kind.TOO_FEW_PHOTOS
                 self.out.update(dict.fromkeys(rows, kind))
 
     def to_judge(self) -> _Rows:
-        """Photos of somebody, without copies: a copy would vouch for its original."""
-        return [row for row in self._unique if self.seen.identity(row) is not None]
+        """What would be trained on, without copies: a copy would vouch for its original."""
+        return [row for row in self.rows if self.seen.identity(row) is not None]
 
 
 def _findings(seen: _Seen, kept: _Kept) -> Iterator[Finding]:
@@ -485,12 +483,14 @@ def _about_copies(seen: _Seen, found: _Copies) -> Iterator[Finding]:
     )  # fmt: skip
     same = [rows for rows in found.exact if len(seen.names(rows)) < 2]
     near = sorted(
-        (([first, *(row for row, _ in others)], min(c for _, c in others)) for first, others in found.near.items()),
+        (([first, *(row for row, _ in others)], min(c for _, c in others))
+         for first, others in found.near.items()),
         key=lambda one: -one[1],
     )  # fmt: skip
     near_across = [(rows, _alike(c)) for rows, c in near if seen.across(rows)]
     yield from _copied(
-        seen, Kind.ACROSS_SPLIT, Level.HARMS, [(rows, "the same bytes") for rows in same if seen.across(rows)],
+        seen, Kind.ACROSS_SPLIT, Level.HARMS,
+        [(rows, "the same bytes") for rows in same if seen.across(rows)],
         "Held-out photos are among the training photos too: validation figures are too good.",
         "Keep one of each; --fix does.",
     )  # fmt: skip
@@ -567,7 +567,8 @@ def _about_pictures(seen: _Seen) -> Iterator[Finding]:
     )  # fmt: skip
     yield from about(
         Kind.BRIGHT, (row for row in visible if looks[row].brightness > BRIGHT),
-        lambda row: -looks[row].brightness, mean, f"They are very bright (mean above {BRIGHT:g} of 255).", look,
+        lambda row: -looks[row].brightness, mean,
+        f"They are very bright (mean above {BRIGHT:g} of 255).", look,
     )  # fmt: skip
     yield from about(
         Kind.STRETCHED, (row for row in seen.readable if _stretch(looks[row]) > STRETCHED),
@@ -589,9 +590,7 @@ def _size_advice(sides: Sequence[float]) -> str:
     fits = math.floor(float(np.percentile(sides, 5, method="lower"))) if sides else 0
     if fits < 32:
         return "Find larger originals."
-    return (
-        f"Find larger originals, or train with --image-size {min(fits, 1024)}: 95% of the photos have that."
-    )
+    return f"Find larger originals, or train with --image-size {min(fits, 1024)}: 95% of them have that."
 
 
 def _stretch(look: Look) -> float:
@@ -635,15 +634,16 @@ def _doubtful(
     items = tuple(
         seen.item(
             [rows[one.row], rows[one.other], rows[one.own]],
-            f"{one.other_distance:.2f} to {seen.identity(rows[one.other])}, {one.own_distance:.2f} to the nearest "
-            f"of {seen.identity(rows[one.row])}; doubt {one.strength:.2f}",
+            f"{one.other_distance:.2f} to {seen.identity(rows[one.other])}, {one.own_distance:.2f} to "
+            f"{seen.identity(rows[one.row])}; doubt {one.strength:.2f}",
         )
         for one in found
     )
     yield Finding(
         Kind.WRONG_LABEL, Level.LOOK, len(items), "photo",
-        "They lie nearer to another person, by nearest photo and by mean, than to their own: labels may be wrong.",
-        "Look at the first ones beside the two nearest; move what is wrong. Nothing is left out for this.", items,
+        "They lie nearer to another person, by nearest photo and by mean, than to their own.",
+        "Look at the first ones beside the nearest of each; move what is wrong. --fix leaves them in.",
+        items,
     )  # fmt: skip
 
 

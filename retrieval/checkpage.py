@@ -78,8 +78,8 @@ def summary(check: Check) -> str:
     photo = "photo" if check.readable == 1 else "photos"
     identity = "identity" if len(check.people) == 1 else "identities"
     return (
-        f"{check.readable:,} {photo} of {len(check.people):,} {identity}; train would learn from {learned:,} and "
-        f"hold out {held:,}, of {len(usable):,} identities."
+        f"{check.readable:,} {photo} of {len(check.people):,} {identity}; train would learn from {learned:,} "
+        f"and hold out {held:,}, of {len(usable):,} identities."
     )
 
 

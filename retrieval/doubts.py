@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _QUERIES: Final = 256
 _ROWS: Final = 8192
-# More than float32 can be off in a squared distance of a few thousand numbers, as a share of the squared lengths.
+# More than float32 can be off in a squared distance of some thousand numbers, as a share of squared lengths.
 _ROUNDING: Final = 1e-3
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -114,7 +114,7 @@ class _Best:
         self.rows = np.full(len(queries), -1, np.int64)
 
     def look(self, vectors: Vectors, start: int, about: NDArray[np.float32], slack: Vectors) -> None:
-        """Looks at the rows from `start` on, by squared distances (q, r) that are off by `slack` (q,) at most."""
+        """Looks at rows from `start` on, by squared distances (q, r), off by `slack` (q,) at most."""
         lowest = about.min(axis=1)
         for query in np.flatnonzero(np.isfinite(lowest) & (lowest - slack <= self.squared)):
             limit = min(float(lowest[query]), self.squared[query]) + 2 * slack[query]

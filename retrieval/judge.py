@@ -148,7 +148,9 @@ def _print(done: "Check") -> None:
     console = terminal.console()
     console.print(terminal.text(summary(done), "bold"))
     if done.judged is not None:
-        console.print(f"{done.judged:,} photos, without copies, were embedded to judge their labels.")
+        console.print(
+            f"{done.judged:,} photos, those that would be trained on and no copies, were judged by the model."
+        )
     if not done.findings:
         console.print("Nothing was found that stands in the way.")
         return

@@ -1,8 +1,8 @@
 """Likeness: copies of one photograph, known by what they show, however they were saved.
 
-A picture's print is 64 bits, the signs of its lowest frequencies (the "pHash" of C. Zauner, Implementation and
-Benchmarking of Perceptual Image Hash Functions, 2010). Prints rule out nearly every pair; what they leave is
-compared by the correlation of the two pictures at 32 x 32. docs/check.md says on what the limits were chosen.
+A picture's print is 64 bits, the signs of its lowest frequencies (the "pHash" of C. Zauner, Implementation
+and Benchmarking of Perceptual Image Hash Functions, 2010). Prints rule out nearly every pair; what they leave
+is compared by the correlation of the two pictures at 32 x 32. docs/check.md says on what the limits were chosen.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Pair:
 def _frequencies() -> NDArray[np.float64]:
     """The lowest 8 rows of the discrete cosine transform of 32 values, (8, 32)."""
     steps = np.arange(SIDE)
-    return np.cos(np.pi * (2 * steps[None, :] + 1) * steps[:_LOW, None] / (2 * SIDE))
+    return np.asarray(np.cos(np.pi * (2 * steps[None, :] + 1) * steps[:_LOW, None] / (2 * SIDE)))
 
 
 def prints(grey: Grey) -> NDArray[np.uint8]:
@@ -60,7 +60,7 @@ def prints(grey: Grey) -> NDArray[np.uint8]:
 def correlations(one: Grey, others: Grey) -> NDArray[np.float64]:
     """Of a picture (32, 32) with others (n, 32, 32), (n,); none of them flat."""
     first = _standard(one[None])[0]
-    return np.einsum("ni,i->n", _standard(others), first)
+    return np.asarray(_standard(others) @ first)
 
 
 def _standard(grey: Grey) -> NDArray[np.float64]:
@@ -77,7 +77,7 @@ def copies(grey: Grey) -> Iterator[Pair]:
     Args:
         grey: uint8 (n, 32, 32). Flat pictures are nobody's copy.
     """
-    rows = np.flatnonzero(grey.reshape(len(grey), -1).std(axis=1) >= FLAT) if len(grey) else []
+    rows = np.flatnonzero([picture.std() >= FLAT for picture in grey])
     if len(rows) < 2:
         return
     hashes = prints(grey[rows])

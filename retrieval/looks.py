@@ -113,4 +113,4 @@ def _look(read: ReadPhoto | Outcome) -> Look:
 def _grey(levels: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> Grey:
     """Means of the squares of four pixels, with the weights of luma (ITU-R BT.601)."""
     luma = levels @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.rint(luma.reshape(SIDE, 2, SIDE, 2).mean(axis=(1, 3))).astype(np.uint8)
+    return np.asarray(np.rint(luma.reshape(SIDE, 2, SIDE, 2).mean(axis=(1, 3))), np.uint8)
