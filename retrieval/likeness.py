@@ -2,7 +2,7 @@
 
 A picture's print is 64 bits, the signs of its lowest frequencies (the "pHash" of C. Zauner, Implementation
 and Benchmarking of Perceptual Image Hash Functions, 2010). Prints rule out nearly every pair; what they leave
-is compared by the correlation of the two pictures at 32 x 32. docs/check.md says on what the limits were chosen.
+is compared by the correlation of the two pictures at 32 x 32. docs/check.md says how the limits were chosen.
 """
 
 from collections.abc import Iterator
