@@ -130,7 +130,9 @@ def test_one_file_under_two_names_harms_and_every_copy_of_it_goes(tmp_path: Path
 def test_a_photograph_saved_again_under_another_name_is_found_and_both_go(tmp_path: Path) -> None:
     folder = drawn(tmp_path / "d")
     for person in (1, 2):  # the second one as well, though the first is in a pair already
-        saved_again(folder / "p0" / "0_2.png", folder / f"p{person}" / f"again{person}.jpg")
+        saved_again(
+            folder / "p0" / "0_2.png", folder / f"p{person}" / f"again{person}.jpg", quality=50 + person
+        )
     done = check(os.fspath(folder), options=_SMALL)
     finding = found(done)[Kind.TWO_NAMES_NEAR]
     assert (finding.level, finding.count) == (Level.HARMS, 3)
@@ -179,8 +181,9 @@ def test_odd_pictures_are_found_the_worst_first(tmp_path: Path) -> None:
     draw(folder / "p1" / "tiny.png", 703, (20, 20))
     with Image.open(folder / "p2" / "2_0.png") as image:
         levels = np.asarray(image)
-    Image.fromarray(levels // 8).save(folder / "p2" / "dark.png")
-    Image.fromarray(255 - levels // 9).save(folder / "p2" / "bright.png")
+    lights = np.where(levels > 225, 120, levels // 16).astype(np.uint8)
+    Image.fromarray(lights).save(folder / "p2" / "dark.png")
+    Image.fromarray(255 - lights).save(folder / "p2" / "bright.png")
     done = found(check(os.fspath(folder), options=_SMALL))
     assert names(done[Kind.STRETCHED]) == [["wider.png"], ["wide.png"]]
     for kind in (Kind.FLAT, Kind.DARK, Kind.BRIGHT, Kind.TINY):
