@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, calibrating, care, terminal
+from retrieval import ask, calibrating, care, judge, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -77,6 +77,7 @@ _FROM = "--identity-from must be parent or none"
 app.add_typer(ask.app)
 app.add_typer(calibrating.app)
 app.add_typer(care.app)
+app.add_typer(judge.app)
 
 
 def main() -> None:
@@ -124,7 +125,7 @@ def _root(
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity.", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity, or a list of photos (.csv, .txt, .parquet).", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="MODEL", help="The new model's folder.", show_default=False)],
     weights: Annotated[str, typer.Option(help="Where to start from: imagenet (downloaded), none, or a FILE of ResNet50 weights.")] = "imagenet",
     recipe: Annotated[str, typer.Option(metavar="paper|modern", help="How to train: as the paper says, or as measured best on the same epochs.")] = "paper",

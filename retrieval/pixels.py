@@ -8,7 +8,8 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import Final, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,29 @@ def thumbnail(source: ImageSource, *, side: int) -> Image.Image:
         UnreadableImage: as `read`.
     """
     return _decoded(open_image(source), lambda image: _thumbnail(image, side))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Glance:
+    """What can be said of a picture at a glance.
+
+    Attributes:
+        width, height: of the whole picture, upright, in pixels.
+        small: uint8 (side, side, 3), RGB: all of it, upright, squeezed into a square.
+    """
+
+    width: int
+    height: int
+    small: Pixels
+
+
+def glance(source: ImageSource, *, side: int) -> Glance:
+    """The whole of a picture, small, and how large it is.
+
+    Raises:
+        UnreadableImage, InputError: as `read`.
+    """
+    return _decoded(open_image(source), lambda image: _glance(image, side))
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -273,6 +297,15 @@ def _thumbnail(image: Image.Image, side: int) -> Image.Image:
     return _upright(copy, image)
 
 
+def _glance(image: Image.Image, side: int) -> Glance:
+    width, height = image.size
+    _draft(image, min(1.0, _DRAFT_MARGIN * side / min(width, height)))
+    small = _rgb(image).resize((side, side), Image.Resampling.BILINEAR)
+    if _orientation(image) in _LYING:
+        width, height = height, width
+    return Glance(width, height, np.array(_upright(small, image)))
+
+
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -284,14 +317,22 @@ _TURNS: Final = {
 }
 
 
-def _upright(picture: Image.Image, original: Image.Image) -> Image.Image:
-    """`picture`, turned as the EXIF orientation of `original` says."""
+# Of these orientations width and height are the other way round.
+_LYING: Final = frozenset({5, 6, 7, 8})
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None where there is none that can be read."""
     try:
-        orientation = original.getexif().get(0x0112, 1)
+        return cast("int | None", image.getexif().get(0x0112))
     except Exception:
         # Broken EXIF beside a good picture: cameras and editors do that; the picture stands as it is.
-        return picture
-    turn = _TURNS.get(orientation)
+        return None
+
+
+def _upright(picture: Image.Image, original: Image.Image) -> Image.Image:
+    """`picture`, turned as the EXIF orientation of `original` says."""
+    turn = _TURNS.get(_orientation(original) or 1)
     return picture if turn is None else picture.transpose(turn)
 
 

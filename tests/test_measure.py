@@ -20,13 +20,13 @@ from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest_photos
 from retrieval.photos import of
 from training import comparison, division, measure, results
-from training.data import held_out
 from training.faces import draw_face, name_of
 from training.figures import Figure, Measured
 from training.measure import Options
 from training.model import Network
 from training.observations import Watch, grey
 from training.searches import Rows
+from training.splitting import held_out
 
 Evaluated = tuple[Measured, Rows]
 

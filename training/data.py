@@ -1,6 +1,5 @@
 """Data sets: identity folders, checked; the stratified split; augmented pixels for training."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from retrieval import pixels
+from retrieval import listing, pixels
 from retrieval.bundle import Preprocessing
-from retrieval.errors import DataError, UnreadableImage
+from retrieval.errors import DataError, InputError, Reason, UnreadableImage
+from retrieval.files import why
 from retrieval.folders import File, walk
+from retrieval.places import is_url, is_utf8, parent_name
 from training.augmentation import Augmentation, augmented
+from training.splitting import held_out
 
 # How many names an error spells out before it says "and N more".
 _NAMES_SHOWN = 8
@@ -50,14 +52,15 @@ class Split:
 
 
 def load(folder: Path, *, validation_fraction: float, min_images: int | None, seed: int) -> Split:
-    """Reads an identity folder, tries every photo, and splits each identity by itself.
+    """Reads identity folders or a list, tries every photo, and splits each identity by itself.
 
     A photo that cannot be decoded is left out and named in `left_out`. Loose files of the folder, which
     have no identity, are left out too. Which photos of an identity are held out depends on the seed and
     on that identity alone, so that a new identity does not reshuffle the others.
 
     Args:
-        folder: one subfolder per identity.
+        folder: one subfolder per identity; or a list of photos as `retrieval.listing` reads it, whose
+            photos without an identity in the list have that of the folder that they lie in.
         validation_fraction: share of each identity's photos to hold out, rounded to the nearest photo,
             at least one and never all.
         min_images: identities with fewer photos are left out; None refuses a set with an identity
@@ -65,12 +68,11 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
         seed: of the split.
 
     Raises:
-        DataError: no folder, no identity or only one, an identity with a single photo, nothing readable.
+        DataError: no folder or list, no identity or only one, an identity with a single photo, nothing
+            readable.
     """
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}; give one with a subfolder of photos per identity.")
-    found = list(walk(folder))
-    loose = [(photo.path, "no-identity") for photo in found if photo.identity is None]
+    found = list(_found(folder))
+    loose = [(photo.path, photo.problem or "no-identity") for photo in found if photo.identity is None]
     groups, hopeless = _large_enough(_by_identity(found), min_images)
     # Only what may be used is decoded: a large set with a high --min-images starts at once.
     groups, unreadable = _readable(groups)
@@ -87,10 +89,38 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
     train: list[Sample] = []
     validation: list[Sample] = []
     for label, photos in enumerate(groups.values()):
-        chosen = held_out(labels[label], len(photos), validation_fraction, seed)
+        apart = held_out(labels[label], len(photos), validation_fraction, seed)
         for index, photo in enumerate(photos):
-            (validation if index in chosen else train).append(Sample(photo.path, label))
+            (validation if index in apart else train).append(Sample(photo.path, label))
     return Split(labels, tuple(train), tuple(validation), tuple(left_out))
+
+
+def _found(data: Path) -> Iterator[File]:
+    """The files of identity folders, or those that a list names."""
+    if data.is_dir():
+        return walk(data)
+    if data.is_file() and data.suffix.lower() in listing.SUFFIXES:
+        return _listed(data)
+    if data.is_file():
+        raise DataError(
+            f"{data} is no folder and no list; a list's name ends in {', '.join(listing.SUFFIXES)}."
+        )
+    raise DataError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
+
+
+def _listed(path: Path) -> Iterator[File]:
+    listing.check(path)
+    try:
+        for row in listing.rows(path, parent_name):
+            # Training reads files, each many times; an address would be asked as often.
+            problem = row.problem or (Reason.UNSUPPORTED_FORMAT if is_url(row.path or "") else None)
+            if not is_utf8(row.path or ""):
+                problem = Reason.NAME_NOT_UTF8
+            yield File(Path(row.path or path), row.identity, problem)
+    except InputError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"The list {path} cannot be read: {why(error)}.") from error
 
 
 def _by_identity(photos: Iterable[File]) -> dict[str, list[File]]:
@@ -149,21 +179,6 @@ def _nothing_found(folder: Path, left_out: list[tuple[Path, str]]) -> str:
         f"{folder} has no identity with a readable photo ({reasons}); "
         "it must hold one subfolder of photos per identity."
     )
-
-
-def held_out(identity: str, number: int, fraction: float, seed: int) -> frozenset[int]:
-    """Which of an identity's photos are validation, by index: a function of the seed and the identity alone.
-
-    Args:
-        identity: the name.
-        number: of its photos, at least 2.
-        fraction: to hold out, rounded to the nearest photo, at least one and never all.
-        seed: of the split.
-    """
-    name_seed = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
-    order = np.random.default_rng([seed, name_seed]).permutation(number)
-    wanted = round(fraction * number)
-    return frozenset(order[: min(max(wanted, 1), number - 1)].tolist())
 
 
 class Photographs(Dataset[tuple[torch.Tensor, int]]):

@@ -8,8 +8,8 @@ from typing import Any
 from retrieval.bundle import ModelBundle
 from retrieval.errors import DataError
 from retrieval.photos import Photo, scan
-from training.data import held_out
 from training.observations import shown
+from training.splitting import held_out
 
 
 @dataclass(frozen=True)

@@ -222,10 +222,11 @@ def _processor() -> str:
 
 def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
     # As `walk` makes its paths absolute: Path.absolute would keep a "..".
-    root = Path(os.path.abspath(folder))
+    root = Path(os.path.abspath(folder if folder.is_dir() else folder.parent))
 
     def names(samples: tuple[data.Sample, ...]) -> list[str]:
-        return [sample.path.relative_to(root).as_posix() for sample in samples]
+        # What a list names may lie anywhere.
+        return [Path(os.path.relpath(sample.path, root)).as_posix() for sample in samples]
 
     return {
         "validation_fraction": options.validation_fraction,

@@ -1,0 +1,100 @@
+"""Likeness: copies of one photograph, known by what they show, however they were saved.
+
+A picture's print is 64 bits, the signs of its lowest frequencies (the "pHash" of C. Zauner, Implementation
+and Benchmarking of Perceptual Image Hash Functions, 2010). Prints rule out nearly every pair; what they leave
+is compared by the correlation of the two pictures at 32 x 32. docs/check.md says how the limits were chosen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE: Final = 32
+
+# Bits in which two prints may differ, and the correlation from which on two pictures are copies.
+BITS: Final = 8
+CORRELATION: Final = 0.97
+
+# Below this deviation, in levels, a picture shows nothing that could be told from another's nothing.
+FLAT: Final = 10.0
+
+_LOW: Final = 8
+# How many pictures are compared with all the others at a time.
+_BLOCK: Final = 128
+
+Grey: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two pictures that are copies: rows, first < second, and their correlation."""
+
+    first: int
+    second: int
+    correlation: float
+
+
+def _frequencies() -> NDArray[np.float64]:
+    """The lowest 8 rows of the discrete cosine transform of 32 values, (8, 32)."""
+    steps = np.arange(SIDE)
+    return np.asarray(np.cos(np.pi * (2 * steps[None, :] + 1) * steps[:_LOW, None] / (2 * SIDE)))
+
+
+def prints(grey: Grey) -> NDArray[np.uint8]:
+    """64 bits a picture, (n, 8), of pictures (n, 32, 32)."""
+    low = _frequencies()
+    found = np.empty((len(grey), 8), np.uint8)
+    for start in range(0, len(grey), 4096):
+        some = grey[start : start + 4096].astype(np.float64)
+        values = (low @ some @ low.T).reshape(len(some), -1)
+        # The first is the brightness, which makes no difference.
+        middle = np.median(values[:, 1:], axis=1, keepdims=True)
+        found[start : start + 4096] = np.packbits(values > middle, axis=1)
+    return found
+
+
+def correlations(one: Grey, others: Grey) -> NDArray[np.float64]:
+    """Of a picture (32, 32) with others (n, 32, 32), (n,); none of them flat."""
+    first = _standard(one[None])[0]
+    return np.asarray(_standard(others) @ first)
+
+
+def _standard(grey: Grey) -> NDArray[np.float64]:
+    flat = grey.reshape(len(grey), -1).astype(np.float64)
+    centred = flat - flat.mean(axis=1, keepdims=True)
+    return np.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True))
+
+
+def copies(grey: Grey) -> Iterator[Pair]:
+    """Every pair of copies, by the first and then by the second.
+
+    Memory: 8 bytes a picture beside `grey`, and what one block of 128 pictures is near to.
+
+    Args:
+        grey: uint8 (n, 32, 32). Flat pictures are nobody's copy.
+    """
+    rows = np.flatnonzero([picture.std() >= FLAT for picture in grey])
+    if len(rows) < 2:
+        return
+    hashes = prints(grey[rows])
+    index = faiss.IndexBinaryFlat(64)
+    index.add(hashes)
+    for start in range(0, len(rows), _BLOCK):
+        # FAISS gives what is nearer than its radius.
+        ends, _, near = index.range_search(hashes[start : start + _BLOCK], BITS + 1)
+        for row in range(len(ends) - 1):
+            behind = np.sort(near[int(ends[row]) : int(ends[row + 1])])
+            behind = behind[behind > start + row]
+            if len(behind):
+                yield from _confirmed(grey, int(rows[start + row]), rows[behind])
+
+
+def _confirmed(grey: Grey, first: int, seconds: NDArray[np.int64]) -> Iterator[Pair]:
+    found = correlations(grey[first], grey[seconds])
+    for second, correlation in zip(seconds.tolist(), found.tolist(), strict=True):
+        if correlation >= CORRELATION:
+            yield Pair(first, second, min(correlation, 1.0))
