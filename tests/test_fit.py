@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retrieval.bundle import ModelBundle, Preprocessing
+from retrieval.embedder import Embedder
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
 from training import data, run
 from training.augmentation import Augmentation
 from training.data import Split
 from training.fit import Epoch, History, Step, _Run, fit, pick_device, pick_precision
 from training.model import Network, build
-from training.recipes import FitConfig
+from training.recipes import RECIPES, FitConfig
 from training.run import Observer, TrainingOptions, TrainingResult
 
 NARROW = "resnet14-narrow"
@@ -432,6 +433,24 @@ def test_steps_in_bfloat16_learn_too_and_leave_float32(colours: Split) -> None:
     assert history.losses != exact.losses
 
 
+def test_a_margin_is_taken_from_the_cosine_of_the_own_identity_alone(split: Split) -> None:
+    """With a margin of 0.25 and a scale of 16, 4 are missing from one logit."""
+    config = FitConfig(classifier="cosine", margin=0.25)
+    started = _Run(
+        build(6, weights="none", architecture=f"{NARROW}-cosine")[0],
+        split,
+        SMALL,
+        config,
+        CPU,
+        "fp32",
+        0,
+        "none",
+    )
+    logits, labels = torch.tensor([[9.0, 5.0, 0.0]]), torch.tensor([0])
+    expected = torch.nn.functional.cross_entropy(torch.tensor([[5.0, 5.0, 0.0]]), labels)
+    assert started._loss(logits, labels).item() == pytest.approx(expected.item())
+
+
 def test_the_automatic_precision_is_float32_on_a_cpu() -> None:
     assert pick_precision("auto", CPU) == "fp32"
     assert pick_precision("bf16", CPU) == "bf16"
@@ -709,3 +728,18 @@ def test_without_a_wish_only_a_gpu_gets_worker_processes(
     asked: int | None, device: str, workers: int
 ) -> None:
     assert run._workers(asked, torch.device(device)) == workers
+
+
+def test_the_modern_recipe_makes_a_model_of_its_own(faces: Path, tmp_path: Path) -> None:
+    """Its embeddings have unit length, its classifier cosines; its graph agrees with its network."""
+    recipe = RECIPES["modern"]
+    options = replace(OPTIONS, embedding=recipe.embedding)
+    result = run.train(faces, tmp_path / "model", config=replace(recipe.config, epochs=1), options=options)
+    assert result.bundle.architecture == f"{NARROW}-cosine"
+    assert result.bundle.embedding.length == "unit"
+    assert (result.bundle.recipe["recipe"], result.bundle.recipe["margin"]) == (
+        "modern",
+        recipe.config.margin,
+    )
+    found = Embedder.open(result.bundle, device="cpu").embed(np.zeros((2, 32, 32, 3), np.uint8))
+    assert np.linalg.norm(found.vectors, axis=1) == pytest.approx([1, 1])

@@ -20,7 +20,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from retrieval.bundle import Embedding
 from retrieval.errors import InputError, WeightsError
-from training.model import Network, Projection, Start, build, layer_table
+from training.model import CosineClassifier, Network, Projection, Start, build, layer_table
 
 NARROW = "resnet14-narrow"
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
@@ -439,3 +439,19 @@ def test_a_download_that_is_not_torchvisions_file_is_an_input_error(
     monkeypatch.setattr(torch.hub, "urlopen", lambda _request: urllib.request.urlopen(page.as_uri()))
     with pytest.raises(InputError, match=r"cannot be downloaded .*invalid hash value.* --weights FILE, or "):
         build(3, weights="imagenet", architecture=NARROW)
+
+
+def test_the_logits_of_cosines_do_not_depend_on_lengths() -> None:
+    classifier = CosineClassifier(8, 3)
+    features = torch.randn(5, 8)
+    logits = classifier(features)
+    cosines = torch.nn.functional.cosine_similarity(features[:, None], classifier.weight[None], dim=2)
+    torch.testing.assert_close(logits, 16 * cosines)
+    torch.testing.assert_close(classifier(7 * features), logits)
+
+
+def test_a_network_with_cosines_has_no_bias_and_a_row_in_the_table() -> None:
+    network = Network(4, architecture="resnet14-narrow-cosine")
+    assert "fc.bias" not in network.state_dict()
+    (row,) = [row for row in layer_table(network, 32) if row.name == "fc"]
+    assert (row.kind, row.learnables) == ("Fully Connected (cosines)", ("Weight 4x2048",))

@@ -22,7 +22,7 @@ from training.data import (
     augmented_batches,
     plain_batches,
 )
-from training.model import Network
+from training.model import CosineClassifier, Network
 from training.recipes import FitConfig
 
 _EVALUATION_BATCH: Final = 64
@@ -239,12 +239,19 @@ class _Run:
         labels = labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             _, logits = self.network(pixels.to(self.device, non_blocking=True))
-            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            loss = self._loss(logits, labels)
         value = self._finite(loss.item())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return value, (logits.argmax(1) == labels).float().mean().item()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        config = self.config
+        if config.margin:
+            own = nn.functional.one_hot(labels, logits.shape[1])
+            logits = logits - CosineClassifier.scale * config.margin * own
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):

@@ -27,17 +27,45 @@ _FLOOR: Final = 1e-6
 
 @dataclass(frozen=True)
 class Architecture:
-    """A member of the ResNet family (He et al., 2015): blocks per stage, and the blocks' inner width."""
+    """A member of the ResNet family (He et al., 2015) and its last layer.
+
+    Attributes:
+        layers: blocks per stage.
+        width_per_group: the blocks' inner width.
+        cosine: whether the last layer is a CosineClassifier.
+    """
 
     layers: tuple[int, int, int, int]
     width_per_group: int
+    cosine: bool = False
 
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "resnet50": Architecture((3, 4, 6, 3), 64),
+    "resnet50-cosine": Architecture((3, 4, 6, 3), 64, cosine=True),
     # The same family at its smallest: one narrow block a stage. For tests of everything around it.
     "resnet14-narrow": Architecture((1, 1, 1, 1), 4),
+    "resnet14-narrow-cosine": Architecture((1, 1, 1, 1), 4, cosine=True),
 }
+
+
+class CosineClassifier(nn.Linear):
+    """A last layer whose logits are `scale` times the cosines of features with each identity's weights.
+
+    What tells identities apart is then the direction of the features alone, as between embeddings of unit
+    length (Wang et al., 2018, who call it CosFace). The scale is theirs to choose: cosines themselves are
+    too close together for a softmax to become sure.
+    """
+
+    scale: Final = 16.0
+
+    def __init__(self, features: int, labels: int) -> None:
+        super().__init__(features, labels, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (n, labels) of features (n, f)."""
+        directions = nn.functional.normalize(self.weight)
+        return self.scale * nn.functional.linear(nn.functional.normalize(features), directions)
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,8 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
         super().__init__(
             Bottleneck, list(chosen.layers), num_classes=labels, width_per_group=chosen.width_per_group
         )
+        if chosen.cosine:
+            self.fc = CosineClassifier(self.features_of(Embedding()), labels)
         self.architecture = architecture
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
@@ -345,6 +375,7 @@ _KINDS: Final[Mapping[type, str]] = {
     nn.MaxPool2d: "Max Pooling",
     nn.AdaptiveAvgPool2d: "Global Average Pooling",
     nn.Linear: "Fully Connected",
+    CosineClassifier: "Fully Connected (cosines)",
 }
 
 

@@ -22,6 +22,9 @@ class FitConfig:
         momentum: share of the last step that is kept.
         weight_decay: L2 penalty.
         label_smoothing: share of each target that is spread over all identities (Szegedy et al., 2016).
+        classifier: "linear", or "cosine" (`training.model.CosineClassifier`).
+        margin: by how much the cosine of a photo's own identity has to pass the others' while learning
+            (Wang et al., 2018); 0 with a linear classifier.
         augmentation: how photos are changed while learning.
         warmup_epochs: over how many epochs the rate rises from nothing to `learning_rate`; needed where
             whole stages start fresh.
@@ -36,6 +39,8 @@ class FitConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
+    classifier: Literal["linear", "cosine"] = "linear"
+    margin: float = 0.0
     augmentation: Augmentation = field(default=Augmentation())
     warmup_epochs: float = 0.0
     seed: int = 0
@@ -62,7 +67,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         FitConfig(
             recipe="modern",
             schedule="cosine",
-            label_smoothing=0.1,
+            classifier="cosine",
+            margin=0.1,
             augmentation=Augmentation(zoom=0.1, turn=8.0, colour=0.2),
         ),
         Embedding(length="unit"),

@@ -41,7 +41,7 @@ class TrainingOptions:
         device: "auto", "cpu", "cuda", ...
         precision: of the steps: "auto" (bf16 on a GPU that has it, else fp32), "fp32" or "bf16".
         resume: go on from the folder's checkpoint.
-        architecture: a key of `training.model.ARCHITECTURES`.
+        architecture: a key of `training.model.ARCHITECTURES`; the recipe says with which classifier.
         embedding: how activations become an embedding; a projection is learned when training is over, from
             the training photos.
     """
@@ -112,7 +112,8 @@ def train(
     if observer.should_stop():
         raise Interrupted("Stopped before the first step.")
     torch.manual_seed(config.seed)
-    network, start = build(len(split.labels), weights=options.weights, architecture=options.architecture)
+    architecture = options.architecture + ("-cosine" if config.classifier == "cosine" else "")
+    network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
     projection.check(options.embedding, network, photos=len(split.train))
     network.embed_as(options.embedding.unprojected)
     config = replace(config, warmup_epochs=1.0 if start.fresh else config.warmup_epochs)
