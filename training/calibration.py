@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 
 BINS: Final = 15
 
@@ -67,8 +68,6 @@ def losses(probabilities: NDArray[np.float64], actual: NDArray[np.int64]) -> NDA
 
 def fitted_temperature(probabilities: NDArray[np.float32], actual: NDArray[np.int64]) -> float:
     """The temperature, from 1/20 to 20, at which the loss of n >= 1 predictions (n, c) is least."""
-    from scipy.optimize import minimize_scalar
-
     limit = np.log(20)
     found = minimize_scalar(
         lambda log: losses(at_temperature(probabilities, float(np.exp(log))), actual).mean(),

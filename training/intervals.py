@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from retrieval import rates
 from training import calibration
@@ -99,8 +101,6 @@ def calibration_error(
 
 def fold_mean(accuracies: NDArray[np.float64], trials: int) -> Figure:
     """The mean over k >= 2 folds (k,) with Student's t interval; `trials` pairs in all."""
-    from scipy import stats
-
     if few := _too_few(trials):
         return few
     middle, k = float(accuracies.mean()), len(accuracies)
@@ -155,8 +155,6 @@ def area(
     seed: int,
 ) -> Figure:
     """The area under the ROC curve: how often a true pair is nearer than a false one, ties by half."""
-    from sklearn.metrics import roc_auc_score
-
     if few := _too_few(min(len(false), len(true))):
         return few
     labels = np.repeat([False, True], [len(false), len(true)])
