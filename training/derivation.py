@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 
 from retrieval import pixels
-from retrieval.bundle import Embedding, ModelBundle
+from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import BundleError, DataError, InputError, StorageError, UnreadableImage
 from retrieval.files import why
 from retrieval.rates import Rate, wilson
-from training import projection
+from training import metrics, projection
 from training.data import Photographs, Sample, Split
-from training.evaluate import evaluate
 from training.export import export
+from training.fit import outputs
 from training.model import Network, Projection
 
 # How many pictures the exported graph is tried on.
@@ -90,22 +91,13 @@ def derive(
     network = _network(model)
     on_stage("looking for the photos")
     split, missing = (None, ()) if data is None else _split(model, data)
-    network.to(device)
-
-    def measured(stage: str) -> Measured | None:
-        on_stage(stage)
-        return None if split is None else _measured(network, split, model, workers)
-
-    learns = _learns(model.embedding, embedding)
-    if split is not None and learns:
-        projection.check(embedding, network, photos=len(split.train))
-    before = measured("measuring the model as it is")
-    if split is None or not learns:
+    before = after = None
+    if split is None:
         network.embed_as(embedding, _projection(network))
     else:
-        on_stage("learning the projection")
-        projection.embed_as(network, embedding, split.train, model.preprocessing, workers=workers)
-    after = measured("measuring the new embeddings")
+        before, after = _measured(
+            network.to(device), embedding, split, model.preprocessing, workers, on_stage
+        )
     on_stage("exporting the model")
     return Derivation(_written(network, model, out, split, before, after), before, after, missing)
 
@@ -187,11 +179,67 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _measured(network: Network, split: Split, model: ModelBundle, workers: int) -> Measured:
-    found = evaluate(network, split, model.preprocessing, workers=workers)
-    number = len(split.validation)
-    shares = found.validation_accuracy, found.closest_image_agreement
-    return Measured(*(wilson(round(share * number), number) for share in shares))
+@dataclass(frozen=True)
+class _Activations:
+    """What the photos of a split give, before projection and length.
+
+    Attributes:
+        train, validation: (n, f) float32, pooled.
+        predicted: (n,) label that the classifier gives each held-out photo.
+    """
+
+    train: Tensor
+    validation: Tensor
+    predicted: NDArray[np.int64]
+
+
+def _measured(
+    network: Network,
+    embedding: Embedding,
+    split: Split,
+    preprocessing: Preprocessing,
+    workers: int,
+    on_stage: Callable[[str], None],
+) -> tuple[Measured, Measured]:
+    """Makes a network embed as is wanted; what it is worth before and after."""
+    present, kept = network.embedding, _projection(network)
+    learns = _learns(present, embedding)
+    if learns:
+        projection.check(embedding, network, photos=len(split.train))
+    on_stage("measuring the model as it is")
+    found = _activations(network, present, split, preprocessing, workers)
+    network.embed_as(present, kept)
+    before = _worth(network, found, split)
+    on_stage("measuring the new embeddings")
+    if (present.layers, present.pooling) != (embedding.layers, embedding.pooling):
+        found = _activations(network, embedding, split, preprocessing, workers)
+    if learns and embedding.dimensions is not None:
+        train = found.train.cpu().numpy()
+        kept = projection.principal(train, embedding.dimensions, whiten=embedding.whiten)
+    network.embed_as(embedding, kept)
+    return before, _worth(network, found, split)
+
+
+def _activations(
+    network: Network, embedding: Embedding, split: Split, preprocessing: Preprocessing, workers: int
+) -> _Activations:
+    network.embed_as(Embedding(layers=embedding.layers, pooling=embedding.pooling))
+    parts: list[tuple[Tensor, Tensor]] = []
+    for samples in (split.train, split.validation):
+        batches = list(outputs(network, Photographs(samples, preprocessing), workers=workers))
+        features, logits, _ = (torch.cat(each) for each in zip(*batches, strict=True))
+        parts.append((features, logits))
+    (train, _), (validation, logits) = parts
+    return _Activations(train, validation, logits.argmax(1).cpu().numpy())
+
+
+def _worth(network: Network, found: _Activations, split: Split) -> Measured:
+    with torch.inference_mode():
+        train, held_out = (network.finish(each).cpu().numpy() for each in (found.train, found.validation))
+    _, closest = metrics.nearest(held_out, train, 1)
+    labels, actual = (np.array([s.label for s in part]) for part in (split.train, split.validation))
+    hits = found.predicted == actual, labels[closest[:, 0]] == actual
+    return Measured(*(wilson(int(each.sum()), len(actual)) for each in hits))
 
 
 def _written(

@@ -167,7 +167,7 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
             if layer in self.embedding.layers:
                 maps[layer] = x.to(self.mean.dtype)
         pooled = torch.flatten(self.avgpool(x.to(self.mean.dtype)), 1)
-        return self._finish(self._features(maps, pooled)), self.fc(pooled)
+        return self.finish(self._features(maps, pooled)), self.fc(pooled)
 
     def _features(self, maps: Mapping[str, Tensor], pooled: Tensor) -> Tensor:
         """The chosen layers' activations, pooled, side by side (n, f); layer4's average is given."""
@@ -177,7 +177,8 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
             parts = [pooled if layer == LAYERS[-1] else x.mean((2, 3)) for layer, x in maps.items()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _finish(self, features: Tensor) -> Tensor:
+    def finish(self, features: Tensor) -> Tensor:
+        """Embeddings (n, dimension) of pooled activations (n, f): their projection and their length."""
         if self.projection_mean is not None and self.projection_matrix is not None:
             features = nn.functional.linear(features - self.projection_mean, self.projection_matrix)
         return nn.functional.normalize(features) if self.embedding.length == "unit" else features
