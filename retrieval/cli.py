@@ -190,7 +190,7 @@ def ingest(
     identity_from: _IdentityFrom = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
@@ -267,7 +267,7 @@ def embed(
     sources: _NeededSources,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
     identity_from: _IdentityFrom = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
@@ -626,6 +626,8 @@ def _how_quick(done: "Run") -> str:
     if limit is not None:
         share = min(1.0, limit.busy_seconds / limit.workers / max(done.seconds, 1e-9))
         words.append(f"the busiest stage was {limit.name} ({share:.0%} of the time)")
+    if done.batch_size is not None:
+        words.append(f"batches of {done.batch_size:,}")
     if done.optimizing_seconds > 0.1:
         words.append(f"making searches quick took {done.optimizing_seconds:,.1f} s")
     return ", ".join([*words, f"at most {terminal.size(done.peak_memory)} of memory"])

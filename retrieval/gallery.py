@@ -464,13 +464,12 @@ class Gallery:
             ModelMismatch: the gallery went over to another model after the photos were prepared.
         """
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
-        squares = [photo.pixels for photo in ready if photo.pixels is not None]
         vectors = np.empty((0, self.bundle.dimension), np.float32)
-        if squares:
+        if any(photo.pixels is not None for photo in ready):
             generation, embedder = self._loaded()
             if any(photo.generation != generation for photo in ready):
                 raise self._went_over()
-            vectors = embedder.embed(np.stack(squares)).vectors
+            vectors = preparation.embedded(ready, embedder)
         kept = [dataclasses.replace(p, pixels=None) if isinstance(p, Prepared) else p for p in photos]
         return Ready(tuple(kept), vectors, tuple(photo.pixels is not None for photo in ready))
 

@@ -7,7 +7,7 @@ hashed, judged by what a snapshot of the tables says of its bytes, and decoded o
 import dataclasses
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +18,7 @@ from retrieval import photos, pixels
 from retrieval.annotations import decoded, encoded
 from retrieval.bundle import Preprocessing
 from retrieval.decoding import Content, Decode
+from retrieval.embedder import Embedder
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.files import Stamp
 from retrieval.photos import Photo
@@ -93,6 +94,23 @@ class Ready:
             np.concatenate([batch.vectors for batch in batches]),
             tuple(has for batch in batches for has in batch.has_vector),
         )
+
+
+def squares(photos: Iterable[Prepared | Outcome]) -> list[pixels.Pixels]:
+    """The pixels of the photos that are to be embedded, in their order."""
+    return [one.pixels for one in photos if isinstance(one, Prepared) and one.pixels is not None]
+
+
+def embedded(photos: Iterable[Prepared | Outcome], embedder: Embedder) -> NDArray[np.float32]:
+    """The vectors (m, d) of the photos that are to be embedded, in their order.
+
+    Raises:
+        RunError: as `Embedder.embed`.
+    """
+    found = squares(photos)
+    if not found:
+        return np.empty((0, embedder.bundle.dimension), np.float32)
+    return embedder.embed(np.stack(found)).vectors
 
 
 def read_photo(photo: Photo) -> ReadPhoto | Outcome:
