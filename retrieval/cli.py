@@ -67,8 +67,6 @@ _IdentityFrom = Annotated[
 ]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
 
-_FROM = "--identity-from must be parent or none"
-
 app.add_typer(ask.app)
 app.add_typer(care.app)
 
@@ -220,7 +218,7 @@ def ingest(
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
     _check(sync or not dry_run, "--dry-run goes with --sync")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
-    _check(identity_from in (None, "parent", "none"), _FROM)
+    _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
     if sync:
         from retrieval import photos
 
@@ -288,7 +286,6 @@ def embed(
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    _check(identity_from in (None, "parent", "none"), _FROM)
     total, found = _found(sources, None, identity_from)
     embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
