@@ -97,5 +97,8 @@ class Batches:
             self._size = _WORTH_TUNING
             return
         if not embedder.tuned:
-            embedder.tune(np.stack(squares(batch)[:_SAMPLE]), limit=_LARGEST_PASS)
+            sample = squares(batch)[:_SAMPLE]
+            if not sample:
+                return
+            embedder.tune(np.stack(sample), limit=_LARGEST_PASS)
         self._found, self._open = embedder, False

@@ -445,7 +445,8 @@ class Gallery:
         found = [preparation.settled(photo, stored, generation) for photo in read]
         left = [photo for photo, one in zip(read, found, strict=True) if one is None]
         with meters.decode.working(len(left)):
-            decoded = iter(preparation.decode_photos(left, generation, preprocessing, decode))
+            made = preparation.decode_photos(left, generation, preprocessing, decode, stored=stored.faces)
+            decoded = iter(made)
         return in_their_places(photos, [next(decoded) if one is None else one for one in found])
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
@@ -465,13 +466,16 @@ class Gallery:
         """
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
         vectors = np.empty((0, self.bundle.dimension), np.float32)
-        if any(photo.pixels is not None for photo in ready):
+        if any(photo.is_new for photo in ready):
             generation, embedder = self._loaded()
             if any(photo.generation != generation for photo in ready):
                 raise self._went_over()
             vectors = preparation.embedded(ready, embedder)
-        kept = [dataclasses.replace(p, pixels=None) if isinstance(p, Prepared) else p for p in photos]
-        return Ready(tuple(kept), vectors, tuple(photo.pixels is not None for photo in ready))
+        kept = [
+            dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
+            for one in photos
+        ]
+        return Ready(tuple(kept), vectors, tuple(photo.is_new for photo in ready))
 
     def enroll_ready(self, batch: Ready) -> list[Outcome]:
         """Makes a batch durable in one step. Outcomes in it pass through.
@@ -492,6 +496,8 @@ class Gallery:
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
+        if photo.pixels is not None:
+            return self.enroll_prepared([dataclasses.replace(photo, spare=False)])[0]
         assert photo.photo is not None  # kept where there are no pixels
         return self.enroll_prepared(self.prepare_many([photo.photo]))[0]
 
