@@ -205,12 +205,12 @@ def _from_jpegs(asked: Asked, found: list[Path], precision: str, sample: pixels.
             pure = _pace(lambda: gallery.embedder.embed(many), len(many), asked.seconds)
             with Busy(asked.device) as busy:
                 start = time.perf_counter()
-                report = ingest(gallery, [files], batch_size=batch_size)
+                report = ingest(gallery, [files])
                 seconds = time.perf_counter() - start
     pace = report.enrolled / seconds
     return {
         "precision": precision,
-        "batch": batch_size,
+        "batch": report.batch_size,
         "photos": report.found,
         "enrolled": report.enrolled,
         "seconds": round(seconds, 2),

@@ -72,7 +72,6 @@ _LAYERS = "Layers to embed, with commas: layer1 to layer4."
 _POOLING = "avg, the mean over the picture, or gem, its generalized mean."
 _DIMENSIONS = "Project to so many principal components of the training photos."
 _WHITEN = "Divide each component by its standard deviation."
-_FROM = "--identity-from must be parent or none"
 
 app.add_typer(ask.app)
 app.add_typer(calibrating.app)
@@ -290,7 +289,7 @@ def ingest(
     identity_from: _IdentityFrom = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
@@ -320,7 +319,7 @@ def ingest(
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
     _check(sync or not dry_run, "--dry-run goes with --sync")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
-    _check(identity_from in (None, "parent", "none"), _FROM)
+    _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
     if sync:
         from retrieval import photos
 
@@ -367,7 +366,7 @@ def embed(
     sources: _NeededSources,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
     identity_from: _IdentityFrom = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos that are embedded together.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
@@ -388,7 +387,6 @@ def embed(
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    _check(identity_from in (None, "parent", "none"), _FROM)
     total, found = _found(sources, None, identity_from)
     embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
@@ -726,6 +724,8 @@ def _how_quick(done: "Run") -> str:
     if limit is not None:
         share = min(1.0, limit.busy_seconds / limit.workers / max(done.seconds, 1e-9))
         words.append(f"the busiest stage was {limit.name} ({share:.0%} of the time)")
+    if done.batch_size is not None:
+        words.append(f"batches of {done.batch_size:,}")
     if done.optimizing_seconds > 0.1:
         words.append(f"making searches quick took {done.optimizing_seconds:,.1f} s")
     return ", ".join([*words, f"at most {terminal.size(done.peak_memory)} of memory"])

@@ -6,6 +6,7 @@ answers beyond float32 rounding (`tests/test_embedder.py` holds them to each oth
 
 import importlib.util
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,6 +52,8 @@ class Embedder:
         self.engine = engine
         self.precision = precision
         self._run = run
+        self._tuning = threading.Lock()
+        self._tuned = False
 
     @classmethod
     def open(
@@ -133,8 +136,20 @@ class Embedder:
         self._check_pixels(sample)
         if not len(sample):
             raise InputError("Finding the best batch size takes at least one picture.")
-        self._run.tune(sample, limit=limit)
+        with self._tuning:
+            self._run.tune(sample, limit=limit)
+            self._tuned = True
         return self.batch_size
+
+    @property
+    def tuned(self) -> bool:
+        """Whether `batch_size` was found by `tune`."""
+        return self._tuned
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes elsewhere than on the CPU."""
+        return self.device != "cpu"
 
     def embed(self, pixels: NDArray[np.uint8]) -> Embeddings:
         """Embeds a batch; however large it is, it goes through the network in passes of bounded memory.

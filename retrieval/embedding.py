@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import photos
+from retrieval.batching import Batches
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.decoding import Decode, processes_for
 from retrieval.embedder import Embedder
@@ -22,20 +23,18 @@ from retrieval.errors import InputError, StorageError
 from retrieval.exchange import write_embeddings
 from retrieval.files import sync, why
 from retrieval.ingestion import (
-    DEFAULT_BATCH_SIZE,
     Entry,
     Run,
     checked_workers,
     decoding,
-    in_batches,
     in_looks,
     peak_memory,
     prepare_stage,
     stages_in_order,
 )
 from retrieval.photos import Photo
-from retrieval.pipeline import Meter, Pipeline, Stage
-from retrieval.preparation import Meters, Prepared, ReadPhoto, decode_photos, read_some
+from retrieval.pipeline import Meter, Pipeline
+from retrieval.preparation import Meters, Prepared, ReadPhoto, decode_photos, embedded, read_some
 from retrieval.store import NewFace
 from retrieval.verdicts import Outcome, Status, in_their_places
 
@@ -76,7 +75,7 @@ def embed(
     sources: Iterable[str | os.PathLike[str]],
     target: str | os.PathLike[str],
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -92,7 +91,7 @@ def embed(
         sources: as of `ingest`.
         target: FILE.parquet, which `ingest --embeddings` takes; or FILE.npy, float32 (n, d), with FILE.csv
             beside it: path, identity and sha256 of each row.
-        batch_size: photos that are embedded together.
+        batch_size: photos that are embedded together, as of `ingest`.
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
         decoders: processes that decode, as of `ingest`.
         on_outcome: called once for every photo, in order.
@@ -124,7 +123,7 @@ def embed_photos(
     found: Iterable[Photo],
     target: str | os.PathLike[str],
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -134,25 +133,24 @@ def embed_photos(
     target = Path(target)
     check_target(target)
     embedder = model if isinstance(model, Embedder) else Embedder.open(model)
-    decoders = processes_for(decoders, beside_gpu=embedder.device != "cpu")
-    workers = checked_workers(batch_size, workers, decoders)
+    batches = Batches(batch_size, lambda: embedder, beside_gpu=embedder.on_gpu)
+    decoders = processes_for(decoders, beside_gpu=embedder.on_gpu)
+    workers = checked_workers(workers, decoders)
     bundle, started = embedder.bundle, time.monotonic()
     report, meters, scan, write = EmbedReport(), Meters(), Meter("scan"), Meter("write")
     preprocessing = bundle.preprocessing
     with (
         suppress(_NoFile),
-        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batch_size) as decode,
+        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batches.largest) as decode,
         Pipeline(
             in_looks(found, scan),
             [
                 prepare_stage(
                     partial(prepare_some, meters, preprocessing, decode),
                     workers=workers,
-                    batch_size=batch_size,
+                    batch_size=batches.largest,
                 ),
-                Stage(
-                    "embed", partial(_embed, embedder), room=1, gather=partial(in_batches, size=batch_size)
-                ),
+                batches.stage(partial(_embed, embedder)),
             ],
         ) as pipeline,
     ):
@@ -162,6 +160,7 @@ def embed_photos(
         else:
             write_embeddings(target, rows, fingerprint=bundle.fingerprint, dimension=bundle.dimension)
     report.stages = stages_in_order(scan, pipeline.meters, meters, write)
+    report.batch_size = batches.size
     report.bytes_read = meters.bytes.items
     report.seconds = time.monotonic() - started
     report.peak_memory = peak_memory()
@@ -216,17 +215,13 @@ def _embed(
 ) -> tuple[list[Outcome], list[NewFace], NDArray[np.float32]]:
     """A batch's outcomes, and its rows."""
     ready = [photo for photo in batch if isinstance(photo, Prepared)]
-    squares = [photo.pixels for photo in ready if photo.pixels is not None]
-    vectors = np.empty((0, embedder.bundle.dimension), np.float32)
-    if squares:
-        vectors = embedder.embed(np.stack(squares)).vectors
     outcomes = [
         photo
         if isinstance(photo, Outcome)
         else Outcome(photo.face.path, photo.face.identity, Status.EMBEDDED)
         for photo in batch
     ]
-    return outcomes, [photo.face for photo in ready], vectors
+    return outcomes, [photo.face for photo in ready], embedded(ready, embedder)
 
 
 def _rows(
@@ -243,12 +238,12 @@ def _rows(
     """
     faces: list[NewFace] = []
     vectors: list[NDArray[np.float32]] = []
-    for outcomes, some, embedded in pipeline:
+    for outcomes, some, found in pipeline:
         for outcome in outcomes:
             report.count(outcome)
             on_outcome(outcome)
         faces += some
-        vectors.append(embedded)
+        vectors.append(found)
         report.interrupted = should_stop()
         if report.interrupted:
             raise _NoFile

@@ -497,7 +497,8 @@ class Gallery:
         found = [preparation.settled(photo, stored, generation) for photo in read]
         left = [photo for photo, one in zip(read, found, strict=True) if one is None]
         with meters.decode.working(len(left)):
-            decoded = iter(preparation.decode_photos(left, generation, preprocessing, decode))
+            made = preparation.decode_photos(left, generation, preprocessing, decode, stored=stored.faces)
+            decoded = iter(made)
         return in_their_places(photos, [next(decoded) if one is None else one for one in found])
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
@@ -516,15 +517,17 @@ class Gallery:
             ModelMismatch: the gallery went over to another model after the photos were prepared.
         """
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
-        squares = [photo.pixels for photo in ready if photo.pixels is not None]
         vectors = np.empty((0, self.bundle.dimension), np.float32)
-        if squares:
+        if any(photo.is_new for photo in ready):
             generation, embedder = self._loaded()
             if any(photo.generation != generation for photo in ready):
                 raise self._went_over()
-            vectors = embedder.embed(np.stack(squares)).vectors
-        kept = [dataclasses.replace(p, pixels=None) if isinstance(p, Prepared) else p for p in photos]
-        return Ready(tuple(kept), vectors, tuple(photo.pixels is not None for photo in ready))
+            vectors = preparation.embedded(ready, embedder)
+        kept = [
+            dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
+            for one in photos
+        ]
+        return Ready(tuple(kept), vectors, tuple(photo.is_new for photo in ready))
 
     def enroll_ready(self, batch: Ready) -> list[Outcome]:
         """Makes a batch durable in one step. Outcomes in it pass through.
@@ -545,6 +548,8 @@ class Gallery:
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
+        if photo.pixels is not None:
+            return self.enroll_prepared([dataclasses.replace(photo, spare=False)])[0]
         assert photo.photo is not None  # kept where there are no pixels
         return self.enroll_prepared(self.prepare_many([photo.photo]))[0]
 

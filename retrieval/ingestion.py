@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from retrieval import exchange, photos
 from retrieval.annotations import Annotations
+from retrieval.batching import DEFAULT_BATCH_SIZE, LOOK, Batches
 from retrieval.cores import usable_cores
 from retrieval.decoding import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.errors import InputError, Reason
@@ -23,12 +24,6 @@ from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.preparation import Meters, Prepared, Ready
 from retrieval.verdicts import Outcome, Status, in_their_places
-
-DEFAULT_BATCH_SIZE = 64
-
-# Photos that are asked for in one snapshot whether their files are unchanged, at most; and photos in a batch
-# when few of them or none are new.
-_LOOK: Final = 512
 
 # How long such a snapshot waits for photos of a source that is slow, such as a pipe, in seconds.
 _PATIENCE: Final = 0.25
@@ -56,6 +51,7 @@ class Run:
         optimizing_seconds: of them, making searches of a gallery that has grown quick.
         stages: what each stage did, in the order of the stages, which run at the same time.
         bytes_read: of files.
+        batch_size: how many photos were embedded together; None where vectors came from elsewhere.
         peak_memory: the most that this process has had in memory until the last photo was durable, in bytes;
             what making searches quick takes comes afterwards.
         interrupted: whether it was stopped before the last photo.
@@ -66,6 +62,7 @@ class Run:
     optimizing_seconds: float = 0.0
     stages: tuple[Meter, ...] = ()
     bytes_read: int = 0
+    batch_size: int | None = None
     peak_memory: int = 0
     interrupted: bool = False
 
@@ -112,6 +109,7 @@ class Run:
             "photos_per_second": round(self.photos_per_second, 2),
             "bytes_read": self.bytes_read,
             "megabytes_per_second": round(self.bytes_read / 1e6 / self.seconds, 3) if self.seconds else 0.0,
+            "batch_size": self.batch_size,
             "peak_memory_bytes": self.peak_memory,
             "bottleneck": None if limit is None else limit.name,
             "stages": [
@@ -163,7 +161,7 @@ def ingest(
     gallery: Gallery,
     sources: Iterable[str | os.PathLike[str]],
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
     rehash: bool = False,
@@ -175,17 +173,19 @@ def ingest(
     Files that are what they were when they were enrolled (size, time and inode) are known without being
     opened. The others are read, hashed and decoded by threads, while another one embeds the batch before and
     this one makes the batch before that durable. Face ids follow the order of the photos, not the timing of
-    the threads. Memory does not grow with the number of photos: at
-    most 4 batches and 4 pieces of 32 photos are underway (size x size x 3 bytes each), and each thread holds
-    16 MiB of files, one file more, and one decoded picture. So does each decoder; they write into slots of 32
-    photos, one per decoder and one per piece underway.
+    the threads; beside a GPU two batches are embedded at a time. Memory does not grow with the number of
+    photos: at most 4 batches (beside a GPU 6, and where their size is to be found, of 1,024 photos) and 4
+    pieces of 32 photos are underway, size x size x 3 bytes each, and each thread holds 16 MiB of files, one
+    file more, and one decoded picture. So does each decoder; they write into slots of 32 photos, one per
+    decoder and one per piece underway.
 
     Args:
         gallery: where to.
         sources: folders, lists, archives, files, addresses (see `photos.scan`). Pictures that a program
             has are `ingest_photos(gallery, photos.of(pairs))`.
-        batch_size: photos that are embedded together. Up to four batches of 64 photos or more become durable
-            together, smaller ones each by itself.
+        batch_size: photos that are embedded together. None is 64 on a CPU; on a GPU the embedder finds the
+            size at which it is fastest, once, at the first 256 new photos, which takes some seconds. Up to
+            four batches of 64 photos or more become durable together, smaller ones each by itself.
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
         decoders: processes that decode what the threads read; 0 is none, the threads do. None is one per core
             beside a GPU when there are more than 3 cores, else 0. The results are the same.
@@ -215,7 +215,7 @@ def ingest_photos(
     gallery: Gallery,
     found: Iterable[Photo],
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
     rehash: bool = False,
@@ -224,33 +224,35 @@ def ingest_photos(
 ) -> IngestReport:
     """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`)."""
     decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
-    workers = checked_workers(batch_size, workers, decoders)
+    workers = checked_workers(workers, decoders)
+    batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
     scan = Meter("scan")
     started = time.monotonic()
     size = gallery.bundle.preprocessing.size
     with (
-        decoding(decoders, size=size, workers=workers, batch_size=batch_size) as decode,
+        decoding(decoders, size=size, workers=workers, batch_size=batches.largest) as decode,
         Pipeline(
             in_looks(found, scan),
             [
                 *([] if rehash else [Stage("recognize", partial(_recognize, gallery), room=1)]),
                 prepare_stage(
-                    partial(_prepare, gallery, meters, decode), workers=workers, batch_size=batch_size
+                    partial(_prepare, gallery, meters, decode), workers=workers, batch_size=batches.largest
                 ),
-                Stage("embed", gallery.embed_prepared, room=1, gather=partial(in_batches, size=batch_size)),
+                batches.stage(gallery.embed_prepared),
             ],
         ) as pipeline,
     ):
-        for batches, last in _in_commits(pipeline, batch_size, should_stop):
-            with commit.working(sum(len(batch.photos) for batch in batches)):
-                outcomes = gallery.enroll_ready(Ready.joined(batches))
+        for together, last in _in_commits(pipeline, batch_size, should_stop):
+            with commit.working(sum(len(batch.photos) for batch in together)):
+                outcomes = gallery.enroll_ready(Ready.joined(together))
             for outcome in outcomes:
                 report.count(outcome)
                 on_outcome(outcome)
             report.interrupted = last
     report.stages = stages_in_order(scan, pipeline.meters, meters, commit)
     report.bytes_read = meters.bytes.items
+    report.batch_size = batches.size
     report.peak_memory = peak_memory()
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
@@ -258,7 +260,7 @@ def ingest_photos(
 
 
 def _in_commits(
-    batches: Iterable[Ready], size: int, should_stop: Callable[[], bool]
+    batches: Iterable[Ready], asked: int | None, should_stop: Callable[[], bool]
 ) -> Iterator[tuple[list[Ready], bool]]:
     """Batches that become durable together, and whether the run is to end with them.
 
@@ -266,7 +268,7 @@ def _in_commits(
     smaller than the usual ones wants each of them durable.
     """
     together: list[Ready] = []
-    most = _TOGETHER if size >= DEFAULT_BATCH_SIZE else 1
+    most = 1 if asked is not None and asked < DEFAULT_BATCH_SIZE else _TOGETHER
     since = 0.0
     for batch in batches:
         since = since if together else time.monotonic()
@@ -291,7 +293,7 @@ def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Photo]]:
     while True:
         some: list[Photo] = []
         held, started = 0, time.monotonic()
-        size = min(2 * size, _LOOK)
+        size = min(2 * size, LOOK)
         with scan.working(0):
             for photo in islice(iterator, size):
                 some.append(photo)
@@ -331,23 +333,6 @@ def _prepare(
     return in_their_places(entries, gallery.prepare_many(offered, meters=meters, decode=decode))
 
 
-def in_batches(
-    pieces: Iterator[list[Prepared | Outcome]], *, size: int
-) -> Iterator[list[Prepared | Outcome]]:
-    """Batches of `size` photos that are to be embedded, or of many that are not."""
-    batch: list[Prepared | Outcome] = []
-    embedded = 0
-    for piece in pieces:
-        for entry in piece:
-            batch.append(entry)
-            embedded += isinstance(entry, Prepared) and entry.pixels is not None
-            if embedded == size or len(batch) >= max(size, _LOOK):
-                yield batch
-                batch, embedded = [], 0
-    if batch:
-        yield batch
-
-
 def stages_in_order(scan: Meter, stages: dict[str, Meter], steps: Meters, last: Meter) -> tuple[Meter, ...]:
     """The stages as a reader of the report thinks of them: the steps of preparing one by one."""
     prepare = stages["prepare"]
@@ -380,15 +365,15 @@ def decoding(decoders: int, *, size: int, workers: int, batch_size: int) -> Abst
     return Decoders(decoders, size=size, ahead=_pieces(workers, batch_size))
 
 
-def checked_workers(batch_size: int, workers: int | None, decoders: int = 0) -> int:
+def checked_workers(workers: int | None, decoders: int = 0) -> int:
     """How many threads read photos: one per processor unless it is said, and one for each decoder.
 
     Raises:
-        InputError: a batch size or a number of workers below 1.
+        InputError: a number of workers below 1.
     """
     workers = max(usable_cores(), decoders) if workers is None else workers
-    if batch_size < 1 or workers < 1:
-        raise InputError("The batch size and the number of workers must be at least 1.")
+    if workers < 1:
+        raise InputError("The number of workers must be at least 1.")
     return workers
 
 

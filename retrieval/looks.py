@@ -70,7 +70,7 @@ def look_at(
         InputError: a number of workers below 1.
         MissingDependency: for an address, fsspec is not installed.
     """
-    workers = checked_workers(_AHEAD, workers)
+    workers = checked_workers(workers)
     stage = prepare_stage(partial(_look_at_some, Meters()), workers=workers, batch_size=_AHEAD)
     looks: list[Look] = []
     with Pipeline(in_looks(found, Meter("scan")), [stage]) as pipeline:

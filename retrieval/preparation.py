@@ -7,7 +7,7 @@ hashed, judged by what a snapshot of the tables says of its bytes, and decoded o
 import dataclasses
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +18,7 @@ from retrieval import photos, pixels
 from retrieval.annotations import decoded, encoded
 from retrieval.bundle import Preprocessing
 from retrieval.decoding import Content, Decode
+from retrieval.embedder import Embedder
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.files import Stamp
 from retrieval.photos import Photo
@@ -63,12 +64,20 @@ class Prepared:
         pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
         generation: the model that the pixels were made for.
         photo: as it was offered, where it may have to be read again; so content is not kept.
+        spare: whether its bytes are stored, and the pixels are for the case that they are gone by the time it
+            is added: what is no file, such as a member of an archive, may not be there to be read again.
     """
 
     face: NewFace
     pixels: pixels.Pixels | None
     generation: int
     photo: Photo | None = None
+    spare: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is to be embedded."""
+        return self.pixels is not None and not self.spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +85,9 @@ class Ready:
     """A batch whose vectors are there, to be stored.
 
     Attributes:
-        photos: without their pixels.
-        vectors: (m, d) float32, of those that had pixels.
-        has_vector: which of the `Prepared` ones did.
+        photos: without the pixels that were embedded.
+        vectors: (m, d) float32, of those that were new.
+        has_vector: which of the `Prepared` ones were.
     """
 
     photos: tuple[Prepared | Outcome, ...]
@@ -93,6 +102,24 @@ class Ready:
             np.concatenate([batch.vectors for batch in batches]),
             tuple(has for batch in batches for has in batch.has_vector),
         )
+
+
+def squares(photos: Iterable[Prepared | Outcome]) -> list[pixels.Pixels]:
+    """The pixels of the photos that are to be embedded, in their order."""
+    found = [one for one in photos if isinstance(one, Prepared) and one.is_new]
+    return [one.pixels for one in found if one.pixels is not None]
+
+
+def embedded(photos: Iterable[Prepared | Outcome], embedder: Embedder) -> NDArray[np.float32]:
+    """The vectors (m, d) of the photos that are to be embedded, in their order.
+
+    Raises:
+        RunError: as `Embedder.embed`.
+    """
+    found = squares(photos)
+    if not found:
+        return np.empty((0, embedder.bundle.dimension), np.float32)
+    return embedder.embed(np.stack(found)).vectors
 
 
 def read_photo(photo: Photo) -> ReadPhoto | Outcome:
@@ -184,14 +211,19 @@ def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | O
     if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
         return again if verdicts.stamps else outcome
     # Any other verdict may be another one by the time that the batch is added. Then a file can be
-    # read once more; bytes are embedded now, in case that theirs are gone by then.
+    # read once more; bytes are decoded now, in case that theirs are gone by then.
     return again if outcome is not None and photo.photo.content is None else None
 
 
 def decode_photos(
-    photos: Sequence[ReadPhoto], generation: int, preprocessing: Preprocessing, decode: Decode
+    photos: Sequence[ReadPhoto],
+    generation: int,
+    preprocessing: Preprocessing,
+    decode: Decode,
+    *,
+    stored: Container[str] = (),
 ) -> list[Prepared | Outcome]:
-    """Decodes photos for a model.
+    """Decodes photos for a model; those whose SHA-256 is stored need not be embedded.
 
     Raises:
         RunError: as `decode`.
@@ -201,7 +233,7 @@ def decode_photos(
     return [
         _rejection(photo.face, one)
         if isinstance(one, UnreadableImage)
-        else Prepared(photo.face, one, generation)
+        else Prepared(photo.face, one, generation, spare=photo.face.sha256 in stored)
         for photo, one in zip(photos, found, strict=True)
     ]
 

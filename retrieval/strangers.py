@@ -14,21 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import photos
+from retrieval.batching import Batches
 from retrieval.calibration import SAMPLE
 from retrieval.decoding import Decode, processes_for
 from retrieval.errors import InputError, Interrupted, Reason
 from retrieval.gallery import Gallery
 from retrieval.ingestion import (
-    DEFAULT_BATCH_SIZE,
     Entry,
     checked_workers,
     decoding,
-    in_batches,
     in_looks,
     prepare_stage,
 )
 from retrieval.photos import Photo
-from retrieval.pipeline import Meter, Pipeline, Stage
+from retrieval.pipeline import Meter, Pipeline
 from retrieval.places import is_utf8
 from retrieval.preparation import Meters, Prepared, Ready
 from retrieval.store import Calibration
@@ -77,7 +76,7 @@ def calibrate(
     strangers: Iterable[str | os.PathLike[str]] | None = None,
     sample: int = SAMPLE,
     seed: int = 0,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -110,16 +109,19 @@ def calibrate(
     if strangers is None:
         return Calibrated(ask(), None)
     found = _found(list(strangers))
+    batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
     decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
-    workers = checked_workers(batch_size, workers, decoders)
+    workers = checked_workers(workers, decoders)
     size, meters, report = gallery.bundle.preprocessing.size, Meters(), StrangerReport()
     prepare = partial(_prepare, gallery, meters)
-    embed = Stage("embed", gallery.embed_prepared, room=1, gather=partial(in_batches, size=batch_size))
     with (
-        decoding(decoders, size=size, workers=workers, batch_size=batch_size) as decode,
+        decoding(decoders, size=size, workers=workers, batch_size=batches.largest) as decode,
         Pipeline(
             in_looks(found, Meter("scan")),
-            [prepare_stage(partial(prepare, decode), workers=workers, batch_size=batch_size), embed],
+            [
+                prepare_stage(partial(prepare, decode), workers=workers, batch_size=batches.largest),
+                batches.stage(gallery.embed_prepared),
+            ],
         ) as pipeline,
     ):
         searches = _searches(gallery, pipeline, report, on_outcome, should_stop)

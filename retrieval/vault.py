@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval import codes, lock, pages
 from retrieval.bundle import ModelBundle, Relabel
-from retrieval.codes import Basis, WrittenCodes
+from retrieval.codes import Basis, Codes, WrittenCodes
 from retrieval.errors import (
     GalleryBusy,
     GalleryDamaged,
@@ -61,11 +62,14 @@ from retrieval.vectors import (
     CodesOf,
     FlatVectors,
     Ids,
+    Part,
     SegmentMissing,
+    Stored,
     Vectors,
     Written,
     basis_name,
     codes_name,
+    in_blocks,
 )
 
 _T = TypeVar("_T")
@@ -318,7 +322,7 @@ class Vault:
         its share of the merges, never the whole gallery.
         """
         flat = self.vectors(generation)
-        plan: list[tuple[list[int], list[tuple[Ids, Vectors]]]] = []
+        plan: list[tuple[list[int], list[Part]]] = []
         rest = len(ids)
         while rest > flat.ceiling:
             part = slice(len(ids) - rest, len(ids) - rest + flat.ceiling)
@@ -326,15 +330,15 @@ class Vault:
             rest -= flat.ceiling
         if rest:
             plan.append(self._merge(writer, generation, ids[-rest:], vectors[-rest:]))
-        first, basis = writer.gallery().next_segment_id, _newest(writer, generation)
+        first, coding = writer.gallery().next_segment_id, _Coding.of(writer, generation)
         if len(ids) < _AT_ONCE:
             yield
-            written = [self._write(flat, basis, first + n, parts) for n, (_, parts) in enumerate(plan)]
+            written = [self._write(flat, coding, first + n, parts) for n, (_, parts) in enumerate(plan)]
         else:
             # Leaving it waits for the thread, whatever happens in the body: the lock is held meanwhile.
             with ThreadPoolExecutor(1, thread_name_prefix="faceprint-write") as thread:
                 futures = [
-                    thread.submit(self._write, flat, basis, first + n, parts)
+                    thread.submit(self._write, flat, coding, first + n, parts)
                     for n, (_, parts) in enumerate(plan)
                 ]
                 yield
@@ -344,14 +348,15 @@ class Vault:
 
     def _merge(
         self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors
-    ) -> tuple[list[int], list[tuple[Ids, Vectors]]]:
+    ) -> tuple[list[int], list[Part]]:
         """New vectors behind those of the segments that become one with them, and these segments' ids."""
         flat = self.vectors(generation)
-        parts, absorbed, rows = [(ids, vectors)], [], len(ids)
+        parts: list[Part] = [(ids, vectors)]
+        absorbed, rows = [], len(ids)
         for segment in reversed(writer.segments(generation.id)):
             if segment.rows >= 2 * rows or segment.rows + rows > flat.ceiling:
                 break
-            parts.insert(0, flat.proven_rows(segment.id, segment.sha256))
+            parts.insert(0, flat.stored(segment.id, segment.rows, segment.sha256))
             absorbed.append(segment.id)
             rows += segment.rows
         return absorbed, parts
@@ -371,9 +376,10 @@ class Vault:
                 flat = self.vectors(generation)
                 kept = ~np.isin(flat.rows(segment.id)[0], gone)
                 if not kept.all():
-                    stored, matrix = flat.proven_rows(segment.id, segment.sha256)
-                    parts = [(stored[kept], matrix[kept])] if kept.any() else []
-                    self.put(writer, generation, [segment.id], parts)
+                    left = flat.stored(segment.id, segment.rows, segment.sha256, kept=kept)
+                    if not kept.any():
+                        left[1].prove()  # which faces it has is known by its ids
+                    self.put(writer, generation, [segment.id], [left] if kept.any() else [])
         writer.remove_faces(ids)
 
     def compact(self) -> Compacted:
@@ -480,8 +486,8 @@ class Vault:
                 for number in lacking[start : start + _ENCODED_AT_ONCE]:
                     if number in alive and basis.id in writer.bases(generation.id):
                         flat = self.vectors(generation)
-                        rows = flat.proven_rows(number, alive[number].sha256)
-                        made = self._encode(flat, basis, number, [rows])
+                        rows = flat.stored(number, alive[number].rows, alive[number].sha256)
+                        made = self._encode(flat, _Coding(basis, {}), number, [rows])
                         if made is not None:
                             writer.set_codes(CodesRow(number, basis.id, made.bytes, made.sha256, made.error))
                             encoded += 1
@@ -491,34 +497,27 @@ class Vault:
         return encoded
 
     def _write(
-        self,
-        flat: FlatVectors,
-        basis: BasisRow | None,
-        segment: int,
-        parts: Sequence[tuple[Ids, Vectors]],
+        self, flat: FlatVectors, coding: "_Coding", segment: int, parts: Sequence[Part]
     ) -> tuple[Written, CodesRow | None]:
         """Writes a segment and its codes, both durable; the second is None where it has none."""
         written = flat.write(segment, parts)
-        made = self._encode(flat, basis, segment, parts)
-        if made is None or basis is None:
+        made = self._encode(flat, coding, segment, parts)
+        if made is None or coding.basis is None:
             return written, None
-        return written, CodesRow(segment, basis.id, made.bytes, made.sha256, made.error)
+        return written, CodesRow(segment, coding.basis.id, made.bytes, made.sha256, made.error)
 
     def _encode(
-        self,
-        flat: FlatVectors,
-        basis: BasisRow | None,
-        segment: int,
-        parts: Sequence[tuple[Ids, Vectors]],
+        self, flat: FlatVectors, coding: "_Coding", segment: int, parts: Sequence[Part]
     ) -> WrittenCodes | None:
         """Writes the codes of a segment; None where it is too small, or too odd for the basis to help."""
+        basis = coding.basis
         if basis is None or not basis.coordinates or sum(len(ids) for ids, _ in parts) < CODES_FROM:
             return None
         try:
             learned: Basis = flat.basis(basis.id)
         except GalleryDamaged:
             return None  # what codes are for is speed; `verify` will tell, and `repair` mend it
-        pieces = [learned.encode(rows) for _, vectors in parts for rows in _pieces(vectors)]
+        pieces = [piece for _, vectors in parts for piece in _coded(flat, learned, coding, vectors)]
         made, errors = (np.concatenate(some) for some in zip(*pieces, strict=True))
         if not codes.tolerable(learned, errors):
             return None
@@ -595,14 +594,15 @@ class Vault:
         writer: Writer,
         generation: Generation,
         old: Sequence[int],
-        parts: Sequence[tuple[Ids, Vectors]],
+        parts: Sequence[Part],
     ) -> None:
         """Makes a new segment of `parts` exist, if there are any, and old ones not exist."""
         if not parts:
             writer.replace_segments(old, [])
             return
         flat, number = self.vectors(generation), writer.gallery().next_segment_id
-        _replace(writer, generation, old, *self._write(flat, _newest(writer, generation), number, parts))
+        coding = _Coding.of(writer, generation)
+        _replace(writer, generation, old, *self._write(flat, coding, number, parts))
 
     def _merge_once(self) -> bool:
         """Merges the first neighbours that fit into one segment, in a transaction of their own."""
@@ -610,7 +610,7 @@ class Vault:
             for generation in writer.generations().values():
                 flat, segments = self.vectors(generation), writer.segments(generation.id)
                 for group in _groups(segments, flat.ceiling):
-                    parts = [flat.proven_rows(segment.id, segment.sha256) for segment in group]
+                    parts = [flat.stored(one.id, one.rows, one.sha256) for one in group]
                     self.put(writer, generation, [segment.id for segment in group], parts)
                     return True
         return False
@@ -767,6 +767,20 @@ def who() -> str:
         return f"uid {os.getuid()}"
 
 
+@dataclass(frozen=True)
+class _Coding:
+    """In which basis new segments get their codes, and what is known of the codes in it that there are."""
+
+    basis: BasisRow | None
+    known: Mapping[int, CodesRow]
+
+    @classmethod
+    def of(cls, reader: Reader, generation: Generation) -> "_Coding":
+        basis = _newest(reader, generation)
+        number = None if basis is None else basis.id
+        return cls(basis, {one.segment: one for one in reader.codes().values() if one.basis == number})
+
+
 def _segment(written: Written, generation: Generation) -> Segment:
     return Segment(written.id, written.rows, written.bytes, written.sha256, generation.id)
 
@@ -786,9 +800,22 @@ def _replace(
         writer.set_codes(made)
 
 
-def _pieces(vectors: Vectors) -> Iterator[Vectors]:
-    """Vectors, some at a time: encoding takes a multiple of their memory."""
-    return (vectors[start : start + 2048] for start in range(0, len(vectors), 2048))
+def _coded(
+    flat: FlatVectors, learned: Basis, coding: "_Coding", vectors: Vectors | Stored
+) -> Iterator[tuple[Codes, NDArray[np.float64]]]:
+    """Codes of a part's vectors, and bounds on how far off they are; those that a whole segment has already.
+
+    A forgotten face must leave no trace, so of a segment without it even the bound is made anew.
+    """
+    if isinstance(vectors, Stored) and vectors.kept is None and vectors.segment in coding.known:
+        row = coding.known[vectors.segment]
+        path = flat.codes_path(row.segment, row.basis)
+        copied = codes.copy(path, vectors.rows, learned.coordinates, row.sha256)
+        if copied is not None:
+            yield copied, np.array([row.error])
+            return
+    for block in in_blocks(vectors):
+        yield learned.encode(block)
 
 
 def _groups(segments: Sequence[Segment], ceiling: int) -> Iterator[list[Segment]]:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,18 @@ _MAX_NORM: Final = 1e18
 # What every FAISS file begins with: its kind, the dimension, the number of rows.
 _HEAD: Final = struct.Struct("<4siq")
 
-# What a FAISS file of either kind has beside its vectors and ids.
-_FRAME_BYTES: Final = 90
+# What stands in a FAISS file for an index: its kind, the dimension, the number of rows, two numbers that mean
+# nothing any more, whether it is trained, and the metric, of which 1 is L2.
+_INDEX: Final = struct.Struct("<4siqqqbi")
+_NOTHING: Final = 1 << 20
+_COUNT: Final = struct.Struct("<q")
+
+# What a FAISS file of either kind has before its vectors, and beside its vectors and ids.
+_BEFORE: Final = 2 * _INDEX.size + _COUNT.size
+_FRAME_BYTES: Final = _BEFORE + _COUNT.size
+
+# How much of a segment is in memory at a time while it is written anew.
+_BLOCK_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,89 @@ class Written:
     rows: int
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Vectors of a segment's file that are to be written anew: they are read a block at a time.
+
+    Attributes:
+        segment: its id.
+        path: its file.
+        rows: how many vectors it has.
+        dimension: d.
+        sha256: what its file was when it was written.
+        kept: which of the rows are meant, (rows,) bool; None is all.
+    """
+
+    segment: int
+    path: Path
+    rows: int
+    dimension: int
+    sha256: str
+    kept: NDArray[np.bool_] | None = None
+
+    def blocks(self) -> Iterator[Vectors]:
+        """Some vectors at a time. What is written anew must not pass damage on: take all before any is used.
+
+        Raises:
+            GalleryDamaged: the file is not what was written; at the latest after the last block.
+            StorageError: it cannot be read.
+        """
+        digest, step = hashlib.sha256(), _rows_in_block(self.dimension)
+        try:
+            with open(self.path, "rb") as file:
+                digest.update(file.read(_BEFORE))
+                for start in range(0, self.rows, step):
+                    count = min(step, self.rows - start)
+                    data = file.read(4 * count * self.dimension)
+                    if len(data) < 4 * count * self.dimension:
+                        raise _not_what_was_written(self.path)
+                    digest.update(data)
+                    block = np.frombuffer(data, np.float32).reshape(count, self.dimension)
+                    yield block if self.kept is None else block[self.kept[start : start + count]]
+                # One byte more than there should be, or a longer file would pass.
+                digest.update(file.read(_COUNT.size + 8 * self.rows + 1))
+        except FileNotFoundError as error:
+            raise _not_what_was_written(self.path) from error
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be read: {why(error)}.") from error
+        if digest.hexdigest() != self.sha256:
+            raise _not_what_was_written(self.path)
+
+    def prove(self) -> None:
+        """Reads all of the file.
+
+        Raises:
+            GalleryDamaged, StorageError: as `blocks`.
+        """
+        for _ in self.blocks():
+            pass
+
+
+# Rows to be written: ids (n,) and vectors (n, d).
+Part: TypeAlias = tuple[Ids, Vectors | Stored]
+
+
+def in_blocks(vectors: Vectors | Stored) -> Iterator[Vectors]:
+    """Vectors, about 1 MiB at a time.
+
+    Raises:
+        GalleryDamaged, StorageError: as `Stored.blocks`.
+    """
+    if isinstance(vectors, Stored):
+        return vectors.blocks()
+    step = _rows_in_block(vectors.shape[1])
+    return (vectors[start : start + step] for start in range(0, len(vectors), step))
+
+
+def _rows_in_block(dimension: int) -> int:
+    return max(1, _BLOCK_BYTES // (4 * dimension))
+
+
+def _not_what_was_written(path: Path) -> GalleryDamaged:
+    gallery = path.parent.parent
+    return GalleryDamaged(f"{path} is not what was written; see what `faceprint repair {gallery}` can mend.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +216,7 @@ class FlatVectors:
             raise InputError("Vectors must be finite numbers, with a length of at most 1e18.")
         return array
 
-    def write(self, segment: int, parts: Sequence[tuple[Ids, Vectors]]) -> Written:
+    def write(self, segment: int, parts: Sequence[Part]) -> Written:
         """Writes a segment durably: temporary file, fsync, rename, fsync of the folder.
 
         Args:
@@ -132,23 +225,23 @@ class FlatVectors:
 
         Raises:
             StorageError: the disk refused; no file is left.
+            GalleryDamaged: stored vectors are not what was written; no file is left.
         """
-        index = faiss.IndexIDMap(faiss.IndexFlatL2(self.dimension))
-        for ids, vectors in parts:
-            index.add_with_ids(np.ascontiguousarray(vectors), np.ascontiguousarray(ids))
-        path = self.path(segment)
+        path, rows = self.path(segment), sum(len(ids) for ids, _ in parts)
         temporary = path.with_suffix(".part")
         try:
-            size, digest = _write_index(index, temporary)
+            size, digest = _write_pieces(temporary, _pieces(self.dimension, rows, parts))
             os.replace(temporary, path)
             sync(self.folder)
-        except OSError as error:
+        except BaseException as error:
             # On a disk that is broken this fails too; the next writer removes what nothing names.
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-            raise StorageError(f"Vectors cannot be written to {self.folder}: {why(error)}.") from error
-        return Written(segment, index.ntotal, size, digest)
+            if isinstance(error, OSError):
+                raise StorageError(f"Vectors cannot be written to {self.folder}: {why(error)}.") from error
+            raise
+        return Written(segment, rows, size, digest)
 
     def path(self, segment: int) -> Path:
         """Where a segment's file is."""
@@ -163,25 +256,34 @@ class FlatVectors:
         opened = self._opened(segment)
         return opened.ids, opened.matrix
 
-    def proven_rows(self, segment: int, sha256: str) -> tuple[Ids, Vectors]:
-        """As `rows`, of a file that is what was written: what is written anew must not pass damage on.
+    def stored(
+        self, segment: int, rows: int, sha256: str, *, kept: NDArray[np.bool_] | None = None
+    ) -> tuple[Ids, Stored]:
+        """Rows of a segment as `write` takes them: of their vectors no more than 1 MiB are ever in memory.
+
+        Args:
+            segment, rows, sha256: as they are written down.
+            kept: which of the rows, (rows,) bool; None is all.
 
         Raises:
-            GalleryDamaged: the file is missing, or has another SHA-256.
+            GalleryDamaged: the file is missing or too short. Whether it is what was written shows when the
+                vectors are read.
+            StorageError: it cannot be read.
         """
         path = self.path(segment)
         try:
             with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            found = ""
+                file.seek(_FRAME_BYTES + 4 * rows * self.dimension)
+                ids = np.frombuffer(file.read(8 * rows), np.int64)
+        except FileNotFoundError as error:
+            raise _not_what_was_written(path) from error
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
-        if found != sha256:
-            raise GalleryDamaged(
-                f"{path} is not what was written; see what `faceprint repair {self.folder.parent}` can mend."
-            )
-        return self.rows(segment)
+        except ValueError as error:
+            raise _not_what_was_written(path) from error
+        if len(ids) != rows:
+            raise _not_what_was_written(path)
+        return ids if kept is None else ids[kept], Stored(segment, path, rows, self.dimension, sha256, kept)
 
     def rows_of_file(self, path: Path) -> tuple[Ids, Vectors]:
         """The ids and the vectors of a segment that lies elsewhere, views of the mapped file.
@@ -328,16 +430,26 @@ class FlatVectors:
         return _Open(flat, faiss.vector_to_array(index.id_map), np.asarray(_Mapped(index, flat)))
 
 
-def _write_index(index: Any, path: Path) -> tuple[int, str]:
-    """Writes an index to a file and to the disk; returns its size and its SHA-256, made on the way."""
+def _pieces(dimension: int, rows: int, parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
+    """What `faiss.write_index` writes of an IndexIDMap over an IndexFlatL2, without holding all of it."""
+    for kind in (b"IxMp", b"IxF2"):
+        yield _INDEX.pack(kind, dimension, rows, _NOTHING, _NOTHING, True, 1)
+    yield _COUNT.pack(rows * dimension)
+    for _, vectors in parts:
+        for block in in_blocks(vectors):
+            yield np.ascontiguousarray(block, "<f4").data
+    yield _COUNT.pack(rows)
+    for ids, _ in parts:
+        yield np.ascontiguousarray(ids, "<i8").data
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Writes a file and makes it durable; returns its size and its SHA-256, made on the way."""
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-
-        def write(block: bytes) -> None:
-            digest.update(block)
-            file.write(block)
-
-        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
         return file.tell(), digest.hexdigest()

@@ -1,18 +1,20 @@
 """Codes: a bound on every distance from a byte a coordinate, on disk and in a gallery."""
 
+import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from retrieval import codes, vault
 from retrieval.bundle import ModelBundle
-from retrieval.codes import Basis, basis_of
+from retrieval.codes import Basis, WrittenCodes, basis_of
 from retrieval.errors import GalleryDamaged, StorageError
 from retrieval.gallery import Gallery
 from retrieval.knn import Explanation
@@ -101,6 +103,38 @@ def test_codes_come_back_from_their_file(basis: Basis, tmp_path: Path) -> None:
     assert (written.bytes, written.error) == ((tmp_path / "codes").stat().st_size, errors.max())
     assert np.array_equal(read.codes, made)
     assert (read.error, read.index.ntotal, read.basis) == (errors.max(), 60, basis)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 60])
+@pytest.mark.parametrize("coordinates", [64, 128, 256])
+def test_a_file_of_codes_is_byte_for_byte_what_faiss_writes(
+    rows: int, coordinates: int, tmp_path: Path
+) -> None:
+    made = np.random.default_rng(rows).integers(0, 256, (rows, coordinates), np.uint8)
+    written = codes.write(tmp_path / "codes", made, np.arange(rows, dtype=np.float64))
+    index = faiss.IndexScalarQuantizer(coordinates, faiss.ScalarQuantizer.QT_8bit_direct)
+    index.add(made.astype(np.float32))
+    data = (tmp_path / "codes").read_bytes()
+    assert data == faiss.serialize_index(index).tobytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert written == WrittenCodes(len(data), sha256, rows - 1)
+    copied = codes.copy(tmp_path / "codes", rows, coordinates, sha256)
+    assert copied is not None
+    assert np.array_equal(copied, made)
+
+
+def test_codes_that_are_not_what_was_written_are_not_copied(basis: Basis, tmp_path: Path) -> None:
+    made, errors = basis.encode(vectors_of(range(60), 128))
+    path = tmp_path / "codes"
+    written = codes.write(path, made, errors)
+    whole = path.read_bytes()
+    assert codes.copy(path, 60, basis.coordinates, written.sha256) is not None
+    assert codes.copy(path, 59, basis.coordinates, written.sha256) is None
+    for data in (whole[:-1], whole + b"\0", b"", whole[:99] + bytes([whole[99] ^ 1]) + whole[100:]):
+        path.write_bytes(data)
+        assert codes.copy(path, 60, basis.coordinates, written.sha256) is None
+    path.unlink()
+    assert codes.copy(path, 60, basis.coordinates, written.sha256) is None
 
 
 def test_a_file_that_is_not_whole_codes_is_damaged(basis: Basis, tmp_path: Path) -> None:
@@ -313,6 +347,45 @@ def test_compacting_keeps_codes(quick: Gallery) -> None:
     assert list(covered(quick).values()) == [FACES + 100]
     assert (answers(quick), method(quick)) == (found, "bound")
     assert_whole(quick)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_merged_segments_keep_the_codes_that_they_have_and_broken_ones_are_made_anew(
+    broken: bool, quick: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = Basis.encode
+
+    def counted(basis: Basis, vectors: Vectors) -> tuple[codes.Codes, NDArray[np.float64]]:
+        encoded.append(len(vectors))
+        return encode(basis, vectors)
+
+    found, (name,) = answers(quick), vector_files(quick, "codes")
+    folder = quick.folder / "vectors"
+    before = (folder / name).read_bytes()
+    with quick.vault.store.read() as reader:
+        error = reader.codes()[1].error
+    if broken:
+        (folder / name).write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    monkeypatch.setattr(Basis, "encode", counted)
+    enroll(quick, range(1000, 1200))
+    assert list(covered(quick).values()) == [FACES + 200]
+    assert sum(encoded) == (FACES + 200 if broken else 200)
+    (name,) = vector_files(quick, "codes")
+    after = (folder / name).read_bytes()
+    assert after != before
+    if not broken:
+        head = len(before) - FACES * 64
+        assert before[head : head + FACES * 64] in after
+        with quick.vault.store.read() as reader:
+            (row,) = reader.codes().values()
+        everything = np.concatenate([vectors_of(range(FACES)), vectors_of(range(1000, 1200))])
+        _, errors = encode(quick.vault.vectors(quick._model.generation).basis(row.basis), everything)
+        assert row.error >= error
+        assert row.error == pytest.approx(errors.max(), rel=1e-9)
+    assert_whole(quick)
+    assert method(quick) == "bound"
+    assert [some[0] for some in answers(quick)[:2]] == [some[0] for some in found[:2]]
 
 
 def test_nothing_of_the_forgotten_is_left_in_codes(quick: Gallery) -> None:

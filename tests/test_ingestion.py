@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -251,6 +252,55 @@ def test_a_face_that_is_forgotten_while_its_copy_is_underway_is_enrolled_from_th
     ingest(gallery, [*others, copy], batch_size=1, on_outcome=forget)
     assert [o.status for o in outcomes] == [Status.ENROLLED] * 5
     assert {o.face_id for o in outcomes} == set(range(2, 7))
+
+
+def _archive_of(faces: Path, path: Path) -> Path:
+    """The drawn faces as a zip, whose members are the same bytes under other paths."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for photo in sorted(faces.glob("*/*.jpg")):
+            archive.write(photo, photo.relative_to(faces))
+    return path
+
+
+def test_members_of_an_archive_whose_bytes_are_enrolled_are_not_embedded(
+    gallery: Gallery, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = sorted(faces.glob("*/*.jpg"))
+    ingest(gallery, photos[:-1])
+    embedded: list[int] = []
+    embed = gallery.embedder.embed
+
+    def counted(squares: np.ndarray) -> object:
+        embedded.append(len(squares))
+        return embed(squares)
+
+    monkeypatch.setattr(gallery.embedder, "embed", counted)
+    outcomes: list[Outcome] = []
+    report = ingest(gallery, [_archive_of(faces, tmp_path / "faces.zip")], on_outcome=outcomes.append)
+    assert (report.duplicate, report.enrolled, embedded) == (35, 1, [1])
+    assert [Path(one.path or "").name for one in outcomes] == [photo.name for photo in photos]
+    assert gallery.info().faces == 36
+
+
+def test_a_face_that_is_forgotten_while_its_copy_in_an_archive_is_underway_is_enrolled_from_the_copy(
+    gallery: Gallery, faces: Path, tmp_path: Path
+) -> None:
+    photos = sorted(faces.glob("*/*.jpg"))
+    ingest(gallery, photos)
+    archive = _archive_of(faces, tmp_path / "faces.zip")
+    outcomes: list[Outcome] = []
+
+    def forget(outcome: Outcome) -> None:
+        if not outcomes:
+            gallery.forget(face_id=2)
+            archive.unlink()  # nobody can read the member again
+        outcomes.append(outcome)
+
+    ingest(gallery, [archive], batch_size=1, on_outcome=forget)
+    assert [one.status for one in outcomes] == [Status.DUPLICATE, Status.ENROLLED, *[Status.DUPLICATE] * 34]
+    assert outcomes[1].face_id == 37
+    found = gallery.search(photos[1], k=1).matches[0]
+    assert (found.face.id, found.distance) == (37, 0.0)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

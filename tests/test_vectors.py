@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from retrieval import vectors as module
 from retrieval.errors import GalleryDamaged, InputError, StorageError
 from retrieval.vectors import FlatVectors, Ids, SegmentMissing, Vectors, Written
 
@@ -290,6 +292,121 @@ def test_a_segment_is_an_idmap_over_a_flat_l2_that_faiss_itself_opens(tmp_path: 
     assert faiss.vector_to_array(index.id_map).tolist() == [*ids.tolist(), 7, 2**40]
     assert np.array_equal(flat.reconstruct_n(0, 52), np.concatenate([stored, more]))
     assert index.search(more, 1)[1].tolist() == [[7], [2**40]]
+
+
+def faiss_bytes(parts: Sequence[Part], dimension: int) -> bytes:
+    """What FAISS itself writes of these rows."""
+    index = faiss.IndexIDMap(faiss.IndexFlatL2(dimension))
+    for ids, stored in parts:
+        index.add_with_ids(np.ascontiguousarray(stored), np.ascontiguousarray(ids))
+    return bytes(faiss.serialize_index(index).tobytes())
+
+
+@given(
+    dimension=st.integers(1, 40),
+    sizes=st.lists(st.integers(0, 30), max_size=4),
+    block=st.integers(1, 2000),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_segment_is_byte_for_byte_what_faiss_writes_whatever_its_parts_are_read_from(
+    dimension: int, sizes: list[int], block: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """From memory, and merged from the files of segments, whole and without some rows."""
+    folder, rng = tmp_path_factory.mktemp("bytes"), np.random.default_rng(seed)
+    parts = [
+        (rng.integers(0, 2**62, size), rng.standard_normal((size, dimension)).astype(np.float32))
+        for size in sizes
+    ]
+    vectors = FlatVectors(folder, dimension)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK_BYTES", block)
+        written = [vectors.write(number, [part]) for number, part in enumerate(parts)]
+        whole = [vectors.stored(one.id, one.rows, one.sha256) for one in written]
+        kept = [rng.random(one.rows) < 0.5 for one in written]
+        some = [
+            vectors.stored(one.id, one.rows, one.sha256, kept=mask)
+            for one, mask in zip(written, kept, strict=True)
+        ]
+        more = rng.integers(0, 2**62, 3), rng.standard_normal((3, dimension)).astype(np.float32)
+        merged, left = vectors.write(100, [*whole, more]), vectors.write(101, some)
+    assert [vectors.path(one.id).read_bytes() for one in written] == [
+        faiss_bytes([part], dimension) for part in parts
+    ]
+    fewer = [(ids[mask], stored[mask]) for (ids, stored), mask in zip(parts, kept, strict=True)]
+    for made, expected in ((merged, [*parts, more]), (left, fewer)):
+        data = vectors.path(made.id).read_bytes()
+        assert data == faiss_bytes(expected, dimension)
+        rows = sum(len(ids) for ids, _ in expected)
+        assert made == Written(made.id, rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("position", [0, 40, 81, 82, 500, -400, -8, -1])
+def test_a_segment_that_is_not_what_was_written_is_passed_on_to_no_other(
+    position: int, tmp_path: Path
+) -> None:
+    vectors = FlatVectors(tmp_path, 8)
+    written, path = vectors.write(1, [sample()]), vectors.path(1)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    part = vectors.stored(1, written.rows, written.sha256)
+    with pytest.raises(GalleryDamaged, match=r"00000001\.faiss is not what was written; see what"):
+        vectors.write(2, [part, sample(3)])
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("change", [-500, -8, -1, 1, 5000])
+def test_a_segment_of_another_length_is_passed_on_to_no_other(change: int, tmp_path: Path) -> None:
+    vectors = FlatVectors(tmp_path, 8)
+    written, path = vectors.write(1, [sample()]), vectors.path(1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(change) if change > 0 else whole[:change])
+    with pytest.raises(GalleryDamaged, match=r"00000001\.faiss is not what was written"):
+        vectors.write(2, [vectors.stored(1, written.rows, written.sha256)])
+    path.unlink()
+    with pytest.raises(GalleryDamaged, match=r"00000001\.faiss is not what was written"):
+        vectors.stored(1, written.rows, written.sha256)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_segment_that_goes_while_it_is_merged_is_damage_and_leaves_no_file(tmp_path: Path) -> None:
+    vectors = FlatVectors(tmp_path, 8)
+    written = vectors.write(1, [sample()])
+    part = vectors.stored(1, written.rows, written.sha256)
+    vectors.path(1).unlink()
+    with pytest.raises(GalleryDamaged, match=r"00000001\.faiss is not what was written"):
+        vectors.write(2, [part])
+    assert list(tmp_path.iterdir()) == []
+
+
+MERGE = """
+import sys
+from pathlib import Path
+import numpy as np
+from retrieval.ingestion import peak_memory
+from retrieval.vectors import FlatVectors
+vectors = FlatVectors(Path(sys.argv[1]), 2048)
+block = np.ones((256, 2048), np.float32)
+def made(number, size):
+    return vectors.write(number, [(np.arange(256), block)] * size)
+segments = [made(1, 1), made(2, 1)]
+vectors.write(3, [vectors.stored(one.id, one.rows, one.sha256) for one in segments])
+before = peak_memory()
+segments = [made(4, 16), made(5, 15)]
+merged = vectors.write(6, [vectors.stored(one.id, one.rows, one.sha256) for one in segments])
+print(merged.bytes, peak_memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_merging_segments_takes_a_few_megabytes_however_large_they_are(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MERGE, tmp_path], capture_output=True, text=True, check=True, timeout=120
+    )
+    size, grown = map(int, done.stdout.split())
+    assert size > 62 * 2**20
+    assert grown < 6 * 2**20
 
 
 def test_a_segment_of_an_older_version_is_read_and_searched(tmp_path: Path) -> None:

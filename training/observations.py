@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from retrieval.batching import Batches
 from retrieval.decoding import processes_for
 from retrieval.embedder import Embedder
 from retrieval.embedding import prepare_some
 from retrieval.errors import Interrupted
-from retrieval.ingestion import checked_workers, decoding, in_batches, in_looks, prepare_stage
+from retrieval.ingestion import checked_workers, decoding, in_looks, prepare_stage
 from retrieval.photos import Photo
-from retrieval.pipeline import Meter, Pipeline, Stage
-from retrieval.preparation import Meters, Prepared
+from retrieval.pipeline import Meter, Pipeline
+from retrieval.preparation import Meters, Prepared, squares
 from retrieval.verdicts import Outcome, Status
 from training.figures import LeftOut, Speed
 
 # Side of the grey pictures that the plain baselines look at.
 GREY: Final = 32
-_BATCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,22 @@ def observe(
         Interrupted: `watch.should_stop` said so.
         RunError: the device, or a process that decodes, failed.
     """
-    decoders = processes_for(None, beside_gpu=embedder.device != "cpu")
-    workers = checked_workers(_BATCH, workers, decoders)
+    batches = Batches(None, lambda: embedder, beside_gpu=embedder.on_gpu)
+    decoders = processes_for(None, beside_gpu=embedder.on_gpu)
+    workers = checked_workers(workers, decoders)
     preprocessing, meters, started = embedder.bundle.preprocessing, Meters(), time.monotonic()
     parts: list[_Batch] = []
     with (
-        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=_BATCH) as decode,
+        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batches.largest) as decode,
         Pipeline(
             in_looks(found, Meter("scan")),
             [
                 prepare_stage(
-                    partial(prepare_some, meters, preprocessing, decode), workers=workers, batch_size=_BATCH
+                    partial(prepare_some, meters, preprocessing, decode),
+                    workers=workers,
+                    batch_size=batches.largest,
                 ),
-                Stage(
-                    "embed", partial(_see, embedder, wanted), room=1, gather=partial(in_batches, size=_BATCH)
-                ),
+                batches.stage(partial(_see, embedder, wanted)),
             ],
         ) as pipeline,
     ):
@@ -130,8 +131,7 @@ def observe(
 def _see(embedder: Embedder, wanted: Wanted, batch: Sequence[Prepared | Outcome]) -> _Batch:
     ready = [photo for photo in batch if isinstance(photo, Prepared)]
     size = embedder.bundle.input_size
-    squares = np.stack([photo.pixels for photo in ready if photo.pixels is not None]) if ready else None
-    pixels = np.empty((0, size, size, 3), np.uint8) if squares is None else squares
+    pixels = np.stack(squares(ready)) if ready else np.empty((0, size, size, 3), np.uint8)
     seen = embedder.embed(pixels)
     outcomes = [
         photo
