@@ -39,7 +39,11 @@ def wheel(uv: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_migrations_below_retrieval_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "retrieval/migrations/versions/0001_first_tables.py" in names
-    assert {"training/report.html.jinja", "retrieval/fonts/DejaVuSans.ttf"} <= set(names)
+    assert {
+        "training/report.html.jinja",
+        "retrieval/check.html.jinja",
+        "retrieval/fonts/DejaVuSans.ttf",
+    } <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"retrieval", "training"}
 

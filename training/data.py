@@ -102,9 +102,8 @@ def _found(data: Path) -> Iterator[File]:
     if data.is_file() and data.suffix.lower() in listing.SUFFIXES:
         return _listed(data)
     if data.is_file():
-        raise DataError(
-            f"{data} is no folder and no list; a list's name ends in {', '.join(listing.SUFFIXES)}."
-        )
+        endings = ", ".join(listing.SUFFIXES)
+        raise DataError(f"There is no folder {data}; it is a file, and the name of a list ends in {endings}.")
     raise DataError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
 
 
