@@ -1,0 +1,985 @@
+"""Auditing: where a gallery's own distances contradict its names, and which photos spoil its answers.
+
+Nothing is changed, and nothing is decided: each finding is a *doubt* for a person to look at. (Who did what to
+a gallery is another thing, its audit log.) `docs/audit.md` says how each score is defined.
+
+Neighbours are the exact ones of `retrieval.knn`, some hundred queries at a time; a person's vectors are gathered
+one person at a time. Beside the mapped vectors this holds some 300 bytes for each face that is audited, some 50
+for each face there is, and one person's distances to each other (at most 2,048 x 2,048).
+"""
+
+import math
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import InputError, Interrupted
+from retrieval.gallery import Gallery
+from retrieval.knn import Block, nearest
+from retrieval.people import gathered
+from retrieval.store import Face, Reader
+
+Rows: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+
+# From how many robust standard deviations on a value is an outlier: Iglewicz and Hoaglin, How to Detect and
+# Handle Outliers (1993).
+LIMIT: Final = 3.5
+
+# Up to how many faces all of them are audited, and how many of a larger gallery, unless the caller says so.
+EVERYBODY: Final = 50_000
+SAMPLE: Final = 20_000
+
+# Below how many values nothing can be said about what is usual.
+FEWEST: Final = 20
+
+_TOGETHER: Final = 256
+
+# How many of a person's faces are compared with each other, at most.
+_OF_A_PERSON: Final = 2048
+
+# A group of one is a doubtful photo, which has a score of its own.
+_SMALLEST_GROUP: Final = 2
+
+# How many other people each person is compared with: those whose faces are nearest to most of theirs.
+_RIVALS: Final = 5
+
+# How many photos of each side a doubt shows.
+_SHOWN: Final = 4
+
+# How many doubts of a kind are kept, the most serious ones.
+_KEPT: Final = 500
+
+
+class Kind(StrEnum):
+    """What is doubted. The values are stable: programs may rely on them."""
+
+    SAME_PHOTO_TWO_NAMES = "same-photo-two-names"
+    ANOTHERS_PHOTO = "anothers-photo"
+    TWO_LIKE_ONE = "two-like-one"
+    ONE_LIKE_TWO = "one-like-two"
+    SAME_PHOTO = "same-photo"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What is usual in this gallery, and from where on it is doubted.
+
+    Attributes:
+        kind: of the doubts.
+        measures: what is measured, in words.
+        values: of how many faces or people it was measured.
+        median: the usual value; NaN where there are too few values.
+        limit: the value beyond which it is a doubt; NaN where there are too few.
+        found: how many doubts there are; of them at most 500, the most serious, come back.
+    """
+
+    kind: Kind
+    measures: str
+    values: int
+    median: float
+    limit: float
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something that a person should look at.
+
+    Attributes:
+        kind: which doubt.
+        score: how many robust standard deviations from what is usual, at least the limit; more is worse.
+        identities: the people it is about.
+        groups: the photos that show it, side by side: the doubtful ones first.
+        measured: distances (Euclidean) and counts, by what they are.
+        says: what was seen, in a sentence.
+        next: what to do if it is true.
+    """
+
+    kind: Kind
+    score: float
+    identities: tuple[str, ...]
+    groups: tuple[tuple[Face, ...], ...]
+    measured: Mapping[str, float] = field(hash=False)
+    says: str
+    next: str
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit found in the snapshot that it saw.
+
+    Attributes:
+        folder: the gallery's.
+        faces, identities: how many there are.
+        audited, people: how many of them were looked at.
+        seed: of the sample; None where everything was looked at.
+        neighbours: how many nearest faces of each were looked at.
+        skewness: of how often a face is among them; far above 0, a few faces are close to everybody.
+        limits: by kind.
+        doubts: the most serious first.
+        gone: doubts that are left out, because their faces were removed meanwhile.
+    """
+
+    folder: str
+    faces: int
+    identities: int
+    audited: int
+    people: int
+    seed: int | None
+    neighbours: int
+    skewness: float
+    limits: tuple[Limit, ...]
+    doubts: tuple[Doubt, ...]
+    gone: int
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON can say it; a number that is not known is None."""
+        return {
+            "gallery": self.folder,
+            "faces": self.faces,
+            "identities": self.identities,
+            "audited": {"faces": self.audited, "identities": self.people, "seed": self.seed},
+            "neighbours": self.neighbours,
+            "skewness": _finite(self.skewness),
+            "limits": [_limit_json(limit) for limit in self.limits],
+            "doubts": [_doubt_json(doubt) for doubt in self.doubts],
+            "gone": self.gone,
+        }
+
+
+def audit(
+    gallery: Gallery,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    limit: float = LIMIT,
+    neighbours: int = 10,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Audited:
+    """Looks for names and photos that the gallery's distances contradict. Reads only, beside any writer.
+
+    Args:
+        gallery: read as it is now; what is written meanwhile is not seen.
+        sample: about how many faces are looked at, each compared with all; whole people are drawn. None is
+            everything up to 50,000 faces, and 20,000 of more.
+        seed: of the draw.
+        limit: how many robust standard deviations from the usual are a doubt.
+        neighbours: how many of the nearest faces count for hubs, at least 1.
+        on_progress: hears how much is done, and of how much.
+        should_stop: asked now and then.
+
+    Raises:
+        InputError: a sample or a number of neighbours below 1, or a limit that is not above 0.
+        Interrupted: `should_stop` said so.
+    """
+    if (sample is not None and sample < 1) or neighbours < 1 or not limit > 0:
+        raise InputError("A sample and neighbours must be at least 1, and the limit above 0.")
+    # No transaction is held while this runs: erasing would have to wait for it.
+    faces = gallery.vault.on_a_snapshot(lambda reader: _Faces.of(gallery, reader))
+    chosen = _chosen(faces, sample, seed)
+    work = _Work(len(chosen) + len(faces.numbers_of(chosen)), on_progress, should_stop)
+    near = _Near.of(faces, chosen, neighbours, work)
+    found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, limit)]
+    found += [*_people(faces, near, limit, seed, work), _hubs(faces, near, limit)]
+    raw = _without_repeats([one for some in found for one in some.kept()])
+    with gallery.vault.store.read() as reader:
+        doubts = list(_worded(reader, faces, raw, str(gallery.folder)))
+    return Audited(
+        folder=str(gallery.folder),
+        faces=len(faces),
+        identities=int((faces.numbers > 0).sum()),
+        audited=len(chosen),
+        people=len(faces.numbers_of(chosen)),
+        seed=seed if len(chosen) < len(faces) else None,
+        neighbours=neighbours,
+        skewness=skewness(near.occurrences(len(faces))),
+        limits=tuple(some.limit() for some in found),
+        doubts=tuple(doubts),
+        gone=len(raw) - len(doubts),
+    )
+
+
+# What is usual
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """Median and robust standard deviation of some values; NaN of fewer than 20."""
+
+    values: int
+    median: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Floats) -> "Usual":
+        """The deviation is 1.4826 times the median absolute one; 1.2533 times the mean one where that is 0."""
+        if len(values) < FEWEST:
+            return cls(len(values), math.nan, math.nan)
+        median = float(np.median(values))
+        off = np.abs(values - median)
+        return cls(len(values), median, float(1.4826 * np.median(off)) or float(1.2533 * off.mean()))
+
+    def scores(self, values: Floats) -> Floats:
+        """How many deviations above the median values are; 0 where nothing deviates or nothing is known."""
+        if not self.deviation > 0:
+            return np.zeros(len(values))
+        return np.asarray((values - self.median) / self.deviation)
+
+    def at(self, score: float) -> float:
+        """The value of a score."""
+        return self.median + score * self.deviation
+
+
+def skewness(values: NDArray[Any]) -> float:
+    """The third standardized moment; NaN where nothing varies."""
+    if not len(values) or not values.std():
+        return math.nan
+    return float((((values - values.mean()) / values.std()) ** 3).mean())
+
+
+# The faces of a snapshot
+
+
+class _Faces:
+    """Every stored vector by its row, ascending by id, and the number of who is on it; 0 is nobody's."""
+
+    def __init__(self, blocks: Sequence[Block], owners: NDArray[np.int64], dimension: int) -> None:
+        self._blocks = blocks
+        self._firsts = np.cumsum([0] + [len(block) for block in blocks])
+        ids = np.concatenate([block.ids for block in blocks] or [np.empty(0, np.int64)])
+        self._places = np.argsort(ids, kind="stable")
+        self.ids = ids[self._places]
+        self.dimension = dimension
+        self.people = np.zeros(len(ids), np.int64)
+        rows = self.rows(owners[:, 0])
+        self.people[rows[rows >= 0]] = owners[rows >= 0, 1]
+        self._by_person = np.argsort(self.people, kind="stable")
+        self.numbers, starts = np.unique(self.people[self._by_person], return_index=True)
+        self._ends = np.append(starts, len(ids))
+        self.shape_of = lru_cache(maxsize=1024)(self._shape_of)
+
+    @classmethod
+    def of(cls, gallery: Gallery, reader: Reader) -> "_Faces":
+        state = gallery.vault.state(reader)
+        blocks = gallery.vault.vectors(state.generation).blocks(state.segments, state.coded)
+        return cls(blocks, reader.identity_of_every_face(), state.generation.dimension)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, ids: Rows) -> Rows:
+        """The rows of some ids; -1 where there is no vector."""
+        place = np.searchsorted(self.ids, ids)
+        place[place == len(self.ids)] = 0
+        return np.where(self.ids[place] == ids, place, -1) if len(self.ids) else np.full(len(ids), -1)
+
+    def numbers_of(self, rows: Rows) -> Rows:
+        """The numbers of who is on some rows, each once, nobody left out."""
+        numbers = np.unique(self.people[rows])
+        return numbers[numbers > 0]
+
+    def rows_of(self, person: int) -> Rows:
+        """A person's rows, ascending."""
+        place = int(np.searchsorted(self.numbers, person))
+        return self._by_person[self._ends[place] : self._ends[place + 1]]
+
+    def vectors(self, rows: Rows) -> Floats:
+        """(n, d) float64."""
+        return gathered(self._blocks, self._firsts, self._places[rows])
+
+    def nearest(self, rows: Rows, k: int, *, among: Rows | None = None) -> tuple[Rows, Floats]:
+        """The k nearest rows to each row, itself left out, and distances (n, k); -1 and infinity fill up."""
+        queries = self.vectors(rows).astype(np.float32)
+        exclude = self.ids[rows].tolist()
+        if among is not None and len(among) <= _OF_A_PERSON:
+            # Quicker than to look for them among all.
+            blocks = [Block(self.ids[among], self.vectors(among).astype(np.float32))]
+            answers = nearest(blocks, queries, k, exclude=exclude)
+        else:
+            allowed = None if among is None else self.ids[among]
+            answers = nearest(self._blocks, queries, k, allowed=allowed, exclude=exclude)
+        found, distances = np.full((len(rows), k), -1), np.full((len(rows), k), np.inf)
+        for number, (far, ids) in enumerate(answers):
+            found[number, : len(ids)], distances[number, : len(ids)] = self.rows(ids), far
+        return found, distances
+
+    def _shape_of(self, person: int) -> "_Shape":
+        return _Shape.of(self.vectors(part) for part in _parts(self.rows_of(person), _OF_A_PERSON))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How a person's vectors lie: how many, their centroid (d,), and the mean squared distance to it."""
+
+    count: int
+    centroid: Floats
+    spread: float
+
+    @classmethod
+    def of(cls, parts: Iterable[Floats]) -> "_Shape":
+        """Of vectors that come in parts. (Chan, Golub and LeVeque's update of mean and squares.)"""
+        count, centroid, squares = 0, np.zeros(1), 0.0
+        for part in parts:
+            mean = part.mean(axis=0)
+            new, step = count + len(part), mean - centroid
+            squares += float(((part - mean) ** 2).sum()) + float((step**2).sum()) * count * len(part) / new
+            centroid, count = centroid + step * (len(part) / new), new
+        return cls(count, centroid, squares / count)
+
+    @property
+    def within(self) -> float:
+        """The mean squared distance between two different photos; NaN of one."""
+        return 2 * self.spread * self.count / (self.count - 1) if self.count > 1 else math.nan
+
+    def across(self, other: "_Shape") -> float:
+        """The mean squared distance between a photo of one and a photo of the other."""
+        return float(((self.centroid - other.centroid) ** 2).sum()) + self.spread + other.spread
+
+
+def _chosen(faces: _Faces, sample: int | None, seed: int) -> Rows:
+    """The rows to look at: everything, or whole people (and single photos of nobody) drawn at random."""
+    if sample is None:
+        sample = SAMPLE if len(faces) > EVERYBODY else len(faces)
+    if sample >= len(faces):
+        return np.arange(len(faces))
+    # Each photo that is nobody's is drawn for itself.
+    units = np.where(faces.people > 0, faces.people, -1 - np.arange(len(faces)))
+    _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    drawn = np.random.default_rng(seed).permutation(len(sizes))
+    count = int(np.searchsorted(np.cumsum(np.minimum(sizes[drawn], _OF_A_PERSON)), sample)) + 1
+    rows = np.flatnonzero(np.isin(unit, drawn[:count]))
+    some = [_some(faces.rows_of(one), seed) for one in faces.numbers_of(rows)]
+    return np.sort(np.concatenate([*some, rows[faces.people[rows] == 0]]))
+
+
+def _some(rows: Rows, seed: int) -> Rows:
+    """Rows, but no more of one person than can be compared with each other."""
+    if len(rows) <= _OF_A_PERSON:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, _OF_A_PERSON, replace=False))
+
+
+class _Work:
+    """How far an audit is, and whether it is to end."""
+
+    def __init__(
+        self, total: int, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool]
+    ) -> None:
+        self._done, self._total = 0, total
+        self._on_progress, self._should_stop = on_progress, should_stop
+        on_progress(0, total)
+
+    def did(self, number: int) -> None:
+        """So much more is done.
+
+        Raises:
+            Interrupted: somebody wants an end.
+        """
+        if self._should_stop():
+            raise Interrupted("Stopped; nothing was written.")
+        self._done += number
+        self._on_progress(self._done, self._total)
+
+
+# Neighbours
+
+
+@dataclass(frozen=True)
+class _Near:
+    """The nearest faces of those that are audited.
+
+    Attributes:
+        rows: (n,) the audited.
+        found, distances: (n, k) the nearest rows; -1 and infinity where there are no more.
+        own, own_distance: (n,) the nearest face of the same person; -1 and infinity where there is none.
+        other, other_distance: (n,) the nearest face of another person; the same.
+    """
+
+    rows: Rows
+    found: Rows
+    distances: Floats
+    own: Rows
+    own_distance: Floats
+    other: Rows
+    other_distance: Floats
+
+    @classmethod
+    def of(cls, faces: _Faces, rows: Rows, k: int, work: _Work) -> "_Near":
+        found, distances = np.full((len(rows), k), -1), np.full((len(rows), k), np.inf)
+        for part in _parts(np.arange(len(rows)), _TOGETHER):
+            found[part], distances[part] = faces.nearest(rows[part], k)
+            work.did(len(part))
+        person, theirs = faces.people[rows][:, None], np.where(found >= 0, faces.people[found], 0)
+        own = _first(found, distances, (theirs == person) & (person > 0))
+        other = _first(found, distances, (theirs != person) & (theirs > 0) & (person > 0))
+        near = cls(rows, found, distances, *own, *other)
+        near._complete(faces, work)
+        return near
+
+    def _complete(self, faces: _Faces, work: _Work) -> None:
+        """Looks for own and other faces that were not among the nearest, person by person."""
+        everybody = np.flatnonzero(faces.people > 0)
+        for person, places in _by_person(faces.people[self.rows]):
+            theirs = faces.rows_of(person)
+            alone = places[self.own[places] < 0] if len(theirs) > 1 else places[:0]
+            among = places[self.other[places] < 0]
+            for part in _parts(alone, _TOGETHER):
+                self._fill(self.own, self.own_distance, part, faces, theirs)
+            others = everybody[faces.people[everybody] != person] if len(among) else everybody[:0]
+            for part in _parts(among, _TOGETHER) if len(others) else ():
+                self._fill(self.other, self.other_distance, part, faces, others)
+            work.did(0)
+
+    def _fill(self, rows: Rows, far: Floats, part: Rows, faces: _Faces, among: Rows) -> None:
+        found, distances = faces.nearest(self.rows[part], 1, among=among)
+        rows[part], far[part] = found[:, 0], distances[:, 0]
+
+    def occurrences(self, count: int) -> Rows:
+        """(count,) among the nearest of how many audited faces each row is."""
+        return np.bincount(self.found[self.found >= 0], minlength=count)
+
+    @property
+    def nothing(self) -> float:
+        """What stands for a distance of 0 where logarithms are taken: far below any other."""
+        known = self.distances[(self.distances > 0) & (self.distances < np.inf)]
+        return 1e-6 * float(np.median(known)) if len(known) else 1.0
+
+
+def _first(found: Rows, distances: Floats, which: NDArray[np.bool_]) -> tuple[Rows, Floats]:
+    """The first of each line that is meant."""
+    column, line = which.argmax(axis=1), np.arange(len(found))
+    there = which[line, column]
+    return np.where(there, found[line, column], -1), np.where(there, distances[line, column], np.inf)
+
+
+# Doubts
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A doubt in numbers: who, and the rows of the photos that show it."""
+
+    kind: Kind
+    score: float
+    people: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    measured: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Doubts of one kind, made when they are wanted: only the most serious are."""
+
+    kind: Kind
+    measures: str
+    usual: Usual
+    bound: float
+    scores: Floats
+    make: Callable[[int, float], _Raw]
+
+    def kept(self) -> list[_Raw]:
+        """The most serious ones."""
+        order = np.argsort(-self.scores, kind="stable")[:_KEPT]
+        return [self.make(int(place), float(self.scores[place])) for place in order]
+
+    def limit(self) -> Limit:
+        """What was measured."""
+        known = self.usual.deviation > 0
+        return Limit(
+            self.kind,
+            self.measures,
+            self.usual.values,
+            self.usual.median,
+            self.bound if known else math.nan,
+            len(self.scores),
+        )
+
+
+def _same_photos(faces: _Faces, near: _Near, limit: float) -> list[_Some]:
+    """Faces that are much nearer to another one than faces are: across people, and within them."""
+    values = -np.log(np.maximum(near.distances[:, 0], near.nothing))
+    there = near.found[:, 0] >= 0
+    usual = Usual.of(values[there])
+    scores = usual.scores(values)
+    # What is no distance at all is the same photo, however alike the others are.
+    same = there & ((scores >= limit) | (near.distances[:, 0] == 0))
+    first, second = near.rows, near.found[:, 0]
+    pairs = np.sort(np.column_stack([first, second])[same], axis=1)
+    _, once = np.unique(pairs, axis=0, return_index=True)
+    places = np.flatnonzero(same)[once]
+    people = np.sort(np.column_stack([faces.people[first], faces.people[second]])[places], axis=1)
+    across = (people[:, 0] > 0) & (people[:, 0] != people[:, 1])
+
+    def make(some: Rows, kind: Kind, place: int, score: float) -> _Raw:
+        pair = sorted([int(first[some[place]]), int(second[some[place]])])
+        whose = tuple(dict.fromkeys(int(faces.people[row]) for row in pair if faces.people[row]))
+        groups = tuple((row,) for row in pair)
+        return _Raw(kind, score, whose, groups, {"distance": float(near.distances[some[place], 0])})
+
+    found = []
+    for kind, which in ((Kind.SAME_PHOTO_TWO_NAMES, across), (Kind.SAME_PHOTO, ~across)):
+        some = places[which]
+        found.append(
+            _Some(
+                kind,
+                "a face's distance to the nearest other one",
+                _logged(usual),
+                math.exp(-usual.at(limit)),
+                scores[some],
+                lambda place, score, some=some, kind=kind: make(some, kind, place, score),
+            )
+        )
+    return found
+
+
+def _anothers_photos(faces: _Faces, near: _Near, limit: float) -> _Some:
+    """Faces that are far from their person's others for how near they are to somebody else's."""
+    known = np.flatnonzero((near.own >= 0) & (near.other >= 0))
+    values = _log_ratio(near.own_distance[known], near.other_distance[known], near.nothing)
+    usual = Usual.of(values)
+    scores = usual.scores(values)
+    beyond = (scores >= limit) & (values > 0)
+    places, scores = known[beyond], scores[beyond]
+
+    def make(place: int, score: float) -> _Raw:
+        at = places[place]
+        row, person, rival = near.rows[at], faces.people[near.rows[at]], faces.people[near.other[at]]
+        own, own_far = faces.nearest(near.rows[[at]], _SHOWN, among=faces.rows_of(person))
+        theirs, _ = faces.nearest(near.rows[[at]], _SHOWN, among=faces.rows_of(rival))
+        others = _without(faces, person, row)
+        measured = {
+            "own": float(own_far[0, 0]),
+            "own_centroid": float(np.linalg.norm(faces.vectors(near.rows[[at]])[0] - others.centroid)),
+            "other": float(near.other_distance[at]),
+            "photos": float(len(faces.rows_of(person))),
+        }
+        groups = ((int(row),), _there(own[0]), _there(theirs[0]))
+        return _Raw(Kind.ANOTHERS_PHOTO, score, (int(person), int(rival)), groups, measured)
+
+    measures = "a face's distance to the nearest of its person's others, over that to the nearest of another's"
+    bound = max(1.0, math.exp(usual.at(limit))) if usual.deviation > 0 else math.nan
+    return _Some(Kind.ANOTHERS_PHOTO, measures, _logged(usual, sign=1), bound, scores, make)
+
+
+def _without(faces: _Faces, person: int, row: int) -> _Shape:
+    """A person's others: the shape without one of the vectors."""
+    shape = faces.shape_of(person)
+    left = shape.centroid - faces.vectors(np.array([row]))[0]
+    return _Shape(shape.count - 1, shape.centroid + left / (shape.count - 1), math.nan)
+
+
+def _people(faces: _Faces, near: _Near, limit: float, seed: int, work: _Work) -> list[_Some]:
+    """Two people who look like one, and those who look like two."""
+    typical = _typical(faces, near)
+    rivals: dict[int, tuple[float, int]] = {}
+    gaps: list[_Gap] = []
+    for person, places in _by_person(faces.people[near.rows]):
+        for rival in _rivals(faces, near, places):
+            ratio = _likeness(faces.shape_of(person), faces.shape_of(rival), typical)
+            rivals[person] = min(rivals.get(person, (math.inf, 0)), (ratio, rival))
+        gap = _gap(faces, near, person, places, seed)
+        if gap is not None:
+            gaps.append(gap)
+        work.did(1)
+    return [_two_like_one(faces, rivals, typical, limit), _one_like_two(faces, near, gaps, limit)]
+
+
+def _typical(faces: _Faces, near: _Near) -> float:
+    """The median, over people with several photos, of the mean squared distance between two of them."""
+    several = [
+        person for person in faces.numbers_of(near.rows).tolist() if len(faces.rows_of(person)) > 1
+    ]
+    return float(np.median([faces.shape_of(person).within for person in several])) if several else math.nan
+
+
+def _rivals(faces: _Faces, near: _Near, places: Rows) -> list[int]:
+    """The people whose faces are nearest to most of a person's."""
+    there = places[near.other[places] >= 0]
+    numbers, votes = np.unique(faces.people[near.other[there]], return_counts=True)
+    return [int(one) for one in numbers[np.argsort(-votes, kind="stable")[:_RIVALS]]]
+
+
+def _likeness(one: _Shape, other: _Shape, typical: float) -> float:
+    """How far two people's photos are from each other, over how far photos of each are.
+
+    Roots of mean squares; the gallery's typical person counts as one more photo, so that people with a single
+    photo are compared with that.
+    """
+    both = [shape for shape in (one, other) if shape.count > 1]
+    weights = [shape.count - 1 for shape in both]
+    known = math.isfinite(typical)
+    squares = sum(w * s.within for w, s in zip(weights, both, strict=True)) + (typical if known else 0.0)
+    within = squares / (sum(weights) + known) if weights or known else math.nan
+    return math.sqrt(one.across(other) / within) if within > 0 else math.inf
+
+
+def _two_like_one(
+    faces: _Faces, rivals: Mapping[int, tuple[float, int]], typical: float, limit: float
+) -> _Some:
+    finite = {person: best for person, best in rivals.items() if best[0] < math.inf}
+    values = -np.log(np.maximum([ratio for ratio, _ in finite.values()], 1e-6))
+    usual = Usual.of(values)
+    scores = usual.scores(values)
+    pairs: dict[tuple[int, int], float] = {}
+    for (person, (_, rival)), score, value in zip(finite.items(), scores, values, strict=True):
+        if score >= limit and value >= 0:
+            pair = (min(person, rival), max(person, rival))
+            pairs[pair] = max(pairs.get(pair, 0.0), float(score))
+    ordered = list(pairs)
+
+    def make(place: int, score: float) -> _Raw:
+        one, other = (faces.shape_of(person) for person in ordered[place])
+        measured = {
+            "across": math.sqrt(one.across(other)),
+            "ratio": _likeness(one, other, typical),
+            "photos": float(one.count),
+            "other_photos": float(other.count),
+        }
+        pair = ordered[place]
+        groups = (_closest(faces, pair[0], other.centroid), _closest(faces, pair[1], one.centroid))
+        return _Raw(Kind.TWO_LIKE_ONE, score, pair, groups, measured)
+
+    measures = "how far the photos of a person and the most similar other are apart, over how far those of each are"
+    bound = min(1.0, math.exp(-usual.at(limit))) if usual.deviation > 0 else math.nan
+    scores_of_pairs = np.array([pairs[pair] for pair in ordered])
+    return _Some(Kind.TWO_LIKE_ONE, measures, _logged(usual), bound, scores_of_pairs, make)
+
+
+def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
+    """The rows of a person's photos that are nearest to a place."""
+    rows = faces.rows_of(person)
+    far = [float(((part - place) ** 2).sum(axis=1)[n]) for part in
+           (faces.vectors(some) for some in _parts(rows, _OF_A_PERSON)) for n in range(len(part))]  # fmt: skip
+    return tuple(rows[np.argsort(far, kind="stable")[:_SHOWN]].tolist())
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """The widest gap among a person's photos: how wide, the smaller group, how near that is to others."""
+
+    person: int
+    width: float
+    group: Rows
+    rest: Rows
+    other: float
+    rival: int
+
+
+def _gap(faces: _Faces, near: _Near, person: int, places: Rows, seed: int) -> _Gap | None:
+    if len(places) < 2 * _SMALLEST_GROUP:
+        return None
+    places = _some(places, seed)
+    found = widest_gap(faces.vectors(near.rows[places]))
+    if found is None:
+        return None
+    width, inside = found
+    group, rest = places[inside], places[~inside]
+    nearest_other = group[near.other_distance[group].argmin()]
+    if near.other[nearest_other] < 0:
+        return None
+    rival = int(faces.people[near.other[nearest_other]])
+    other = float(near.other_distance[nearest_other])
+    return _Gap(person, width, near.rows[group], near.rows[rest], other, rival)
+
+
+def widest_gap(vectors: Floats) -> tuple[float, NDArray[np.bool_]] | None:
+    """The widest gap between two groups of vectors, each of two or more.
+
+    It is the longest edge of the minimum spanning tree (Prim's) that leaves two vectors or more on both sides:
+    the distance between the nearest two of different groups, as single linkage has it.
+
+    Args:
+        vectors: (n, d) float64; n x n distances are held.
+
+    Returns:
+        The gap, Euclidean, and which vectors (n,) are in the smaller group; None below four vectors, and where
+        every edge leaves a single one.
+    """
+    count = len(vectors)
+    centred = vectors - vectors.mean(axis=0)
+    lengths = (centred**2).sum(axis=1)
+    squares = np.maximum(lengths[:, None] + lengths - 2 * centred @ centred.T, 0)
+    order, parents, edges = _spanning_tree(squares)
+    sizes = np.ones(count, int)
+    for one in order[:0:-1]:
+        sizes[parents[one]] += sizes[one]
+    fits = (sizes >= _SMALLEST_GROUP) & (count - sizes >= _SMALLEST_GROUP)
+    fits[order[0]] = False
+    if not fits.any():
+        return None
+    top = int(np.where(fits, edges, -1).argmax())
+    inside = np.zeros(count, bool)
+    for one in order:
+        inside[one] = one == top or (one != order[0] and inside[parents[one]])
+    width = float(np.linalg.norm(vectors[top] - vectors[parents[top]]))
+    return width, inside if 2 * inside.sum() <= count else ~inside
+
+
+def _spanning_tree(squares: Floats) -> tuple[list[int], Rows, Floats]:
+    """Vertices in the order in which they join, the parent of each, and the weight of the edge to it."""
+    count = len(squares)
+    edges, parents, out = squares[0].copy(), np.zeros(count, int), np.ones(count, bool)
+    out[0], edges[0] = False, 0.0
+    order = [0]
+    for _ in range(count - 1):
+        new = int(np.where(out, edges, np.inf).argmin())
+        out[new] = False
+        order.append(new)
+        nearer = out & (squares[new] < edges)
+        edges[nearer], parents[nearer] = squares[new][nearer], new
+    return order, parents, edges
+
+
+def _one_like_two(faces: _Faces, near: _Near, gaps: Sequence[_Gap], limit: float) -> _Some:
+    widths, others = np.array([gap.width for gap in gaps]), np.array([gap.other for gap in gaps])
+    values = _log_ratio(widths, others, near.nothing)
+    usual = Usual.of(values)
+    scores = usual.scores(values)
+    places = np.flatnonzero((scores >= limit) & (values > 0))
+
+    def make(place: int, score: float) -> _Raw:
+        gap = gaps[places[place]]
+        measured = {"gap": gap.width, "other": gap.other, "photos": float(len(gap.group))}
+        measured["other_photos"] = float(len(gap.rest))
+        groups = (tuple(gap.group[:_SHOWN].tolist()), tuple(gap.rest[:_SHOWN].tolist()))
+        groups += (_closest(faces, gap.rival, faces.vectors(gap.group).mean(axis=0)),)
+        return _Raw(Kind.ONE_LIKE_TWO, score, (gap.person, gap.rival), groups, measured)
+
+    measures = "the widest gap among a person's photos, over the smaller side's distance to the nearest of another's"
+    bound = max(1.0, math.exp(usual.at(limit))) if usual.deviation > 0 else math.nan
+    return _Some(Kind.ONE_LIKE_TWO, measures, _logged(usual, sign=1), bound, scores[places], make)
+
+
+def _hubs(faces: _Faces, near: _Near, limit: float) -> _Some:
+    """Faces that are among the nearest of unusually many faces of other people."""
+    there = near.found >= 0
+    theirs, whose = np.where(there, faces.people[near.found], 0), faces.people[near.rows][:, None]
+    foreign = there & ((theirs != whose) | (whose == 0))
+    counts = np.bincount(near.found[foreign], minlength=len(faces))
+    values = np.sqrt(counts)
+    usual = Usual.of(values)
+    scores = usual.scores(values)
+    rows = np.flatnonzero((scores >= limit) & (counts > 2))
+
+    def make(place: int, score: float) -> _Raw:
+        row = int(rows[place])
+        lines = np.flatnonzero((foreign & (near.found == row)).any(axis=1))
+        witnesses = near.rows[lines[_one_each(faces.people[near.rows[lines]])]]
+        measured = {"neighbour_of": float(counts[row]), "people": float(len(witnesses))}
+        person = int(faces.people[row])
+        groups = ((row,), tuple(witnesses[: 2 * _SHOWN].tolist()))
+        return _Raw(Kind.HUB, score, (person,) if person else (), groups, measured)
+
+    measures = f"of how many others' faces a face is among the {near.found.shape[1]} nearest"
+    plain = Usual(usual.values, usual.median**2, usual.deviation)
+    return _Some(Kind.HUB, measures, plain, usual.at(limit) ** 2, scores[rows], make)
+
+
+def _one_each(people: Rows) -> Rows:
+    """The first place of each person; of nobody's, each."""
+    apart = np.where(people > 0, people, -1 - np.arange(len(people)))
+    return np.sort(np.unique(apart, return_index=True)[1])
+
+
+def _log_ratio(above: Floats, below: Floats, nothing: float) -> Floats:
+    return np.asarray(np.log(np.maximum(above, nothing)) - np.log(np.maximum(below, nothing)))
+
+
+def _logged(usual: Usual, *, sign: int = -1) -> Usual:
+    """What is usual among logarithms, as the value itself."""
+    return Usual(usual.values, math.exp(sign * usual.median), usual.deviation)
+
+
+def _there(rows: Rows) -> tuple[int, ...]:
+    return tuple(rows[rows >= 0].tolist())
+
+
+def _parts(rows: Rows, size: int) -> Iterator[Rows]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _by_person(people: Rows) -> Iterator[tuple[int, Rows]]:
+    """The places of each person, by number; nobody left out."""
+    order = np.argsort(people, kind="stable")
+    order = order[people[order] > 0]
+    numbers, starts = np.unique(people[order], return_index=True)
+    return zip(numbers.tolist(), np.split(order, starts[1:]), strict=bool(len(numbers)))
+
+
+def _without_repeats(raw: Sequence[_Raw]) -> list[_Raw]:
+    """The most serious first; what one photo under two names explains is not said again."""
+    same = {frozenset(row for group in one.groups for row in group)
+            for one in raw if one.kind is Kind.SAME_PHOTO_TWO_NAMES}  # fmt: skip
+    return sorted((one for one in raw if not _repeats(one, same)), key=lambda one: -one.score)
+
+
+def _repeats(one: _Raw, same: set[frozenset[int]]) -> bool:
+    if one.kind is Kind.ANOTHERS_PHOTO:
+        return frozenset({one.groups[0][0], one.groups[2][0]}) in same
+    if one.kind is Kind.TWO_LIKE_ONE:
+        return frozenset(row for group in one.groups for row in group) in same
+    return False
+
+
+# Words
+
+
+def _worded(reader: Reader, faces: _Faces, raw: Sequence[_Raw], folder: str) -> Iterator[Doubt]:
+    """Doubts with names and photos, as they are today; those whose people or photos have gone are left out."""
+    names = reader.names_of_identities({person for one in raw for person in one.people})
+    ids = {int(faces.ids[row]) for one in raw for group in one.groups for row in group}
+    known = reader.faces(ids)
+    for one in raw:
+        groups = [[known.get(int(faces.ids[row])) for row in group] for group in one.groups]
+        people = [names.get(person) for person in one.people]
+        whole = [[face for face in group if face is not None] for group in groups]
+        named = tuple(name for name in people if name is not None)
+        if groups == whole and len(named) == len(people):
+            shown = tuple(map(tuple, whole))
+            says, advice = _WORDS[one.kind](named, shown, one.measured, f"{shlex.quote(folder)}")
+            yield Doubt(one.kind, one.score, named, shown, one.measured, says, advice)
+
+
+_Words: TypeAlias = Callable[
+    [tuple[str, ...], tuple[tuple[Face, ...], ...], Mapping[str, float], str], tuple[str, str]
+]
+
+
+def _same_photo_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    (one,), (other,) = groups
+    says = f"Faces {one.id} and {other.id} of {names[0] if names else 'nobody'} are {measured['distance']:.4g} apart."
+    advice = (
+        "It counts twice and does no harm; to have it once, delete the file of one and "
+        f"`faceprint forget {folder} --face {other.id}`."
+    )
+    return says, advice
+
+
+def _two_names_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    (one,), (other,) = groups
+    says = (
+        f"Face {one.id} of {one.identity} and face {other.id} of {other.identity} are "
+        f"{measured['distance']:.4g} apart: one photo under two names."
+    )
+    merge = _merge(folder, str(one.identity), str(other.identity))
+    advice = (
+        f"If they are one person: {merge}. If one name is wrong: `faceprint forget {folder} --face {one.id}`, "
+        f"or --face {other.id}, and take its file away."
+    )
+    return says, advice
+
+
+def _anothers_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    ((face,), *_), (person, rival) = groups, names
+    says = (
+        f"Face {face.id} of {person} is {measured['own']:.4g} from the nearest of their other photos "
+        f"({measured['own_centroid']:.4g} from the centroid of the {measured['photos'] - 1:,.0f}), "
+        f"and {measured['other']:.4g} from {rival}."
+    )
+    return says, f"If it is not {person}: {_take_out(folder, [face])}."
+
+
+def _two_like_one_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    one, other = names
+    few, many = (one, other) if measured["photos"] < measured["other_photos"] else (other, one)
+    says = (
+        f"Photos of {one} ({measured['photos']:,.0f}) and of {other} ({measured['other_photos']:,.0f}) are "
+        f"{measured['across']:.4g} apart, {measured['ratio']:.2f} times as far as photos of one person."
+    )
+    return says, f"If they are one person: {_merge(folder, few, many)}."
+
+
+def _one_like_two_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    person, rival = names
+    says = (
+        f"{measured['photos']:,.0f} photos of {person} are {measured['gap']:.4g} from the nearest of the other "
+        f"{measured['other_photos']:,.0f}, and {measured['other']:.4g} from {rival}."
+    )
+    return says, f"If these are not {person}: {_take_out(folder, groups[0], more=measured['photos'])}."
+
+
+def _hub_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    (face,) = groups[0]
+    says = (
+        f"Face {face.id} of {names[0] if names else 'nobody'} is among the nearest of {measured['neighbour_of']:,.0f} "
+        f"faces of {measured['people']:,.0f} others."
+    )
+    advice = f"If the photo is blurred, dark or shows no face: {_take_out(folder, [face], rename=False)}."
+    return says, advice
+
+
+def _take_out(folder: str, some: Sequence[Face], *, more: float = 1, rename: bool = True) -> str:
+    """How photos are taken from a person."""
+    forget = ", ".join(f"`faceprint forget {folder} --face {face.id}`" for face in some)
+    also = f" (and the others, {more:,.0f} in all)" if more > len(some) else ""
+    where = ", move the file into the folder of who it is, and ingest that" if rename else " and delete the file"
+    return f"{forget}{also}{where.replace('file', 'files') if more > 1 else where}"
+
+
+def _merge(folder: str, name: str, into: str) -> str:
+    return f"`faceprint merge-identities {folder} {shlex.quote(name)} {shlex.quote(into)}`"
+
+
+_WORDS: Final[Mapping[Kind, _Words]] = {
+    Kind.SAME_PHOTO_TWO_NAMES: _two_names_words,
+    Kind.ANOTHERS_PHOTO: _anothers_words,
+    Kind.TWO_LIKE_ONE: _two_like_one_words,
+    Kind.ONE_LIKE_TWO: _one_like_two_words,
+    Kind.SAME_PHOTO: _same_photo_words,
+    Kind.HUB: _hub_words,
+}
+
+
+# JSON
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _limit_json(limit: Limit) -> dict[str, Any]:
+    return {
+        "kind": limit.kind,
+        "measures": limit.measures,
+        "values": limit.values,
+        "median": _finite(limit.median),
+        "limit": _finite(limit.limit),
+        "found": limit.found,
+    }
+
+
+def _doubt_json(doubt: Doubt) -> dict[str, Any]:
+    return {
+        "kind": doubt.kind,
+        "score": doubt.score,
+        "identities": list(doubt.identities),
+        "groups": [
+            [{"face_id": face.id, "identity": face.identity, "path": face.path} for face in group]
+            for group in doubt.groups
+        ],
+        "measured": dict(doubt.measured),
+        "says": doubt.says,
+        "next": doubt.next,
+    }
