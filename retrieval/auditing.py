@@ -29,9 +29,9 @@ from retrieval.store import Face, Reader
 Rows: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 
-# From how many robust standard deviations on a value is an outlier: Iglewicz and Hoaglin, How to Detect and
-# Handle Outliers (1993).
-LIMIT: Final = 3.5
+# From how many robust standard deviations on a value is doubted: Miller's "very conservative" choice, as Leys et
+# al. have it in Detecting outliers (Journal of Experimental Social Psychology, 2013). People look at the list.
+LIMIT: Final = 3.0
 
 # Up to how many faces all of them are audited, and how many of a larger gallery, unless the caller says so.
 EVERYBODY: Final = 50_000
@@ -189,8 +189,9 @@ def audit(
     chosen = _chosen(faces, sample, seed)
     work = _Work(len(chosen) + len(faces.numbers_of(chosen)), on_progress, should_stop)
     near = _Near.of(faces, chosen, neighbours, work)
-    found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, limit)]
-    found += [*_people(faces, near, limit, seed, work), _hubs(faces, near, limit)]
+    typical = _typical(faces, near)
+    found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, typical, limit)]
+    found += [*_people(faces, near, typical, limit, seed, work), _hubs(faces, near, limit)]
     raw = _without_repeats([one for some in found for one in some.kept()])
     with gallery.vault.store.read() as reader:
         doubts = list(_worded(reader, faces, raw, str(gallery.folder)))
@@ -335,6 +336,14 @@ class _Shape:
             squares += float(((part - mean) ** 2).sum()) + float((step**2).sum()) * count * len(part) / new
             centroid, count = centroid + step * (len(part) / new), new
         return cls(count, centroid, squares / count)
+
+    def without(self, vector: Floats) -> tuple["_Shape", float]:
+        """The shape without one of its vectors, and that one's squared distance to the others' centroid."""
+        left, others = self.centroid - vector, self.count - 1
+        squared = float((left**2).sum())
+        spread = max(0.0, self.spread * self.count - squared * self.count / others) / others
+        factor = (self.count / others) ** 2
+        return _Shape(others, self.centroid + left / others, spread), squared * factor
 
     @property
     def within(self) -> float:
@@ -542,56 +551,82 @@ def _same_photos(faces: _Faces, near: _Near, limit: float) -> list[_Some]:
     return found
 
 
-def _anothers_photos(faces: _Faces, near: _Near, limit: float) -> _Some:
-    """Faces that are far from their person's others for how near they are to somebody else's."""
+def _anothers_photos(faces: _Faces, near: _Near, typical: float, limit: float) -> _Some:
+    """Faces that are far from their person's others, for these and for how near somebody else's are."""
     known = np.flatnonzero((near.own >= 0) & (near.other >= 0))
-    values = _log_ratio(near.own_distance[known], near.other_distance[known], near.nothing)
+    values = _oddities(faces, near, known, typical)
     usual = Usual.of(values)
     scores = usual.scores(values)
-    beyond = (scores >= limit) & (values > 0)
-    places, scores = known[beyond], scores[beyond]
+    beyond = (scores >= limit) & (near.other_distance[known] < near.own_distance[known])
+    places, scores, values = known[beyond], scores[beyond], values[beyond]
 
     def make(place: int, score: float) -> _Raw:
-        at = places[place]
-        row, person, rival = near.rows[at], faces.people[near.rows[at]], faces.people[near.other[at]]
-        own, own_far = faces.nearest(near.rows[[at]], _SHOWN, among=faces.rows_of(person))
-        theirs, _ = faces.nearest(near.rows[[at]], _SHOWN, among=faces.rows_of(rival))
-        others = _without(faces, person, row)
+        row = near.rows[[places[place]]]
+        person, rival = int(faces.people[row[0]]), int(faces.people[near.other[places[place]]])
+        own, _ = faces.nearest(row, _SHOWN, among=faces.rows_of(person))
+        theirs, _ = faces.nearest(row, _SHOWN, among=faces.rows_of(rival))
         measured = {
-            "own": float(own_far[0, 0]),
-            "own_centroid": float(np.linalg.norm(faces.vectors(near.rows[[at]])[0] - others.centroid)),
-            "other": float(near.other_distance[at]),
+            "own": float(near.own_distance[places[place]]),
+            "own_centroid": math.sqrt(faces.shape_of(person).without(faces.vectors(row)[0])[1]),
+            "other": float(near.other_distance[places[place]]),
             "photos": float(len(faces.rows_of(person))),
         }
-        groups = ((int(row),), _there(own[0]), _there(theirs[0]))
-        return _Raw(Kind.ANOTHERS_PHOTO, score, (int(person), int(rival)), groups, measured)
+        groups = ((int(row[0]),), _there(own[0]), _there(theirs[0]))
+        return _Raw(Kind.ANOTHERS_PHOTO, score, (person, rival), groups, measured)
 
-    measures = "a face's distance to the nearest of its person's others, over that to the nearest of another's"
-    bound = max(1.0, math.exp(usual.at(limit))) if usual.deviation > 0 else math.nan
+    measures = (
+        "a face's distance to the centroid of its person's others, over what that is for these, and over its "
+        "distance to the nearest of another's"
+    )
+    bound = math.exp(usual.at(limit))
     return _Some(Kind.ANOTHERS_PHOTO, measures, _logged(usual, sign=1), bound, scores, make)
 
 
-def _without(faces: _Faces, person: int, row: int) -> _Shape:
-    """A person's others: the shape without one of the vectors."""
-    shape = faces.shape_of(person)
-    left = shape.centroid - faces.vectors(np.array([row]))[0]
-    return _Shape(shape.count - 1, shape.centroid + left / (shape.count - 1), math.nan)
+def _oddities(faces: _Faces, near: _Near, known: Rows, typical: float) -> Floats:
+    """(n,): the logarithm of c/e * c/o: c is a face's distance to the centroid of its person's others, e what
+    that is for them, o its distance to the nearest face of another person.
+
+    Of a cloud whose members are w apart (root mean square), one is sqrt(w^2 / 2 * (1 + 1 / n)) from the centroid
+    of n others.
+    """
+    values = np.empty(len(known))
+    for person, places in _by_person(faces.people[near.rows[known]]):
+        shape = faces.shape_of(person)
+        for part in _parts(places, _OF_A_PERSON):
+            for place, vector in zip(part, faces.vectors(near.rows[known[part]]), strict=True):
+                others, squared = shape.without(vector)
+                expected = _within([others], typical) / 2 * (1 + 1 / others.count)
+                values[place] = _log(squared, near.nothing) - 0.5 * _log(expected, near.nothing)
+    return values - np.log(np.maximum(near.other_distance[known], near.nothing))
 
 
-def _people(faces: _Faces, near: _Near, limit: float, seed: int, work: _Work) -> list[_Some]:
+def _log(squared: float, nothing: float) -> float:
+    """Of a squared distance; one of 0 is taken for `nothing`."""
+    return math.log(max(squared, nothing**2))
+
+
+def _people(
+    faces: _Faces, near: _Near, typical: float, limit: float, seed: int, work: _Work
+) -> list[_Some]:
     """Two people who look like one, and those who look like two."""
-    typical = _typical(faces, near)
-    rivals: dict[int, tuple[float, int]] = {}
+    pairs: list[_Pair] = []
     gaps: list[_Gap] = []
     for person, places in _by_person(faces.people[near.rows]):
         for rival in _rivals(faces, near, places):
-            ratio = _likeness(faces.shape_of(person), faces.shape_of(rival), typical)
-            rivals[person] = min(rivals.get(person, (math.inf, 0)), (ratio, rival))
+            pairs.append(_pair(faces, person, rival, typical))
         gap = _gap(faces, near, person, places, seed)
         if gap is not None:
             gaps.append(gap)
         work.did(1)
-    return [_two_like_one(faces, rivals, typical, limit), _one_like_two(faces, near, gaps, limit)]
+    several = [pair for pair in pairs if pair.fewest > 1]
+    excess = [(pair.apart - pair.chance) / pair.within for pair in several if pair.within > 0]
+    usual = max(0.0, float(np.median(excess))) if len(excess) >= FEWEST else 0.0
+    single = [pair for pair in pairs if pair.fewest == 1]
+    return [
+        _two_like_one(faces, several, usual, "both with 2 photos or more", near.nothing, limit),
+        _two_like_one(faces, single, usual, "one with a single photo", near.nothing, limit),
+        _one_like_two(faces, near, gaps, typical, limit),
+    ]
 
 
 def _typical(faces: _Faces, near: _Near) -> float:
@@ -609,50 +644,82 @@ def _rivals(faces: _Faces, near: _Near, places: Rows) -> list[int]:
     return [int(one) for one in numbers[np.argsort(-votes, kind="stable")[:_RIVALS]]]
 
 
-def _likeness(one: _Shape, other: _Shape, typical: float) -> float:
-    """How far two people's photos are from each other, over how far photos of each are.
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two people, all in squares.
 
-    Roots of mean squares; the gallery's typical person counts as one more photo, so that people with a single
-    photo are compared with that.
+    Attributes:
+        apart: between their centroids.
+        within: the mean between two photos of one of them.
+        chance: what would be between the centroids of two such lots of photos of one person.
+        fewest: how many photos there are of the one with fewer.
     """
-    both = [shape for shape in (one, other) if shape.count > 1]
-    weights = [shape.count - 1 for shape in both]
+
+    person: int
+    rival: int
+    apart: float
+    within: float
+    chance: float
+    fewest: int
+
+
+def _pair(faces: _Faces, person: int, rival: int, typical: float) -> _Pair:
+    one, other = faces.shape_of(person), faces.shape_of(rival)
+    within = _within([one, other], typical)
+    apart = float(((one.centroid - other.centroid) ** 2).sum())
+    chance = within / 2 * (1 / one.count + 1 / other.count)
+    return _Pair(person, rival, apart, within, chance, min(one.count, other.count))
+
+
+def _within(shapes: Sequence[_Shape], typical: float) -> float:
+    """The mean squared distance between two photos of one of these people; NaN where there is nothing to say.
+
+    The gallery's typical person counts as one more photo, so that who has a single one is judged by that.
+    """
+    several = [shape for shape in shapes if shape.count > 1]
     known = math.isfinite(typical)
-    squares = sum(w * s.within for w, s in zip(weights, both, strict=True)) + (typical if known else 0.0)
-    within = squares / (sum(weights) + known) if weights or known else math.nan
-    return math.sqrt(one.across(other) / within) if within > 0 else math.inf
+    weight = sum(shape.count - 1 for shape in several) + known
+    squares = sum((shape.count - 1) * shape.within for shape in several) + (typical if known else 0.0)
+    return squares / weight if weight else math.nan
 
 
 def _two_like_one(
-    faces: _Faces, rivals: Mapping[int, tuple[float, int]], typical: float, limit: float
+    faces: _Faces, pairs: Sequence[_Pair], usual_excess: float, which: str, nothing: float, limit: float
 ) -> _Some:
-    finite = {person: best for person, best in rivals.items() if best[0] < math.inf}
-    values = -np.log(np.maximum([ratio for ratio, _ in finite.values()], 1e-6))
+    """Pairs whose centroids are nearer than those of similar people are, for so many photos."""
+    nearest_of: dict[int, tuple[float, _Pair]] = {}
+    for pair in pairs:
+        expected = pair.chance + usual_excess * pair.within
+        if expected > 0:
+            value = 0.5 * (_log(expected, nothing) - _log(pair.apart, nothing))
+            best = nearest_of.get(pair.person)
+            if best is None or value > best[0]:
+                nearest_of[pair.person] = value, pair
+    values = np.array([value for value, _ in nearest_of.values()])
     usual = Usual.of(values)
-    scores = usual.scores(values)
-    pairs: dict[tuple[int, int], float] = {}
-    for (person, (_, rival)), score, value in zip(finite.items(), scores, values, strict=True):
-        if score >= limit and value >= 0:
-            pair = (min(person, rival), max(person, rival))
-            pairs[pair] = max(pairs.get(pair, 0.0), float(score))
-    ordered = list(pairs)
+    doubted: dict[tuple[int, int], tuple[float, _Pair]] = {}
+    for score, (_, pair) in zip(usual.scores(values).tolist(), nearest_of.values(), strict=True):
+        if score >= limit:
+            doubted.setdefault((min(pair.person, pair.rival), max(pair.person, pair.rival)), (score, pair))
+    kept = list(doubted.items())
 
     def make(place: int, score: float) -> _Raw:
-        one, other = (faces.shape_of(person) for person in ordered[place])
+        (person, rival), (_, pair) = kept[place]
+        one, other = faces.shape_of(person), faces.shape_of(rival)
         measured = {
-            "across": math.sqrt(one.across(other)),
-            "ratio": _likeness(one, other, typical),
+            "centroids": math.sqrt(pair.apart),
+            "within": math.sqrt(pair.within),
+            "by_chance": math.sqrt(pair.chance),
+            "usual": math.sqrt(pair.chance + usual_excess * pair.within),
             "photos": float(one.count),
             "other_photos": float(other.count),
         }
-        pair = ordered[place]
-        groups = (_closest(faces, pair[0], other.centroid), _closest(faces, pair[1], one.centroid))
-        return _Raw(Kind.TWO_LIKE_ONE, score, pair, groups, measured)
+        groups = (_closest(faces, person, other.centroid), _closest(faces, rival, one.centroid))
+        return _Raw(Kind.TWO_LIKE_ONE, score, (person, rival), groups, measured)
 
-    measures = "how far the photos of a person and the most similar other are apart, over how far those of each are"
-    bound = min(1.0, math.exp(-usual.at(limit))) if usual.deviation > 0 else math.nan
-    scores_of_pairs = np.array([pairs[pair] for pair in ordered])
-    return _Some(Kind.TWO_LIKE_ONE, measures, _logged(usual), bound, scores_of_pairs, make)
+    measures = f"how far the centroids of two people are apart, over what is usual of similar people ({which})"
+    scores = np.array([score for _, (score, _) in kept])
+    return _Some(Kind.TWO_LIKE_ONE, measures, _logged(usual), math.exp(-usual.at(limit)), scores, make)
 
 
 def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
@@ -665,12 +732,13 @@ def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Gap:
-    """The widest gap among a person's photos: how wide, the smaller group, how near that is to others."""
+    """The widest gap among a person's photos: how wide, its two sides, how near the smaller one is to others."""
 
     person: int
     width: float
     group: Rows
     rest: Rows
+    sides: tuple[_Shape, _Shape]
     other: float
     rival: int
 
@@ -679,17 +747,19 @@ def _gap(faces: _Faces, near: _Near, person: int, places: Rows, seed: int) -> _G
     if len(places) < 2 * _SMALLEST_GROUP:
         return None
     places = _some(places, seed)
-    found = widest_gap(faces.vectors(near.rows[places]))
+    vectors = faces.vectors(near.rows[places])
+    found = widest_gap(vectors)
     if found is None:
         return None
     width, inside = found
-    group, rest = places[inside], places[~inside]
-    nearest_other = group[near.other_distance[group].argmin()]
-    if near.other[nearest_other] < 0:
+    group = places[inside]
+    closest = group[near.other_distance[group].argmin()]
+    if near.other[closest] < 0:
         return None
-    rival = int(faces.people[near.other[nearest_other]])
-    other = float(near.other_distance[nearest_other])
-    return _Gap(person, width, near.rows[group], near.rows[rest], other, rival)
+    sides = _Shape.of([vectors[inside]]), _Shape.of([vectors[~inside]])
+    rows, rest = near.rows[group], near.rows[places[~inside]]
+    rival = int(faces.people[near.other[closest]])
+    return _Gap(person, width, rows, rest, sides, float(near.other_distance[closest]), rival)
 
 
 def widest_gap(vectors: Floats) -> tuple[float, NDArray[np.bool_]] | None:
@@ -740,12 +810,17 @@ def _spanning_tree(squares: Floats) -> tuple[list[int], Rows, Floats]:
     return order, parents, edges
 
 
-def _one_like_two(faces: _Faces, near: _Near, gaps: Sequence[_Gap], limit: float) -> _Some:
-    widths, others = np.array([gap.width for gap in gaps]), np.array([gap.other for gap in gaps])
-    values = _log_ratio(widths, others, near.nothing)
+def _one_like_two(
+    faces: _Faces, near: _Near, gaps: Sequence[_Gap], typical: float, limit: float
+) -> _Some:
+    """People whose photos on two sides of a gap are as far apart as those of two people."""
+    across = np.array([one.across(other) for one, other in (gap.sides for gap in gaps)])
+    within = np.array([_within(gap.sides, typical) for gap in gaps])
+    values = 0.5 * _log_ratio(across, within, near.nothing**2)
     usual = Usual.of(values)
     scores = usual.scores(values)
-    places = np.flatnonzero((scores >= limit) & (values > 0))
+    apart = np.array([gap.width > gap.other for gap in gaps], bool)
+    places = np.flatnonzero((scores >= limit) & apart)
 
     def make(place: int, score: float) -> _Raw:
         gap = gaps[places[place]]
@@ -755,8 +830,8 @@ def _one_like_two(faces: _Faces, near: _Near, gaps: Sequence[_Gap], limit: float
         groups += (_closest(faces, gap.rival, faces.vectors(gap.group).mean(axis=0)),)
         return _Raw(Kind.ONE_LIKE_TWO, score, (gap.person, gap.rival), groups, measured)
 
-    measures = "the widest gap among a person's photos, over the smaller side's distance to the nearest of another's"
-    bound = max(1.0, math.exp(usual.at(limit))) if usual.deviation > 0 else math.nan
+    measures = "how far photos on two sides of a person's widest gap are apart, over how far those of one side are"
+    bound = math.exp(usual.at(limit))
     return _Some(Kind.ONE_LIKE_TWO, measures, _logged(usual, sign=1), bound, scores[places], make)
 
 
@@ -901,8 +976,9 @@ def _two_like_one_words(
     one, other = names
     few, many = (one, other) if measured["photos"] < measured["other_photos"] else (other, one)
     says = (
-        f"Photos of {one} ({measured['photos']:,.0f}) and of {other} ({measured['other_photos']:,.0f}) are "
-        f"{measured['across']:.4g} apart, {measured['ratio']:.2f} times as far as photos of one person."
+        f"The centroids of {one} ({measured['photos']:,.0f} photos) and {other} ({measured['other_photos']:,.0f}) are "
+        f"{measured['centroids']:.4g} apart; {measured['by_chance']:.4g} is usual within a person, "
+        f"{measured['usual']:.4g} of similar people."
     )
     return says, f"If they are one person: {_merge(folder, few, many)}."
 
