@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from retrieval.auditing import audit
     from retrieval.backup import BackedUp, Restored
     from retrieval.bundle import ModelBundle, Preprocessing
+    from retrieval.doubts import Audited, Doubt
     from retrieval.embedder import Embedder, Embeddings
     from retrieval.embedding import EmbedReport, embed
     from retrieval.engines import PrecisionDrift
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Annotated",
     "AuditEntry",
+    "Audited",
     "BackedUp",
     "Compacted",
     "Condition",
+    "Doubt",
     "Drift",
     "EmbedReport",
     "Embedder",
@@ -81,6 +85,7 @@ __all__ = [
     "UnreadableImage",
     "Verification",
     "Where",
+    "audit",
     "embed",
     "ingest",
     "ingest_photos",
@@ -91,9 +96,11 @@ __all__ = [
 _HOMES = {
     "Annotated": "gallery",
     "AuditEntry": "store",
+    "Audited": "doubts",
     "BackedUp": "backup",
     "Compacted": "vault",
     "Condition": "where",
+    "Doubt": "doubts",
     "Drift": "reembedding",
     "EmbedReport": "embedding",
     "Embedder": "embedder",
@@ -130,6 +137,7 @@ _HOMES = {
     "UnreadableImage": "errors",
     "Verification": "verification",
     "Where": "where",
+    "audit": "auditing",
     "embed": "embedding",
     "ingest": "ingestion",
     "ingest_photos": "ingestion",

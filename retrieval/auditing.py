@@ -1,52 +1,43 @@
 """Auditing: where a gallery's own distances contradict its names, and which photos spoil its answers.
 
-Nothing is changed, and nothing is decided: each finding is a *doubt* for a person to look at. (Who did what to
+Nothing is changed and nothing is decided: each finding is a *doubt* for a person to look at. (Who did what to
 a gallery is another thing, its audit log.) `docs/audit.md` says how each score is defined.
 
-Neighbours are the exact ones of `retrieval.knn`, some hundred queries at a time; a person's vectors are gathered
-one person at a time. Beside the mapped vectors this holds some 300 bytes for each face that is audited, some 50
-for each face there is, and one person's distances to each other (at most 2,048 x 2,048).
+Neighbours are the exact ones of `retrieval.knn`, some hundred queries at a time; vectors are gathered one
+person at a time. What is held beside the mapped vectors grows with the faces that are audited and with the
+number of faces, by some dozens of numbers each, never with their pairs; of one person's photos, at most 2,048
+are compared with each other.
 """
 
 import math
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import lru_cache
-from itertools import groupby
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.doubts import Audited, Doubt, Kind, Limit, doubt
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery import Gallery
 from retrieval.knn import Block, nearest
 from retrieval.people import gathered
-from retrieval.store import Face, Reader
+from retrieval.shapes import FEWEST, SMALLEST_GROUP, Floats, Rows, Shape, Usual, skewness, widest_gap
+from retrieval.store import Reader
 
-Rows: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
-
-# From how many robust standard deviations on a value is doubted: Miller's "very conservative" choice, as Leys et
-# al. have it in Detecting outliers (Journal of Experimental Social Psychology, 2013). People look at the list.
+# From how many robust standard deviations on a value is doubted: the "very conservative" choice of Leys et al.,
+# Detecting outliers, Journal of Experimental Social Psychology, 2013. A person looks at what is found.
 LIMIT: Final = 3.0
 
 # Up to how many faces all of them are audited, and how many of a larger gallery, unless the caller says so.
 EVERYBODY: Final = 50_000
 SAMPLE: Final = 20_000
 
-# Below how many values nothing can be said about what is usual.
-FEWEST: Final = 20
-
 _TOGETHER: Final = 256
 
 # How many of a person's faces are compared with each other, at most.
 _OF_A_PERSON: Final = 2048
-
-# A group of one is a doubtful photo, which has a score of its own.
-_SMALLEST_GROUP: Final = 2
 
 # How many other people each person is compared with: those whose faces are nearest to most of theirs.
 _RIVALS: Final = 5
@@ -56,104 +47,6 @@ _SHOWN: Final = 4
 
 # How many doubts of a kind are kept, the most serious ones.
 _KEPT: Final = 500
-
-
-class Kind(StrEnum):
-    """What is doubted. The values are stable: programs may rely on them."""
-
-    SAME_PHOTO_TWO_NAMES = "same-photo-two-names"
-    ANOTHERS_PHOTO = "anothers-photo"
-    TWO_LIKE_ONE = "two-like-one"
-    ONE_LIKE_TWO = "one-like-two"
-    SAME_PHOTO = "same-photo"
-    HUB = "hub"
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What is usual in this gallery, and from where on it is doubted.
-
-    Attributes:
-        kind: of the doubts.
-        measures: what is measured, in words.
-        values: of how many faces or people it was measured.
-        median: the usual value; NaN where there are too few values.
-        limit: the value beyond which it is a doubt; NaN where there are too few.
-        found: how many doubts there are; of them at most 500, the most serious, come back.
-    """
-
-    kind: Kind
-    measures: str
-    values: int
-    median: float
-    limit: float
-    found: int
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Something that a person should look at.
-
-    Attributes:
-        kind: which doubt.
-        score: how many robust standard deviations from what is usual, at least the limit; more is worse.
-        identities: the people it is about.
-        groups: the photos that show it, side by side: the doubtful ones first.
-        measured: distances (Euclidean) and counts, by what they are.
-        says: what was seen, in a sentence.
-        next: what to do if it is true.
-    """
-
-    kind: Kind
-    score: float
-    identities: tuple[str, ...]
-    groups: tuple[tuple[Face, ...], ...]
-    measured: Mapping[str, float] = field(hash=False)
-    says: str
-    next: str
-
-
-@dataclass(frozen=True)
-class Audited:
-    """What an audit found in the snapshot that it saw.
-
-    Attributes:
-        folder: the gallery's.
-        faces, identities: how many there are.
-        audited, people: how many of them were looked at.
-        seed: of the sample; None where everything was looked at.
-        neighbours: how many nearest faces of each were looked at.
-        skewness: of how often a face is among them; far above 0, a few faces are close to everybody.
-        limits: by kind.
-        doubts: the most serious first.
-        gone: doubts that are left out, because their faces were removed meanwhile.
-    """
-
-    folder: str
-    faces: int
-    identities: int
-    audited: int
-    people: int
-    seed: int | None
-    neighbours: int
-    skewness: float
-    limits: tuple[Limit, ...]
-    doubts: tuple[Doubt, ...]
-    gone: int
-
-    def summary(self) -> dict[str, Any]:
-        """All of it as JSON can say it; a number that is not known is None."""
-        return {
-            "gallery": self.folder,
-            "faces": self.faces,
-            "identities": self.identities,
-            "audited": {"faces": self.audited, "identities": self.people, "seed": self.seed},
-            "neighbours": self.neighbours,
-            "skewness": _finite(self.skewness),
-            "limits": [_limit_json(limit) for limit in self.limits],
-            "doubts": [_doubt_json(doubt) for doubt in self.doubts],
-            "gone": self.gone,
-        }
 
 
 def audit(
@@ -208,44 +101,6 @@ def audit(
         doubts=tuple(doubts),
         gone=len(raw) - len(doubts),
     )
-
-
-# What is usual
-
-
-@dataclass(frozen=True, slots=True)
-class Usual:
-    """Median and robust standard deviation of some values; NaN of fewer than 20."""
-
-    values: int
-    median: float
-    deviation: float
-
-    @classmethod
-    def of(cls, values: Floats) -> "Usual":
-        """The deviation is 1.4826 times the median absolute one; 1.2533 times the mean one where that is 0."""
-        if len(values) < FEWEST:
-            return cls(len(values), math.nan, math.nan)
-        median = float(np.median(values))
-        off = np.abs(values - median)
-        return cls(len(values), median, float(1.4826 * np.median(off)) or float(1.2533 * off.mean()))
-
-    def scores(self, values: Floats) -> Floats:
-        """How many deviations above the median values are; 0 where nothing deviates or nothing is known."""
-        if not self.deviation > 0:
-            return np.zeros(len(values))
-        return np.asarray((values - self.median) / self.deviation)
-
-    def at(self, score: float) -> float:
-        """The value of a score."""
-        return self.median + score * self.deviation
-
-
-def skewness(values: NDArray[Any]) -> float:
-    """The third standardized moment; NaN where nothing varies."""
-    if not len(values) or not values.std():
-        return math.nan
-    return float((((values - values.mean()) / values.std()) ** 3).mean())
 
 
 # The faces of a snapshot
@@ -314,45 +169,8 @@ class _Faces:
             found[number, : len(ids)], distances[number, : len(ids)] = self.rows(ids), far
         return found, distances
 
-    def _shape_of(self, person: int) -> "_Shape":
-        return _Shape.of(self.vectors(part) for part in _parts(self.rows_of(person), _OF_A_PERSON))
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """How a person's vectors lie: how many, their centroid (d,), and the mean squared distance to it."""
-
-    count: int
-    centroid: Floats
-    spread: float
-
-    @classmethod
-    def of(cls, parts: Iterable[Floats]) -> "_Shape":
-        """Of vectors that come in parts. (Chan, Golub and LeVeque's update of mean and squares.)"""
-        count, centroid, squares = 0, np.zeros(1), 0.0
-        for part in parts:
-            mean = part.mean(axis=0)
-            new, step = count + len(part), mean - centroid
-            squares += float(((part - mean) ** 2).sum()) + float((step**2).sum()) * count * len(part) / new
-            centroid, count = centroid + step * (len(part) / new), new
-        return cls(count, centroid, squares / count)
-
-    def without(self, vector: Floats) -> tuple["_Shape", float]:
-        """The shape without one of its vectors, and that one's squared distance to the others' centroid."""
-        left, others = self.centroid - vector, self.count - 1
-        squared = float((left**2).sum())
-        spread = max(0.0, self.spread * self.count - squared * self.count / others) / others
-        factor = (self.count / others) ** 2
-        return _Shape(others, self.centroid + left / others, spread), squared * factor
-
-    @property
-    def within(self) -> float:
-        """The mean squared distance between two different photos; NaN of one."""
-        return 2 * self.spread * self.count / (self.count - 1) if self.count > 1 else math.nan
-
-    def across(self, other: "_Shape") -> float:
-        """The mean squared distance between a photo of one and a photo of the other."""
-        return float(((self.centroid - other.centroid) ** 2).sum()) + self.spread + other.spread
+    def _shape_of(self, person: int) -> "Shape":
+        return Shape.of(self.vectors(part) for part in _parts(self.rows_of(person), _OF_A_PERSON))
 
 
 def _chosen(faces: _Faces, sample: int | None, seed: int) -> Rows:
@@ -457,7 +275,7 @@ class _Near:
         """(count,) among the nearest of how many audited faces each row is."""
         return np.bincount(self.found[self.found >= 0], minlength=count)
 
-    @property
+    @cached_property
     def nothing(self) -> float:
         """What stands for a distance of 0 where logarithms are taken: far below any other."""
         known = self.distances[(self.distances > 0) & (self.distances < np.inf)]
@@ -532,23 +350,15 @@ def _same_photos(faces: _Faces, near: _Near, limit: float) -> list[_Some]:
     def make(some: Rows, kind: Kind, place: int, score: float) -> _Raw:
         pair = sorted([int(first[some[place]]), int(second[some[place]])])
         whose = tuple(dict.fromkeys(int(faces.people[row]) for row in pair if faces.people[row]))
-        groups = tuple((row,) for row in pair)
-        return _Raw(kind, score, whose, groups, {"distance": float(near.distances[some[place], 0])})
+        distance = float(near.distances[some[place], 0])
+        return _Raw(kind, score, whose, tuple((row,) for row in pair), {"distance": distance})
 
-    found = []
-    for kind, which in ((Kind.SAME_PHOTO_TWO_NAMES, across), (Kind.SAME_PHOTO, ~across)):
-        some = places[which]
-        found.append(
-            _Some(
-                kind,
-                "a face's distance to the nearest other one",
-                _logged(usual),
-                math.exp(-usual.at(limit)),
-                scores[some],
-                lambda place, score, some=some, kind=kind: make(some, kind, place, score),
-            )
-        )
-    return found
+    measures, bound = "a face's distance to the nearest other one", math.exp(-usual.at(limit))
+    kinds = ((Kind.SAME_PHOTO_TWO_NAMES, places[across]), (Kind.SAME_PHOTO, places[~across]))
+    return [
+        _Some(kind, measures, _logged(usual), bound, scores[some], partial(make, some, kind))
+        for kind, some in kinds
+    ]
 
 
 def _anothers_photos(faces: _Faces, near: _Near, typical: float, limit: float) -> _Some:
@@ -586,8 +396,8 @@ def _oddities(faces: _Faces, near: _Near, known: Rows, typical: float) -> Floats
     """(n,): the logarithm of c/e * c/o: c is a face's distance to the centroid of its person's others, e what
     that is for them, o its distance to the nearest face of another person.
 
-    Of a cloud whose members are w apart (root mean square), one is sqrt(w^2 / 2 * (1 + 1 / n)) from the centroid
-    of n others.
+    Of a cloud whose members are w apart (root mean square), one is sqrt(w^2 / 2 * (1 + 1 / n)) from the
+    centroid of n others.
     """
     values = np.empty(len(known))
     for person, places in _by_person(faces.people[near.rows[known]]):
@@ -605,15 +415,12 @@ def _log(squared: float, nothing: float) -> float:
     return math.log(max(squared, nothing**2))
 
 
-def _people(
-    faces: _Faces, near: _Near, typical: float, limit: float, seed: int, work: _Work
-) -> list[_Some]:
+def _people(faces: _Faces, near: _Near, typical: float, limit: float, seed: int, work: _Work) -> list[_Some]:
     """Two people who look like one, and those who look like two."""
     pairs: list[_Pair] = []
     gaps: list[_Gap] = []
     for person, places in _by_person(faces.people[near.rows]):
-        for rival in _rivals(faces, near, places):
-            pairs.append(_pair(faces, person, rival, typical))
+        pairs += [_pair(faces, person, rival, typical) for rival in _rivals(faces, near, places)]
         gap = _gap(faces, near, person, places, seed)
         if gap is not None:
             gaps.append(gap)
@@ -631,9 +438,7 @@ def _people(
 
 def _typical(faces: _Faces, near: _Near) -> float:
     """The median, over people with several photos, of the mean squared distance between two of them."""
-    several = [
-        person for person in faces.numbers_of(near.rows).tolist() if len(faces.rows_of(person)) > 1
-    ]
+    several = [person for person in faces.numbers_of(near.rows).tolist() if len(faces.rows_of(person)) > 1]
     return float(np.median([faces.shape_of(person).within for person in several])) if several else math.nan
 
 
@@ -671,7 +476,7 @@ def _pair(faces: _Faces, person: int, rival: int, typical: float) -> _Pair:
     return _Pair(person, rival, apart, within, chance, min(one.count, other.count))
 
 
-def _within(shapes: Sequence[_Shape], typical: float) -> float:
+def _within(shapes: Sequence[Shape], typical: float) -> float:
     """The mean squared distance between two photos of one of these people; NaN where there is nothing to say.
 
     The gallery's typical person counts as one more photo, so that who has a single one is judged by that.
@@ -717,7 +522,9 @@ def _two_like_one(
         groups = (_closest(faces, person, other.centroid), _closest(faces, rival, one.centroid))
         return _Raw(Kind.TWO_LIKE_ONE, score, (person, rival), groups, measured)
 
-    measures = f"how far the centroids of two people are apart, over what is usual of similar people ({which})"
+    measures = (
+        f"how far the centroids of two people are apart, over what is usual of similar people ({which})"
+    )
     scores = np.array([score for _, (score, _) in kept])
     return _Some(Kind.TWO_LIKE_ONE, measures, _logged(usual), math.exp(-usual.at(limit)), scores, make)
 
@@ -725,26 +532,27 @@ def _two_like_one(
 def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
     """The rows of a person's photos that are nearest to a place."""
     rows = faces.rows_of(person)
-    far = [float(((part - place) ** 2).sum(axis=1)[n]) for part in
-           (faces.vectors(some) for some in _parts(rows, _OF_A_PERSON)) for n in range(len(part))]  # fmt: skip
+    far = np.concatenate(
+        [((faces.vectors(part) - place) ** 2).sum(axis=1) for part in _parts(rows, _OF_A_PERSON)]
+    )
     return tuple(rows[np.argsort(far, kind="stable")[:_SHOWN]].tolist())
 
 
 @dataclass(frozen=True)
 class _Gap:
-    """The widest gap among a person's photos: how wide, its two sides, how near the smaller one is to others."""
+    """The widest gap among a person's photos, its two sides, and how near the smaller one is to others."""
 
     person: int
     width: float
     group: Rows
     rest: Rows
-    sides: tuple[_Shape, _Shape]
+    sides: tuple[Shape, Shape]
     other: float
     rival: int
 
 
 def _gap(faces: _Faces, near: _Near, person: int, places: Rows, seed: int) -> _Gap | None:
-    if len(places) < 2 * _SMALLEST_GROUP:
+    if len(places) < 2 * SMALLEST_GROUP:
         return None
     places = _some(places, seed)
     vectors = faces.vectors(near.rows[places])
@@ -756,63 +564,13 @@ def _gap(faces: _Faces, near: _Near, person: int, places: Rows, seed: int) -> _G
     closest = group[near.other_distance[group].argmin()]
     if near.other[closest] < 0:
         return None
-    sides = _Shape.of([vectors[inside]]), _Shape.of([vectors[~inside]])
+    sides = Shape.of([vectors[inside]]), Shape.of([vectors[~inside]])
     rows, rest = near.rows[group], near.rows[places[~inside]]
     rival = int(faces.people[near.other[closest]])
     return _Gap(person, width, rows, rest, sides, float(near.other_distance[closest]), rival)
 
 
-def widest_gap(vectors: Floats) -> tuple[float, NDArray[np.bool_]] | None:
-    """The widest gap between two groups of vectors, each of two or more.
-
-    It is the longest edge of the minimum spanning tree (Prim's) that leaves two vectors or more on both sides:
-    the distance between the nearest two of different groups, as single linkage has it.
-
-    Args:
-        vectors: (n, d) float64; n x n distances are held.
-
-    Returns:
-        The gap, Euclidean, and which vectors (n,) are in the smaller group; None below four vectors, and where
-        every edge leaves a single one.
-    """
-    count = len(vectors)
-    centred = vectors - vectors.mean(axis=0)
-    lengths = (centred**2).sum(axis=1)
-    squares = np.maximum(lengths[:, None] + lengths - 2 * centred @ centred.T, 0)
-    order, parents, edges = _spanning_tree(squares)
-    sizes = np.ones(count, int)
-    for one in order[:0:-1]:
-        sizes[parents[one]] += sizes[one]
-    fits = (sizes >= _SMALLEST_GROUP) & (count - sizes >= _SMALLEST_GROUP)
-    fits[order[0]] = False
-    if not fits.any():
-        return None
-    top = int(np.where(fits, edges, -1).argmax())
-    inside = np.zeros(count, bool)
-    for one in order:
-        inside[one] = one == top or (one != order[0] and inside[parents[one]])
-    width = float(np.linalg.norm(vectors[top] - vectors[parents[top]]))
-    return width, inside if 2 * inside.sum() <= count else ~inside
-
-
-def _spanning_tree(squares: Floats) -> tuple[list[int], Rows, Floats]:
-    """Vertices in the order in which they join, the parent of each, and the weight of the edge to it."""
-    count = len(squares)
-    edges, parents, out = squares[0].copy(), np.zeros(count, int), np.ones(count, bool)
-    out[0], edges[0] = False, 0.0
-    order = [0]
-    for _ in range(count - 1):
-        new = int(np.where(out, edges, np.inf).argmin())
-        out[new] = False
-        order.append(new)
-        nearer = out & (squares[new] < edges)
-        edges[nearer], parents[nearer] = squares[new][nearer], new
-    return order, parents, edges
-
-
-def _one_like_two(
-    faces: _Faces, near: _Near, gaps: Sequence[_Gap], typical: float, limit: float
-) -> _Some:
+def _one_like_two(faces: _Faces, near: _Near, gaps: Sequence[_Gap], typical: float, limit: float) -> _Some:
     """People whose photos on two sides of a gap are as far apart as those of two people."""
     across = np.array([one.across(other) for one, other in (gap.sides for gap in gaps)])
     within = np.array([_within(gap.sides, typical) for gap in gaps])
@@ -826,11 +584,16 @@ def _one_like_two(
         gap = gaps[places[place]]
         measured = {"gap": gap.width, "other": gap.other, "photos": float(len(gap.group))}
         measured["other_photos"] = float(len(gap.rest))
-        groups = (tuple(gap.group[:_SHOWN].tolist()), tuple(gap.rest[:_SHOWN].tolist()))
-        groups += (_closest(faces, gap.rival, faces.vectors(gap.group).mean(axis=0)),)
+        groups = (
+            tuple(gap.group[:_SHOWN].tolist()),
+            tuple(gap.rest[:_SHOWN].tolist()),
+            _closest(faces, gap.rival, gap.sides[0].centroid),
+        )
         return _Raw(Kind.ONE_LIKE_TWO, score, (gap.person, gap.rival), groups, measured)
 
-    measures = "how far photos on two sides of a person's widest gap are apart, over how far those of one side are"
+    measures = (
+        "how far photos on two sides of a person's widest gap are apart, over how far those of one side are"
+    )
     bound = math.exp(usual.at(limit))
     return _Some(Kind.ONE_LIKE_TWO, measures, _logged(usual, sign=1), bound, scores[places], make)
 
@@ -906,11 +669,8 @@ def _repeats(one: _Raw, same: set[frozenset[int]]) -> bool:
     return False
 
 
-# Words
-
-
 def _worded(reader: Reader, faces: _Faces, raw: Sequence[_Raw], folder: str) -> Iterator[Doubt]:
-    """Doubts with names and photos, as they are today; those whose people or photos have gone are left out."""
+    """Doubts with names and photos as they are today; those whose people or photos have gone are left out."""
     names = reader.names_of_identities({person for one in raw for person in one.people})
     ids = {int(faces.ids[row]) for one in raw for group in one.groups for row in group}
     known = reader.faces(ids)
@@ -920,142 +680,4 @@ def _worded(reader: Reader, faces: _Faces, raw: Sequence[_Raw], folder: str) -> 
         whole = [[face for face in group if face is not None] for group in groups]
         named = tuple(name for name in people if name is not None)
         if groups == whole and len(named) == len(people):
-            shown = tuple(map(tuple, whole))
-            says, advice = _WORDS[one.kind](named, shown, one.measured, f"{shlex.quote(folder)}")
-            yield Doubt(one.kind, one.score, named, shown, one.measured, says, advice)
-
-
-_Words: TypeAlias = Callable[
-    [tuple[str, ...], tuple[tuple[Face, ...], ...], Mapping[str, float], str], tuple[str, str]
-]
-
-
-def _same_photo_words(
-    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
-) -> tuple[str, str]:
-    (one,), (other,) = groups
-    says = f"Faces {one.id} and {other.id} of {names[0] if names else 'nobody'} are {measured['distance']:.4g} apart."
-    advice = (
-        "It counts twice and does no harm; to have it once, delete the file of one and "
-        f"`faceprint forget {folder} --face {other.id}`."
-    )
-    return says, advice
-
-
-def _two_names_words(
-    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
-) -> tuple[str, str]:
-    (one,), (other,) = groups
-    says = (
-        f"Face {one.id} of {one.identity} and face {other.id} of {other.identity} are "
-        f"{measured['distance']:.4g} apart: one photo under two names."
-    )
-    merge = _merge(folder, str(one.identity), str(other.identity))
-    advice = (
-        f"If they are one person: {merge}. If one name is wrong: `faceprint forget {folder} --face {one.id}`, "
-        f"or --face {other.id}, and take its file away."
-    )
-    return says, advice
-
-
-def _anothers_words(
-    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
-) -> tuple[str, str]:
-    ((face,), *_), (person, rival) = groups, names
-    says = (
-        f"Face {face.id} of {person} is {measured['own']:.4g} from the nearest of their other photos "
-        f"({measured['own_centroid']:.4g} from the centroid of the {measured['photos'] - 1:,.0f}), "
-        f"and {measured['other']:.4g} from {rival}."
-    )
-    return says, f"If it is not {person}: {_take_out(folder, [face])}."
-
-
-def _two_like_one_words(
-    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
-) -> tuple[str, str]:
-    one, other = names
-    few, many = (one, other) if measured["photos"] < measured["other_photos"] else (other, one)
-    says = (
-        f"The centroids of {one} ({measured['photos']:,.0f} photos) and {other} ({measured['other_photos']:,.0f}) are "
-        f"{measured['centroids']:.4g} apart; {measured['by_chance']:.4g} is usual within a person, "
-        f"{measured['usual']:.4g} of similar people."
-    )
-    return says, f"If they are one person: {_merge(folder, few, many)}."
-
-
-def _one_like_two_words(
-    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
-) -> tuple[str, str]:
-    person, rival = names
-    says = (
-        f"{measured['photos']:,.0f} photos of {person} are {measured['gap']:.4g} from the nearest of the other "
-        f"{measured['other_photos']:,.0f}, and {measured['other']:.4g} from {rival}."
-    )
-    return says, f"If these are not {person}: {_take_out(folder, groups[0], more=measured['photos'])}."
-
-
-def _hub_words(
-    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
-) -> tuple[str, str]:
-    (face,) = groups[0]
-    says = (
-        f"Face {face.id} of {names[0] if names else 'nobody'} is among the nearest of {measured['neighbour_of']:,.0f} "
-        f"faces of {measured['people']:,.0f} others."
-    )
-    advice = f"If the photo is blurred, dark or shows no face: {_take_out(folder, [face], rename=False)}."
-    return says, advice
-
-
-def _take_out(folder: str, some: Sequence[Face], *, more: float = 1, rename: bool = True) -> str:
-    """How photos are taken from a person."""
-    forget = ", ".join(f"`faceprint forget {folder} --face {face.id}`" for face in some)
-    also = f" (and the others, {more:,.0f} in all)" if more > len(some) else ""
-    where = ", move the file into the folder of who it is, and ingest that" if rename else " and delete the file"
-    return f"{forget}{also}{where.replace('file', 'files') if more > 1 else where}"
-
-
-def _merge(folder: str, name: str, into: str) -> str:
-    return f"`faceprint merge-identities {folder} {shlex.quote(name)} {shlex.quote(into)}`"
-
-
-_WORDS: Final[Mapping[Kind, _Words]] = {
-    Kind.SAME_PHOTO_TWO_NAMES: _two_names_words,
-    Kind.ANOTHERS_PHOTO: _anothers_words,
-    Kind.TWO_LIKE_ONE: _two_like_one_words,
-    Kind.ONE_LIKE_TWO: _one_like_two_words,
-    Kind.SAME_PHOTO: _same_photo_words,
-    Kind.HUB: _hub_words,
-}
-
-
-# JSON
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
-
-
-def _limit_json(limit: Limit) -> dict[str, Any]:
-    return {
-        "kind": limit.kind,
-        "measures": limit.measures,
-        "values": limit.values,
-        "median": _finite(limit.median),
-        "limit": _finite(limit.limit),
-        "found": limit.found,
-    }
-
-
-def _doubt_json(doubt: Doubt) -> dict[str, Any]:
-    return {
-        "kind": doubt.kind,
-        "score": doubt.score,
-        "identities": list(doubt.identities),
-        "groups": [
-            [{"face_id": face.id, "identity": face.identity, "path": face.path} for face in group]
-            for group in doubt.groups
-        ],
-        "measured": dict(doubt.measured),
-        "says": doubt.says,
-        "next": doubt.next,
-    }
+            yield doubt(one.kind, one.score, named, tuple(map(tuple, whole)), one.measured, folder)
