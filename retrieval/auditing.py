@@ -26,8 +26,8 @@ from retrieval.people import gathered
 from retrieval.shapes import FEWEST, SMALLEST_GROUP, Floats, Rows, Shape, Usual, skewness, widest_gap
 from retrieval.store import Reader
 
-# From how many robust standard deviations on a value is doubted: the "very conservative" choice of Leys et al.,
-# Detecting outliers, Journal of Experimental Social Psychology, 2013. A person looks at what is found.
+# From how many robust standard deviations on a value is doubted: the "very conservative" choice of Leys et
+# al., Detecting outliers, Journal of Experimental Social Psychology, 2013. A person looks at what is found.
 LIMIT: Final = 3.0
 
 # Up to how many faces all of them are audited, and how many of a larger gallery, unless the caller says so.
@@ -85,7 +85,10 @@ def audit(
     typical = _typical(faces, near)
     found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, typical, limit)]
     found += [*_people(faces, near, typical, limit, seed, work), _hubs(faces, near, limit)]
-    raw = _without_repeats([one for some in found for one in some.kept()])
+    kept = [some.kept() for some in found]
+    raw = _without_repeats([one for some in kept for one in some])
+    stays = set(map(id, raw))
+    explained = [sum(id(one) not in stays for one in some) for some in kept]
     with gallery.vault.store.read() as reader:
         doubts = list(_worded(reader, faces, raw, str(gallery.folder)))
     return Audited(
@@ -97,7 +100,7 @@ def audit(
         seed=seed if len(chosen) < len(faces) else None,
         neighbours=neighbours,
         skewness=skewness(near.occurrences(len(faces))),
-        limits=tuple(some.limit() for some in found),
+        limits=tuple(some.limit(number) for some, number in zip(found, explained, strict=True)),
         doubts=tuple(doubts),
         gone=len(raw) - len(doubts),
     )
@@ -319,8 +322,8 @@ class _Some:
         order = np.argsort(-self.scores, kind="stable")[:_KEPT]
         return [self.make(int(place), float(self.scores[place])) for place in order]
 
-    def limit(self) -> Limit:
-        """What was measured."""
+    def limit(self, explained: int) -> Limit:
+        """What was measured; some doubts are explained by others."""
         known = self.usual.deviation > 0
         return Limit(
             self.kind,
@@ -328,7 +331,7 @@ class _Some:
             self.usual.values,
             self.usual.median,
             self.bound if known else math.nan,
-            len(self.scores),
+            len(self.scores) - explained,
         )
 
 
@@ -655,18 +658,26 @@ def _by_person(people: Rows) -> Iterator[tuple[int, Rows]]:
 
 
 def _without_repeats(raw: Sequence[_Raw]) -> list[_Raw]:
-    """The most serious first; what one photo under two names explains is not said again."""
-    same = {frozenset(row for group in one.groups for row in group)
-            for one in raw if one.kind is Kind.SAME_PHOTO_TWO_NAMES}  # fmt: skip
-    return sorted((one for one in raw if not _repeats(one, same)), key=lambda one: -one.score)
+    """The most serious first, near duplicates last: they mislead nobody. What another doubt explains goes.
 
+    Somebody's photo under another's name is near to them, so theirs seem to be that one's. And who is two
+    people has photos that are so far apart that others seem to be near.
+    """
+    photos = {one.groups[0][0]: one.score for one in raw if one.kind is Kind.ANOTHERS_PHOTO}
+    twice = [one for one in raw if one.kind is Kind.SAME_PHOTO_TWO_NAMES]
+    same = {frozenset(row for group in one.groups for row in group) for one in twice}
+    double = {one.people[0] for one in raw if one.kind is Kind.ONE_LIKE_TWO}
 
-def _repeats(one: _Raw, same: set[frozenset[int]]) -> bool:
-    if one.kind is Kind.ANOTHERS_PHOTO:
-        return frozenset({one.groups[0][0], one.groups[2][0]}) in same
-    if one.kind is Kind.TWO_LIKE_ONE:
-        return frozenset(row for group in one.groups for row in group) in same
-    return False
+    def explained(one: _Raw) -> bool:
+        rows = frozenset(row for group in one.groups for row in group)
+        if one.kind is Kind.ANOTHERS_PHOTO:
+            nearest_other = one.groups[2][0]
+            pair = frozenset({one.groups[0][0], nearest_other})
+            return pair in same or photos.get(nearest_other, 0.0) > one.score
+        return one.kind is Kind.TWO_LIKE_ONE and (rows in same or not double.isdisjoint(one.people))
+
+    kept = (one for one in raw if not explained(one))
+    return sorted(kept, key=lambda one: (one.kind is Kind.SAME_PHOTO, -one.score))
 
 
 def _worded(reader: Reader, faces: _Faces, raw: Sequence[_Raw], folder: str) -> Iterator[Doubt]:

@@ -32,7 +32,7 @@ class Limit:
         values: of how many faces or people it was measured.
         median: the usual value; NaN where there are too few values.
         limit: the value beyond which it is a doubt; NaN where there are too few.
-        found: how many doubts there are; of them at most 500, the most serious, come back.
+        found: how many doubts there are, without those that others explain; at most 500 come back.
     """
 
     kind: Kind
