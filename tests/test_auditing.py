@@ -226,12 +226,10 @@ def test_a_sample_is_whole_people_drawn_by_its_seed_and_compared_with_all(galler
     assert [found.people for found in samples] == [25, 25, 25]
     assert [found.seed for found in samples] == [0, 0, 1]
     assert samples[0].doubts == samples[1].doubts
-    seen = {
-        tuple(ids(d)[0])
-        for seed in range(8)
-        for d in of(Kind.ANOTHERS_PHOTO, audit(gallery, sample=150, seed=seed))
-    }
-    assert seen == {(wrong,)}  # whoever of the others it is nearest to, drawn or not
+    for seed in range(8):
+        doubts = of(Kind.ANOTHERS_PHOTO, audit(gallery, sample=150, seed=seed))
+        # Where only the other person was drawn, theirs are doubted for being near to it.
+        assert all(wrong in (ids(doubt)[0][0], ids(doubt)[2][0]) for doubt in doubts)
 
 
 def test_who_asks_for_as_many_as_there_are_gets_everybody(gallery: Gallery) -> None:
