@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from retrieval.auditing import audit
     from retrieval.backup import BackedUp, Restored
     from retrieval.bundle import ModelBundle, Preprocessing
     from retrieval.decisions import Decision
+    from retrieval.doubts import Audited, Doubt
     from retrieval.embedder import Embedder, Embeddings
     from retrieval.embedding import EmbedReport, embed
     from retrieval.engines import PrecisionDrift
@@ -44,12 +46,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Annotated",
     "AuditEntry",
+    "Audited",
     "BackedUp",
     "Calibrated",
     "Calibration",
     "Compacted",
     "Condition",
     "Decision",
+    "Doubt",
     "Drift",
     "EmbedReport",
     "Embedder",
@@ -88,6 +92,7 @@ __all__ = [
     "UnreadableImage",
     "Verification",
     "Where",
+    "audit",
     "calibrate",
     "embed",
     "ingest",
@@ -99,12 +104,14 @@ __all__ = [
 _HOMES = {
     "Annotated": "gallery",
     "AuditEntry": "store",
+    "Audited": "doubts",
     "BackedUp": "backup",
     "Calibrated": "strangers",
     "Calibration": "store",
     "Compacted": "vault",
     "Condition": "where",
     "Decision": "decisions",
+    "Doubt": "doubts",
     "Drift": "reembedding",
     "EmbedReport": "embedding",
     "Embedder": "embedder",
@@ -143,6 +150,7 @@ _HOMES = {
     "UnreadableImage": "errors",
     "Verification": "verification",
     "Where": "where",
+    "audit": "auditing",
     "calibrate": "strangers",
     "embed": "embedding",
     "ingest": "ingestion",

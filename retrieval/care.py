@@ -14,6 +14,7 @@ from retrieval.errors import DataError, InputError, Interrupted, RunError
 from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption
 
 if TYPE_CHECKING:
+    from retrieval.doubts import Audited
     from retrieval.gallery import Gallery
     from retrieval.reembedding import Reembedded
     from retrieval.store import Receipt
@@ -283,6 +284,38 @@ def import_(
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
 
 
+@app.command(rich_help_panel=_PANEL)
+def audit(
+    gallery: GalleryArgument,
+    sample: Annotated[int | None, typer.Option(min=1, help="Look at about so many faces (whole people), each compared with all.", show_default="everything up to 50,000 faces, 20,000 of more")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample.")] = 0,
+    limit: Annotated[float, typer.Option(help="Doubt what is so many robust standard deviations from the usual.")] = 3.0,
+    show: Annotated[int, typer.Option(min=0, help="How many doubts are printed, the most serious ones.")] = 20,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE.json", help="Write everything that was found.", show_default=False)] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with the photos side by side.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Doubt a gallery's names and photos: who is where they do not belong? Changes nothing.
+
+    Photos unlike their person's others, two people who look like one, one who looks like two, near
+    duplicates, photos that are close to everybody. (Who did what to a gallery is in `audit-log`.)
+    """
+    for path in (json_file, page):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise InputError(f"{path} is a folder, or its folder does not exist; name a file.")
+    if not limit > 0:
+        raise InputError("--limit must be above 0.")
+    with open_gallery(gallery, "audit") as opened:
+        found = _audit_with_progress(opened, sample=sample, seed=seed, limit=limit)
+    if json_file is not None:
+        text = json.dumps(found.summary(), ensure_ascii=False, indent=1, allow_nan=False)
+        _write(json_file, (text + "\n").encode("utf-8", "backslashreplace"))
+    if page is not None:
+        from retrieval.doubts import page as page_of
+
+        _write(page, page_of(found))
+    _print_audited(found, show)
+
+
 @app.command("audit-log", rich_help_panel=_PANEL)
 def audit_log(
     gallery: GalleryArgument,
@@ -395,6 +428,50 @@ def _line(finding: "Finding") -> str:
     return f"{finding.trouble}: " + (f"{finding.file}: " if finding.file else "") + finding.detail
 
 
+def _audit_with_progress(gallery: "Gallery", **options: Any) -> "Audited":
+    from retrieval.auditing import audit as audit_gallery
+    from retrieval.interrupt import graceful
+
+    with graceful() as should_stop, terminal.progress("auditing", rejects=False) as progress:
+        task = progress.add_task("", total=None, pace="")
+
+        def note(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        return audit_gallery(gallery, on_progress=note, should_stop=should_stop, **options)
+
+
+def _print_audited(found: "Audited", show: int) -> None:
+    from rich.table import Table
+
+    from retrieval.doubts import HEADINGS, limit_row, scope
+
+    printed = terminal.console()
+    printed.print(terminal.text(scope(found)))
+    limits = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("doubt", "of", "usual", "doubted from", "found", "what is measured"):
+        limits.add_column(name, overflow="fold")
+    for limit in found.limits:
+        heading, measures, *numbers = limit_row(limit)
+        limits.add_row(*map(terminal.text, (heading, *numbers, measures)))
+    printed.print(limits, soft_wrap=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("score", justify="right", no_wrap=True)
+    for name in ("doubt", "seen", "next"):
+        table.add_column(name, overflow="fold")
+    for doubt in found.doubts[:show]:
+        shown = (HEADINGS[doubt.kind], doubt.says, doubt.next)
+        table.add_row(f"{doubt.score:.1f}", *map(terminal.text, shown))
+    if show and found.doubts:
+        printed.print()
+        printed.print(table, soft_wrap=False)
+    left = len(found.doubts) - show
+    if left > 0:
+        printed.print(f"{terminal.counted(left, 'doubt')} more; --show, --json and --page have them")
+    elif not found.doubts:
+        printed.print("Nothing is doubted.")
+
+
 def _print_receipts(receipts: "list[Receipt]") -> None:
     for receipt in receipts:
         terminal.console().print(
@@ -476,6 +553,15 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
         write_durably(path, text.encode())
     except OSError as error:
         raise InputError(f"The report {path} cannot be written: {error.strerror}.") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    from retrieval.files import why, write_durably
+
+    try:
+        write_durably(path, data)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {why(error)}.") from error
 
 
 def _print_json(value: Any) -> None:

@@ -1,8 +1,8 @@
 """Checking: what a data set is worth, before hours are spent on it.
 
 Findings come from what can be seen without a model (`retrieval.looks`): files that cannot be read, copies of
-a photo, people with too few photos, odd pictures. A model adds labels that are in doubt (`retrieval.doubts`).
-Nothing here changes a photo; `Check.cleaned` says which of them are left when the worst is left out.
+a photo, people with too few photos, odd pictures. A model adds labels in doubt (`retrieval.mislabels`). Nothing
+here changes a photo; `Check.cleaned` says which of them are left when the worst is left out.
 """
 
 import math
@@ -19,12 +19,12 @@ import numpy as np
 
 from retrieval import photos
 from retrieval.bundle import ModelBundle, Preprocessing
-from retrieval.doubts import doubts
 from retrieval.embedder import Embedder
 from retrieval.embedding import embed_photos
 from retrieval.errors import DataError, InputError, Interrupted
 from retrieval.likeness import FLAT, SIDE, Grey, copies
 from retrieval.looks import Look, look_at
+from retrieval.mislabels import mislabels
 from retrieval.photos import Photo
 from retrieval.places import is_url
 from retrieval.verdicts import Outcome
@@ -627,7 +627,7 @@ def _doubtful(
         rows, vectors = embed(rows, seen.looks, Path(folder) / "vectors.npy")
         names = {name: number for number, name in enumerate(sorted(seen.names(rows)))}
         labels = np.array([names[seen.identity(row) or ""] for row in rows], np.int64)
-        found = doubts(vectors, labels)
+        found = mislabels(vectors, labels)
         del vectors
     if not found:
         return

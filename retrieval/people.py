@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,13 +202,13 @@ def _centroids(
     for _, group in groupby(range(len(numbers)), key=lambda one: int(starts[one]) // _ROWS):
         some = list(group)
         rows = place[starts[some[0]] : ends[some[-1]]]
-        sums = np.add.reduceat(_gathered(blocks, firsts, rows), starts[some] - starts[some[0]], axis=0)
+        sums = np.add.reduceat(gathered(blocks, firsts, rows), starts[some] - starts[some[0]], axis=0)
         centroids[some] = sums / (ends[some] - starts[some])[:, None]
     return numbers, centroids
 
 
-def _gathered(blocks: Sequence[Block], firsts: Any, rows: Ids) -> NDArray[np.float64]:
-    """Vectors by their place among those of all blocks, in float64."""
+def gathered(blocks: Sequence[Block], firsts: NDArray[np.int64], rows: Ids) -> NDArray[np.float64]:
+    """Vectors (n, d) in float64 by their place among those of all blocks; block i begins at `firsts[i]`."""
     vectors = np.empty((len(rows), blocks[0].matrix.shape[1]))
     number = np.searchsorted(firsts, rows, side="right") - 1
     for one in np.unique(number):

@@ -36,8 +36,11 @@ def text(shown: str, style: str = "") -> Any:
     return Text("".join(letter if letter.isprintable() else "\ufffd" for letter in shown), style)
 
 
-def progress(verb: str) -> Any:
-    """A line on the standard error that shows how far a run is; tasks have the fields pace and rejected."""
+def progress(verb: str, *, rejects: bool = True) -> Any:
+    """A line on the standard error that shows how far a run is; tasks have the fields pace and rejected.
+
+    The latter is not shown where nothing can be rejected.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -46,7 +49,7 @@ def progress(verb: str) -> Any:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[pace]}"),
-        TextColumn("{task.fields[rejected]:,} rejected"),
+        *([TextColumn("{task.fields[rejected]:,} rejected")] if rejects else []),
         console=Console(stderr=True),
         transient=True,
     )

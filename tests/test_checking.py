@@ -18,10 +18,10 @@ from retrieval import photos, pixels
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.checking import Check, Finding, Kind, Level, Options, check
 from retrieval.checkpage import TITLES, page
-from retrieval.doubts import doubts
 from retrieval.embedder import Embedder
 from retrieval.errors import DataError, InputError, Interrupted, Reason
 from retrieval.likeness import BITS, CORRELATION, copies, correlations, prints
+from retrieval.mislabels import mislabels
 from tests.broken import make_broken
 from tests.test_cli import Faceprint
 from training import data
@@ -377,7 +377,7 @@ def in_doubt(done: Check, bundle: ModelBundle) -> list[list[str]]:
     _, labels = np.unique(people, return_inverse=True)
     with Embedder.open(bundle) as embedder:
         vectors = embedder.embed(np.stack([pixels.read(path, size=32) for path in paths])).vectors
-    return [[paths[one.row], paths[one.other], paths[one.own]] for one in doubts(vectors, labels)]
+    return [[paths[one.row], paths[one.other], paths[one.own]] for one in mislabels(vectors, labels)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -399,7 +399,7 @@ def test_doubts_are_those_of_a_brute_force_in_float64(seed: int, n: int, people:
         mine, theirs = (np.linalg.norm(exact[row] - middle) for middle in middles)
         if distances[row, far] < distances[row, near] and theirs < mine:
             expected[row] = (near, far)
-    done = doubts(vectors, labels)
+    done = mislabels(vectors, labels)
     assert {one.row: (one.own, one.other) for one in done} == expected
     strengths = [one.strength for one in done]
     assert strengths == sorted(strengths, reverse=True)
