@@ -29,6 +29,7 @@ _INK, _FAINT, _LINE, *_SERIES = _COLOURS
 _MARKERS: Final = "osD^"
 _DASHES: Final = ("-", "--", "-.", ":")
 _WIDTH: Final = 8.0
+_NARROW: Final = 6.4
 _STYLE: Final = {
     "svg.fonttype": "none",
     "svg.hashsalt": "faceprint",
@@ -112,7 +113,7 @@ def cmc(rows: Sequence[tuple[str, Ranking]], *, title: str) -> Markup | None:
         axis.set_xticks([1, 5, 10, 15, 20])
         _legend(axis, "lower right")
 
-    return _drawn(draw, height=3.4, title=title)
+    return _drawn(draw, height=3.2, title=title, width=_NARROW)
 
 
 def _rise(axis: Axes, place: int, name: str, figures: Sequence[Figure]) -> None:
@@ -146,7 +147,7 @@ def det(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
         axis.set_ylabel("FNIR: enrolled who are not found")
         _legend(axis, "lower left")
 
-    return _drawn(draw, height=4.2, title=title)
+    return _drawn(draw, height=4.2, title=title, width=_NARROW)
 
 
 def roc(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, title: str) -> Markup | None:
@@ -168,7 +169,7 @@ def roc(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
         axis.set_ylabel("TAR: pairs of one person that are")
         _legend(axis, "lower right")
 
-    return _drawn(draw, height=3.8, title=title)
+    return _drawn(draw, height=3.8, title=title, width=_NARROW)
 
 
 def _hits(figure: Figure) -> Figure:
@@ -249,7 +250,7 @@ def reliability(bins: Sequence[Bin], *, title: str) -> Markup | None:
         _percents(below, "x")
         below.set_xlabel("probability of the likeliest person")
 
-    return _drawn(draw, height=4.4, title=title, width=6.4)
+    return _drawn(draw, height=4.4, title=title, width=_NARROW)
 
 
 def differences(tests: Sequence[Paired], *, title: str) -> Markup | None:

@@ -1,5 +1,6 @@
 """Templates: the pages and texts of this package, and the words that numbers become on all of them."""
 
+import os
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -34,7 +35,9 @@ def _environment(*, escape: bool) -> Environment:
         "readable": readable,
         "setting": setting,
         "plain": plain,
+        "file": os.path.basename,
         "share": share,
+        "bare": bare,
         "measure": measure,
     }
     return environment
@@ -83,6 +86,11 @@ def _ticks(words: str) -> list[str]:
 def share(value: float | None) -> Markup:
     """A share in percent that a program can read too; a dash for none."""
     return Markup("–") if value is None else _datum(value, percent(value))
+
+
+def bare(value: float) -> Markup:
+    """The same without the sign, for the first of two."""
+    return _datum(value, f"{100 * value:.1f}")
 
 
 def measure(value: float | None, digits: int = 3) -> Markup:
