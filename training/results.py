@@ -1,4 +1,4 @@
-"""Results on disk: `metrics.json`, every figure; `photos.csv`, a row for each photo; `report.html` of both."""
+"""Results on disk: `metrics.json`, every figure; `photos.csv`, a row for each photo; and their report."""
 
 import csv
 import io
