@@ -42,9 +42,9 @@ def test_a_temperature_divides_the_logits() -> None:
     np.testing.assert_allclose(calibration.at_temperature(probabilities, 3.0), expected, rtol=1e-6)
 
 
-def test_the_loss_is_the_mean_logarithm_of_the_true_labels_probability() -> None:
+def test_a_loss_is_the_negative_logarithm_of_the_true_labels_probability() -> None:
     probabilities = np.array([[0.25, 0.75], [0.5, 0.5]])
-    assert calibration.loss(probabilities, np.array([0, 1])) == pytest.approx((np.log(4) + np.log(2)) / 2)
+    assert calibration.losses(probabilities, np.array([0, 1])) == pytest.approx([np.log(4), np.log(2)])
 
 
 def test_a_classifier_that_is_three_times_too_sure_has_temperature_three() -> None:
@@ -64,11 +64,12 @@ def test_no_other_temperature_has_a_smaller_loss(seed: int, n: int, c: int) -> N
     probabilities = random.dirichlet(np.full(c, 0.5), n).astype(np.float32)
     actual = random.integers(0, c, n)
     best = calibration.fitted_temperature(probabilities, actual)
-    least = calibration.loss(calibration.at_temperature(probabilities, best), actual)
+    least = calibration.losses(calibration.at_temperature(probabilities, best), actual).mean()
     for other in (0.06, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0):
-        assert least <= calibration.loss(calibration.at_temperature(probabilities, other), actual) + 1e-5
+        loss = calibration.losses(calibration.at_temperature(probabilities, other), actual).mean()
+        assert least <= loss + 1e-5
 
 
 def test_a_probability_of_nothing_at_all_is_no_infinite_loss() -> None:
-    assert np.isfinite(calibration.loss(np.array([[1.0, 0.0]]), np.array([1])))
+    assert np.isfinite(calibration.losses(np.array([[1.0, 0.0]]), np.array([1]))).all()
     assert np.isfinite(calibration.fitted_temperature(np.array([[1.0, 0.0]], np.float32), np.array([1])))

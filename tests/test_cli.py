@@ -363,7 +363,7 @@ def test_a_gallery_of_a_newer_version_is_refused(faceprint: Faceprint, enrolled:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("train",), ("model",), ("ingest",), ("search",), ("info",), ("demo",)]
+    "arguments", [(), ("train",), ("evaluate",), ("model",), ("ingest",), ("search",), ("info",), ("demo",)]
 )
 def test_every_command_has_help_that_stands_in_the_docs(
     faceprint: Faceprint, arguments: tuple[str, ...]

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 
 from retrieval.bundle import ModelBundle
 from retrieval.errors import InputError, RunError
@@ -62,8 +63,6 @@ def spaces(observed: Observed, fitted_on: NDArray[np.int64], before: Observed | 
 
 def _eigenfaces(plain: NDArray[np.float32], fitted_on: NDArray[np.int64]) -> Space:
     """Turk & Pentland, 1991: principal components of pixels, each divided by its spread (whitened)."""
-    from sklearn.decomposition import PCA
-
     number = min(COMPONENTS, len(fitted_on) - 1, plain.shape[1])
     analysis = PCA(number, whiten=True, svd_solver="full").fit(plain[fitted_on].astype(np.float64))
     says = (

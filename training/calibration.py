@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 
 BINS: Final = 15
 
@@ -59,19 +60,17 @@ def at_temperature(probabilities: NDArray[np.float32], temperature: float) -> ND
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
-def loss(probabilities: NDArray[np.float64], actual: NDArray[np.int64]) -> float:
-    """Mean negative log-likelihood of the true labels (n,) in nats."""
+def losses(probabilities: NDArray[np.float64], actual: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Negative log-likelihood (n,) of the true labels (n,) under probabilities (n, c), in nats."""
     own = np.take_along_axis(probabilities, actual[:, None], axis=1)[:, 0]
-    return float(-np.log(np.maximum(own, _LEAST)).mean())
+    return np.asarray(-np.log(np.maximum(own, _LEAST)))
 
 
 def fitted_temperature(probabilities: NDArray[np.float32], actual: NDArray[np.int64]) -> float:
     """The temperature, from 1/20 to 20, at which the loss of n >= 1 predictions (n, c) is least."""
-    from scipy.optimize import minimize_scalar
-
     limit = np.log(20)
     found = minimize_scalar(
-        lambda log: loss(at_temperature(probabilities, float(np.exp(log))), actual),
+        lambda log: losses(at_temperature(probabilities, float(np.exp(log))), actual).mean(),
         bounds=(-limit, limit),
         method="bounded",
     )

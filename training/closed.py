@@ -16,6 +16,7 @@ from training.figures import (
     Closed,
     ClosedBaseline,
     Confusion,
+    Figure,
     Person,
     Ranking,
 )
@@ -165,24 +166,21 @@ def _calibration(
             strict=True,
         )
     )
+    whole = intervals.calibration_error(confidence, right, identities, seed=seed)
     order = np.random.default_rng(seed).permutation(len(actual))
     one, other = order[: len(order) // 2], order[len(order) // 2 :]
-    whole = intervals.calibration_error(confidence, right, identities, seed=seed)
-    before = intervals.calibration_error(confidence[other], right[other], identities[other], seed=seed)
-    if len(one) < intervals.TRIALS:
-        return Calibration(whole, None, before, before, None, None, bins)
-    temperature = calibration.fitted_temperature(probabilities[one], actual[one])
-    cooled = calibration.at_temperature(probabilities[other], temperature)
-    after = intervals.calibration_error(*_sure(cooled, actual[other]), identities[other], seed=seed)
-    return Calibration(
-        whole,
-        temperature,
-        before,
-        after,
-        calibration.loss(probabilities[other].astype(np.float64), actual[other]),
-        calibration.loss(cooled, actual[other]),
-        bins,
-    )
+    enough = len(one) >= intervals.TRIALS
+    temperature = calibration.fitted_temperature(probabilities[one], actual[one]) if enough else None
+    cooled = calibration.at_temperature(probabilities[other], temperature or 1.0)
+
+    def error(values: NDArray[Any]) -> Figure:
+        return intervals.calibration_error(*_sure(values, actual[other]), identities[other], seed=seed)
+
+    def loss(values: NDArray[Any]) -> Figure:
+        return intervals.mean(calibration.losses(values, actual[other]), identities[other], seed=seed)
+
+    plain = probabilities[other].astype(np.float64)
+    return Calibration(whole, temperature, error(plain), error(cooled), loss(plain), loss(cooled), bins)
 
 
 def _sure(

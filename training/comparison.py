@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from retrieval.errors import InputError, StorageError
 from retrieval.files import why, write_durably
@@ -65,8 +66,6 @@ def compare(a: Results, b: Results, *, seed: int = 0) -> Comparison:
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """p of McNemar's exact test, two-sided: is what only one has right a fair coin? 1 where none differs."""
-    from scipy.stats import binomtest
-
     both = only_first + only_second
     return float(binomtest(only_first, both, 0.5).pvalue) if both else 1.0
 

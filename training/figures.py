@@ -152,7 +152,7 @@ class Calibration:
         error: expected calibration error over all of them, 15 bins of equal width.
         temperature: the scalar that minimises the loss on one half; None where there are too few photos.
         before, after: calibration error on the other half, without the temperature and with it.
-        loss_before, loss_after: mean negative log-likelihood there, in nats.
+        loss_before, loss_after: mean negative log-likelihood there, in nats: what temperature lowers.
         bins: the reliability diagram, over all of them.
     """
 
@@ -160,8 +160,8 @@ class Calibration:
     temperature: float | None
     before: Figure
     after: Figure
-    loss_before: float | None
-    loss_after: float | None
+    loss_before: Figure
+    loss_after: Figure
     bins: tuple[Bin, ...]
 
 

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from retrieval import rates
 from training import calibration
@@ -48,6 +50,18 @@ def share(values: NDArray[Any], identities: Groups, *, seed: int) -> Figure:
     sums, counts = np.bincount(people, values), np.bincount(people)
     means = _collected(number, seed, lambda weights: weights @ sums / (weights @ counts))
     return _figure(float(values.mean()), means, len(values), number)
+
+
+def mean(values: NDArray[np.float64], identities: Groups, *, seed: int) -> Figure:
+    """The mean of per-photo values (n,) that are no shares, such as losses."""
+    if few := _too_few(len(values)):
+        return few
+    people, number = _numbered(identities)
+    if number < IDENTITIES:
+        return _alone(float(values.mean()), len(values), number)
+    sums, counts = np.bincount(people, values), np.bincount(people)
+    means = _collected(number, seed, lambda weights: weights @ sums / (weights @ counts))
+    return _between(float(values.mean()), means, len(values), number)
 
 
 def difference(first: NDArray[Any], second: NDArray[Any], identities: Groups, *, seed: int) -> Figure:
@@ -87,13 +101,13 @@ def calibration_error(
 
 def fold_mean(accuracies: NDArray[np.float64], trials: int) -> Figure:
     """The mean over k >= 2 folds (k,) with Student's t interval; `trials` pairs in all."""
-    from scipy import stats
-
     if few := _too_few(trials):
         return few
-    mean, k = float(accuracies.mean()), len(accuracies)
+    middle, k = float(accuracies.mean()), len(accuracies)
     reach = float(stats.t.ppf(0.975, k - 1) * accuracies.std(ddof=1) / math.sqrt(k))
-    return Figure(mean, max(0.0, mean - reach), min(1.0, mean + reach), trials, f"Student's t over {k} folds")
+    return Figure(
+        middle, max(0.0, middle - reach), min(1.0, middle + reach), trials, f"Student's t over {k} folds"
+    )
 
 
 def operating_points(
@@ -141,8 +155,6 @@ def area(
     seed: int,
 ) -> Figure:
     """The area under the ROC curve: how often a true pair is nearer than a false one, ties by half."""
-    from sklearn.metrics import roc_auc_score
-
     if few := _too_few(min(len(false), len(true))):
         return few
     labels = np.repeat([False, True], [len(false), len(true)])

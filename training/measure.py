@@ -16,6 +16,7 @@ from retrieval.embedder import Embedder
 from retrieval.errors import DataError, InputError, UnreadableImage
 from retrieval.gallery import Gallery
 from retrieval.photos import Photo
+from retrieval.terminal import counted
 from training import closed, division, open_set, pairs
 from training.baselines import before_fine_tuning
 from training.export import versions
@@ -287,13 +288,13 @@ def _about_baselines(bundle: ModelBundle, options: Options) -> tuple[str, ...]:
 def _of_nobody(cut: division.Division) -> tuple[str, ...]:
     if not cut.nobodys:
         return ()
-    return (f"{cut.nobodys:,} files in no person's folder are left out.",)
+    return (f"In no person's folder, and left out: {counted(cut.nobodys, 'file')}.",)
 
 
 def _of_trained(cut: division.Division) -> tuple[str, ...]:
     if not cut.trained_photos:
         return ()
-    return (f"{cut.trained_photos:,} photos that the model was trained on are not searched for.",)
+    return (f"Not searched for, as the model was trained on them: {counted(cut.trained_photos, 'photo')}.",)
 
 
 def _named(one: Mistake, data: Path) -> Mistake:

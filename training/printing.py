@@ -160,7 +160,9 @@ def _print_closed(found: Closed) -> None:
         _add(table, "calibration error", how.error)
         if how.temperature is not None:
             _add(table, "  on one half of the photos", how.before)
-            _add(table, f"  there, at temperature {how.temperature:.2f}", how.after)
+            _add(table, f"  there, at temperature {how.temperature:.2f} of the other half", how.after)
+            _add(table, "  loss there, in nats", how.loss_before, _nats)
+            _add(table, f"  loss there, at temperature {how.temperature:.2f}", how.loss_after, _nats)
     _show(table)
     rows = [(THIS, found.ranking), *((NAMES[one.name], one.ranking) for one in found.baselines)]
     beside = _table("the same photos", "closest image", "", "among 5 nearest people", "", "mAP", "")
@@ -303,20 +305,28 @@ def _table(first: str, *headings: str) -> Any:
     return table
 
 
-def _add(table: Any, name: str, figure: Figure) -> None:
-    table.add_row(name, *_cells(figure), f"{figure.n:,}")
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
-def _cells(figure: Figure | None) -> tuple[str, str]:
-    """A share and its interval, in percent."""
+def _nats(loss: float) -> str:
+    return f"{loss:.3f}"
+
+
+def _add(table: Any, name: str, figure: Figure, said: Callable[[float], str] = _percent) -> None:
+    table.add_row(name, *_cells(figure, said), f"{figure.n:,}")
+
+
+def _cells(figure: Figure | None, said: Callable[[float], str] = _percent) -> tuple[str, str]:
+    """A figure and its interval; shares in percent."""
     if figure is None:
         return "-", ""
     if figure.value is None:
         return "too few", ""
-    value = f"{100 * figure.value:.1f} %"
+    value = said(figure.value) + (" %" if said is _percent else "")
     if figure.low is None or figure.high is None:
         return value, "-"
-    return value, f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
+    return value, f"{said(figure.low)} to {said(figure.high)}"
 
 
 def _show(table: Any) -> None:

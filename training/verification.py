@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,6 @@ def roc(
     distances: NDArray[np.float64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The ROC curve: FAR (t,), TAR (t,) and thresholds (t,), rising distances; takes pairs of both kinds."""
-    from sklearn.metrics import roc_curve
-
     false, true, scores = roc_curve(same, -distances)
     # scikit-learn begins with a threshold that no pair reaches.
     return false[1:], true[1:], -scores[1:]
