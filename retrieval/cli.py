@@ -696,6 +696,7 @@ def _print_card(bundle: "ModelBundle") -> None:
             "created": f"{bundle.created_at} with "
             + ", ".join(f"{k} {v}" for k, v in bundle.versions.items()),
             "fingerprint": bundle.fingerprint,
+            **({"model card": bundle.description_path.name} if bundle.description_path.is_file() else {}),
         },
     )
     terminal.print_facts("Figures", figures)

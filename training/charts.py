@@ -30,7 +30,8 @@ _MARKERS: Final = "osD^"
 _DASHES: Final = ("-", "--", "-.", ":")
 _WIDTH: Final = 8.0
 _NARROW: Final = 6.4
-_STYLE: Final = {
+# Typed by matplotlib's newer versions, each with names of its own.
+_STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "faceprint",
     "font.size": 8.5,
@@ -185,7 +186,7 @@ def _positive(curve: Curve, *, both: bool = True) -> tuple[np.ndarray[Any, Any],
 
 
 def _step(axis: Axes, place: int, name: str, x: Any, y: Any, *, scale: float = 1) -> None:
-    style = {"color": _SERIES[place % 4], "lw": 1.8, "label": name, "drawstyle": "steps-post"}
+    style: dict[str, Any] = {"color": _SERIES[place % 4], "lw": 1.8, "label": name, "drawstyle": "steps-post"}
     axis.plot(x, scale * y, _DASHES[place % 4], **style)
 
 
@@ -278,7 +279,7 @@ def differences(tests: Sequence[Paired], *, title: str) -> Markup | None:
     return _drawn(draw, height=0.9 + 0.32 * len(known), title=title)
 
 
-def _legend(axis: Axes, where: str) -> None:
+def _legend(axis: Axes, where: Any) -> None:
     axis.legend(loc=where, labelcolor=_INK, handlelength=2.6)
 
 

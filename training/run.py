@@ -214,6 +214,7 @@ def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> di
         return [sample.path.relative_to(root).as_posix() for sample in samples]
 
     return {
+        "data": root.name,
         "validation_fraction": options.validation_fraction,
         "min_images": options.min_images,
         "train": names(split.train),
