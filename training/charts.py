@@ -67,7 +67,7 @@ def intervals(heads: Sequence[str], rows: Sequence[Row], *, title: str) -> Marku
         axes = np.atleast_1d(canvas.subplots(1, len(heads), sharey=True))
         for column, (axis, head) in enumerate(zip(axes, heads, strict=True)):
             axis.set_title(head, fontsize=9, loc="left", color=_INK)
-            _percents(axis, "x")
+            _percents(axis, "x", ticks=5 if len(heads) < 4 else 3)
             for place, row in enumerate(rows):
                 _dot(axis, row.figures[column], place)
         axes[0].set_yticks(range(len(rows)), [row.name for row in rows], color=_INK)
@@ -108,7 +108,7 @@ def cmc(rows: Sequence[tuple[str, Ranking]], *, title: str) -> Markup | None:
         axis = canvas.subplots()
         for place, (name, figures) in enumerate(known):
             _rise(axis, place, name, figures)
-        _percents(axis, "y", bottom=0)
+        _percents(axis, "y")
         axis.set_xlabel("k, people from the nearest on")
         axis.set_ylabel("right person among them")
         axis.set_xticks([1, 5, 10, 15, 20])
@@ -138,7 +138,7 @@ def det(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
 
     def draw(canvas: Canvas) -> None:
         axis = canvas.subplots()
-        _logarithmic(axis, "x", min(alarms.min() for _, alarms, _ in known if len(alarms)))
+        _logarithmic(axis, "x", min([alarms.min() for _, alarms, _ in known if len(alarms)] + _rates(points)))
         lowest = min(missed.min() for _, _, missed in known if len(missed))
         _logarithmic(axis, "y", min([lowest, *(one.missed.low or 1 for one in points)]))
         for place, (name, alarms, missed) in enumerate(known):
@@ -154,14 +154,14 @@ def det(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
 def roc(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, title: str) -> Markup | None:
     """True accepts against false ones, the latter logarithmic, with the operating points of the first."""
     known = [(name, curve) for name, curve in rows if len(curve.missed)]
-    floor = min((rate for _, curve in known for rate in curve.false_alarms if rate), default=None)
-    if floor is None:
+    shown = [rate for _, curve in known for rate in curve.false_alarms if rate]
+    if not shown:
         return None
 
     def draw(canvas: Canvas) -> None:
         axis = canvas.subplots()
-        _logarithmic(axis, "x", floor)
-        _percents(axis, "y", bottom=0)
+        _logarithmic(axis, "x", min(shown + _rates(points)))
+        _percents(axis, "y")
         for place, (name, curve) in enumerate(known):
             alarms, missed = _positive(curve, both=False)
             _step(axis, place, name, alarms, 1 - missed, scale=100)
@@ -171,6 +171,11 @@ def roc(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
         _legend(axis, "lower right")
 
     return _drawn(draw, height=3.8, title=title, width=_NARROW)
+
+
+def _rates(points: Sequence[OperatingPoint]) -> list[float]:
+    """Those at which a figure is known."""
+    return [point.rate for point in points if point.missed.known]
 
 
 def _hits(figure: Figure) -> Figure:
@@ -221,11 +226,11 @@ def _logarithmic(axis: Axes, which: str, lowest: float) -> None:
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
 
-def _percents(axis: Axes, which: str, *, bottom: float = 0) -> None:
+def _percents(axis: Axes, which: str, *, ticks: int = 5) -> None:
     side = axis.xaxis if which == "x" else axis.yaxis
     # Room for a dot at either end.
-    (axis.set_xlim if which == "x" else axis.set_ylim)(bottom - 2, 102)
-    side.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
+    (axis.set_xlim if which == "x" else axis.set_ylim)(-2, 102)
+    side.set_major_locator(FixedLocator(np.linspace(0, 100, ticks)))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
 
 

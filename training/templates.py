@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 
 def page(name: str) -> Template:
@@ -34,6 +34,7 @@ def _environment(*, escape: bool) -> Environment:
         "counted": counted,
         "duration": duration,
         "readable": readable,
+        "coded": coded,
         "setting": setting,
         "plain": plain,
         "file": os.path.basename,
@@ -63,6 +64,15 @@ def duration(seconds: float) -> str:
 def readable(words: str) -> str:
     """A name as it can be shown: control characters and halves of letters become boxes."""
     return "".join(one if one.isprintable() else "\ufffd" for one in words)
+
+
+def coded(words: str) -> Markup:
+    """A sentence in which what stands between backquotes is code."""
+    pieces = readable(words).split("`")
+    if len(pieces) % 2 == 0:  # a name with a backquote of its own
+        return escape(readable(words))
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(one) if place % 2 else one for place, one in enumerate(pieces))
 
 
 def setting(value: Any) -> str:
