@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from retrieval import terminal
 from retrieval.bundle import ModelBundle
+from retrieval.errors import InputError
 from retrieval.interrupt import graceful
 from retrieval.progress import Bar, Total
 from training import comparison, data_check, evaluation_report, measure, results
@@ -90,6 +91,10 @@ def compare(
 
 
 def _read(folder: Path) -> results.Results:
+    if (folder / "bundle.json").is_file():
+        raise InputError(
+            f"{folder} is a model; to compare models, name the photos to evaluate them on as well."
+        )
     return results.read(folder)
 
 

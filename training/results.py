@@ -95,7 +95,7 @@ def read(folder: Path) -> Results:
             f"The evaluation in {folder} was made by another version of faceprint; make it again."
         )
     return Results(
-        folder.name, metrics, [{name: _value(value) for name, value in row.items()} for row in rows]
+        str(folder), metrics, [{name: _value(value) for name, value in row.items()} for row in rows]
     )
 
 
