@@ -3,6 +3,7 @@
     my.model/
       model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std
       model.onnx          uint8 pixels (n, H, W, 3) in; embedding (n, d) and probabilities (n, c) out
+      MODELCARD.md        what the model is and what it is not, for people; may be edited, and may be missing
       bundle.json         everything else; written last, so a folder with it is complete
 
 No pickle anywhere: a bundle can be opened without trusting whoever made it.
@@ -15,7 +16,7 @@ import os
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -40,6 +41,7 @@ FORGOTTEN: Final = "(forgotten)"
 _CARD: Final = "bundle.json"
 _WEIGHTS: Final = "model.safetensors"
 _GRAPH: Final = "model.onnx"
+_DESCRIPTION: Final = "MODELCARD.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,11 @@ class ModelBundle:
         """The ONNX file."""
         return self.folder / _GRAPH
 
+    @property
+    def description_path(self) -> Path:
+        """The model card, for people; the file may be missing. Nothing is checked against it."""
+        return self.folder / _DESCRIPTION
+
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "ModelBundle":
         """Opens a bundle: reads its card and looks that its files are there. Does not read the weights.
@@ -238,8 +245,11 @@ class ModelBundle:
         versions: Mapping[str, str],
         created_at: str,
         embedding: Embedding = Embedding(),
+        describe: Callable[["ModelBundle"], str] | None = None,
     ) -> "ModelBundle":
         """Writes a bundle into `folder`, which may exist; the card last, and durably.
+
+        `describe` gives the text of the model card; without it there is none.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -271,6 +281,10 @@ class ModelBundle:
             (folder / _CARD).unlink(missing_ok=True)
             write_durably(bundle.weights_path, weights)
             write_durably(bundle.graph_path, graph)
+            if describe is None:
+                bundle.description_path.unlink(missing_ok=True)
+            else:
+                write_durably(bundle.description_path, describe(bundle).encode("utf-8", "backslashreplace"))
             write_durably(folder / _CARD, bundle.card().encode())
         except OSError as error:
             raise StorageError(f"The model cannot be written to {folder}: {why(error)}.") from error
@@ -334,7 +348,8 @@ class ModelBundle:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
                 copy = Path(temporary) / "bundle"
                 copy.mkdir()
-                for name in (_WEIGHTS, _GRAPH, _CARD):
+                described = (_DESCRIPTION,) if self.description_path.is_file() else ()
+                for name in (_WEIGHTS, _GRAPH, *described, _CARD):
                     shutil.copyfile(self.folder / name, copy / name)
                     sync(copy / name)
                 sync(copy)

@@ -1,8 +1,8 @@
 """Checking: what a data set is worth, before hours are spent on it.
 
 Findings come from what can be seen without a model (`retrieval.looks`): files that cannot be read, copies of
-a photo, people with too few photos, odd pictures. A model adds labels in doubt (`retrieval.mislabels`). Nothing
-here changes a photo; `Check.cleaned` says which of them are left when the worst is left out.
+a photo, people with too few photos, odd pictures. A model adds labels in doubt (`retrieval.mislabels`).
+Nothing here changes a photo; `Check.cleaned` says which of them are left when the worst is left out.
 """
 
 import math

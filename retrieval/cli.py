@@ -231,7 +231,8 @@ def evaluate(
     pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="For lfw-pairs: pairs and folds, as LFW's pairs.txt.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(metavar="imagenet|FILE", help="What training started from: measures the network before fine-tuning too.", show_default=False)] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Lay two folders of --out, or two models, side by side, with paired tests.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write metrics.json and photos.csv; with --compare, comparison.json.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write report.html, metrics.json and photos.csv; with --compare, report.html and comparison.json.", show_default=False)] = None,
+    check: Annotated[Path | None, typer.Option(metavar="FILE.json", help="With --out: show what `faceprint check --json` found in the report.", show_default=False)] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to search for, where the model's own split does not say.")] = 0.3,
     min_images: Annotated[int, typer.Option(min=2, help="For open: identities with so many photos are enrolled, the others are strangers.")] = 10,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 2, help="Of the split and of the intervals.")] = 0,
@@ -243,6 +244,7 @@ def evaluate(
     """Measure how good a model is, each figure with its 95% interval, beside baselines on the same photos."""
     _check(0 < val_fraction < 1, "--val-fraction must lie between 0 and 1")
     _check(compare or compared_on is None, "A third folder goes with --compare; name MODEL and DATA")
+    _check(check is None or (out is not None and not compare), "--check goes with --out, without --compare")
     printing = _training("printing")
     options = printing.Options(
         protocol=protocol,
@@ -259,7 +261,7 @@ def evaluate(
     if compare:
         printing.compare(model, data, compared_on, options=options, out=out, as_json=as_json)
     else:
-        printing.evaluate(model, data, options=options, out=out, as_json=as_json)
+        printing.evaluate(model, data, options=options, out=out, as_json=as_json, check=check)
 
 
 @app.command()
@@ -753,6 +755,7 @@ def _print_card(bundle: "ModelBundle") -> None:
             "created": f"{bundle.created_at} with "
             + ", ".join(f"{k} {v}" for k, v in bundle.versions.items()),
             "fingerprint": bundle.fingerprint,
+            **({"model card": bundle.description_path.name} if bundle.description_path.is_file() else {}),
         },
     )
     terminal.print_facts("Figures", figures)

@@ -435,7 +435,7 @@ def test_a_model_without_one_of_its_files_is_incomplete(made: ModelBundle, name:
 
 def test_nothing_in_a_real_bundle_is_a_pickle(bundle: ModelBundle) -> None:
     """Each file is what its name says, by a reader that runs no code, and pickle knows none of them."""
-    assert sorted(path.name for path in bundle.folder.iterdir()) == list(FILES)
+    assert sorted(path.name for path in bundle.folder.iterdir()) == ["MODELCARD.md", *FILES]
     json.loads((bundle.folder / "bundle.json").read_text("utf-8"))
     load_file(bundle.weights_path)
     onnx.checker.check_model(onnx.load(bundle.graph_path))

@@ -52,7 +52,7 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
         f"validation accuracy [b]{figures['validation_accuracy']:.3f}[/b], closest-image agreement "
         f"[b]{figures['closest_image_agreement']:.3f}[/b] on {figures['validation_images']:,} held-out photos"
     )
-    console.print(Text(f"wrote {out} (report.html, metrics.json)"))
+    console.print(Text(f"wrote {out} (report.html, metrics.json, MODELCARD.md)"))
     return result
 
 

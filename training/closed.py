@@ -22,7 +22,7 @@ from training.figures import (
 )
 from training.metrics import Ranks
 from training.observations import Observed
-from training.searches import PLACES, Rows, mistakes
+from training.searches import PLACES, Rows, mistakes, with_right
 
 _TOP: Final = 5
 
@@ -71,7 +71,7 @@ def measure(
         classifier=classifier,
         confusions=_confusions((row["identity"], row["nearest_identity"]) for row in rows),
         people=people,
-        mistakes=mistakes(rows),
+        mistakes=with_right(mistakes(rows), observed, gallery),
         baselines=tuple(baselines),
     ), rows
 

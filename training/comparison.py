@@ -13,7 +13,7 @@ from retrieval.errors import InputError, StorageError
 from retrieval.files import why, write_durably
 from training import intervals
 from training.figures import Comparison, Figure, Paired, as_json
-from training.results import Results
+from training.results import REPORT, Results
 
 COMPARISON: Final = "comparison.json"
 
@@ -98,8 +98,8 @@ def check_target(folder: Path) -> None:
         raise InputError(f"{folder} is not empty and holds no comparison; choose another folder with --out.")
 
 
-def write(folder: Path, found: Comparison) -> None:
-    """Writes a comparison into a folder, as JSON.
+def write(folder: Path, found: Comparison, *, report: bytes | None = None) -> None:
+    """Writes a comparison into a folder, as JSON and as a page; the JSON last.
 
     Raises:
         StorageError: the disk refused.
@@ -107,6 +107,10 @@ def write(folder: Path, found: Comparison) -> None:
     text = json.dumps(as_json(found), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / COMPARISON).unlink(missing_ok=True)
+        (folder / REPORT).unlink(missing_ok=True)
+        if report is not None:
+            write_durably(folder / REPORT, report)
         write_durably(folder / COMPARISON, text.encode())
     except OSError as error:
         raise StorageError(f"The comparison cannot be written to {folder}: {why(error)}.") from error

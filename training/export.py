@@ -1,4 +1,4 @@
-"""A fitted Network -> a ModelBundle on disk, checked against the network before it is written."""
+"""A fitted Network -> a ModelBundle with its model card on disk, checked against the network beforehand."""
 
 import contextlib
 import io
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import retrieval
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import RunError
+from training import card
 from training.model import Network
 
 # The largest relative difference between the network's embeddings and its graph's.
@@ -79,6 +80,7 @@ def export(
         figures=figures,
         versions=versions(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        describe=card.describe,
     )
 
 

@@ -46,7 +46,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model: its folder's name, how many labels, side of its input, numbers of an embedding."""
+    """The model: its folder's name, how many labels, side of its input, numbers of an embedding.
+
+    Attributes:
+        architecture: of the network.
+        trained_photos: how many photos it was trained on, by its card.
+        trained_with: the device, by its card; None where that does not say.
+    """
 
     name: str
     fingerprint: str
@@ -55,6 +61,9 @@ class ModelFacts:
     crop: float
     dimension: int
     recipe: dict[str, Any]
+    architecture: str = "resnet50"
+    trained_photos: int = 0
+    trained_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,9 @@ class Mistake:
         nearest_identity: who that is.
         distance: between the two.
         predicted, probability: what the classifier says; None where it was not asked.
+        right_path, right_distance: the nearest photo of the right person; None where there is none, or (in a
+            --gallery) that person is not among the nearest.
+        stranger: whether nobody would have been right.
     """
 
     path: str
@@ -205,6 +217,9 @@ class Mistake:
     distance: float
     predicted: str | None
     probability: float | None
+    right_path: str | None = None
+    right_distance: float | None = None
+    stranger: bool = False
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,9 @@ def _measured(
             crop=bundle.preprocessing.crop,
             dimension=bundle.dimension,
             recipe=dict(bundle.recipe),
+            architecture=bundle.architecture,
+            trained_photos=len(bundle.split.get("train", ())),
+            trained_with=bundle.figures.get("device"),
         ),
         data=DataFacts(
             folder=str(data),
@@ -295,8 +298,12 @@ def _of_trained(cut: division.Division) -> tuple[str, ...]:
 
 
 def _named(one: Mistake, data: Path) -> Mistake:
-    nearest = shown(one.nearest_path, str(data))
-    return replace(one, path=shown(one.path, str(data)), nearest_path=nearest)
+    return replace(
+        one,
+        path=shown(one.path, str(data)),
+        nearest_path=shown(one.nearest_path, str(data)),
+        right_path=None if one.right_path is None else shown(one.right_path, str(data)),
+    )
 
 
 def _rows_named(rows: Rows, data: Path) -> Rows:

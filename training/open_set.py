@@ -1,7 +1,7 @@
 """Open set: people who are enrolled, and strangers. Who is it, if it is anybody?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +12,9 @@ from retrieval.errors import DataError
 from retrieval.gallery import Gallery, PersonMatch
 from training import intervals, metrics
 from training.baselines import spaces
-from training.figures import Curve, Identification, Open, OpenBaseline, Ranking
+from training.figures import Curve, Identification, Mistake, Open, OpenBaseline, Ranking
 from training.observations import Observed
-from training.searches import PLACES, Rows, mistakes
+from training.searches import PLACES, Rows, mistakes, with_right
 
 # What is allowed of searches of strangers.
 FPIR: Final = (0.1, 0.01, 0.003)
@@ -32,6 +32,7 @@ class Found:
         precision: (n,) average precision, NaN for a stranger; None where only the nearest were asked for.
         distance: (n,) to the nearest photo.
         nearest, who: of that photo, its path and its person.
+        right: (path, distance) of the right person's nearest photo, of those whom a gallery was asked for.
     """
 
     place: NDArray[np.int64]
@@ -39,6 +40,7 @@ class Found:
     distance: NDArray[np.float64]
     nearest: Sequence[str]
     who: Sequence[str]
+    right: Sequence[tuple[str, float] | None] = ()
 
 
 def measure(
@@ -86,7 +88,7 @@ def measure(
         trained_photos=trained_photos,
         already_enrolled=0,
         identification=measured,
-        mistakes=mistakes(rows),
+        mistakes=with_right(mistakes(rows), observed, gallery),
         baselines=tuple(baselines),
     ), rows
 
@@ -128,7 +130,7 @@ def measure_gallery(
         trained_photos=trained_photos,
         already_enrolled=len(observed.digests) - len(probes),
         identification=measured,
-        mistakes=mistakes(rows),
+        mistakes=_with_found(mistakes(rows), rows, found),
         baselines=(),
     ), rows
 
@@ -170,8 +172,27 @@ def _asked(
         np.where(mated, place, 0),
         None,
         np.array([people[0].distance for people in answers], np.float64),
-        [people[0].matches[0].face.path or f"face {people[0].matches[0].face.id}" for people in answers],
+        [_photo(people[0]) for people in answers],
         [people[0].identity for people in answers],
+        [
+            (_photo(people[number - 1]), people[number - 1].distance) if number else None
+            for people, number in zip(answers, place, strict=True)
+        ],
+    )
+
+
+def _photo(person: PersonMatch) -> str:
+    face = person.matches[0].face
+    return face.path or f"face {face.id}"
+
+
+def _with_found(some: Sequence[Mistake], rows: Rows, found: Found) -> tuple[Mistake, ...]:
+    """Mistakes, each with the right person's nearest photo where the gallery named it."""
+    place = {row["path"]: index for index, row in enumerate(rows)}
+    right = [found.right[place[one.path]] or (None, None) for one in some]
+    return tuple(
+        replace(one, right_path=path, right_distance=distance)
+        for one, (path, distance) in zip(some, right, strict=True)
     )
 
 

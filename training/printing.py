@@ -10,7 +10,8 @@ from retrieval.bundle import ModelBundle
 from retrieval.errors import InputError
 from retrieval.interrupt import graceful
 from retrieval.progress import Bar, Total
-from training import comparison, measure, results
+from training import comparison, data_check, evaluation_report, measure, results
+from training.evaluation_report import NAMES, THIS, turned
 from training.figures import (
     Closed,
     Comparison,
@@ -31,30 +32,36 @@ __all__ = ["Options", "compare", "evaluate"]
 
 # Rows of the tables of people and confusions; the others stand in metrics.json.
 _SHOWN: Final = 10
-_NAMES: Final = {
-    "pixels": "raw pixels",
-    "eigenfaces": "eigenfaces",
-    "before": "before fine-tuning",
-}
 
 
-def evaluate(model: Path, data: Path, *, options: Options, out: Path | None, as_json: bool) -> None:
-    """Measures with a progress bar, writes results where they are wanted, and prints them.
+def evaluate(
+    model: Path,
+    data: Path,
+    *,
+    options: Options,
+    out: Path | None,
+    as_json: bool,
+    check: Path | None = None,
+) -> None:
+    """Measures with a progress bar, writes results and their report where they are wanted, and prints them.
 
     Raises:
-        FaceprintError: as `training.measure.measure` and `training.results.write`.
+        FaceprintError: as `measure.measure`, `results.write` and `data_check.read`.
     """
     if out is not None:
         results.check_target(out)
+    checked = None if check is None else data_check.read(check)
     measured, rows = _measured(model, data, options)
     if out is not None:
-        results.write(out, measured, rows)
+        results.write(out, measured, rows, report=evaluation_report.page(measured, data, check=checked))
     if as_json:
         _print_json(measured)
         return
     _print_measured(measured)
     if out is not None:
-        terminal.console().print(terminal.text(f"wrote {out} ({results.METRICS}, {results.PHOTOS})"))
+        terminal.console().print(
+            terminal.text(f"wrote {out} ({results.REPORT}, {results.METRICS}, {results.PHOTOS})")
+        )
 
 
 def compare(
@@ -68,14 +75,15 @@ def compare(
     if out is not None:
         comparison.check_target(out)
     if data is None:
-        found = comparison.compare(_read(a), _read(b), seed=options.seed)
+        one, other = _read(a), _read(b)
     else:
         for model in (a, b):
             ModelBundle.load(model)
-        both = [results.of(*_measured(model, data, options)) for model in (a, b)]
-        found = comparison.compare(*both, seed=options.seed)
+        one, other = (results.of(*_measured(model, data, options)) for model in (a, b))
+    found = comparison.compare(one, other, seed=options.seed)
     if out is not None:
-        comparison.write(out, found)
+        page = evaluation_report.comparison_page(found, one.metrics, other.metrics)
+        comparison.write(out, found, report=page)
     if as_json:
         _print_json(found)
     else:
@@ -161,7 +169,7 @@ def _print_closed(found: Closed) -> None:
             _add(table, "  loss there, in nats", how.loss_before, _nats)
             _add(table, f"  loss there, at temperature {how.temperature:.2f}", how.loss_after, _nats)
     _show(table)
-    rows = [("this model", found.ranking), *((_NAMES[one.name], one.ranking) for one in found.baselines)]
+    rows = [(THIS, found.ranking), *((NAMES[one.name], one.ranking) for one in found.baselines)]
     beside = _table("the same photos", "closest image", "", "among 5 nearest people", "", "mAP", "")
     for name, ranking in rows:
         figures = (ranking.closest, ranking.cmc[4], ranking.mean_average_precision)
@@ -206,8 +214,8 @@ def _print_open(found: Open) -> None:
 def _print_open_beside(found: Open) -> None:
     headings = [text for point in found.identification.points for text in (f"FNIR at {point.rate:g}", "")]
     beside = _table("the same searches", *headings, "closest image", "")
-    rows: list[tuple[str, Identification]] = [("this model", found.identification)]
-    rows += [(_NAMES[one.name], one.identification) for one in found.baselines]
+    rows: list[tuple[str, Identification]] = [(THIS, found.identification)]
+    rows += [(NAMES[one.name], one.identification) for one in found.baselines]
     for name, one in rows:
         figures = [*(point.missed for point in one.points), one.ranking.closest]
         beside.add_row(name, *(text for figure in figures for text in _cells(figure)))
@@ -227,10 +235,10 @@ def _print_pairs(found: Pairs) -> None:
         _add_verification(table, "", found.unseen)
         _show(table)
     beside = _table("the same pairs", "accuracy", "", "area under ROC", "", "TAR at FAR 0.01", "")
-    rows = [("this model", found.verification)]
-    rows += [(_NAMES[one.name], one.verification) for one in found.baselines]
+    rows = [(THIS, found.verification)]
+    rows += [(NAMES[one.name], one.verification) for one in found.baselines]
     for name, one in rows:
-        figures = (one.accuracy, one.area, _turned(one.points[1].missed))
+        figures = (one.accuracy, one.area, turned(one.points[1].missed))
         beside.add_row(name, *(text for figure in figures for text in _cells(figure)))
     _show(beside)
 
@@ -240,13 +248,7 @@ def _add_verification(table: Any, indent: str, found: Verification) -> None:
     _add(table, f"{indent}accuracy over {len(found.folds)} folds{error}", found.accuracy)
     _add(table, f"{indent}area under ROC", found.area)
     for point in found.points:
-        _add(table, f"{indent}TAR at FAR {point.rate:g}{_at(point)}", _turned(point.missed))
-
-
-def _turned(missed: Figure) -> Figure:
-    """What is not missed."""
-    value, low, high = (None if end is None else 1 - end for end in (missed.value, missed.high, missed.low))
-    return Figure(value, low, high, missed.n, missed.method)
+        _add(table, f"{indent}TAR at FAR {point.rate:g}{_at(point)}", turned(point.missed))
 
 
 def _at(point: OperatingPoint) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retrieval import plot
 from retrieval.errors import StorageError
 from retrieval.files import why, write_durably
+from training import templates
 from training.data import Split
 from training.evaluate import Evaluation
 from training.fit import History
@@ -44,7 +44,7 @@ def write_report(
         "loss_and_error.png": _png(_loss_and_error(history)),
         "closest_photos.png": _panel(split, evaluation),
     }
-    html = _template().render(
+    html = templates.page("report.html.jinja").render(
         figures=figures,
         recipe=recipe,
         confusions=_confusions(split, evaluation),
@@ -61,21 +61,6 @@ def write_report(
             write_durably(folder / name, data)
     except OSError as error:
         raise StorageError(f"The report cannot be written to {folder}: {why(error)}.") from error
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("training", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["duration"] = _duration
-    return environment.get_template("report.html.jinja")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _confusions(split: Split, evaluation: Evaluation) -> list[tuple[str, str, int]]:

@@ -1,4 +1,4 @@
-"""Results on disk: `metrics.json`, every figure; `photos.csv`, a row for each photo or pair."""
+"""Results on disk: `metrics.json`, every figure; `photos.csv`, a row for each photo; and their report."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ from training.searches import Rows
 
 METRICS: Final = "metrics.json"
 PHOTOS: Final = "photos.csv"
+REPORT: Final = "report.html"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def check_target(folder: Path) -> None:
         raise InputError(f"{folder} is not empty and holds no evaluation; choose another folder with --out.")
 
 
-def write(folder: Path, measured: Measured, rows: Rows) -> None:
-    """Writes an evaluation into a folder; the rows first, so that a folder with metrics.json has them.
+def write(folder: Path, measured: Measured, rows: Rows, *, report: bytes | None = None) -> None:
+    """Writes an evaluation into a folder; metrics.json last, so that a folder with it has all of it.
 
     Raises:
         StorageError: the disk refused.
@@ -54,7 +55,10 @@ def write(folder: Path, measured: Measured, rows: Rows) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS).unlink(missing_ok=True)
+        (folder / REPORT).unlink(missing_ok=True)
         write_durably(folder / PHOTOS, _table(rows).encode())
+        if report is not None:
+            write_durably(folder / REPORT, report)
         write_durably(folder / METRICS, text.encode())
     except OSError as error:
         raise StorageError(f"The evaluation cannot be written to {folder}: {why(error)}.") from error

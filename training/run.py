@@ -230,6 +230,7 @@ def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> di
         return [Path(os.path.relpath(sample.path, root)).as_posix() for sample in samples]
 
     return {
+        "data": root.name,
         "validation_fraction": options.validation_fraction,
         "min_images": options.min_images,
         "train": names(split.train),
