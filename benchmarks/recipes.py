@@ -1,0 +1,144 @@
+"""What each part of the modern recipe is worth, on people who are not those that results are reported on.
+
+    python -m benchmarks.recipes DATA --weights FILE [--least 10] [--most 19] [--seeds 0 1 2]
+                                 [--only NAME ...] [--image-size 128] [--crop 0.6] [--precision bf16]
+
+Of DATA's identities those with `--least` to `--most` photos are taken (LFW's with 10 to 19: 96 people), split
+70/30, and each variant is trained on the same photos with the same seeds. Prints a line for each as it comes,
+with the errors of classifier and of closest image, raw and at unit length, and Wilson's 95% intervals over
+the held-out photos of all seeds; then one JSON line. Docs: docs/recipes.md.
+"""
+
+import argparse
+import csv
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from retrieval.bundle import Embedding, Preprocessing
+from retrieval.folders import walk
+from retrieval.rates import Rate, wilson
+from training import data
+from training.augmentation import Augmentation
+from training.evaluate import evaluate
+from training.fit import fit, pick_device
+from training.model import build
+from training.recipes import RECIPES, FitConfig
+
+_COSINE: Final = FitConfig(schedule="cosine")
+_MODERN: Final = RECIPES["modern"].config
+VARIANTS: Final[Mapping[str, FitConfig]] = {
+    "paper": FitConfig(),
+    "cosine rate": _COSINE,
+    "cosine rate, label smoothing": replace(_COSINE, label_smoothing=0.1),
+    "cosine rate, augmentation": replace(_COSINE, augmentation=Augmentation(zoom=0.1, turn=8, colour=0.2)),
+    "cosine rate, margin": replace(_COSINE, classifier="cosine", margin=0.1),
+    "modern": _MODERN,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant over all seeds: errors of the classifier and of the closest image, and seconds a seed."""
+
+    variant: str
+    classifier: Rate
+    closest_raw: Rate
+    closest_unit: Rate
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--least", type=int, default=10)
+    parser.add_argument("--most", type=int, default=19)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--epochs", type=int, default=FitConfig().epochs)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--crop", type=float, default=0.6)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--architecture", default="resnet50")
+    options = parser.parse_args()
+    splits = {seed: chosen(options.data, options.least, options.most, seed) for seed in options.seeds}
+    first = splits[options.seeds[0]]
+    facts = {
+        "identities": len(first.labels),
+        "train": len(first.train),
+        "validation": len(first.validation),
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        "precision": options.precision,
+    }
+    print(f"{len(first.labels)} people, {len(first.train)} photos learned, {len(first.validation)} held out")
+    print(f"{'errors in %':32}{'classifier':>19}{'closest, raw':>19}{'closest, unit':>19}{'s':>7}")
+    rows = []
+    for name in options.only:
+        rows.append(measured(name, splits, options))
+        print(in_words(rows[-1]), flush=True)
+    print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}))
+
+
+def chosen(folder: Path, least: int, most: int, seed: int) -> data.Split:
+    """The split of the identities that have from `least` to `most` photos."""
+    groups: dict[str, list[Path]] = {}
+    for file in walk(folder):
+        if file.identity is not None:
+            groups.setdefault(file.identity, []).append(file.path.absolute())
+    wanted = {name: photos for name, photos in groups.items() if least <= len(photos) <= most}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "chosen.csv"
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["path", "identity"])
+            writer.writerows([photo, name] for name, photos in wanted.items() for photo in photos)
+        return data.load(path, validation_fraction=0.3, min_images=2, seed=seed)
+
+
+def measured(name: str, splits: Mapping[int, data.Split], options: argparse.Namespace) -> Row:
+    """Trains a variant with every seed, and counts the errors of all."""
+    started = time.monotonic()
+    errors = [list(_errors(VARIANTS[name], seed, split, options)) for seed, split in splits.items()]
+    n = sum(len(split.validation) for split in splits.values())
+    classifier, raw, unit = (wilson(sum(column), n) for column in zip(*errors, strict=True))
+    return Row(name, classifier, raw, unit, round((time.monotonic() - started) / len(splits), 1))
+
+
+def _errors(config: FitConfig, seed: int, split: data.Split, options: argparse.Namespace) -> Iterator[int]:
+    """How many held-out photos the classifier, the closest image and that at unit length get wrong."""
+    preprocessing = Preprocessing(size=options.image_size, crop=options.crop)
+    torch.manual_seed(seed)
+    architecture = options.architecture + ("-cosine" if config.classifier == "cosine" else "")
+    network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
+    config = replace(config, seed=seed, epochs=options.epochs, warmup_epochs=1.0 if start.fresh else 0.0)
+    device = pick_device("auto")
+    fit(network, split, preprocessing, config, device=device, precision=options.precision)
+    n = len(split.validation)
+    found = evaluate(network, split, preprocessing, workers=0)
+    yield round(n * (1 - found.validation_accuracy))
+    yield round(n * (1 - found.closest_image_agreement))
+    network.embed_as(Embedding(length="unit"))
+    yield round(n * (1 - evaluate(network, split, preprocessing, workers=0).closest_image_agreement))
+
+
+def in_words(row: Row) -> str:
+    """A line of the table."""
+    return (
+        f"{row.variant:32}{_percents([row.classifier, row.closest_raw, row.closest_unit])}{row.seconds:7.0f}"
+    )
+
+
+def _percents(rates: Sequence[Rate]) -> str:
+    return "".join(f"{100 * r.value:6.1f} ({100 * r.low:4.1f}, {100 * r.high:4.1f})" for r in rates)
+
+
+if __name__ == "__main__":
+    main()
