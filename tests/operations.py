@@ -254,9 +254,10 @@ def annotate(root: Path) -> None:
 
 @coded
 def calibrate(root: Path) -> None:
-    """Another threshold takes the place of the one that is known."""
+    """Another threshold takes the place of the one that is known, and is written anew with everything."""
     with Gallery.open(root / "people.gallery") as gallery:
         gallery.calibrate(0.3)
+        gallery.compact()
 
 
 @coded
