@@ -70,9 +70,7 @@ def principal(features: NDArray[np.float32], dimensions: int, *, whiten: bool) -
         InputError: features do not vary in so many directions.
     """
     mean = features.mean(0, dtype=np.float64)
-    variances, directions = np.linalg.eigh(_covariance(features, mean))
-    variances, matrix = variances[::-1][:dimensions], directions.T[::-1][:dimensions]
-    deviations = np.sqrt(variances.clip(min=0))
+    deviations, matrix = (part[:dimensions] for part in _components(features, mean))
     varying = int((deviations > _NOTHING * deviations[0]).sum())
     if varying < dimensions:
         raise InputError(
@@ -84,6 +82,18 @@ def principal(features: NDArray[np.float32], dimensions: int, *, whiten: bool) -
     if whiten:
         matrix = matrix / deviations[:, None]
     return Projection(*(torch.from_numpy(part.astype(np.float32)) for part in (mean, matrix)))
+
+
+def _components(
+    features: NDArray[np.float32], mean: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Standard deviations and directions (r, f), the largest first, r at least min(n, f)."""
+    rows, columns = features.shape
+    if rows <= columns:
+        _, values, directions = np.linalg.svd(features - mean, full_matrices=False)
+        return values / np.sqrt(max(1, rows - 1)), directions
+    variances, directions = np.linalg.eigh(_covariance(features, mean))
+    return np.sqrt(variances[::-1].clip(min=0)), directions.T[::-1]
 
 
 def _covariance(features: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
