@@ -35,7 +35,7 @@ _NO_SUMS: Final = (
     "The next write renews it."
 )
 
-_MODEL_FILES: Final = frozenset({"bundle.json", "model.onnx", "model.safetensors"})
+_MODEL_FILES: Final = frozenset({"bundle.json", "model.onnx", "model.safetensors", "MODELCARD.md"})
 
 
 class Trouble(StrEnum):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from retrieval import photos, pixels
 from retrieval.archives import Shelf
-from retrieval.errors import FaceprintError, UnreadableImage
+from retrieval.errors import FaceprintError, Reason, UnreadableImage
 from retrieval.places import is_url
 from training import charts, templates
 from training.charts import Row
@@ -277,7 +277,8 @@ def _picture(path: str, data: Path, shelf: Shelf) -> Picture:
         content, _ = photos.read_from(shelf, os.path.join(os.path.abspath(data), path))
         return Picture(_data_url(pixels.thumbnail(content, side=_SIDE)), "")
     except UnreadableImage as error:
-        return Picture(None, f"photo is gone ({error.reason})")
+        gone = error.reason is Reason.MISSING
+        return Picture(None, "photo is gone" if gone else f"it cannot be read: {error.detail}")
     except FaceprintError as error:
         return Picture(None, str(error))
 
