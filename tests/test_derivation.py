@@ -73,6 +73,7 @@ def test_a_derived_bundle_is_whole_and_says_where_it_comes_from(model: ModelBund
     assert (new.labels, new.split, new.preprocessing) == (model.labels, model.split, model.preprocessing)
     assert new.fingerprint != model.fingerprint
     assert sorted(path.name for path in new.folder.iterdir()) == [
+        "MODELCARD.md",
         "bundle.json",
         "model.onnx",
         "model.safetensors",

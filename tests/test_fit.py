@@ -524,6 +524,7 @@ def stopped_after(step: int, folder: Path, out: Path, options: TrainingOptions =
 
 def test_a_run_leaves_the_model_its_report_and_nothing_else(trained: TrainingResult) -> None:
     assert sorted(path.name for path in trained.bundle.folder.iterdir()) == [
+        "MODELCARD.md",
         "bundle.json",
         "closest_photos.png",
         "loss_and_error.png",
