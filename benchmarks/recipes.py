@@ -38,8 +38,8 @@ VARIANTS: Final[Mapping[str, FitConfig]] = {
     "cosine rate": _COSINE,
     "cosine rate, label smoothing": replace(_COSINE, label_smoothing=0.1),
     "cosine rate, augmentation": replace(_COSINE, augmentation=Augmentation(zoom=0.1, turn=8, colour=0.2)),
-    "cosine rate, margin": replace(_COSINE, classifier="cosine", margin=0.1),
     "modern": _MODERN,
+    "modern, augmentation": replace(_MODERN, augmentation=Augmentation(zoom=0.1, turn=8, colour=0.2)),
 }
 
 

@@ -64,13 +64,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "paper": Recipe(FitConfig(), Embedding()),
     # What each part is worth: docs/recipes.md.
     "modern": Recipe(
-        FitConfig(
-            recipe="modern",
-            schedule="cosine",
-            classifier="cosine",
-            margin=0.1,
-            augmentation=Augmentation(zoom=0.1, turn=8.0, colour=0.2),
-        ),
+        FitConfig(recipe="modern", schedule="cosine", classifier="cosine", margin=0.1),
         Embedding(length="unit"),
     ),
 }
