@@ -158,8 +158,8 @@ def _plain_loop(bundle: ModelBundle) -> Callable[[Sequence[Any]], float]:
 
 def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs as processes of their own, over 1,000 files and over all."""
-    few = _child(folder / "few", options, 1000)
     every = _child(folder / "all", options, sys.maxsize)
+    few = _child(folder / "few", options, 1000)
     busy = {one["name"]: round(one["busy_seconds"] / one["workers"], 1) for one in every["stages"]}
     return {
         "photos": every["found"],
