@@ -230,7 +230,7 @@ def _percents(axis: Axes, which: str, *, ticks: int = 5) -> None:
     side = axis.xaxis if which == "x" else axis.yaxis
     # Room for a dot at either end.
     (axis.set_xlim if which == "x" else axis.set_ylim)(-2, 102)
-    side.set_major_locator(FixedLocator(np.linspace(0, 100, ticks)))
+    side.set_major_locator(FixedLocator(np.linspace(0, 100, ticks).tolist()))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
 
 
