@@ -11,8 +11,8 @@ from retrieval.bundle import ModelBundle, Preprocessing, Relabel
 from retrieval.gallery import Gallery
 from retrieval.rates import wilson
 from retrieval.verification import verify
-from training import card
-from training.fit import FitConfig
+from training import card, templates
+from training.recipes import FitConfig
 from training.run import TrainingOptions, train
 
 from .test_cli import Faceprint, faceprint
@@ -166,3 +166,15 @@ def test_faceprint_model_names_the_card(faceprint: Faceprint, trained: ModelBund
     status, out, _ = faceprint("model", trained.folder)
     assert status == 0
     assert "MODELCARD.md" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet50", "ResNet50"),
+        ("resnet50-cosine", "ResNet50 with a classifier of cosines"),
+        ("resnet14-narrow", "resnet14-narrow"),
+    ],
+)
+def test_architectures_are_called_as_people_call_them(name: str, said: str) -> None:
+    assert templates.architecture(name) == said

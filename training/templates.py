@@ -41,6 +41,7 @@ def _environment(*, escape: bool) -> Environment:
         "share": share,
         "bare": bare,
         "measure": measure,
+        "architecture": architecture,
     }
     return environment
 
@@ -48,6 +49,13 @@ def _environment(*, escape: bool) -> Environment:
 def percent(value: float) -> str:
     """A share in percent, with one decimal."""
     return f"{100 * value:.1f} %"
+
+
+def architecture(name: str) -> str:
+    """The name of an architecture (a key of `training.model.ARCHITECTURES`) as a person says it."""
+    family = name.removesuffix("-cosine")
+    said = "ResNet50" if family == "resnet50" else family
+    return said if family == name else f"{said} with a classifier of cosines"
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
