@@ -28,7 +28,7 @@ from training import data
 from training.augmentation import Augmentation
 from training.evaluate import evaluate
 from training.fit import fit, pick_device
-from training.model import build
+from training.model import architecture_of, build
 from training.recipes import RECIPES, FitConfig
 
 _COSINE: Final = FitConfig(schedule="cosine")
@@ -116,7 +116,7 @@ def _errors(config: FitConfig, seed: int, split: data.Split, options: argparse.N
     """How many held-out photos the classifier, the closest image and that at unit length get wrong."""
     preprocessing = Preprocessing(size=options.image_size, crop=options.crop)
     torch.manual_seed(seed)
-    architecture = options.architecture + ("-cosine" if config.classifier == "cosine" else "")
+    architecture = architecture_of(options.architecture, config.classifier)
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
     config = replace(config, seed=seed, epochs=options.epochs, warmup_epochs=1.0 if start.fresh else 0.0)
     device = pick_device("auto")

@@ -104,8 +104,9 @@ def calibrate(
         Interrupted: it was stopped; the gallery's thresholds are what they were.
         StorageError, GalleryBusy: nothing was stored.
     """
-    ask = partial(gallery.calibrate, fpir, sample=sample, seed=seed)
-    ask = partial(ask, on_progress=on_progress, should_stop=should_stop)
+    ask = partial(
+        gallery.calibrate, fpir, sample=sample, seed=seed, on_progress=on_progress, should_stop=should_stop
+    )
     if strangers is None:
         return Calibrated(ask(), None)
     found = _found(list(strangers))

@@ -49,6 +49,11 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 }
 
 
+def architecture_of(family: str, classifier: str) -> str:
+    """The key of ARCHITECTURES for a member of the family with a "linear" or a "cosine" classifier."""
+    return f"{family}-cosine" if classifier == "cosine" else family
+
+
 class CosineClassifier(nn.Linear):
     """A last layer whose logits are `scale` times the cosines of features with each identity's weights.
 

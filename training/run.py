@@ -18,7 +18,7 @@ from training import data, projection
 from training.evaluate import Evaluation, evaluate
 from training.export import export
 from training.fit import Epoch, History, Step, fit, pick_device, pick_precision
-from training.model import Start, build
+from training.model import Start, architecture_of, build
 from training.recipes import FitConfig
 from training.report import write_report
 
@@ -112,7 +112,7 @@ def train(
     if observer.should_stop():
         raise Interrupted("Stopped before the first step.")
     torch.manual_seed(config.seed)
-    architecture = options.architecture + ("-cosine" if config.classifier == "cosine" else "")
+    architecture = architecture_of(options.architecture, config.classifier)
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
     projection.check(options.embedding, network, photos=len(split.train))
     network.embed_as(options.embedding.unprojected)
