@@ -45,13 +45,19 @@ def calibrate(
             found = opened.calibration()
             if found is None:
                 raise InputError(f"{gallery} is not calibrated; run `faceprint calibrate {gallery}`.")
-            _tell(found, None, opened.info().faces, as_json=as_json)
+            _tell(found, None, opened.info().faces, _learned(opened), as_json=as_json)
             return
         options: dict[str, Any] = {"sample": sample, "seed": seed}
         if strangers:
             options |= {"strangers": strangers, "batch_size": batch_size, "workers": workers}
         done = _with_progress(opened, fpir, options)
-    _tell(done.calibration, done.report, done.calibration.faces, as_json=as_json)
+        learned = _learned(opened)
+    _tell(done.calibration, done.report, done.calibration.faces, learned, as_json=as_json)
+
+
+def _learned(gallery: "Gallery") -> int:
+    """How many of the enrolled people the model was trained on."""
+    return len(gallery.identity_metadata(gallery.bundle.labels))
 
 
 def _with_progress(gallery: "Gallery", fpir: float, options: dict[str, Any]) -> "Calibrated":
@@ -80,16 +86,18 @@ def _with_progress(gallery: "Gallery", fpir: float, options: dict[str, Any]) -> 
         return calibrate(gallery, fpir, on_outcome=note, on_progress=tell, should_stop=should_stop, **options)
 
 
-def _tell(found: "Calibration", report: "StrangerReport | None", faces: int, *, as_json: bool) -> None:
+def _tell(
+    found: "Calibration", report: "StrangerReport | None", faces: int, learned: int, *, as_json: bool
+) -> None:
     from retrieval.calibration import remarks
 
     if as_json:
-        shown = {**found.fields(), "remarks": remarks(found), "faces_now": faces}
+        shown = {**found.fields(), "remarks": remarks(found, learned), "faces_now": faces}
         if report is not None:
             shown["photos"] = _counts(report)
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
         return
-    _print(found, report, faces)
+    _print(found, report, faces, learned)
 
 
 def _counts(report: "StrangerReport") -> dict[str, Any]:
@@ -103,7 +111,7 @@ def _counts(report: "StrangerReport") -> dict[str, Any]:
     }
 
 
-def _print(found: "Calibration", report: "StrangerReport | None", faces: int) -> None:
+def _print(found: "Calibration", report: "StrangerReport | None", faces: int, learned: int) -> None:
     from rich.table import Table
 
     from retrieval.calibration import remarks
@@ -136,7 +144,7 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int) ->
             f"{faces / max(found.faces, 1):.2f} times these FPIRs.",
             markup=False,
         )
-    for remark in remarks(found):
+    for remark in remarks(found, learned):
         typer.echo(f"note: {remark}", err=True)
 
 

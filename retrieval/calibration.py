@@ -328,12 +328,17 @@ def _points(fpir: float, searches: _Searches, enrolled: _Enrolled, seed: int) ->
     )
 
 
-def remarks(found: Calibration) -> list[str]:
-    """What a person should know before they trust a calibration, in sentences."""
-    return list(_remarks(found))
+def remarks(found: Calibration, learned: int = 0) -> list[str]:
+    """What a person should know before they trust a calibration, in sentences.
+
+    Args:
+        found: the calibration.
+        learned: how many of the enrolled people the model was trained on.
+    """
+    return list(_remarks(found, learned))
 
 
-def _remarks(found: Calibration) -> Iterator[str]:
+def _remarks(found: Calibration, learned: int) -> Iterator[str]:
     if found.strangers == GALLERY:
         yield (
             f"Strangers were played by the gallery's own {found.people:,} people, each searched for among "
@@ -346,6 +351,12 @@ def _remarks(found: Calibration) -> Iterator[str]:
             f"The model was trained on {found.trained:,} of the {found.people:,} people who were the "
             "strangers, and learned to hold them apart: the FPIRs are optimistic, for people whom it has "
             "never seen come nearer."
+        )
+    if learned:
+        yield (
+            f"The model was trained on {learned:,} of the enrolled people, maybe on these very photos, and "
+            "finds those more easily than new ones: the FNIRs are optimistic. `faceprint evaluate --protocol "
+            "open` measures it with photos that were held out."
         )
     if 0 < found.people < _FEW_PEOPLE:
         yield f"Only {found.people:,} people were the strangers: the intervals themselves are uncertain."

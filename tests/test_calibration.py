@@ -169,17 +169,18 @@ def test_a_calibration_that_is_stopped_stores_nothing(line: Gallery) -> None:
 
 
 def test_remarks_name_what_makes_the_rates_too_good(line: Gallery) -> None:
-    def of(**fields: Any) -> list[str]:
+    def of(learned: int = 0, **fields: Any) -> list[str]:
         point = OperatingPoint(0.1, 1.0, rates.wilson(10, 100), rates.wilson(0, 0))
         whole = {"generation": 1, "fingerprint": "f", "found_at": "", "faces": 9, "identities": 9}
         whole |= {"searches": 100, "people": 50, "trained": 0, "fpir": 0.1, "points": (point,)}
-        return remarks(Calibration(**{**whole, **fields}))
+        return remarks(Calibration(**{**whole, **fields}), learned)
 
     assert of(strangers="photos") == []
     assert [one.split()[0] for one in of(strangers="gallery", trained=3)] == ["Strangers", "The"]
     assert "3 of the 50 people" in of(strangers="photos", trained=3)[0]
     assert of(strangers="photos", people=0) == []
     assert "Only 9 people" in of(strangers="photos", people=9)[0]
+    assert "trained on 4 of the enrolled people" in of(strangers="photos", learned=4)[0]
 
 
 def test_what_could_not_be_measured_is_no_number_in_json() -> None:
@@ -513,6 +514,11 @@ def test_the_command_prints_a_table_and_searches_go_by_it(
     fields = json.loads(shown)
     assert [point["fpir"] for point in fields["points"]] == [0.1]
     assert (fields["searches"], fields["faces"], fields["faces_now"]) == (12, 24, 24)
+    with Gallery.open(calibrated) as gallery:
+        learned = set(gallery.bundle.labels) & {path.name for path in enrolled.iterdir()}
+    told = f"The model was trained on {len(learned)} of the enrolled people"
+    assert learned
+    assert told in " ".join(fields["remarks"])
     status, out, err = faceprint("search", calibrated, photo, "--exclude-self")
     assert status == 0
     assert "decision: " in out
