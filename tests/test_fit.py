@@ -23,7 +23,7 @@ from retrieval.errors import InputError, Interrupted, RunError, StorageError
 from training import data, run
 from training.augmentation import Augmentation
 from training.data import Split
-from training.fit import Epoch, History, Step, _Run, fit, pick_device, pick_precision
+from training.fit import Epoch, History, Step, _Run, fit, in_software, pick_device, pick_precision
 from training.model import Network, build
 from training.recipes import RECIPES, FitConfig
 from training.run import Observer, TrainingOptions, TrainingResult
@@ -454,6 +454,14 @@ def test_a_margin_is_taken_from_the_cosine_of_the_own_identity_alone(split: Spli
 def test_the_automatic_precision_is_float32_on_a_cpu() -> None:
     assert pick_precision("auto", CPU) == "fp32"
     assert pick_precision("bf16", CPU) == "bf16"
+
+
+def test_bfloat16_is_in_software_on_a_cpu_of_256_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, plain in (("DEFAULT", True), ("AVX2", True), ("AVX512", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda known=capability: known)
+        assert in_software("bf16", CPU) is plain
+        assert not in_software("fp32", CPU)
+    assert not in_software("bf16", torch.device("cuda"))
 
 
 def test_the_first_of_four_steps_of_warming_up_is_taken_at_a_quarter_of_the_rate(split: Split) -> None:

@@ -15,7 +15,7 @@ from retrieval.errors import Interrupted
 from retrieval.interrupt import graceful
 from training import derivation, run
 from training.data import Split
-from training.fit import Epoch, Step, pick_device
+from training.fit import Epoch, Step, in_software, pick_device
 from training.model import Network, Start, layer_table
 from training.recipes import RECIPES, FitConfig
 from training.run import Observer, TrainingOptions, TrainingResult
@@ -42,6 +42,7 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
         transient=True,
     )
     with graceful() as should_stop, progress:
+        _warn(bar, options)
         observer = _observer(console, progress, config, should_stop)
         try:
             result = run.train(data, out, config=config, options=options, observer=observer)
@@ -54,6 +55,11 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     )
     console.print(Text(f"wrote {out} (report.html, metrics.json, MODELCARD.md)"))
     return result
+
+
+def _warn(bar: Console, options: TrainingOptions) -> None:
+    if in_software(options.precision, pick_device(options.device)):
+        bar.print("note: this CPU computes bfloat16 in software, much slower; leave --precision bf16 out")
 
 
 def _observer(

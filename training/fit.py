@@ -114,6 +114,12 @@ def pick_precision(name: str, device: torch.device) -> str:
     return name
 
 
+def in_software(precision: str, device: torch.device) -> bool:
+    """Whether steps would be slower in that precision than in float32: a CPU's that cannot compute in it."""
+    plain = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return precision == "bf16" and device.type == "cpu" and plain
+
+
 def fit(
     network: Network,
     split: Split,
