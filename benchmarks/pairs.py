@@ -1,0 +1,133 @@
+"""Are these two the same person? LFW's ten folds, with models that know nobody of the pairs they are asked.
+
+    python -m benchmarks.pairs DATA PAIRS --weights FILE --keep FOLDER [--recipes modern] [--min-images 5]
+                               [--image-size 128] [--crop 0.6] [--precision bf16]
+
+Hardly anybody with two photos is in no pair, so the folds are halved: a model learns the people of the first
+half's pairs (those with `--min-images` photos) and is asked the second half's, another the other way
+round. LFW's folds share nobody. A fold's threshold comes from the other folds of its half, whose people the
+model does not know either. Prints for each way to tell pairs the mean of all folds with its standard error,
+in %; beside it a model that learned the few people who are in no pair; then one JSON line. Models that FOLDER
+has are not trained again. Docs: docs/recipes.md.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import trained
+from training.division import photos_of
+from training.figures import Pairs
+from training.measure import Options, measure
+from training.pairs import Pair, read_pairs
+from training.recipes import RECIPES
+from training.verification import Folds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=["modern"])
+    parser.add_argument("--min-images", type=int, default=5)
+    trained.add_arguments(parser)
+    options = parser.parse_args()
+    options.keep.mkdir(parents=True, exist_ok=True)
+    files = cut(options.pairs, options.keep)
+    rows: dict[str, NDArray[np.float64]] = {}
+    for recipe in options.recipes:
+        rows |= halves(recipe, files, options)
+    rows |= nobodys(options.recipes[-1], options)
+    for name, accuracies in rows.items():
+        folds = _folds(accuracies)
+        print(
+            f"{name:64}{100 * folds.mean:6.2f}, standard error {100 * folds.standard_error:.2f}", flush=True
+        )
+    print(json.dumps({name: accuracies.tolist() for name, accuracies in rows.items()}))
+
+
+def cut(pairs: Path, into: Path) -> tuple[Path, Path]:
+    """Writes a file of each half of the folds.
+
+    Args:
+        pairs: a file of pairs with an even number of folds, four at least.
+        into: a folder.
+    """
+    lines = pairs.read_text("utf-8").splitlines()
+    folds, each = map(int, lines[0].split())
+    if folds % 2 or folds < 4:
+        raise SystemExit(f"{pairs} has {folds} folds; two halves of two folds or more take an even number.")
+    middle = 1 + folds * each
+    files = into / "pairs-a.txt", into / "pairs-b.txt"
+    for file, half in zip(files, (lines[1:middle], lines[middle : 1 + 2 * folds * each]), strict=True):
+        file.write_text("\n".join([f"{folds // 2}\t{each}", *half, ""]), "utf-8")
+    return files
+
+
+def halves(
+    recipe: str, files: tuple[Path, Path], options: argparse.Namespace
+) -> Mapping[str, NDArray[np.float64]]:
+    """The accuracies of all folds, each by a model of the other half's people, and by the baselines."""
+    parts = []
+    for half, learned, asked in (("a", *files), ("b", *files[::-1])):
+        listed = options.keep / f"half-{half}.csv"
+        people = _people(read_pairs(learned))
+        write_list(listed, options.data, people)
+        name = f"half-{half}-{recipe}"
+        folder = trained.model(name, listed, recipe, options, min_images=options.min_images)
+        found = _measured(folder, asked, options)
+        if found.trained_people:
+            raise SystemExit(f"{found.trained_people} of the people whom {folder} learned are in {asked}.")
+        parts.append(_accuracies(f"{recipe}, learned from the other half's people", found))
+    # The folds of the first half are asked of the second model.
+    second, first = parts
+    return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+
+def nobodys(recipe: str, options: argparse.Namespace) -> Mapping[str, NDArray[np.float64]]:
+    """The same by a model of those who are in no pair at all and have two photos."""
+    inside = _people(read_pairs(options.pairs))
+    everybody = {photo.identity for photo in photos_of(options.data) if photo.identity is not None}
+    listed = options.keep / "outside.csv"
+    write_list(listed, options.data, everybody - inside)
+    folder = trained.model(f"outside-{recipe}", listed, recipe, options, min_images=2)
+    name = f"{recipe}, learned from people who are in no pair"
+    return {name: _accuracies(name, _measured(folder, options.pairs, options))[name]}
+
+
+def write_list(path: Path, data: Path, people: Iterable[str]) -> None:
+    """Writes a list of some people's photos, as `train` takes one."""
+    wanted = set(people)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "identity"])
+        writer.writerows((p.path, p.identity) for p in photos_of(data.absolute()) if p.identity in wanted)
+
+
+def _people(pairs: Sequence[Pair]) -> set[str]:
+    return {name for pair in pairs for name in pair.people}
+
+
+def _measured(folder: Path, pairs: Path, options: argparse.Namespace) -> Pairs:
+    asked = Options(protocol="lfw-pairs", pairs=pairs, weights=trained.beside(options.weights))
+    found = measure(folder, options.data, options=asked)[0].pairs
+    assert found is not None  # as was asked for
+    return found
+
+
+def _accuracies(name: str, found: Pairs) -> dict[str, NDArray[np.float64]]:
+    others = {one.name: one.verification for one in found.baselines}
+    return {said: np.array(one.folds) for said, one in {name: found.verification, **others}.items()}
+
+
+def _folds(accuracies: NDArray[np.float64]) -> Folds:
+    return Folds(accuracies, np.full(len(accuracies), np.nan))
+
+
+if __name__ == "__main__":
+    main()

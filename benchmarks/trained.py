@@ -1,0 +1,66 @@
+"""Models for the benchmarks that train some: each is trained once, and kept in a folder."""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from retrieval.bundle import Preprocessing
+from training.recipes import RECIPES, FitConfig
+from training.run import TrainingOptions, train
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says how models are trained, and where they are kept."""
+    parser.add_argument("--keep", type=Path, required=True, help="models that are here are not trained again")
+    parser.add_argument("--weights", required=True, help="what training starts from, a FILE or imagenet")
+    parser.add_argument("--epochs", type=int, default=FitConfig().epochs)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--crop", type=float, default=0.6)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--architecture", default="resnet50")
+
+
+def model(
+    name: str, data: Path, recipe: str, options: argparse.Namespace, *, min_images: int, seed: int = 0
+) -> Path:
+    """The folder of a model that is kept under a name; it is trained first where it is not there yet.
+
+    Args:
+        name: of the folder below `--keep`, without its suffix.
+        data: what to train on.
+        recipe: a key of RECIPES.
+        options: those of `add_arguments`.
+        min_images: identities with fewer photos are left out.
+        seed: of the split, the order and the augmentation.
+    """
+    folder: Path = options.keep / f"{name}.model"
+    if (folder / "bundle.json").exists():
+        return folder
+    print(f"training {folder.name}", flush=True)
+    chosen = RECIPES[recipe]
+    train(
+        data,
+        folder,
+        config=replace(chosen.config, epochs=options.epochs, seed=seed),
+        options=TrainingOptions(
+            weights=options.weights,
+            min_images=min_images,
+            preprocessing=Preprocessing(size=options.image_size, crop=options.crop),
+            precision=options.precision,
+            resume=folder.exists(),
+            architecture=options.architecture,
+            embedding=chosen.embedding,
+        ),
+    )
+    return folder
+
+
+def beside(weights: str) -> str | None:
+    """The weights of the network before fine-tuning, to measure it too; None where there were none."""
+    return None if weights == "none" else weights
+
+
+def percent(values: Iterable[float]) -> str:
+    """Shares as percentages with one digit."""
+    return "  ".join(f"{100 * value:5.1f}" for value in values)
