@@ -93,7 +93,7 @@ def test_blocks_of_queries_do_not_show_in_the_result(monkeypatch: pytest.MonkeyP
     queries = random.normal(size=(23, 7)).astype(np.float32)
     gallery = random.normal(size=(31, 7)).astype(np.float32)
     whole = metrics.nearest(queries, gallery, 5)
-    monkeypatch.setattr(metrics, "_BLOCK", 4)
+    monkeypatch.setattr(metrics, "_CELLS", 4 * 31)
     blocks = metrics.nearest(queries, gallery, 5)
     assert np.array_equal(blocks[1], whole[1])
     assert np.array_equal(blocks[1], naive(queries, gallery, 5)[1])
