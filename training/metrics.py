@@ -1,8 +1,9 @@
 """Pure functions on arrays: how good predictions and distances are."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from retrieval.distances import expanded, squared_lengths
 
 # Distances that are in memory at a time.
 _CELLS: Final = 2**22
+
+# What a person is called: a number or a name.
+Label = TypeVar("Label", int, str)
 
 
 def accuracy(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> float:
@@ -52,14 +56,12 @@ def nearest(
     return distances, rows
 
 
-def confusions(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+def confusions(predicted: Iterable[Label], actual: Iterable[Label]) -> list[tuple[Label, Label, int]]:
     """(actual, predicted, how often) of every wrong pair, the most frequent first, then by label."""
-    wrong = predicted != actual
-    counts = Counter(zip(actual[wrong].tolist(), predicted[wrong].tolist(), strict=True))
-    return sorted(
-        ((true, said, number) for (true, said), number in counts.items()),
-        key=lambda row: (-row[2], row[0], row[1]),
-    )
+    pairs = zip(actual, predicted, strict=True)
+    counts = Counter((true, said) for true, said in pairs if true != said)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [(true, said, number) for (true, said), number in ordered]
 
 
 def top_k(probabilities: NDArray[np.float32], actual: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
