@@ -118,7 +118,7 @@ def _errors(config: FitConfig, seed: int, split: data.Split, options: argparse.N
     torch.manual_seed(seed)
     architecture = architecture_of(options.architecture, config.classifier)
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
-    config = replace(config, seed=seed, epochs=options.epochs, warmup_epochs=1.0 if start.fresh else 0.0)
+    config = replace(config, seed=seed, epochs=options.epochs).starting(start.fresh)
     device = pick_device("auto")
     fit(network, split, preprocessing, config, device=device, precision=options.precision)
     n = len(split.validation)

@@ -529,6 +529,7 @@ def _print_reembedded(done: "Reembedded") -> None:
 
 
 def _read_receipt(path: Path) -> "Receipt":
+    from retrieval.files import why
     from retrieval.store import Receipt
 
     try:
@@ -536,9 +537,7 @@ def _read_receipt(path: Path) -> "Receipt":
         numbers = {name: tuple(map(int, fields[name])) for name in ("face_ids", "identity_ids")}
         return Receipt(**{**fields, **numbers})
     except OSError as error:
-        raise DataError(
-            f"The receipt {path} cannot be read: {(error.strerror or str(error)).lower()}."
-        ) from error
+        raise DataError(f"The receipt {path} cannot be read: {why(error)}.") from error
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path} is not a receipt; pass a file that `faceprint forget --receipt` wrote."

@@ -12,10 +12,10 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.distances import expanded, squared_lengths
+
 _QUERIES: Final = 256
 _ROWS: Final = 8192
-# More than float32 can be off in a squared distance of some thousand numbers, as a share of squared lengths.
-_ROUNDING: Final = 1e-3
 
 Vectors: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.int64]
@@ -120,7 +120,7 @@ class _Best:
             limit = min(float(lowest[query]), self.squared[query]) + 2 * slack[query]
             rows = start + np.flatnonzero(about[query] <= limit)
             apart = vectors[rows].astype(np.float64) - self.queries[query]
-            squared = np.einsum("nd,nd->n", apart, apart)
+            squared = squared_lengths(apart)
             best = int(squared.argmin())
             if squared[best] < self.squared[query]:
                 self.squared[query], self.rows[query] = squared[best], rows[best]
@@ -132,13 +132,10 @@ def _nearest_of(
     exact = vectors[rows].astype(np.float64)
     # Around the mean vectors are short, and rounding is small.
     queries = (exact - middle).astype(np.float32)
-    lengths = np.einsum("nd,nd->n", queries, queries)
     own, other = _Best(exact), _Best(exact)
     for start in range(0, len(vectors), _ROWS):
         block = (vectors[start : start + _ROWS] - middle).astype(np.float32)
-        squares = np.einsum("nd,nd->n", block, block)
-        about = lengths[:, None] + squares[None, :] - 2 * (queries @ block.T)
-        slack = _ROUNDING * (lengths + squares.max())
+        about, slack = expanded(queries, block, squared_lengths(block))
         same = labels[rows][:, None] == labels[start : start + _ROWS][None, :]
         other.look(vectors, start, np.where(same, np.inf, about), slack)
         itself = rows[:, None] == np.arange(start, start + len(block))[None, :]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from retrieval import archives, folders, listing, pixels, remote, shards
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
-from retrieval.files import Stamp
+from retrieval.files import Stamp, why
 from retrieval.pixels import MAX_BYTES, ImageSource
 from retrieval.places import absolute, composed, is_url, is_utf8, parent_name
 
@@ -152,9 +152,7 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
             _reported(line) for line in lines if line["status"] == "rejected" and line["path"] is not None
         ]
     except OSError as error:
-        raise DataError(
-            f"The report {path} cannot be read: {(error.strerror or str(error)).lower()}."
-        ) from error
+        raise DataError(f"The report {path} cannot be read: {why(error)}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a report of faceprint ingest; pass what --report wrote.") from error
 

@@ -8,7 +8,9 @@ when the distance is at most the threshold.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ _Z = 1.959963984540054
 
 # How often a bootstrap draws.
 _DRAWS = 1000
+
+# Numbers of a bootstrap in memory at a time.
+_CELLS: Final = 2**21
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,33 @@ def by_identity(hits: NDArray[np.bool_], identities: NDArray[np.int64], *, seed:
         return rates  # nobody comes twice, so trials are independent
     sums = np.zeros((people, hits.shape[1] + 1))
     np.add.at(sums, place, np.column_stack([hits, np.ones(len(hits))]).astype(float))
-    rng = np.random.default_rng(seed)
-    chances = np.full(people, 1 / people)
-    # Some draws at a time: of a million people each takes 8 MB.
-    drawn = np.concatenate([rng.multinomial(people, chances, 20) @ sums for _ in range(_DRAWS // 20)])
+    drawn = np.concatenate([weights @ sums for weights in resampled(people, _DRAWS, seed=seed)])
     lows, highs = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
     return [
         Rate(one.value, min(one.low, float(low)), max(one.high, float(high)), one.n)
         for one, low, high in zip(rates, lows, highs, strict=True)
     ]
+
+
+def resampled(
+    people: int, draws: int, *, seed: int, columns: int | None = None
+) -> Iterator[NDArray[np.float64]]:
+    """How often each of some people comes where as many are drawn with replacement, `draws` times.
+
+    Args:
+        people: how many, at least 1.
+        draws: how many times.
+        seed: of the draws.
+        columns: how many numbers the caller makes of a draw; as many as people by default.
+
+    Yields:
+        (b, people), `draws` rows in all; so few at a time that they make 2 million numbers at most.
+    """
+    rng = np.random.default_rng(seed)
+    chances = np.full(people, 1 / people)
+    size = max(1, _CELLS // (columns or people))
+    for start in range(0, draws, size):
+        yield rng.multinomial(people, chances, size=min(size, draws - start)).astype(np.float64)
 
 
 def threshold(strangers: NDArray[np.float64], fpir: float) -> float:

@@ -21,12 +21,17 @@ def outcomes(seed: int, share_right: float = 0.8) -> np.ndarray:
     return random.random(200) < ease[MANY]
 
 
+def drawn_people(number: int, *, seed: int) -> np.ndarray:
+    """How often each of some people is drawn, in each resample."""
+    return np.concatenate(list(rates.resampled(number, intervals.RESAMPLES, seed=seed))).astype(int)
+
+
 def test_a_share_is_the_mean_and_its_interval_that_of_a_naive_loop() -> None:
     """People are drawn with the same draws, and their photos laid out one by one."""
     right = outcomes(0)
     figure = share(right, MANY, seed=7)
     means = []
-    for drawn in np.concatenate(list(intervals._weights(40, 7, 500))).astype(int):
+    for drawn in drawn_people(40, seed=7):
         photos = np.concatenate([right[person == MANY] for person in np.repeat(np.arange(40), drawn)])
         means.append(photos.mean())
     assert len(means) == intervals.RESAMPLES
@@ -50,7 +55,7 @@ def test_names_and_the_size_of_blocks_do_not_show(monkeypatch: pytest.MonkeyPatc
     right = outcomes(1)
     figure = share(right, MANY, seed=3)
     assert share(right, np.char.add("person", np.char.zfill(MANY.astype(str), 2)), seed=3) == figure
-    monkeypatch.setattr(intervals, "_CELLS", 40 * 7)
+    monkeypatch.setattr(rates, "_CELLS", 40 * 7)
     assert share(right, MANY, seed=3) == figure
 
 
@@ -183,8 +188,8 @@ def test_a_resampled_miss_is_what_the_thresholds_of_the_naive_loop_miss() -> Non
     false, false_people, true, true_people = sides(1, strangers=60, mated=40)
     missed, number = intervals._missed(false, false_people, true, true_people, (0.1,), 5)
     assert number == 10
-    strangers = np.concatenate(list(intervals._weights(30, 5, 100))).astype(int)
-    people = np.concatenate(list(intervals._weights(10, 6, 100))).astype(int)
+    strangers = drawn_people(30, seed=5)
+    people = drawn_people(10, seed=6)
     for draw in range(0, intervals.RESAMPLES, 100):
         drawn = np.repeat(false, strangers[draw][false_people])
         known = np.repeat(true, people[draw][true_people])

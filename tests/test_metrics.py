@@ -93,7 +93,7 @@ def test_blocks_of_queries_do_not_show_in_the_result(monkeypatch: pytest.MonkeyP
     queries = random.normal(size=(23, 7)).astype(np.float32)
     gallery = random.normal(size=(31, 7)).astype(np.float32)
     whole = metrics.nearest(queries, gallery, 5)
-    monkeypatch.setattr(metrics, "_BLOCK", 4)
+    monkeypatch.setattr(metrics, "_CELLS", 4 * 31)
     blocks = metrics.nearest(queries, gallery, 5)
     assert np.array_equal(blocks[1], whole[1])
     assert np.array_equal(blocks[1], naive(queries, gallery, 5)[1])
@@ -114,14 +114,16 @@ def test_no_queries_have_no_neighbours() -> None:
 
 
 def test_confusions_are_counted_and_the_most_frequent_come_first() -> None:
-    actual = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    predicted = np.array([0, 1, 1, 1, 0, 0, 1, 2, 2])
+    actual, predicted = [0, 0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 0, 0, 1, 2, 2]
     assert metrics.confusions(predicted, actual) == [(0, 1, 2), (1, 0, 1), (2, 0, 1), (2, 1, 1)]
+    names = ["Ada", "Bob", "Cid"]
+    named = metrics.confusions([names[one] for one in predicted], [names[one] for one in actual])
+    assert named == [("Ada", "Bob", 2), ("Bob", "Ada", 1), ("Cid", "Ada", 1), ("Cid", "Bob", 1)]
 
 
 def test_without_mistakes_there_are_no_confusions() -> None:
-    assert metrics.confusions(np.array([1, 2]), np.array([1, 2])) == []
-    assert metrics.confusions(np.empty(0, np.int64), np.empty(0, np.int64)) == []
+    assert metrics.confusions([1, 2], [1, 2]) == []
+    assert metrics.confusions(list[int](), list[int]()) == []
 
 
 def test_the_true_label_is_among_the_k_likeliest_or_not() -> None:

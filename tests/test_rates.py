@@ -102,6 +102,20 @@ def test_an_interval_over_identities_is_never_narrower_than_wilsons(
         assert 0 <= rate.low <= alone.low <= alone.high <= rate.high <= 1
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 30), st.integers(1, 100))
+def test_as_many_people_are_drawn_as_there_are_whatever_the_blocks(
+    seed: int, people: int, draws: int, cells: int
+) -> None:
+    (whole,) = rates.resampled(people, draws, seed=seed)
+    assert whole.shape == (draws, people)
+    assert (whole.sum(1) == people).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "_CELLS", cells)
+        parts = list(rates.resampled(people, draws, seed=seed, columns=25))
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert all(len(part) * 25 <= max(cells, 25) for part in parts)
+
+
 def test_no_trial_of_anybody_says_nothing() -> None:
     (rate,) = rates.by_identity(np.empty((0, 1), bool), np.empty(0, np.int64))
     assert (rate.low, rate.high, rate.n) == (0.0, 1.0, 0)

@@ -1,7 +1,7 @@
 """Closed set: held-out photos of people who are all enrolled. Who is it?"""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -69,7 +69,7 @@ def measure(
         unanswerable=int((~enrolled & ~answerable).sum()),
         ranking=_ranking(found, identities, seed),
         classifier=classifier,
-        confusions=_confusions((row["identity"], row["nearest_identity"]) for row in rows),
+        confusions=_confusions(rows, "nearest_identity"),
         people=people,
         mistakes=with_right(mistakes(rows), observed, gallery),
         baselines=tuple(baselines),
@@ -145,7 +145,7 @@ def _classifier(
     return Classifier(
         accuracy=intervals.share(right[known], identities, seed=seed),
         top5=intervals.share(top, identities, seed=seed),
-        confusions=_confusions((rows[place]["identity"], rows[place]["said"]) for place in known.tolist()),
+        confusions=_confusions([rows[place] for place in known.tolist()], "said"),
         calibration=_calibration(probabilities[known], actual[known], identities, seed),
     )
 
@@ -190,10 +190,10 @@ def _sure(
     return probabilities.max(1).astype(np.float64), probabilities.argmax(1) == actual
 
 
-def _confusions(pairs: Iterable[tuple[str, str]]) -> tuple[Confusion, ...]:
-    counts = Counter((actual, said) for actual, said in pairs if actual != said)
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(Confusion(actual, said, number) for (actual, said), number in ordered)
+def _confusions(rows: Rows, column: str) -> tuple[Confusion, ...]:
+    """The confusions of who is on photos with whom a column names."""
+    found = metrics.confusions([row[column] for row in rows], [row["identity"] for row in rows])
+    return tuple(Confusion(*one) for one in found)
 
 
 def _people(rows: Rows, enrolled: NDArray[np.str_]) -> tuple[Person, ...]:

@@ -1,6 +1,5 @@
 """Comparison: two evaluations of the same photos, side by side, with paired tests."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from retrieval.errors import InputError, StorageError
-from retrieval.files import why, write_durably
+from retrieval.errors import InputError
 from training import intervals
-from training.figures import Comparison, Figure, Paired, as_json
-from training.results import REPORT, Results
+from training.figures import Comparison, Figure, Paired
+from training.results import REPORT, Results, check_free, in_json, write_files
 
 COMPARISON: Final = "comparison.json"
 
@@ -92,10 +90,7 @@ def check_target(folder: Path) -> None:
     Raises:
         InputError: it is a file, or a folder that has something else in it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder with --out.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / COMPARISON).exists():
-        raise InputError(f"{folder} is not empty and holds no comparison; choose another folder with --out.")
+    check_free(folder, COMPARISON, "comparison")
 
 
 def write(folder: Path, found: Comparison, *, report: bytes | None = None) -> None:
@@ -104,16 +99,7 @@ def write(folder: Path, found: Comparison, *, report: bytes | None = None) -> No
     Raises:
         StorageError: the disk refused.
     """
-    text = json.dumps(as_json(found), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / COMPARISON).unlink(missing_ok=True)
-        (folder / REPORT).unlink(missing_ok=True)
-        if report is not None:
-            write_durably(folder / REPORT, report)
-        write_durably(folder / COMPARISON, text.encode())
-    except OSError as error:
-        raise StorageError(f"The comparison cannot be written to {folder}: {why(error)}.") from error
+    write_files(folder, {REPORT: report, COMPARISON: in_json(found)}, what="comparison")
 
 
 _Pairs = list[tuple[Mapping[str, Any], Mapping[str, Any]]]

@@ -41,7 +41,7 @@ class Evaluation:
 
     def confusions(self) -> list[tuple[int, int, int]]:
         """(actual, predicted, how often) of every wrong pair, the most frequent first."""
-        return metrics.confusions(self.predicted, self.actual)
+        return metrics.confusions(self.predicted.tolist(), self.actual.tolist())
 
 
 def evaluate(network: Network, split: Split, preprocessing: Preprocessing, *, workers: int) -> Evaluation:

@@ -29,9 +29,6 @@ TRIALS: Final = 30
 IDENTITIES: Final = 10
 RESAMPLES: Final = 2000
 
-# Weights in memory at a time.
-_CELLS: Final = 2**21
-
 Groups = NDArray[Any]
 
 
@@ -202,25 +199,17 @@ def _both(
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Resampled weights of the trials of two sides, (b, n) and (b, m), each in the order that is wanted."""
     (one, n), (two, m) = _numbered(first), _numbered(second)
-    size = max(1, _CELLS // max(len(first), len(second)))
-    draws = zip(_weights(n, seed, size), _weights(m, seed + 1, size), strict=True)
-    for weights, others in draws:
+    columns = max(len(first), len(second))
+    draws = rates.resampled(n, RESAMPLES, seed=seed, columns=columns)
+    other_draws = rates.resampled(m, RESAMPLES, seed=seed + 1, columns=columns)
+    for weights, others in zip(draws, other_draws, strict=True):
         yield weights[:, one[order]], others[:, two[other_order]]
-
-
-def _weights(number: int, seed: int, size: int) -> Iterator[NDArray[np.float64]]:
-    """How often each of `number` people is drawn: (b, number) at a time, 2,000 in all."""
-    random = np.random.default_rng(seed)
-    chances = np.full(number, 1 / number)
-    for start in range(0, RESAMPLES, size):
-        yield random.multinomial(number, chances, size=min(size, RESAMPLES - start)).astype(np.float64)
 
 
 def _collected(
     number: int, seed: int, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    size = max(1, _CELLS // number)
-    return np.concatenate([statistic(weights) for weights in _weights(number, seed, size)])
+    return np.concatenate([statistic(weights) for weights in rates.resampled(number, RESAMPLES, seed=seed)])
 
 
 def _numbered(identities: Groups) -> tuple[NDArray[np.int64], int]:

@@ -1,16 +1,20 @@
 """Pure functions on arrays: how good predictions and distances are."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1024
+from retrieval.distances import expanded, squared_lengths
 
-# Distances that are in memory at a time where all of a gallery is ranked.
+# Distances that are in memory at a time.
 _CELLS: Final = 2**22
+
+# What a person is called: a number or a name.
+Label = TypeVar("Label", int, str)
 
 
 def accuracy(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> float:
@@ -23,7 +27,7 @@ def nearest(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The k nearest rows of `gallery` to each query, by Euclidean distance in float64.
 
-    Works in blocks of queries: no (n, m) matrix of distances is ever in memory.
+    Works in blocks of queries of at most 4 million distances: no (n, m) matrix is ever in memory.
 
     Args:
         queries: (n, d).
@@ -35,33 +39,29 @@ def nearest(
     """
     k = min(k, len(gallery))
     stored = gallery.astype(np.float64)
-    stored_squares = np.einsum("ij,ij->i", stored, stored)
+    lengths = squared_lengths(stored)
     distances, rows = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), _BLOCK):
-        block = queries[start : start + _BLOCK].astype(np.float64)
-        block_squares = np.einsum("ij,ij->i", block, block)
-        squares = stored_squares - 2 * block @ stored.T + block_squares[:, None]
-        # The expansion loses digits where two vectors are close, and may tell equal rows apart: whoever
-        # is among the nearest but for its rounding is measured again.
-        rounding = 4 * stored.shape[1] * np.finfo(np.float64).eps * (block_squares + stored_squares.max())
-        limits = np.partition(squares, k - 1, axis=1)[:, k - 1] + 2 * rounding
+    for some in blocks(len(queries), max(gallery.shape)):
+        block = queries[some].astype(np.float64)
+        squares, off = expanded(block, stored, lengths)
+        # The expansion may tell equal rows apart: whoever is among the nearest but for its rounding is
+        # measured again.
+        limits = np.partition(squares, k - 1, axis=1)[:, k - 1] + 2 * off
         for index, vector in enumerate(block):
             candidates = np.flatnonzero(squares[index] <= limits[index])
             exact = np.linalg.norm(vector - stored[candidates], axis=1)
             order = np.argsort(exact, kind="stable")[:k]
-            rows[start + index] = candidates[order]
-            distances[start + index] = exact[order]
+            rows[some.start + index] = candidates[order]
+            distances[some.start + index] = exact[order]
     return distances, rows
 
 
-def confusions(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+def confusions(predicted: Iterable[Label], actual: Iterable[Label]) -> list[tuple[Label, Label, int]]:
     """(actual, predicted, how often) of every wrong pair, the most frequent first, then by label."""
-    wrong = predicted != actual
-    counts = Counter(zip(actual[wrong].tolist(), predicted[wrong].tolist(), strict=True))
-    return sorted(
-        ((true, said, number) for (true, said), number in counts.items()),
-        key=lambda row: (-row[2], row[0], row[1]),
-    )
+    pairs = zip(actual, predicted, strict=True)
+    counts = Counter((true, said) for true, said in pairs if true != said)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [(true, said, number) for (true, said), number in ordered]
 
 
 def top_k(probabilities: NDArray[np.float32], actual: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
@@ -115,9 +115,10 @@ def ranks(
         gallery_labels: (m,).
     """
     stored = gallery.astype(np.float64)
+    lengths = squared_lengths(stored)
     parts = [
-        _ranked(queries[rows].astype(np.float64), labels[rows], stored, gallery_labels)
-        for rows in blocks(len(queries), len(gallery))
+        _ranked(queries[rows].astype(np.float64), labels[rows], stored, lengths, gallery_labels)
+        for rows in blocks(len(queries), max(gallery.shape))
     ]
     place, precision, row, distance = (np.concatenate(some) for some in zip(*parts, strict=True))
     return Ranks(place, precision, row, distance)
@@ -133,9 +134,10 @@ def _ranked(
     block: NDArray[np.float64],
     labels: NDArray[np.int64],
     stored: NDArray[np.float64],
+    lengths: NDArray[np.float64],
     gallery_labels: NDArray[np.int64],
 ) -> tuple[NDArray[Any], ...]:
-    order = _ordered(block, stored)
+    order = _ordered(block, stored, lengths)
     found = gallery_labels[order]
     relevant = found == labels[:, None]
     number = relevant.sum(1)
@@ -149,14 +151,14 @@ def _ranked(
     return place, precision, order[:, 0], distance
 
 
-def _ordered(block: NDArray[np.float64], stored: NDArray[np.float64]) -> NDArray[np.int64]:
+def _ordered(
+    block: NDArray[np.float64], stored: NDArray[np.float64], lengths: NDArray[np.float64]
+) -> NDArray[np.int64]:
     """Rows of `stored` (m, d) from near to far, for each vector of `block` (b, d): (b, m)."""
-    lengths, own = np.einsum("ij,ij->i", stored, stored), np.einsum("ij,ij->i", block, block)
-    squares = lengths - 2 * block @ stored.T + own[:, None]
+    squares, off = expanded(block, stored, lengths)
     order = np.argsort(squares, axis=1, kind="stable")
     # As in `nearest`: what the expansion's rounding may have put in another order is measured again.
-    rounding = 8 * stored.shape[1] * np.finfo(np.float64).eps * (own + lengths.max())
-    close = np.diff(np.take_along_axis(squares, order, axis=1), axis=1) <= rounding[:, None]
+    close = np.diff(np.take_along_axis(squares, order, axis=1), axis=1) <= 2 * off[:, None]
     for index in np.flatnonzero(close.any(1)):
         order[index] = _measured_again(block[index], stored, order[index], close[index])
     return order

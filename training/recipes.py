@@ -1,7 +1,7 @@
 """Recipes: how a network is trained. The paper's, and the best that we found on the same budget of epochs."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 from retrieval.bundle import Embedding
@@ -44,6 +44,10 @@ class FitConfig:
     augmentation: Augmentation = field(default=Augmentation())
     warmup_epochs: float = 0.0
     seed: int = 0
+
+    def starting(self, fresh: Collection[str]) -> "FitConfig":
+        """The same for a network of which some modules start fresh: where any does, the rate warms up."""
+        return replace(self, warmup_epochs=1.0) if fresh else self
 
     def plain(self) -> dict[str, Any]:
         """Every setting by its name, the augmentation's among the others."""

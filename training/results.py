@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from retrieval.errors import InputError, StorageError
 from retrieval.files import why, write_durably
-from training.figures import FORMAT, Measured, as_json
+from training.figures import FORMAT, Comparison, Measured, as_json
 from training.searches import Rows
 
 METRICS: Final = "metrics.json"
@@ -37,12 +38,21 @@ def check_target(folder: Path) -> None:
     Raises:
         InputError: it is a file, or a folder that has something else in it than results.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder with --out.")
     if (folder / "bundle.json").exists() or (folder / "gallery.db").exists():
         raise InputError(f"{folder} is a model or a gallery; choose another folder with --out.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / METRICS).exists():
-        raise InputError(f"{folder} is not empty and holds no evaluation; choose another folder with --out.")
+    check_free(folder, METRICS, "evaluation")
+
+
+def check_free(folder: Path, last: str, what: str) -> None:
+    """Checks that a folder is empty or not there, or holds what is being made, whose last file is `last`.
+
+    Raises:
+        InputError: it is a file, or a folder that has something else in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder with --out.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / last).exists():
+        raise InputError(f"{folder} is not empty and holds no {what}; choose another folder with --out.")
 
 
 def write(folder: Path, measured: Measured, rows: Rows, *, report: bytes | None = None) -> None:
@@ -51,17 +61,33 @@ def write(folder: Path, measured: Measured, rows: Rows, *, report: bytes | None 
     Raises:
         StorageError: the disk refused.
     """
-    text = json.dumps(as_json(measured), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    files = {PHOTOS: _table(rows).encode(), REPORT: report, METRICS: in_json(measured)}
+    write_files(folder, files, what="evaluation")
+
+
+def in_json(figures: Measured | Comparison) -> bytes:
+    """Figures as the text of a file."""
+    return (json.dumps(as_json(figures), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+
+
+def write_files(folder: Path, files: Mapping[str, bytes | None], *, what: str) -> None:
+    """Writes files (None is no file) in their order, so that a folder with the last of them has all.
+
+    The last one and the report of an older writing go first.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    *_, last = files
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / METRICS).unlink(missing_ok=True)
+        (folder / last).unlink(missing_ok=True)
         (folder / REPORT).unlink(missing_ok=True)
-        write_durably(folder / PHOTOS, _table(rows).encode())
-        if report is not None:
-            write_durably(folder / REPORT, report)
-        write_durably(folder / METRICS, text.encode())
+        for name, data in files.items():
+            if data is not None:
+                write_durably(folder / name, data)
     except OSError as error:
-        raise StorageError(f"The evaluation cannot be written to {folder}: {why(error)}.") from error
+        raise StorageError(f"The {what} cannot be written to {folder}: {why(error)}.") from error
 
 
 def _table(rows: Rows) -> str:

@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,7 +116,7 @@ def train(
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
     projection.check(options.embedding, network, photos=len(split.train))
     network.embed_as(options.embedding.unprojected)
-    config = replace(config, warmup_epochs=1.0 if start.fresh else config.warmup_epochs)
+    config = config.starting(start.fresh)
     observer.on_start(start, device)
     _make(out)
     history = fit(
