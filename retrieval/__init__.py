@@ -23,19 +23,11 @@ if TYPE_CHECKING:
     from retrieval.engines import PrecisionDrift
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
-    from retrieval.gallery import (
-        Annotated,
-        Gallery,
-        GalleryInfo,
-        Match,
-        Missing,
-        Prediction,
-        SearchResult,
-        repair,
-    )
+    from retrieval.gallery import Annotated, Gallery, GalleryInfo, Missing, repair
     from retrieval.ingestion import IngestReport, ingest, ingest_photos
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
+    from retrieval.searching import Match, Prediction, SearchResult
     from retrieval.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
     from retrieval.strangers import Calibrated, StrangerReport, calibrate
     from retrieval.vault import Compacted, Optimized
@@ -125,25 +117,25 @@ _HOMES = {
     "GalleryInfo": "gallery",
     "Imported": "exchange",
     "IngestReport": "ingestion",
-    "Match": "gallery",
+    "Match": "searching",
     "Missing": "gallery",
     "ModelBundle": "bundle",
     "NewFace": "store",
     "OperatingPoint": "store",
     "Optimized": "vault",
     "Outcome": "verdicts",
-    "PeopleResult": "gallery",
-    "PersonMatch": "gallery",
+    "PeopleResult": "searching",
+    "PersonMatch": "searching",
     "Photo": "photos",
     "PrecisionDrift": "engines",
-    "Prediction": "gallery",
+    "Prediction": "searching",
     "Preprocessing": "bundle",
     "Reason": "errors",
     "Receipt": "store",
     "Reembedded": "reembedding",
     "Repaired": "verification",
     "Restored": "backup",
-    "SearchResult": "gallery",
+    "SearchResult": "searching",
     "Status": "verdicts",
     "StrangerReport": "strangers",
     "Trouble": "verification",

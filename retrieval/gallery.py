@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,7 @@ from numpy.typing import NDArray
 from retrieval import (
     archives,
     calibration,
-    decisions,
     exchange,
-    people,
     pixels,
     preparation,
     reembedding,
@@ -35,7 +33,7 @@ from retrieval import backup as backups
 from retrieval.annotations import decoded, encoded, filled
 from retrieval.backup import BackedUp, Restored
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
-from retrieval.decisions import Decision, Limit
+from retrieval.decisions import Decision
 from retrieval.decoding import Decode, decode_here
 from retrieval.embedder import Embedder, may_use_gpu
 from retrieval.engines import PrecisionDrift
@@ -48,8 +46,8 @@ from retrieval.errors import (
 )
 from retrieval.exchange import Export, Imported
 from retrieval.files import is_free, whole_folder, why
-from retrieval.knn import Answer, Explanation
-from retrieval.people import Rule, checked_rule
+from retrieval.knn import Explanation
+from retrieval.people import checked_rule
 from retrieval.photos import Offered, Photo, check_comparable, scan
 from retrieval.photos import of as photos_of
 from retrieval.places import absolute, is_absolute, is_utf8, readable
@@ -62,6 +60,18 @@ from retrieval.preparation import (
     check_identity,
 )
 from retrieval.reembedding import Reembedded
+from retrieval.searching import (
+    Found,
+    Match,
+    PeopleResult,
+    PersonMatch,
+    Prediction,
+    Question,
+    SearchResult,
+    nearest_faces,
+    nearest_people,
+    vector_of,
+)
 from retrieval.store import (
     AuditEntry,
     Calibration,
@@ -74,7 +84,7 @@ from retrieval.store import (
     utc_now,
 )
 from retrieval.tables import face_table, identity_table
-from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
+from retrieval.vault import DATABASE, Compacted, Optimized, Vault, who
 from retrieval.vectors import Ids
 from retrieval.verdicts import Outcome, Verdicts, in_their_places
 from retrieval.verification import Repaired, Verification
@@ -89,78 +99,6 @@ _BATCH: Final = 32
 _ATTEMPTS: Final = 5
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A stored photo and its Euclidean distance (not squared) to the query."""
-
-    face: Face
-    distance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The classifier's opinion: one of the identities it was trained on, and its softmax probability.
-
-    The classifier knows nobody else: a stranger too is given one of its names.
-    """
-
-    identity: str
-    probability: float
-
-
-class Found(tuple[_T, ...], Generic[_T]):
-    """What a search found, nearest first: a tuple, and with it the decision.
-
-    Attributes:
-        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
-    """
-
-    decision: Decision | None = None
-
-    @classmethod
-    def of(cls, found: Iterable[_T], decision: Decision | None) -> "Found[_T]":
-        """What was found, with a decision."""
-        made = cls(found)
-        made.decision = decision
-        return made
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """The answer to a picture.
-
-    Attributes:
-        matches: the nearest stored photos, nearest first, equal distances by face id.
-        prediction: from the same pass through the network.
-        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
-    """
-
-    matches: tuple[Match, ...]
-    prediction: Prediction
-    decision: Decision | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PersonMatch:
-    """A person in an answer: how far by the rule that was asked for, and their nearest photos."""
-
-    identity: str
-    distance: float
-    matches: tuple[Match, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PeopleResult:
-    """The people nearest to a picture, nearest first, the classifier's prediction, and the decision.
-
-    The decision is by the nearest photo, whatever the rule; see `SearchResult`.
-    """
-
-    people: tuple[PersonMatch, ...]
-    prediction: Prediction
-    decision: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -198,32 +136,6 @@ class Missing:
 
     paths: tuple[str, ...]
     faces: tuple[Face, ...]
-
-
-class _Question:
-    """What is asked: how many, how far, and of which faces; and how it is to be decided.
-
-    Raises:
-        InputError: k below 1, or None although no distance is given; or as `decisions.check_wanted`.
-    """
-
-    def __init__(
-        self,
-        k: int | None,
-        within: float | None,
-        where: Where | None,
-        explanation: Explanation | None,
-        fpir: float | None,
-        max_distance: float | None,
-    ) -> None:
-        decisions.check_wanted(fpir, max_distance)
-        if k is None and within is None:
-            raise InputError("Say how many neighbours, or within which distance.")
-        if k is not None and k < 1:
-            raise InputError(f"The number of neighbours must be at least 1, not {k}.")
-        self.k, self.within, self.where = k, within, where
-        self.fpir, self.max_distance = fpir, max_distance
-        self.explanation = Explanation() if explanation is None else explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -715,8 +627,8 @@ class Gallery:
         max_distance: float | None = None,
     ) -> list[SearchResult]:
         """As `search`, for many pictures; one result each, in order."""
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        found = self._in_batches(images, exclude_self, asked, partial(self._nearest, asked=asked))
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        found = self._in_batches(images, exclude_self, asked, partial(nearest_faces, self.vault, asked=asked))
         return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
 
     def search_by_vector(
@@ -731,8 +643,8 @@ class Gallery:
         max_distance: float | None = None,
     ) -> Found[Match]:
         """The k nearest stored photos to an embedding (d,); otherwise as `search`."""
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        return self._nearest(np.asarray(vector)[None], asked=asked)[0]
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        return nearest_faces(self.vault, np.asarray(vector)[None], asked=asked)[0]
 
     def search_by_vectors(
         self,
@@ -750,8 +662,8 @@ class Gallery:
         Raises:
             InputError: another shape, not finite, or k below 1.
         """
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        return self._nearest(vectors, asked=asked)
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        return nearest_faces(self.vault, vectors, asked=asked)
 
     def search_by_face(
         self,
@@ -769,8 +681,9 @@ class Gallery:
         Raises:
             InputError: there is no such face, or k below 1.
         """
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        return self._nearest(self._vector(face_id)[None], [face_id], asked=asked)[0]
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        vectors = vector_of(self.vault, face_id)[None]
+        return nearest_faces(self.vault, vectors, [face_id], asked=asked)[0]
 
     def search_people(
         self,
@@ -801,8 +714,8 @@ class Gallery:
         Raises:
             InputError: k or `mean_of` below 1, or no such rule.
         """
-        asked = _Question(k, None, where, explanation, fpir, max_distance)
-        ask = partial(self._people, asked=asked, rule=checked_rule(rule, mean_of, photos))
+        asked = Question(k, None, where, explanation, fpir, max_distance)
+        ask = partial(nearest_people, self.vault, asked=asked, rule=checked_rule(rule, mean_of, photos))
         ask = partial(ask, mean_of=mean_of, photos=photos)
         return [
             PeopleResult(people, prediction, decision)
@@ -823,9 +736,10 @@ class Gallery:
         max_distance: float | None = None,
     ) -> list[Found[PersonMatch]]:
         """As `search_people`, for embeddings (n, d)."""
-        checked = checked_rule(rule, mean_of, photos)
-        asked = _Question(k, None, where, explanation, fpir, max_distance)
-        return self._people(vectors, asked=asked, rule=checked, mean_of=mean_of, photos=photos)
+        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
+        options |= {"mean_of": mean_of, "photos": photos}
+        asked = Question(k, None, where, explanation, fpir, max_distance)
+        return nearest_people(self.vault, vectors, asked=asked, **options)
 
     def search_people_by_face(
         self,
@@ -841,16 +755,17 @@ class Gallery:
         max_distance: float | None = None,
     ) -> Found[PersonMatch]:
         """As `search_people`, for a stored face, itself left out."""
-        checked = checked_rule(rule, mean_of, photos)
-        asked = _Question(k, None, where, explanation, fpir, max_distance)
-        vectors = self._vector(face_id)[None]
-        return self._people(vectors, [face_id], asked=asked, rule=checked, mean_of=mean_of, photos=photos)[0]
+        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
+        options |= {"mean_of": mean_of, "photos": photos}
+        asked = Question(k, None, where, explanation, fpir, max_distance)
+        vectors = vector_of(self.vault, face_id)[None]
+        return nearest_people(self.vault, vectors, [face_id], asked=asked, **options)[0]
 
     def _in_batches(
         self,
         images: Iterable[pixels.ImageSource],
         exclude_self: bool,
-        asked: "_Question",
+        asked: Question,
         ask: Callable[..., list[Found[_T]]],
     ) -> Iterator[tuple[tuple[_T, ...], Prediction, Decision | None]]:
         """Embeds pictures, some at a time, and asks for each; with the classifier's predictions."""
@@ -862,7 +777,7 @@ class Gallery:
         self,
         images: Sequence[pixels.ImageSource],
         exclude_self: bool,
-        asked: "_Question",
+        asked: Question,
         ask: Callable[..., list[Found[_T]]],
     ) -> list[tuple[tuple[_T, ...], Prediction, Decision | None]]:
         for _ in range(_ATTEMPTS):
@@ -898,186 +813,6 @@ class Gallery:
         with self.vault.store.read() as reader:
             known = reader.faces_by_sha256(set(digests))
         return [known[digest].id if digest in known else None for digest in digests]
-
-    def _nearest(
-        self,
-        vectors: NDArray[Any],
-        exclude: Sequence[int | None] | None = None,
-        *,
-        asked: "_Question",
-        generation: int | None = None,
-    ) -> list[Found[Match]]:
-        """The matches of each vector (n, d), all from one snapshot.
-
-        Raises:
-            ModelMismatch: the snapshot is of another generation than the given one.
-        """
-
-        def search(reader: Reader) -> list[Found[Match]]:
-            state, allowed = self._state(reader, asked, generation)
-            limit = self._limit(state, asked)
-            ask: Any = self.vault.vectors(state.generation)
-            options: dict[str, Any] = {
-                "coded": state.coded,
-                "allowed": allowed,
-                "exclude": exclude,
-                "explanation": asked.explanation,
-            }
-            if asked.within is not None:
-                found = ask.search_within(state.segments, vectors, asked.within, **options)
-            else:
-                # A decision needs the second person too: mostly a few more faces show one.
-                count = asked.k if limit is None else max(asked.k or 1, decisions.FIRST)
-                found = ask.search(state.segments, vectors, count, **options)
-            decided = self._decide(reader, state, allowed, asked, limit, vectors, exclude, found)
-            with asked.explanation.timed("look up"):
-                shown = self._matches(reader, [(d[: asked.k], ids[: asked.k]) for d, ids in found])
-            return list(map(Found.of, shown, decided))
-
-        return self.vault.on_a_snapshot(search)
-
-    def _limit(self, state: State, asked: "_Question") -> Limit | None:
-        """The threshold in force for a search; None where there is none."""
-        name = os.fspath(self.folder)
-        return decisions.limit(state.calibration, state.faces, asked.fpir, asked.max_distance, name)
-
-    def _decide(
-        self,
-        reader: Reader,
-        state: State,
-        allowed: Ids | None,
-        asked: "_Question",
-        limit: Limit | None,
-        vectors: NDArray[Any],
-        exclude: Sequence[int | None] | None,
-        beginnings: Sequence[Answer] | None = None,
-    ) -> list[Decision | None]:
-        """The decision on each vector (n, d), of which the nearest may be known already."""
-        if limit is None:
-            return [None] * len(vectors)
-        flat = self.vault.vectors(state.generation)
-        queries = flat.checked(vectors)
-        left_out = [None] * len(queries) if exclude is None else list(exclude)
-        before = asked.explanation.queries
-
-        def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Answer]:
-            some = allowed if only is None else only if allowed is None else np.intersect1d(only, allowed)
-            options: dict[str, Any] = {"coded": state.coded, "explanation": asked.explanation}
-            options |= {"allowed": some, "exclude": [left_out[place] for place in places]}
-            return flat.search(state.segments, queries[list(places)], count, **options)
-
-        if beginnings is None:
-            beginnings = [(np.empty(0), np.empty(0, np.int64))] * len(queries)
-        rows = asked.explanation.rows
-        with asked.explanation.timed("decide"):
-            found = decisions.two_nearest(reader, ask, beginnings)
-            names = reader.names_of_identities(set(found.people.ravel().tolist()))
-        # The same questions, gone on with.
-        asked.explanation.queries, asked.explanation.rows = before, rows
-        return list(decisions.decide(found, names, limit))
-
-    def _people(
-        self,
-        vectors: NDArray[Any],
-        exclude: Sequence[int | None] | None = None,
-        *,
-        asked: "_Question",
-        rule: Rule,
-        mean_of: int,
-        photos: int,
-        generation: int | None = None,
-    ) -> list[Found[PersonMatch]]:
-        """The people nearest to each vector (n, d), all from one snapshot; otherwise as `_nearest`."""
-        k = asked.k or 1
-        left_out = [None] * len(vectors) if exclude is None else list(exclude)
-
-        def search(reader: Reader) -> list[Found[PersonMatch]]:
-            state, allowed = self._state(reader, asked, generation)
-            limit = self._limit(state, asked)
-            flat = self.vault.vectors(state.generation)
-            queries = flat.checked(vectors)
-            found: list[list[people.Ranked]] = []
-            # Centroids are computed once for all queries that leave out the same face, or none.
-            for face, places in groupby(range(len(queries)), key=left_out.__getitem__):
-                some_queries = queries[list(places)]
-
-                def ask(
-                    one: NDArray[np.float32], count: int, only: Ids | None, face: int | None = face
-                ) -> list[Answer]:
-                    options: dict[str, Any] = {"coded": state.coded, "explanation": asked.explanation}
-                    return flat.search(state.segments, one, count, allowed=only, exclude=[face], **options)
-
-                if rule is Rule.CENTROID:
-                    blocks, some = flat.blocks(state.segments, state.coded), allowed
-                    if face is not None:
-                        everybody = np.fromiter(reader.face_ids(), np.int64) if some is None else some
-                        some = everybody[everybody != face]
-                    found += people.by_centroid(
-                        reader, ask, blocks, some_queries, k, photos=photos, allowed=some
-                    )
-                else:
-                    number = mean_of if rule is Rule.MEAN else 1
-                    found += people.by_photos(
-                        reader, ask, some_queries, k, mean_of=number, photos=photos, allowed=allowed
-                    )
-            decided = self._decide(reader, state, allowed, asked, limit, queries, exclude)
-            return list(map(Found.of, self._named(reader, found), decided))
-
-        return self.vault.on_a_snapshot(search)
-
-    def _named(
-        self, reader: Reader, found: Sequence[Sequence[people.Ranked]]
-    ) -> list[tuple[PersonMatch, ...]]:
-        """People with their names and photos."""
-        names = reader.names_of_identities({one.identity_id for some in found for one in some})
-        photos = [
-            (np.array(one.distances), np.array(one.face_ids, np.int64)) for some in found for one in some
-        ]
-        matches = iter(self._matches(reader, photos))
-        return [
-            tuple(PersonMatch(names[one.identity_id], one.distance, next(matches)) for one in some)
-            for some in found
-        ]
-
-    def _state(self, reader: Reader, asked: "_Question", generation: int | None) -> tuple[State, Ids | None]:
-        """What a snapshot is, and which of its faces may be an answer.
-
-        Raises:
-            ModelMismatch: it is of another generation than the given one.
-        """
-        state = self.vault.state(reader)
-        if generation not in (None, state.generation.id):
-            raise ModelMismatch(f"The gallery {self.folder} went over to another model meanwhile.")
-        if asked.where is None:
-            return state, None
-        with asked.explanation.timed("where"):
-            return state, reader.face_ids_where(asked.where)
-
-    def _matches(
-        self, reader: Reader, found: Sequence[tuple[NDArray[np.float64], Ids]]
-    ) -> list[tuple[Match, ...]]:
-        faces = reader.faces({int(number) for _, ids in found for number in ids})
-        try:
-            return [
-                tuple(
-                    Match(faces[number], distance)
-                    for distance, number in zip(distances.tolist(), ids.tolist(), strict=True)
-                )
-                for distances, ids in found
-            ]
-        except KeyError as error:
-            raise GalleryDamaged(
-                f"{self.folder} has a vector {error} without a face; see `faceprint verify {self.folder}`."
-            ) from error
-
-    def _vector(self, face_id: int) -> NDArray[np.float32]:
-        def find(reader: Reader) -> NDArray[np.float32]:
-            vector = self.vault.vector(reader, self.vault.state(reader).generation, face_id)
-            if vector is None:
-                raise InputError(f"There is no face {face_id} in {self.folder}.")
-            return vector
-
-        return self.vault.on_a_snapshot(find)
 
     def _prediction(self, probabilities: NDArray[np.float32]) -> Prediction:
         """The likeliest name; the outputs of the forgotten have none."""

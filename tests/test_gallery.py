@@ -38,7 +38,8 @@ from retrieval.errors import (
     StorageError,
     UnreadableImage,
 )
-from retrieval.gallery import Gallery, GalleryInfo, Match, Prediction
+from retrieval.gallery import Gallery, GalleryInfo
+from retrieval.searching import Match, Prediction
 from retrieval.store import NewFace
 from retrieval.verdicts import Outcome, Status
 from training.model import Network
