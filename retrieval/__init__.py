@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from retrieval.engines import PrecisionDrift
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
-    from retrieval.gallery import Annotated, Gallery, GalleryInfo, Missing, repair
+    from retrieval.gallery import Gallery, GalleryInfo, repair
     from retrieval.ingestion import IngestReport, ingest, ingest_photos
+    from retrieval.metadata import Annotated
+    from retrieval.missing import Missing
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
     from retrieval.searching import Match, Prediction, SearchResult
@@ -94,7 +96,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Annotated": "gallery",
+    "Annotated": "metadata",
     "AuditEntry": "store",
     "Audited": "doubts",
     "BackedUp": "backup",
@@ -118,7 +120,7 @@ _HOMES = {
     "Imported": "exchange",
     "IngestReport": "ingestion",
     "Match": "searching",
-    "Missing": "gallery",
+    "Missing": "missing",
     "ModelBundle": "bundle",
     "NewFace": "store",
     "OperatingPoint": "store",

@@ -7,8 +7,7 @@ import dataclasses
 import os
 import re
 import threading
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,19 +19,21 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import backup as backups
 from retrieval import (
-    archives,
     calibration,
     exchange,
+    identities,
+    metadata,
+    missing,
     pixels,
     preparation,
     reembedding,
     verification,
 )
-from retrieval import backup as backups
-from retrieval.annotations import decoded, encoded, filled
+from retrieval.annotations import encoded
 from retrieval.backup import BackedUp, Restored
-from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
+from retrieval.bundle import FORGOTTEN, ModelBundle
 from retrieval.decisions import Decision
 from retrieval.decoding import Decode, decode_here
 from retrieval.embedder import Embedder, may_use_gpu
@@ -47,10 +48,12 @@ from retrieval.errors import (
 from retrieval.exchange import Export, Imported
 from retrieval.files import is_free, whole_folder, why
 from retrieval.knn import Explanation
+from retrieval.metadata import Annotated
+from retrieval.missing import Missing
 from retrieval.people import checked_rule
-from retrieval.photos import Offered, Photo, check_comparable, scan
+from retrieval.photos import Offered, Photo
 from retrieval.photos import of as photos_of
-from retrieval.places import absolute, is_absolute, is_utf8, readable
+from retrieval.places import absolute, is_absolute, is_utf8
 from retrieval.preparation import (
     Meters,
     Prepared,
@@ -75,16 +78,14 @@ from retrieval.searching import (
 from retrieval.store import (
     AuditEntry,
     Calibration,
-    Face,
     Generation,
     NewFace,
     Reader,
     Receipt,
     Writer,
-    utc_now,
 )
-from retrieval.tables import face_table, identity_table
-from retrieval.vault import DATABASE, Compacted, Optimized, Vault, who
+from retrieval.tables import face_table
+from retrieval.vault import DATABASE, Compacted, Optimized, Vault
 from retrieval.vectors import Ids
 from retrieval.verdicts import Outcome, Verdicts, in_their_places
 from retrieval.verification import Repaired, Verification
@@ -128,40 +129,6 @@ class GalleryInfo:
     classifier_labels: int
     input_size: int
     erasures: int
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Known paths whose files are gone, and the faces that no other path leads to."""
-
-    paths: tuple[str, ...]
-    faces: tuple[Face, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """What annotating did.
-
-    Attributes:
-        faces, identities: how many have other metadata now.
-        unchanged: how many of either had the same already.
-        unknown: ids, paths and names that the gallery does not know, as they were given.
-    """
-
-    faces: int
-    identities: int
-    unchanged: int
-    unknown: tuple[int | str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What is to be forgotten, and the names whose labels go with it."""
-
-    what: str
-    face_ids: tuple[int, ...]
-    identity_ids: tuple[int, ...]
-    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -845,26 +812,7 @@ class Gallery:
             InputError: metadata that JSON cannot say or that are too large; nothing was changed.
             StorageError, GalleryBusy: nothing was changed.
         """
-        for number, metadata in faces.items():
-            encoded(metadata, f"face {number}")
-        for name, metadata in (*paths.items(), *identities.items()):
-            encoded(metadata, str(name))
-        with self.vault.writing() as writer:
-            faces_by_id, strange = _faces_by_id(writer, faces, paths)
-            people = writer.identities_named(filter(is_utf8, identities))
-            strange += [name for name in identities if name not in people]
-            stored = {number: face.metadata for number, face in writer.faces(faces_by_id).items()}
-            new_faces = _changes(stored, faces_by_id)
-            new_people = _changes(
-                dict(people.values()), {people[n][0]: said for n, said in identities.items() if n in people}
-            )
-            writer.set_metadata(face_table, new_faces)
-            writer.set_metadata(identity_table, new_people)
-            if writer.changed:
-                self.vault.log(writer, "annotate", faces=len(new_faces), identities=len(new_people))
-        known = len(faces_by_id) + len({number for number, _ in people.values()})
-        changed = len(new_faces) + len(new_people)
-        return Annotated(len(new_faces), len(new_people), known - changed, tuple(strange))
+        return metadata.annotate(self.vault, faces=faces, paths=paths, identities=identities)
 
     def identity_metadata(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """What is said about people, by their names, today's or former ones; strangers are not in it."""
@@ -888,24 +836,7 @@ class Gallery:
         Raises:
             InputError: there is nobody of that name, or somebody of the new one.
         """
-        check_identity(new_name)
-        with self.vault.writing() as writer:
-            number = self._identity(writer, name)
-            names = writer.names_of([number])
-            if new_name != name and writer.identity_id(new_name) is not None:
-                raise InputError(
-                    f"There is somebody called {new_name} in {self.folder} already; "
-                    "if they are the same person, merge the two with `faceprint merge-identities`."
-                )
-            faces = len(writer.face_ids_of(name))
-            writer.rename_identity(number, new_name)
-            writer.remove_alias(new_name)
-            if keep_alias and name != new_name:
-                writer.add_alias(name, number)
-            change = Relabel(new_name, keep_photos=keep_alias)
-            self._relabel(writer, names, change, erase=not keep_alias)
-            self.vault.log(writer, "rename-identity", faces=faces, identity=number, alias_kept=keep_alias)
-        return faces
+        return identities.rename(self.vault, name, new_name, keep_alias=keep_alias)
 
     def merge_identities(self, name: str, into: str) -> int:
         """Makes two names one person; the first goes on as an alias of the second.
@@ -919,45 +850,7 @@ class Gallery:
             InputError: there is nobody of one of the names, or they are one already, or the metadata of
                 both are too large for one.
         """
-        with self.vault.writing() as writer:
-            number, target = self._identity(writer, name), self._identity(writer, into)
-            if number == target:
-                raise InputError(f"{name} and {into} are one identity already.")
-            faces, names = len(writer.face_ids_of(name)), writer.names_of([number])
-            said = writer.identity_metadata([name, into])
-            merged = filled(said[into], said[name])
-            encoded(merged, f"{name} and {into} together")
-            if merged != said[into]:
-                writer.set_metadata(identity_table, {target: merged})
-            writer.merge_identities(number, target)
-            writer.add_alias(name, target)
-            self._relabel(writer, names, Relabel(into, keep_photos=True), erase=False)
-            self.vault.log(writer, "merge-identities", faces=faces, identity=number, into=target)
-        return faces
-
-    def _identity(self, reader: Reader, name: str) -> int:
-        """The number of a person.
-
-        Raises:
-            InputError: there is nobody of that name.
-        """
-        number = reader.identity_id(name)
-        if number is None:
-            today = reader.current_names([name]).get(name)
-            instead = f"; {name} is called {today} now" if today else ""
-            raise InputError(f"There is nobody called {name} in {self.folder}{instead}.")
-        return number
-
-    def _relabel(self, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool) -> None:
-        """Lets the labels of some names, in every model, go with the names."""
-        labels: dict[str, dict[int, Relabel]] = {}
-        for generation in writer.generations().values():
-            today = self.vault.bundle(writer, generation).labels
-            found = {number: change for number, label in enumerate(today) if label in names}
-            if found:
-                labels[generation.folder] = found
-        if erase or labels:
-            self.vault.owe(writer, erase=erase, labels=labels)
+        return identities.merge(self.vault, name, into)
 
     # Forgetting
 
@@ -987,65 +880,9 @@ class Gallery:
             StorageError: the disk refused; where the sentence says so, the faces are gone from every answer
                 and their traces will be erased by the next write.
         """
-        if sum(asked is not None for asked in (identity, face_id, path)) != 1:
-            raise InputError("Say what to forget: an identity, or a face, or a path; one of the three.")
-        with self.vault.writing() as writer:
-            target = self._to_forget(writer, identity, face_id, path)
-            receipt = Receipt(
-                id=str(uuid.uuid4()),
-                gallery=writer.gallery().uuid,
-                at=utc_now(),
-                who=who(),
-                what=target.what,
-                faces=len(target.face_ids),
-                face_ids=target.face_ids,
-                identity_ids=target.identity_ids,
-            )
-            self.vault.remove(writer, target.face_ids)
-            writer.add_receipt(receipt)
-            self._relabel(writer, target.names, Relabel(None, keep_photos=False), erase=True)
-            self.vault.log(writer, "forget", faces=receipt.faces, receipt=receipt.id)
+        receipt = identities.forget(self.vault, identity, face_id, path)
         self._current()  # this process too has the name in its memory
         return receipt
-
-    def _to_forget(
-        self,
-        reader: Reader,
-        identity: str | None,
-        face_id: int | None,
-        path: str | os.PathLike[str] | None,
-    ) -> "_Target":
-        if identity is not None:
-            return self._person(reader, identity)
-        if path is not None:
-            name = absolute(path)
-            found = reader.files([name] if is_utf8(name) else []).get(name)
-            if found is None:
-                raise InputError(f"There is no face of {readable(name)} in {self.folder}.")
-            face_id = found
-        assert face_id is not None
-        if not (0 < face_id < 2**63 and reader.faces([face_id])):
-            raise InputError(f"There is no face {face_id} in {self.folder}.")
-        person = reader.faces([face_id])[face_id].identity
-        # Whose last face goes, goes with every name.
-        last = person is not None and reader.face_ids_of(person) == [face_id]
-        names = reader.names_of([self._identity(reader, person)]) if person is not None and last else set()
-        return _Target("face" if path is None else "path", (face_id,), (), frozenset(names))
-
-    def _person(self, reader: Reader, name: str) -> "_Target":
-        """Everything of a person; of one who was only trained on, the label."""
-        number = reader.identity_id(name)
-        if number is None:
-            bundles = [self.vault.bundle(reader, one) for one in reader.generations().values()]
-            if name != FORGOTTEN and any(name in bundle.labels for bundle in bundles):
-                return _Target("identity", (), (), frozenset([name]))
-        number = self._identity(reader, name)
-        return _Target(
-            "identity",
-            tuple(reader.face_ids_of(name)),
-            (number, *reader.merged_into(number)),
-            frozenset(reader.names_of([number])),
-        )
 
     def receipts(self) -> list[Receipt]:
         """Every erasure, oldest first."""
@@ -1226,8 +1063,7 @@ class Gallery:
             InputError: there is not one photo in a source: it may not be mounted; or it is one that does not
                 show what is gone (`photos.check_comparable`).
         """
-        with self.vault.store.read() as reader:
-            return _missing(reader, _roots(sources))
+        return missing.find(self.vault, sources)
 
     def remove_missing(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
         """Makes paths unknown whose files are gone, and removes faces that have no other; see above.
@@ -1235,15 +1071,7 @@ class Gallery:
         Returns:
             What was removed. No trace of it is left, as after `forget`.
         """
-        roots = _roots(sources)
-        with self.vault.writing() as writer:
-            missing = _missing(writer, roots)
-            if missing.paths:
-                writer.remove_files(missing.paths)
-                self.vault.remove(writer, [face.id for face in missing.faces])
-                self.vault.owe(writer, erase=True, labels={})
-                self.vault.log(writer, "sync", faces=len(missing.faces), files=len(missing.paths))
-        return missing
+        return missing.remove(self.vault, sources)
 
     def audit_log(self) -> list[AuditEntry]:
         """What was done to the gallery, oldest first."""
@@ -1318,48 +1146,6 @@ def repair(
     )
 
 
-def _roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Sources as absolute paths, each with a photo in it."""
-    sources = list(sources)
-    check_comparable(sources)
-    roots = [absolute(source) for source in sources]
-    for root in roots:
-        if next(scan([root]), None) is None:
-            raise InputError(
-                f"There is not one photo in {root}, so nothing is taken for gone; is it mounted? "
-                "To remove people, use `faceprint forget`."
-            )
-    return roots
-
-
-def _missing(reader: Reader, roots: Sequence[str]) -> Missing:
-    paths: list[str] = []
-    alive: set[int] = set()
-    faces: set[int] = set()
-    with archives.Shelf() as shelf:
-        for path, number in reader.all_files():
-            below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
-            if below and _is_gone(path, shelf):
-                paths.append(path)
-                faces.add(number)
-            else:
-                alive.add(number)
-    return Missing(tuple(sorted(paths)), tuple(reader.faces(sorted(faces - alive)).values()))
-
-
-def _is_gone(path: str, shelf: archives.Shelf) -> bool:
-    try:
-        os.stat(path)
-    except NotADirectoryError:
-        member = archives.split(path)
-        return member is None or not shelf.has(*member)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 @contextmanager
 def _new_gallery(target: Path) -> Iterator[Path]:
     """A name for a folder that becomes the gallery `target` when everything in it is there.
@@ -1375,33 +1161,6 @@ def _new_gallery(target: Path) -> Iterator[Path]:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
     except OSError as error:
         raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
-
-
-def _faces_by_id(
-    reader: Reader,
-    faces: Mapping[int, Mapping[str, Any] | None],
-    paths: Mapping[str, Mapping[str, Any] | None],
-) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
-    """Metadata by the ids of faces that exist, and the ids and paths of those that do not."""
-    places = {path: absolute(path) for path in paths}
-    owners = reader.files(filter(is_utf8, places.values()))
-    known = reader.faces(number for number in faces if 0 < number < 2**63)
-    found = {number: said for number, said in faces.items() if number in known}
-    found |= {owners[places[path]]: said for path, said in paths.items() if places[path] in owners}
-    strange: list[int | str] = [number for number in faces if number not in known]
-    return found, [*strange, *(path for path in paths if places[path] not in owners)]
-
-
-def _changes(
-    stored: Mapping[int, Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any] | None]
-) -> dict[int, dict[str, Any]]:
-    """What is wanted and not stored; 1, 1.0 and true are different things here, not as in Python."""
-    texts = {number: encoded(said, str(number)) for number, said in wanted.items()}
-    return {
-        number: decoded(said, str(number))
-        for number, said in texts.items()
-        if said != encoded(stored[number], str(number))
-    }
 
 
 def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
