@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from retrieval.engines import PrecisionDrift
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
-    from retrieval.gallery import Gallery, GalleryInfo, repair
+    from retrieval.gallery import Gallery, repair
+    from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, ingest, ingest_photos
     from retrieval.metadata import Annotated
     from retrieval.missing import Missing
@@ -116,7 +117,7 @@ _HOMES = {
     "FaceprintError": "errors",
     "Finding": "verification",
     "Gallery": "gallery",
-    "GalleryInfo": "gallery",
+    "GalleryInfo": "info",
     "Imported": "exchange",
     "IngestReport": "ingestion",
     "Match": "searching",

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import Embedding, ModelBundle
     from retrieval.embedding import EmbedReport
-    from retrieval.gallery import Gallery, GalleryInfo
+    from retrieval.gallery import Gallery
+    from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, Run
     from retrieval.missing import Missing
     from retrieval.photos import Photo

@@ -5,16 +5,13 @@ What is on disk, and in which order it is written, stands in `retrieval.vault`.
 
 import dataclasses
 import os
-import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,128 +28,55 @@ from retrieval import (
     reembedding,
     verification,
 )
-from retrieval.annotations import encoded
+from retrieval.adding import Additions
 from retrieval.backup import BackedUp, Restored
-from retrieval.bundle import FORGOTTEN, ModelBundle
-from retrieval.decisions import Decision
+from retrieval.bundle import ModelBundle
 from retrieval.decoding import Decode, decode_here
-from retrieval.embedder import Embedder, may_use_gpu
-from retrieval.engines import PrecisionDrift
-from retrieval.errors import (
-    GalleryDamaged,
-    GalleryError,
-    InputError,
-    ModelMismatch,
-    StorageError,
-)
+from retrieval.embedder import Embedder
+from retrieval.errors import GalleryError, ModelMismatch, StorageError
 from retrieval.exchange import Export, Imported
 from retrieval.files import is_free, whole_folder, why
+from retrieval.info import GalleryInfo, gallery_info
 from retrieval.knn import Explanation
 from retrieval.metadata import Annotated
 from retrieval.missing import Missing
 from retrieval.people import checked_rule
 from retrieval.photos import Offered, Photo
 from retrieval.photos import of as photos_of
-from retrieval.places import absolute, is_absolute, is_utf8
-from retrieval.preparation import (
-    Meters,
-    Prepared,
-    ReadPhoto,
-    Ready,
-    Stored,
-    check_identity,
-)
+from retrieval.pictures import search_pictures
+from retrieval.places import absolute
+from retrieval.preparation import Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.reembedding import Reembedded
 from retrieval.searching import (
     Found,
     Match,
     PeopleResult,
     PersonMatch,
-    Prediction,
     Question,
     SearchResult,
     nearest_faces,
     nearest_people,
     vector_of,
 )
-from retrieval.store import (
-    AuditEntry,
-    Calibration,
-    Generation,
-    NewFace,
-    Reader,
-    Receipt,
-    Writer,
-)
-from retrieval.tables import face_table
-from retrieval.vault import DATABASE, Compacted, Optimized, Vault
-from retrieval.vectors import Ids
-from retrieval.verdicts import Outcome, Verdicts, in_their_places
+from retrieval.serving import Serving
+from retrieval.store import AuditEntry, Calibration, NewFace, Receipt
+from retrieval.vault import Compacted, Optimized, Vault
+from retrieval.verdicts import Outcome, in_their_places
 from retrieval.verification import Repaired, Verification
 from retrieval.where import Where
 
-_T = TypeVar("_T")
-
-# How many pictures are embedded at a time by the calls of this module.
+# How many photos are enrolled at a time by the calls of this module.
 _BATCH: Final = 32
-
-# How often a search starts over when the gallery goes over to another model meanwhile.
-_ATTEMPTS: Final = 5
-
-_SHA256: Final = re.compile("[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class GalleryInfo:
-    """What a gallery holds; sizes in bytes.
-
-    `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
-    """
-
-    folder: str
-    uuid: str
-    created_at: str
-    faces: int
-    identities: int
-    faces_without_identity: int
-    files: int
-    largest: tuple[tuple[str, int], ...]
-    segments: int
-    vector_bytes: int
-    codes_bytes: int
-    coded_faces: int
-    coordinates: int | None
-    database_bytes: int
-    fingerprint: str
-    other_fingerprint: str | None
-    dimension: int
-    classifier_labels: int
-    input_size: int
-    erasures: int
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The model of a generation, loaded when it is first needed."""
-
-    generation: Generation
-    bundle: ModelBundle
 
 
 class Gallery:
     """Faces under one folder. Safe to share between threads; any number of processes may read."""
 
-    def __init__(self, vault: Vault, model: _Model, *, device: str, engine: str, precision: str) -> None:
-        self.folder = vault.folder
-        self.vault = vault
-        self._model = model
-        self._device = device
-        self._engine = engine
-        self._precision = precision
-        self._embedder: Embedder | None = None
-        self._loading = threading.Lock()
-        self._enrolling: int | None = None
-        self._drift: PrecisionDrift | None = None
+    def __init__(self, serving: Serving) -> None:
+        self.folder = serving.vault.folder
+        self.vault = serving.vault
+        self._serving = serving
+        self._additions = Additions(serving)
 
     @classmethod
     def create(
@@ -203,20 +127,16 @@ class Gallery:
         """
         vault = Vault.open(Path(folder), read_only=read_only, via=via)
         try:
-            with vault.store.read() as reader:
-                generation = vault.serving(reader)
-                model = _Model(generation, vault.bundle(reader, generation))
+            serving = Serving(vault, device=device, engine=engine, precision=precision)
         except BaseException:
             vault.close()
             raise
-        return cls(vault, model, device=device, engine=engine, precision=precision)
+        return cls(serving)
 
     def close(self) -> None:
         """Closes the database and the mapped files; ends what the engine started."""
         self.vault.close()
-        with self._loading:
-            if self._embedder is not None:
-                self._embedder.close()
+        self._serving.close()
 
     def __enter__(self) -> "Gallery":
         return self
@@ -229,7 +149,7 @@ class Gallery:
     @property
     def bundle(self) -> ModelBundle:
         """The model that answers searches, as of the last call."""
-        return self._model.bundle
+        return self._serving.bundle
 
     def require(self, bundle: ModelBundle) -> None:
         """Checks that a bundle is the gallery's own.
@@ -247,35 +167,12 @@ class Gallery:
     @property
     def may_use_gpu(self) -> bool:
         """Whether photos are embedded on a GPU, as far as can be said before the model is loaded."""
-        return may_use_gpu(self._device, self._engine)
+        return self._serving.may_use_gpu
 
     @property
     def embedder(self) -> Embedder:
         """The model, loaded."""
-        return self._loaded()[1]
-
-    def _loaded(self) -> tuple[int, Embedder]:
-        """The number of the model as of the last call, and that model, loaded."""
-        with self._loading:
-            if self._embedder is None:
-                self._embedder = Embedder.open(
-                    self.bundle, device=self._device, engine=self._engine, precision=self._precision
-                )
-            return self._model.generation.id, self._embedder
-
-    def _refresh(self, reader: Reader) -> Generation:
-        """The generation of a snapshot, whose model becomes this gallery's."""
-        generation = self.vault.state(reader).generation
-        with self._loading:
-            if generation != self._model.generation:
-                before, self._model = self._model, _Model(generation, self.vault.bundle(reader, generation))
-                if before.bundle.fingerprint != self._model.bundle.fingerprint:
-                    self._embedder = None
-        return generation
-
-    def _current(self) -> Generation:
-        with self.vault.store.read() as reader:
-            return self._refresh(reader)
+        return self._serving.loaded()[1]
 
     # Enrolling
 
@@ -370,7 +267,7 @@ class Gallery:
         if not read:
             return [photo for photo in photos if isinstance(photo, Outcome)]
         with meters.look_up.working(len(read)), self.vault.store.read() as reader:
-            generation = self._refresh(reader).id
+            generation = self._serving.refresh(reader).id
             preprocessing = self.bundle.preprocessing
             stored = Stored.of(reader, [photo.face for photo in read])
         found = [preparation.settled(photo, stored, generation) for photo in read]
@@ -398,9 +295,9 @@ class Gallery:
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
         vectors = np.empty((0, self.bundle.dimension), np.float32)
         if any(photo.is_new for photo in ready):
-            generation, embedder = self._loaded()
+            generation, embedder = self._serving.loaded()
             if any(photo.generation != generation for photo in ready):
-                raise self._went_over()
+                raise self._serving.went_over()
             vectors = preparation.embedded(ready, embedder)
         kept = [
             dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
@@ -421,7 +318,7 @@ class Gallery:
         # The oldest of them: if any was prepared for another model, none of the batch is added.
         generation = min(photo.generation for photo in ready)
         faces = [photo.face for photo in ready]
-        found = self._add(faces, batch.vectors, has_vector=batch.has_vector, generation=generation)
+        found = self._additions.add(faces, batch.vectors, has_vector=batch.has_vector, generation=generation)
         added = [o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)]
         return in_their_places(batch.photos, added)
 
@@ -431,11 +328,6 @@ class Gallery:
             return self.enroll_prepared([dataclasses.replace(photo, spare=False)])[0]
         assert photo.photo is not None  # kept where there are no pixels
         return self.enroll_prepared(self.prepare_many([photo.photo]))[0]
-
-    def _went_over(self) -> ModelMismatch:
-        return ModelMismatch(
-            f"The gallery {self.folder} went over to another model meanwhile; run the same command again."
-        )
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
@@ -456,94 +348,7 @@ class Gallery:
             InputError: not as many vectors as faces, another shape, not finite, a malformed SHA-256 or name.
             StorageError, GalleryBusy: the rows in flight were not enrolled; those before them were.
         """
-        for face in faces:
-            if not _SHA256.fullmatch(face.sha256):
-                raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
-            if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
-                raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
-            check_identity(face.identity)
-            encoded(face.metadata, face.path or face.sha256)
-        if len(faces) != len(vectors):
-            raise InputError(
-                f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both."
-            )
-        generation = self._current()
-        if fingerprint not in (None, generation.fingerprint):
-            raise ModelMismatch(
-                f"The gallery {self.folder} has another model (fingerprint {generation.fingerprint[:12]}) "
-                f"than made these vectors ({str(fingerprint)[:12]})."
-            )
-        step = self.vault.vectors(generation).ceiling
-        outcomes: list[Outcome] = []
-        for start in range(0, len(faces), step):
-            part = slice(start, start + step)
-            added = self._add(faces[part], vectors[part], generation=generation.id)
-            outcomes += [outcome for outcome in added if outcome is not None]
-        return outcomes
-
-    def _add(
-        self,
-        faces: Sequence[NewFace],
-        vectors: NDArray[Any],
-        *,
-        has_vector: Sequence[bool] | None = None,
-        generation: int | None = None,
-    ) -> list[Outcome | None]:
-        """Adds faces in one transaction; vectors (m, d) are those of the faces that have one.
-
-        None comes back for a face that has no vector and whose bytes are not stored either.
-        """
-        has_vector = [True] * len(faces) if has_vector is None else has_vector
-        with self.vault.writing() as writer:
-            serving = self.vault.serving(writer)
-            if generation not in (None, serving.id):
-                raise self._went_over()
-            checked = self.vault.vectors(serving).checked(vectors)
-            stored = Stored.of(writer, faces)
-            faces, verdicts = [stored.under_todays_name(face) for face in faces], stored.judge()
-            outcomes = [
-                verdicts.judge(row, face, has_vector=has)
-                for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
-            ]
-            if not verdicts.changes_nothing:
-                vector_rows = np.cumsum(has_vector) - 1
-                self._carry_out(writer, serving, verdicts, checked, vector_rows)
-                self._log_enrolled(writer, len(verdicts.new))
-            else:
-                writer.set_stamps(verdicts.stamps)
-        return outcomes
-
-    def _log_enrolled(self, writer: Writer, faces: int) -> None:
-        """Writes the audit log; once it is known how far distances drift, an entry says so."""
-        drift = None if self._embedder is None else self._embedder.drift
-        extend = self._enrolling if drift == self._drift else None
-        self._drift = drift
-        detail = {} if drift is None else dataclasses.asdict(drift)
-        self._enrolling = self.vault.log(writer, "enroll", faces=faces, extend=extend, **detail)
-
-    def _carry_out(
-        self,
-        writer: Writer,
-        generation: Generation,
-        verdicts: Verdicts,
-        vectors: NDArray[np.float32],
-        vector_rows: Ids,
-    ) -> None:
-        """Stores what the verdicts say; row i of the batch has the vector of row `vector_rows[i]`."""
-        first = writer.gallery().next_face_id
-        ids = np.arange(first, first + len(verdicts.new), dtype=np.int64)
-        rows = vector_rows[[row for row, _ in verdicts.new]] if verdicts.new else vector_rows[:0]
-        if not verdicts.bereaved:
-            everything = len(rows) == len(vectors)  # as in bulk; a copy of 64 MB is then spared
-            with self.vault.appending(writer, generation, ids, vectors if everything else vectors[rows]):
-                _store_rows(writer, first, verdicts)
-            return
-        _store_rows(writer, first, verdicts)
-        gone = writer.without_files(verdicts.bereaved)
-        self.vault.remove(writer, gone)
-        # Of a path that came twice in one batch, with different bytes, only the later face stays.
-        stays = ~np.isin(ids, np.asarray(gone, np.int64))
-        self.vault.append(writer, generation, ids[stays], vectors[rows[stays]])
+        return self._additions.add_vectors(faces, vectors, fingerprint)
 
     # Searching
 
@@ -595,7 +400,8 @@ class Gallery:
     ) -> list[SearchResult]:
         """As `search`, for many pictures; one result each, in order."""
         asked = Question(k, within, where, explanation, fpir, max_distance)
-        found = self._in_batches(images, exclude_self, asked, partial(nearest_faces, self.vault, asked=asked))
+        search = partial(nearest_faces, self.vault, asked=asked)
+        found = search_pictures(self._serving, images, exclude_self, asked, search)
         return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
 
     def search_by_vector(
@@ -682,12 +488,11 @@ class Gallery:
             InputError: k or `mean_of` below 1, or no such rule.
         """
         asked = Question(k, None, where, explanation, fpir, max_distance)
-        ask = partial(nearest_people, self.vault, asked=asked, rule=checked_rule(rule, mean_of, photos))
-        ask = partial(ask, mean_of=mean_of, photos=photos)
-        return [
-            PeopleResult(people, prediction, decision)
-            for people, prediction, decision in self._in_batches(images, exclude_self, asked, ask)
-        ]
+        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
+        options |= {"mean_of": mean_of, "photos": photos}
+        search = partial(nearest_people, self.vault, asked=asked, **options)
+        found = search_pictures(self._serving, images, exclude_self, asked, search)
+        return [PeopleResult(people, prediction, decision) for people, prediction, decision in found]
 
     def search_people_by_vectors(
         self,
@@ -727,66 +532,6 @@ class Gallery:
         asked = Question(k, None, where, explanation, fpir, max_distance)
         vectors = vector_of(self.vault, face_id)[None]
         return nearest_people(self.vault, vectors, [face_id], asked=asked, **options)[0]
-
-    def _in_batches(
-        self,
-        images: Iterable[pixels.ImageSource],
-        exclude_self: bool,
-        asked: Question,
-        ask: Callable[..., list[Found[_T]]],
-    ) -> Iterator[tuple[tuple[_T, ...], Prediction, Decision | None]]:
-        """Embeds pictures, some at a time, and asks for each; with the classifier's predictions."""
-        images = iter(images)
-        while batch := list(islice(images, _BATCH)):
-            yield from self._search_batch(batch, exclude_self, asked, ask)
-
-    def _search_batch(
-        self,
-        images: Sequence[pixels.ImageSource],
-        exclude_self: bool,
-        asked: Question,
-        ask: Callable[..., list[Found[_T]]],
-    ) -> list[tuple[tuple[_T, ...], Prediction, Decision | None]]:
-        for _ in range(_ATTEMPTS):
-            generation = self._current()
-            with asked.explanation.timed("load"):
-                preprocessing, embedder = self.bundle.preprocessing, self.embedder
-            with asked.explanation.timed("read"):
-                size, crop = preprocessing.size, preprocessing.crop
-                squares = np.stack([pixels.read(image, size=size, crop=crop) for image in images])
-            with asked.explanation.timed("embed"):
-                embedded = embedder.embed(squares)
-            exclude = self._stored(images) if exclude_self else None
-            with suppress(ModelMismatch):
-                found = ask(embedded.vectors, exclude, generation=generation.id)
-                return list(map(self._with_prediction, found, embedded.probabilities))
-        raise GalleryDamaged(f"The model of {self.folder} changes faster than it can be asked; try again.")
-
-    def _with_prediction(
-        self, found: Found[_T], probabilities: NDArray[np.float32]
-    ) -> tuple[tuple[_T, ...], Prediction, Decision | None]:
-        """What was found, beside what the classifier says, and a decision that knows of both."""
-        prediction, decision = self._prediction(probabilities), found.decision
-        if decision is not None:
-            decision = decision.beside(prediction.identity, self.bundle.labels)
-        return tuple(found), prediction, decision
-
-    def _stored(self, images: Sequence[pixels.ImageSource]) -> list[int | None]:
-        """The faces that have the very bytes of some pictures."""
-        digests = [
-            pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)
-            for image in images
-        ]
-        with self.vault.store.read() as reader:
-            known = reader.faces_by_sha256(set(digests))
-        return [known[digest].id if digest in known else None for digest in digests]
-
-    def _prediction(self, probabilities: NDArray[np.float32]) -> Prediction:
-        """The likeliest name; the outputs of the forgotten have none."""
-        labels = self.bundle.labels
-        known = np.array([label != FORGOTTEN for label in labels])
-        best = int(np.where(known, probabilities, -1).argmax())
-        return Prediction(labels[best], float(probabilities[best]))
 
     # What is said about them
 
@@ -881,7 +626,7 @@ class Gallery:
                 and their traces will be erased by the next write.
         """
         receipt = identities.forget(self.vault, identity, face_id, path)
-        self._current()  # this process too has the name in its memory
+        self._serving.current()  # this process too has the name in its memory
         return receipt
 
     def receipts(self) -> list[Receipt]:
@@ -945,7 +690,7 @@ class Gallery:
     ) -> Repaired:
         """Mends what can be mended without a guess; see `repair`."""
         options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up}
-        return repair(self.folder, device=self._device, engine=self._engine, **options)
+        return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
 
     def backup(self, target: str | os.PathLike[str]) -> BackedUp:
         """Copies one snapshot of the gallery while others write; a second time only what is new.
@@ -1026,13 +771,13 @@ class Gallery:
         done = reembedding.reembed(
             self.vault,
             bundle,
-            lambda loaded: Embedder.open(loaded, device=self._device, engine=self._engine),
+            lambda loaded: Embedder.open(loaded, device=self._serving.device, engine=self._serving.engine),
             switch=switch,
             give_up=give_up,
             on_progress=on_progress,
             should_stop=should_stop,
         )
-        self._current()
+        self._serving.current()
         if done.switched:
             self.vault.optimize()
         return done
@@ -1080,38 +825,7 @@ class Gallery:
 
     def info(self) -> GalleryInfo:
         """What the gallery holds."""
-        with self.vault.store.read() as reader:
-            generation = self._refresh(reader)
-            row, segments, identities = reader.gallery(), reader.segments(), reader.identities()
-            others = [one for one in reader.generations().values() if one.id != generation.id]
-            files, erasures = reader.file_count(), len(reader.receipts())
-            coded, codes_bytes = reader.codes(), self.vault.codes_size(reader)
-            bases = list(reader.bases(generation.id).values())
-        named = [(name, number) for name, number in identities if name is not None]
-        return GalleryInfo(
-            folder=os.fspath(self.folder),
-            uuid=row.uuid,
-            created_at=row.created_at,
-            faces=sum(number for _, number in identities),
-            identities=len(named),
-            faces_without_identity=sum(number for name, number in identities if name is None),
-            files=files,
-            largest=tuple(named[:10]),
-            segments=len(segments),
-            vector_bytes=sum(segment.bytes for segment in segments),
-            codes_bytes=codes_bytes,
-            coded_faces=sum(
-                one.rows for one in segments if one.generation == generation.id and one.id in coded
-            ),
-            coordinates=bases[-1].coordinates if bases else None,
-            database_bytes=(self.folder / DATABASE).stat().st_size,
-            fingerprint=generation.fingerprint,
-            other_fingerprint=others[0].fingerprint if others else None,
-            dimension=generation.dimension,
-            classifier_labels=len(self.bundle.labels),
-            input_size=self.bundle.input_size,
-            erasures=erasures,
-        )
+        return gallery_info(self._serving)
 
 
 def repair(
@@ -1161,15 +875,3 @@ def _new_gallery(target: Path) -> Iterator[Path]:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
     except OSError as error:
         raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
-
-
-def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
-    writer.add_faces(first, [face for _, face in verdicts.new])
-    writer.remove_files(verdicts.paths)
-    writer.add_files(verdicts.paths.items(), verdicts.stamps)
-    writer.set_stamps({path: s for path, s in verdicts.stamps.items() if path not in verdicts.paths})
-    writer.set_metadata(face_table, verdicts.metadata)
-    for number, name in verdicts.names.items():
-        writer.name_face(number, name)
-    if verdicts.names:
-        writer.remove_lonely()

@@ -1,6 +1,6 @@
 """Searching: the photos or the people nearest to vectors, all from one snapshot, and what is decided on them.
 
-It knows nothing of pictures: `retrieval.gallery` embeds them, and says what the classifier thinks.
+It knows nothing of pictures: `retrieval.pictures` embeds them, and says what the classifier thinks.
 """
 
 import os
