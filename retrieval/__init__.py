@@ -23,19 +23,14 @@ if TYPE_CHECKING:
     from retrieval.engines import PrecisionDrift
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.exchange import Export, Imported
-    from retrieval.gallery import (
-        Annotated,
-        Gallery,
-        GalleryInfo,
-        Match,
-        Missing,
-        Prediction,
-        SearchResult,
-        repair,
-    )
+    from retrieval.gallery import Gallery, repair
+    from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, ingest, ingest_photos
+    from retrieval.metadata import Annotated
+    from retrieval.missing import Missing
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
+    from retrieval.searching import Match, Prediction, SearchResult
     from retrieval.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
     from retrieval.strangers import Calibrated, StrangerReport, calibrate
     from retrieval.vault import Compacted, Optimized
@@ -102,7 +97,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Annotated": "gallery",
+    "Annotated": "metadata",
     "AuditEntry": "store",
     "Audited": "doubts",
     "BackedUp": "backup",
@@ -122,28 +117,28 @@ _HOMES = {
     "FaceprintError": "errors",
     "Finding": "verification",
     "Gallery": "gallery",
-    "GalleryInfo": "gallery",
+    "GalleryInfo": "info",
     "Imported": "exchange",
     "IngestReport": "ingestion",
-    "Match": "gallery",
-    "Missing": "gallery",
+    "Match": "searching",
+    "Missing": "missing",
     "ModelBundle": "bundle",
     "NewFace": "store",
     "OperatingPoint": "store",
     "Optimized": "vault",
     "Outcome": "verdicts",
-    "PeopleResult": "gallery",
-    "PersonMatch": "gallery",
+    "PeopleResult": "searching",
+    "PersonMatch": "searching",
     "Photo": "photos",
     "PrecisionDrift": "engines",
-    "Prediction": "gallery",
+    "Prediction": "searching",
     "Preprocessing": "bundle",
     "Reason": "errors",
     "Receipt": "store",
     "Reembedded": "reembedding",
     "Repaired": "verification",
     "Restored": "backup",
-    "SearchResult": "gallery",
+    "SearchResult": "searching",
     "Status": "verdicts",
     "StrangerReport": "strangers",
     "Trouble": "verification",

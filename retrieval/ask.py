@@ -15,8 +15,9 @@ from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, Precis
 
 if TYPE_CHECKING:
     from retrieval.decisions import Decision
-    from retrieval.gallery import Gallery, Match, PersonMatch, Prediction
+    from retrieval.gallery import Gallery
     from retrieval.knn import Explanation
+    from retrieval.searching import Match, PersonMatch, Prediction
 
 app = typer.Typer()
 

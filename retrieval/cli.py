@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import Embedding, ModelBundle
     from retrieval.embedding import EmbedReport
-    from retrieval.gallery import Gallery, GalleryInfo, Missing
+    from retrieval.gallery import Gallery
+    from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, Run
+    from retrieval.missing import Missing
     from retrieval.photos import Photo
     from retrieval.progress import Progress
     from retrieval.verdicts import Outcome

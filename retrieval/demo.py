@@ -10,8 +10,9 @@ from rich.text import Text
 
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted
-from retrieval.gallery import Gallery, SearchResult
+from retrieval.gallery import Gallery
 from retrieval.plot import Row, Tile, panel
+from retrieval.searching import SearchResult
 from retrieval.verdicts import Status
 
 if TYPE_CHECKING:

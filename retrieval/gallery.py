@@ -5,275 +5,78 @@ What is on disk, and in which order it is written, stands in `retrieval.vault`.
 
 import dataclasses
 import os
-import re
-import threading
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import backup as backups
 from retrieval import (
-    archives,
     calibration,
-    decisions,
     exchange,
-    people,
+    identities,
+    metadata,
+    missing,
     pixels,
     preparation,
     reembedding,
     verification,
 )
-from retrieval import backup as backups
-from retrieval.annotations import decoded, encoded, filled
+from retrieval.adding import Additions
 from retrieval.backup import BackedUp, Restored
-from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
-from retrieval.decisions import Decision, Limit
+from retrieval.bundle import ModelBundle
 from retrieval.decoding import Decode, decode_here
-from retrieval.embedder import Embedder, may_use_gpu
-from retrieval.engines import PrecisionDrift
-from retrieval.errors import (
-    GalleryDamaged,
-    GalleryError,
-    InputError,
-    ModelMismatch,
-    StorageError,
-)
+from retrieval.embedder import Embedder
+from retrieval.errors import GalleryError, ModelMismatch, StorageError
 from retrieval.exchange import Export, Imported
 from retrieval.files import is_free, whole_folder, why
-from retrieval.knn import Answer, Explanation
-from retrieval.people import Rule, checked_rule
-from retrieval.photos import Offered, Photo, check_comparable, scan
+from retrieval.info import GalleryInfo, gallery_info
+from retrieval.knn import Explanation
+from retrieval.metadata import Annotated
+from retrieval.missing import Missing
+from retrieval.people import checked_rule
+from retrieval.photos import Offered, Photo
 from retrieval.photos import of as photos_of
-from retrieval.places import absolute, is_absolute, is_utf8, readable
-from retrieval.preparation import (
-    Meters,
-    Prepared,
-    ReadPhoto,
-    Ready,
-    Stored,
-    check_identity,
-)
+from retrieval.pictures import search_pictures
+from retrieval.places import absolute
+from retrieval.preparation import Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.reembedding import Reembedded
-from retrieval.store import (
-    AuditEntry,
-    Calibration,
-    Face,
-    Generation,
-    NewFace,
-    Reader,
-    Receipt,
-    Writer,
-    utc_now,
+from retrieval.searching import (
+    Found,
+    Match,
+    PeopleResult,
+    PersonMatch,
+    Question,
+    SearchResult,
+    nearest_faces,
+    nearest_people,
+    vector_of,
 )
-from retrieval.tables import face_table, identity_table
-from retrieval.vault import DATABASE, Compacted, Optimized, State, Vault, who
-from retrieval.vectors import Ids
-from retrieval.verdicts import Outcome, Verdicts, in_their_places
+from retrieval.serving import Serving
+from retrieval.store import AuditEntry, Calibration, NewFace, Receipt
+from retrieval.vault import Compacted, Optimized, Vault
+from retrieval.verdicts import Outcome, in_their_places
 from retrieval.verification import Repaired, Verification
 from retrieval.where import Where
 
-_T = TypeVar("_T")
-
-# How many pictures are embedded at a time by the calls of this module.
+# How many photos are enrolled at a time by the calls of this module.
 _BATCH: Final = 32
-
-# How often a search starts over when the gallery goes over to another model meanwhile.
-_ATTEMPTS: Final = 5
-
-_SHA256: Final = re.compile("[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A stored photo and its Euclidean distance (not squared) to the query."""
-
-    face: Face
-    distance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The classifier's opinion: one of the identities it was trained on, and its softmax probability.
-
-    The classifier knows nobody else: a stranger too is given one of its names.
-    """
-
-    identity: str
-    probability: float
-
-
-class Found(tuple[_T, ...], Generic[_T]):
-    """What a search found, nearest first: a tuple, and with it the decision.
-
-    Attributes:
-        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
-    """
-
-    decision: Decision | None = None
-
-    @classmethod
-    def of(cls, found: Iterable[_T], decision: Decision | None) -> "Found[_T]":
-        """What was found, with a decision."""
-        made = cls(found)
-        made.decision = decision
-        return made
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """The answer to a picture.
-
-    Attributes:
-        matches: the nearest stored photos, nearest first, equal distances by face id.
-        prediction: from the same pass through the network.
-        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
-    """
-
-    matches: tuple[Match, ...]
-    prediction: Prediction
-    decision: Decision | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PersonMatch:
-    """A person in an answer: how far by the rule that was asked for, and their nearest photos."""
-
-    identity: str
-    distance: float
-    matches: tuple[Match, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PeopleResult:
-    """The people nearest to a picture, nearest first, the classifier's prediction, and the decision.
-
-    The decision is by the nearest photo, whatever the rule; see `SearchResult`.
-    """
-
-    people: tuple[PersonMatch, ...]
-    prediction: Prediction
-    decision: Decision | None = None
-
-
-@dataclass(frozen=True)
-class GalleryInfo:
-    """What a gallery holds; sizes in bytes.
-
-    `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
-    """
-
-    folder: str
-    uuid: str
-    created_at: str
-    faces: int
-    identities: int
-    faces_without_identity: int
-    files: int
-    largest: tuple[tuple[str, int], ...]
-    segments: int
-    vector_bytes: int
-    codes_bytes: int
-    coded_faces: int
-    coordinates: int | None
-    database_bytes: int
-    fingerprint: str
-    other_fingerprint: str | None
-    dimension: int
-    classifier_labels: int
-    input_size: int
-    erasures: int
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Known paths whose files are gone, and the faces that no other path leads to."""
-
-    paths: tuple[str, ...]
-    faces: tuple[Face, ...]
-
-
-class _Question:
-    """What is asked: how many, how far, and of which faces; and how it is to be decided.
-
-    Raises:
-        InputError: k below 1, or None although no distance is given; or as `decisions.check_wanted`.
-    """
-
-    def __init__(
-        self,
-        k: int | None,
-        within: float | None,
-        where: Where | None,
-        explanation: Explanation | None,
-        fpir: float | None,
-        max_distance: float | None,
-    ) -> None:
-        decisions.check_wanted(fpir, max_distance)
-        if k is None and within is None:
-            raise InputError("Say how many neighbours, or within which distance.")
-        if k is not None and k < 1:
-            raise InputError(f"The number of neighbours must be at least 1, not {k}.")
-        self.k, self.within, self.where = k, within, where
-        self.fpir, self.max_distance = fpir, max_distance
-        self.explanation = Explanation() if explanation is None else explanation
-
-
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """What annotating did.
-
-    Attributes:
-        faces, identities: how many have other metadata now.
-        unchanged: how many of either had the same already.
-        unknown: ids, paths and names that the gallery does not know, as they were given.
-    """
-
-    faces: int
-    identities: int
-    unchanged: int
-    unknown: tuple[int | str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What is to be forgotten, and the names whose labels go with it."""
-
-    what: str
-    face_ids: tuple[int, ...]
-    identity_ids: tuple[int, ...]
-    names: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The model of a generation, loaded when it is first needed."""
-
-    generation: Generation
-    bundle: ModelBundle
 
 
 class Gallery:
     """Faces under one folder. Safe to share between threads; any number of processes may read."""
 
-    def __init__(self, vault: Vault, model: _Model, *, device: str, engine: str, precision: str) -> None:
-        self.folder = vault.folder
-        self.vault = vault
-        self._model = model
-        self._device = device
-        self._engine = engine
-        self._precision = precision
-        self._embedder: Embedder | None = None
-        self._loading = threading.Lock()
-        self._enrolling: int | None = None
-        self._drift: PrecisionDrift | None = None
+    def __init__(self, serving: Serving) -> None:
+        self.folder = serving.vault.folder
+        self.vault = serving.vault
+        self._serving = serving
+        self._additions = Additions(serving)
 
     @classmethod
     def create(
@@ -324,20 +127,16 @@ class Gallery:
         """
         vault = Vault.open(Path(folder), read_only=read_only, via=via)
         try:
-            with vault.store.read() as reader:
-                generation = vault.serving(reader)
-                model = _Model(generation, vault.bundle(reader, generation))
+            serving = Serving(vault, device=device, engine=engine, precision=precision)
         except BaseException:
             vault.close()
             raise
-        return cls(vault, model, device=device, engine=engine, precision=precision)
+        return cls(serving)
 
     def close(self) -> None:
         """Closes the database and the mapped files; ends what the engine started."""
         self.vault.close()
-        with self._loading:
-            if self._embedder is not None:
-                self._embedder.close()
+        self._serving.close()
 
     def __enter__(self) -> "Gallery":
         return self
@@ -350,7 +149,7 @@ class Gallery:
     @property
     def bundle(self) -> ModelBundle:
         """The model that answers searches, as of the last call."""
-        return self._model.bundle
+        return self._serving.bundle
 
     def require(self, bundle: ModelBundle) -> None:
         """Checks that a bundle is the gallery's own.
@@ -368,35 +167,12 @@ class Gallery:
     @property
     def may_use_gpu(self) -> bool:
         """Whether photos are embedded on a GPU, as far as can be said before the model is loaded."""
-        return may_use_gpu(self._device, self._engine)
+        return self._serving.may_use_gpu
 
     @property
     def embedder(self) -> Embedder:
         """The model, loaded."""
-        return self._loaded()[1]
-
-    def _loaded(self) -> tuple[int, Embedder]:
-        """The number of the model as of the last call, and that model, loaded."""
-        with self._loading:
-            if self._embedder is None:
-                self._embedder = Embedder.open(
-                    self.bundle, device=self._device, engine=self._engine, precision=self._precision
-                )
-            return self._model.generation.id, self._embedder
-
-    def _refresh(self, reader: Reader) -> Generation:
-        """The generation of a snapshot, whose model becomes this gallery's."""
-        generation = self.vault.state(reader).generation
-        with self._loading:
-            if generation != self._model.generation:
-                before, self._model = self._model, _Model(generation, self.vault.bundle(reader, generation))
-                if before.bundle.fingerprint != self._model.bundle.fingerprint:
-                    self._embedder = None
-        return generation
-
-    def _current(self) -> Generation:
-        with self.vault.store.read() as reader:
-            return self._refresh(reader)
+        return self._serving.loaded()[1]
 
     # Enrolling
 
@@ -491,7 +267,7 @@ class Gallery:
         if not read:
             return [photo for photo in photos if isinstance(photo, Outcome)]
         with meters.look_up.working(len(read)), self.vault.store.read() as reader:
-            generation = self._refresh(reader).id
+            generation = self._serving.refresh(reader).id
             preprocessing = self.bundle.preprocessing
             stored = Stored.of(reader, [photo.face for photo in read])
         found = [preparation.settled(photo, stored, generation) for photo in read]
@@ -519,9 +295,9 @@ class Gallery:
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
         vectors = np.empty((0, self.bundle.dimension), np.float32)
         if any(photo.is_new for photo in ready):
-            generation, embedder = self._loaded()
+            generation, embedder = self._serving.loaded()
             if any(photo.generation != generation for photo in ready):
-                raise self._went_over()
+                raise self._serving.went_over()
             vectors = preparation.embedded(ready, embedder)
         kept = [
             dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
@@ -542,7 +318,7 @@ class Gallery:
         # The oldest of them: if any was prepared for another model, none of the batch is added.
         generation = min(photo.generation for photo in ready)
         faces = [photo.face for photo in ready]
-        found = self._add(faces, batch.vectors, has_vector=batch.has_vector, generation=generation)
+        found = self._additions.add(faces, batch.vectors, has_vector=batch.has_vector, generation=generation)
         added = [o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)]
         return in_their_places(batch.photos, added)
 
@@ -552,11 +328,6 @@ class Gallery:
             return self.enroll_prepared([dataclasses.replace(photo, spare=False)])[0]
         assert photo.photo is not None  # kept where there are no pixels
         return self.enroll_prepared(self.prepare_many([photo.photo]))[0]
-
-    def _went_over(self) -> ModelMismatch:
-        return ModelMismatch(
-            f"The gallery {self.folder} went over to another model meanwhile; run the same command again."
-        )
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
@@ -577,94 +348,7 @@ class Gallery:
             InputError: not as many vectors as faces, another shape, not finite, a malformed SHA-256 or name.
             StorageError, GalleryBusy: the rows in flight were not enrolled; those before them were.
         """
-        for face in faces:
-            if not _SHA256.fullmatch(face.sha256):
-                raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
-            if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
-                raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
-            check_identity(face.identity)
-            encoded(face.metadata, face.path or face.sha256)
-        if len(faces) != len(vectors):
-            raise InputError(
-                f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both."
-            )
-        generation = self._current()
-        if fingerprint not in (None, generation.fingerprint):
-            raise ModelMismatch(
-                f"The gallery {self.folder} has another model (fingerprint {generation.fingerprint[:12]}) "
-                f"than made these vectors ({str(fingerprint)[:12]})."
-            )
-        step = self.vault.vectors(generation).ceiling
-        outcomes: list[Outcome] = []
-        for start in range(0, len(faces), step):
-            part = slice(start, start + step)
-            added = self._add(faces[part], vectors[part], generation=generation.id)
-            outcomes += [outcome for outcome in added if outcome is not None]
-        return outcomes
-
-    def _add(
-        self,
-        faces: Sequence[NewFace],
-        vectors: NDArray[Any],
-        *,
-        has_vector: Sequence[bool] | None = None,
-        generation: int | None = None,
-    ) -> list[Outcome | None]:
-        """Adds faces in one transaction; vectors (m, d) are those of the faces that have one.
-
-        None comes back for a face that has no vector and whose bytes are not stored either.
-        """
-        has_vector = [True] * len(faces) if has_vector is None else has_vector
-        with self.vault.writing() as writer:
-            serving = self.vault.serving(writer)
-            if generation not in (None, serving.id):
-                raise self._went_over()
-            checked = self.vault.vectors(serving).checked(vectors)
-            stored = Stored.of(writer, faces)
-            faces, verdicts = [stored.under_todays_name(face) for face in faces], stored.judge()
-            outcomes = [
-                verdicts.judge(row, face, has_vector=has)
-                for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
-            ]
-            if not verdicts.changes_nothing:
-                vector_rows = np.cumsum(has_vector) - 1
-                self._carry_out(writer, serving, verdicts, checked, vector_rows)
-                self._log_enrolled(writer, len(verdicts.new))
-            else:
-                writer.set_stamps(verdicts.stamps)
-        return outcomes
-
-    def _log_enrolled(self, writer: Writer, faces: int) -> None:
-        """Writes the audit log; once it is known how far distances drift, an entry says so."""
-        drift = None if self._embedder is None else self._embedder.drift
-        extend = self._enrolling if drift == self._drift else None
-        self._drift = drift
-        detail = {} if drift is None else dataclasses.asdict(drift)
-        self._enrolling = self.vault.log(writer, "enroll", faces=faces, extend=extend, **detail)
-
-    def _carry_out(
-        self,
-        writer: Writer,
-        generation: Generation,
-        verdicts: Verdicts,
-        vectors: NDArray[np.float32],
-        vector_rows: Ids,
-    ) -> None:
-        """Stores what the verdicts say; row i of the batch has the vector of row `vector_rows[i]`."""
-        first = writer.gallery().next_face_id
-        ids = np.arange(first, first + len(verdicts.new), dtype=np.int64)
-        rows = vector_rows[[row for row, _ in verdicts.new]] if verdicts.new else vector_rows[:0]
-        if not verdicts.bereaved:
-            everything = len(rows) == len(vectors)  # as in bulk; a copy of 64 MB is then spared
-            with self.vault.appending(writer, generation, ids, vectors if everything else vectors[rows]):
-                _store_rows(writer, first, verdicts)
-            return
-        _store_rows(writer, first, verdicts)
-        gone = writer.without_files(verdicts.bereaved)
-        self.vault.remove(writer, gone)
-        # Of a path that came twice in one batch, with different bytes, only the later face stays.
-        stays = ~np.isin(ids, np.asarray(gone, np.int64))
-        self.vault.append(writer, generation, ids[stays], vectors[rows[stays]])
+        return self._additions.add_vectors(faces, vectors, fingerprint)
 
     # Searching
 
@@ -715,8 +399,9 @@ class Gallery:
         max_distance: float | None = None,
     ) -> list[SearchResult]:
         """As `search`, for many pictures; one result each, in order."""
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        found = self._in_batches(images, exclude_self, asked, partial(self._nearest, asked=asked))
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        search = partial(nearest_faces, self.vault, asked=asked)
+        found = search_pictures(self._serving, images, exclude_self, asked, search)
         return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
 
     def search_by_vector(
@@ -731,8 +416,8 @@ class Gallery:
         max_distance: float | None = None,
     ) -> Found[Match]:
         """The k nearest stored photos to an embedding (d,); otherwise as `search`."""
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        return self._nearest(np.asarray(vector)[None], asked=asked)[0]
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        return nearest_faces(self.vault, np.asarray(vector)[None], asked=asked)[0]
 
     def search_by_vectors(
         self,
@@ -750,8 +435,8 @@ class Gallery:
         Raises:
             InputError: another shape, not finite, or k below 1.
         """
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        return self._nearest(vectors, asked=asked)
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        return nearest_faces(self.vault, vectors, asked=asked)
 
     def search_by_face(
         self,
@@ -769,8 +454,9 @@ class Gallery:
         Raises:
             InputError: there is no such face, or k below 1.
         """
-        asked = _Question(k, within, where, explanation, fpir, max_distance)
-        return self._nearest(self._vector(face_id)[None], [face_id], asked=asked)[0]
+        asked = Question(k, within, where, explanation, fpir, max_distance)
+        vectors = vector_of(self.vault, face_id)[None]
+        return nearest_faces(self.vault, vectors, [face_id], asked=asked)[0]
 
     def search_people(
         self,
@@ -801,13 +487,12 @@ class Gallery:
         Raises:
             InputError: k or `mean_of` below 1, or no such rule.
         """
-        asked = _Question(k, None, where, explanation, fpir, max_distance)
-        ask = partial(self._people, asked=asked, rule=checked_rule(rule, mean_of, photos))
-        ask = partial(ask, mean_of=mean_of, photos=photos)
-        return [
-            PeopleResult(people, prediction, decision)
-            for people, prediction, decision in self._in_batches(images, exclude_self, asked, ask)
-        ]
+        asked = Question(k, None, where, explanation, fpir, max_distance)
+        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
+        options |= {"mean_of": mean_of, "photos": photos}
+        search = partial(nearest_people, self.vault, asked=asked, **options)
+        found = search_pictures(self._serving, images, exclude_self, asked, search)
+        return [PeopleResult(people, prediction, decision) for people, prediction, decision in found]
 
     def search_people_by_vectors(
         self,
@@ -823,9 +508,10 @@ class Gallery:
         max_distance: float | None = None,
     ) -> list[Found[PersonMatch]]:
         """As `search_people`, for embeddings (n, d)."""
-        checked = checked_rule(rule, mean_of, photos)
-        asked = _Question(k, None, where, explanation, fpir, max_distance)
-        return self._people(vectors, asked=asked, rule=checked, mean_of=mean_of, photos=photos)
+        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
+        options |= {"mean_of": mean_of, "photos": photos}
+        asked = Question(k, None, where, explanation, fpir, max_distance)
+        return nearest_people(self.vault, vectors, asked=asked, **options)
 
     def search_people_by_face(
         self,
@@ -841,250 +527,11 @@ class Gallery:
         max_distance: float | None = None,
     ) -> Found[PersonMatch]:
         """As `search_people`, for a stored face, itself left out."""
-        checked = checked_rule(rule, mean_of, photos)
-        asked = _Question(k, None, where, explanation, fpir, max_distance)
-        vectors = self._vector(face_id)[None]
-        return self._people(vectors, [face_id], asked=asked, rule=checked, mean_of=mean_of, photos=photos)[0]
-
-    def _in_batches(
-        self,
-        images: Iterable[pixels.ImageSource],
-        exclude_self: bool,
-        asked: "_Question",
-        ask: Callable[..., list[Found[_T]]],
-    ) -> Iterator[tuple[tuple[_T, ...], Prediction, Decision | None]]:
-        """Embeds pictures, some at a time, and asks for each; with the classifier's predictions."""
-        images = iter(images)
-        while batch := list(islice(images, _BATCH)):
-            yield from self._search_batch(batch, exclude_self, asked, ask)
-
-    def _search_batch(
-        self,
-        images: Sequence[pixels.ImageSource],
-        exclude_self: bool,
-        asked: "_Question",
-        ask: Callable[..., list[Found[_T]]],
-    ) -> list[tuple[tuple[_T, ...], Prediction, Decision | None]]:
-        for _ in range(_ATTEMPTS):
-            generation = self._current()
-            with asked.explanation.timed("load"):
-                preprocessing, embedder = self.bundle.preprocessing, self.embedder
-            with asked.explanation.timed("read"):
-                size, crop = preprocessing.size, preprocessing.crop
-                squares = np.stack([pixels.read(image, size=size, crop=crop) for image in images])
-            with asked.explanation.timed("embed"):
-                embedded = embedder.embed(squares)
-            exclude = self._stored(images) if exclude_self else None
-            with suppress(ModelMismatch):
-                found = ask(embedded.vectors, exclude, generation=generation.id)
-                return list(map(self._with_prediction, found, embedded.probabilities))
-        raise GalleryDamaged(f"The model of {self.folder} changes faster than it can be asked; try again.")
-
-    def _with_prediction(
-        self, found: Found[_T], probabilities: NDArray[np.float32]
-    ) -> tuple[tuple[_T, ...], Prediction, Decision | None]:
-        """What was found, beside what the classifier says, and a decision that knows of both."""
-        prediction, decision = self._prediction(probabilities), found.decision
-        if decision is not None:
-            decision = decision.beside(prediction.identity, self.bundle.labels)
-        return tuple(found), prediction, decision
-
-    def _stored(self, images: Sequence[pixels.ImageSource]) -> list[int | None]:
-        """The faces that have the very bytes of some pictures."""
-        digests = [
-            pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)
-            for image in images
-        ]
-        with self.vault.store.read() as reader:
-            known = reader.faces_by_sha256(set(digests))
-        return [known[digest].id if digest in known else None for digest in digests]
-
-    def _nearest(
-        self,
-        vectors: NDArray[Any],
-        exclude: Sequence[int | None] | None = None,
-        *,
-        asked: "_Question",
-        generation: int | None = None,
-    ) -> list[Found[Match]]:
-        """The matches of each vector (n, d), all from one snapshot.
-
-        Raises:
-            ModelMismatch: the snapshot is of another generation than the given one.
-        """
-
-        def search(reader: Reader) -> list[Found[Match]]:
-            state, allowed = self._state(reader, asked, generation)
-            limit = self._limit(state, asked)
-            ask: Any = self.vault.vectors(state.generation)
-            options: dict[str, Any] = {
-                "coded": state.coded,
-                "allowed": allowed,
-                "exclude": exclude,
-                "explanation": asked.explanation,
-            }
-            if asked.within is not None:
-                found = ask.search_within(state.segments, vectors, asked.within, **options)
-            else:
-                # A decision needs the second person too: mostly a few more faces show one.
-                count = asked.k if limit is None else max(asked.k or 1, decisions.FIRST)
-                found = ask.search(state.segments, vectors, count, **options)
-            decided = self._decide(reader, state, allowed, asked, limit, vectors, exclude, found)
-            with asked.explanation.timed("look up"):
-                shown = self._matches(reader, [(d[: asked.k], ids[: asked.k]) for d, ids in found])
-            return list(map(Found.of, shown, decided))
-
-        return self.vault.on_a_snapshot(search)
-
-    def _limit(self, state: State, asked: "_Question") -> Limit | None:
-        """The threshold in force for a search; None where there is none."""
-        name = os.fspath(self.folder)
-        return decisions.limit(state.calibration, state.faces, asked.fpir, asked.max_distance, name)
-
-    def _decide(
-        self,
-        reader: Reader,
-        state: State,
-        allowed: Ids | None,
-        asked: "_Question",
-        limit: Limit | None,
-        vectors: NDArray[Any],
-        exclude: Sequence[int | None] | None,
-        beginnings: Sequence[Answer] | None = None,
-    ) -> list[Decision | None]:
-        """The decision on each vector (n, d), of which the nearest may be known already."""
-        if limit is None:
-            return [None] * len(vectors)
-        flat = self.vault.vectors(state.generation)
-        queries = flat.checked(vectors)
-        left_out = [None] * len(queries) if exclude is None else list(exclude)
-        before = asked.explanation.queries
-
-        def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Answer]:
-            some = allowed if only is None else only if allowed is None else np.intersect1d(only, allowed)
-            options: dict[str, Any] = {"coded": state.coded, "explanation": asked.explanation}
-            options |= {"allowed": some, "exclude": [left_out[place] for place in places]}
-            return flat.search(state.segments, queries[list(places)], count, **options)
-
-        if beginnings is None:
-            beginnings = [(np.empty(0), np.empty(0, np.int64))] * len(queries)
-        rows = asked.explanation.rows
-        with asked.explanation.timed("decide"):
-            found = decisions.two_nearest(reader, ask, beginnings)
-            names = reader.names_of_identities(set(found.people.ravel().tolist()))
-        # The same questions, gone on with.
-        asked.explanation.queries, asked.explanation.rows = before, rows
-        return list(decisions.decide(found, names, limit))
-
-    def _people(
-        self,
-        vectors: NDArray[Any],
-        exclude: Sequence[int | None] | None = None,
-        *,
-        asked: "_Question",
-        rule: Rule,
-        mean_of: int,
-        photos: int,
-        generation: int | None = None,
-    ) -> list[Found[PersonMatch]]:
-        """The people nearest to each vector (n, d), all from one snapshot; otherwise as `_nearest`."""
-        k = asked.k or 1
-        left_out = [None] * len(vectors) if exclude is None else list(exclude)
-
-        def search(reader: Reader) -> list[Found[PersonMatch]]:
-            state, allowed = self._state(reader, asked, generation)
-            limit = self._limit(state, asked)
-            flat = self.vault.vectors(state.generation)
-            queries = flat.checked(vectors)
-            found: list[list[people.Ranked]] = []
-            # Centroids are computed once for all queries that leave out the same face, or none.
-            for face, places in groupby(range(len(queries)), key=left_out.__getitem__):
-                some_queries = queries[list(places)]
-
-                def ask(
-                    one: NDArray[np.float32], count: int, only: Ids | None, face: int | None = face
-                ) -> list[Answer]:
-                    options: dict[str, Any] = {"coded": state.coded, "explanation": asked.explanation}
-                    return flat.search(state.segments, one, count, allowed=only, exclude=[face], **options)
-
-                if rule is Rule.CENTROID:
-                    blocks, some = flat.blocks(state.segments, state.coded), allowed
-                    if face is not None:
-                        everybody = np.fromiter(reader.face_ids(), np.int64) if some is None else some
-                        some = everybody[everybody != face]
-                    found += people.by_centroid(
-                        reader, ask, blocks, some_queries, k, photos=photos, allowed=some
-                    )
-                else:
-                    number = mean_of if rule is Rule.MEAN else 1
-                    found += people.by_photos(
-                        reader, ask, some_queries, k, mean_of=number, photos=photos, allowed=allowed
-                    )
-            decided = self._decide(reader, state, allowed, asked, limit, queries, exclude)
-            return list(map(Found.of, self._named(reader, found), decided))
-
-        return self.vault.on_a_snapshot(search)
-
-    def _named(
-        self, reader: Reader, found: Sequence[Sequence[people.Ranked]]
-    ) -> list[tuple[PersonMatch, ...]]:
-        """People with their names and photos."""
-        names = reader.names_of_identities({one.identity_id for some in found for one in some})
-        photos = [
-            (np.array(one.distances), np.array(one.face_ids, np.int64)) for some in found for one in some
-        ]
-        matches = iter(self._matches(reader, photos))
-        return [
-            tuple(PersonMatch(names[one.identity_id], one.distance, next(matches)) for one in some)
-            for some in found
-        ]
-
-    def _state(self, reader: Reader, asked: "_Question", generation: int | None) -> tuple[State, Ids | None]:
-        """What a snapshot is, and which of its faces may be an answer.
-
-        Raises:
-            ModelMismatch: it is of another generation than the given one.
-        """
-        state = self.vault.state(reader)
-        if generation not in (None, state.generation.id):
-            raise ModelMismatch(f"The gallery {self.folder} went over to another model meanwhile.")
-        if asked.where is None:
-            return state, None
-        with asked.explanation.timed("where"):
-            return state, reader.face_ids_where(asked.where)
-
-    def _matches(
-        self, reader: Reader, found: Sequence[tuple[NDArray[np.float64], Ids]]
-    ) -> list[tuple[Match, ...]]:
-        faces = reader.faces({int(number) for _, ids in found for number in ids})
-        try:
-            return [
-                tuple(
-                    Match(faces[number], distance)
-                    for distance, number in zip(distances.tolist(), ids.tolist(), strict=True)
-                )
-                for distances, ids in found
-            ]
-        except KeyError as error:
-            raise GalleryDamaged(
-                f"{self.folder} has a vector {error} without a face; see `faceprint verify {self.folder}`."
-            ) from error
-
-    def _vector(self, face_id: int) -> NDArray[np.float32]:
-        def find(reader: Reader) -> NDArray[np.float32]:
-            vector = self.vault.vector(reader, self.vault.state(reader).generation, face_id)
-            if vector is None:
-                raise InputError(f"There is no face {face_id} in {self.folder}.")
-            return vector
-
-        return self.vault.on_a_snapshot(find)
-
-    def _prediction(self, probabilities: NDArray[np.float32]) -> Prediction:
-        """The likeliest name; the outputs of the forgotten have none."""
-        labels = self.bundle.labels
-        known = np.array([label != FORGOTTEN for label in labels])
-        best = int(np.where(known, probabilities, -1).argmax())
-        return Prediction(labels[best], float(probabilities[best]))
+        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
+        options |= {"mean_of": mean_of, "photos": photos}
+        asked = Question(k, None, where, explanation, fpir, max_distance)
+        vectors = vector_of(self.vault, face_id)[None]
+        return nearest_people(self.vault, vectors, [face_id], asked=asked, **options)[0]
 
     # What is said about them
 
@@ -1110,26 +557,7 @@ class Gallery:
             InputError: metadata that JSON cannot say or that are too large; nothing was changed.
             StorageError, GalleryBusy: nothing was changed.
         """
-        for number, metadata in faces.items():
-            encoded(metadata, f"face {number}")
-        for name, metadata in (*paths.items(), *identities.items()):
-            encoded(metadata, str(name))
-        with self.vault.writing() as writer:
-            faces_by_id, strange = _faces_by_id(writer, faces, paths)
-            people = writer.identities_named(filter(is_utf8, identities))
-            strange += [name for name in identities if name not in people]
-            stored = {number: face.metadata for number, face in writer.faces(faces_by_id).items()}
-            new_faces = _changes(stored, faces_by_id)
-            new_people = _changes(
-                dict(people.values()), {people[n][0]: said for n, said in identities.items() if n in people}
-            )
-            writer.set_metadata(face_table, new_faces)
-            writer.set_metadata(identity_table, new_people)
-            if writer.changed:
-                self.vault.log(writer, "annotate", faces=len(new_faces), identities=len(new_people))
-        known = len(faces_by_id) + len({number for number, _ in people.values()})
-        changed = len(new_faces) + len(new_people)
-        return Annotated(len(new_faces), len(new_people), known - changed, tuple(strange))
+        return metadata.annotate(self.vault, faces=faces, paths=paths, identities=identities)
 
     def identity_metadata(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """What is said about people, by their names, today's or former ones; strangers are not in it."""
@@ -1153,24 +581,7 @@ class Gallery:
         Raises:
             InputError: there is nobody of that name, or somebody of the new one.
         """
-        check_identity(new_name)
-        with self.vault.writing() as writer:
-            number = self._identity(writer, name)
-            names = writer.names_of([number])
-            if new_name != name and writer.identity_id(new_name) is not None:
-                raise InputError(
-                    f"There is somebody called {new_name} in {self.folder} already; "
-                    "if they are the same person, merge the two with `faceprint merge-identities`."
-                )
-            faces = len(writer.face_ids_of(name))
-            writer.rename_identity(number, new_name)
-            writer.remove_alias(new_name)
-            if keep_alias and name != new_name:
-                writer.add_alias(name, number)
-            change = Relabel(new_name, keep_photos=keep_alias)
-            self._relabel(writer, names, change, erase=not keep_alias)
-            self.vault.log(writer, "rename-identity", faces=faces, identity=number, alias_kept=keep_alias)
-        return faces
+        return identities.rename(self.vault, name, new_name, keep_alias=keep_alias)
 
     def merge_identities(self, name: str, into: str) -> int:
         """Makes two names one person; the first goes on as an alias of the second.
@@ -1184,45 +595,7 @@ class Gallery:
             InputError: there is nobody of one of the names, or they are one already, or the metadata of
                 both are too large for one.
         """
-        with self.vault.writing() as writer:
-            number, target = self._identity(writer, name), self._identity(writer, into)
-            if number == target:
-                raise InputError(f"{name} and {into} are one identity already.")
-            faces, names = len(writer.face_ids_of(name)), writer.names_of([number])
-            said = writer.identity_metadata([name, into])
-            merged = filled(said[into], said[name])
-            encoded(merged, f"{name} and {into} together")
-            if merged != said[into]:
-                writer.set_metadata(identity_table, {target: merged})
-            writer.merge_identities(number, target)
-            writer.add_alias(name, target)
-            self._relabel(writer, names, Relabel(into, keep_photos=True), erase=False)
-            self.vault.log(writer, "merge-identities", faces=faces, identity=number, into=target)
-        return faces
-
-    def _identity(self, reader: Reader, name: str) -> int:
-        """The number of a person.
-
-        Raises:
-            InputError: there is nobody of that name.
-        """
-        number = reader.identity_id(name)
-        if number is None:
-            today = reader.current_names([name]).get(name)
-            instead = f"; {name} is called {today} now" if today else ""
-            raise InputError(f"There is nobody called {name} in {self.folder}{instead}.")
-        return number
-
-    def _relabel(self, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool) -> None:
-        """Lets the labels of some names, in every model, go with the names."""
-        labels: dict[str, dict[int, Relabel]] = {}
-        for generation in writer.generations().values():
-            today = self.vault.bundle(writer, generation).labels
-            found = {number: change for number, label in enumerate(today) if label in names}
-            if found:
-                labels[generation.folder] = found
-        if erase or labels:
-            self.vault.owe(writer, erase=erase, labels=labels)
+        return identities.merge(self.vault, name, into)
 
     # Forgetting
 
@@ -1252,65 +625,9 @@ class Gallery:
             StorageError: the disk refused; where the sentence says so, the faces are gone from every answer
                 and their traces will be erased by the next write.
         """
-        if sum(asked is not None for asked in (identity, face_id, path)) != 1:
-            raise InputError("Say what to forget: an identity, or a face, or a path; one of the three.")
-        with self.vault.writing() as writer:
-            target = self._to_forget(writer, identity, face_id, path)
-            receipt = Receipt(
-                id=str(uuid.uuid4()),
-                gallery=writer.gallery().uuid,
-                at=utc_now(),
-                who=who(),
-                what=target.what,
-                faces=len(target.face_ids),
-                face_ids=target.face_ids,
-                identity_ids=target.identity_ids,
-            )
-            self.vault.remove(writer, target.face_ids)
-            writer.add_receipt(receipt)
-            self._relabel(writer, target.names, Relabel(None, keep_photos=False), erase=True)
-            self.vault.log(writer, "forget", faces=receipt.faces, receipt=receipt.id)
-        self._current()  # this process too has the name in its memory
+        receipt = identities.forget(self.vault, identity, face_id, path)
+        self._serving.current()  # this process too has the name in its memory
         return receipt
-
-    def _to_forget(
-        self,
-        reader: Reader,
-        identity: str | None,
-        face_id: int | None,
-        path: str | os.PathLike[str] | None,
-    ) -> "_Target":
-        if identity is not None:
-            return self._person(reader, identity)
-        if path is not None:
-            name = absolute(path)
-            found = reader.files([name] if is_utf8(name) else []).get(name)
-            if found is None:
-                raise InputError(f"There is no face of {readable(name)} in {self.folder}.")
-            face_id = found
-        assert face_id is not None
-        if not (0 < face_id < 2**63 and reader.faces([face_id])):
-            raise InputError(f"There is no face {face_id} in {self.folder}.")
-        person = reader.faces([face_id])[face_id].identity
-        # Whose last face goes, goes with every name.
-        last = person is not None and reader.face_ids_of(person) == [face_id]
-        names = reader.names_of([self._identity(reader, person)]) if person is not None and last else set()
-        return _Target("face" if path is None else "path", (face_id,), (), frozenset(names))
-
-    def _person(self, reader: Reader, name: str) -> "_Target":
-        """Everything of a person; of one who was only trained on, the label."""
-        number = reader.identity_id(name)
-        if number is None:
-            bundles = [self.vault.bundle(reader, one) for one in reader.generations().values()]
-            if name != FORGOTTEN and any(name in bundle.labels for bundle in bundles):
-                return _Target("identity", (), (), frozenset([name]))
-        number = self._identity(reader, name)
-        return _Target(
-            "identity",
-            tuple(reader.face_ids_of(name)),
-            (number, *reader.merged_into(number)),
-            frozenset(reader.names_of([number])),
-        )
 
     def receipts(self) -> list[Receipt]:
         """Every erasure, oldest first."""
@@ -1373,7 +690,7 @@ class Gallery:
     ) -> Repaired:
         """Mends what can be mended without a guess; see `repair`."""
         options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up}
-        return repair(self.folder, device=self._device, engine=self._engine, **options)
+        return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
 
     def backup(self, target: str | os.PathLike[str]) -> BackedUp:
         """Copies one snapshot of the gallery while others write; a second time only what is new.
@@ -1454,13 +771,13 @@ class Gallery:
         done = reembedding.reembed(
             self.vault,
             bundle,
-            lambda loaded: Embedder.open(loaded, device=self._device, engine=self._engine),
+            lambda loaded: Embedder.open(loaded, device=self._serving.device, engine=self._serving.engine),
             switch=switch,
             give_up=give_up,
             on_progress=on_progress,
             should_stop=should_stop,
         )
-        self._current()
+        self._serving.current()
         if done.switched:
             self.vault.optimize()
         return done
@@ -1491,8 +808,7 @@ class Gallery:
             InputError: there is not one photo in a source: it may not be mounted; or it is one that does not
                 show what is gone (`photos.check_comparable`).
         """
-        with self.vault.store.read() as reader:
-            return _missing(reader, _roots(sources))
+        return missing.find(self.vault, sources)
 
     def remove_missing(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
         """Makes paths unknown whose files are gone, and removes faces that have no other; see above.
@@ -1500,15 +816,7 @@ class Gallery:
         Returns:
             What was removed. No trace of it is left, as after `forget`.
         """
-        roots = _roots(sources)
-        with self.vault.writing() as writer:
-            missing = _missing(writer, roots)
-            if missing.paths:
-                writer.remove_files(missing.paths)
-                self.vault.remove(writer, [face.id for face in missing.faces])
-                self.vault.owe(writer, erase=True, labels={})
-                self.vault.log(writer, "sync", faces=len(missing.faces), files=len(missing.paths))
-        return missing
+        return missing.remove(self.vault, sources)
 
     def audit_log(self) -> list[AuditEntry]:
         """What was done to the gallery, oldest first."""
@@ -1517,38 +825,7 @@ class Gallery:
 
     def info(self) -> GalleryInfo:
         """What the gallery holds."""
-        with self.vault.store.read() as reader:
-            generation = self._refresh(reader)
-            row, segments, identities = reader.gallery(), reader.segments(), reader.identities()
-            others = [one for one in reader.generations().values() if one.id != generation.id]
-            files, erasures = reader.file_count(), len(reader.receipts())
-            coded, codes_bytes = reader.codes(), self.vault.codes_size(reader)
-            bases = list(reader.bases(generation.id).values())
-        named = [(name, number) for name, number in identities if name is not None]
-        return GalleryInfo(
-            folder=os.fspath(self.folder),
-            uuid=row.uuid,
-            created_at=row.created_at,
-            faces=sum(number for _, number in identities),
-            identities=len(named),
-            faces_without_identity=sum(number for name, number in identities if name is None),
-            files=files,
-            largest=tuple(named[:10]),
-            segments=len(segments),
-            vector_bytes=sum(segment.bytes for segment in segments),
-            codes_bytes=codes_bytes,
-            coded_faces=sum(
-                one.rows for one in segments if one.generation == generation.id and one.id in coded
-            ),
-            coordinates=bases[-1].coordinates if bases else None,
-            database_bytes=(self.folder / DATABASE).stat().st_size,
-            fingerprint=generation.fingerprint,
-            other_fingerprint=others[0].fingerprint if others else None,
-            dimension=generation.dimension,
-            classifier_labels=len(self.bundle.labels),
-            input_size=self.bundle.input_size,
-            erasures=erasures,
-        )
+        return gallery_info(self._serving)
 
 
 def repair(
@@ -1583,48 +860,6 @@ def repair(
     )
 
 
-def _roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Sources as absolute paths, each with a photo in it."""
-    sources = list(sources)
-    check_comparable(sources)
-    roots = [absolute(source) for source in sources]
-    for root in roots:
-        if next(scan([root]), None) is None:
-            raise InputError(
-                f"There is not one photo in {root}, so nothing is taken for gone; is it mounted? "
-                "To remove people, use `faceprint forget`."
-            )
-    return roots
-
-
-def _missing(reader: Reader, roots: Sequence[str]) -> Missing:
-    paths: list[str] = []
-    alive: set[int] = set()
-    faces: set[int] = set()
-    with archives.Shelf() as shelf:
-        for path, number in reader.all_files():
-            below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
-            if below and _is_gone(path, shelf):
-                paths.append(path)
-                faces.add(number)
-            else:
-                alive.add(number)
-    return Missing(tuple(sorted(paths)), tuple(reader.faces(sorted(faces - alive)).values()))
-
-
-def _is_gone(path: str, shelf: archives.Shelf) -> bool:
-    try:
-        os.stat(path)
-    except NotADirectoryError:
-        member = archives.split(path)
-        return member is None or not shelf.has(*member)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 @contextmanager
 def _new_gallery(target: Path) -> Iterator[Path]:
     """A name for a folder that becomes the gallery `target` when everything in it is there.
@@ -1640,42 +875,3 @@ def _new_gallery(target: Path) -> Iterator[Path]:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
     except OSError as error:
         raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
-
-
-def _faces_by_id(
-    reader: Reader,
-    faces: Mapping[int, Mapping[str, Any] | None],
-    paths: Mapping[str, Mapping[str, Any] | None],
-) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
-    """Metadata by the ids of faces that exist, and the ids and paths of those that do not."""
-    places = {path: absolute(path) for path in paths}
-    owners = reader.files(filter(is_utf8, places.values()))
-    known = reader.faces(number for number in faces if 0 < number < 2**63)
-    found = {number: said for number, said in faces.items() if number in known}
-    found |= {owners[places[path]]: said for path, said in paths.items() if places[path] in owners}
-    strange: list[int | str] = [number for number in faces if number not in known]
-    return found, [*strange, *(path for path in paths if places[path] not in owners)]
-
-
-def _changes(
-    stored: Mapping[int, Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any] | None]
-) -> dict[int, dict[str, Any]]:
-    """What is wanted and not stored; 1, 1.0 and true are different things here, not as in Python."""
-    texts = {number: encoded(said, str(number)) for number, said in wanted.items()}
-    return {
-        number: decoded(said, str(number))
-        for number, said in texts.items()
-        if said != encoded(stored[number], str(number))
-    }
-
-
-def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
-    writer.add_faces(first, [face for _, face in verdicts.new])
-    writer.remove_files(verdicts.paths)
-    writer.add_files(verdicts.paths.items(), verdicts.stamps)
-    writer.set_stamps({path: s for path, s in verdicts.stamps.items() if path not in verdicts.paths})
-    writer.set_metadata(face_table, verdicts.metadata)
-    for number, name in verdicts.names.items():
-        writer.name_face(number, name)
-    if verdicts.names:
-        writer.remove_lonely()

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from retrieval import codes, errors, vault
+from retrieval.adding import Additions
 from retrieval.annotations import to_json
 from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing
 from retrieval.errors import FaceprintError
@@ -552,18 +553,18 @@ def all_states(root: Path, name: str) -> list[Contents | None]:
     if operation.work is not upgrade and operation.work is not mend:
         look()
     if operation.stages:
-        original = Gallery._add
+        original = Additions.add
 
-        def watched(self: Gallery, *arguments: object, **options: object) -> object:
+        def watched(self: Additions, *arguments: object, **options: object) -> object:
             outcomes = original(self, *arguments, **options)  # type: ignore[arg-type]
             look()
             return outcomes
 
-        Gallery._add = watched  # type: ignore[method-assign, assignment]
+        Additions.add = watched  # type: ignore[method-assign, assignment]
         try:
             operation.work(root)
         finally:
-            Gallery._add = original  # type: ignore[method-assign]
+            Additions.add = original  # type: ignore[method-assign]
     else:
         operation.work(root)
     look()

@@ -19,6 +19,7 @@ from retrieval.errors import DataError, InputError, ModelMismatch, Reason, RunEr
 from retrieval.gallery import Gallery
 from retrieval.ingestion import IngestReport, ingest, ingest_photos, peak_memory
 from retrieval.photos import Photo, scan
+from retrieval.searching import vector_of
 from retrieval.verdicts import Outcome, Status
 from tests.broken import make_broken
 from tests.operations import tiny_model
@@ -183,12 +184,12 @@ def test_found_is_the_sum_of_the_four_fates() -> None:
 def test_one_photo_taken_by_library_call_equals_the_one_taken_in_bulk(gallery: Gallery, faces: Path) -> None:
     photo = sorted(faces.glob("*/*.jpg"))[3]
     ingest(gallery, [faces])
-    bulk = gallery._vector(4)
+    bulk = vector_of(gallery.vault, 4)
     gallery.forget(photo.parent.name)
     (outcome,) = gallery.enroll([(photo, photo.parent.name)])
     assert outcome.status is Status.ENROLLED
     assert outcome.face_id == 37
-    np.testing.assert_array_equal(gallery._vector(37), bulk)
+    np.testing.assert_array_equal(vector_of(gallery.vault, 37), bulk)
 
 
 # Stages
@@ -379,7 +380,7 @@ def test_decoders_change_nothing_of_what_becomes_of_photos(
             report = ingest_photos(
                 gallery, found, decoders=decoders, batch_size=64, on_outcome=outcomes.append
             )
-            vectors = [gallery._vector(number).tobytes() for number in range(1, 38)]
+            vectors = [vector_of(gallery.vault, number).tobytes() for number in range(1, 38)]
             runs.append((outcomes, vectors, _everything(gallery)))
         assert (report.enrolled, report.rejected) == (37, 20)
     assert runs[0] == runs[1]

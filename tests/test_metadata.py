@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from retrieval.annotations import MOST_BYTES, Metadata
 from retrieval.bundle import ModelBundle
 from retrieval.errors import GalleryDamaged, InputError, StorageError
-from retrieval.gallery import Annotated, Gallery
+from retrieval.gallery import Gallery
+from retrieval.metadata import Annotated
 from retrieval.store import Face, NewFace
 from retrieval.verdicts import Outcome, Status
 from retrieval.where import Where

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
-from retrieval.gallery import Gallery, Match, PersonMatch
+from retrieval.gallery import Gallery
+from retrieval.searching import Match, PersonMatch
 from retrieval.store import NewFace
 from retrieval.vectors import Vectors
 from retrieval.where import Condition, Where

@@ -22,6 +22,7 @@ from retrieval.errors import InputError, Reason
 from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest, ingest_photos
 from retrieval.photos import Photo, from_report, of
+from retrieval.searching import vector_of
 from retrieval.store import Face
 from retrieval.verdicts import Outcome, Status
 from tests.test_cli import Faceprint, faceprint
@@ -276,7 +277,7 @@ def test_lost_vectors_come_back_from_archives_and_addresses(
     fsspec.filesystem("memory").pipe("/lost/1.jpg", photo.read_bytes() + b"\0")
     with Gallery.create(tmp_path / "g", bundle) as gallery:
         ingest(gallery, [path, "memory://lost/1.jpg"])
-        before = [gallery._vector(number) for number in (1, 36, 37)]
+        before = [vector_of(gallery.vault, number) for number in (1, 36, 37)]
         for segment in (tmp_path / "g" / "vectors").glob("*.faiss"):
             segment.unlink()
     with Gallery.open(tmp_path / "g") as gallery:
@@ -284,7 +285,7 @@ def test_lost_vectors_come_back_from_archives_and_addresses(
         assert mended.embedded == 37
     with Gallery.open(tmp_path / "g") as gallery:
         for number, vector in zip((1, 36, 37), before, strict=True):
-            np.testing.assert_allclose(gallery._vector(number), vector, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(vector_of(gallery.vault, number), vector, rtol=1e-4, atol=1e-4)
         assert gallery.search(photo, 1).matches[0].distance < 1e-3
 
 

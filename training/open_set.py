@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from retrieval import rates
 from retrieval.errors import DataError
-from retrieval.gallery import Gallery, PersonMatch
+from retrieval.gallery import Gallery
+from retrieval.searching import PersonMatch
 from training import intervals, metrics
 from training.baselines import spaces
 from training.figures import Curve, Identification, Mistake, Open, OpenBaseline, Ranking

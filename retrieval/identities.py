@@ -1,0 +1,161 @@
+"""Identities: who is who, and that nothing is left of whom a gallery is to forget.
+
+Who is nearest to a search stands in `retrieval.people`.
+"""
+
+import os
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from retrieval.annotations import encoded, filled
+from retrieval.bundle import FORGOTTEN, Relabel
+from retrieval.errors import InputError
+from retrieval.places import absolute, is_utf8, readable
+from retrieval.preparation import check_identity
+from retrieval.store import Reader, Receipt, Writer, utc_now
+from retrieval.tables import identity_table
+from retrieval.vault import Vault, who
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What is to be forgotten, and the names whose labels go with it."""
+
+    what: str
+    face_ids: tuple[int, ...]
+    identity_ids: tuple[int, ...]
+    names: frozenset[str]
+
+
+def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
+    """Gives a person another name; see `Gallery.rename_identity`."""
+    check_identity(new_name)
+    with vault.writing() as writer:
+        number = _identity(vault, writer, name)
+        names = writer.names_of([number])
+        if new_name != name and writer.identity_id(new_name) is not None:
+            raise InputError(
+                f"There is somebody called {new_name} in {vault.folder} already; "
+                "if they are the same person, merge the two with `faceprint merge-identities`."
+            )
+        faces = len(writer.face_ids_of(name))
+        writer.rename_identity(number, new_name)
+        writer.remove_alias(new_name)
+        if keep_alias and name != new_name:
+            writer.add_alias(name, number)
+        change = Relabel(new_name, keep_photos=keep_alias)
+        _relabel(vault, writer, names, change, erase=not keep_alias)
+        vault.log(writer, "rename-identity", faces=faces, identity=number, alias_kept=keep_alias)
+    return faces
+
+
+def merge(vault: Vault, name: str, into: str) -> int:
+    """Makes two names one person; see `Gallery.merge_identities`."""
+    with vault.writing() as writer:
+        number, target = _identity(vault, writer, name), _identity(vault, writer, into)
+        if number == target:
+            raise InputError(f"{name} and {into} are one identity already.")
+        faces, names = len(writer.face_ids_of(name)), writer.names_of([number])
+        said = writer.identity_metadata([name, into])
+        merged = filled(said[into], said[name])
+        encoded(merged, f"{name} and {into} together")
+        if merged != said[into]:
+            writer.set_metadata(identity_table, {target: merged})
+        writer.merge_identities(number, target)
+        writer.add_alias(name, target)
+        _relabel(vault, writer, names, Relabel(into, keep_photos=True), erase=False)
+        vault.log(writer, "merge-identities", faces=faces, identity=number, into=target)
+    return faces
+
+
+def _identity(vault: Vault, reader: Reader, name: str) -> int:
+    """The number of a person.
+
+    Raises:
+        InputError: there is nobody of that name.
+    """
+    number = reader.identity_id(name)
+    if number is None:
+        today = reader.current_names([name]).get(name)
+        instead = f"; {name} is called {today} now" if today else ""
+        raise InputError(f"There is nobody called {name} in {vault.folder}{instead}.")
+    return number
+
+
+def _relabel(vault: Vault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool) -> None:
+    """Lets the labels of some names, in every model, go with the names."""
+    labels: dict[str, dict[int, Relabel]] = {}
+    for generation in writer.generations().values():
+        today = vault.bundle(writer, generation).labels
+        found = {number: change for number, label in enumerate(today) if label in names}
+        if found:
+            labels[generation.folder] = found
+    if erase or labels:
+        vault.owe(writer, erase=erase, labels=labels)
+
+
+def forget(
+    vault: Vault, identity: str | None, face_id: int | None, path: str | os.PathLike[str] | None
+) -> Receipt:
+    """Erases a person, or one face; see `Gallery.forget`."""
+    if sum(asked is not None for asked in (identity, face_id, path)) != 1:
+        raise InputError("Say what to forget: an identity, or a face, or a path; one of the three.")
+    with vault.writing() as writer:
+        target = _to_forget(vault, writer, identity, face_id, path)
+        receipt = Receipt(
+            id=str(uuid.uuid4()),
+            gallery=writer.gallery().uuid,
+            at=utc_now(),
+            who=who(),
+            what=target.what,
+            faces=len(target.face_ids),
+            face_ids=target.face_ids,
+            identity_ids=target.identity_ids,
+        )
+        vault.remove(writer, target.face_ids)
+        writer.add_receipt(receipt)
+        _relabel(vault, writer, target.names, Relabel(None, keep_photos=False), erase=True)
+        vault.log(writer, "forget", faces=receipt.faces, receipt=receipt.id)
+    return receipt
+
+
+def _to_forget(
+    vault: Vault,
+    reader: Reader,
+    identity: str | None,
+    face_id: int | None,
+    path: str | os.PathLike[str] | None,
+) -> _Target:
+    if identity is not None:
+        return _person(vault, reader, identity)
+    if path is not None:
+        name = absolute(path)
+        found = reader.files([name] if is_utf8(name) else []).get(name)
+        if found is None:
+            raise InputError(f"There is no face of {readable(name)} in {vault.folder}.")
+        face_id = found
+    assert face_id is not None
+    if not (0 < face_id < 2**63 and reader.faces([face_id])):
+        raise InputError(f"There is no face {face_id} in {vault.folder}.")
+    person = reader.faces([face_id])[face_id].identity
+    # Whose last face goes, goes with every name.
+    last = person is not None and reader.face_ids_of(person) == [face_id]
+    names = reader.names_of([_identity(vault, reader, person)]) if person is not None and last else set()
+    return _Target("face" if path is None else "path", (face_id,), (), frozenset(names))
+
+
+def _person(vault: Vault, reader: Reader, name: str) -> _Target:
+    """Everything of a person; of one who was only trained on, the label."""
+    number = reader.identity_id(name)
+    if number is None:
+        bundles = [vault.bundle(reader, one) for one in reader.generations().values()]
+        if name != FORGOTTEN and any(name in bundle.labels for bundle in bundles):
+            return _Target("identity", (), (), frozenset([name]))
+    number = _identity(vault, reader, name)
+    return _Target(
+        "identity",
+        tuple(reader.face_ids_of(name)),
+        (number, *reader.merged_into(number)),
+        frozenset(reader.names_of([number])),
+    )
