@@ -1,7 +1,7 @@
 """Are these two the same person? LFW's ten folds, with models that know nobody of the pairs they are asked.
 
     python -m benchmarks.pairs DATA PAIRS --weights FILE --keep FOLDER [--recipes modern] [--min-images 5]
-                               [--image-size 128] [--crop 0.6] [--precision bf16]
+                               [--image-size 128] [--crop 0.6] [--precision auto]
 
 Hardly anybody with two photos is in no pair, so the folds are halved: a model learns the people of the first
 half's pairs (those with `--min-images` photos) and is asked the second half's, another the other way

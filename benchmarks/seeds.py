@@ -1,7 +1,7 @@
 """How good the recipes are, over the seeds of split, order and augmentation, beside the baselines.
 
     python -m benchmarks.seeds DATA --weights FILE --keep FOLDER [--seeds 0 1 2] [--recipes paper modern]
-                               [--min-images 20] [--image-size 128] [--crop 0.6] [--precision bf16]
+                               [--min-images 20] [--image-size 128] [--crop 0.6] [--precision auto]
 
 Trains each recipe with each seed (models that FOLDER has are not trained again) and measures it on the photos
 that the seed holds out, by the protocol `closed`. Prints for each figure the seeds' values, their mean and

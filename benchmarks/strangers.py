@@ -1,7 +1,7 @@
 """Strangers: what a threshold costs with fine-tuning and without, and whether calibration keeps its word.
 
     python -m benchmarks.strangers DATA --weights FILE --keep FOLDER [--recipe modern] [--min-images 10]
-                                   [--splits 6] [--image-size 128] [--crop 0.6] [--precision bf16]
+                                   [--splits 6] [--image-size 128] [--crop 0.6] [--precision auto]
 
 DATA's people with `--min-images` photos are enrolled, everybody else is a stranger. First the protocol
 `open`, with a model that learned these people and with the network before that: FNIR at each FPIR. Then a

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=FitConfig().epochs)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--crop", type=float, default=0.6)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--architecture", default="resnet50")
 
 
