@@ -249,7 +249,7 @@ def reliability(bins: Sequence[Bin], *, title: str) -> Markup | None:
         above.plot(sure, right, "o", color=_SERIES[0], ms=5, label="held-out photos")
         _percents(above, "y")
         above.set_ylabel("right")
-        _legend(above, "upper left")
+        _legend(above, "lower right")
         middles = [50 * (one.low + one.high) for one in bins]
         below.bar(middles, [one.n for one in bins], 90 / len(bins), color=_SERIES[0], alpha=0.5)
         below.set_ylabel("photos")

@@ -218,7 +218,8 @@ def _figures(
 
 
 def _processor() -> str:
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
