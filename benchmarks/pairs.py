@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from benchmarks import trained
 from training.division import photos_of
@@ -26,7 +27,6 @@ from training.figures import Pairs
 from training.measure import Options, measure
 from training.pairs import Pair, read_pairs
 from training.recipes import RECIPES
-from training.verification import Folds
 
 
 def main() -> None:
@@ -44,10 +44,7 @@ def main() -> None:
         rows |= halves(recipe, files, options)
     rows |= nobodys(options.recipes[-1], options)
     for name, accuracies in rows.items():
-        folds = _folds(accuracies)
-        print(
-            f"{name:64}{100 * folds.mean:6.2f}, standard error {100 * folds.standard_error:.2f}", flush=True
-        )
+        print(f"{name:64}{100 * accuracies.mean():6.2f}, standard error {100 * stats.sem(accuracies):.2f}")
     print(json.dumps({name: accuracies.tolist() for name, accuracies in rows.items()}))
 
 
@@ -80,7 +77,7 @@ def halves(
         write_list(listed, options.data, people)
         name = f"half-{half}-{recipe}"
         folder = trained.model(name, listed, recipe, options, min_images=options.min_images)
-        found = _measured(folder, asked, options)
+        found = _measured(folder, asked, options, before=trained.beside(options.weights))
         if found.trained_people:
             raise SystemExit(f"{found.trained_people} of the people whom {folder} learned are in {asked}.")
         parts.append(_accuracies(f"{recipe}, learned from the other half's people", found))
@@ -97,7 +94,8 @@ def nobodys(recipe: str, options: argparse.Namespace) -> Mapping[str, NDArray[np
     write_list(listed, options.data, everybody - inside)
     folder = trained.model(f"outside-{recipe}", listed, recipe, options, min_images=2)
     name = f"{recipe}, learned from people who are in no pair"
-    return {name: _accuracies(name, _measured(folder, options.pairs, options))[name]}
+    # The halves have told of the network before it learned.
+    return {name: _accuracies(name, _measured(folder, options.pairs, options, before=None))[name]}
 
 
 def write_list(path: Path, data: Path, people: Iterable[str]) -> None:
@@ -113,8 +111,8 @@ def _people(pairs: Sequence[Pair]) -> set[str]:
     return {name for pair in pairs for name in pair.people}
 
 
-def _measured(folder: Path, pairs: Path, options: argparse.Namespace) -> Pairs:
-    asked = Options(protocol="lfw-pairs", pairs=pairs, weights=trained.beside(options.weights))
+def _measured(folder: Path, pairs: Path, options: argparse.Namespace, *, before: str | None) -> Pairs:
+    asked = Options(protocol="lfw-pairs", pairs=pairs, weights=before)
     found = measure(folder, options.data, options=asked)[0].pairs
     assert found is not None  # as was asked for
     return found
@@ -123,10 +121,6 @@ def _measured(folder: Path, pairs: Path, options: argparse.Namespace) -> Pairs:
 def _accuracies(name: str, found: Pairs) -> dict[str, NDArray[np.float64]]:
     others = {one.name: one.verification for one in found.baselines}
     return {said: np.array(one.folds) for said, one in {name: found.verification, **others}.items()}
-
-
-def _folds(accuracies: NDArray[np.float64]) -> Folds:
-    return Folds(accuracies, np.full(len(accuracies), np.nan))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Student's t interval of the mean over seeds, in %; then one JSON line. Docs: doc
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,9 +33,9 @@ def main() -> None:
     rows: dict[str, list[float]] = {}
     for recipe in options.recipes:
         found = [measured(recipe, seed, options) for seed in options.seeds]
-        for name in [
-            name for name in found[0] if name not in rows
-        ]:  # the baselines are the same for every recipe
+        for name in found[0]:
+            if name in rows:
+                continue  # a baseline, which is the same for every recipe
             rows[name] = [one[name] for one in found]
             print(in_words(name, rows[name]), flush=True)
     shown = {name: {"values": some, "mean": mean(some), "reach": reach(some)} for name, some in rows.items()}
@@ -80,7 +79,7 @@ def reach(values: Sequence[float]) -> float | None:
     n = len(values)
     if n < 2:
         return None
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
 
 
 def in_words(name: str, values: Sequence[float]) -> str:
