@@ -12,9 +12,8 @@ has are not trained again. Docs: docs/recipes.md.
 """
 
 import argparse
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,7 @@ def halves(
     for half, learned, asked in (("a", *files), ("b", *files[::-1])):
         listed = options.keep / f"half-{half}.csv"
         people = _people(read_pairs(learned))
-        write_list(listed, options.data, people)
+        trained.write_list(listed, options.data, people)
         name = f"half-{half}-{recipe}"
         folder = trained.model(name, listed, recipe, options, min_images=options.min_images)
         found = _measured(folder, asked, options, before=trained.beside(options.weights))
@@ -91,20 +90,11 @@ def nobodys(recipe: str, options: argparse.Namespace) -> Mapping[str, NDArray[np
     inside = _people(read_pairs(options.pairs))
     everybody = {photo.identity for photo in photos_of(options.data) if photo.identity is not None}
     listed = options.keep / "outside.csv"
-    write_list(listed, options.data, everybody - inside)
+    trained.write_list(listed, options.data, everybody - inside)
     folder = trained.model(f"outside-{recipe}", listed, recipe, options, min_images=2)
     name = f"{recipe}, learned from people who are in no pair"
     # The halves have told of the network before it learned.
     return {name: _accuracies(name, _measured(folder, options.pairs, options, before=None))[name]}
-
-
-def write_list(path: Path, data: Path, people: Iterable[str]) -> None:
-    """Writes a list of some people's photos, as `train` takes one."""
-    wanted = set(people)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["path", "identity"])
-        writer.writerows((p.path, p.identity) for p in photos_of(data.absolute()) if p.identity in wanted)
 
 
 def _people(pairs: Sequence[Pair]) -> set[str]:

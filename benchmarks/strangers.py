@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import trained
-from benchmarks.pairs import write_list
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.gallery import Gallery
@@ -115,7 +114,7 @@ def calibrated(bundle: ModelBundle, options: argparse.Namespace) -> Iterator[Kep
     enrolled = set(names[counts >= options.min_images].tolist())
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(scratch) / "enrolled.csv"
-        write_list(listed, options.data, enrolled)
+        trained.write_list(listed, options.data, enrolled)
         with Gallery.create(Path(scratch) / "gallery", bundle) as gallery:
             ingest(gallery, [listed])
             strange = [p for p in photos if p.identity is not None and p.identity not in enrolled]

@@ -1,11 +1,13 @@
 """Models for the benchmarks that train some: each is trained once, and kept in a folder."""
 
 import argparse
+import csv
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from retrieval.bundle import Preprocessing
+from training.division import photos_of
 from training.recipes import RECIPES, FitConfig
 from training.run import TrainingOptions, train
 
@@ -54,6 +56,15 @@ def model(
         ),
     )
     return folder
+
+
+def write_list(path: Path, data: Path, people: Iterable[str]) -> None:
+    """Writes a list of some people's photos, as `train` takes one."""
+    wanted = set(people)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "identity"])
+        writer.writerows((p.path, p.identity) for p in photos_of(data.absolute()) if p.identity in wanted)
 
 
 def beside(weights: str) -> str | None:
