@@ -200,11 +200,15 @@ def merge_identities(
 def backup(
     gallery: GalleryArgument,
     target: Annotated[Path, typer.Argument(metavar="DEST", help="The backup's folder; the same one every time.", show_default=False)],
+    verify: Annotated[bool, typer.Option(help="Read each copied file back and compare.")] = True,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Copy one consistent snapshot while others write. A second backup copies only what is new."""
+    """Copy one consistent snapshot while others write. A second backup copies only what is new.
+
+    Files of an earlier backup are read and compared; a damaged one is copied again.
+    """
     with open_gallery(gallery, "backup") as opened:
-        done = opened.backup(target)
+        done = opened.backup(target, verify=verify)
     if as_json:
         _print_json(asdict(done))
         return

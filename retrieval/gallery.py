@@ -692,15 +692,19 @@ class Gallery:
         options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up}
         return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
 
-    def backup(self, target: str | os.PathLike[str]) -> BackedUp:
+    def backup(self, target: str | os.PathLike[str], *, verify: bool = True) -> BackedUp:
         """Copies one snapshot of the gallery while others write; a second time only what is new.
+
+        Args:
+            target: the folder of the backup. Files that it has are read; a damaged one is copied again.
+            verify: read each copied file back and compare its SHA-256.
 
         Raises:
             InputError: `target` is something else than a backup of this gallery.
             GalleryDamaged: a file is not what was written; the older backup stays as it was.
             StorageError, GalleryBusy: the older backup stays as it was.
         """
-        return backups.back_up(self.vault, Path(target))
+        return backups.back_up(self.vault, Path(target), verify=verify)
 
     def export(self, target: str | os.PathLike[str]) -> Export:
         """Writes one snapshot as Parquet, with the model's contract and checksums; see `retrieval.exchange`.
