@@ -942,9 +942,18 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: Path, *, fingerprint: str, dimension: int, folder: str = "model", card_sha256: str = ""
+        cls,
+        path: Path,
+        *,
+        fingerprint: str,
+        dimension: int,
+        folder: str = "model",
+        card_sha256: str = "",
+        folder_id: str | None = None,
     ) -> "Store":
         """Makes the database of an empty gallery, whose first generation is the given model.
+
+        `folder_id` is that of its folder of vectors (see `retrieval.ownership`).
 
         Raises:
             StorageError: the disk refused.
@@ -970,6 +979,7 @@ class Store:
                     next_identity_id=1,
                     next_generation_id=2,
                     next_basis_id=1,
+                    folder_id=folder_id,
                 )
             )
         return store

@@ -6,6 +6,7 @@
       vectors/00000007.faiss   their vectors, immutable segments
       vectors/00000007-1.codes what searches read first: a byte a coordinate, in basis 1
       vectors/00000001.basis   where that places vectors (see `retrieval.codes`)
+      vectors/gallery.id       whose folder this is (see `retrieval.ownership`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              who is writing
 
@@ -32,7 +33,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import codes, lock, pages
+from retrieval import codes, lock, ownership, pages
 from retrieval.bundle import ModelBundle, Relabel
 from retrieval.codes import Basis, Codes, WrittenCodes
 from retrieval.errors import (
@@ -79,6 +80,7 @@ DATABASE: Final = "gallery.db"
 _SEGMENT_NAME: Final = re.compile(
     r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$"
     r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
+    r"|\.gallery\.id\.part$"
 )
 # A file in the making; SQLite may have put others beside it.
 _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
@@ -186,12 +188,15 @@ class Vault:
         folder.mkdir()
         (folder / VECTORS).mkdir()
         copy = bundle.save(folder / MODEL)
+        folder_id = ownership.new_id()
+        ownership.write_id(folder / VECTORS, folder_id)
         store = Store.create(
             folder / DATABASE,
             fingerprint=bundle.fingerprint,
             dimension=bundle.dimension,
             folder=MODEL,
             card_sha256=copy.card_sha256(),
+            folder_id=folder_id,
         )
         with store.driver() as driver:
             pages.checkpoint(driver, store.path, mode="TRUNCATE")
@@ -244,6 +249,10 @@ class Vault:
         if known is not None and known.revision == revision:
             return known
         generation = self.serving(reader)
+        vectors, folder_id = self.folder / VECTORS, reader.gallery().folder_id
+        # Another gallery has files of the same names: its vectors would be answered as this one's.
+        if folder_id is not None and ownership.read_id(vectors) not in (None, folder_id):
+            raise ownership.foreign(self.folder, vectors)
         rows = reader.segments(generation.id)
         segments = tuple(segment.id for segment in rows)
         self.vectors(generation).forget_all_but(segments)
@@ -287,15 +296,19 @@ class Vault:
         Raises:
             GalleryBusy: another process is writing, and did not finish in time.
             InputError: the gallery was opened for reading only.
+            GalleryError: a folder of the gallery is a symbolic link, or belongs to another gallery.
             StorageError: the disk refused; nothing was changed, unless the sentence says so.
         """
         if self.read_only:
             raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
+            given = self._check_ownership()
             self._tidy(settled=False)
             self.pay_debts(insist=False)
             self._wrote = True
             with self.store.write() as writer:
+                if given is not None:
+                    writer.set_gallery(folder_id=given)
                 yield writer
                 owed = writer.owes
             self.pay_debts(insist=owed)
@@ -620,6 +633,76 @@ class Vault:
         with lock.exclusive(self.folder / LOCK_NAME, timeout=timeout):
             yield
 
+    def _check_ownership(self) -> str | None:
+        """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
+
+        Raises:
+            GalleryError: it is not, or it or a model's folder is a symbolic link.
+        """
+        with self.store.read() as reader:
+            known, segments = reader.gallery().folder_id, reader.segments()
+            names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
+        for name in ownership.links(self.folder, names):
+            raise ownership.linked(self.folder, name)
+        vectors = self.folder / VECTORS
+        found = ownership.read_id(vectors)
+        if known is not None and found == known:
+            return None
+        if known is not None and found is not None:
+            raise ownership.foreign(self.folder, vectors)
+        if not all(self._seems_there(segment) for segment in segments):
+            if known is not None:
+                raise ownership.emptied(self.folder, vectors)
+            return None
+        # The transaction that named the id in the file may have been lost, and may still come to life.
+        given = known or found or ownership.new_id()
+        if found != given:
+            ownership.write_id(vectors, given)
+        return given if known is None else None
+
+    def _seems_there(self, segment: Segment) -> bool:
+        path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
+        return path.is_file() and path.stat().st_size == segment.bytes
+
+    def claim(self) -> None:
+        """Says that the folder of vectors is this gallery's, where that was lost. Only for who mends.
+
+        Where the folder has another id, each vector file must be what was written, and no other be there.
+
+        Raises:
+            GalleryError: it is another gallery's.
+        """
+        with self._locked(timeout=LOCK_TIMEOUT):
+            with self.store.read() as reader:
+                known, segments = reader.gallery().folder_id, reader.segments()
+                names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
+                stray = list(self.unnamed(reader))
+            for name in ownership.links(self.folder, names):
+                raise ownership.linked(self.folder, name)
+            vectors = self.folder / VECTORS
+            found = ownership.read_id(vectors)
+            if known is None or found == known:
+                return
+            if found is not None and (
+                any(path.parent == vectors for path in stray) or not all(map(self._is_proven, segments))
+            ):
+                raise ownership.foreign(self.folder, vectors)
+            try:
+                vectors.mkdir(exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"{vectors} cannot be made: {why(error)}.") from error
+            ownership.write_id(vectors, known)
+
+    def _is_proven(self, segment: Segment) -> bool:
+        path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == segment.sha256
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+
     def _tidy(self, *, settled: bool) -> None:
         """Removes what nothing names: what an interrupted write left, or what the last one replaced.
 
@@ -643,9 +726,10 @@ class Vault:
             raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
 
     def named(self, reader: Reader) -> set[str]:
-        """The files of vectors, codes and bases that exist."""
+        """The files of vectors, codes and bases that exist, and the one that says whose they are."""
         bases = {number for number, basis in reader.bases().items() if basis.coordinates}
         return {
+            ownership.ID_NAME,
             *(f"{segment.id:08d}.faiss" for segment in reader.segments()),
             *(codes_name(one.segment, one.basis) for one in reader.codes().values()),
             *map(basis_name, bases),

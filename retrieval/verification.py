@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
-from retrieval import lock, pages
+from retrieval import lock, ownership, pages
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
@@ -54,6 +54,8 @@ class Trouble(StrEnum):
     LEFTOVER = "leftover"
     UNKNOWN_FILE = "unknown-file"
     UNFINISHED = "unfinished"
+    SYMBOLIC_LINK = "symbolic-link"
+    OTHER_FOLDER = "other-folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def _check(vault: Vault, book: _Notebook) -> None:
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
     with quiet(vault.folder), vault.store.read() as reader:
         _check_files(vault, reader, book)
+        _check_ownership(vault, reader, book)
         _check_models(vault, reader, book)
         _check_codes(vault, reader, book)
     verified: dict[int, Ids | None] = {}
@@ -217,6 +220,18 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
         )
     if reader.gallery().unfinished is not None:
         book.add(Trouble.UNFINISHED, None, "an erasure was interrupted; the next write finishes it")
+
+
+def _check_ownership(vault: Vault, reader: Reader, book: _Notebook) -> None:
+    """Whether the gallery's folders are its own: writers refuse others."""
+    folders = [generation.folder for generation in reader.generations().values()]
+    for name in ownership.links(vault.folder, [VECTORS, *folders]):
+        book.add(Trouble.SYMBOLIC_LINK, name, "it is a symbolic link; move the folder itself here")
+    known, found = reader.gallery().folder_id, ownership.read_id(vault.folder / VECTORS)
+    book.bytes += 0 if found is None else len(found) + 1
+    if known is not None and found != known:
+        detail = "it is missing" if found is None else "the folder has another gallery's id, or a damaged one"
+        book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{ownership.ID_NAME}", detail)
 
 
 def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
@@ -415,6 +430,7 @@ def repair(
     if not troubles or Trouble.DATABASE_DAMAGED in troubles:
         return Repaired(before, before, 0, 0, 0, ())
     with closing(Vault.open(folder, via="faceprint repair")) as vault:
+        vault.claim()
         if Trouble.SUMS_DAMAGED in troubles:
             with quiet(folder):
                 pages.discard(folder / DATABASE)

@@ -309,6 +309,13 @@ def upgrade(root: Path) -> None:
 
 
 @coded
+def first_write(root: Path) -> None:
+    """A gallery of the first version is written to: its folder of vectors gets its id."""
+    with Gallery.open(root / "old.gallery") as gallery:
+        add(gallery, range(7, 8))
+
+
+@coded
 def mend(root: Path) -> None:
     """A segment is damaged; its photos are there."""
     repair(root / "damaged.gallery")
@@ -369,6 +376,7 @@ OPERATIONS = {
         Operation(restore, "later.gallery"),
         Operation(restore_anew, "new.gallery"),
         Operation(upgrade, "old.gallery"),
+        Operation(first_write, "old.gallery"),
         Operation(mend, "damaged.gallery"),
         Operation(export),
     )
@@ -435,7 +443,7 @@ def _lay_old(root: Path, model: ModelBundle) -> None:
     """A gallery as the first version left it."""
     folder = root / "old.gallery"
     shutil.copytree(root / "people.gallery", folder)
-    for extra in ("gallery.db", "gallery.sums"):
+    for extra in ("gallery.db", "gallery.sums", "vectors/gallery.id"):
         (folder / extra).unlink()
     now = "2026-01-01T00:00:00+00:00"
     with sqlite3.connect(root / "people.gallery" / "gallery.db") as today:
