@@ -681,8 +681,11 @@ def check(folder: Path) -> list[str]:
     backup = _open(folder)
     wrong = sorted(name for name, digest in backup.files.items() if _sha256_in(folder, name) != digest)
     if not wrong:
-        with _readable(backup) as store, store.read() as reader:
-            _check_against(backup, reader)
+        with _readable(backup) as store:
+            if problems := store.problems():
+                raise _contradiction(backup, f"hold a database that is damaged ({problems[0]})")
+            with store.read() as reader:
+                _check_against(backup, reader)
     return wrong
 
 
@@ -693,6 +696,8 @@ def _check_against(backup: _Backup, reader: Reader) -> None:
         DataError: they contradict each other.
     """
     row, generations, segments = reader.gallery(), reader.generations(), reader.segments()
+    if row.unfinished is not None:
+        raise _contradiction(backup, "hold a database with an erasure half done")
     if row.uuid != backup.gallery:
         raise _contradiction(backup, "name different galleries")
     if (row.revision, reader.count()) != (backup.revision, backup.faces):

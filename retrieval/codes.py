@@ -16,6 +16,7 @@ The axes are the principal ones of a sample, turned among each other at random: 
 alike, and one step serves them all (as in product quantisation, Jégou et al. 2010, and its rotations).
 """
 
+import errno
 import hashlib
 import os
 import struct
@@ -192,6 +193,31 @@ def write_file(path: Path, data: bytes) -> None:
         raise StorageError(f"{path} cannot be written: {why(error)}.") from error
 
 
+# Errors that say nothing about what is in a file.
+_MACHINE: Final = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.ESTALE,
+)
+
+
+def machine_reason(error: BaseException) -> str | None:
+    """Why the machine could not open a file, in the operating system's words; None where that is not why.
+
+    FAISS tells of such an error by a RuntimeError with these words in it.
+    """
+    if isinstance(error, OSError):
+        return why(error) if error.errno in _MACHINE else None
+    text = str(error)
+    return next((os.strerror(code).lower() for code in _MACHINE if os.strerror(code) in text), None)
+
+
 def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
     """Opens codes.
 
@@ -203,6 +229,8 @@ def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
             raise GalleryDamaged(f"{path} is damaged.")
         index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
     except (OSError, RuntimeError, MemoryError) as caught:
+        if reason := machine_reason(caught):
+            raise StorageError(f"{path} cannot be read: {reason}.") from caught
         raise GalleryDamaged(f"{path} cannot be read.") from caught
     if not isinstance(index, faiss.IndexScalarQuantizer) or (index.ntotal, index.d) != (
         rows,

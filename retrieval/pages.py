@@ -290,6 +290,9 @@ def _revision(connection: sqlite3.Connection) -> int | None:
 def _revision_alone(alone: sqlite3.Connection) -> int | None:
     """The revision of the database without its WAL; None where it contradicts itself or cannot be read."""
     try:
+        # What has this name in a stranger's database may be a view, which could compute for ever.
+        if alone.execute("SELECT type FROM sqlite_master WHERE name = 'gallery'").fetchall() != [("table",)]:
+            return None
         return _revision(alone)
     except (sqlite3.Error, UnicodeDecodeError):
         return None

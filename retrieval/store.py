@@ -3,20 +3,22 @@
 SQLite is the truth about which faces exist. A segment that no row names does not exist.
 """
 
+import errno
 import json
 import math
 import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar, get_type_hints
 from urllib.parse import quote
 
 import numpy as np
@@ -43,7 +45,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import NullPool, QueuePool
 
-from retrieval import lock, pages
+from retrieval import lock, pages, schema
 from retrieval.annotations import Metadata, to_json
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.files import Stamp, sync, why
@@ -79,9 +81,16 @@ _MIGRATING: Final = threading.Lock()
 
 _CACHE_KIB: Final = 256 * 1024
 
+# Less room than this is none: what SQLite makes beside a database that is read.
+_PAGE: Final = 32 * 1024
+
 _NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
 
-_NO_ROW: Final = "The gallery's database has lost its own row; restore it from a backup."
+_RESTORE: Final = "restore it from a backup"
+_NO_ROW: Final = f"The gallery's database has lost its own row; {_RESTORE}."
+
+# More than any network gives.
+_MAX_DIMENSION: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,19 +375,25 @@ class Reader:
         row = self._connection.execute(select(*columns)).one_or_none()
         if row is None:
             raise GalleryDamaged(_NO_ROW)
-        return GalleryRow(*row)
+        return _checked(GalleryRow(*row))
 
     def generations(self) -> dict[int, Generation]:
         """Every generation by its id."""
         rows = self._connection.execute(select(generation_table).order_by(generation_table.c.id))
-        return {row[0]: Generation(*row) for row in rows}
+        found = {row[0]: _checked(Generation(*row)) for row in rows}
+        for generation in found.values():
+            if not 1 <= generation.dimension <= _MAX_DIMENSION:
+                raise GalleryDamaged(
+                    f"The gallery's database states a model of {generation.dimension} dimensions; {_RESTORE}."
+                )
+        return found
 
     def segments(self, generation: int | None = None) -> list[Segment]:
         """The segments that exist, of one generation or of all, oldest first."""
         query = select(segment_table).order_by(segment_table.c.id)
         if generation is not None:
             query = query.where(segment_table.c.generation_id == generation)
-        return [Segment(*row) for row in self._connection.execute(query)]
+        return [_checked(Segment(*row)) for row in self._connection.execute(query)]
 
     def bases(self, generation: int | None = None) -> dict[int, BasisRow]:
         """The bases of one generation or of all, by id, oldest first."""
@@ -389,12 +404,12 @@ class Reader:
         for row in self._connection.execute(query).mappings():
             fields = {name: value for name, value in row.items() if name != "generation_id"}
             fields |= {"generation": row["generation_id"], "detail": json.loads(row["detail"])}
-            found[row["id"]] = BasisRow(**fields)
+            found[row["id"]] = _checked(BasisRow(**fields))
         return found
 
     def codes(self) -> dict[int, CodesRow]:
         """The files of codes by their segment."""
-        return {row[0]: CodesRow(*row) for row in self._connection.execute(select(codes_table))}
+        return {row[0]: _checked(CodesRow(*row)) for row in self._connection.execute(select(codes_table))}
 
     def calibration(self, generation: Generation) -> Calibration | None:
         """What was found out about a generation's distances; None where nobody has looked."""
@@ -404,7 +419,13 @@ class Reader:
             return None
         fields = {name: value for name, value in row.items() if name != "generation_id"}
         fields |= {"generation": generation.id, "fingerprint": generation.fingerprint}
-        return Calibration.of({**fields, "points": json.loads(row["points"])})
+        try:
+            points = json.loads(row["points"])
+            if not isinstance(points, list):
+                raise TypeError("points are a list")
+            return _checked(Calibration.of({**fields, "points": points}))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise GalleryDamaged(f"The gallery's calibration cannot be read; {_RESTORE}.") from error
 
     def count(self) -> int:
         """How many faces there are."""
@@ -921,6 +942,34 @@ class Writer(Reader):
 
 _REVISION: Final = select(gallery_table.c.revision)
 
+_Row = TypeVar("_Row")
+
+
+def _checked(row: _Row) -> _Row:
+    """A row whose values have the types of its fields, which SQLite does not ensure; none is negative."""
+    for name, kinds in _kinds(type(row)).items():
+        value = getattr(row, name)
+        if not isinstance(value, kinds) or (isinstance(value, int) and value < 0 and name != "revision"):
+            raise GalleryDamaged(
+                f"The gallery's database has {value!r:.40} as {name} of a {type(row).__name__}; {_RESTORE}."
+            )
+    return row
+
+
+@cache
+def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
+    """What each field may be, of those that are plain values."""
+    plain: dict[Any, tuple[type, ...]] = {
+        int: (int,),
+        str: (str,),
+        float: (float, int),
+        int | None: (int, type(None)),
+        str | None: (str, type(None)),
+        dict[str, Any]: (dict,),
+    }
+    hints = get_type_hints(kind)
+    return {name: plain[hint] for name, hint in hints.items() if hint in plain}
+
 
 def _stamped(stamp: Stamp | None) -> dict[str, int | None]:
     """The columns of a file's stamp."""
@@ -1003,6 +1052,11 @@ class Store:
         store = cls(path, _engine(path, read_only=read_only))
         try:
             version = store._version()
+            if version == SCHEMA_VERSION:
+                store._check_schema(exact=True)
+                if not read_only and store._leftovers():
+                    with lock.exclusive(path.with_name(LOCK_NAME), timeout=timeout):
+                        store._drop_leftovers()
             if version != SCHEMA_VERSION and read_only:
                 raise GalleryError(
                     f"The gallery {path.parent} was made by an older version of faceprint (schema {version}, "
@@ -1092,7 +1146,10 @@ class Store:
             with self.driver() as driver:
                 lines = [str(row[0]) for row in driver.execute("PRAGMA integrity_check")]
                 astray = driver.execute("PRAGMA foreign_key_check").fetchall()
+                lines += schema.misplaced(driver.execute)
         except (GalleryDamaged, StorageError) as error:
+            if blames_machine(error):
+                raise
             return [str(error)]
         problems = [line for line in lines if line != "ok"]
         return problems + [f"a row of {row[0]} refers to nothing" for row in astray]
@@ -1112,10 +1169,28 @@ class Store:
         with self._translated(), self._engine.connect() as connection:
             return _version(connection, self.path)
 
+    def _check_schema(self, *, exact: bool) -> None:
+        """Whether the database has the tables of a gallery and nothing else; see `retrieval.schema`."""
+        with self._translated(), self._engine.connect() as connection:
+            _check_schema(connection, self.path, exact=exact)
+
+    def _leftovers(self) -> list[str]:
+        with self._translated(), self._engine.connect() as connection:
+            return schema.leftovers(_execute(connection))
+
+    def _drop_leftovers(self) -> None:
+        """Removes what a migration left whose command was killed."""
+        if names := self._leftovers():
+            pages.discard(self.path)
+            with self._translated(), self._engine.begin() as connection:
+                for name in names:
+                    connection.exec_driver_sql(f'DROP TABLE "{name}"')
+
     def _upgrade(self) -> None:
         version = self._version()  # another process may have been quicker
         if version == SCHEMA_VERSION:
             return
+        self._check_schema(exact=False)
         copy = self.path.with_name(f"{self.path.stem}-{version or '0000'}{self.path.suffix}")
         part = copy.with_suffix(".part")
         try:
@@ -1128,16 +1203,22 @@ class Store:
             ) from error
         # Migrations change pages and leave the revision as it is.
         pages.discard(self.path)
+        self._drop_leftovers()
         with self._translated(), self._engine.begin() as connection:
             _migrate(connection)
+            _check_schema(connection, self.path, exact=True)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Turns SQLAlchemy's errors into ours."""
         try:
             yield
+        except MemoryError as error:
+            raise StorageError(f"The database {self.path} cannot be used: out of memory.") from error
         except OperationalError as error:
-            raise StorageError(f"The database {self.path} cannot be used: {error.orig}.") from error
+            raise StorageError(
+                f"The database {self.path} cannot be used: {error.orig}{_no_space(self.path)}."
+            ) from error
         except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
             # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.
             reason = error.orig if isinstance(error, DatabaseError) else error
@@ -1145,6 +1226,56 @@ class Store:
                 f"{self.path} is not a gallery's database, or it is damaged ({reason}); "
                 "restore it from a backup."
             ) from error
+
+
+# https://www.sqlite.org/rescode.html: what the machine is to blame for, and not what is in the file ...
+_MACHINE: Final = frozenset(
+    (
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    )
+)
+# ... and the exceptions: a page that is cut off, or that the file system or a checksum says is not the same.
+_NOT_MACHINE: Final = frozenset(
+    (sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA)
+)
+
+
+def blames_machine(error: BaseException | None) -> bool:
+    """Whether an error was caused by the machine (disk full, no permission, too many open files, no memory).
+
+    Such an error says nothing about what is in a file, so it is no finding of damage. A file that is missing,
+    or a folder in its place, is one.
+    """
+    while error is not None:
+        if isinstance(error, DatabaseError):
+            error = error.orig
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            return code & 0xFF in _MACHINE and code not in _NOT_MACHINE
+        if isinstance(error, OSError):
+            return error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _no_space(path: Path) -> str:
+    """Says that the disk is full where it is: SQLite calls that an I/O error in some places."""
+    try:
+        free = os.statvfs(path.parent)
+    except OSError:
+        return ""
+    return f" ({os.strerror(errno.ENOSPC).lower()})" if free.f_bavail * free.f_frsize < _PAGE else ""
 
 
 def utc_now() -> str:
@@ -1187,6 +1318,7 @@ def _prepare(driver: Any, _record: object) -> None:
     # The driver's own idea of transactions is older than WAL; SQLAlchemy's documentation says to
     # switch it off and to emit BEGIN oneself.
     driver.isolation_level = None
+    _distrust(driver)
     driver.execute("PRAGMA journal_mode = WAL")
     driver.execute("PRAGMA synchronous = FULL")
     driver.execute("PRAGMA foreign_keys = ON")
@@ -1200,7 +1332,25 @@ def _prepare(driver: Any, _record: object) -> None:
 
 def _prepare_to_read(driver: Any, _record: object) -> None:
     driver.isolation_level = None
+    _distrust(driver)
     driver.execute("PRAGMA query_only = ON")
+
+
+def _distrust(driver: Any) -> None:
+    """Whoever made the database may have been anybody: nothing in it is run, and broken cells are noticed."""
+    driver.execute("PRAGMA trusted_schema = OFF")
+    driver.execute("PRAGMA cell_size_check = ON")
+
+
+def _execute(connection: Connection) -> Callable[[str], Sequence[Any]]:
+    return lambda statement: connection.exec_driver_sql(statement).all()
+
+
+def _check_schema(connection: Connection, path: Path, *, exact: bool, only: str | None = None) -> None:
+    if found := schema.problems(_execute(connection), exact=exact, only=only):
+        raise GalleryDamaged(
+            f"{path} is not a database as faceprint makes it: {found[0]}; restore it from a backup."
+        )
 
 
 def _begin(connection: Connection) -> None:
@@ -1212,6 +1362,7 @@ def _begin(connection: Connection) -> None:
 def _version(connection: Connection, path: Path) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         raise GalleryDamaged(f"{path} is a database, but not a gallery's; restore it from a backup.")
+    _check_schema(connection, path, exact=False, only=schema.VERSION_TABLE)
     version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
     if version is not None and version > SCHEMA_VERSION:
         raise GalleryError(

@@ -37,6 +37,7 @@ from retrieval import codes, lock, ownership, pages
 from retrieval.bundle import ModelBundle, Relabel
 from retrieval.codes import Basis, Codes, WrittenCodes
 from retrieval.errors import (
+    BundleError,
     GalleryBusy,
     GalleryDamaged,
     GalleryError,
@@ -57,6 +58,7 @@ from retrieval.store import (
     SnapshotLost,
     Store,
     Writer,
+    blames_machine,
     utc_now,
 )
 from retrieval.vectors import (
@@ -560,7 +562,12 @@ class Vault:
         Raises:
             BundleError, ModelMismatch: the model is missing, damaged or another one.
         """
-        bundle = ModelBundle.load(self.folder / generation.folder)
+        try:
+            bundle = ModelBundle.load(self.folder / generation.folder)
+        except (BundleError, OSError) as error:
+            if blames_machine(error):
+                raise StorageError(f"The gallery's model cannot be read: {error}") from error
+            raise
         if (generation.fingerprint, generation.dimension) != (bundle.fingerprint, bundle.dimension):
             raise ModelMismatch(
                 f"{bundle.folder} is not the model that the gallery was made with; put that one back."
@@ -824,12 +831,18 @@ class _Debts:
         unfinished = reader.gallery().unfinished
         if unfinished is None:
             return cls("", {})
-        stored = json.loads(unfinished)
-        labels = {
-            folder: {int(number): Relabel(*change) for number, change in changes.items()}
-            for folder, changes in stored["labels"].items()
-        }
-        return cls(stored["erase"], labels)
+        try:
+            stored = json.loads(unfinished)
+            labels = {
+                folder: {int(number): Relabel(*change) for number, change in changes.items()}
+                for folder, changes in stored["labels"].items()
+            }
+            return cls(stored["erase"], labels)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise GalleryDamaged(
+                "What the gallery has to finish after its last write cannot be read; restore it from a "
+                "backup."
+            ) from error
 
     def write(self, writer: Writer) -> None:
         labels = {

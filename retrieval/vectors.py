@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.codes import Basis, Coded, basis_of
+from retrieval.codes import Basis, Coded, basis_of, machine_reason
 from retrieval.codes import read as read_codes
 from retrieval.errors import GalleryDamaged, InputError, StorageError
 from retrieval.files import sync, why
@@ -389,8 +389,10 @@ class FlatVectors:
             path = self.basis_path(number)
             try:
                 found = self._bases[number] = basis_of(path.read_bytes())
-            except (OSError, ValueError) as error:
+            except (FileNotFoundError, ValueError) as error:
                 raise GalleryDamaged(f"The basis {path} cannot be read.") from error
+            except OSError as error:
+                raise StorageError(f"{path} cannot be read: {why(error)}.") from error
             if len(found.mean) != self.dimension:
                 raise GalleryDamaged(f"The basis {path} has other dimensions than the gallery.")
         return found
@@ -425,6 +427,8 @@ class FlatVectors:
             # FAISS reports a file that vanished while it was opened as a RuntimeError too.
             if not path.exists():
                 raise SegmentMissing(f"The vector file {path} is missing.") from error
+            if reason := machine_reason(error):
+                raise StorageError(f"{path} cannot be read: {reason}.") from error
             raise damaged from error
         if not isinstance(flat, faiss.IndexFlatL2):
             raise damaged

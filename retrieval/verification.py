@@ -23,7 +23,7 @@ from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageE
 from retrieval.files import why, write_durably
 from retrieval.places import readable
 from retrieval.sources import Embedded, embed_again
-from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment
+from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment, blames_machine
 from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault
 from retrieval.vectors import Ids, SegmentMissing, basis_name, codes_name
 
@@ -135,16 +135,22 @@ def verify(folder: Path) -> Verification:
     except (GalleryDamaged, GalleryError, StorageError) as error:
         if not (folder / DATABASE).is_file() or (isinstance(error, GalleryError) and not book.findings):
             raise
+        if blames_machine(error) and not book.findings:
+            raise
         if not book.findings:
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, str(error))
         return book.verification()
     with closing(vault):
         try:
             _check(vault, book)
-        except StorageError:
-            if not book.names(DATABASE):
+        except StorageError as error:
+            if not book.names(DATABASE) or blames_machine(error):
                 raise
+        except OSError as error:
+            raise StorageError(f"{error.filename or folder} cannot be read: {why(error)}.") from error
         except (GalleryDamaged, SQLAlchemyError, ValueError, TypeError, KeyError) as error:
+            if blames_machine(error):
+                raise StorageError(f"{folder} cannot be verified: {error}") from error
             # Damaged rows break whatever is read from them.
             if not book.names(DATABASE):
                 book.add(Trouble.DATABASE_DAMAGED, DATABASE, str(error))
@@ -245,6 +251,8 @@ def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
         try:
             bundle = ModelBundle.load(folder)
         except BundleError as error:
+            if blames_machine(error):
+                raise StorageError(str(error)) from error
             missing = _missing_files(folder, generation)
             for name in missing:
                 book.add(Trouble.MODEL_DAMAGED, f"{generation.folder}/{name}", "it is missing")

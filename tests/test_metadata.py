@@ -255,7 +255,7 @@ def test_damaged_metadata_are_a_damaged_gallery_in_one_sentence(people: Gallery)
 def test_a_gallery_of_schema_0002_can_be_annotated(bundle: ModelBundle, tmp_path: Path) -> None:
     data = Path(__file__).parent / "data" / "gallery-0002"
     shutil.copytree(data, tmp_path / "old.gallery")
-    (tmp_path / "old.gallery" / "model").symlink_to(bundle.folder)
+    shutil.copytree(bundle.folder, tmp_path / "old.gallery" / "model")
     connection = sqlite3.connect(tmp_path / "old.gallery" / "gallery.db")
     values = (bundle.fingerprint, bundle.card_sha256())
     connection.execute("UPDATE generation SET fingerprint = ?, card_sha256 = ?", values)

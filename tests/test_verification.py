@@ -250,7 +250,10 @@ def test_a_missing_model_is_named(folder: Path) -> None:
 def test_of_a_missing_folder_of_vectors_each_file_is_named(folder: Path) -> None:
     names = [f"vectors/{path.name}" for path in segments(folder)]
     shutil.rmtree(folder / "vectors")
-    assert found(folder) == [(Trouble.SEGMENT_MISSING, name) for name in names]
+    assert found(folder) == [
+        (Trouble.OTHER_FOLDER, "vectors/gallery.id"),
+        *((Trouble.SEGMENT_MISSING, name) for name in names),
+    ]
 
 
 def test_a_folder_in_the_place_of_a_vector_file_is_not_called_a_damaged_database(folder: Path) -> None:
