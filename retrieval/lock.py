@@ -130,7 +130,7 @@ def _acquire(descriptor: int, path: Path, timeout: float) -> None:
             raise _without_locks(path.parent, error) from error
         if time.monotonic() >= deadline:
             raise GalleryBusy(
-                f"Process {_name(descriptor) or 'unknown'} is writing to {path.parent} and did not finish within "
-                f"{timeout:g} s; wait for it, or stop it, and run the command again."
+                f"Process {_name(descriptor) or 'unknown'} is writing to {path.parent} and did not finish "
+                f"within {timeout:g} s; wait for it, or stop it, and run the command again."
             )
         time.sleep(_POLL_SECONDS)
