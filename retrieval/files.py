@@ -113,13 +113,15 @@ def open_or_create(path: Path, *, inherit: bool = False) -> int:
             return descriptor
 
 
-def make_folder(path: Path, *, inherit: bool = False, shared: bool = False, exist_ok: bool = False) -> None:
+def make_folder(
+    path: Path, *, like: Path | None = None, shared: bool = False, exist_ok: bool = False
+) -> None:
     """Makes a folder for its owner only, whatever the umask.
 
     Args:
         path: of the folder; the one above it is there.
-        inherit: who may read and write the folder above may read and write this one.
-        shared: its group may read it, and whatever is made in it with `inherit`.
+        like: who may read and write this folder may read and write the new one.
+        shared: the group may read it, and whatever is made in it with `inherit`.
         exist_ok: take one that is there, as it is; a link to one is refused.
 
     Raises:
@@ -128,21 +130,19 @@ def make_folder(path: Path, *, inherit: bool = False, shared: bool = False, exis
     """
     try:
         os.mkdir(path, _PRIVATE)
-    except FileExistsError:
-        if not exist_ok or not stat.S_ISDIR(os.lstat(path).st_mode):
+    except FileExistsError as error:
+        if path.is_symlink():
+            error.strerror = "A symbolic link is in its place"
+        if not exist_ok or path.is_symlink() or not path.is_dir():
             raise
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        mode = _SHARED if shared else _of_folder(path.parent) if inherit else _PRIVATE
-        # A folder takes the set-group-ID bit from the one above it.
-        _set_mode(descriptor, mode | os.fstat(descriptor).st_mode & stat.S_ISGID)
-    finally:
-        os.close(descriptor)
+    _set_folder_mode(path, _SHARED if shared else _PRIVATE if like is None else _of_folder(like))
 
 
 def make_output_folder(path: Path) -> None:
-    """Makes a folder that somebody named for results, and those above it; one that is there stays as it is.
+    """Makes a folder that somebody named for results, and those above it, or takes an empty one.
+
+    Either is its owner's only. A folder with anything in it stays as it is.
 
     Raises:
         OSError: the disk refused, or a file has this name.
@@ -150,6 +150,8 @@ def make_output_folder(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_dir():
         make_folder(path)
+    elif not any(path.iterdir()):
+        _set_folder_mode(path.resolve(), _PRIVATE)
 
 
 def remove(path: Path) -> None:
@@ -239,11 +241,15 @@ def is_free(folder: Path) -> bool:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A name for a folder that becomes `target` when everything in it is there, or never exists.
+def whole_folder(target: Path, *, like: Path | None = None, shared: bool = False) -> Iterator[Path]:
+    """A new folder that becomes `target` when everything in it is there, or never exists.
 
-    The caller makes the folder, and its files durable. What killed processes left beside `target` when they
+    The files in it are the caller's to make durable. What killed processes left beside `target` when they
     made it is removed first.
+
+    Args:
+        target: of the folder; those above it are made.
+        like, shared: as of `make_folder`.
 
     Raises:
         FileExistsError: `target` is there and is not an empty folder.
@@ -255,6 +261,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(target.parent, f".{target.name}-") as temporary:
         made = temporary / _WHOLE
+        make_folder(made, like=like, shared=shared)
         yield made
         sync(made)
         try:
@@ -283,8 +290,7 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         yield folder
     finally:
         # What cannot be removed now is abandoned, and the next one tries again.
-        with suppress(OSError):
-            remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -368,6 +374,15 @@ def _remove_abandoned_file(path: Path) -> None:
 def _of_folder(folder: Path) -> int:
     """The mode of what is made in a folder for those who may use the folder."""
     return os.stat(folder).st_mode & 0o077 | _PRIVATE
+
+
+def _set_folder_mode(path: Path, mode: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        # A folder takes the set-group-ID bit from the one above it.
+        _set_mode(descriptor, mode | os.fstat(descriptor).st_mode & stat.S_ISGID)
+    finally:
+        os.close(descriptor)
 
 
 def _set_mode(descriptor: int, mode: int) -> None:

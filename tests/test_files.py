@@ -321,7 +321,6 @@ def test_files_and_folders_are_private_whatever_the_umask(tmp_path: Path) -> Non
     make_folder(tmp_path / "made")
     make_output_folder(tmp_path / "output")
     with whole_folder(tmp_path / "whole") as made:
-        make_folder(made)
         assert mode(made.parent) == 0o700
     modes = {path.name: mode(path) for path in tmp_path.iterdir()}
     assert modes == {
@@ -338,7 +337,7 @@ def test_what_is_made_in_a_folder_of_ours_is_for_those_whose_the_folder_is(
     tmp_path.chmod(above)
     write_durably(tmp_path / "written", NEW, inherit=True)
     os.close(open_or_create(tmp_path / "opened", inherit=True))
-    make_folder(tmp_path / "made", inherit=True)
+    make_folder(tmp_path / "made", like=tmp_path)
     modes = {path.name: mode(path) for path in tmp_path.iterdir()}
     assert modes == {"written": file, "opened": file, "made": above}
 
@@ -346,7 +345,7 @@ def test_what_is_made_in_a_folder_of_ours_is_for_those_whose_the_folder_is(
 @pytest.mark.usefixtures("_umask")
 def test_a_shared_folder_is_its_groups_and_nobody_elses(tmp_path: Path) -> None:
     make_folder(tmp_path / "shared", shared=True)
-    make_folder(tmp_path / "shared" / "below", inherit=True)
+    make_folder(tmp_path / "shared" / "below", like=tmp_path / "shared")
     write_durably(tmp_path / "shared" / "below" / "file", NEW, inherit=True)
     assert mode(tmp_path / "shared") == 0o2750
     assert mode(tmp_path / "shared" / "below") == 0o2750
@@ -357,6 +356,12 @@ def test_a_folder_that_is_there_is_taken_as_it_is_and_a_link_is_not(tmp_path: Pa
     (tmp_path / "there").mkdir(mode=0o755)
     make_folder(tmp_path / "there", exist_ok=True)
     assert mode(tmp_path / "there") == 0o755
+    make_output_folder(tmp_path / "there")
+    assert mode(tmp_path / "there") == 0o700  # nobody has put anything into it yet
+    (tmp_path / "full" / "something").mkdir(parents=True)
+    (tmp_path / "full").chmod(0o755)
+    make_output_folder(tmp_path / "full")
+    assert mode(tmp_path / "full") == 0o755
     (tmp_path / "link").symlink_to("there")
     for name, exist_ok in (("there", False), ("link", True)):
         with pytest.raises(FileExistsError):
@@ -370,7 +375,6 @@ def make_whole(folder: Path) -> None:
     """A folder with a file in it, unless it is there."""
     if is_free(folder / "target"):
         with whole_folder(folder / "target") as made:
-            make_folder(made)
             write_durably(made / "file", NEW)
 
 
