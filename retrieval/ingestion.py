@@ -228,6 +228,7 @@ def ingest_photos(
     batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
     scan = Meter("scan")
+    contested: set[int] = set()
     started = time.monotonic()
     size = gallery.bundle.preprocessing.size
     with (
@@ -245,7 +246,7 @@ def ingest_photos(
     ):
         for together, last in _in_commits(pipeline, batch_size, should_stop):
             with commit.working(sum(len(batch.photos) for batch in together)):
-                outcomes = gallery.enroll_ready(Ready.joined(together))
+                outcomes = gallery.enroll_ready(Ready.joined(together), contested=contested)
             for outcome in outcomes:
                 report.count(outcome)
                 on_outcome(outcome)

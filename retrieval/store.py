@@ -568,10 +568,12 @@ class Reader:
             )
         }
 
-    def all_files(self) -> Iterator[tuple[str, int]]:
-        """Every known path and its face."""
-        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id))
-        yield from ((path, number) for path, number in rows)
+    def all_files(self) -> Iterator[tuple[str, int, Stamp | None]]:
+        """Every known path, its face, and the stamp of its file where there is one."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id, *stamp))
+        for path, number, size, mtime_ns, inode in rows:
+            yield path, number, None if size is None else Stamp(size, mtime_ns, inode)
 
     def without_files(self, ids: Iterable[int]) -> list[int]:
         """Those of some faces that no path leads to."""
