@@ -26,6 +26,7 @@ from retrieval import (
     pixels,
     preparation,
     reembedding,
+    relocation,
     verification,
 )
 from retrieval.adding import Additions
@@ -48,6 +49,7 @@ from retrieval.pictures import search_pictures
 from retrieval.places import absolute
 from retrieval.preparation import Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.reembedding import Reembedded
+from retrieval.relocation import Relocated
 from retrieval.searching import (
     Found,
     Match,
@@ -862,7 +864,7 @@ class Gallery:
         that name; metadata stay. Who has no face left disappears, with former names and metadata.
 
         Args:
-            photos: such as those of `photos.scan`; without an identity, or with new bytes, one changes nothing.
+            photos: such as those of `photos.scan`. One without an identity or with new bytes changes nothing.
             dry_run: only say what would change.
 
         Raises:
@@ -870,6 +872,25 @@ class Gallery:
             StorageError, GalleryBusy: nothing was changed.
         """
         return (moves.find_relabelled if dry_run else moves.relabel)(self.vault, photos)
+
+    def relocate(
+        self, old: str | os.PathLike[str], new: str | os.PathLike[str], *, dry_run: bool = False
+    ) -> Relocated:
+        """Rewrites the beginning of known paths, for a library that lies at another place now.
+
+        No file is read. A file that is the very same (size, time and inode) is known without being opened
+        afterwards; any other is read once by the next ingest.
+
+        Args:
+            old: a folder, an archive or a file, or the beginning of addresses; no file need be there.
+            new: what `old` is called now. Members of archives below it follow.
+            dry_run: only say what would be done.
+
+        Raises:
+            InputError: no known path is `old` or lies below it, or both are the same.
+            StorageError, GalleryBusy: nothing was changed.
+        """
+        return relocation.relocate(self.vault, old, new, dry_run=dry_run)
 
     def audit_log(self) -> list[AuditEntry]:
         """What was done to the gallery, oldest first."""

@@ -12,7 +12,7 @@ from retrieval.errors import UnreadableImage
 from retrieval.files import Stamp
 from retrieval.photos import Photo
 from retrieval.pixels import content_sha256
-from retrieval.places import is_utf8
+from retrieval.places import is_below, is_utf8
 from retrieval.store import KnownFile, Store
 
 _T = TypeVar("_T")
@@ -114,11 +114,6 @@ def other_names(store: Store, offered: Iterable[Photo]) -> Survey:
             else:
                 seen[photo.path] = Seen(face.sha256, photo.identity, None if one is None else one.stamp)
     return Survey(seen=seen, agreed=frozenset(agreed))
-
-
-def is_below(path: str, roots: Iterable[str]) -> bool:
-    """Whether a path is one of some files or folders, or lies below one."""
-    return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 
 def _lost_faces(store: Store, roots: Sequence[str]) -> _Lost:
