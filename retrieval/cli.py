@@ -64,9 +64,9 @@ _NeededSources = Annotated[
 _IdentityFrom = Annotated[
     str | None,
     typer.Option(
-        metavar="parent|none",
-        help="Whose a photo of a list, an archive or standard input is that nobody names: its folder's, or nobody's.",
-        show_default="parent; in archives the first folder",
+        metavar="first|parent|none|COLUMN|REGEX",
+        help="What names the person: the first folder below the source, the folder of the file, nothing, a column of a list, or a regular expression (with a group in parentheses) on the path below the source.",
+        show_default="first; in lists the column identity, else parent",
     ),
 ]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
@@ -514,11 +514,13 @@ class _Work:
 
 def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None, *, rehash: bool) -> _Work:
     from retrieval.ingestion import ingest_photos
+    from retrieval.layout import Layout
 
     total, found = _found(sources, retry, identity_from)
+    layout = Layout(sources, identity_from)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, found, rehash=rehash, **options)
+        return ingest_photos(gallery, found, layout=layout, rehash=rehash, **options)
 
     return _Work(total, run)
 
@@ -804,6 +806,11 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
         f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
     )
+    if done.identities_from:
+        named = terminal.counted(done.identities, "identity")
+        console.print(terminal.text(f"{named}, from {done.identities_from}"))
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
     _print_reasons_and_pace(done)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
