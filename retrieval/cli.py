@@ -20,12 +20,13 @@ from retrieval.errors import (
     MissingDependency,
     RunError,
 )
-from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
+from retrieval.terminal import DeviceOption, ExcludeOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import Embedding, ModelBundle
     from retrieval.embedding import EmbedReport
+    from retrieval.exclusion import PassedOver
     from retrieval.gallery import Gallery
     from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, Run
@@ -136,6 +137,7 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD, from 0 to below 1.", show_default="0.9")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to hold out.")] = 0.3,
     min_images: Annotated[int | None, typer.Option(min=2, help="Leave out identities with fewer photos than this.", show_default=False)] = None,
+    exclude: ExcludeOption = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the network's input in pixels.")] = 224,
     crop: Annotated[float, typer.Option(help="Share of the shorter side to keep, centred.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split, the order and the augmentation.")] = 0,
@@ -187,6 +189,7 @@ def train(
             precision=precision,
             resume=resume,
             embedding=embedding,
+            exclude=tuple(exclude or ()),
         ),
     )
 
@@ -237,6 +240,7 @@ def evaluate(
     check: Annotated[Path | None, typer.Option(metavar="FILE.json", help="With --out: show what `faceprint check --json` found in the report.", show_default=False)] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to search for, where the model's own split does not say.")] = 0.3,
     min_images: Annotated[int, typer.Option(min=2, help="For open: identities with so many photos are enrolled, the others are strangers.")] = 10,
+    exclude: ExcludeOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 2, help="Of the split and of the intervals.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     as_json: JsonOption = False,
@@ -259,6 +263,7 @@ def evaluate(
         workers=workers,
         device=device,
         precision=precision,
+        exclude=tuple(exclude or ()),
     )
     if compare:
         printing.compare(model, data, compared_on, options=options, out=out, as_json=as_json)
@@ -291,6 +296,7 @@ def ingest(
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     identity_from: _IdentityFrom = None,
+    exclude: ExcludeOption = None,
     sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
@@ -324,6 +330,7 @@ def ingest(
     _check(sync or not dry_run, "--dry-run goes with --sync")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
+    _check(not exclude or bool(sources), "--exclude is about sources; name some")
     if sync:
         from retrieval import photos
 
@@ -341,7 +348,7 @@ def ingest(
     work = (
         _embeddings_of(embeddings, model)
         if embeddings
-        else _photos_of(sources, retry, identity_from, rehash=rehash)
+        else _photos_of(sources, retry, identity_from, exclude or [], rehash=rehash)
     )
     with (
         _ReportFile(report) as lines,
@@ -370,6 +377,7 @@ def embed(
     sources: _NeededSources,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
     identity_from: _IdentityFrom = None,
+    exclude: ExcludeOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
@@ -387,11 +395,13 @@ def embed(
     from retrieval.bundle import ModelBundle
     from retrieval.embedder import Embedder
     from retrieval.embedding import check_target, embed_photos
+    from retrieval.exclusion import PassedOver
     from retrieval.interrupt import graceful
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    total, found = _found(sources, None, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, None, identity_from, exclude or [], passed_over)
     embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
         _ReportFile(report) as lines,
@@ -404,6 +414,7 @@ def embed(
             progress.note(outcome)
 
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
+        options |= {"passed_over": passed_over}
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -494,19 +505,27 @@ class _Work:
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None, *, rehash: bool) -> _Work:
+def _photos_of(
+    sources: list[str], retry: Path | None, identity_from: str | None, exclude: list[str], *, rehash: bool
+) -> _Work:
+    from retrieval.exclusion import PassedOver
     from retrieval.ingestion import ingest_photos
 
-    total, found = _found(sources, retry, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, retry, identity_from, exclude, passed_over)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, found, rehash=rehash, **options)
+        return ingest_photos(gallery, found, passed_over=passed_over, rehash=rehash, **options)
 
     return _Work(total, run)
 
 
 def _found(
-    sources: list[str], retry: Path | None, identity_from: str | None
+    sources: list[str],
+    retry: Path | None,
+    identity_from: str | None,
+    exclude: list[str],
+    passed_over: "PassedOver",
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     """Photos, at least one of them, and how many they are or how to count them.
 
@@ -519,13 +538,18 @@ def _found(
     from retrieval import photos
 
     reported = photos.from_report(retry) if retry is not None else None
-    found = photos.scan(sources, identity_from=identity_from) if reported is None else iter(reported)
+    scan = partial(
+        photos.scan, sources, identity_from=identity_from, exclude=exclude, passed_over=passed_over
+    )
+    found = scan() if reported is None else iter(reported)
     # Before a gallery is made: sources that give nothing are a mistake.
     first = next(found, None)
     if first is None:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(sources)}"
+        named = f"{', '.join(sources)}{passed_over.aside()}"
+        where = f"rejected photos in {retry}" if retry else f"photos in {named}"
         raise InputError(f"There are no {where}; check the path.")
-    return partial(photos.count, sources) if reported is None else len(reported), chain([first], found)
+    counted = partial(photos.count, sources, exclude=exclude)
+    return counted if reported is None else len(reported), chain([first], found)
 
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
@@ -716,6 +740,8 @@ def _print_reasons_and_pace(done: "Run") -> None:
     console = terminal.console()
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")
+    if done.passed_over:
+        console.print(terminal.text(f"passed over: {done.passed_over}"))
     console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
 
 

@@ -19,6 +19,7 @@ from retrieval.batching import DEFAULT_BATCH_SIZE, LOOK, Batches
 from retrieval.cores import usable_cores
 from retrieval.decoding import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.errors import InputError, Reason
+from retrieval.exclusion import PassedOver
 from retrieval.gallery import Gallery
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
@@ -55,6 +56,7 @@ class Run:
         peak_memory: the most that this process has had in memory until the last photo was durable, in bytes;
             what making searches quick takes comes afterwards.
         interrupted: whether it was stopped before the last photo.
+        passed_over: files and folders of the sources that were not looked at, and are not *found*.
     """
 
     reasons: Counter[Reason] = field(default_factory=Counter)
@@ -65,6 +67,7 @@ class Run:
     batch_size: int | None = None
     peak_memory: int = 0
     interrupted: bool = False
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     @property
     def rejected(self) -> int:
@@ -103,6 +106,7 @@ class Run:
             "found": self.found,
             **self.counts(),
             "reasons": {str(reason): number for reason, number in sorted(self.reasons.items())},
+            "passed_over": self.passed_over.as_json(),
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
             "optimizing_seconds": round(self.optimizing_seconds, 3),
@@ -161,6 +165,7 @@ def ingest(
     gallery: Gallery,
     sources: Iterable[str | os.PathLike[str]],
     *,
+    exclude: Iterable[str] = (),
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
@@ -183,6 +188,7 @@ def ingest(
         gallery: where to.
         sources: folders, lists, archives, files, addresses (see `photos.scan`). Pictures that a program
             has are `ingest_photos(gallery, photos.of(pairs))`.
+        exclude: patterns of files and folders that are passed over, as of .gitignore (see `photos.scan`).
         batch_size: photos that are embedded together. None is 64 on a CPU; on a GPU the embedder finds the
             size at which it is fastest, once, at the first 256 new photos, which takes some seconds. Up to
             four batches of 64 photos or more become durable together, smaller ones each by itself.
@@ -195,13 +201,16 @@ def ingest(
 
     Raises:
         DataError: a source does not exist; nothing was enrolled.
-        InputError: a batch size or a number of workers below 1, or of decoders below 0.
+        InputError: a batch size or a number of workers below 1, or of decoders below 0, or a pattern that is
+            none.
         RunError: a process that decodes was killed; the batches before are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
+    passed_over = PassedOver()
     return ingest_photos(
         gallery,
-        photos.scan(sources),
+        photos.scan(sources, exclude=exclude, passed_over=passed_over),
+        passed_over=passed_over,
         batch_size=batch_size,
         workers=workers,
         decoders=decoders,
@@ -215,6 +224,7 @@ def ingest_photos(
     gallery: Gallery,
     found: Iterable[Photo],
     *,
+    passed_over: PassedOver | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
@@ -222,11 +232,15 @@ def ingest_photos(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`)."""
+    """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`).
+
+    `passed_over` is what their scan counts in; it becomes the report's.
+    """
     decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
     workers = checked_workers(workers, decoders)
     batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
+    report.passed_over = PassedOver() if passed_over is None else passed_over
     scan = Meter("scan")
     started = time.monotonic()
     size = gallery.bundle.preprocessing.size

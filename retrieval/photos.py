@@ -15,6 +15,7 @@ from PIL import Image
 
 from retrieval import archives, folders, listing, pixels, remote, shards
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
+from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import Stamp, why
 from retrieval.pixels import MAX_BYTES, ImageSource
 from retrieval.places import absolute, composed, is_url, is_utf8, parent_name
@@ -77,11 +78,27 @@ _Whose: TypeAlias = Callable[[str], str | None]
 _Photos: TypeAlias = Callable[[], Iterator[Photo]]
 
 
-def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None = None) -> Iterator[Photo]:
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How sources are read: see `scan`."""
+
+    identity_from: str | None
+    exclusion: Exclusion
+    passed_over: PassedOver | None
+
+
+def scan(
+    sources: Iterable[str | os.PathLike[str]],
+    *,
+    identity_from: str | None = None,
+    exclude: Iterable[str] = (),
+    passed_over: PassedOver | None = None,
+) -> Iterator[Photo]:
     """Every photo of some sources, one after the other, each as it is reached.
 
     A source is
-    - a folder: each of its subfolders is an identity, see `folders.walk`;
+    - a folder: each of its subfolders is an identity, see `folders.walk`; patterns in a file
+      .faceprintignore right in it say what else is passed over;
     - a list, by its suffix .txt, .csv or .parquet: see `listing.rows`;
     - an archive, by its suffix .tar (.tar.gz, .tgz, .tar.bz2, .tar.xz) or .zip: a member's identity is the
       first folder of its path, one with the archive's own name passed over; see `archives.members` for what
@@ -98,16 +115,27 @@ def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None
         identity_from: whose a photo is that nobody else names, in lists, archives and standard input:
             "parent", the name of the folder that it lies in, "none", nobody's. None is "parent" for lists
             and standard input, and the first folder for archives.
+        exclude: patterns, as of .gitignore, of files and folders that are passed over in folders and
+            archives, beside litter and what a folder's own .faceprintignore says; see `exclusion.Pattern`.
+            What is named itself (a file, a row of a list, an address) is taken.
+        passed_over: what was passed over is added to it.
 
     Raises:
-        DataError: a source that does not exist, or a list that is none; raised before the first photo.
+        DataError: a source that does not exist, or a list that is none, or a .faceprintignore that cannot be
+            read; raised before the first photo.
         MissingDependency: for a source that needs it; raised before the first photo. An address in a list
             raises it when it is reached.
-        InputError: another `identity_from`.
+        InputError: another `identity_from`, or a pattern that is none, or patterns and no source that they
+            are about.
     """
     if identity_from not in (None, *IDENTITY_FROM):
         raise InputError(f"An identity comes from {' or '.join(IDENTITY_FROM)}, not from {identity_from!a}.")
-    found = [_source(source, identity_from) for source in sources]
+    sources = list(sources)
+    exclusion = Exclusion.of(exclude)
+    if exclusion.patterns and not any(map(_is_walked, sources)):
+        raise InputError("Patterns to exclude are about folders and archives; name one, or leave them out.")
+    how = _How(identity_from, exclusion, passed_over)
+    found = [_source(source, how) for source in sources]
     return chain.from_iterable(photos() for photos in found)
 
 
@@ -157,14 +185,14 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
         raise DataError(f"{path} is not a report of faceprint ingest; pass what --report wrote.") from error
 
 
-def count(sources: Iterable[str | os.PathLike[str]]) -> int | None:
+def count(sources: Iterable[str | os.PathLike[str]], *, exclude: Iterable[str] = ()) -> int | None:
     """How many photos `scan` will give; None where that takes reading an archive or standard input.
 
     Raises:
         DataError, MissingDependency: as `scan`.
     """
     sources = list(sources)
-    found = scan(sources)
+    found = scan(sources, exclude=exclude)
     if any(_is_stream(source) for source in sources):
         return None
     return sum(1 for _ in found)
@@ -225,9 +253,9 @@ def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
     return shelf.read(*member), None
 
 
-def _source(source: str | os.PathLike[str], identity_from: str | None) -> _Photos:
+def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
     """What gives the photos of a source, once it is known to exist."""
-    whose: _Whose = _nobody if identity_from == "none" else parent_name
+    whose: _Whose = _nobody if how.identity_from == "none" else parent_name
     if os.fspath(source) == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("There is no standard input to read paths from; name a list of them.")
@@ -236,17 +264,17 @@ def _source(source: str | os.PathLike[str], identity_from: str | None) -> _Photo
     kind = archives.kind(path)
     if is_url(path):
         _check_address(path)
-        return partial(_archive, path, partial(remote.opened, path), identity_from) if kind else _one(path)
+        return partial(_archive, path, partial(remote.opened, path), how) if kind else _one(path)
     # Path.exists raises for a name that is too long and for a barred folder; this says no.
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path}; check the path.")
     if os.path.isdir(path):
-        return partial(_folder, path)
+        return partial(_folder, path, how.exclusion.with_file_of(path), how.passed_over)
     if _is_list(path):
         listing.check(Path(path))
         return partial(_list, path, whose)
     if (kind and os.path.isfile(path)) or (kind == "tar" and Path(path).is_fifo()):
-        return partial(_archive, path, partial(archives.on_disk, path), identity_from)
+        return partial(_archive, path, partial(archives.on_disk, path), how)
     return _one(path)
 
 
@@ -268,6 +296,11 @@ def _is_stream(source: str | os.PathLike[str]) -> bool:
     return archives.kind(source) is not None and not os.path.isdir(source)
 
 
+def _is_walked(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a folder or an archive, in which files are found."""
+    return archives.kind(absolute(source)) is not None or os.path.isdir(absolute(source))
+
+
 def _nobody(path: str) -> None:
     return None
 
@@ -280,8 +313,9 @@ def _one(path: str) -> _Photos:
     return lambda: iter([_file(path, None)])
 
 
-def _folder(path: str) -> Iterator[Photo]:
-    return (Photo(os.fspath(file.path), file.identity, file.problem) for file in folders.walk(path))
+def _folder(path: str, exclusion: Exclusion, passed_over: PassedOver | None) -> Iterator[Photo]:
+    files = folders.walk(path, exclusion=exclusion, passed_over=passed_over)
+    return (Photo(os.fspath(file.path), file.identity, file.problem) for file in files)
 
 
 def _standard_input(whose: _Whose) -> Iterator[Photo]:
@@ -317,9 +351,10 @@ def _unknown_address(url: str) -> str | None:
     return None
 
 
-def _archive(path: str, opened: Callable[[], BinaryIO], identity_from: str | None) -> Iterator[Photo]:
-    whose = partial(_whose_member, identity_from=identity_from, own=composed(archives.stem(path)))
-    for sample in shards.samples(archives.members(path, opened), whose):
+def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[Photo]:
+    whose = partial(_whose_member, identity_from=how.identity_from, own=composed(archives.stem(path)))
+    members = archives.members(path, opened, exclusion=how.exclusion, passed_over=how.passed_over)
+    for sample in shards.samples(members, whose):
         member = sample.member
         place = f"{path}/{member.name}" if member.name else path
         if "\0" in place or not is_utf8(place):

@@ -10,9 +10,6 @@ from urllib.request import url2pathname
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-# What operating systems leave in every folder, and nobody ever meant to enroll.
-_LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-
 
 def is_url(name: str | os.PathLike[str]) -> bool:
     """Whether a name is an address, such as https://... or s3://..., and not a path."""
@@ -37,11 +34,6 @@ def parent_name(path: str) -> str | None:
     if is_url(path):
         path = unquote(urlsplit(path).path)
     return composed(posixpath.basename(posixpath.dirname(path))) or None
-
-
-def is_litter(name: str) -> bool:
-    """Whether files of this name are passed over: hidden ones, and the litter of operating systems."""
-    return name.startswith(".") or name.lower() in _LITTER
 
 
 def composed(name: str) -> str:

@@ -17,6 +17,15 @@ PrecisionOption = Annotated[
     str,
     typer.Option(help="float32, bf16 or fp16; fewer bits are quicker on a GPU and move distances a little."),
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Pass over files and folders, as in .gitignore: '*.gif', raw/, /Ada/old; may be repeated.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
