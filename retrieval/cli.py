@@ -1,9 +1,7 @@
 """The command line: parse, call, print. Heavy imports stand inside the commands, so that help is instant."""
 
-import io
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, calibrating, care, judge, terminal
+from retrieval import ask, calibrating, care, judge, streams, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -84,20 +82,26 @@ app.add_typer(judge.app)
 
 def main() -> None:
     """The console script: every error a user can cause is one sentence and an exit status."""
+    streams.restart_in_utf8()
+    streams.prepare()
     # Pillow warns of odd files as it reads them; what matters of that stands in the report.
     warnings.filterwarnings("ignore", module="PIL")
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter of somebody's name gets its code instead of an error.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    try:
+        _run()
+    except SystemExit as end:
+        lost = streams.lost()
+        if lost is not None and not end.code:
+            _fail(
+                f"The output is not complete: {(lost.strerror or str(lost)).lower()}.", RunError.exit_status
+            )
+        raise
+
+
+def _run() -> None:
     try:
         app(prog_name="faceprint")
     except FaceprintError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"The operating system refused{where}: {error.strerror or error}.", RunError.exit_status)

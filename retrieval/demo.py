@@ -70,7 +70,7 @@ def _clear(out: Path) -> None:
             shutil.rmtree(out / name, ignore_errors=True)
         (out / "search.png").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    (out / _MARK).write_text(json.dumps({"made_by": "faceprint demo"}) + "\n")
+    (out / _MARK).write_text(json.dumps({"made_by": "faceprint demo"}) + "\n", "utf-8")
 
 
 def _train(data: Path, out: Path) -> "TrainingResult":

@@ -8,7 +8,7 @@ from typing import Final
 
 from retrieval.errors import Reason
 from retrieval.exclusion import Exclusion, PassedOver
-from retrieval.places import composed, is_utf8
+from retrieval.places import composed, is_utf8_name
 
 # What a model and a gallery are known by: their files are nobody's photos.
 _OURS: Final = frozenset({"bundle.json", "gallery.db", "backup.json"})
@@ -67,7 +67,7 @@ def walk(
             else:
                 waiting.append(inside)
         else:
-            problem = None if is_utf8(os.fspath(found.path)) else Reason.NAME_NOT_UTF8
+            problem = None if is_utf8_name(os.fspath(found.path)) else Reason.NAME_NOT_UTF8
             yield File(found.path, found.identity, problem)
 
 

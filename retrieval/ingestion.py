@@ -395,7 +395,7 @@ def peak_memory() -> int:
     """The most that this process has had in memory so far, in bytes."""
     # What getrusage says on Linux may be what the process that started this one had.
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     # In KiB, but for macOS.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from retrieval import archives
 from retrieval.errors import InputError
 from retrieval.photos import check_comparable, scan
-from retrieval.places import absolute
+from retrieval.places import absolute, is_utf8_name
 from retrieval.store import Face, Reader
 from retrieval.vault import Vault
 
@@ -69,6 +69,8 @@ def _missing(reader: Reader, roots: Sequence[str]) -> Missing:
 
 
 def _is_gone(path: str, shelf: archives.Shelf) -> bool:
+    if not is_utf8_name(path):
+        return False  # the locale would look for another name
     try:
         os.stat(path)
     except NotADirectoryError:

@@ -18,7 +18,7 @@ from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import Stamp, why
 from retrieval.pixels import MAX_BYTES, ImageSource
-from retrieval.places import absolute, composed, is_url, is_utf8, parent_name
+from retrieval.places import absolute, composed, is_url, is_utf8, is_utf8_name, names_are_utf8, parent_name
 
 STANDARD_INPUT: Final = "-"
 IDENTITY_FROM: Final = ("parent", "none")
@@ -66,6 +66,9 @@ class Photo:
     @property
     def why(self) -> str | None:
         """What is known about its problem, for a person."""
+        if self.problem is Reason.NAME_NOT_UTF8 and not names_are_utf8():
+            encoding = sys.getfilesystemencoding()
+            return f"names of files are read as {encoding} here; start Python with -X utf8 or PYTHONUTF8=1"
         return self.detail or _PROBLEMS.get(self.problem) if self.problem else None
 
 
@@ -306,7 +309,7 @@ def _nobody(path: str) -> None:
 
 
 def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = None) -> Photo:
-    return Photo(path, identity, None if is_utf8(path) else Reason.NAME_NOT_UTF8, metadata or {})
+    return Photo(path, identity, None if is_utf8_name(path) else Reason.NAME_NOT_UTF8, metadata or {})
 
 
 def _one(path: str) -> _Photos:
@@ -357,7 +360,7 @@ def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[P
     for sample in shards.samples(members, whose):
         member = sample.member
         place = f"{path}/{member.name}" if member.name else path
-        if "\0" in place or not is_utf8(place):
+        if "\0" in place or not is_utf8_name(place):
             yield Photo(place, sample.identity, Reason.NAME_NOT_UTF8)
         else:
             yield Photo(

@@ -17,7 +17,7 @@ from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import why
 from retrieval.folders import File, walk
-from retrieval.places import is_url, is_utf8, parent_name
+from retrieval.places import is_url, is_utf8_name, parent_name
 from training.augmentation import Augmentation, augmented
 from training.splitting import held_out
 
@@ -129,7 +129,7 @@ def _listed(path: Path) -> Iterator[File]:
         for row in listing.rows(path, parent_name):
             # Training reads files, each many times; an address would be asked as often.
             problem = row.problem or (Reason.UNSUPPORTED_FORMAT if is_url(row.path or "") else None)
-            if not is_utf8(row.path or ""):
+            if not is_utf8_name(row.path or ""):
                 problem = Reason.NAME_NOT_UTF8
             yield File(Path(row.path or path), row.identity, problem)
     except InputError as error:
