@@ -133,6 +133,8 @@ def _listed(path: Path) -> list[Path]:
     import sys
 
     try:
+        if str(path) == "-" and sys.stdin is None:
+            raise InputError("There is no standard input to read paths from; name a list of them.")
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"

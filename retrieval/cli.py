@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, calibrating, care, judge, terminal
+from retrieval import ask, calibrating, care, judge, streams, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -20,12 +19,13 @@ from retrieval.errors import (
     MissingDependency,
     RunError,
 )
-from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
+from retrieval.terminal import DeviceOption, ExcludeOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import Embedding, ModelBundle
     from retrieval.embedding import EmbedReport
+    from retrieval.exclusion import PassedOver
     from retrieval.gallery import Gallery
     from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, Run
@@ -85,20 +85,26 @@ app.add_typer(judge.app)
 
 def main() -> None:
     """The console script: every error a user can cause is one sentence and an exit status."""
+    streams.restart_in_utf8()
+    streams.prepare()
     # Pillow warns of odd files as it reads them; what matters of that stands in the report.
     warnings.filterwarnings("ignore", module="PIL")
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter of somebody's name gets its code instead of an error.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    try:
+        _run()
+    except SystemExit as end:
+        lost = streams.lost()
+        if lost is not None and not end.code:
+            _fail(
+                f"The output is not complete: {(lost.strerror or str(lost)).lower()}.", RunError.exit_status
+            )
+        raise
+
+
+def _run() -> None:
     try:
         app(prog_name="faceprint")
     except FaceprintError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"The operating system refused{where}: {error.strerror or error}.", RunError.exit_status)
@@ -138,6 +144,7 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD, from 0 to below 1.", show_default="0.9")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to hold out.")] = 0.3,
     min_images: Annotated[int | None, typer.Option(min=2, help="Leave out identities with fewer photos than this.", show_default=False)] = None,
+    exclude: ExcludeOption = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the network's input in pixels.")] = 224,
     crop: Annotated[float, typer.Option(help="Share of the shorter side to keep, centred.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split, the order and the augmentation.")] = 0,
@@ -189,6 +196,7 @@ def train(
             precision=precision,
             resume=resume,
             embedding=embedding,
+            exclude=tuple(exclude or ()),
         ),
     )
 
@@ -239,6 +247,7 @@ def evaluate(
     check: Annotated[Path | None, typer.Option(metavar="FILE.json", help="With --out: show what `faceprint check --json` found in the report.", show_default=False)] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to search for, where the model's own split does not say.")] = 0.3,
     min_images: Annotated[int, typer.Option(min=2, help="For open: identities with so many photos are enrolled, the others are strangers.")] = 10,
+    exclude: ExcludeOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 2, help="Of the split and of the intervals.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     as_json: JsonOption = False,
@@ -261,6 +270,7 @@ def evaluate(
         workers=workers,
         device=device,
         precision=precision,
+        exclude=tuple(exclude or ()),
     )
     if compare:
         printing.compare(model, data, compared_on, options=options, out=out, as_json=as_json)
@@ -293,6 +303,7 @@ def ingest(
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     identity_from: _IdentityFrom = None,
+    exclude: ExcludeOption = None,
     sync: Annotated[bool, typer.Option("--sync", help="First follow files that were moved or whose folder was renamed, and remove faces whose every file is gone from the sources.")] = False,
     gone: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="With --sync: a folder or archive that is gone as a whole; may be repeated.", show_default=False)] = None,
     relabel: Annotated[bool, typer.Option("--relabel", help="First give photos that are enrolled under another name the name that the sources say now.")] = False,
@@ -331,7 +342,9 @@ def ingest(
     _check(sync or relabel or not dry_run, "--dry-run goes with --sync or --relabel")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
+    _check(not exclude or bool(sources), "--exclude is about sources; name some")
     from retrieval import photos
+    from retrieval.exclusion import PassedOver
 
     if sync:
         photos.check_comparable([*sources, *(gone or [])])
@@ -340,11 +353,11 @@ def ingest(
 
     def follow(opened: "Gallery") -> None:
         if relabel:
-            found = _found(sources, retry, identity_from)[1]
+            found = _found(sources, retry, identity_from, exclude or [], PassedOver())[1]
             _print_relabelled(opened.relabel(found, dry_run=dry_run), dry_run=dry_run, log_json=log_json)
         if sync:
             act = opened.missing_files if dry_run else opened.remove_missing
-            found = photos.scan(sources, identity_from=identity_from)
+            found = photos.scan(sources, identity_from=identity_from, exclude=exclude or [])
             missing = act(sources, photos=found, gone=gone or ())
             _print_missing(missing, "would go" if dry_run else "went", log_json=log_json)
 
@@ -361,7 +374,7 @@ def ingest(
     work = (
         _embeddings_of(embeddings, model)
         if embeddings
-        else _photos_of(sources, retry, identity_from, rehash=rehash)
+        else _photos_of(sources, retry, identity_from, exclude or [], rehash=rehash)
     )
     with (
         _ReportFile(report) as lines,
@@ -388,6 +401,7 @@ def embed(
     sources: _NeededSources,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
     identity_from: _IdentityFrom = None,
+    exclude: ExcludeOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
@@ -405,11 +419,13 @@ def embed(
     from retrieval.bundle import ModelBundle
     from retrieval.embedder import Embedder
     from retrieval.embedding import check_target, embed_photos
+    from retrieval.exclusion import PassedOver
     from retrieval.interrupt import graceful
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    total, found = _found(sources, None, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, None, identity_from, exclude or [], passed_over)
     embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
         _ReportFile(report) as lines,
@@ -422,6 +438,7 @@ def embed(
             progress.note(outcome)
 
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
+        options |= {"passed_over": passed_over}
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -512,21 +529,29 @@ class _Work:
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None, *, rehash: bool) -> _Work:
+def _photos_of(
+    sources: list[str], retry: Path | None, identity_from: str | None, exclude: list[str], *, rehash: bool
+) -> _Work:
+    from retrieval.exclusion import PassedOver
     from retrieval.ingestion import ingest_photos
     from retrieval.layout import Layout
 
-    total, found = _found(sources, retry, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, retry, identity_from, exclude, passed_over)
     layout = Layout(sources, identity_from)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, found, layout=layout, rehash=rehash, **options)
+        return ingest_photos(gallery, found, layout=layout, passed_over=passed_over, rehash=rehash, **options)
 
     return _Work(total, run)
 
 
 def _found(
-    sources: list[str], retry: Path | None, identity_from: str | None
+    sources: list[str],
+    retry: Path | None,
+    identity_from: str | None,
+    exclude: list[str],
+    passed_over: "PassedOver",
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     """Photos, at least one of them, and how many they are or how to count them.
 
@@ -539,13 +564,18 @@ def _found(
     from retrieval import photos
 
     reported = photos.from_report(retry) if retry is not None else None
-    found = photos.scan(sources, identity_from=identity_from) if reported is None else iter(reported)
+    scan = partial(
+        photos.scan, sources, identity_from=identity_from, exclude=exclude, passed_over=passed_over
+    )
+    found = scan() if reported is None else iter(reported)
     # Before a gallery is made: sources that give nothing are a mistake.
     first = next(found, None)
     if first is None:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(sources)}"
+        named = f"{', '.join(sources)}{passed_over.aside()}"
+        where = f"rejected photos in {retry}" if retry else f"photos in {named}"
         raise InputError(f"There are no {where}; check the path.")
-    return partial(photos.count, sources) if reported is None else len(reported), chain([first], found)
+    counted = partial(photos.count, sources, exclude=exclude)
+    return counted if reported is None else len(reported), chain([first], found)
 
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
@@ -837,6 +867,8 @@ def _print_reasons_and_pace(done: "Run") -> None:
     console = terminal.console()
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")
+    if done.passed_over:
+        console.print(terminal.text(f"passed over: {done.passed_over}"))
     console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
 
 
