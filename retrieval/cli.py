@@ -301,6 +301,7 @@ def ingest(
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
+    share: Annotated[str | None, typer.Option(metavar="group", help="Let the group read a new gallery, too.", show_default="only you can read it")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
@@ -321,6 +322,7 @@ def ingest(
         "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
+    _check(share in (None, "group"), "--share knows one word, group")
     _check(sync or not dry_run, "--dry-run goes with --sync")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
@@ -345,7 +347,9 @@ def ingest(
     )
     with (
         _ReportFile(report) as lines,
-        care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
+        care.open_or_create(
+            gallery, model, "ingest", device=device, precision=precision, share=share
+        ) as opened,
     ):
         done = _ingest_with_progress(
             opened, work, lines, log_json=log_json, batch_size=batch_size, workers=workers, decoders=decoders

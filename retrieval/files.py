@@ -8,6 +8,7 @@ the next one can tell what a killed one left, and removes it.
 
 import errno
 import fcntl
+import grp
 import os
 import re
 import secrets
@@ -219,6 +220,49 @@ def copy_durably(source: Path, target: Path, *, inherit: bool = False) -> None:
         shutil.copyfileobj(original, copy, 1 << 20)
         copy.flush()
         os.fsync(copy.fileno())
+
+
+def who_else_reads(folder: Path) -> str | None:
+    """A sentence about who beside the owner can read files in a folder; None where that is nobody.
+
+    It is None too where a group can that the folder is shared with on purpose: it has the set-group-ID bit.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    status = os.stat(folder)
+    allowed = _readers(folder, 0o044)
+    if allowed & 0o004:
+        return (
+            f"Every user of this machine can read {folder}; `chmod -R go-rwx {folder}` makes it yours alone."
+        )
+    if allowed and not status.st_mode & stat.S_ISGID:
+        return (
+            f"The group {_group_name(status.st_gid)} can read {folder}; `chmod -R go-rwx {folder}` makes it "
+            f"yours alone, `chmod g+s {folder}` says that it is meant so."
+        )
+    return None
+
+
+def _readers(path: Path, allowed: int) -> int:
+    """The read bits, of those `allowed`, that a file or some file below a folder has."""
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_mode & allowed
+    # Only who may enter a folder can read what is in it.
+    allowed &= (status.st_mode & 0o011) << 2
+    found = 0
+    for inside in os.listdir(path) if allowed else ():
+        with suppress(FileNotFoundError):  # removed meanwhile
+            found |= _readers(path / inside, allowed)
+    return found
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def sync(path: Path) -> None:
