@@ -125,9 +125,7 @@ def forget(
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
     if receipt is not None:
-        from retrieval.files import write_durably
-
-        write_durably(receipt, (json.dumps(asdict(done)) + "\n").encode())
+        _write(receipt, (json.dumps(asdict(done)) + "\n").encode())
     if as_json:
         typer.echo(json.dumps(asdict(done)))
         return

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -659,14 +660,21 @@ class _ReportFile:
         if self.path is not None:
             if self.path.is_dir():
                 raise InputError(f"The report {self.path} is a folder; name a file.")
-            from retrieval.files import create, why
+            from retrieval.files import replacing
 
-            self.part = self.path.with_name(f".{self.path.name}.part")
-            try:
-                self.file = io.TextIOWrapper(create(self.part), encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
+            self.replacing = replacing(self.path)
+            with self._translated():
+                self.file = io.TextIOWrapper(self.replacing.__enter__(), encoding="utf-8")
         return self
+
+    @contextmanager
+    def _translated(self) -> "Iterator[None]":
+        from retrieval.files import why
+
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
 
     def write(self, outcome: Any) -> None:
         if outcome.status not in ("enrolled", "embedded"):
@@ -684,14 +692,15 @@ class _ReportFile:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.path is not None:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self._translated():
+                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too: of what it had come to.
         if self.path is not None:
-            self.file.flush()
-            os.replace(self.part, self.path)
-            self.file.close()
+            with self._translated():
+                self.file.detach()  # which flushes it, and leaves the file open
+                self.replacing.__exit__(None, None, None)
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:

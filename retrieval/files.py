@@ -172,13 +172,16 @@ def replacing(path: Path, *, inherit: bool = False) -> Iterator[BinaryIO]:
     """A file that replaces `path`, durably, when the with statement ends without an error.
 
     Args:
-        path: of the file. Of a link the link is replaced, not what it leads to.
+        path: of the file. Of a link the link is replaced, not what it leads to; a pipe or a device is
+            refused, and so is a link to one, such as /dev/stdout.
         inherit: as of `create`.
 
     Raises:
         OSError: the disk refused; the file is then what it was before, or, when only the folder could
             not be made durable, already the new one.
     """
+    if _is_special(path):
+        raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", os.fspath(path))
     temporary = path.with_name(f".{path.name}.part")
     with create(temporary, inherit=inherit) as file:
         try:
@@ -388,6 +391,11 @@ def _is_locked(descriptor: int) -> bool | None:
         return try_lock(descriptor)
     except OSError:
         return None
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder, links followed."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
