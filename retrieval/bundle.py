@@ -310,13 +310,16 @@ class ModelBundle:
         """The same model with other names for some of its outputs; the fingerprint stays."""
         labels = list(self.labels)
         split = dict(self.split)
+        # All at once: two people may have exchanged their names.
+        folders: dict[str, str | None] = {}
         for number, change in changes.items():
             name = FORGOTTEN if change.label is None else change.label
-            for part, photos in split.items():
-                if isinstance(photos, list):
-                    moved = f"{name}/" if change.keep_photos and change.label is not None else None
-                    split[part] = _moved(photos, f"{labels[number]}/", moved)
+            keep = change.keep_photos and change.label is not None
+            folders[f"{labels[number]}/"] = f"{name}/" if keep else None
             labels[number] = name
+        for part, photos in split.items():
+            if isinstance(photos, list):
+                split[part] = _moved(photos, folders)
         return dataclasses.replace(self, labels=tuple(labels), split=split)
 
     def rewrite_card(self) -> None:
@@ -424,15 +427,16 @@ def _embedding(card: Mapping[str, Any]) -> Embedding:
     return Embedding(**{**card, "layers": tuple(card["layers"])})
 
 
-def _moved(photos: Sequence[str], folder: str, target: str | None) -> list[str]:
-    """Photos with those of one folder moved to another one, or taken out."""
+def _moved(photos: Sequence[str], folders: Mapping[str, str | None]) -> list[str]:
+    """Photos with those of some folders moved to other ones, or taken out."""
     found: list[str] = []
     for photo in photos:
         composed = unicodedata.normalize("NFC", photo)
-        if not composed.startswith(folder):
+        name = composed.partition("/")[0] + "/"
+        if name not in folders or "/" not in composed:
             found.append(photo)
-        elif target is not None:
-            found.append(target + composed[len(folder) :])
+        elif (target := folders[name]) is not None:
+            found.append(target + composed[len(name) :])
     return found
 
 

@@ -46,10 +46,11 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
+from retrieval.archives import first_present
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.files import Stamp, create, sync, why
 from retrieval.rates import Rate
-from retrieval.selection import LIST_LENGTH, parts, select_faces
+from retrieval.selection import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.tables import (
     alias_table,
     audit_table,
@@ -97,7 +98,8 @@ class Face:
         id: the vector's id too; never used again.
         identity: who is on it; None when nobody said.
         paths: the files that have its bytes, in the order in which they became known; none for bytes or
-            arrays given by a library call.
+            arrays given by a library call. In the answer to a search below some paths, those that are there
+            come first.
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
         metadata: what people said about it: a JSON object, empty where nobody said anything.
@@ -112,8 +114,8 @@ class Face:
 
     @property
     def path(self) -> str | None:
-        """The first of its files."""
-        return self.paths[0] if self.paths else None
+        """One of its files, to show: the first that exists where there are several (see `first_present`)."""
+        return first_present(self.paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,10 +587,22 @@ class Reader:
             )
         }
 
-    def all_files(self) -> Iterator[tuple[str, int]]:
-        """Every known path and its face."""
-        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id))
-        yield from ((path, number) for path, number in rows)
+    def all_files(self) -> Iterator[tuple[str, int, Stamp | None]]:
+        """Every known path, its face, and the stamp of its file where there is one."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id, *stamp))
+        for path, number, size, mtime_ns, inode in rows:
+            yield path, number, None if size is None else Stamp(size, mtime_ns, inode)
+
+    def files_below(self, root: str) -> dict[str, tuple[int, Stamp | None]]:
+        """Faces and stamps of known paths that are a file or folder, or lie below it, oldest first."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        query = select(file_table.c.path, file_table.c.face_id, *stamp).order_by(file_table.c.id)
+        rows = self._connection.execute(query.where(is_below(file_table.c.path, root)))
+        return {
+            path: (number, None if size is None else Stamp(size, mtime_ns, inode))
+            for path, number, size, mtime_ns, inode in rows
+        }
 
     def without_files(self, ids: Iterable[int]) -> list[int]:
         """Those of some faces that no path leads to."""
