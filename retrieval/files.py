@@ -235,15 +235,12 @@ def who_else_reads(folder: Path) -> str | None:
     """
     status = os.stat(folder)
     allowed = _readers(folder, 0o044)
+    alone = f"`chmod -R go-rwx {folder}` makes it yours alone"
     if allowed & 0o004:
-        return (
-            f"Every user of this machine can read {folder}; `chmod -R go-rwx {folder}` makes it yours alone."
-        )
+        return f"{folder} can be read by every user who can reach it; {alone}."
     if allowed and not status.st_mode & stat.S_ISGID:
-        return (
-            f"The group {_group_name(status.st_gid)} can read {folder}; `chmod -R go-rwx {folder}` makes it "
-            f"yours alone, `chmod g+s {folder}` says that it is meant so."
-        )
+        group = _group_name(status.st_gid)
+        return f"{folder} can be read by the group {group}; {alone}, `chmod g+s {folder}` keeps it so."
     return None
 
 
@@ -256,7 +253,7 @@ def _readers(path: Path, allowed: int) -> int:
     allowed &= (status.st_mode & 0o011) << 2
     found = 0
     for inside in os.listdir(path) if allowed else ():
-        with suppress(FileNotFoundError):  # removed meanwhile
+        with suppress(OSError):  # removed meanwhile, or another user's
             found |= _readers(path / inside, allowed)
     return found
 

@@ -283,11 +283,11 @@ def test_an_older_gallery_keeps_its_readers_and_verify_names_them(root: Path) ->
     enroll(root)
     assert modes(folder) == expected(folder, 0o755, 0o644)
     alone = f"`chmod -R go-rwx {folder}` makes it yours alone"
-    assert verify(folder).notes == (f"Every user of this machine can read {folder}; {alone}.",)
+    assert verify(folder).notes == (f"{folder} can be read by every user who can reach it; {alone}.",)
     folder.chmod(0o750)
     (note,) = verify(folder).notes
-    assert note.startswith("The group ")
-    assert note.endswith(f" can read {folder}; {alone}, `chmod g+s {folder}` says that it is meant so.")
+    assert note.startswith(f"{folder} can be read by the group ")
+    assert note.endswith(f"; {alone}, `chmod g+s {folder}` keeps it so.")
     for mode in (0o2750, 0o700):
         folder.chmod(mode)
         assert verify(folder).notes == ()
