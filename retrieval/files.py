@@ -240,7 +240,7 @@ def who_else_reads(folder: Path) -> str | None:
         return f"{folder} can be read by every user who can reach it; {alone}."
     if allowed and not status.st_mode & stat.S_ISGID:
         group = _group_name(status.st_gid)
-        return f"{folder} can be read by the group {group}; {alone}, `chmod g+s {folder}` keeps it so."
+        return f"{folder} can be read by the group {group}; {alone}, `chmod g+s {folder}` marks it as shared."
     return None
 
 

@@ -287,7 +287,7 @@ def test_an_older_gallery_keeps_its_readers_and_verify_names_them(root: Path) ->
     folder.chmod(0o750)
     (note,) = verify(folder).notes
     assert note.startswith(f"{folder} can be read by the group ")
-    assert note.endswith(f"; {alone}, `chmod g+s {folder}` keeps it so.")
+    assert note.endswith(f"; {alone}, `chmod g+s {folder}` marks it as shared.")
     for mode in (0o2750, 0o700):
         folder.chmod(mode)
         assert verify(folder).notes == ()
