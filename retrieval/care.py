@@ -125,9 +125,7 @@ def forget(
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
     if receipt is not None:
-        from retrieval.files import write_durably
-
-        write_durably(receipt, (json.dumps(asdict(done)) + "\n").encode())
+        _write(receipt, (json.dumps(asdict(done)) + "\n").encode())
     if as_json:
         typer.echo(json.dumps(asdict(done)))
         return
@@ -398,9 +396,15 @@ def reembed(
 
 
 def open_or_create(
-    folder: Path, model: Path | None, command: str, *, device: str = "auto", precision: str = "float32"
+    folder: Path,
+    model: Path | None,
+    command: str,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    share: str | None = None,
 ) -> "Gallery":
-    """A gallery, made where there is none."""
+    """A gallery, made where there is none; `share` opens a new one to its group."""
     from contextlib import suppress
 
     from retrieval.bundle import ModelBundle
@@ -409,6 +413,11 @@ def open_or_create(
     from retrieval.gallery import Gallery
 
     free = is_free(folder)
+    if share is not None and not free:
+        raise InputError(
+            f"{folder} is there already; open it to its group with `chmod -R g+rX {folder}` and "
+            f"`chmod g+s {folder}`."
+        )
     if free and model is None:
         raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
     if free and model is not None:
@@ -416,7 +425,12 @@ def open_or_create(
         with suppress(GalleryError):
             via = f"faceprint {command}"
             return Gallery.create(
-                folder, ModelBundle.load(model), device=device, precision=precision, via=via
+                folder,
+                ModelBundle.load(model),
+                device=device,
+                precision=precision,
+                via=via,
+                shared=share is not None,
             )
     gallery = open_gallery(folder, command, device=device, precision=precision)
     if model is not None:
@@ -426,8 +440,11 @@ def open_or_create(
 
 def _verify_backup(folder: Path, as_json: bool) -> None:
     from retrieval.backup import check
+    from retrieval.files import who_else_reads
 
     wrong = check(folder)
+    if not as_json and (others := who_else_reads(folder)) is not None:
+        terminal.console().print(terminal.text(f"  note: {others}", "dim"))
     if as_json:
         _print_json({"findings": wrong})
     elif not wrong:

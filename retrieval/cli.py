@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -316,6 +317,7 @@ def ingest(
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
+    share: Annotated[str | None, typer.Option(metavar="group", help="Let the group read a new gallery, too.", show_default="only you can read it")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
@@ -336,6 +338,7 @@ def ingest(
         "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
+    _check(share in (None, "group"), "--share knows one word, group")
     _check(sync or not gone, "--gone goes with --sync")
     _check(embeddings is None or not relabel, "--relabel is about photos, not about --embeddings")
     _check(given == 1 or not relabel, "--relabel needs the sources that say who is on the photos")
@@ -378,7 +381,9 @@ def ingest(
     )
     with (
         _ReportFile(report) as lines,
-        care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
+        care.open_or_create(
+            gallery, model, "ingest", device=device, precision=precision, share=share
+        ) as opened,
     ):
         follow(opened)
         done = _ingest_with_progress(
@@ -798,14 +803,21 @@ class _ReportFile:
         if self.path is not None:
             if self.path.is_dir():
                 raise InputError(f"The report {self.path} is a folder; name a file.")
-            from retrieval.files import create, why
+            from retrieval.files import replacing
 
-            self.part = self.path.with_name(f".{self.path.name}.part")
-            try:
-                self.file = io.TextIOWrapper(create(self.part), encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
+            self.replacing = replacing(self.path)
+            with self._translated():
+                self.file = io.TextIOWrapper(self.replacing.__enter__(), encoding="utf-8")
         return self
+
+    @contextmanager
+    def _translated(self) -> "Iterator[None]":
+        from retrieval.files import why
+
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
 
     def write(self, outcome: Any) -> None:
         if outcome.status not in ("enrolled", "embedded"):
@@ -823,14 +835,15 @@ class _ReportFile:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.path is not None:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self._translated():
+                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too: of what it had come to.
         if self.path is not None:
-            self.file.flush()
-            os.replace(self.part, self.path)
-            self.file.close()
+            with self._translated():
+                self.file.detach()  # which flushes it, and leaves the file open
+                self.replacing.__exit__(None, None, None)
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:

@@ -92,8 +92,11 @@ class Gallery:
         engine: str = "auto",
         precision: str = "float32",
         via: str = "library",
+        shared: bool = False,
     ) -> "Gallery":
         """Makes an empty gallery with a copy of the bundle, whole or not at all.
+
+        Only its owner may read it, whatever the umask; with `shared` the group of its folder may, too.
 
         Raises:
             GalleryError: `folder` exists and is not empty.
@@ -101,7 +104,7 @@ class Gallery:
             StorageError: the disk refused, or `folder` is a place that cannot be replaced, such as a mount
                 point; name a folder below it.
         """
-        with _new_gallery(Path(folder)) as made:
+        with _new_gallery(Path(folder), shared=shared) as made:
             Vault.create(made, bundle)
         return cls.open(folder, device=device, engine=engine, precision=precision, via=via)
 
@@ -936,8 +939,8 @@ def repair(
 
 
 @contextmanager
-def _new_gallery(target: Path) -> Iterator[Path]:
-    """A name for a folder that becomes the gallery `target` when everything in it is there.
+def _new_gallery(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A new folder that becomes the gallery `target` when everything in it is there.
 
     Raises:
         GalleryError: `target` exists and is not empty.
@@ -945,7 +948,7 @@ def _new_gallery(target: Path) -> Iterator[Path]:
     """
     lock.check(target)
     try:
-        with whole_folder(target) as made:
+        with whole_folder(target, shared=shared) as made:
             yield made
     except FileExistsError as error:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
