@@ -768,11 +768,13 @@ class _ReportFile:
         if self.path is not None:
             if self.path.is_dir():
                 raise InputError(f"The report {self.path} is a folder; name a file.")
+            from retrieval.files import create, why
+
             self.part = self.path.with_name(f".{self.path.name}.part")
             try:
-                self.file = open(self.part, "w", encoding="utf-8")
+                self.file = io.TextIOWrapper(create(self.part), encoding="utf-8")
             except OSError as error:
-                raise InputError(f"The report {self.path} cannot be written: {error.strerror}.") from error
+                raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
         return self
 
     def write(self, outcome: Any) -> None:
@@ -796,8 +798,9 @@ class _ReportFile:
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too: of what it had come to.
         if self.path is not None:
-            self.file.close()
+            self.file.flush()
             os.replace(self.part, self.path)
+            self.file.close()
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:

@@ -21,6 +21,7 @@ from retrieval import (
     calibration,
     exchange,
     identities,
+    lock,
     metadata,
     moves,
     pixels,
@@ -942,6 +943,7 @@ def _new_gallery(target: Path) -> Iterator[Path]:
         GalleryError: `target` exists and is not empty.
         StorageError: the disk refused.
     """
+    lock.check(target)
     try:
         with whole_folder(target) as made:
             yield made

@@ -6,6 +6,7 @@ SQLite is the truth about which faces exist. A segment that no row names does no
 import json
 import math
 import os
+import re
 import sqlite3
 import threading
 import uuid
@@ -47,7 +48,7 @@ from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
 from retrieval.archives import first_present
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
-from retrieval.files import Stamp, sync, why
+from retrieval.files import Stamp, create, sync, why
 from retrieval.rates import Rate
 from retrieval.selection import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.tables import (
@@ -81,6 +82,10 @@ _MIGRATING: Final = threading.Lock()
 _CACHE_KIB: Final = 256 * 1024
 
 _NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
+
+# What is a file's name, or a folder's, because a database says so: never anything that leads elsewhere.
+MODEL_FOLDER: Final = re.compile(r"model(-[0-9]+)?")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 _NO_ROW: Final = "The gallery's database has lost its own row; restore it from a backup."
 
@@ -147,6 +152,9 @@ class Segment:
     sha256: str
     generation: int
 
+    def __post_init__(self) -> None:
+        check_name(_SHA256, self.sha256)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -170,6 +178,11 @@ class Generation:
     card_sha256: str
     created_at: str
     checked_before: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(MODEL_FOLDER, self.folder)
+        if self.card_sha256:  # of the first version's galleries that had lost their card it is empty
+            check_name(_SHA256, self.card_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -963,6 +976,11 @@ class Store:
         Raises:
             StorageError: the disk refused.
         """
+        try:
+            # Before SQLite does, which would make it as the umask says; its log takes the mode of this file.
+            create(path, inherit=True).close()
+        except OSError as error:
+            raise StorageError(f"The database {path} cannot be made: {why(error)}.") from error
         store = cls(path, _engine(path))
         now = utc_now()
         with store._translated(), store._engine.begin() as connection:
@@ -1001,9 +1019,14 @@ class Store:
             GalleryError: there is none, a newer version made it, or an older one and `read_only` is asked.
             GalleryDamaged: the file is not a gallery's database.
             GalleryBusy: somebody else is writing while it has to be brought up to date.
+            StorageError: the file system cannot lock files.
         """
         if not path.is_file():
             raise GalleryError(f"{path.parent} is not a gallery: it has no {path.name}.")
+        if not read_only:
+            check_no_link(path)
+        # SQLite would say that the database is locked, after 30 s.
+        lock.check_existing(path.with_name(LOCK_NAME))
         store = cls(path, _engine(path, read_only=read_only))
         try:
             version = store._version()
@@ -1079,8 +1102,9 @@ class Store:
             OSError: the copy cannot be made durable.
         """
         # A journal that an interrupted copy left would be played back into this one.
-        for suffix in ("", "-journal", "-wal", "-shm"):
+        for suffix in ("-journal", "-wal", "-shm"):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
+        create(target, inherit=True).close()
         with self.driver() as driver:
             try:
                 with closing(sqlite3.connect(target)) as copied:
@@ -1141,6 +1165,8 @@ class Store:
         try:
             yield
         except OperationalError as error:
+            if "locked" in str(error.orig):
+                lock.check(self.path.parent)
             raise StorageError(f"The database {self.path} cannot be used: {error.orig}.") from error
         except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
             # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.
@@ -1149,6 +1175,32 @@ class Store:
                 f"{self.path} is not a gallery's database, or it is damaged ({reason}); "
                 "restore it from a backup."
             ) from error
+
+
+def check_no_link(path: Path) -> None:
+    """Checks that a part of a gallery lies in it: others may write, and lock, what a link leads to.
+
+    Raises:
+        GalleryError: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise GalleryError(
+            f"{path} is a symbolic link, and a gallery that is written to must hold all its files itself; "
+            f"put what it leads to in its place."
+        )
+
+
+def check_name(known: re.Pattern[str], name: object) -> None:
+    """Checks a name of a file or a folder that a database states.
+
+    Raises:
+        GalleryDamaged: faceprint never writes such a name.
+    """
+    if not isinstance(name, str) or not known.fullmatch(name):
+        raise GalleryDamaged(
+            f"The gallery's database names a file {str(name)[:80]!r}, as faceprint never does; "
+            "restore it from a backup that you trust."
+        )
 
 
 def utc_now() -> str:
