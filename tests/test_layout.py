@@ -144,6 +144,13 @@ def test_identities_come_from_where_it_is_said(
         assert [one.identity for one in found] == names
 
 
+def test_nothing_is_noted_where_nobody_is_to_be_named(
+    top: Path, report_of: Callable[..., IngestReport]
+) -> None:
+    report = report_of(top, identity_from="none")
+    assert (report.identities, report.identities_from, report.notes) == (0, "nothing", ())
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("", "An identity comes from first, parent, none"), ("(", "cannot be read"), ("(?:a)", "has no group")],

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -348,6 +349,39 @@ def test_the_command_relocates_and_says_what_is_there(
     assert faceprint(*arguments)[1] == expected.replace("would be ", "")
     status, _, err = faceprint(*arguments)
     assert (status, "knows no file" in err) == (2, True)
+
+
+def test_the_command_follows_a_library_that_was_moved_and_says_so(
+    faceprint: Faceprint, gallery: Gallery, library: Path, tmp_path: Path
+) -> None:
+    """A person was renamed on the way, and one photo was put to somebody else."""
+    library.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "A").rename(tmp_path / "moved" / "Z")
+    (tmp_path / "moved" / "B" / "3.png").rename(tmp_path / "moved" / "C" / "3.png")
+    arguments = ("ingest", gallery.folder, tmp_path / "moved", "--sync", "--gone", library)
+    status, out, _ = faceprint(*arguments, "--dry-run")
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            "  A: would be renamed to Z (3 faces)",
+            f"  would be kept: face 4, B; its bytes are at {tmp_path / 'moved' / 'C' / '3.png'} (C)",
+            "5 files gone from the sources; 0 faces would go with them, 5 would be found at another path, "
+            "1 would be kept",
+        ],
+    )
+    status, out, _ = faceprint(*arguments, "--log-json")
+    (event,) = [json.loads(line) for line in out.splitlines() if '"event": "sync"' in line]
+    assert (status, event["done"], event["files"], event["faces"], len(event["moved"])) == (0, True, 5, [], 5)
+    assert event["renamed"] == [{"name": "A", "new_name": "Z", "faces": 3, "merged": False}]
+    assert [kept["id"] for kept in event["kept"]] == [4]
+    status, out, _ = faceprint(*arguments, "--relabel")
+    assert (status, "1 face relabelled" in out, "already known 6" in out) == (0, True, True)
+    assert found(gallery, tmp_path / "moved") == {
+        **{f"Z/{n}.png": (n + 1, "Z") for n in range(3)},
+        "C/3.png": (4, "C"),
+        "B/4.png": (5, "B"),
+        "C/5.png": (6, "C"),
+    }
 
 
 # Any order of renames, moves, copies, edits and deletions
