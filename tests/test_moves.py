@@ -1,5 +1,6 @@
 """Photos that move on disk: `ingest --sync` and `--relabel` against a plain model of what ought to be."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -23,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from retrieval.archives import first_present
-from retrieval.bundle import ModelBundle
+from retrieval.bundle import ModelBundle, Relabel
 from retrieval.errors import InputError
 from retrieval.gallery import Gallery
 from retrieval.ingestion import IngestReport, ingest
@@ -33,7 +34,7 @@ from retrieval.relocation import Relocated
 from retrieval.store import Face
 from retrieval.verification import verify
 from retrieval.where import Where
-from tests.operations import face, photo, tiny_model, vector_of
+from tests.operations import GONE, face, photo, tiny_model, vector_of
 from tests.test_cli import Faceprint, faceprint
 
 __all__ = ["faceprint"]  # pytest finds the fixture by its name
@@ -131,6 +132,16 @@ def test_two_people_whose_folders_exchanged_names_exchange_their_names(
         "C/5.png": (6, "C"),
     }
     assert gallery.identity_metadata(["A", "B"]) == {"B": {"badge": 1}, "A": {"badge": 2, "floor": 3}}
+
+
+def test_labels_that_are_exchanged_take_the_photos_of_their_people_along(model: ModelBundle) -> None:
+    """Also where it is done again, after a crash."""
+    split = {"train": ["Adi/1.png", "Kim/2.png", "Kimberly/3.png"]}
+    changes = {0: Relabel("Kim", keep_photos=True), 1: Relabel("Adi", keep_photos=True)}
+    changed = dataclasses.replace(model, split=split).relabelled(changes)
+    assert changed.labels == ("Kim", "Adi", GONE)
+    assert changed.split == {"train": ["Kim/1.png", "Adi/2.png", "Kimberly/3.png"]}
+    assert changed.relabelled(changes) == changed
 
 
 def test_a_chain_of_renamed_folders_is_followed_at_once(gallery: Gallery, library: Path) -> None:
