@@ -44,9 +44,10 @@ class Additions:
             )
         step = self._vault.vectors(generation).ceiling
         outcomes: list[Outcome] = []
+        contested: set[int] = set()
         for start in range(0, len(faces), step):
             part = slice(start, start + step)
-            added = self.add(faces[part], vectors[part], generation=generation.id)
+            added = self.add(faces[part], vectors[part], generation=generation.id, contested=contested)
             outcomes += [outcome for outcome in added if outcome is not None]
         return outcomes
 

@@ -356,11 +356,12 @@ def ingest(
 
     def follow(opened: "Gallery") -> None:
         if relabel:
-            found = _found(sources, retry, identity_from, exclude or [], PassedOver())[1]
+            _, offered = _found(sources, retry, identity_from, exclude or [], PassedOver())
+            found = _until_stopped(offered)
             _print_relabelled(opened.relabel(found, dry_run=dry_run), dry_run=dry_run, log_json=log_json)
         if sync:
             act = opened.missing_files if dry_run else opened.remove_missing
-            found = photos.scan(sources, identity_from=identity_from, exclude=exclude or [])
+            found = _until_stopped(photos.scan(sources, identity_from=identity_from, exclude=exclude or []))
             missing = act(sources, photos=found, gone=gone or ())
             _print_missing(missing, "would go" if dry_run else "went", log_json=log_json)
 
@@ -677,6 +678,21 @@ def _fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, 
         )
     if strict and done.rejected:
         raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
+
+
+def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
+    """Photos that are looked at before anything is changed.
+
+    Raises:
+        Interrupted: Ctrl-C, between two of them.
+    """
+    from retrieval.interrupt import graceful
+
+    with graceful() as should_stop:
+        for photo in found:
+            if should_stop():
+                raise Interrupted("Stopped; nothing was changed.")
+            yield photo
 
 
 def _check_repeatable(sources: list[str]) -> None:

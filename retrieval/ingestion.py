@@ -450,7 +450,7 @@ def ingest_embeddings(
         InputError: the file is not what it should be; the batches before the first such row are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
-    report, commit = IngestReport(), Meter("commit")
+    report, commit, layout = IngestReport(), Meter("commit"), Layout(())
     started = time.monotonic()
     fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
     rows = exchange.read_embeddings(Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted)
@@ -459,10 +459,12 @@ def ingest_embeddings(
             outcomes = gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint)
         for outcome in outcomes:
             report.count(outcome)
+            layout.count(outcome)
             on_outcome(outcome)
         report.interrupted = should_stop()
         if report.interrupted:
             break
+    report.identities, report.identities_from = len(layout.identities), "the column `identity`"
     report.stages = (commit,)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started

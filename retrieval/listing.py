@@ -91,8 +91,10 @@ def head(path: Path) -> Head:
     """
     with closing(tables(path, encoding_errors="surrogateescape")) as read:
         columns, _ = next(read)
-        _, part = next(read, (columns, []))
-        first = next(iter(part), None)
+        try:
+            first = next(iter(next(read, (columns, []))[1]), None)
+        except InputError:
+            first = None  # whoever reads the rows is told so
     found = None
     if "path" in columns and first is not None and not isinstance(first, InputError):
         value = first[columns.index("path")]
