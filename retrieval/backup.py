@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,17 @@ import numpy as np
 from retrieval import lock
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
 from retrieval.errors import BundleError, DataError, GalleryDamaged, GalleryError, InputError, StorageError
-from retrieval.files import sync, why, write_durably
+from retrieval.files import (
+    copy_durably,
+    create,
+    make_folder,
+    make_output_folder,
+    remove,
+    sync,
+    temporary_folder,
+    why,
+    write_durably,
+)
 from retrieval.manifests import parse_manifest
 from retrieval.store import (
     SCHEMA_VERSION,
@@ -159,7 +168,8 @@ def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
             was.
     """
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        lock.check(target)
+        make_output_folder(target)
         with lock.exclusive(target / "writer.lock", timeout=LOCK_TIMEOUT):
             done = _back_up(vault, target, verify=verify)
     except OSError as error:
@@ -200,10 +210,9 @@ class _Copying:
         """
         path = self.target / name
         part = path.with_name(f".{path.name}.part")
-        part.unlink(missing_ok=True)
         digest = hashlib.sha256()
         try:
-            with open(part, "xb") as copy:
+            with create(part, inherit=True) as copy:
                 while block := source.read(_BLOCK):
                     digest.update(block)
                     copy.write(block)
@@ -237,7 +246,7 @@ class _Copying:
 def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
     _check_target(vault, target)
     for folder in (VECTORS, _MODELS):
-        (target / folder).mkdir(exist_ok=True)
+        make_folder(target / folder, like=target, exist_ok=True)
     copying = _Copying(target)
     for attempt in range(_ATTEMPTS):
         try:
@@ -264,7 +273,7 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
     for part in sorted(below, reverse=True):
         sync(part)
     backup = _Backup(target, row.uuid, utc_now(), SCHEMA_VERSION, database.name, files, faces, row.revision)
-    write_durably(target / _CARD, _card(backup))
+    write_durably(target / _CARD, _card(backup), inherit=True)
     _remove_unnamed(backup)
     copied = vectors.keys() & copying.copied.keys()
     return BackedUp(
@@ -372,7 +381,7 @@ def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
 def _replace(part: Path, path: Path) -> None:
     """Puts a file in the place of whatever has its name."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove(path)
     os.replace(part, path)
 
 
@@ -409,7 +418,7 @@ def _copy_model(vault: Vault, copying: _Copying, generation: Generation) -> None
     folder = copying.target / below
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         folder.unlink()
-    folder.mkdir(exist_ok=True)
+    make_folder(folder, like=copying.target, exist_ok=True)
     card = f"{below}/{_MODEL_CARD}"
     if not copying.has(card, generation.card_sha256):
         _copy_model_file(vault, copying, source / _MODEL_CARD, card, generation.card_sha256, generation)
@@ -478,10 +487,10 @@ def _remove_unnamed(backup: _Backup) -> None:
         *(path for folder in keep if folder.parent.name == _MODELS for path in folder.iterdir()),
     ):
         if path not in keep and _OURS.fullmatch(path.name):
-            path.unlink()
+            remove(path)
     for path in (backup.folder / _MODELS).iterdir():
         if path not in keep and _MODEL_FOLDER.fullmatch(path.name):
-            path.unlink() if path.is_symlink() else shutil.rmtree(path)
+            remove(path)
 
 
 def restore(
@@ -520,9 +529,9 @@ def _readable(backup: _Backup) -> Iterator[Store]:
         with closing(Store.open(path, read_only=True)) as store:
             yield store
         return
-    with tempfile.TemporaryDirectory(prefix="faceprint-restore-") as temporary:
-        shutil.copyfile(path, Path(temporary) / "gallery.db")
-        with closing(Store.open(Path(temporary) / "gallery.db")) as store:
+    with temporary_folder(Path(tempfile.gettempdir()), "faceprint-restore-") as temporary:
+        copy_durably(path, temporary / "gallery.db")
+        with closing(Store.open(temporary / "gallery.db")) as store:
             yield store
 
 
@@ -597,7 +606,7 @@ def _bring_models(
             continue
         number = writer.gallery().next_generation_id
         folder = f"{MODEL}-{number}"
-        copy = ModelBundle.load(backup.model(generation)).save(vault.folder / folder)
+        copy = ModelBundle.load(backup.model(generation)).save(vault.folder / folder, inherit=True)
         if erased:
             copy.relabelled(dict.fromkeys(erased, _FORGET)).rewrite_card()
         made = dataclasses.replace(generation, id=number, folder=folder, card_sha256=copy.card_sha256())

@@ -63,7 +63,7 @@ def write_id(vectors: Path, folder_id: str) -> None:
         StorageError: the disk refused.
     """
     try:
-        write_durably(vectors / ID_NAME, f"{folder_id}\n".encode())
+        write_durably(vectors / ID_NAME, f"{folder_id}\n".encode(), inherit=True)
     except OSError as error:
         raise StorageError(f"{vectors / ID_NAME} cannot be written: {why(error)}.") from error
 
@@ -76,8 +76,9 @@ def links(folder: Path, names: Iterable[str]) -> list[str]:
 def linked(folder: Path, name: str) -> GalleryError:
     """The refusal to write through a link."""
     return GalleryError(
-        f"{folder / name} is a symbolic link, so a copy of the gallery would share what it leads to; move "
-        f"that folder into {folder} in the link's place, or link the whole gallery folder instead."
+        f"{folder / name} is a symbolic link, and a gallery that is written to must hold all its files "
+        "itself, or a copy of it would share them; move that folder into the link's place, or link the whole "
+        "gallery folder instead."
     )
 
 
