@@ -143,7 +143,7 @@ def test_a_damaged_file_of_the_gallery_fails_a_backup_by_name_and_the_older_back
 ) -> None:
     """As long as the backup does not have it; one that has it is what the gallery is restored from."""
     names = ["model/bundle.json", "model/model.onnx", "model/model.safetensors"]
-    names += [f"vectors/{path.name}" for path in (root / "gallery" / "vectors").iterdir()]
+    names += [f"vectors/{path.name}" for path in (root / "gallery" / "vectors").glob("*.faiss")]
     for name in names:
         data = (root / "gallery" / name).read_bytes()
         flip(root / "gallery" / name, 70)
