@@ -47,6 +47,7 @@ from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.files import Stamp, sync, why
+from retrieval.places import host_of
 from retrieval.rates import Rate
 from retrieval.selection import LIST_LENGTH, parts, select_faces
 from retrieval.tables import (
@@ -60,6 +61,7 @@ from retrieval.tables import (
     file_table,
     gallery_table,
     generation_table,
+    host_table,
     identity_table,
     merger_table,
     segment_table,
@@ -115,7 +117,8 @@ class Face:
 class NewFace:
     """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it.
 
-    `stamp` is what its file was when it was read; None where that says nothing about it later.
+    `stamp` is what its file was when it was read; None where that says nothing about it later. `host` is from
+    where the photo was fetched, as `places.host_of` spells it; None where it was not, or by somebody else.
     """
 
     identity: str | None
@@ -123,6 +126,7 @@ class NewFace:
     sha256: str
     metadata: Metadata = field(default_factory=dict, hash=False)
     stamp: Stamp | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -577,6 +581,10 @@ class Reader:
         rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id))
         yield from ((path, number) for path, number in rows)
 
+    def hosts(self) -> frozenset[str]:
+        """The hosts that photos were enrolled from, as `places.host_of` spells them."""
+        return frozenset(self._connection.execute(select(host_table.c.name)).scalars())
+
     def without_files(self, ids: Iterable[int]) -> list[int]:
         """Those of some faces that no path leads to."""
         query = select(face_table.c.id).outerjoin(file_table).where(file_table.c.id.is_(None))
@@ -693,13 +701,15 @@ class Writer(Reader):
         self.set_gallery(next_face_id=first_id + len(faces))
 
     def remove_faces(self, ids: Iterable[int]) -> None:
-        """Deletes faces with their paths, and identities that have none left."""
+        """Deletes faces with their paths, and identities and hosts that have none left."""
         ids = list(ids)
+        hosts = self._hosts_of(ids)
         for part in parts(ids):
             self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         if ids:
             self.remove_lonely()
+        self._remove_unused(hosts)
 
     def remove_lonely(self) -> None:
         """Deletes identities that have no faces, with their older names."""
@@ -727,6 +737,10 @@ class Writer(Reader):
         if rows:
             changed = update(file_table).where(file_table.c.path == bindparam("known"))
             self._change(changed.values({name: bindparam(name) for name in _stamped(None)}), rows)
+
+    def add_hosts(self, hosts: Iterable[str]) -> None:
+        """Says that photos were enrolled from some hosts, so that they may be fetched from there again."""
+        self._insert(host_table, [{"name": name} for name in sorted(set(hosts) - self.hosts())])
 
     def name_face(self, face_id: int, identity: str | None) -> None:
         """Says who is on a face; identities that nobody has then go with `remove_lonely`."""
@@ -897,6 +911,32 @@ class Writer(Reader):
         values = map(itemgetter(*compiled.positiontup), rows)
         several = len(compiled.positiontup) > 1
         self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
+
+    def _hosts_of(self, ids: Iterable[int]) -> set[str]:
+        """The known hosts that paths of some faces lie at."""
+        known = self.hosts()
+        if not known:
+            return set()
+        query = select(file_table.c.path)
+        paths = (
+            path
+            for part in parts(ids)
+            for path in self._connection.execute(query.where(file_table.c.face_id.in_(part))).scalars()
+        )
+        return {host for path in paths if (host := host_of(path)) in known}
+
+    def _remove_unused(self, hosts: set[str]) -> None:
+        """Makes those of some hosts unknown at which no path lies any more."""
+        if not hosts:
+            return
+        unused = set(hosts)
+        # By the index of paths; those of files on this machine begin with a slash.
+        addresses = select(file_table.c.path).where(file_table.c.path >= "A").order_by(file_table.c.path)
+        for path in self._connection.execute(addresses).yield_per(LIST_LENGTH).scalars():
+            unused.discard(host_of(path) or "")
+            if not unused:
+                return
+        self._change(delete(host_table).where(host_table.c.name.in_(sorted(unused))))
 
     def _identity_ids(self, names: set[str]) -> dict[str, int]:
         """The ids of identities, which are made where they are new."""
