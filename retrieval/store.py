@@ -48,7 +48,7 @@ from retrieval.annotations import Metadata, to_json
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.files import Stamp, sync, why
 from retrieval.places import host_of
-from retrieval.rates import Rate
+from retrieval.rates import Rate, Upcoming
 from retrieval.selection import LIST_LENGTH, parts, select_faces
 from retrieval.tables import (
     alias_table,
@@ -219,12 +219,15 @@ class OperatingPoint:
         seen: the share of the strangers' searches that did name somebody.
         missed: FNIR, the share of enrolled faces that did not name their own person when searched for
             among all others; of no trial where nobody has two faces.
+        upcoming: how many of as many further strangers' searches may name somebody; None where an older
+            version calibrated, which did not say.
     """
 
     fpir: float
     threshold: float
     seen: Rate
     missed: Rate
+    upcoming: Upcoming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,8 @@ def _point_fields(point: OperatingPoint) -> dict[str, Any]:
     rates = {name: asdict(getattr(point, name)) for name in ("seen", "missed")}
     for rate in rates.values():
         rate["value"] = rate["value"] if rate["n"] else None
-    return {"fpir": point.fpir, "threshold": point.threshold, **rates}
+    upcoming = None if point.upcoming is None else asdict(point.upcoming)
+    return {"fpir": point.fpir, "threshold": point.threshold, **rates, "upcoming": upcoming}
 
 
 def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
@@ -284,7 +288,9 @@ def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
         name: Rate(**{**fields[name], "value": fields[name]["value"] if fields[name]["n"] else math.nan})
         for name in ("seen", "missed")
     }
-    return OperatingPoint(fields["fpir"], fields["threshold"], **rates)
+    upcoming = fields.get("upcoming")
+    upcoming = None if upcoming is None else Upcoming(**upcoming)
+    return OperatingPoint(fields["fpir"], fields["threshold"], **rates, upcoming=upcoming)
 
 
 @dataclass(frozen=True, slots=True)
