@@ -17,7 +17,7 @@ from retrieval.serving import Serving
 from retrieval.store import Generation, NewFace, Writer
 from retrieval.tables import face_table
 from retrieval.vectors import Ids
-from retrieval.verdicts import Outcome, Verdicts
+from retrieval.verdicts import Outcome, Status, Verdicts
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
@@ -90,6 +90,7 @@ class Additions:
                 self._log_enrolled(writer, len(verdicts.new))
             else:
                 writer.set_stamps(verdicts.stamps)
+            writer.add_hosts(_hosts(faces, outcomes))
         return outcomes
 
     def _log_enrolled(self, writer: Writer, faces: int) -> None:
@@ -141,6 +142,15 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
         encoded(face.metadata, face.path or face.sha256)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
+
+
+def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[str]:
+    """The hosts that photos were fetched from, but for rejected ones."""
+    return {
+        face.host
+        for face, outcome in zip(faces, outcomes, strict=True)
+        if face.host is not None and outcome is not None and outcome.status is not Status.REJECTED
+    }
 
 
 def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:

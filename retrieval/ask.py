@@ -91,7 +91,8 @@ def search(
             *_of_faces(opened, face or [], by_person, options),
             *(_of_vectors(opened, vectors, by_person, options) if vectors is not None else []),
         ]
-    _tell_about_decisions(gallery, [answer.decision for answer in answers if answer.error is None])
+    decisions = [answer.decision for answer in answers if answer.error is None]
+    _tell_about_decisions(gallery, decisions, foretell=not as_json)
     if as_json:
         shown: Any = [_json(answer) for answer in answers]
         shown = {"answers": shown, "explanation": _explained(explanation)} if explain else shown
@@ -206,8 +207,8 @@ def _of_vectors(
             yield _of_found(f"{path} row {row}", one, by_person)
 
 
-def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]") -> None:
-    """Says once, on the standard error, why there are no decisions, or that they are of another size."""
+def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
+    """Says once, on the standard error, why there are no decisions, or what is to be expected of them."""
     if not decisions:
         return
     first = decisions[0]
@@ -222,6 +223,8 @@ def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]")
             f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
             err=True,
         )
+    elif first.upcoming is not None and foretell:
+        typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
 
 
 def _explained(explanation: "Explanation") -> dict[str, Any]:

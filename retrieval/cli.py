@@ -474,6 +474,7 @@ def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
             "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in {facts.segments} files, "
             f"{terminal.size(facts.database_bytes)} of metadata",
             "search": _how_searched(facts),
+            "decisions": _how_decided(facts),
             "embedding": f"{facts.dimension} float32 numbers, exact Euclidean distance",
             "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
@@ -508,6 +509,20 @@ def _how_searched(facts: "GalleryInfo") -> str:
         f"by codes of {facts.coordinates} bytes, learned from the gallery, for {share:.1%} of the faces "
         f"({terminal.size(facts.codes_bytes)}); exact, as reading every vector is"
     )
+
+
+def _how_decided(facts: "GalleryInfo") -> str:
+    """By which threshold searches decide, and what that makes one expect, in words."""
+    from retrieval.calibration import foretold
+    from retrieval.store import Calibration
+
+    if facts.calibration is None:
+        return "none: there is no threshold yet; find one with `faceprint calibrate`"
+    found = Calibration.of(facts.calibration)
+    point = found.point()
+    if point is None:
+        return "none"
+    return f"UNKNOWN beyond {point.threshold:.3f}, for an FPIR of {point.fpir:g}; {foretold(point)}"
 
 
 def _check(holds: bool, sentence: str) -> None:

@@ -51,6 +51,7 @@ from retrieval.places import absolute
 from retrieval.preparation import Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.reembedding import Reembedded
 from retrieval.relocation import Relocated
+from retrieval.remote import Fetching
 from retrieval.searching import (
     Found,
     Match,
@@ -700,9 +701,10 @@ class Gallery:
         backup: str | os.PathLike[str] | None = None,
         model: ModelBundle | None = None,
         give_up: bool = False,
+        fetch: bool = False,
     ) -> Repaired:
         """Mends what can be mended without a guess; see `repair`."""
-        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up}
+        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up, "fetch": fetch}
         return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
 
     def backup(self, target: str | os.PathLike[str]) -> BackedUp:
@@ -777,6 +779,7 @@ class Gallery:
         *,
         switch: bool = True,
         give_up: bool = False,
+        fetch: bool = False,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Reembedded:
@@ -787,6 +790,7 @@ class Gallery:
             lambda loaded: Embedder.open(loaded, device=self._serving.device, engine=self._serving.engine),
             switch=switch,
             give_up=give_up,
+            fetch=fetch,
             on_progress=on_progress,
             should_stop=should_stop,
         )
@@ -896,6 +900,11 @@ class Gallery:
         """
         return relocation.relocate(self.vault, old, new, dry_run=dry_run)
 
+    def fetching(self, *, fetch: bool) -> Fetching:
+        """What `doubts.page` needs to show photos at addresses, from hosts that photos were enrolled from."""
+        with self.vault.store.read() as reader:
+            return Fetching(fetch, reader.hosts())
+
     def audit_log(self) -> list[AuditEntry]:
         """What was done to the gallery, oldest first."""
         with self.vault.store.read() as reader:
@@ -912,6 +921,7 @@ def repair(
     backup: str | os.PathLike[str] | None = None,
     model: ModelBundle | None = None,
     give_up: bool = False,
+    fetch: bool = False,
     device: str = "auto",
     engine: str = "auto",
 ) -> Repaired:
@@ -922,6 +932,7 @@ def repair(
         backup: a backup of it, for files that have the SHA-256 which was written down.
         model: another copy of its model.
         give_up: remove faces whose vectors nothing can bring back.
+        fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
         device, engine: see `Embedder.open`.
 
     Raises:
@@ -935,6 +946,7 @@ def repair(
         backup=files.get,
         model=model,
         give_up=give_up,
+        fetch=fetch,
     )
 
 

@@ -266,6 +266,17 @@ def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
     return shelf.read(*member), None
 
 
+def read_stored(shelf: archives.Shelf, path: str, fetching: remote.Fetching) -> bytes:
+    """The bytes at a path that a gallery stores; of an address only where fetching it is allowed.
+
+    Raises:
+        NotFetched, UnreadableImage, MissingDependency: as `Fetching.read` and `read_content`.
+    """
+    if is_url(path):
+        return fetching.read(path, max_bytes=MAX_BYTES)
+    return read_from(shelf, path)[0]
+
+
 def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
     """What gives the photos of a source, once it is known to exist."""
     naming = how.naming
