@@ -69,7 +69,7 @@ from retrieval.where import Where
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0006"
+SCHEMA_VERSION: Final = "0007"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
@@ -157,6 +157,8 @@ class Generation:
         folder: the name of the model's folder in the gallery.
         card_sha256: of the model's card in that folder, in hex.
         created_at: ISO 8601, UTC.
+        checked_before: faces with lower ids were enrolled before the last proof that the model's files are
+            what was written; None where there was none.
     """
 
     id: int
@@ -165,6 +167,7 @@ class Generation:
     folder: str
     card_sha256: str
     created_at: str
+    checked_before: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +297,7 @@ class GalleryRow:
     next_generation_id: int
     unfinished: str | None
     next_basis_id: int
+    folder_id: str | None
 
 
 @dataclass(frozen=True, slots=True)

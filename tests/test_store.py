@@ -76,6 +76,7 @@ def test_a_new_database_holds_the_gallerys_own_row_and_nothing_else(store: Store
         next_generation_id=2,
         unfinished=None,
         next_basis_id=1,
+        folder_id=None,
     )
     with store.read() as reader:
         assert reader.generations() == {1: Generation(1, "f" * 64, 2048, "model", "", row.created_at)}
