@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from retrieval.names import twins
 from retrieval.serving import Serving
 from retrieval.vault import DATABASE
 
@@ -11,6 +12,7 @@ from retrieval.vault import DATABASE
 class GalleryInfo:
     """What a gallery holds; sizes in bytes.
 
+    `twins` are identities whose names differ in no more than case, width, spaces or composition of accents.
     `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
     """
 
@@ -34,6 +36,7 @@ class GalleryInfo:
     classifier_labels: int
     input_size: int
     erasures: int
+    twins: tuple[tuple[str, ...], ...] = ()
 
 
 def gallery_info(serving: Serving) -> GalleryInfo:
@@ -67,4 +70,5 @@ def gallery_info(serving: Serving) -> GalleryInfo:
         classifier_labels=len(serving.bundle.labels),
         input_size=serving.bundle.input_size,
         erasures=erasures,
+        twins=twins(name for name, _ in named),
     )

@@ -138,11 +138,15 @@ class IngestReport(Run):
         enrolled: photos that became faces.
         known: photos whose bytes and path were in the gallery already.
         duplicate: photos whose bytes were in the gallery under another path.
+        twins: identities of enrolled photos, in groups with others whose names differ in no more than case,
+            width, spaces or how accents are composed: they may be one person.
     """
 
     enrolled: int = 0
     known: int = 0
     duplicate: int = 0
+    twins: tuple[tuple[str, ...], ...] = ()
+    _names: set[str] = field(default_factory=set, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many photos came to what: each is counted once."""
@@ -153,12 +157,22 @@ class IngestReport(Run):
         """Adds one photo's fate."""
         if outcome.status is Status.ENROLLED:
             self.enrolled += 1
+            if outcome.identity is not None:
+                self._names.add(outcome.identity)
         elif outcome.status is Status.KNOWN:
             self.known += 1
         elif outcome.status is Status.DUPLICATE:
             self.duplicate += 1
         else:
             self.reasons[outcome.reason or Reason.IO_ERROR] += 1
+
+    def find_twins(self, gallery: Gallery) -> None:
+        """Looks for names like those that photos were enrolled under."""
+        self.twins = gallery.identity_twins(self._names) if self._names else ()
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON can say it; see docs/cli.md."""
+        return super().summary() | {"twins": [list(names) for names in self.twins]}
 
 
 def ingest(
@@ -268,6 +282,7 @@ def ingest_photos(
     report.bytes_read = meters.bytes.items
     report.batch_size = batches.size
     report.peak_memory = peak_memory()
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     return report
@@ -438,6 +453,7 @@ def ingest_embeddings(
         if report.interrupted:
             break
     report.stages = (commit,)
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     report.peak_memory = peak_memory()

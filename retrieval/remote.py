@@ -1,11 +1,13 @@
 """Files elsewhere: what fsspec reads, which is optional (http, https, s3 with s3fs, and so on)."""
 
+import re
 from typing import Any, BinaryIO, Final, cast
 
 from retrieval.errors import DataError, MissingDependency, Reason, UnreadableImage
 
 _REFUSED: Final = (401, 403)
 _GONE: Final = (404, 410)
+_IPV6: Final = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
 
 
 def check(url: str) -> None:
@@ -15,6 +17,8 @@ def check(url: str) -> None:
         MissingDependency: fsspec, or what it needs for them, is not installed.
         DataError: nobody knows this kind.
     """
+    if _is_chain(url):
+        raise DataError(f"{url} is an address inside another; name the file or the archive itself.")
     scheme = url.split("://", 1)[0].lower()
     try:
         _fsspec().get_filesystem_class(scheme)
@@ -31,6 +35,8 @@ def opened(url: str) -> BinaryIO:
         UnreadableImage: missing, refused or unreachable.
         MissingDependency: as `check`.
     """
+    if _is_chain(url):
+        raise UnreadableImage(Reason.UNSUPPORTED_FORMAT, "it is an address inside another")
     try:
         return cast(BinaryIO, _fsspec().open(url, "rb", compression=None).open())
     except ImportError:
@@ -64,6 +70,11 @@ def read(url: str, *, max_bytes: int) -> bytes:
     if not parts:
         raise UnreadableImage(Reason.EMPTY_FILE, "the file is empty")
     return b"".join(parts)
+
+
+def _is_chain(url: str) -> bool:
+    """Whether fsspec would read an address through another, which may be a file or a pipe of this machine."""
+    return "::" in _IPV6.sub("", url)
 
 
 def _fsspec() -> Any:
