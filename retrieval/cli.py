@@ -296,6 +296,7 @@ def ingest(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
+    photo_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")] = 60.0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
@@ -348,7 +349,14 @@ def ingest(
         care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
     ):
         done = _ingest_with_progress(
-            opened, work, lines, log_json=log_json, batch_size=batch_size, workers=workers, decoders=decoders
+            opened,
+            work,
+            lines,
+            log_json=log_json,
+            batch_size=batch_size,
+            workers=workers,
+            decoders=decoders,
+            photo_seconds=photo_seconds,
         )
         _tell_summary(done, summary, log_json=log_json)
         if not log_json:
@@ -373,6 +381,7 @@ def embed(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
+    photo_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")] = 60.0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
@@ -403,7 +412,12 @@ def embed(
             lines.write(outcome)
             progress.note(outcome)
 
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "workers": workers,
+            "decoders": decoders,
+            "photo_seconds": photo_seconds,
+        }
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
