@@ -313,9 +313,9 @@ def _decompressed(file: BinaryIO) -> tuple[BinaryIO, _Counted | None]:
     head = cast(Any, buffered).peek(6)
     for magic, decompress in _COMPRESSED:
         if head.startswith(magic):
-            packed = _Counted(cast(BinaryIO, buffered))
+            packed = _Counted(buffered)
             return cast(BinaryIO, decompress(cast(BinaryIO, packed))), packed
-    return cast(BinaryIO, buffered), None
+    return buffered, None
 
 
 def _open_tar(file: Any, mode: Any) -> tarfile.TarFile:

@@ -181,7 +181,7 @@ def train(
             weights=weights,
             validation_fraction=val_fraction,
             min_images=min_images,
-            preprocessing=Preprocessing(size=image_size, crop=crop),
+            preprocessing=Preprocessing(size=image_size, crop=crop, colour="srgb"),
             workers=workers,
             device=device,
             precision=precision,
@@ -764,7 +764,8 @@ def _print_card(bundle: "ModelBundle") -> None:
             "architecture": bundle.architecture,
             "labels": f"{len(bundle.labels):,}: {names}",
             "preprocessing": f"central square of {bundle.preprocessing.crop:g} x the shorter side, "
-            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8",
+            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8"
+            + (", colours converted to sRGB" if bundle.preprocessing.colour == "srgb" else ""),
             "embedding": f"{bundle.embedding}, {bundle.dimension} float32 numbers",
             "split": f"{len(bundle.split.get('train', [])):,} photos to learn from, "
             f"{len(bundle.split.get('validation', [])):,} held out",

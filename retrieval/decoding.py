@@ -33,7 +33,7 @@ from retrieval import pixels, stopping
 from retrieval.cores import usable_cores
 from retrieval.errors import InputError, Interrupted, Reason, RunError, UnreadableImage
 from retrieval.files import why
-from retrieval.pixels import MAX_SECONDS, Pixels
+from retrieval.pixels import MAX_SECONDS, Colour, Pixels
 
 Content: TypeAlias = bytes | Image | NDArray[np.uint8]
 
@@ -67,21 +67,28 @@ class Decode(Protocol):
     """
 
     def __call__(
-        self, contents: Sequence[Content], *, size: int, crop: float
+        self, contents: Sequence[Content], *, size: int, crop: float, colour: Colour = "ignore"
     ) -> list[Pixels | UnreadableImage]: ...
 
 
 def decode_here(
-    contents: Sequence[Content], *, size: int, crop: float, seconds: float = MAX_SECONDS
+    contents: Sequence[Content],
+    *,
+    size: int,
+    crop: float,
+    colour: Colour = "ignore",
+    seconds: float = MAX_SECONDS,
 ) -> list[Pixels | UnreadableImage]:
     """See `Decode`; in the caller's thread, or for as many seconds as `pixels.read` says."""
-    return [_decoded(content, size, crop, seconds) for content in contents]
+    return [_decoded(content, size, crop, colour, seconds) for content in contents]
 
 
-def _decoded(content: Content, size: int, crop: float, seconds: float) -> Pixels | UnreadableImage:
+def _decoded(
+    content: Content, size: int, crop: float, colour: Colour, seconds: float
+) -> Pixels | UnreadableImage:
     stopping.check()
     try:
-        return pixels.read(content, size=size, crop=crop, seconds=seconds)
+        return pixels.read(content, size=size, crop=crop, colour=colour, seconds=seconds)
     except UnreadableImage as error:
         return error
 
@@ -140,7 +147,7 @@ class Decoders:
             self._idle.put(process)
 
     def __call__(
-        self, contents: Sequence[Content], *, size: int, crop: float
+        self, contents: Sequence[Content], *, size: int, crop: float, colour: Colour = "ignore"
     ) -> list[Pixels | UnreadableImage]:
         """See `Decode`.
 
@@ -148,14 +155,14 @@ class Decoders:
             RunError: a process was killed, or its decoder crashed.
         """
         found = [
-            _decoded(one, size, crop, self._seconds) if self._is_for_here(one, size) else None
+            _decoded(one, size, crop, colour, self._seconds) if self._is_for_here(one, size) else None
             for one in contents
         ]
         files = [one for one in contents if isinstance(one, bytes) and not self._is_for_here(one, size)]
         there = (
             one
             for start in range(0, len(files), SLOT)
-            for one in self._decode_slot(files[start : start + SLOT], crop)
+            for one in self._decode_slot(files[start : start + SLOT], crop, colour)
         )
         return [next(there) if one is None else one for one in found]
 
@@ -176,11 +183,13 @@ class Decoders:
     def _is_for_here(self, content: Content, size: int) -> bool:
         return not isinstance(content, bytes) or size != self._size
 
-    def _decode_slot(self, files: Sequence[bytes], crop: float) -> list[Pixels | UnreadableImage]:
+    def _decode_slot(
+        self, files: Sequence[bytes], crop: float, colour: Colour
+    ) -> list[Pixels | UnreadableImage]:
         with self._process() as process:
             slot = self._free.get()
             try:
-                reply = process.ask((slot, crop, files))
+                reply = process.ask((slot, crop, colour, files))
             except BaseException:
                 self._free.put(slot)
                 raise
@@ -188,7 +197,7 @@ class Decoders:
         return [
             square
             if bad is None
-            else _decoded(file, self._size, crop, self._seconds)
+            else _decoded(file, self._size, crop, colour, self._seconds)
             if isinstance(bad, str)
             else UnreadableImage(*bad)
             for file, square, bad in zip(files, squares, reply, strict=True)
@@ -321,19 +330,19 @@ def serve(pipe: int, file: int, slots: int, size: int) -> None:
     questions: Connection[Any, Any] = Connection(pipe)
     with suppress(EOFError, OSError):
         while True:
-            slot, crop, files = questions.recv()
-            questions.send(_decode_into(_place(memory, slot, size), files, crop))
+            slot, crop, colour, files = questions.recv()
+            questions.send(_decode_into(_place(memory, slot, size), files, crop, colour))
             del files  # or they would be kept until there are others
 
 
-def _decode_into(place: Pixels, files: Sequence[bytes], crop: float) -> _Reply:
+def _decode_into(place: Pixels, files: Sequence[bytes], crop: float, colour: Colour) -> _Reply:
     reply: _Reply = []
     for row, content in enumerate(files):
         try:
             if not pixels.is_light(content, size=place.shape[1], crop=crop):
                 reply.append(_HEAVY)
                 continue
-            place[row] = pixels.read(content, size=place.shape[1], crop=crop)
+            place[row] = pixels.read(content, size=place.shape[1], crop=crop, colour=colour)
             reply.append(None)
         except UnreadableImage as error:
             reply.append((error.reason, error.detail))

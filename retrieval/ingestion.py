@@ -373,7 +373,7 @@ def _pieces(workers: int, batch_size: int) -> int:
 
 
 def decoding(
-    decoders: int, *, size: int, workers: int, batch_size: int, seconds: float
+    decoders: int, *, size: int, workers: int, batch_size: int, seconds: float = MAX_SECONDS
 ) -> AbstractContextManager[Decode]:
     """What decodes photos of a run: so many processes, or the threads themselves."""
     if not decoders:

@@ -29,11 +29,14 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, 
 
 from retrieval import containers, isolation
 from retrieval.budget import ByteBudget
+from retrieval.colour import converts, to_srgb
 from retrieval.containers import Container
 from retrieval.errors import InputError, Interrupted, Reason, UnreadableImage
 from retrieval.files import Stamp
 
 Pixels: TypeAlias = NDArray[np.uint8]
+# What becomes of a photo's colour profile: nothing, or its colours are converted to sRGB's.
+Colour: TypeAlias = Literal["ignore", "srgb"]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 MAX_BYTES: Final = 128 * 2**20
@@ -134,6 +137,7 @@ class _Task:
     what: Literal["square", "thumbnail", "glance"]
     size: int
     crop: float = 1.0
+    colour: Colour = "ignore"
 
 
 # Pixels uint8 (H, W, 3), and the upright width and height of the whole picture.
@@ -141,7 +145,14 @@ _Made: TypeAlias = tuple[Pixels, int, int]
 _Hold: TypeAlias = Callable[[int], AbstractContextManager[None]]
 
 
-def read(source: ImageSource, *, size: int, crop: float = 1.0, seconds: float = MAX_SECONDS) -> Pixels:
+def read(
+    source: ImageSource,
+    *,
+    size: int,
+    crop: float = 1.0,
+    colour: Colour = "ignore",
+    seconds: float = MAX_SECONDS,
+) -> Pixels:
     """Reads a picture as the network wants it.
 
     The bytes decide the format, never a file's extension. EXIF orientation is applied, any mode
@@ -155,6 +166,8 @@ def read(source: ImageSource, *, size: int, crop: float = 1.0, seconds: float = 
             on average.
         size: side of the result in pixels.
         crop: share of the shorter side that is kept, above 0 and at most 1.
+        colour: "srgb" converts colours to sRGB where the picture has another profile; one that is damaged,
+            or is not for its mode, is passed over.
         seconds: how long a file may take that is decoded in a process of its own.
 
     Returns:
@@ -166,7 +179,7 @@ def read(source: ImageSource, *, size: int, crop: float = 1.0, seconds: float = 
         RunError: the process that decodes was killed.
         Interrupted: Ctrl-C has asked the run to stop.
     """
-    return _made(source, _Task("square", size, crop), seconds)[0]
+    return _made(source, _Task("square", size, crop, colour), seconds)[0]
 
 
 def thumbnail(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> Image.Image:
@@ -504,6 +517,13 @@ class _Picture:
             return self.container.orientation
         return _orientation(self.image)
 
+    @property
+    def profile(self) -> bytes | None:
+        if self.container is not None:
+            return self.container.profile
+        found = self.image.info.get("icc_profile")
+        return found if isinstance(found, bytes) and len(found) <= containers.MAX_PROFILE else None
+
     def loaded(self) -> Image.Image:
         """The same image, decoded."""
         self.image.load()
@@ -677,8 +697,16 @@ def _square(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
         (width + side) / 2 * scale,
         (height + side) / 2 * scale,
     )
+    # What is resized is converted: colours first would cost many times as much.
+    profile = (picture.profile or None) if task.colour == "srgb" else None
+    keep_cmyk = profile is not None and picture.image.mode == "CMYK" and converts(profile, "CMYK")
     with hold(picture.memory(task.size)):
-        square = _resized(picture, (task.size, task.size), Image.Resampling.BILINEAR, box)
+        square = _resized(
+            picture, (task.size, task.size), Image.Resampling.BILINEAR, box, keep_cmyk=keep_cmyk
+        )
+    if profile is not None:
+        is_grey = picture.image.mode in _GREY_MODES
+        square = to_srgb(square.getchannel(0) if is_grey else square, profile)
     # Turning commutes with a central square, and is cheaper on the small picture.
     return np.array(_upright(square, picture.orientation)), width, height
 
@@ -703,6 +731,10 @@ def _glance(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
     return np.array(_upright(small, picture.orientation)), width, height
 
 
+# Modes of pictures that a profile of grey levels may be for.
+_GREY_MODES: Final = ("1", "L", "La", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
+
 def _draft(picture: _Picture, least: float) -> float:
     """Asks a JPEG's decoder for 1/2, 1/4 or 1/8 of its size, but for no less than `least`; says which."""
     image = picture.image
@@ -718,15 +750,19 @@ def _resized(
     size: tuple[int, int],
     resampling: Image.Resampling,
     box: tuple[float, float, float, float] | None,
+    *,
+    keep_cmyk: bool = False,
 ) -> Image.Image:
-    """A box of a picture, or all of it, in RGB at another size.
+    """A box of a picture, or all of it, in RGB at another size; one of CMYK in that where it is kept.
 
     The same pixels as those of the whole picture converted first and then resized; in strips of rows where
     that would take much memory: rows are squeezed to their width first, as Pillow does itself, then columns.
     """
     image = picture.loaded()
-    converted = _Conversion(picture)
     width, height = image.size
+    if keep_cmyk:
+        return image.resize(size, resampling, box=box)
+    converted = _Conversion(picture)
     box = (0, 0, width, height) if box is None else box
     across, down = size
     if _is_in_one(width, height, across) or not converted.changes:

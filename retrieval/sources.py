@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval import photos, pixels
 from retrieval.archives import Shelf
+from retrieval.bundle import Preprocessing
 from retrieval.embedder import Embedder
 from retrieval.errors import UnreadableImage
 from retrieval.store import Face
@@ -28,10 +29,10 @@ class Embedded:
 
 def embed_again(faces: Iterable[Face], embedder: Embedder) -> Iterator[Embedded]:
     """Embeds faces from their photos, batch by batch. Only bytes of the same SHA-256 will do."""
-    size, crop = embedder.bundle.preprocessing.size, embedder.bundle.preprocessing.crop
+    preprocessing = embedder.bundle.preprocessing
     faces = iter(faces)
     with Shelf() as shelf:
-        yield from _in_batches(faces, embedder, partial(_square, shelf=shelf, size=size, crop=crop))
+        yield from _in_batches(faces, embedder, partial(_square, shelf=shelf, preprocessing=preprocessing))
 
 
 def _in_batches(
@@ -54,13 +55,13 @@ def _in_batches(
         yield Embedded(np.asarray(ids, np.int64), vectors, tuple(lost))
 
 
-def _square(face: Face, *, shelf: Shelf, size: int, crop: float) -> pixels.Pixels | None:
+def _square(face: Face, *, shelf: Shelf, preprocessing: Preprocessing) -> pixels.Pixels | None:
     """The pixels of a face's photo, from the first of its files that still has its bytes."""
     for path in face.paths:
         try:
             content, _ = photos.read_from(shelf, path)
             if pixels.content_sha256(content) == face.sha256:
-                return pixels.read(content, size=size, crop=crop)
+                return pixels.read(content, **preprocessing.stated())
         except UnreadableImage:
             continue
     return None
