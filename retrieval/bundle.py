@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from retrieval.errors import BundleError, InputError, StorageError
 from retrieval.files import copy_durably, make_output_folder, whole_folder, why, write_durably
 
-# The newest card that is read. One with the paper's embedding has format 1, as it always had: who is older
-# reads it, and refuses the others.
-FORMAT: Final = 2
+# The newest card that is read. One with the paper's embedding has format 1, as it always had, and one that
+# does not heed colour profiles 2 at most: who is older reads them, and refuses the others.
+FORMAT: Final = 3
 
+Colour = Literal["ignore", "srgb"]
 Length = Literal["raw", "unit"]
 Pooling = Literal["avg", "gem"]
 # The stages of a ResNet whose activations may be embedded, in the order in which a picture passes them.
@@ -62,10 +63,20 @@ class Preprocessing:
     Attributes:
         size: side of the square in pixels.
         crop: share of the shorter side that is kept, centred.
+        colour: what becomes of colour profiles. Models from before it could be said, whose cards do not say
+            it, have not heeded them.
     """
 
     size: int
     crop: float
+    colour: Colour = "ignore"
+
+    def stated(self) -> dict[str, Any]:
+        """The fields, as cards and fingerprints have them: `colour` only where it is not "ignore"."""
+        fields = dataclasses.asdict(self)
+        if self.colour == "ignore":
+            del fields["colour"]
+        return fields
 
 
 def _among(kind: str, chosen: object, known: Sequence[str]) -> None:
@@ -197,13 +208,13 @@ class ModelBundle:
             bundle = cls(
                 folder=folder,
                 labels=tuple(card["labels"]),
-                preprocessing=Preprocessing(**card["preprocessing"]),
+                preprocessing=_preprocessing(card["preprocessing"]),
                 embedding=_embedding(card.get("embedding", {})),
                 **{name: card[name] for name in _PLAIN_FIELDS},
             )
         except InputError as error:
             raise BundleError(
-                f"{folder / _CARD} states an embedding that this version of faceprint does not know "
+                f"{folder / _CARD} states what this version of faceprint does not know "
                 f"({str(error).partition(';')[0]}); upgrade faceprint."
             ) from error
         except (KeyError, TypeError) as error:
@@ -292,14 +303,12 @@ class ModelBundle:
         """The text of bundle.json."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
+        fields["preprocessing"] = self.preprocessing.stated()
+        version = FORMAT if "colour" in fields["preprocessing"] else 2
         if self.embedding == Embedding():
             del fields["embedding"]
-        return (
-            json.dumps(
-                {"format": FORMAT if "embedding" in fields else 1, **fields}, ensure_ascii=False, indent=1
-            )
-            + "\n"
-        )
+            version = FORMAT if version == FORMAT else 1
+        return json.dumps({"format": version, **fields}, ensure_ascii=False, indent=1) + "\n"
 
     def card_sha256(self) -> str:
         """SHA-256, in hex, of bundle.json as it is on disk; of nothing where it is missing."""
@@ -404,7 +413,7 @@ def fingerprint_of(
 ) -> str:
     """SHA-256, in hex, over what decides an embedding: weights, architecture, preprocessing and options."""
     digest = hashlib.sha256()
-    contract = {"architecture": architecture, "preprocessing": dataclasses.asdict(preprocessing)}
+    contract = {"architecture": architecture, "preprocessing": preprocessing.stated()}
     # The paper's embedding goes without saying: galleries know fingerprints from before there were others.
     if embedding != Embedding():
         contract["embedding"] = dataclasses.asdict(embedding)
@@ -414,6 +423,17 @@ def fingerprint_of(
         digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.data)
     return digest.hexdigest()
+
+
+def _preprocessing(card: Mapping[str, Any]) -> Preprocessing:
+    """What a card says of it.
+
+    Raises:
+        TypeError, InputError: nothing that this version knows.
+    """
+    found = Preprocessing(**card)
+    _among("use of colour profiles", found.colour, get_args(Colour))
+    return found
 
 
 def _embedding(card: Mapping[str, Any]) -> Embedding:

@@ -193,7 +193,7 @@ def train(
             weights=weights,
             validation_fraction=val_fraction,
             min_images=min_images,
-            preprocessing=Preprocessing(size=image_size, crop=crop),
+            preprocessing=Preprocessing(size=image_size, crop=crop, colour="srgb"),
             workers=workers,
             device=device,
             precision=precision,
@@ -314,6 +314,7 @@ def ingest(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
+    photo_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")] = 60.0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
@@ -393,7 +394,14 @@ def ingest(
     ):
         follow(opened)
         done = _ingest_with_progress(
-            opened, work, lines, log_json=log_json, batch_size=batch_size, workers=workers, decoders=decoders
+            opened,
+            work,
+            lines,
+            log_json=log_json,
+            batch_size=batch_size,
+            workers=workers,
+            decoders=decoders,
+            photo_seconds=photo_seconds,
         )
         _tell_summary(done, summary, log_json=log_json)
         if not log_json:
@@ -416,6 +424,7 @@ def embed(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
+    photo_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")] = 60.0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
@@ -450,8 +459,13 @@ def embed(
             lines.write(outcome)
             progress.note(outcome)
 
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
-        options |= {"passed_over": passed_over}
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "workers": workers,
+            "decoders": decoders,
+            "photo_seconds": photo_seconds,
+            "passed_over": passed_over,
+        }
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -967,7 +981,8 @@ def _print_card(bundle: "ModelBundle") -> None:
             "architecture": bundle.architecture,
             "labels": f"{len(bundle.labels):,}: {names}",
             "preprocessing": f"central square of {bundle.preprocessing.crop:g} x the shorter side, "
-            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8",
+            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8"
+            + (", colours converted to sRGB" if bundle.preprocessing.colour == "srgb" else ""),
             "embedding": f"{bundle.embedding}, {bundle.dimension} float32 numbers",
             "split": f"{len(bundle.split.get('train', [])):,} photos to learn from, "
             f"{len(bundle.split.get('validation', [])):,} held out",

@@ -48,6 +48,7 @@ class Reason(StrEnum):
     DAMAGED = "damaged"
     TOO_MANY_BYTES = "too-many-bytes"
     TOO_MANY_PIXELS = "too-many-pixels"
+    TOO_SLOW = "too-slow"
     IDENTITY_CONFLICT = "identity-conflict"
     BAD_ROW = "bad-row"
     BAD_METADATA = "bad-metadata"

@@ -149,7 +149,7 @@ class Export:
                 "fingerprint": self.fingerprint,
                 "architecture": self.architecture,
                 "dimension": self.dimension,
-                "preprocessing": dataclasses.asdict(self.preprocessing),
+                "preprocessing": self.preprocessing.stated(),
                 "distance": "euclidean",
                 "dtype": "float32",
             },

@@ -224,7 +224,7 @@ def decode_photos(
         RunError: as `decode`.
     """
     contents = [photo.content for photo in photos]
-    found = decode(contents, size=preprocessing.size, crop=preprocessing.crop)
+    found = decode(contents, size=preprocessing.size, crop=preprocessing.crop, colour=preprocessing.colour)
     return [
         _rejection(photo.face, one)
         if isinstance(one, UnreadableImage)

@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval import photos, pixels
 from retrieval.archives import Shelf
+from retrieval.bundle import Preprocessing
 from retrieval.embedder import Embedder
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.remote import NOTHING_FETCHED, Fetching, NotFetched
@@ -43,11 +44,11 @@ def embed_again(
 
     Photos at addresses are fetched only as `fetching` allows it.
     """
-    size, crop = embedder.bundle.preprocessing.size, embedder.bundle.preprocessing.crop
+    preprocessing = embedder.bundle.preprocessing
     faces = iter(faces)
     with Shelf() as shelf:
         read = partial(photos.read_stored, shelf, fetching=fetching)
-        yield from _in_batches(faces, embedder, partial(_square, read=read, size=size, crop=crop))
+        yield from _in_batches(faces, embedder, partial(_square, read=read, preprocessing=preprocessing))
 
 
 def _in_batches(
@@ -78,7 +79,7 @@ def _in_batches(
 
 
 def _square(
-    face: Face, *, read: Callable[[str], bytes], size: int, crop: float
+    face: Face, *, read: Callable[[str], bytes], preprocessing: Preprocessing
 ) -> pixels.Pixels | UnreadableImage:
     """The pixels of a face's photo, from the first of its files that still has its bytes, or why not.
 
@@ -89,7 +90,7 @@ def _square(
         try:
             content = read(path)
             if pixels.content_sha256(content) == face.sha256:
-                return pixels.read(content, size=size, crop=crop)
+                return pixels.read(content, **preprocessing.stated())
             found = UnreadableImage(Reason.MISSING, "the file has other bytes by now")
         except UnreadableImage as error:
             found = error

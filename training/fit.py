@@ -389,7 +389,7 @@ def _run_identity(
             photos.update(f"{sample.path.name}\n{sample.label}\n".encode())
     parts: dict[str, Any] = {
         **config.plain(),
-        **asdict(preprocessing),
+        **preprocessing.stated(),
         "precision": precision,
         "weights": weights,
         "architecture": architecture,
