@@ -13,7 +13,7 @@ import posixpath
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Final, Literal, TypeAlias, cast
 
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.pixels import MAX_BYTES
-from retrieval.places import is_litter
+from retrieval.places import is_litter, is_url
 
 Kind: TypeAlias = Literal["tar", "zip"]
 
@@ -116,6 +116,27 @@ def split(path: str) -> tuple[str, str] | None:
             return archive, path[len(archive) + 1 :]
         archive = os.path.dirname(archive)
     return None
+
+
+def first_present(paths: Sequence[str]) -> str | None:
+    """Of the paths that have the same bytes, one to show: the first that exists, else the first.
+
+    Nothing is read: a member is there when its archive is, and an address comes after what is here.
+    """
+    if len(paths) < 2:
+        return paths[0] if paths else None
+    here = (path for path in paths if not is_url(path) and _is_present(path))
+    return next(here, next((path for path in paths if is_url(path)), paths[0]))
+
+
+def _is_present(path: str) -> bool:
+    try:
+        os.stat(path)
+    except NotADirectoryError:
+        return split(path) is not None
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class Shelf:

@@ -1,6 +1,7 @@
 """The command that asks: search, by pictures, stored faces or vectors; photos or people; everybody or some."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -335,6 +336,7 @@ def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
 
 
 def _draw(answers: Sequence[_Answer], path: Path) -> None:
+    from retrieval.files import why, write_durably
     from retrieval.plot import Row, Tile, panel
 
     rows = [
@@ -356,8 +358,10 @@ def _draw(answers: Sequence[_Answer], path: Path) -> None:
     ]
     if not rows:
         return
+    picture = io.BytesIO()
+    panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
     try:
-        panel(rows, heading="Query and closest photos, by Euclidean distance").save(path, format="PNG")
+        write_durably(path, picture.getvalue())
     except OSError as error:
-        raise InputError(f"The picture {path} cannot be written: {error.strerror or error}.") from error
+        raise InputError(f"The picture {path} cannot be written: {why(error)}.") from error
     typer.echo(f"drew {path}", err=True)

@@ -197,6 +197,34 @@ def merge_identities(
 
 
 @app.command(rich_help_panel=_PANEL)
+def relocate(
+    gallery: GalleryArgument,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The folder, archive or file that known paths begin with.", show_default=False)],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Where it lies now.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and do nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Rewrite the beginning of known paths after a library was moved or copied to another place.
+
+    No file is read. To undo it, swap OLD and NEW.
+    """
+    with open_gallery(gallery, "relocate") as opened:
+        done = opened.relocate(old, new, dry_run=dry_run)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    printed = terminal.console()
+    would = "would be " if dry_run else ""
+    printed.print(
+        f"{terminal.counted(done.paths, 'path')} of {terminal.counted(done.faces, 'face')} {would}relocated; "
+        f"{done.present:,} of these files are there"
+    )
+    for path in done.left:
+        shown = f"  {would}left: {path}; other bytes are known at its new place"
+        printed.print(terminal.text(shown))
+
+
+@app.command(rich_help_panel=_PANEL)
 def backup(
     gallery: GalleryArgument,
     target: Annotated[Path, typer.Argument(metavar="DEST", help="The backup's folder; the same one every time.", show_default=False)],

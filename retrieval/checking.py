@@ -22,6 +22,7 @@ from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.embedder import Embedder
 from retrieval.embedding import embed_photos
 from retrieval.errors import DataError, InputError, Interrupted
+from retrieval.files import temporary_folder
 from retrieval.likeness import FLAT, SIDE, Grey, copies
 from retrieval.looks import Look, look_at
 from retrieval.mislabels import mislabels
@@ -623,8 +624,8 @@ def _doubtful(
     """Labels in doubt; vectors lie in a file meanwhile."""
     if len(seen.names(rows)) < 2:
         return
-    with tempfile.TemporaryDirectory(prefix="faceprint-check-") as folder:
-        rows, vectors = embed(rows, seen.looks, Path(folder) / "vectors.npy")
+    with temporary_folder(Path(tempfile.gettempdir()), "faceprint-check-") as folder:
+        rows, vectors = embed(rows, seen.looks, folder / "vectors.npy")
         names = {name: number for number, name in enumerate(sorted(seen.names(rows)))}
         labels = np.array([names[seen.identity(row) or ""] for row in rows], np.int64)
         found = mislabels(vectors, labels)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from retrieval.gallery import Gallery
     from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, Run
-    from retrieval.missing import Missing
+    from retrieval.missing import Kept, Missing, Renamed
+    from retrieval.moves import Relabelled
     from retrieval.photos import Photo
     from retrieval.progress import Progress
+    from retrieval.store import Face
     from retrieval.verdicts import Outcome
 
 app = typer.Typer(
@@ -62,9 +64,9 @@ _NeededSources = Annotated[
 _IdentityFrom = Annotated[
     str | None,
     typer.Option(
-        metavar="parent|none",
-        help="Whose a photo of a list, an archive or standard input is that nobody names: its folder's, or nobody's.",
-        show_default="parent; in archives the first folder",
+        metavar="first|parent|none|COLUMN|REGEX",
+        help="What names the person: the first folder below the source, the folder of the file, nothing, a column of a list, or a regular expression (with a group in parentheses) on the path below the source.",
+        show_default="first; in lists the column identity, else parent",
     ),
 ]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
@@ -291,8 +293,10 @@ def ingest(
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     identity_from: _IdentityFrom = None,
-    sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="First follow files that were moved or whose folder was renamed, and remove faces whose every file is gone from the sources.")] = False,
+    gone: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="With --sync: a folder or archive that is gone as a whole; may be repeated.", show_default=False)] = None,
+    relabel: Annotated[bool, typer.Option("--relabel", help="First give photos that are enrolled under another name the name that the sources say now.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync or --relabel: list what would change, and do nothing.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
@@ -321,16 +325,32 @@ def ingest(
         "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
-    _check(sync or not dry_run, "--dry-run goes with --sync")
+    _check(sync or not gone, "--gone goes with --sync")
+    _check(embeddings is None or not relabel, "--relabel is about photos, not about --embeddings")
+    _check(given == 1 or not relabel, "--relabel needs the sources that say who is on the photos")
+    _check(sync or relabel or not dry_run, "--dry-run goes with --sync or --relabel")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
-    if sync:
-        from retrieval import photos
+    from retrieval import photos
 
-        photos.check_comparable(sources)
+    if sync:
+        photos.check_comparable([*sources, *(gone or [])])
+    if relabel:
+        _check_repeatable(sources)
+
+    def follow(opened: "Gallery") -> None:
+        if relabel:
+            found = _found(sources, retry, identity_from)[1]
+            _print_relabelled(opened.relabel(found, dry_run=dry_run), dry_run=dry_run, log_json=log_json)
+        if sync:
+            act = opened.missing_files if dry_run else opened.remove_missing
+            found = photos.scan(sources, identity_from=identity_from)
+            missing = act(sources, photos=found, gone=gone or ())
+            _print_missing(missing, "would go" if dry_run else "went", log_json=log_json)
+
     if dry_run:
         with care.open_gallery(gallery, "ingest") as opened:
-            _print_missing(opened.missing_files(sources), "would go", log_json=log_json)
+            follow(opened)
         return
     # All of the table is read before anything is enrolled.
     table = _metadata_of(metadata) if metadata is not None else None
@@ -347,6 +367,7 @@ def ingest(
         _ReportFile(report) as lines,
         care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
     ):
+        follow(opened)
         done = _ingest_with_progress(
             opened, work, lines, log_json=log_json, batch_size=batch_size, workers=workers, decoders=decoders
         )
@@ -355,9 +376,6 @@ def ingest(
             _print_ingest(done, report)
         if table is not None and not done.interrupted:
             _annotate(opened, table, lines, log_json=log_json)
-        missing = opened.remove_missing(sources) if sync and not done.interrupted else None
-    if missing is not None:
-        _print_missing(missing, "went", log_json=log_json)
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     again = f"ingest {gallery} --retry {report}" if report else "the same command"
@@ -496,11 +514,13 @@ class _Work:
 
 def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None, *, rehash: bool) -> _Work:
     from retrieval.ingestion import ingest_photos
+    from retrieval.layout import Layout
 
     total, found = _found(sources, retry, identity_from)
+    layout = Layout(sources, identity_from)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, found, rehash=rehash, **options)
+        return ingest_photos(gallery, found, layout=layout, rehash=rehash, **options)
 
     return _Work(total, run)
 
@@ -624,22 +644,115 @@ def _fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, 
         raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
 
 
+def _check_repeatable(sources: list[str]) -> None:
+    """Checks that sources can be read a second time.
+
+    Raises:
+        InputError: standard input, or a pipe.
+    """
+    for source in sources:
+        if source == "-" or (
+            os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
+        ):
+            raise InputError(
+                f"--relabel reads sources twice, and {source} can be read once; write its paths into a .txt, "
+                "and name that."
+            )
+
+
 def _print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
     if log_json:
+        import dataclasses
+
         from retrieval.progress import JsonLog
 
-        faces = [{"id": face.id, "identity": face.identity, "path": face.path} for face in missing.faces]
-        JsonLog.event("sync", done=verb == "went", files=len(missing.paths), faces=faces)
+        JsonLog.event(
+            "sync",
+            done=verb == "went",
+            files=len(missing.paths),
+            faces=[_shown_face(face) for face in missing.faces],
+            moved=[_shown_face(face) for face in missing.moved],
+            renamed=[dataclasses.asdict(one) for one in missing.renamed],
+            kept=[_shown_kept(one) for one in missing.kept],
+        )
         return
     console = terminal.console()
+    would = "would be " if verb == "would go" else ""
+    _print_renamed(missing.renamed, would)
     for face in missing.faces:
         console.print(
             terminal.text(f"  {verb}: face {face.id}, {face.identity or '-'}, {terminal.near(face.path)}")
         )
+    _print_kept(missing.kept, would)
     console.print(
         f"{terminal.counted(len(missing.paths), 'file')} gone from the sources; "
         f"{terminal.counted(len(missing.faces), 'face')} {verb} with them"
+        + (f", {len(missing.moved):,} {would}found at another path" if missing.moved else "")
+        + (f", {len(missing.kept):,} {would}kept" if missing.kept else "")
     )
+
+
+def _print_relabelled(done: "Relabelled", *, dry_run: bool, log_json: bool) -> None:
+    changes = list(zip(done.faces, done.identities, strict=True))
+    if log_json:
+        import dataclasses
+
+        from retrieval.progress import JsonLog
+
+        JsonLog.event(
+            "relabel",
+            done=not dry_run,
+            faces=[{**_shown_face(face), "new_identity": name} for face, name in changes],
+            renamed=[dataclasses.asdict(one) for one in done.renamed],
+            kept=[_shown_kept(one) for one in done.kept],
+        )
+        return
+    console = terminal.console()
+    would = "would be " if dry_run else ""
+    _print_renamed(done.renamed, would)
+    whole = {one.name for one in done.renamed}
+    for face, name in changes:
+        if face.identity not in whole:
+            shown = (
+                f"  {would}relabelled: face {face.id}, {face.identity} -> {name}, {terminal.near(face.path)}"
+            )
+            console.print(terminal.text(shown))
+    _print_kept(done.kept, would)
+    console.print(
+        f"{terminal.counted(len(changes), 'face')} {would}relabelled"
+        + (
+            f", {len(done.kept):,} {would}kept: the sources have them under several names"
+            if done.kept
+            else ""
+        )
+    )
+
+
+def _print_renamed(renamed: "Sequence[Renamed]", would: str) -> None:
+    for one in renamed:
+        verb = "merged into" if one.merged else "renamed to"
+        faces = terminal.counted(one.faces, "face")
+        terminal.console().print(terminal.text(f"  {one.name}: {would}{verb} {one.new_name} ({faces})"))
+
+
+def _print_kept(kept: "Sequence[Kept]", would: str) -> None:
+    for one in kept:
+        places = ", ".join(
+            f"{terminal.near(path)} ({name or 'no name'})"
+            for path, name in zip(one.paths, one.identities, strict=True)
+        )
+        shown = (
+            f"  {would}kept: face {one.face.id}, {one.face.identity or 'no name'}; its bytes are at {places}"
+        )
+        terminal.console().print(terminal.text(shown))
+
+
+def _shown_face(face: "Face") -> dict[str, Any]:
+    return {"id": face.id, "identity": face.identity, "path": face.path}
+
+
+def _shown_kept(one: "Kept") -> dict[str, Any]:
+    return {**_shown_face(one.face), "found": dict(zip(one.paths, one.identities, strict=True))}
 
 
 _LINE = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
@@ -655,11 +768,13 @@ class _ReportFile:
         if self.path is not None:
             if self.path.is_dir():
                 raise InputError(f"The report {self.path} is a folder; name a file.")
+            from retrieval.files import create, why
+
             self.part = self.path.with_name(f".{self.path.name}.part")
             try:
-                self.file = open(self.part, "w", encoding="utf-8")
+                self.file = io.TextIOWrapper(create(self.part), encoding="utf-8")
             except OSError as error:
-                raise InputError(f"The report {self.path} cannot be written: {error.strerror}.") from error
+                raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
         return self
 
     def write(self, outcome: Any) -> None:
@@ -683,8 +798,9 @@ class _ReportFile:
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too: of what it had come to.
         if self.path is not None:
-            self.file.close()
+            self.file.flush()
             os.replace(self.part, self.path)
+            self.file.close()
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:
@@ -693,6 +809,11 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
         f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
     )
+    if done.identities_from:
+        named = terminal.counted(done.identities, "identity")
+        console.print(terminal.text(f"{named}, from {done.identities_from}"))
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
     _print_reasons_and_pace(done)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")

@@ -21,7 +21,7 @@ from retrieval.decoding import Decode, processes_for
 from retrieval.embedder import Embedder
 from retrieval.errors import InputError, StorageError
 from retrieval.exchange import write_embeddings
-from retrieval.files import sync, why
+from retrieval.files import replacing, why
 from retrieval.ingestion import (
     Entry,
     Run,
@@ -265,24 +265,16 @@ def _write_npy(target: Path, rows: Iterable[_Rows], dimension: int) -> None:
         StorageError: the disk refused.
     """
     table = target.with_suffix(".csv")
-    parts = {path: path.with_name(f".{path.name}.part") for path in (table, target)}
     try:
-        try:
-            with (
-                open(parts[target], "wb") as array,
-                open(parts[table], "w", encoding="utf-8", newline="") as text,
-            ):
-                _fill_npy(array, text, rows, dimension)
-                for file in (array, text):
-                    file.flush()
-                    os.fsync(file.fileno())
+        # Left in the other order: the table is there before the array is.
+        with replacing(target) as array, replacing(table) as lines:
+            text = io.TextIOWrapper(lines, encoding="utf-8", newline="")
+            _fill_npy(array, text, rows, dimension)
+            text.detach()  # which flushes it, and leaves the file open
+            for file in (array, lines):
+                file.flush()
+                os.fsync(file.fileno())
             target.unlink(missing_ok=True)
-            for path, part in parts.items():
-                os.replace(part, path)
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
-        sync(target.absolute().parent)
     except OSError as error:
         raise StorageError(f"{target} cannot be written: {why(error)}.") from error
 

@@ -20,6 +20,7 @@ from retrieval.cores import usable_cores
 from retrieval.decoding import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.errors import InputError, Reason
 from retrieval.gallery import Gallery
+from retrieval.layout import Layout
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
 from retrieval.preparation import Meters, Prepared, Ready
@@ -134,16 +135,32 @@ class IngestReport(Run):
         enrolled: photos that became faces.
         known: photos whose bytes and path were in the gallery already.
         duplicate: photos whose bytes were in the gallery under another path.
+        identities: how many different people the sources name.
+        identities_from: what names them, in words; empty where the photos are of no sources.
+        notes: sentences about sources whose layout may not be what was meant.
     """
 
     enrolled: int = 0
     known: int = 0
     duplicate: int = 0
+    identities: int = 0
+    identities_from: str = ""
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """How many photos came to what: each is counted once."""
         mine = {"enrolled": self.enrolled, "known": self.known, "duplicate": self.duplicate}
         return mine | super().counts()
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON can say it; see docs/cli.md."""
+        named = {"identities": self.identities, "identities_from": self.identities_from}
+        return super().summary() | named | {"notes": list(self.notes)}
+
+    def describe(self, layout: Layout) -> None:
+        """Takes over what a layout shows."""
+        self.identities, self.identities_from = len(layout.identities), layout.origin
+        self.notes = tuple(layout.notes())
 
     def count(self, outcome: Outcome) -> None:
         """Adds one photo's fate."""
@@ -161,6 +178,7 @@ def ingest(
     gallery: Gallery,
     sources: Iterable[str | os.PathLike[str]],
     *,
+    identity_from: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
@@ -183,6 +201,7 @@ def ingest(
         gallery: where to.
         sources: folders, lists, archives, files, addresses (see `photos.scan`). Pictures that a program
             has are `ingest_photos(gallery, photos.of(pairs))`.
+        identity_from: what names the people (see `photos.scan`).
         batch_size: photos that are embedded together. None is 64 on a CPU; on a GPU the embedder finds the
             size at which it is fastest, once, at the first 256 new photos, which takes some seconds. Up to
             four batches of 64 photos or more become durable together, smaller ones each by itself.
@@ -199,9 +218,12 @@ def ingest(
         RunError: a process that decodes was killed; the batches before are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
+    sources = list(sources)
+    found = photos.scan(sources, identity_from=identity_from)
     return ingest_photos(
         gallery,
-        photos.scan(sources),
+        found,
+        layout=Layout(sources, identity_from),
         batch_size=batch_size,
         workers=workers,
         decoders=decoders,
@@ -215,6 +237,7 @@ def ingest_photos(
     gallery: Gallery,
     found: Iterable[Photo],
     *,
+    layout: Layout | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
@@ -222,12 +245,17 @@ def ingest_photos(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`)."""
+    """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`).
+
+    Of sources, `layout` counts the people, and notes what may not be meant.
+    """
+    layout = Layout(()) if layout is None else layout
     decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
     workers = checked_workers(workers, decoders)
     batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
     scan = Meter("scan")
+    contested: set[int] = set()
     started = time.monotonic()
     size = gallery.bundle.preprocessing.size
     with (
@@ -245,12 +273,14 @@ def ingest_photos(
     ):
         for together, last in _in_commits(pipeline, batch_size, should_stop):
             with commit.working(sum(len(batch.photos) for batch in together)):
-                outcomes = gallery.enroll_ready(Ready.joined(together))
+                outcomes = gallery.enroll_ready(Ready.joined(together), contested=contested)
             for outcome in outcomes:
                 report.count(outcome)
+                layout.count(outcome)
                 on_outcome(outcome)
             report.interrupted = last
     report.stages = stages_in_order(scan, pipeline.meters, meters, commit)
+    report.describe(layout)
     report.bytes_read = meters.bytes.items
     report.batch_size = batches.size
     report.peak_memory = peak_memory()

@@ -4,6 +4,7 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -30,6 +31,11 @@ def absolute(name: str | os.PathLike[str]) -> str:
 def is_absolute(path: str) -> bool:
     """Whether a place means the same from everywhere."""
     return is_url(path) or os.path.isabs(path)
+
+
+def is_below(path: str, roots: Iterable[str]) -> bool:
+    """Whether a path is one of some files or folders, or lies below one."""
+    return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 
 def parent_name(path: str) -> str | None:

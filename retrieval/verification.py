@@ -20,7 +20,7 @@ from retrieval import lock, pages
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
-from retrieval.files import why, write_durably
+from retrieval.files import make_folder, why, write_durably
 from retrieval.places import readable
 from retrieval.sources import Embedded, embed_again
 from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment
@@ -474,8 +474,8 @@ class _Mender:
         for source in (beside, self._backup(sha256)):
             if source is not None and source.is_file() and _hash(source)[1] == sha256:
                 try:
-                    path.parent.mkdir(exist_ok=True)
-                    write_durably(path, source.read_bytes())
+                    make_folder(path.parent, like=self._vault.folder, exist_ok=True)
+                    write_durably(path, source.read_bytes(), inherit=True)
                 except OSError as error:
                     raise StorageError(f"{path} cannot be written: {why(error)}.") from error
                 self.copied += 1

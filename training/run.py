@@ -13,7 +13,7 @@ import torch
 
 from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted, StorageError
-from retrieval.files import why
+from retrieval.files import make_output_folder, why
 from training import data, projection
 from training.evaluate import Evaluation, evaluate
 from training.export import export
@@ -190,7 +190,7 @@ def _claim(out: Path, *, resume: bool) -> Path:
 
 def _make(out: Path) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_output_folder(out)
         # A folder that cannot be written to is better known now than after the first epoch.
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
