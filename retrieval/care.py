@@ -94,6 +94,11 @@ def repair(
             f"{terminal.counted(len(done.before.findings), 'finding')}, {max(mended, 0):,} mended: {done.embedded:,} vectors embedded "
             f"again, {done.copied:,} files copied, {done.given_up:,} faces given up"
         )
+        if done.suspects:
+            printed.print(
+                f"{done.compared:,} of {terminal.counted(done.suspects, 'face')} that a damaged model may have embedded compared "
+                f"with their photos, {done.replaced:,} vectors replaced"
+            )
         _print_verification(done.after)
         for face in done.lost:
             shown = (
@@ -109,7 +114,9 @@ def repair(
             "--backup, or let these faces go with --give-up."
         )
     if not done.after.whole:
-        raise RunError(f"Not everything could be mended; restore {gallery} from a backup.")
+        suspect = any(one.trouble == "suspect-vector" for one in done.after.findings)
+        advice = "put the photos of the suspect faces back and enroll them again, or " if suspect else ""
+        raise RunError(f"Not everything could be mended; {advice}restore {gallery} from a backup.")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -592,19 +599,11 @@ def _print_reembedded(done: "Reembedded") -> None:
 
 
 def _read_receipt(path: Path) -> "Receipt":
-    from retrieval.files import why
+    from retrieval.manifests import read_manifest
     from retrieval.store import Receipt
 
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-        numbers = {name: tuple(map(int, fields[name])) for name in ("face_ids", "identity_ids")}
-        return Receipt(**{**fields, **numbers})
-    except OSError as error:
-        raise DataError(f"The receipt {path} cannot be read: {why(error)}.") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is not a receipt; pass a file that `faceprint forget --receipt` wrote."
-        ) from error
+    advice = "pass a file that `faceprint forget --receipt` wrote"
+    return read_manifest(path, Receipt, error=DataError, advice=advice)
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import selftest
 from retrieval.bundle import ModelBundle
 from retrieval.engines import PRECISIONS, Engine, PrecisionDrift
 from retrieval.errors import InputError, MissingDependency
@@ -87,7 +88,8 @@ class Embedder:
             InputError: no such engine, device or precision, or an engine that does not run on the device or
                 in the precision; a number of threads below 1.
             MissingDependency: the torch engine without torch.
-            BundleError: the weights or the graph cannot be loaded.
+            BundleError: the weights or the graph cannot be loaded, are not those that the card names, or do
+                not compute what the weights of the card's fingerprint do.
         """
         _check(engine, precision, threads)
         less = precision != "float32"
@@ -97,7 +99,7 @@ class Embedder:
             engine = "onnxruntime" if device == "cpu" and not less else "torch"
         if engine == "torch":
             run = _torch_engine(bundle, device, precision)
-            return cls(bundle, device, engine, run, precision=precision)
+            return cls(bundle, device, engine, run, precision=precision)._proven()
         if device != "cpu":
             raise InputError(
                 f"The onnxruntime engine runs on the CPU, not on {device}; use the torch engine."
@@ -108,7 +110,7 @@ class Embedder:
             )
         from retrieval.onnx_engine import OnnxEngine
 
-        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
+        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))._proven()
         opened._threads = threads
         return opened
 
@@ -186,6 +188,17 @@ class Embedder:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def _proven(self) -> "Embedder":
+        """This embedder, once its answers are known to be those of the weights."""
+        # With fewer bits `drift` compares the answers with those in float32.
+        if self.precision == "float32":
+            try:
+                selftest.check(self.bundle, self.engine, self.device, self._run)
+            except BaseException:
+                self.close()
+                raise
+        return self
 
     def _check_pixels(self, pixels: NDArray[np.uint8]) -> None:
         size = self.bundle.input_size

@@ -1,7 +1,5 @@
 """Photos: every place that photographs come from, as one stream in an order that never varies."""
 
-import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from typing import Any, BinaryIO, Final, Required, TypeAlias, TypedDict, cast
 
 import numpy as np
 from PIL import Image
@@ -18,6 +16,7 @@ from retrieval import archives, folders, listing, names, pixels, remote, shards
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import Stamp, why
+from retrieval.manifests import parse_tree
 from retrieval.naming import KEYWORDS, Naming, inside
 from retrieval.pixels import MAX_BYTES, ImageSource
 from retrieval.places import absolute, composed, is_url, is_utf8, is_utf8_name, names_are_utf8
@@ -190,15 +189,35 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
     Raises:
         DataError: there is no such file, or it is something else.
     """
+    not_a_report = f"{path} is not a report of faceprint ingest; pass what --report wrote."
     try:
-        lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-        return [
-            _reported(line) for line in lines if line["status"] == "rejected" and line["path"] is not None
-        ]
+        texts = Path(path).read_text("utf-8").splitlines()
     except OSError as error:
         raise DataError(f"The report {path} cannot be read: {why(error)}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a report of faceprint ingest; pass what --report wrote.") from error
+    except ValueError as error:
+        raise DataError(not_a_report) from error
+    found = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        name, advice = f"{path}, line {number},", "pass what `faceprint ingest --report` wrote"
+        line = parse_tree(text, _ReportLine, name=name, error=DataError, advice=advice)
+        if line["status"] == "rejected" and line["path"] is not None:
+            try:
+                found.append(_reported(line))
+            except (ValueError, KeyError) as error:  # a reason that there is not, or a line without one
+                raise DataError(not_a_report) from error
+    return found
+
+
+class _ReportLine(TypedDict, total=False):
+    """A line of a report, as far as it is read."""
+
+    status: Required[str]
+    path: Required[str | None]
+    identity: str | None
+    reason: str | None
+    detail: str | None
 
 
 def count(sources: Iterable[str | os.PathLike[str]], *, exclude: Iterable[str] = ()) -> int | None:
@@ -386,7 +405,7 @@ def _named(photo: Photo) -> Photo:
     """A photo, with its problem where the name of its person cannot be stored."""
     if photo.problem is not None or photo.identity is None or names.problem(photo.identity) is None:
         return photo
-    return dataclasses.replace(photo, problem=Reason.BAD_IDENTITY, content=None)
+    return replace(photo, problem=Reason.BAD_IDENTITY, content=None)
 
 
 def _unknown_address(url: str) -> str | None:

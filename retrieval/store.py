@@ -880,6 +880,11 @@ class Writer(Reader):
         changed = update(generation_table).where(generation_table.c.id == generation)
         self._change(changed.values(card_sha256=card_sha256))
 
+    def set_checked_before(self, generation: int, face_id: int) -> None:
+        """Says that the faces below an id were embedded by a model whose files were what was written."""
+        changed = update(generation_table).where(generation_table.c.id == generation)
+        self._change(changed.values(checked_before=face_id))
+
     def set_gallery(self, **values: Any) -> None:
         """Changes the gallery's own row."""
         self._change(update(gallery_table).values(**values))

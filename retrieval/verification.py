@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
-from retrieval import lock, pages
+from retrieval import lock, pages, suspects
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
@@ -55,6 +55,7 @@ class Trouble(StrEnum):
     LEFTOVER = "leftover"
     UNKNOWN_FILE = "unknown-file"
     UNFINISHED = "unfinished"
+    SUSPECT_VECTOR = "suspect-vector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +385,9 @@ class Repaired:
         reasons: of each lost face by its id, why its photo is no help, in words.
         unfetched: ids of the lost faces that have an address which was not allowed to be fetched. While there
             are any, no vector is mended and no face given up.
+        suspects: faces that a damaged model may have embedded: enrolled since it was last proven whole.
+        compared: how many of these were embedded again and compared.
+        replaced: how many of these had another vector than their photo gives, and have the latter now.
     """
 
     before: Verification
@@ -394,6 +398,9 @@ class Repaired:
     lost: tuple[Face, ...]
     reasons: Mapping[int, str] = field(default_factory=dict, hash=False)
     unfetched: tuple[int, ...] = ()
+    suspects: int = 0
+    compared: int = 0
+    replaced: int = 0
 
 
 def repair(
@@ -409,7 +416,9 @@ def repair(
 
     Leftovers go, an interrupted erasure is finished, damaged files come back from a backup or a model
     where these have them with the SHA-256 that was written down, lost vectors are embedded again from photos
-    that still have their SHA-256. A damaged database is not touched: restore a backup.
+    that still have their SHA-256. Where a model was damaged, faces that were enrolled since it was last
+    proven are embedded again (a sample; all of them if any differs), and vectors that differ are replaced.
+    A damaged database is not touched: restore a backup.
 
     Args:
         folder: the gallery's.
@@ -440,19 +449,39 @@ def repair(
             mender.mend_codes()
         if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & mender.unmended:
             mender.mend_vectors(embedder)
+            if not mender.lost:
+                for generation in _with_damaged_models(vault, before):
+                    mender.mend_suspects(generation, embedder)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
                 vault.optimize()
+    found = verify(folder)
+    after = replace(
+        found,
+        findings=(*found.findings, *mender.book.findings),
+        notes=(*found.notes, *mender.book.notes),
+    )
     return Repaired(
         before,
-        verify(folder),
+        after,
         mender.embedded,
         mender.copied,
         mender.given_up,
         mender.lost,
         mender.reasons,
         mender.unfetched,
+        mender.suspects,
+        mender.compared,
+        mender.replaced,
     )
+
+
+def _with_damaged_models(vault: Vault, found: Verification) -> list[Generation]:
+    """The generations of whose models something was found."""
+    troubles = (Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL)
+    folders = {one.file.partition("/")[0] for one in found.findings if one.trouble in troubles and one.file}
+    with vault.store.read() as reader:
+        return [one for one in reader.generations().values() if one.folder in folders]
 
 
 class _Mender:
@@ -477,6 +506,8 @@ class _Mender:
         self.reasons: dict[int, str] = {}
         self.unfetched: tuple[int, ...] = ()
         self.unmended: set[Trouble] = set()
+        self.suspects = self.compared = self.replaced = 0
+        self.book = _Notebook()
 
     def mend_models(self) -> None:
         """Brings damaged files of models back from where their SHA-256 is found."""
@@ -571,3 +602,36 @@ class _Mender:
             self.given_up = len(hopeless)
             if gone or mended:
                 self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))
+
+    def mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
+        """Compares faces that a damaged model may have embedded with their photos; replaces what differs."""
+        with self._vault.store.read() as reader:
+            # What is enrolled from here on is embedded by the model that was mended.
+            proven = reader.gallery().next_face_id
+            flat = self._vault.vectors(generation)
+            parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
+        stored = np.concatenate([np.empty(0, np.int64), *parts])
+        folder = self._vault.folder / generation.folder
+        found = suspects.compare(
+            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), stored
+        )
+        replaced = suspects.replace(self._vault, generation, found) if len(found.ids) else 0
+        self.suspects += found.suspects
+        self.compared += found.looked_at
+        self.replaced += replaced
+        if found.lost:
+            self.book.add(
+                Trouble.SUSPECT_VECTOR,
+                None,
+                f"{len(found.lost):,} faces may have been embedded by the damaged model, and their photos "
+                "are gone or have changed",
+                [face.id for face in found.lost],
+            )
+        if (unseen := found.suspects - found.looked_at - len(found.lost)) > 0:
+            self.book.notes.append(
+                f"{found.looked_at:,} of {found.suspects:,} faces that the damaged model may have embedded "
+                f"were compared with their photos, and agree; the other {unseen:,} were not looked at."
+            )
+        if found.looked_at == found.suspects:
+            with self._vault.writing() as writer:
+                writer.set_checked_before(generation.id, proven)
