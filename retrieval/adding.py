@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from retrieval.serving import Serving
 from retrieval.store import Generation, NewFace, Writer
 from retrieval.tables import face_table
 from retrieval.vectors import Ids
-from retrieval.verdicts import Outcome, Verdicts
+from retrieval.verdicts import Outcome, Status, Verdicts
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
@@ -44,9 +44,10 @@ class Additions:
             )
         step = self._vault.vectors(generation).ceiling
         outcomes: list[Outcome] = []
+        contested: set[int] = set()
         for start in range(0, len(faces), step):
             part = slice(start, start + step)
-            added = self.add(faces[part], vectors[part], generation=generation.id)
+            added = self.add(faces[part], vectors[part], generation=generation.id, contested=contested)
             outcomes += [outcome for outcome in added if outcome is not None]
         return outcomes
 
@@ -57,16 +58,20 @@ class Additions:
         *,
         has_vector: Sequence[bool] | None = None,
         generation: int | None = None,
+        contested: set[int] | None = None,
     ) -> list[Outcome | None]:
         """Adds faces in one transaction; vectors (m, d) are those of the faces that have one.
 
-        None comes back for a face that has no vector and whose bytes are not stored either.
+        None comes back for a face that has no vector and whose bytes are not stored either. Faces in
+        `contested` stay, also where their last path goes to other bytes; those whose bytes are offered under
+        another name now are added to it. Who passes the same set for a whole run loses none of them.
 
         Raises:
             ModelMismatch: another generation serves than the given one.
             StorageError, GalleryBusy: nothing was added.
         """
         has_vector = [True] * len(faces) if has_vector is None else has_vector
+        contested = set() if contested is None else contested
         with self._vault.writing() as writer:
             current = self._vault.serving(writer)
             if generation not in (None, current.id):
@@ -78,12 +83,14 @@ class Additions:
                 verdicts.judge(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
             ]
+            contested |= verdicts.contested
             if not verdicts.changes_nothing:
                 vector_rows = np.cumsum(has_vector) - 1
-                self._carry_out(writer, current, verdicts, checked, vector_rows)
+                self._carry_out(writer, current, verdicts, checked, vector_rows, contested)
                 self._log_enrolled(writer, len(verdicts.new))
             else:
                 writer.set_stamps(verdicts.stamps)
+            writer.add_hosts(_hosts(faces, outcomes))
         return outcomes
 
     def _log_enrolled(self, writer: Writer, faces: int) -> None:
@@ -101,6 +108,7 @@ class Additions:
         verdicts: Verdicts,
         vectors: NDArray[np.float32],
         vector_rows: Ids,
+        contested: Set[int],
     ) -> None:
         """Stores what the verdicts say; row i of the batch has the vector of row `vector_rows[i]`."""
         first = writer.gallery().next_face_id
@@ -112,7 +120,7 @@ class Additions:
                 _store_rows(writer, first, verdicts)
             return
         _store_rows(writer, first, verdicts)
-        gone = writer.without_files(verdicts.bereaved)
+        gone = writer.without_files(verdicts.bereaved - contested)
         self._vault.remove(writer, gone)
         # Of a path that came twice in one batch, with different bytes, only the later face stays.
         stays = ~np.isin(ids, np.asarray(gone, np.int64))
@@ -134,6 +142,15 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
         encoded(face.metadata, face.path or face.sha256)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
+
+
+def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[str]:
+    """The hosts that photos were fetched from, but for rejected ones."""
+    return {
+        face.host
+        for face, outcome in zip(faces, outcomes, strict=True)
+        if face.host is not None and outcome is not None and outcome.status is not Status.REJECTED
+    }
 
 
 def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:

@@ -1,6 +1,7 @@
 """The command that asks: search, by pictures, stored faces or vectors; photos or people; everybody or some."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def search(
             *_of_faces(opened, face or [], by_person, options),
             *(_of_vectors(opened, vectors, by_person, options) if vectors is not None else []),
         ]
-    _tell_about_decisions(gallery, [answer.decision for answer in answers if answer.error is None])
+    decisions = [answer.decision for answer in answers if answer.error is None]
+    _tell_about_decisions(gallery, decisions, foretell=not as_json)
     if as_json:
         shown: Any = [_json(answer) for answer in answers]
         shown = {"answers": shown, "explanation": _explained(explanation)} if explain else shown
@@ -132,6 +134,8 @@ def _listed(path: Path) -> list[Path]:
     import sys
 
     try:
+        if str(path) == "-" and sys.stdin is None:
+            raise InputError("There is no standard input to read paths from; name a list of them.")
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
@@ -203,8 +207,8 @@ def _of_vectors(
             yield _of_found(f"{path} row {row}", one, by_person)
 
 
-def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]") -> None:
-    """Says once, on the standard error, why there are no decisions, or that they are of another size."""
+def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
+    """Says once, on the standard error, why there are no decisions, or what is to be expected of them."""
     if not decisions:
         return
     first = decisions[0]
@@ -219,6 +223,8 @@ def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]")
             f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
             err=True,
         )
+    elif first.upcoming is not None and foretell:
+        typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
 
 
 def _explained(explanation: "Explanation") -> dict[str, Any]:
@@ -335,6 +341,7 @@ def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
 
 
 def _draw(answers: Sequence[_Answer], path: Path) -> None:
+    from retrieval.files import why, write_durably
     from retrieval.plot import Row, Tile, panel
 
     rows = [
@@ -356,8 +363,10 @@ def _draw(answers: Sequence[_Answer], path: Path) -> None:
     ]
     if not rows:
         return
+    picture = io.BytesIO()
+    panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
     try:
-        panel(rows, heading="Query and closest photos, by Euclidean distance").save(path, format="PNG")
+        write_durably(path, picture.getvalue())
     except OSError as error:
-        raise InputError(f"The picture {path} cannot be written: {error.strerror or error}.") from error
+        raise InputError(f"The picture {path} cannot be written: {why(error)}.") from error
     typer.echo(f"drew {path}", err=True)

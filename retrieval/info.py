@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from retrieval.serving import Serving
 from retrieval.vault import DATABASE
@@ -12,6 +13,7 @@ class GalleryInfo:
     """What a gallery holds; sizes in bytes.
 
     `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
+    `calibration` is what `Calibration.fields` says; None where nobody calibrated the gallery.
     """
 
     folder: str
@@ -34,6 +36,7 @@ class GalleryInfo:
     classifier_labels: int
     input_size: int
     erasures: int
+    calibration: dict[str, Any] | None = None
 
 
 def gallery_info(serving: Serving) -> GalleryInfo:
@@ -45,6 +48,7 @@ def gallery_info(serving: Serving) -> GalleryInfo:
         files, erasures = reader.file_count(), len(reader.receipts())
         coded, codes_bytes = reader.codes(), serving.vault.codes_size(reader)
         bases = list(reader.bases(generation.id).values())
+        calibration = serving.vault.state(reader).calibration
     named = [(name, number) for name, number in identities if name is not None]
     return GalleryInfo(
         folder=os.fspath(serving.vault.folder),
@@ -67,4 +71,5 @@ def gallery_info(serving: Serving) -> GalleryInfo:
         classifier_labels=len(serving.bundle.labels),
         input_size=serving.bundle.input_size,
         erasures=erasures,
+        calibration=None if calibration is None else calibration.fields(),
     )

@@ -6,6 +6,7 @@ SQLite is the truth about which faces exist. A segment that no row names does no
 import json
 import math
 import os
+import re
 import sqlite3
 import threading
 import uuid
@@ -45,10 +46,12 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
+from retrieval.archives import first_present
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
-from retrieval.files import Stamp, sync, why
-from retrieval.rates import Rate
-from retrieval.selection import LIST_LENGTH, parts, select_faces
+from retrieval.files import Stamp, create, sync, why
+from retrieval.places import host_of
+from retrieval.rates import Rate, Upcoming
+from retrieval.selection import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.tables import (
     alias_table,
     audit_table,
@@ -60,6 +63,7 @@ from retrieval.tables import (
     file_table,
     gallery_table,
     generation_table,
+    host_table,
     identity_table,
     merger_table,
     segment_table,
@@ -69,7 +73,7 @@ from retrieval.where import Where
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0006"
+SCHEMA_VERSION: Final = "0007"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
@@ -80,6 +84,10 @@ _MIGRATING: Final = threading.Lock()
 _CACHE_KIB: Final = 256 * 1024
 
 _NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
+
+# What is a file's name, or a folder's, because a database says so: never anything that leads elsewhere.
+MODEL_FOLDER: Final = re.compile(r"model(-[0-9]+)?")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 _NO_ROW: Final = "The gallery's database has lost its own row; restore it from a backup."
 
@@ -92,7 +100,8 @@ class Face:
         id: the vector's id too; never used again.
         identity: who is on it; None when nobody said.
         paths: the files that have its bytes, in the order in which they became known; none for bytes or
-            arrays given by a library call.
+            arrays given by a library call. In the answer to a search below some paths, those that are there
+            come first.
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
         metadata: what people said about it: a JSON object, empty where nobody said anything.
@@ -107,15 +116,16 @@ class Face:
 
     @property
     def path(self) -> str | None:
-        """The first of its files."""
-        return self.paths[0] if self.paths else None
+        """One of its files, to show: the first that exists where there are several (see `first_present`)."""
+        return first_present(self.paths)
 
 
 @dataclass(frozen=True, slots=True)
 class NewFace:
     """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it.
 
-    `stamp` is what its file was when it was read; None where that says nothing about it later.
+    `stamp` is what its file was when it was read; None where that says nothing about it later. `host` is from
+    where the photo was fetched, as `places.host_of` spells it; None where it was not, or by somebody else.
     """
 
     identity: str | None
@@ -123,6 +133,7 @@ class NewFace:
     sha256: str
     metadata: Metadata = field(default_factory=dict, hash=False)
     stamp: Stamp | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +156,9 @@ class Segment:
     sha256: str
     generation: int
 
+    def __post_init__(self) -> None:
+        check_name(_SHA256, self.sha256)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -157,6 +171,8 @@ class Generation:
         folder: the name of the model's folder in the gallery.
         card_sha256: of the model's card in that folder, in hex.
         created_at: ISO 8601, UTC.
+        checked_before: faces with lower ids were enrolled before the last proof that the model's files are
+            what was written; None where there was none.
     """
 
     id: int
@@ -165,6 +181,12 @@ class Generation:
     folder: str
     card_sha256: str
     created_at: str
+    checked_before: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(MODEL_FOLDER, self.folder)
+        if self.card_sha256:  # of the first version's galleries that had lost their card it is empty
+            check_name(_SHA256, self.card_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +234,15 @@ class OperatingPoint:
         seen: the share of the strangers' searches that did name somebody.
         missed: FNIR, the share of enrolled faces that did not name their own person when searched for
             among all others; of no trial where nobody has two faces.
+        upcoming: how many of as many further strangers' searches may name somebody; None where an older
+            version calibrated, which did not say.
     """
 
     fpir: float
     threshold: float
     seen: Rate
     missed: Rate
+    upcoming: Upcoming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +294,8 @@ def _point_fields(point: OperatingPoint) -> dict[str, Any]:
     rates = {name: asdict(getattr(point, name)) for name in ("seen", "missed")}
     for rate in rates.values():
         rate["value"] = rate["value"] if rate["n"] else None
-    return {"fpir": point.fpir, "threshold": point.threshold, **rates}
+    upcoming = None if point.upcoming is None else asdict(point.upcoming)
+    return {"fpir": point.fpir, "threshold": point.threshold, **rates, "upcoming": upcoming}
 
 
 def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
@@ -277,7 +303,9 @@ def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
         name: Rate(**{**fields[name], "value": fields[name]["value"] if fields[name]["n"] else math.nan})
         for name in ("seen", "missed")
     }
-    return OperatingPoint(fields["fpir"], fields["threshold"], **rates)
+    upcoming = fields.get("upcoming")
+    upcoming = None if upcoming is None else Upcoming(**upcoming)
+    return OperatingPoint(fields["fpir"], fields["threshold"], **rates, upcoming=upcoming)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +322,7 @@ class GalleryRow:
     next_generation_id: int
     unfinished: str | None
     next_basis_id: int
+    folder_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -568,10 +597,26 @@ class Reader:
             )
         }
 
-    def all_files(self) -> Iterator[tuple[str, int]]:
-        """Every known path and its face."""
-        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id))
-        yield from ((path, number) for path, number in rows)
+    def all_files(self) -> Iterator[tuple[str, int, Stamp | None]]:
+        """Every known path, its face, and the stamp of its file where there is one."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id, *stamp))
+        for path, number, size, mtime_ns, inode in rows:
+            yield path, number, None if size is None else Stamp(size, mtime_ns, inode)
+
+    def files_below(self, root: str) -> dict[str, tuple[int, Stamp | None]]:
+        """Faces and stamps of known paths that are a file or folder, or lie below it, oldest first."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        query = select(file_table.c.path, file_table.c.face_id, *stamp).order_by(file_table.c.id)
+        rows = self._connection.execute(query.where(is_below(file_table.c.path, root)))
+        return {
+            path: (number, None if size is None else Stamp(size, mtime_ns, inode))
+            for path, number, size, mtime_ns, inode in rows
+        }
+
+    def hosts(self) -> frozenset[str]:
+        """The hosts that photos were enrolled from, as `places.host_of` spells them."""
+        return frozenset(self._connection.execute(select(host_table.c.name)).scalars())
 
     def without_files(self, ids: Iterable[int]) -> list[int]:
         """Those of some faces that no path leads to."""
@@ -689,13 +734,15 @@ class Writer(Reader):
         self.set_gallery(next_face_id=first_id + len(faces))
 
     def remove_faces(self, ids: Iterable[int]) -> None:
-        """Deletes faces with their paths, and identities that have none left."""
+        """Deletes faces with their paths, and identities and hosts that have none left."""
         ids = list(ids)
+        hosts = self._hosts_of(ids)
         for part in parts(ids):
             self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         if ids:
             self.remove_lonely()
+        self._remove_unused(hosts)
 
     def remove_lonely(self) -> None:
         """Deletes identities that have no faces, with their older names."""
@@ -723,6 +770,10 @@ class Writer(Reader):
         if rows:
             changed = update(file_table).where(file_table.c.path == bindparam("known"))
             self._change(changed.values({name: bindparam(name) for name in _stamped(None)}), rows)
+
+    def add_hosts(self, hosts: Iterable[str]) -> None:
+        """Says that photos were enrolled from some hosts, so that they may be fetched from there again."""
+        self._insert(host_table, [{"name": name} for name in sorted(set(hosts) - self.hosts())])
 
     def name_face(self, face_id: int, identity: str | None) -> None:
         """Says who is on a face; identities that nobody has then go with `remove_lonely`."""
@@ -894,6 +945,32 @@ class Writer(Reader):
         several = len(compiled.positiontup) > 1
         self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
 
+    def _hosts_of(self, ids: Iterable[int]) -> set[str]:
+        """The known hosts that paths of some faces lie at."""
+        known = self.hosts()
+        if not known:
+            return set()
+        query = select(file_table.c.path)
+        paths = (
+            path
+            for part in parts(ids)
+            for path in self._connection.execute(query.where(file_table.c.face_id.in_(part))).scalars()
+        )
+        return {host for path in paths if (host := host_of(path)) in known}
+
+    def _remove_unused(self, hosts: set[str]) -> None:
+        """Makes those of some hosts unknown at which no path lies any more."""
+        if not hosts:
+            return
+        unused = set(hosts)
+        # By the index of paths; those of files on this machine begin with a slash.
+        addresses = select(file_table.c.path).where(file_table.c.path >= "A").order_by(file_table.c.path)
+        for path in self._connection.execute(addresses).yield_per(LIST_LENGTH).scalars():
+            unused.discard(host_of(path) or "")
+            if not unused:
+                return
+        self._change(delete(host_table).where(host_table.c.name.in_(sorted(unused))))
+
     def _identity_ids(self, names: set[str]) -> dict[str, int]:
         """The ids of identities, which are made where they are new."""
         found = self._find_identities(names)
@@ -945,6 +1022,11 @@ class Store:
         Raises:
             StorageError: the disk refused.
         """
+        try:
+            # Before SQLite does, which would make it as the umask says; its log takes the mode of this file.
+            create(path, inherit=True).close()
+        except OSError as error:
+            raise StorageError(f"The database {path} cannot be made: {why(error)}.") from error
         store = cls(path, _engine(path))
         now = utc_now()
         with store._translated(), store._engine.begin() as connection:
@@ -983,9 +1065,14 @@ class Store:
             GalleryError: there is none, a newer version made it, or an older one and `read_only` is asked.
             GalleryDamaged: the file is not a gallery's database.
             GalleryBusy: somebody else is writing while it has to be brought up to date.
+            StorageError: the file system cannot lock files.
         """
         if not path.is_file():
             raise GalleryError(f"{path.parent} is not a gallery: it has no {path.name}.")
+        if not read_only:
+            check_no_link(path)
+        # SQLite would say that the database is locked, after 30 s.
+        lock.check_existing(path.with_name(LOCK_NAME))
         store = cls(path, _engine(path, read_only=read_only))
         try:
             version = store._version()
@@ -1061,8 +1148,9 @@ class Store:
             OSError: the copy cannot be made durable.
         """
         # A journal that an interrupted copy left would be played back into this one.
-        for suffix in ("", "-journal", "-wal", "-shm"):
+        for suffix in ("-journal", "-wal", "-shm"):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
+        create(target, inherit=True).close()
         with self.driver() as driver:
             try:
                 with closing(sqlite3.connect(target)) as copied:
@@ -1123,6 +1211,8 @@ class Store:
         try:
             yield
         except OperationalError as error:
+            if "locked" in str(error.orig):
+                lock.check(self.path.parent)
             raise StorageError(f"The database {self.path} cannot be used: {error.orig}.") from error
         except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
             # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.
@@ -1131,6 +1221,32 @@ class Store:
                 f"{self.path} is not a gallery's database, or it is damaged ({reason}); "
                 "restore it from a backup."
             ) from error
+
+
+def check_no_link(path: Path) -> None:
+    """Checks that a part of a gallery lies in it: others may write, and lock, what a link leads to.
+
+    Raises:
+        GalleryError: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise GalleryError(
+            f"{path} is a symbolic link, and a gallery that is written to must hold all its files itself; "
+            f"put what it leads to in its place."
+        )
+
+
+def check_name(known: re.Pattern[str], name: object) -> None:
+    """Checks a name of a file or a folder that a database states.
+
+    Raises:
+        GalleryDamaged: faceprint never writes such a name.
+    """
+    if not isinstance(name, str) or not known.fullmatch(name):
+        raise GalleryDamaged(
+            f"The gallery's database names a file {str(name)[:80]!r}, as faceprint never does; "
+            "restore it from a backup that you trust."
+        )
 
 
 def utc_now() -> str:

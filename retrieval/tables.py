@@ -29,6 +29,9 @@ gallery_table = Table(
     # JSON of what a committed transaction still owes (see `Unfinished`); the next writer pays it.
     Column("unfinished", Text, nullable=True),
     Column("next_basis_id", Integer, nullable=False),
+    # Stands in the folder of vectors too, so that a writer never takes another gallery's for its own; NULL
+    # until the first writer of a gallery of an older version.
+    Column("folder_id", String(36), nullable=True),
 )
 
 # A model and the vectors it gave. One serves; another may be in the making, or kept to go back to.
@@ -41,6 +44,9 @@ generation_table = Table(
     Column("folder", String(64), nullable=False),
     Column("card_sha256", String(64), nullable=False),
     Column("created_at", String(32), nullable=False),
+    # Faces with lower ids were enrolled before the last proof that the model's files are what was written;
+    # NULL where there was none.
+    Column("checked_before", Integer, nullable=True),
 )
 
 identity_table = Table(
@@ -143,6 +149,9 @@ calibration_table = Table(
     Column("fpir", Float, nullable=False),
     Column("points", Text, nullable=False),
 )
+
+# The hosts that enrolled photos were fetched from; no other host is ever asked for a stored address.
+host_table = Table("host", metadata, Column("name", Text, primary_key=True))
 
 # Receipts of what was forgotten, and the numbers that a restored backup must not bring back.
 erasure_table = Table(

@@ -433,6 +433,13 @@ def test_faces_survive_going_back_to_an_older_version_and_forth_again(old: Path)
             assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
 
 
+# The columns that these tables had up to schema 0006, as far back as they go.
+GALLERY_OF_0006 = (
+    "id, uuid, created_at, next_face_id, next_segment_id, generation_id, revision, revision_check, "
+    "next_identity_id, next_generation_id, unfinished, next_basis_id"
+)
+GENERATION_OF_0006 = "id, fingerprint, dimension, folder, card_sha256, created_at"
+
 # A gallery of schema 0002
 
 # By the code of commit 52f4131, which enrolled faces 1 to 5, forgot face 4 with its person, enrolled 6 and 7,
@@ -466,7 +473,8 @@ def rows_of_0002(path: Path) -> dict[str, list[Any]]:
     tables = {
         "gallery": "id, uuid, created_at, next_face_id, next_segment_id, generation_id, revision, "
         "revision_check, next_identity_id, next_generation_id, unfinished",
-        **dict.fromkeys(("generation", "alias", "merger", "segment"), "*"),
+        "generation": GENERATION_OF_0006,
+        **dict.fromkeys(("alias", "merger", "segment"), "*"),
         "file": "id, face_id, path",
         **dict.fromkeys(("erasure", "tombstone", "audit"), "*"),
         "identity": "id, name",
@@ -537,8 +545,8 @@ def fourth(bundle: ModelBundle, tmp_path: Path) -> Path:
 def rows_of_0004(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0004, or of a newer one as far as that schema knows its columns."""
     tables = dict.fromkeys((table.name for table in metadata.sorted_tables), "*")
-    tables["file"] = "id, face_id, path"
-    del tables["calibration"]
+    tables |= {"file": "id, face_id, path", "gallery": GALLERY_OF_0006, "generation": GENERATION_OF_0006}
+    del tables["calibration"], tables["host"]
     return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
 
 
@@ -597,8 +605,7 @@ def fifth(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0005(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0005, or of a newer one as far as that schema knows its tables."""
-    names = [table.name for table in metadata.sorted_tables if table.name != "calibration"]
-    return {name: query(path, f"SELECT * FROM {name} ORDER BY 1") for name in names}
+    return rows_of_0006(path, without="calibration")
 
 
 def test_a_gallery_of_schema_0005_keeps_every_row_and_decides_nothing(fifth: Path) -> None:
@@ -636,3 +643,67 @@ def test_a_gallery_goes_back_to_schema_0005_and_loses_only_its_calibration(fifth
     assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'calibration'") == []
     (fifth / "gallery-0005.db").unlink()
     assert {number: faces[:2] for number, faces in everything(fifth).items()} == FACES_OF_0005
+
+
+# A gallery of schema 0006
+
+# By the code of commit d2015e2, which did what made the one of schema 0005 (metadata: 1, 5), and calibrated.
+FACES_OF_0006 = FACES_OF_0005
+
+
+@pytest.fixture
+def sixth(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0006 whose model is the tests'."""
+    folder = tmp_path / "sixth.gallery"
+    shutil.copytree(DATA / "gallery-0006", folder)
+    shutil.copytree(bundle.folder, folder / "model")
+    execute(
+        folder / "gallery.db",
+        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
+    )
+    return folder
+
+
+def rows_of_0006(path: Path, without: str = "") -> dict[str, list[Any]]:
+    """Every row of a database of schema 0006, or of a newer one as far as that schema knows its columns."""
+    left_out = ("host", without)
+    tables = dict.fromkeys(
+        (table.name for table in metadata.sorted_tables if table.name not in left_out), "*"
+    )
+    tables |= {"gallery": GALLERY_OF_0006, "generation": GENERATION_OF_0006}
+    return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
+
+
+def test_a_gallery_of_schema_0006_keeps_every_row_and_no_host_is_known(sixth: Path) -> None:
+    path = sixth / "gallery.db"
+    before = rows_of_0006(path)
+    found = everything(sixth)
+    assert {number: (identity, paths) for number, (identity, paths, _) in found.items()} == FACES_OF_0006
+    assert rows_of_0006(path) == before == rows_of_0006(sixth / "gallery-0006.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    assert query(path, "SELECT * FROM host") == []
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with Gallery.open(sixth) as gallery:
+        assert gallery.calibration() is not None
+        for number in FACES_OF_0006:
+            assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
+
+
+def test_a_gallery_goes_back_to_schema_0006_and_loses_only_its_hosts(sixth: Path) -> None:
+    """Also while it has some, and the way forth again."""
+    path = sixth / "gallery.db"
+    Gallery.open(sixth).close()
+    before = rows_of_0006(path)
+    execute(
+        path, "INSERT INTO host VALUES ('https://example.org')", "UPDATE generation SET checked_before = 3"
+    )
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0006")
+        connection.commit()
+    assert rows_of_0006(path) == before
+    assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'host'") == []
+    (sixth / "gallery-0006.db").unlink()
+    assert {number: faces[:2] for number, faces in everything(sixth).items()} == FACES_OF_0006

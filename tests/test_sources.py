@@ -281,7 +281,7 @@ def test_lost_vectors_come_back_from_archives_and_addresses(
         for segment in (tmp_path / "g" / "vectors").glob("*.faiss"):
             segment.unlink()
     with Gallery.open(tmp_path / "g") as gallery:
-        mended = gallery.repair()
+        mended = gallery.repair(fetch=True)
         assert mended.embedded == 37
     with Gallery.open(tmp_path / "g") as gallery:
         for number, vector in zip((1, 36, 37), before, strict=True):
@@ -387,7 +387,7 @@ def test_a_source_that_gives_nothing_is_a_mistake_and_makes_no_gallery(
     [
         (["-", "--sync"], "What is gone cannot be told from -"),
         (["x.csv"], "There is no file or folder"),
-        (["-", "--identity-from", "top"], "An identity comes from parent or none, not from 'top'."),
+        (["-", "--identity-from", "top"], "so not from 'top'"),
         (["--retry", "r.jsonl", "--identity-from", "none"], "--identity-from is about sources; name some."),
     ],
 )

@@ -76,6 +76,7 @@ def test_a_new_database_holds_the_gallerys_own_row_and_nothing_else(store: Store
         next_generation_id=2,
         unfinished=None,
         next_basis_id=1,
+        folder_id=None,
     )
     with store.read() as reader:
         assert reader.generations() == {1: Generation(1, "f" * 64, 2048, "model", "", row.created_at)}
@@ -411,7 +412,7 @@ def test_a_database_without_its_own_row_is_damage(store: Store, path: Path) -> N
 
 
 def test_a_folder_that_does_not_exist_cannot_get_a_database(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="unable to open database file"):
+    with pytest.raises(StorageError, match="cannot be made: no such file or directory"):
         Store.create(tmp_path / "none" / "gallery.db", fingerprint="f", dimension=3)
 
 
