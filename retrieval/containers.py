@@ -81,7 +81,7 @@ def parse(data: bytes) -> Container | None:
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             return _webp(data)
     except (struct.error, IndexError):
-        # The file ends within its header.
+        # The file ends within its header, or has too many parts.
         return None
     return None
 
@@ -259,7 +259,11 @@ def _all_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of each whole chunk; stops behind IEND, and before a chunk that is cut."""
+    """Name, start and end of each whole chunk; stops behind IEND, and before a chunk that is cut.
+
+    Raises:
+        IndexError: there are too many.
+    """
     start = len(_PNG_SIGNATURE)
     for _ in range(MAX_PARTS):
         if start + 12 > len(data):
@@ -272,6 +276,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if name == b"IEND":
             return
         start = end
+    raise IndexError("too many chunks")
 
 
 def _png(data: bytes) -> Container | None:

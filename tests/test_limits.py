@@ -275,8 +275,11 @@ def test_a_progressive_jpeg_of_many_scans_has_a_process_of_its_own() -> None:
     assert not pixels.is_light(data[:start] + data[start:-2] * 400 + data[-2:], size=64)
 
 
-def page(width: int, height: int, level: int, **tags: int) -> tuple[Image.Image, dict[int, int]]:
-    return Image.new("L", (width, height), level), {int(tag[1:]): value for tag, value in tags.items()}
+def test_a_png_of_60_000_chunks_has_a_process_of_its_own_and_is_read() -> None:
+    at = PNG.index(b"IDAT") - 4
+    data = PNG[:at] + chunk(b"tEXt", b"") * 60_000 + PNG[at:]
+    assert not pixels.is_light(data, size=16)
+    assert np.array_equal(pixels.read(data, size=16), pixels.read(PNG, size=16))
 
 
 @pytest.mark.parametrize(
