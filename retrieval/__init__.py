@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, ingest, ingest_photos
     from retrieval.metadata import Annotated
-    from retrieval.missing import Missing
+    from retrieval.missing import Kept, Missing, Renamed
+    from retrieval.moves import Relabelled
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
+    from retrieval.relocation import Relocated
     from retrieval.searching import Match, Prediction, SearchResult
     from retrieval.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
     from retrieval.strangers import Calibrated, StrangerReport, calibrate
@@ -62,6 +64,7 @@ __all__ = [
     "GalleryInfo",
     "Imported",
     "IngestReport",
+    "Kept",
     "Match",
     "Missing",
     "ModelBundle",
@@ -78,6 +81,9 @@ __all__ = [
     "Reason",
     "Receipt",
     "Reembedded",
+    "Relabelled",
+    "Relocated",
+    "Renamed",
     "Repaired",
     "Restored",
     "SearchResult",
@@ -120,6 +126,7 @@ _HOMES = {
     "GalleryInfo": "info",
     "Imported": "exchange",
     "IngestReport": "ingestion",
+    "Kept": "missing",
     "Match": "searching",
     "Missing": "missing",
     "ModelBundle": "bundle",
@@ -136,6 +143,9 @@ _HOMES = {
     "Reason": "errors",
     "Receipt": "store",
     "Reembedded": "reembedding",
+    "Relabelled": "moves",
+    "Relocated": "relocation",
+    "Renamed": "missing",
     "Repaired": "verification",
     "Restored": "backup",
     "SearchResult": "searching",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, Final
 
 import numpy as np
@@ -44,9 +44,10 @@ class Additions:
             )
         step = self._vault.vectors(generation).ceiling
         outcomes: list[Outcome] = []
+        contested: set[int] = set()
         for start in range(0, len(faces), step):
             part = slice(start, start + step)
-            added = self.add(faces[part], vectors[part], generation=generation.id)
+            added = self.add(faces[part], vectors[part], generation=generation.id, contested=contested)
             outcomes += [outcome for outcome in added if outcome is not None]
         return outcomes
 
@@ -57,16 +58,20 @@ class Additions:
         *,
         has_vector: Sequence[bool] | None = None,
         generation: int | None = None,
+        contested: set[int] | None = None,
     ) -> list[Outcome | None]:
         """Adds faces in one transaction; vectors (m, d) are those of the faces that have one.
 
-        None comes back for a face that has no vector and whose bytes are not stored either.
+        None comes back for a face that has no vector and whose bytes are not stored either. Faces in
+        `contested` stay, also where their last path goes to other bytes; those whose bytes are offered under
+        another name now are added to it. Who passes the same set for a whole run loses none of them.
 
         Raises:
             ModelMismatch: another generation serves than the given one.
             StorageError, GalleryBusy: nothing was added.
         """
         has_vector = [True] * len(faces) if has_vector is None else has_vector
+        contested = set() if contested is None else contested
         with self._vault.writing() as writer:
             current = self._vault.serving(writer)
             if generation not in (None, current.id):
@@ -78,9 +83,10 @@ class Additions:
                 verdicts.judge(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
             ]
+            contested |= verdicts.contested
             if not verdicts.changes_nothing:
                 vector_rows = np.cumsum(has_vector) - 1
-                self._carry_out(writer, current, verdicts, checked, vector_rows)
+                self._carry_out(writer, current, verdicts, checked, vector_rows, contested)
                 self._log_enrolled(writer, len(verdicts.new))
             else:
                 writer.set_stamps(verdicts.stamps)
@@ -102,6 +108,7 @@ class Additions:
         verdicts: Verdicts,
         vectors: NDArray[np.float32],
         vector_rows: Ids,
+        contested: Set[int],
     ) -> None:
         """Stores what the verdicts say; row i of the batch has the vector of row `vector_rows[i]`."""
         first = writer.gallery().next_face_id
@@ -113,7 +120,7 @@ class Additions:
                 _store_rows(writer, first, verdicts)
             return
         _store_rows(writer, first, verdicts)
-        gone = writer.without_files(verdicts.bereaved)
+        gone = writer.without_files(verdicts.bereaved - contested)
         self._vault.remove(writer, gone)
         # Of a path that came twice in one batch, with different bytes, only the later face stays.
         stays = ~np.isin(ids, np.asarray(gone, np.int64))

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -245,6 +246,8 @@ def paths_beside(table: Path) -> Callable[[str], str]:
     def find(name: str) -> str:
         if is_url(name):
             return absolute(name)
+        if "\\" in name and not os.path.lexists(folder / name) and not os.path.lexists(name):
+            name = name.replace("\\", "/")  # as Windows writes paths
         beside = os.path.abspath(folder / name)
         here = os.path.abspath(name)
         return here if not os.path.lexists(beside) and os.path.lexists(here) else beside
@@ -286,7 +289,9 @@ def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
     try:
         # A byte order mark is what Excel begins with; it is no letter of the first column's name.
         with open(path, encoding="utf-8-sig", errors=encoding_errors, newline="") as file:
-            lines = csv.reader(file, strict=True)
+            head = file.readline()
+            rest = chain([head] if head else [], file)
+            lines = csv.reader(rest, delimiter=_separator(head), strict=True)
             names = next(lines, [])
             part: list[Sequence[Any] | InputError] = []
             yield names, part
@@ -305,6 +310,24 @@ def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
         raise InputError(f"{path} is not CSV as we read it: {error}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def separator_of(path: Path) -> str:
+    """What stands between the columns of a CSV file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            return _separator(file.readline())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def _separator(head: str) -> str:
+    """That of a table with this first line: spreadsheets write semicolons where numbers have commas."""
+    return ";" if ";" in head and "," not in head else ","
 
 
 def _next_line(lines: Any, path: Path, names: Sequence[str]) -> list[Any] | InputError | None:

@@ -1,6 +1,7 @@
 """The command that asks: search, by pictures, stored faces or vectors; photos or people; everybody or some."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ def _listed(path: Path) -> list[Path]:
     import sys
 
     try:
+        if str(path) == "-" and sys.stdin is None:
+            raise InputError("There is no standard input to read paths from; name a list of them.")
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
@@ -338,6 +341,7 @@ def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
 
 
 def _draw(answers: Sequence[_Answer], path: Path) -> None:
+    from retrieval.files import why, write_durably
     from retrieval.plot import Row, Tile, panel
 
     rows = [
@@ -359,8 +363,10 @@ def _draw(answers: Sequence[_Answer], path: Path) -> None:
     ]
     if not rows:
         return
+    picture = io.BytesIO()
+    panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
     try:
-        panel(rows, heading="Query and closest photos, by Euclidean distance").save(path, format="PNG")
+        write_durably(path, picture.getvalue())
     except OSError as error:
-        raise InputError(f"The picture {path} cannot be written: {error.strerror or error}.") from error
+        raise InputError(f"The picture {path} cannot be written: {why(error)}.") from error
     typer.echo(f"drew {path}", err=True)

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -25,7 +24,17 @@ import numpy as np
 from retrieval import lock
 from retrieval.bundle import FORGOTTEN, ModelBundle, Relabel
 from retrieval.errors import DataError, GalleryDamaged, InputError, StorageError
-from retrieval.files import sync, why, write_durably
+from retrieval.files import (
+    copy_durably,
+    create,
+    make_folder,
+    make_output_folder,
+    remove,
+    sync,
+    temporary_folder,
+    why,
+    write_durably,
+)
 from retrieval.store import (
     SCHEMA_VERSION,
     Generation,
@@ -118,7 +127,8 @@ def back_up(vault: Vault, target: Path) -> BackedUp:
         StorageError: the disk refused; the older backup stays as it was.
     """
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        lock.check(target)
+        make_output_folder(target)
         with lock.exclusive(target / "writer.lock", timeout=LOCK_TIMEOUT):
             done = _back_up(vault, target)
     except OSError as error:
@@ -133,7 +143,7 @@ def _back_up(vault: Vault, target: Path) -> BackedUp:
     before = _open(target) if (target / _CARD).is_file() else None
     _check_target(vault, target, before)
     for folder in (VECTORS, _MODELS):
-        (target / folder).mkdir(exist_ok=True)
+        make_folder(target / folder, like=target, exist_ok=True)
     for attempt in range(_ATTEMPTS):
         try:
             database, copied = _copy_snapshot(vault, target)
@@ -158,7 +168,7 @@ def _back_up(vault: Vault, target: Path) -> BackedUp:
     backup = _Backup(target, row.uuid, utc_now(), SCHEMA_VERSION, database.name, files)
     card = {"format": _FORMAT, "faces": faces, "revision": row.revision, **asdict(backup)}
     del card["folder"]
-    write_durably(target / _CARD, (json.dumps(card, indent=1) + "\n").encode())
+    write_durably(target / _CARD, (json.dumps(card, indent=1) + "\n").encode(), inherit=True)
     _remove_unnamed(backup)
     return BackedUp(
         os.fspath(target),
@@ -223,7 +233,7 @@ def _copy_segment(vault: Vault, target: Path, segment: Segment, source: IO[bytes
     path = target / VECTORS / f"{segment.sha256}.faiss"
     part = path.with_suffix(".part")
     digest = hashlib.sha256()
-    with open(part, "wb") as copy:
+    with create(part, inherit=True) as copy:
         while block := source.read(_BLOCK):
             digest.update(block)
             copy.write(block)
@@ -241,7 +251,7 @@ def _copy_model(vault: Vault, target: Path, generation: Generation) -> dict[str,
     """Copies a model unless it is there; returns its files' SHA-256."""
     copy = target / _MODELS / generation.card_sha256
     if not copy.is_dir():
-        bundle = ModelBundle.load(vault.folder / generation.folder).save(copy)
+        bundle = ModelBundle.load(vault.folder / generation.folder).save(copy, inherit=True)
     else:
         bundle = ModelBundle.load(copy)
     below = f"{_MODELS}/{generation.card_sha256}"
@@ -257,10 +267,10 @@ def _remove_unnamed(backup: _Backup) -> None:
     keep = named | {path.parent for path in named}
     for path in (*backup.folder.glob("gallery-*.db*"), *(backup.folder / VECTORS).iterdir()):
         if path not in keep:
-            path.unlink()
+            remove(path)
     for path in (backup.folder / _MODELS).iterdir():
         if path not in keep:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def restore(
@@ -301,9 +311,9 @@ def _readable(backup: _Backup) -> Iterator[Store]:
         with closing(Store.open(path, read_only=True)) as store:
             yield store
         return
-    with tempfile.TemporaryDirectory(prefix="faceprint-restore-") as temporary:
-        shutil.copyfile(path, Path(temporary) / "gallery.db")
-        with closing(Store.open(Path(temporary) / "gallery.db")) as store:
+    with temporary_folder(Path(tempfile.gettempdir()), "faceprint-restore-") as temporary:
+        copy_durably(path, temporary / "gallery.db")
+        with closing(Store.open(temporary / "gallery.db")) as store:
             yield store
 
 
@@ -372,7 +382,7 @@ def _bring_models(
             continue
         number = writer.gallery().next_generation_id
         folder = f"{MODEL}-{number}"
-        copy = ModelBundle.load(backup.model(generation)).save(vault.folder / folder)
+        copy = ModelBundle.load(backup.model(generation)).save(vault.folder / folder, inherit=True)
         if erased:
             copy.relabelled(dict.fromkeys(erased, _FORGET)).rewrite_card()
         made = dataclasses.replace(generation, id=number, folder=folder, card_sha256=copy.card_sha256())

@@ -13,8 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import BundleError, InputError, StorageError
-from retrieval.files import sync, why, write_durably
+from retrieval.files import copy_durably, make_output_folder, whole_folder, why, write_durably
 
 # The newest card that is read. One with the paper's embedding has format 1, as it always had: who is older
 # reads it, and refuses the others.
@@ -276,7 +274,7 @@ class ModelBundle:
             embedding=embedding,
         )
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_output_folder(folder)
             # An older card would vouch for files that are about to be others.
             (folder / _CARD).unlink(missing_ok=True)
             write_durably(bundle.weights_path, weights)
@@ -312,13 +310,16 @@ class ModelBundle:
         """The same model with other names for some of its outputs; the fingerprint stays."""
         labels = list(self.labels)
         split = dict(self.split)
+        # All at once: two people may have exchanged their names.
+        folders: dict[str, str | None] = {}
         for number, change in changes.items():
             name = FORGOTTEN if change.label is None else change.label
-            for part, photos in split.items():
-                if isinstance(photos, list):
-                    moved = f"{name}/" if change.keep_photos and change.label is not None else None
-                    split[part] = _moved(photos, f"{labels[number]}/", moved)
+            keep = change.keep_photos and change.label is not None
+            folders[f"{labels[number]}/"] = f"{name}/" if keep else None
             labels[number] = name
+        for part, photos in split.items():
+            if isinstance(photos, list):
+                split[part] = _moved(photos, folders)
         return dataclasses.replace(self, labels=tuple(labels), split=split)
 
     def rewrite_card(self) -> None:
@@ -328,33 +329,30 @@ class ModelBundle:
             StorageError: the disk refused.
         """
         try:
-            write_durably(self.folder / _CARD, self.card().encode())
+            write_durably(self.folder / _CARD, self.card().encode(), inherit=True)
         except OSError as error:
             raise StorageError(f"{self.folder / _CARD} cannot be written: {why(error)}.") from error
 
-    def save(self, folder: str | os.PathLike[str]) -> "ModelBundle":
+    def save(self, folder: str | os.PathLike[str], *, inherit: bool = False) -> "ModelBundle":
         """Copies the bundle, files checked against their SHA-256 on the way, whole or not at all.
+
+        Args:
+            folder: of the copy; nothing is there.
+            inherit: who may read the folder above may read the copy. Otherwise only its owner may.
 
         Raises:
             BundleError: a file is not the one that the card names.
             StorageError: the copy cannot be written, or `folder` exists.
         """
         target = Path(folder)
-        if target.exists():
+        if os.path.lexists(target):
             raise StorageError(f"{target} exists already; choose another folder for the copy.")
         self.verify()
+        described = (_DESCRIPTION,) if self.description_path.is_file() else ()
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-                copy = Path(temporary) / "bundle"
-                copy.mkdir()
-                described = (_DESCRIPTION,) if self.description_path.is_file() else ()
+            with whole_folder(target, like=target.parent if inherit else None) as copy:
                 for name in (_WEIGHTS, _GRAPH, *described, _CARD):
-                    shutil.copyfile(self.folder / name, copy / name)
-                    sync(copy / name)
-                sync(copy)
-                os.rename(copy, target)
-            sync(target.parent)
+                    copy_durably(self.folder / name, copy / name, inherit=True)
         except OSError as error:
             raise StorageError(f"The model cannot be copied to {target}: {why(error)}.") from error
         return dataclasses.replace(self, folder=target)
@@ -429,15 +427,16 @@ def _embedding(card: Mapping[str, Any]) -> Embedding:
     return Embedding(**{**card, "layers": tuple(card["layers"])})
 
 
-def _moved(photos: Sequence[str], folder: str, target: str | None) -> list[str]:
-    """Photos with those of one folder moved to another one, or taken out."""
+def _moved(photos: Sequence[str], folders: Mapping[str, str | None]) -> list[str]:
+    """Photos with those of some folders moved to other ones, or taken out."""
     found: list[str] = []
     for photo in photos:
         composed = unicodedata.normalize("NFC", photo)
-        if not composed.startswith(folder):
+        name = composed.partition("/")[0] + "/"
+        if name not in folders or "/" not in composed:
             found.append(photo)
-        elif target is not None:
-            found.append(target + composed[len(folder) :])
+        elif (target := folders[name]) is not None:
+            found.append(target + composed[len(name) :])
     return found
 
 

@@ -131,9 +131,7 @@ def forget(
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
     if receipt is not None:
-        from retrieval.files import write_durably
-
-        write_durably(receipt, (json.dumps(asdict(done)) + "\n").encode())
+        _write(receipt, (json.dumps(asdict(done)) + "\n").encode())
     if as_json:
         typer.echo(json.dumps(asdict(done)))
         return
@@ -200,6 +198,34 @@ def merge_identities(
     with open_gallery(gallery, "merge-identities") as opened:
         faces = opened.merge_identities(name, into)
     terminal.console().print(terminal.text(f"{terminal.counted(faces, 'face')} of {name} are {into}'s now"))
+
+
+@app.command(rich_help_panel=_PANEL)
+def relocate(
+    gallery: GalleryArgument,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The folder, archive or file that known paths begin with.", show_default=False)],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Where it lies now.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and do nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Rewrite the beginning of known paths after a library was moved or copied to another place.
+
+    No file is read. To undo it, swap OLD and NEW.
+    """
+    with open_gallery(gallery, "relocate") as opened:
+        done = opened.relocate(old, new, dry_run=dry_run)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    printed = terminal.console()
+    would = "would be " if dry_run else ""
+    printed.print(
+        f"{terminal.counted(done.paths, 'path')} of {terminal.counted(done.faces, 'face')} {would}relocated; "
+        f"{done.present:,} of these files are there"
+    )
+    for path in done.left:
+        shown = f"  {would}left: {path}; other bytes are known at its new place"
+        printed.print(terminal.text(shown))
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -388,9 +414,15 @@ def _ask_to_fetch(faces: int) -> str:
 
 
 def open_or_create(
-    folder: Path, model: Path | None, command: str, *, device: str = "auto", precision: str = "float32"
+    folder: Path,
+    model: Path | None,
+    command: str,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    share: str | None = None,
 ) -> "Gallery":
-    """A gallery, made where there is none."""
+    """A gallery, made where there is none; `share` opens a new one to its group."""
     from contextlib import suppress
 
     from retrieval.bundle import ModelBundle
@@ -399,6 +431,11 @@ def open_or_create(
     from retrieval.gallery import Gallery
 
     free = is_free(folder)
+    if share is not None and not free:
+        raise InputError(
+            f"{folder} is there already; open it to its group with `chmod -R g+rX {folder}` and "
+            f"`chmod g+s {folder}`."
+        )
     if free and model is None:
         raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
     if free and model is not None:
@@ -406,7 +443,12 @@ def open_or_create(
         with suppress(GalleryError):
             via = f"faceprint {command}"
             return Gallery.create(
-                folder, ModelBundle.load(model), device=device, precision=precision, via=via
+                folder,
+                ModelBundle.load(model),
+                device=device,
+                precision=precision,
+                via=via,
+                shared=share is not None,
             )
     gallery = open_gallery(folder, command, device=device, precision=precision)
     if model is not None:
@@ -416,8 +458,11 @@ def open_or_create(
 
 def _verify_backup(folder: Path, as_json: bool) -> None:
     from retrieval.backup import check
+    from retrieval.files import who_else_reads
 
     wrong = check(folder)
+    if not as_json and (others := who_else_reads(folder)) is not None:
+        terminal.console().print(terminal.text(f"  note: {others}", "dim"))
     if as_json:
         _print_json({"findings": wrong})
     elif not wrong:

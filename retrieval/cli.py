@@ -3,16 +3,16 @@
 import io
 import json
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, calibrating, care, judge, terminal
+from retrieval import ask, calibrating, care, judge, streams, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -20,18 +20,21 @@ from retrieval.errors import (
     MissingDependency,
     RunError,
 )
-from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
+from retrieval.terminal import DeviceOption, ExcludeOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import Embedding, ModelBundle
     from retrieval.embedding import EmbedReport
+    from retrieval.exclusion import PassedOver
     from retrieval.gallery import Gallery
     from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, Run
-    from retrieval.missing import Missing
+    from retrieval.missing import Kept, Missing, Renamed
+    from retrieval.moves import Relabelled
     from retrieval.photos import Photo
     from retrieval.progress import Progress
+    from retrieval.store import Face
     from retrieval.verdicts import Outcome
 
 app = typer.Typer(
@@ -62,9 +65,9 @@ _NeededSources = Annotated[
 _IdentityFrom = Annotated[
     str | None,
     typer.Option(
-        metavar="parent|none",
-        help="Whose a photo of a list, an archive or standard input is that nobody names: its folder's, or nobody's.",
-        show_default="parent; in archives the first folder",
+        metavar="first|parent|none|COLUMN|REGEX",
+        help="What names the person: the first folder below the source, the folder of the file, nothing, a column of a list, or a regular expression (with a group in parentheses) on the path below the source.",
+        show_default="first; in lists the column identity, else parent",
     ),
 ]
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
@@ -83,20 +86,26 @@ app.add_typer(judge.app)
 
 def main() -> None:
     """The console script: every error a user can cause is one sentence and an exit status."""
+    streams.restart_in_utf8()
+    streams.prepare()
     # Pillow warns of odd files as it reads them; what matters of that stands in the report.
     warnings.filterwarnings("ignore", module="PIL")
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter of somebody's name gets its code instead of an error.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    try:
+        _run()
+    except SystemExit as end:
+        lost = streams.lost()
+        if lost is not None and not end.code:
+            _fail(
+                f"The output is not complete: {(lost.strerror or str(lost)).lower()}.", RunError.exit_status
+            )
+        raise
+
+
+def _run() -> None:
     try:
         app(prog_name="faceprint")
     except FaceprintError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"The operating system refused{where}: {error.strerror or error}.", RunError.exit_status)
@@ -136,6 +145,7 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD, from 0 to below 1.", show_default="0.9")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to hold out.")] = 0.3,
     min_images: Annotated[int | None, typer.Option(min=2, help="Leave out identities with fewer photos than this.", show_default=False)] = None,
+    exclude: ExcludeOption = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the network's input in pixels.")] = 224,
     crop: Annotated[float, typer.Option(help="Share of the shorter side to keep, centred.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split, the order and the augmentation.")] = 0,
@@ -187,6 +197,7 @@ def train(
             precision=precision,
             resume=resume,
             embedding=embedding,
+            exclude=tuple(exclude or ()),
         ),
     )
 
@@ -237,6 +248,7 @@ def evaluate(
     check: Annotated[Path | None, typer.Option(metavar="FILE.json", help="With --out: show what `faceprint check --json` found in the report.", show_default=False)] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to search for, where the model's own split does not say.")] = 0.3,
     min_images: Annotated[int, typer.Option(min=2, help="For open: identities with so many photos are enrolled, the others are strangers.")] = 10,
+    exclude: ExcludeOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 2, help="Of the split and of the intervals.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     as_json: JsonOption = False,
@@ -259,6 +271,7 @@ def evaluate(
         workers=workers,
         device=device,
         precision=precision,
+        exclude=tuple(exclude or ()),
     )
     if compare:
         printing.compare(model, data, compared_on, options=options, out=out, as_json=as_json)
@@ -291,8 +304,11 @@ def ingest(
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     identity_from: _IdentityFrom = None,
-    sync: Annotated[bool, typer.Option("--sync", help="Then remove faces whose every file is gone from the sources.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync: list what would be removed, and do nothing.")] = False,
+    exclude: ExcludeOption = None,
+    sync: Annotated[bool, typer.Option("--sync", help="First follow files that were moved or whose folder was renamed, and remove faces whose every file is gone from the sources.")] = False,
+    gone: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="With --sync: a folder or archive that is gone as a whole; may be repeated.", show_default=False)] = None,
+    relabel: Annotated[bool, typer.Option("--relabel", help="First give photos that are enrolled under another name the name that the sources say now.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync or --relabel: list what would change, and do nothing.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
@@ -301,6 +317,7 @@ def ingest(
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
+    share: Annotated[str | None, typer.Option(metavar="group", help="Let the group read a new gallery, too.", show_default="only you can read it")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
@@ -321,16 +338,36 @@ def ingest(
         "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
-    _check(sync or not dry_run, "--dry-run goes with --sync")
+    _check(share in (None, "group"), "--share knows one word, group")
+    _check(sync or not gone, "--gone goes with --sync")
+    _check(embeddings is None or not relabel, "--relabel is about photos, not about --embeddings")
+    _check(given == 1 or not relabel, "--relabel needs the sources that say who is on the photos")
+    _check(sync or relabel or not dry_run, "--dry-run goes with --sync or --relabel")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
-    if sync:
-        from retrieval import photos
+    _check(not exclude or bool(sources), "--exclude is about sources; name some")
+    from retrieval import photos
+    from retrieval.exclusion import PassedOver
 
-        photos.check_comparable(sources)
+    if sync:
+        photos.check_comparable([*sources, *(gone or [])])
+    if relabel:
+        _check_repeatable(sources)
+
+    def follow(opened: "Gallery") -> None:
+        if relabel:
+            _, offered = _found(sources, retry, identity_from, exclude or [], PassedOver())
+            found = _until_stopped(offered)
+            _print_relabelled(opened.relabel(found, dry_run=dry_run), dry_run=dry_run, log_json=log_json)
+        if sync:
+            act = opened.missing_files if dry_run else opened.remove_missing
+            found = _until_stopped(photos.scan(sources, identity_from=identity_from, exclude=exclude or []))
+            missing = act(sources, photos=found, gone=gone or ())
+            _print_missing(missing, "would go" if dry_run else "went", log_json=log_json)
+
     if dry_run:
         with care.open_gallery(gallery, "ingest") as opened:
-            _print_missing(opened.missing_files(sources), "would go", log_json=log_json)
+            follow(opened)
         return
     # All of the table is read before anything is enrolled.
     table = _metadata_of(metadata) if metadata is not None else None
@@ -341,12 +378,15 @@ def ingest(
     work = (
         _embeddings_of(embeddings, model)
         if embeddings
-        else _photos_of(sources, retry, identity_from, rehash=rehash)
+        else _photos_of(sources, retry, identity_from, exclude or [], rehash=rehash)
     )
     with (
         _ReportFile(report) as lines,
-        care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
+        care.open_or_create(
+            gallery, model, "ingest", device=device, precision=precision, share=share
+        ) as opened,
     ):
+        follow(opened)
         done = _ingest_with_progress(
             opened, work, lines, log_json=log_json, batch_size=batch_size, workers=workers, decoders=decoders
         )
@@ -355,9 +395,6 @@ def ingest(
             _print_ingest(done, report)
         if table is not None and not done.interrupted:
             _annotate(opened, table, lines, log_json=log_json)
-        missing = opened.remove_missing(sources) if sync and not done.interrupted else None
-    if missing is not None:
-        _print_missing(missing, "went", log_json=log_json)
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     again = f"ingest {gallery} --retry {report}" if report else "the same command"
@@ -370,6 +407,7 @@ def embed(
     sources: _NeededSources,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
     identity_from: _IdentityFrom = None,
+    exclude: ExcludeOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
@@ -387,11 +425,13 @@ def embed(
     from retrieval.bundle import ModelBundle
     from retrieval.embedder import Embedder
     from retrieval.embedding import check_target, embed_photos
+    from retrieval.exclusion import PassedOver
     from retrieval.interrupt import graceful
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    total, found = _found(sources, None, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, None, identity_from, exclude or [], passed_over)
     embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
         _ReportFile(report) as lines,
@@ -404,6 +444,7 @@ def embed(
             progress.note(outcome)
 
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
+        options |= {"passed_over": passed_over}
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -509,19 +550,29 @@ class _Work:
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None, *, rehash: bool) -> _Work:
+def _photos_of(
+    sources: list[str], retry: Path | None, identity_from: str | None, exclude: list[str], *, rehash: bool
+) -> _Work:
+    from retrieval.exclusion import PassedOver
     from retrieval.ingestion import ingest_photos
+    from retrieval.layout import Layout
 
-    total, found = _found(sources, retry, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, retry, identity_from, exclude, passed_over)
+    layout = Layout(sources, identity_from)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, found, rehash=rehash, **options)
+        return ingest_photos(gallery, found, layout=layout, passed_over=passed_over, rehash=rehash, **options)
 
     return _Work(total, run)
 
 
 def _found(
-    sources: list[str], retry: Path | None, identity_from: str | None
+    sources: list[str],
+    retry: Path | None,
+    identity_from: str | None,
+    exclude: list[str],
+    passed_over: "PassedOver",
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     """Photos, at least one of them, and how many they are or how to count them.
 
@@ -534,13 +585,18 @@ def _found(
     from retrieval import photos
 
     reported = photos.from_report(retry) if retry is not None else None
-    found = photos.scan(sources, identity_from=identity_from) if reported is None else iter(reported)
+    scan = partial(
+        photos.scan, sources, identity_from=identity_from, exclude=exclude, passed_over=passed_over
+    )
+    found = scan() if reported is None else iter(reported)
     # Before a gallery is made: sources that give nothing are a mistake.
     first = next(found, None)
     if first is None:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(sources)}"
+        named = f"{', '.join(sources)}{passed_over.aside()}"
+        where = f"rejected photos in {retry}" if retry else f"photos in {named}"
         raise InputError(f"There are no {where}; check the path.")
-    return partial(photos.count, sources) if reported is None else len(reported), chain([first], found)
+    counted = partial(photos.count, sources, exclude=exclude)
+    return counted if reported is None else len(reported), chain([first], found)
 
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
@@ -639,22 +695,130 @@ def _fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, 
         raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
 
 
+def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
+    """Photos that are looked at before anything is changed.
+
+    Raises:
+        Interrupted: Ctrl-C, between two of them.
+    """
+    from retrieval.interrupt import graceful
+
+    with graceful() as should_stop:
+        for photo in found:
+            if should_stop():
+                raise Interrupted("Stopped; nothing was changed.")
+            yield photo
+
+
+def _check_repeatable(sources: list[str]) -> None:
+    """Checks that sources can be read a second time.
+
+    Raises:
+        InputError: standard input, or a pipe.
+    """
+    for source in sources:
+        if source == "-" or (
+            os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
+        ):
+            raise InputError(
+                f"--relabel reads sources twice, and {source} can be read once; write its paths into a .txt, "
+                "and name that."
+            )
+
+
 def _print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
     if log_json:
+        import dataclasses
+
         from retrieval.progress import JsonLog
 
-        faces = [{"id": face.id, "identity": face.identity, "path": face.path} for face in missing.faces]
-        JsonLog.event("sync", done=verb == "went", files=len(missing.paths), faces=faces)
+        JsonLog.event(
+            "sync",
+            done=verb == "went",
+            files=len(missing.paths),
+            faces=[_shown_face(face) for face in missing.faces],
+            moved=[_shown_face(face) for face in missing.moved],
+            renamed=[dataclasses.asdict(one) for one in missing.renamed],
+            kept=[_shown_kept(one) for one in missing.kept],
+        )
         return
     console = terminal.console()
+    would = "would be " if verb == "would go" else ""
+    _print_renamed(missing.renamed, would)
     for face in missing.faces:
         console.print(
             terminal.text(f"  {verb}: face {face.id}, {face.identity or '-'}, {terminal.near(face.path)}")
         )
+    _print_kept(missing.kept, would)
     console.print(
         f"{terminal.counted(len(missing.paths), 'file')} gone from the sources; "
         f"{terminal.counted(len(missing.faces), 'face')} {verb} with them"
+        + (f", {len(missing.moved):,} {would}found at another path" if missing.moved else "")
+        + (f", {len(missing.kept):,} {would}kept" if missing.kept else "")
     )
+
+
+def _print_relabelled(done: "Relabelled", *, dry_run: bool, log_json: bool) -> None:
+    changes = list(zip(done.faces, done.identities, strict=True))
+    if log_json:
+        import dataclasses
+
+        from retrieval.progress import JsonLog
+
+        JsonLog.event(
+            "relabel",
+            done=not dry_run,
+            faces=[{**_shown_face(face), "new_identity": name} for face, name in changes],
+            renamed=[dataclasses.asdict(one) for one in done.renamed],
+            kept=[_shown_kept(one) for one in done.kept],
+        )
+        return
+    console = terminal.console()
+    would = "would be " if dry_run else ""
+    _print_renamed(done.renamed, would)
+    whole = {one.name for one in done.renamed}
+    for face, name in changes:
+        if face.identity not in whole:
+            shown = (
+                f"  {would}relabelled: face {face.id}, {face.identity} -> {name}, {terminal.near(face.path)}"
+            )
+            console.print(terminal.text(shown))
+    _print_kept(done.kept, would)
+    console.print(
+        f"{terminal.counted(len(changes), 'face')} {would}relabelled"
+        + (
+            f", {len(done.kept):,} {would}kept: the sources have them under several names"
+            if done.kept
+            else ""
+        )
+    )
+
+
+def _print_renamed(renamed: "Sequence[Renamed]", would: str) -> None:
+    for one in renamed:
+        verb = "merged into" if one.merged else "renamed to"
+        faces = terminal.counted(one.faces, "face")
+        terminal.console().print(terminal.text(f"  {one.name}: {would}{verb} {one.new_name} ({faces})"))
+
+
+def _print_kept(kept: "Sequence[Kept]", would: str) -> None:
+    for one in kept:
+        places = ", ".join(
+            f"{terminal.near(path)} ({name or 'no name'})"
+            for path, name in zip(one.paths, one.identities, strict=True)
+        )
+        shown = (
+            f"  {would}kept: face {one.face.id}, {one.face.identity or 'no name'}; its bytes are at {places}"
+        )
+        terminal.console().print(terminal.text(shown))
+
+
+def _shown_face(face: "Face") -> dict[str, Any]:
+    return {"id": face.id, "identity": face.identity, "path": face.path}
+
+
+def _shown_kept(one: "Kept") -> dict[str, Any]:
+    return {**_shown_face(one.face), "found": dict(zip(one.paths, one.identities, strict=True))}
 
 
 _LINE = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
@@ -670,12 +834,21 @@ class _ReportFile:
         if self.path is not None:
             if self.path.is_dir():
                 raise InputError(f"The report {self.path} is a folder; name a file.")
-            self.part = self.path.with_name(f".{self.path.name}.part")
-            try:
-                self.file = open(self.part, "w", encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"The report {self.path} cannot be written: {error.strerror}.") from error
+            from retrieval.files import replacing
+
+            self.replacing = replacing(self.path)
+            with self._translated():
+                self.file = io.TextIOWrapper(self.replacing.__enter__(), encoding="utf-8")
         return self
+
+    @contextmanager
+    def _translated(self) -> "Iterator[None]":
+        from retrieval.files import why
+
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
 
     def write(self, outcome: Any) -> None:
         if outcome.status not in ("enrolled", "embedded"):
@@ -693,13 +866,15 @@ class _ReportFile:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.path is not None:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self._translated():
+                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too: of what it had come to.
         if self.path is not None:
-            self.file.close()
-            os.replace(self.part, self.path)
+            with self._translated():
+                self.file.detach()  # which flushes it, and leaves the file open
+                self.replacing.__exit__(None, None, None)
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:
@@ -708,6 +883,11 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
         f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
     )
+    if done.identities_from:
+        named = terminal.counted(done.identities, "identity")
+        console.print(terminal.text(f"{named}, from {done.identities_from}"))
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
     _print_reasons_and_pace(done)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
@@ -731,6 +911,8 @@ def _print_reasons_and_pace(done: "Run") -> None:
     console = terminal.console()
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")
+    if done.passed_over:
+        console.print(terminal.text(f"passed over: {done.passed_over}"))
     console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
 
 

@@ -187,7 +187,7 @@ def write(path: Path, codes: Codes, errors: NDArray[np.float64]) -> WrittenCodes
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, in our words if not."""
     try:
-        write_durably(path, data)
+        write_durably(path, data, inherit=True)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {why(error)}.") from error
 

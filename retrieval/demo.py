@@ -1,7 +1,7 @@
 """The demo: draw (or take) faces, train, enroll, search, in one folder, with nothing from the network."""
 
+import io
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted
+from retrieval.files import make_output_folder, remove, write_durably
 from retrieval.gallery import Gallery
 from retrieval.plot import Row, Tile, panel
 from retrieval.searching import SearchResult
@@ -67,10 +68,10 @@ def _clear(out: Path) -> None:
                 f"{out} is not empty and holds no earlier demo; choose another folder with --out."
             )
         for name in ("photos", "model", "gallery"):
-            shutil.rmtree(out / name, ignore_errors=True)
+            remove(out / name)
         (out / "search.png").unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _MARK).write_text(json.dumps({"made_by": "faceprint demo"}) + "\n")
+    make_output_folder(out)
+    write_durably(out / _MARK, (json.dumps({"made_by": "faceprint demo"}) + "\n").encode())
 
 
 def _train(data: Path, out: Path) -> "TrainingResult":
@@ -117,7 +118,9 @@ def _ask(result: "TrainingResult", gallery: Gallery, picture: Path, console: Con
             for m in answer.matches
         ]
         rows.append(Row(Tile(sample.path, truth, said), matches))
-    panel(rows, heading="Held-out photos and the closest photos in the gallery").save(picture)
+    drawn = io.BytesIO()
+    panel(rows, heading="Held-out photos and the closest photos in the gallery").save(drawn, format="PNG")
+    write_durably(picture, drawn.getvalue())
 
 
 def _sentence(truth: str, answer: SearchResult) -> str:

@@ -18,7 +18,7 @@ import stat
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from retrieval.annotations import Metadata, decoded, encoded, filled
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageError
-from retrieval.files import sync, whole_folder, why, write_durably
+from retrieval.files import create, replacing, whole_folder, why, write_durably
 from retrieval.manifests import read_manifest
 from retrieval.parquet import opened, pyarrow
 from retrieval.places import absolute, is_absolute
@@ -328,7 +328,6 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
     groups = _groups(segments, group)
     records = _records(vault, reader, groups)
     schema = _schema(model.fingerprint, model.dimension, gallery=row.uuid)
-    folder.mkdir()
     exported = Export(
         folder=folder,
         created_at=utc_now(),
@@ -347,7 +346,7 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
             for number in range(max(1, -(-faces // (group * per_file))))
         ),
     )
-    write_durably(folder / MANIFEST, exported.manifest().encode())
+    write_durably(folder / MANIFEST, exported.manifest().encode(), inherit=True)
     return exported
 
 
@@ -460,29 +459,34 @@ def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> Ex
     Raises:
         OSError: the disk refused.
     """
-    pa, pq = pyarrow()
-    texts = [name for name in schema.names if name not in ("id", "vector")]
-    rows = 0
-    with open(path, "wb") as file:
-        hashed = _Hashed(file)
-        options = {
-            "use_dictionary": ["identity", "identity_metadata"],
-            "compression": {
-                "id": "snappy",
-                "vector.list.element": "none",
-                **{"paths.list.element" if name == "paths" else name: "snappy" for name in texts},
-            },
-            "write_statistics": ["id", "identity"],
-            "write_page_checksum": True,
-        }
-        with pq.ParquetWriter(hashed, schema, **options) as writer:
-            for columns in groups:
-                arrays = [_array(columns[field.name], field.type) for field in schema]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-                rows += len(columns["vector"])
+    with create(path, inherit=True) as file:
+        rows, sha256 = _write_groups(file, schema, groups)
         file.flush()
         os.fsync(file.fileno())
-        return ExportedFile(path.name, rows, file.tell(), hashed.digest.hexdigest())
+        return ExportedFile(path.name, rows, file.tell(), sha256)
+
+
+def _write_groups(file: BinaryIO, schema: Any, groups: Iterable[dict[str, Any]]) -> tuple[int, str]:
+    """Writes row groups as Parquet; returns how many rows there are, and the SHA-256 of what was written."""
+    pa, pq = pyarrow()
+    texts = [name for name in schema.names if name not in ("id", "vector")]
+    rows, hashed = 0, _Hashed(file)
+    options = {
+        "use_dictionary": ["identity", "identity_metadata"],
+        "compression": {
+            "id": "snappy",
+            "vector.list.element": "none",
+            **{"paths.list.element" if name == "paths" else name: "snappy" for name in texts},
+        },
+        "write_statistics": ["id", "identity"],
+        "write_page_checksum": True,
+    }
+    with pq.ParquetWriter(hashed, schema, **options) as writer:
+        for columns in groups:
+            arrays = [_array(columns[field.name], field.type) for field in schema]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            rows += len(columns["vector"])
+    return rows, hashed.digest.hexdigest()
 
 
 def _array(column: Any, kind: Any) -> Any:
@@ -1003,18 +1007,12 @@ def write_embeddings(
         ],
         metadata={_FINGERPRINT: fingerprint.encode()},
     )
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        try:
-            written = _write_file(temporary, schema, _embedding_columns(batches, dimension))
-            os.replace(temporary, path)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-        sync(path.parent)
+        with replacing(path) as file:
+            rows, _ = _write_groups(file, schema, _embedding_columns(batches, dimension))
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {why(error)}.") from error
-    return written.rows
+    return rows
 
 
 def _embedding_columns(

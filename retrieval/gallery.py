@@ -21,11 +21,13 @@ from retrieval import (
     calibration,
     exchange,
     identities,
+    lock,
     metadata,
-    missing,
+    moves,
     pixels,
     preparation,
     reembedding,
+    relocation,
     verification,
 )
 from retrieval.adding import Additions
@@ -40,13 +42,15 @@ from retrieval.info import GalleryInfo, gallery_info
 from retrieval.knn import Explanation
 from retrieval.metadata import Annotated
 from retrieval.missing import Missing
+from retrieval.moves import Relabelled
 from retrieval.people import checked_rule
-from retrieval.photos import Offered, Photo
+from retrieval.photos import Offered, Photo, scan
 from retrieval.photos import of as photos_of
 from retrieval.pictures import search_pictures
 from retrieval.places import absolute
 from retrieval.preparation import Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.reembedding import Reembedded
+from retrieval.relocation import Relocated
 from retrieval.remote import Fetching
 from retrieval.searching import (
     Found,
@@ -89,8 +93,11 @@ class Gallery:
         engine: str = "auto",
         precision: str = "float32",
         via: str = "library",
+        shared: bool = False,
     ) -> "Gallery":
         """Makes an empty gallery with a copy of the bundle, whole or not at all.
+
+        Only its owner may read it, whatever the umask; with `shared` the group of its folder may, too.
 
         Raises:
             GalleryError: `folder` exists and is not empty.
@@ -98,7 +105,7 @@ class Gallery:
             StorageError: the disk refused, or `folder` is a place that cannot be replaced, such as a mount
                 point; name a folder below it.
         """
-        with _new_gallery(Path(folder)) as made:
+        with _new_gallery(Path(folder), shared=shared) as made:
             Vault.create(made, bundle)
         return cls.open(folder, device=device, engine=engine, precision=precision, via=via)
 
@@ -306,8 +313,13 @@ class Gallery:
         ]
         return Ready(tuple(kept), vectors, tuple(photo.is_new for photo in ready))
 
-    def enroll_ready(self, batch: Ready) -> list[Outcome]:
+    def enroll_ready(self, batch: Ready, *, contested: set[int] | None = None) -> list[Outcome]:
         """Makes a batch durable in one step. Outcomes in it pass through.
+
+        Args:
+            batch: as `embed_prepared` made it.
+            contested: ids of faces whose bytes this run was offered under another name; they are not
+                removed, and more are added to it. None is a run of one batch.
 
         Raises:
             StorageError, GalleryBusy: nothing of the batch was enrolled.
@@ -319,7 +331,8 @@ class Gallery:
         # The oldest of them: if any was prepared for another model, none of the batch is added.
         generation = min(photo.generation for photo in ready)
         faces = [photo.face for photo in ready]
-        found = self._additions.add(faces, batch.vectors, has_vector=batch.has_vector, generation=generation)
+        options: dict[str, Any] = {"has_vector": batch.has_vector, "generation": generation}
+        found = self._additions.add(faces, batch.vectors, contested=contested, **options)
         added = [o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)]
         return in_their_places(batch.photos, added)
 
@@ -802,25 +815,90 @@ class Gallery:
         """
         return reembedding.drop_other(self.vault)
 
-    def missing_files(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
-        """Known paths below some sources whose files are gone, and the faces that have no other.
+    def missing_files(
+        self,
+        sources: Iterable[str | os.PathLike[str]],
+        *,
+        photos: Iterable[Photo] | None = None,
+        gone: Iterable[str | os.PathLike[str]] = (),
+    ) -> Missing:
+        """What `remove_missing` would do; changes nothing."""
+        sources = list(sources)
+        photos = scan(sources) if photos is None else photos
+        return moves.find_missing(self.vault, sources, photos, gone=gone)
 
-        A file that cannot be looked at (no permission, a disk error, a damaged archive) is not gone.
+    def remove_missing(
+        self,
+        sources: Iterable[str | os.PathLike[str]],
+        *,
+        photos: Iterable[Photo] | None = None,
+        gone: Iterable[str | os.PathLike[str]] = (),
+    ) -> Missing:
+        """Follows photos that have moved, and removes faces whose files are gone, in one transaction.
+
+        A known path is dead when its file is gone, or has other bytes by now. A file that cannot be looked at
+        (no permission, a disk error, a damaged archive) is not gone. A face all of whose paths are dead
+
+        - follows its bytes where a source has them, if nobody says there that it is somebody else;
+        - follows them under another name where all faces of its person do, under the same one: the person is
+          renamed, or becomes one with whoever keeps that name. Metadata stay;
+        - stays as it is where a source has its bytes otherwise (`Missing.kept`);
+        - is removed where no source has them.
+
+        Args:
+            sources: folders, files and archives on this machine; only paths below them can be gone.
+            photos: what the sources have, as `photos.scan` gives it; None scans them.
+            gone: folders or archives that may have disappeared as a whole, beside the sources.
+
+        Returns:
+            What was done. No trace of what was removed is left, as after `forget`.
 
         Raises:
             DataError: a source does not exist.
             InputError: there is not one photo in a source: it may not be mounted; or it is one that does not
-                show what is gone (`photos.check_comparable`).
+                show what is gone (`photos.check_comparable`); or people became one whose metadata are too
+                large together.
+            StorageError, GalleryBusy: nothing was changed.
         """
-        return missing.find(self.vault, sources)
+        sources = list(sources)
+        photos = scan(sources) if photos is None else photos
+        return moves.remove_missing(self.vault, sources, photos, gone=gone)
 
-    def remove_missing(self, sources: Iterable[str | os.PathLike[str]]) -> Missing:
-        """Makes paths unknown whose files are gone, and removes faces that have no other; see above.
+    def relabel(self, photos: Iterable[Photo], *, dry_run: bool = False) -> Relabelled:
+        """Lets stored photos have the identities that are said now, in one transaction.
 
-        Returns:
-            What was removed. No trace of it is left, as after `forget`.
+        A face changes if its bytes are among the photos under one other name, and never under today's. Where
+        all faces of a person change to the same name, the person is renamed, or becomes one with whoever has
+        that name; metadata stay. Who has no face left disappears, with former names and metadata.
+
+        Args:
+            photos: such as those of `photos.scan`. One without an identity or with new bytes changes nothing.
+            dry_run: only say what would change.
+
+        Raises:
+            InputError: people became one whose metadata are too large together.
+            StorageError, GalleryBusy: nothing was changed.
         """
-        return missing.remove(self.vault, sources)
+        return (moves.find_relabelled if dry_run else moves.relabel)(self.vault, photos)
+
+    def relocate(
+        self, old: str | os.PathLike[str], new: str | os.PathLike[str], *, dry_run: bool = False
+    ) -> Relocated:
+        """Rewrites the beginning of known paths, for a library that lies at another place now.
+
+        No file is read. A file that is the very same (size, time and inode) is known without being opened
+        afterwards; any other is read once by the next ingest.
+
+        Args:
+            old: a folder, an archive or a file, or the beginning of addresses; no file need be there.
+            new: what `old` is called now. Members of archives below it follow.
+            dry_run: only say what would be done.
+
+        Raises:
+            InputError: no known path is `old` or lies below it, or both are the same.
+            StorageError, GalleryBusy: nothing was changed.
+        """
+        return relocation.relocate(self.vault, old, new, dry_run=dry_run)
 
     def fetching(self, *, fetch: bool) -> Fetching:
         """What `doubts.page` needs to show photos at addresses, from hosts that photos were enrolled from."""
@@ -873,15 +951,16 @@ def repair(
 
 
 @contextmanager
-def _new_gallery(target: Path) -> Iterator[Path]:
-    """A name for a folder that becomes the gallery `target` when everything in it is there.
+def _new_gallery(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A new folder that becomes the gallery `target` when everything in it is there.
 
     Raises:
         GalleryError: `target` exists and is not empty.
         StorageError: the disk refused.
     """
+    lock.check(target)
     try:
-        with whole_folder(target) as made:
+        with whole_folder(target, shared=shared) as made:
             yield made
     except FileExistsError as error:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error

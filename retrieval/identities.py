@@ -5,12 +5,14 @@ Who is nearest to a search stands in `retrieval.people`.
 
 import os
 import uuid
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from retrieval.annotations import encoded, filled
 from retrieval.bundle import FORGOTTEN, Relabel
 from retrieval.errors import InputError
+from retrieval.missing import Renamed
 from retrieval.places import absolute, is_utf8, readable
 from retrieval.preparation import check_identity
 from retrieval.store import Reader, Receipt, Writer, utc_now
@@ -69,6 +71,81 @@ def merge(vault: Vault, name: str, into: str) -> int:
     return faces
 
 
+def planned(reader: Reader, people: Mapping[str, str]) -> list[Renamed]:
+    """What `rename_together` would do."""
+    heads = _heads(reader, people)
+    return [
+        Renamed(name, new, len(reader.face_ids_of(name)), merged=heads[new] != reader.identity_id(name))
+        for name, new in sorted(people.items())
+    ]
+
+
+def rename_together(vault: Vault, writer: Writer, people: Mapping[str, str]) -> list[Renamed]:
+    """Gives people other names, all at once, so that they may exchange them; the models' labels go with them.
+
+    Several who get one name become one person, and so does whoever gets the name of somebody who keeps it.
+    The older of them stays, with its metadata; what these have no key for is filled in. Old names are no
+    aliases: a folder of such a name that appears later may be somebody else's.
+
+    Args:
+        vault, writer: of the transaction.
+        people: new names by today's.
+
+    Raises:
+        InputError: the metadata of people who become one are too large together.
+    """
+    done, heads = planned(writer, people), _heads(writer, people)
+    known = writer.identities_named({*people, *people.values()})
+    said = dict(known.values())
+    labels: dict[str, dict[int, Relabel]] = defaultdict(dict)
+    for name, new in people.items():
+        change = Relabel(new, keep_photos=True)
+        for folder, found in _labels(vault, writer, writer.names_of([known[name][0]]), change).items():
+            labels[folder] |= found
+    for name in people:  # no name is taken while they change
+        writer.rename_identity(known[name][0], f"\x01{known[name][0]}")
+    for new, head in heads.items():
+        if head in {known[name][0] for name in people}:
+            writer.rename_identity(head, new)
+            writer.remove_alias(new)
+    for name, new in sorted(people.items(), key=lambda pair: known[pair[0]][0]):
+        number, head = known[name][0], heads[new]
+        if number != head:
+            merged = filled(said[head], said[number])
+            encoded(merged, f"{name} and {new} together")
+            if merged != said[head]:
+                writer.set_metadata(identity_table, {head: merged})
+                said[head] = merged
+            writer.merge_identities(number, head)
+    if labels:
+        vault.owe(writer, erase=False, labels=labels)
+    return done
+
+
+def _heads(reader: Reader, people: Mapping[str, str]) -> dict[str, int]:
+    """The number of the person who has each new name from then on."""
+    numbers = {name: number for name, (number, _) in reader.identities_named(people).items()}
+    heads: dict[str, int] = {}
+    for new in set(people.values()):
+        keeps = reader.identity_id(new) if new not in people else None
+        first = min(numbers[name] for name, wanted in people.items() if wanted == new)
+        heads[new] = first if keeps is None else keeps
+    return heads
+
+
+def _labels(
+    vault: Vault, reader: Reader, names: Collection[str], change: Relabel
+) -> dict[str, dict[int, Relabel]]:
+    """New labels, by number and by the folder of the model, for the outputs of some names."""
+    labels: dict[str, dict[int, Relabel]] = {}
+    for generation in reader.generations().values():
+        today = vault.bundle(reader, generation).labels
+        found = {number: change for number, label in enumerate(today) if label in names}
+        if found:
+            labels[generation.folder] = found
+    return labels
+
+
 def _identity(vault: Vault, reader: Reader, name: str) -> int:
     """The number of a person.
 
@@ -85,12 +162,7 @@ def _identity(vault: Vault, reader: Reader, name: str) -> int:
 
 def _relabel(vault: Vault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool) -> None:
     """Lets the labels of some names, in every model, go with the names."""
-    labels: dict[str, dict[int, Relabel]] = {}
-    for generation in writer.generations().values():
-        today = vault.bundle(writer, generation).labels
-        found = {number: change for number, label in enumerate(today) if label in names}
-        if found:
-            labels[generation.folder] = found
+    labels = _labels(vault, writer, names, change)
     if erase or labels:
         vault.owe(writer, erase=erase, labels=labels)
 

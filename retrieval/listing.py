@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from retrieval.annotations import decoded, encoded, is_nothing, paths_beside, tables, what_about
+from retrieval.annotations import (
+    decoded,
+    encoded,
+    is_nothing,
+    paths_beside,
+    separator_of,
+    tables,
+    what_about,
+)
 from retrieval.errors import DataError, InputError, Reason
 from retrieval.files import why
 from retrieval.places import composed, is_utf8
@@ -39,17 +47,23 @@ class Row:
     detail: str | None = None
 
 
-def check(path: Path) -> None:
+def has_columns(path: str | os.PathLike[str]) -> bool:
+    """Whether a source is a list with columns, by its name."""
+    return os.path.splitext(os.fspath(path))[1].lower() in _TABLES
+
+
+def check(path: Path, column: str | None = None) -> None:
     """Looks at the beginning of a list.
 
     Raises:
-        DataError: it is not a file, cannot be read, or has no column `path`.
+        DataError: it is not a file, cannot be read, or is a table without the column `path`, or without the
+            given one.
         MissingDependency: it is Parquet, and pyarrow is not installed.
     """
     if not path.is_file():
         raise DataError(f"The list {path} is not a regular file; give its lines on standard input, as -.")
     if path.suffix.lower() in _TABLES:
-        _check_table(path)
+        _check_table(path, column)
         return
     try:
         with open(path, "rb") as file:
@@ -60,7 +74,35 @@ def check(path: Path) -> None:
         raise DataError(f"The list {path} is in UTF-16; save it in UTF-8.")
 
 
-def rows(path: Path, whose: Callable[[str], str | None]) -> Iterator[Row]:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How a table begins: its columns, the path in its first row, and whether semicolons separate columns."""
+
+    columns: list[str]
+    path: str | None
+    semicolons: bool
+
+
+def head(path: Path) -> Head:
+    """How a list with columns begins.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with closing(tables(path, encoding_errors="surrogateescape")) as read:
+        columns, _ = next(read)
+        try:
+            first = next(iter(next(read, (columns, []))[1]), None)
+        except InputError:
+            first = None  # whoever reads the rows is told so
+    found = None
+    if "path" in columns and first is not None and not isinstance(first, InputError):
+        value = first[columns.index("path")]
+        found = value if isinstance(value, str) else None
+    return Head(columns, found, path.suffix.lower() == ".csv" and separator_of(path) == ";")
+
+
+def rows(path: Path, whose: Callable[[str], str | None], column: str | None = None) -> Iterator[Row]:
     """The photos of a list, in its order, as it is read.
 
     Relative paths are meant as those of tables of metadata are: from the folder of the list, or, where
@@ -69,6 +111,7 @@ def rows(path: Path, whose: Callable[[str], str | None]) -> Iterator[Row]:
     Args:
         path: of a text (.txt), CSV (.csv) or Parquet (.parquet, .pq).
         whose: the identity that a path gives, where the list has no column for it.
+        column: of a table, which has the identity instead of `identity`.
 
     Raises:
         InputError, OSError: the list cannot be read on.
@@ -89,6 +132,8 @@ def rows(path: Path, whose: Callable[[str], str | None]) -> Iterator[Row]:
                     yield Row(None, problem=Reason.BAD_ROW, detail=values.words)
                 else:
                     said = dict(zip(columns, values, strict=True))
+                    if column is not None:
+                        said["identity"] = said.pop(column, None)
                     yield _row(said, f"row {number:,} of {path}", find, whose)
 
 
@@ -120,17 +165,20 @@ def _names(lines: list[bytes], end: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _check_table(path: Path) -> None:
+def _check_table(path: Path, column: str | None) -> None:
     try:
         with closing(tables(path, encoding_errors="surrogateescape")) as read:
             columns, _ = next(read)
         if not all(map(is_utf8, columns)):
             raise InputError(f"The list {path} is not a text in UTF-8; save it as CSV in UTF-8.")
-        if "path" in columns and what_about(path, columns) == "path":
+        if "path" in columns and what_about(path, columns) == "path" and (column or "path") in columns:
             return
     except InputError as error:
         raise DataError(str(error)) from error
-    raise DataError(f"The list {path} has no column `path`; its columns are {', '.join(columns) or 'none'}.")
+    lacks = "path" if "path" not in columns else column
+    raise DataError(
+        f"The list {path} has no column `{lacks}`; its columns are {', '.join(columns) or 'none'}."
+    )
 
 
 def _row(

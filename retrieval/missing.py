@@ -1,81 +1,81 @@
-"""Missing: known paths whose files are gone, and the faces that no other path leads to."""
+"""Missing: what became of known paths whose files are gone, and which sources can show it."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from retrieval import archives
 from retrieval.errors import InputError
 from retrieval.photos import check_comparable, scan
 from retrieval.places import absolute
-from retrieval.store import Face, Reader
-from retrieval.vault import Vault
+from retrieval.store import Face
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A person all of whose photos are under another name now.
+
+    Attributes:
+        name, new_name: before, and from now on.
+        faces: how many the person has.
+        merged: whether there was somebody of the new name already, who has these faces now.
+    """
+
+    name: str
+    new_name: str
+    faces: int
+    merged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A face whose files are gone, and whose bytes lie elsewhere under names that contradict its own.
+
+    Attributes:
+        face: as it is stored.
+        paths: where its bytes are now.
+        identities: whom the sources name there, in the order of `paths`; None for nobody.
+    """
+
+    face: Face
+    paths: tuple[str, ...]
+    identities: tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Known paths whose files are gone, and the faces that no other path leads to."""
+    """Known paths whose files are gone, and what becomes of their faces.
+
+    Attributes:
+        paths: the paths that are no longer known.
+        faces: the faces that go: no other path leads to them, and no source has their bytes.
+        moved: the faces that follow their bytes, as they were.
+        renamed: the people all of whose photos were found under another name.
+        kept: the faces that stay as they are, because somebody has to decide.
+    """
 
     paths: tuple[str, ...]
     faces: tuple[Face, ...]
+    moved: tuple[Face, ...] = ()
+    renamed: tuple[Renamed, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
-def find(vault: Vault, sources: Iterable[str | os.PathLike[str]]) -> Missing:
-    """What is missing below some sources; see `Gallery.missing_files`."""
-    with vault.store.read() as reader:
-        return _missing(reader, _roots(sources))
+def roots(
+    sources: Iterable[str | os.PathLike[str]], gone: Iterable[str | os.PathLike[str]] = ()
+) -> list[str]:
+    """Absolute paths of sources with at least one photo each, and of folders that may be gone as a whole.
 
-
-def remove(vault: Vault, sources: Iterable[str | os.PathLike[str]]) -> Missing:
-    """Removes what is missing below some sources, without a trace; see `Gallery.remove_missing`."""
-    roots = _roots(sources)
-    with vault.writing() as writer:
-        missing = _missing(writer, roots)
-        if missing.paths:
-            writer.remove_files(missing.paths)
-            vault.remove(writer, [face.id for face in missing.faces])
-            vault.owe(writer, erase=True, labels={})
-            vault.log(writer, "sync", faces=len(missing.faces), files=len(missing.paths))
-    return missing
-
-
-def _roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Sources as absolute paths, each with a photo in it."""
-    sources = list(sources)
-    check_comparable(sources)
-    roots = [absolute(source) for source in sources]
-    for root in roots:
+    Raises:
+        DataError: a source does not exist.
+        InputError: there is not one photo in a source, or it does not show what is gone.
+    """
+    sources, gone = list(sources), list(gone)
+    check_comparable([*sources, *gone])
+    for root in map(absolute, sources):
         if next(scan([root]), None) is None:
             raise InputError(
                 f"There is not one photo in {root}, so nothing is taken for gone; is it mounted? "
-                "To remove people, use `faceprint forget`."
+                "To remove people, use `faceprint forget`; to drop what was below a folder that is gone for "
+                "good, name another source, and this one with `--gone`."
             )
-    return roots
-
-
-def _missing(reader: Reader, roots: Sequence[str]) -> Missing:
-    paths: list[str] = []
-    alive: set[int] = set()
-    faces: set[int] = set()
-    with archives.Shelf() as shelf:
-        for path, number in reader.all_files():
-            below = any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
-            if below and _is_gone(path, shelf):
-                paths.append(path)
-                faces.add(number)
-            else:
-                alive.add(number)
-    return Missing(tuple(sorted(paths)), tuple(reader.faces(sorted(faces - alive)).values()))
-
-
-def _is_gone(path: str, shelf: archives.Shelf) -> bool:
-    try:
-        os.stat(path)
-    except NotADirectoryError:
-        member = archives.split(path)
-        return member is None or not shelf.has(*member)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
+    return [absolute(source) for source in [*sources, *gone]]

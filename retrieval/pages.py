@@ -141,7 +141,7 @@ def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
         changed = {number: _sum(page) for number, page in last.items()}
         new = _renewed(driver, path, known, changed, revision)
         if new != known:
-            write_durably(sums_path(path), _pack(new))
+            write_durably(sums_path(path), _pack(new), inherit=True)
         busy = 0
         if mode != "PASSIVE":
             busy, frames, copied = _checkpoint(driver, mode)

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,12 +15,13 @@ from PIL import Image
 
 from retrieval import archives, folders, listing, pixels, remote, shards
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
+from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import Stamp, why
+from retrieval.naming import KEYWORDS, Naming, inside
 from retrieval.pixels import MAX_BYTES, ImageSource
-from retrieval.places import absolute, composed, is_url, is_utf8, parent_name
+from retrieval.places import absolute, composed, is_url, is_utf8, is_utf8_name, names_are_utf8
 
 STANDARD_INPUT: Final = "-"
-IDENTITY_FROM: Final = ("parent", "none")
 
 _PROBLEMS: Final = {
     Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
@@ -65,8 +66,14 @@ class Photo:
     @property
     def why(self) -> str | None:
         """What is known about its problem, for a person."""
+        if self.problem is Reason.NAME_NOT_UTF8 and not names_are_utf8():
+            encoding = sys.getfilesystemencoding()
+            return f"names of files are read as {encoding} here; start Python with -X utf8 or PYTHONUTF8=1"
         return self.detail or _PROBLEMS.get(self.problem) if self.problem else None
 
+
+_FIRST: Final = Naming(keyword="first")
+_PARENT: Final = Naming(keyword="parent")
 
 # What may be said of an archive as a whole; a zip that is found in a folder is just no image.
 _OF_ARCHIVES: Final = (Reason.DAMAGED, Reason.NO_PERMISSION, Reason.IO_ERROR, Reason.UNREACHABLE)
@@ -77,11 +84,27 @@ _Whose: TypeAlias = Callable[[str], str | None]
 _Photos: TypeAlias = Callable[[], Iterator[Photo]]
 
 
-def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None = None) -> Iterator[Photo]:
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How sources are read: see `scan`."""
+
+    naming: Naming | None
+    exclusion: Exclusion
+    passed_over: PassedOver | None
+
+
+def scan(
+    sources: Iterable[str | os.PathLike[str]],
+    *,
+    identity_from: str | None = None,
+    exclude: Iterable[str] = (),
+    passed_over: PassedOver | None = None,
+) -> Iterator[Photo]:
     """Every photo of some sources, one after the other, each as it is reached.
 
     A source is
-    - a folder: each of its subfolders is an identity, see `folders.walk`;
+    - a folder: each of its subfolders is an identity, see `folders.walk`; patterns in a file
+      .faceprintignore right in it say what else is passed over;
     - a list, by its suffix .txt, .csv or .parquet: see `listing.rows`;
     - an archive, by its suffix .tar (.tar.gz, .tgz, .tar.bz2, .tar.xz) or .zip: a member's identity is the
       first folder of its path, one with the archive's own name passed over; see `archives.members` for what
@@ -95,19 +118,37 @@ def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None
 
     Args:
         sources: as above.
-        identity_from: whose a photo is that nobody else names, in lists, archives and standard input:
-            "parent", the name of the folder that it lies in, "none", nobody's. None is "parent" for lists
-            and standard input, and the first folder for archives.
+        identity_from: what names the person on a photo, where a list has no column `identity`: "first", the
+            first folder of the path below the source (for lists, below the folder of the list); "parent", the
+            folder that the photo lies in; "none", nothing; the name of a column of lists, also where there is
+            `identity`; or, where it has a parenthesis, a regular expression that is searched for in the path
+            below the source, with the name in its group `identity` or its first one. None is "first" for
+            folders and archives (in these a first folder of the archive's own name is passed over), "parent"
+            for lists and standard input, and "none" for single files.
+        exclude: patterns, as of .gitignore, of files and folders that are passed over in folders and
+            archives, beside litter and what a folder's own .faceprintignore says; see `exclusion.Pattern`.
+            What is named itself (a file, a row of a list, an address) is taken.
+        passed_over: what was passed over is added to it.
 
     Raises:
-        DataError: a source that does not exist, or a list that is none; raised before the first photo.
+        DataError: a source that does not exist, or a list that is none, or a .faceprintignore that cannot be
+            read; raised before the first photo.
         MissingDependency: for a source that needs it; raised before the first photo. An address in a list
             raises it when it is reached.
-        InputError: another `identity_from`.
+        InputError: `identity_from` is no pattern, or a column and no source is a list with columns; a pattern
+            to exclude that is none, or some and no source that they are about.
     """
-    if identity_from not in (None, *IDENTITY_FROM):
-        raise InputError(f"An identity comes from {' or '.join(IDENTITY_FROM)}, not from {identity_from!a}.")
-    found = [_source(source, identity_from) for source in sources]
+    naming, sources = Naming.parse(identity_from), list(sources)
+    if naming is not None and naming.column is not None and not any(map(listing.has_columns, sources)):
+        raise InputError(
+            f"An identity comes from {', '.join(KEYWORDS)}, from a column of a list (none of the sources has "
+            f"columns, so not from {naming.column!a}), or from a pattern with a group in parentheses."
+        )
+    exclusion = Exclusion.of(exclude)
+    if exclusion.patterns and not any(map(_is_walked, sources)):
+        raise InputError("Patterns to exclude are about folders and archives; name one, or leave them out.")
+    how = _How(naming, exclusion, passed_over)
+    found = [_source(source, how) for source in sources]
     return chain.from_iterable(photos() for photos in found)
 
 
@@ -157,14 +198,14 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
         raise DataError(f"{path} is not a report of faceprint ingest; pass what --report wrote.") from error
 
 
-def count(sources: Iterable[str | os.PathLike[str]]) -> int | None:
+def count(sources: Iterable[str | os.PathLike[str]], *, exclude: Iterable[str] = ()) -> int | None:
     """How many photos `scan` will give; None where that takes reading an archive or standard input.
 
     Raises:
         DataError, MissingDependency: as `scan`.
     """
     sources = list(sources)
-    found = scan(sources)
+    found = scan(sources, exclude=exclude)
     if any(_is_stream(source) for source in sources):
         return None
     return sum(1 for _ in found)
@@ -236,29 +277,35 @@ def read_stored(shelf: archives.Shelf, path: str, fetching: remote.Fetching) -> 
     return read_from(shelf, path)[0]
 
 
-def _source(source: str | os.PathLike[str], identity_from: str | None) -> _Photos:
+def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
     """What gives the photos of a source, once it is known to exist."""
-    whose: _Whose = _nobody if identity_from == "none" else parent_name
+    naming = how.naming
+    column = None if naming is None else naming.column
+    if column is not None:
+        naming = None  # of sources without columns, as if nothing was said
+        how = replace(how, naming=None)
     if os.fspath(source) == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("There is no standard input to read paths from; name a list of them.")
-        return partial(_standard_input, whose)
+        return partial(_standard_input, _whose_below(os.getcwd(), naming or _PARENT))
     path = absolute(source)
     kind = archives.kind(path)
     if is_url(path):
         _check_address(path)
-        return partial(_archive, path, partial(remote.opened, path), identity_from) if kind else _one(path)
+        opened = partial(remote.opened, path)
+        return partial(_archive, path, opened, how) if kind else _one(path, naming)
     # Path.exists raises for a name that is too long and for a barred folder; this says no.
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path}; check the path.")
     if os.path.isdir(path):
-        return partial(_folder, path)
+        return partial(_folder, path, how.naming, how.exclusion.with_file_of(path), how.passed_over)
     if _is_list(path):
-        listing.check(Path(path))
-        return partial(_list, path, whose)
+        listing.check(Path(path), column)
+        whose = _whose_below(os.path.dirname(path), naming or _PARENT)
+        return partial(_list, path, whose, column)
     if (kind and os.path.isfile(path)) or (kind == "tar" and Path(path).is_fifo()):
-        return partial(_archive, path, partial(archives.on_disk, path), identity_from)
-    return _one(path)
+        return partial(_archive, path, partial(archives.on_disk, path), how)
+    return _one(path, naming)
 
 
 def _check_address(url: str) -> None:
@@ -279,20 +326,31 @@ def _is_stream(source: str | os.PathLike[str]) -> bool:
     return archives.kind(source) is not None and not os.path.isdir(source)
 
 
-def _nobody(path: str) -> None:
-    return None
+def _whose_below(root: str, naming: Naming) -> _Whose:
+    return lambda place: naming.name(inside(place, root), place)
+
+
+def _is_walked(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a folder or an archive, in which files are found."""
+    return archives.kind(absolute(source)) is not None or os.path.isdir(absolute(source))
 
 
 def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = None) -> Photo:
-    return Photo(path, identity, None if is_utf8(path) else Reason.NAME_NOT_UTF8, metadata or {})
+    return Photo(path, identity, None if is_utf8_name(path) else Reason.NAME_NOT_UTF8, metadata or {})
 
 
-def _one(path: str) -> _Photos:
-    return lambda: iter([_file(path, None)])
+def _one(path: str, naming: Naming | None) -> _Photos:
+    identity = None if naming is None else _whose_below(os.path.dirname(path), naming)(path)
+    return lambda: iter([_file(path, identity)])
 
 
-def _folder(path: str) -> Iterator[Photo]:
-    return (Photo(os.fspath(file.path), file.identity, file.problem) for file in folders.walk(path))
+def _folder(
+    path: str, naming: Naming | None, exclusion: Exclusion, passed_over: PassedOver | None
+) -> Iterator[Photo]:
+    whose = naming and _whose_below(path, naming)
+    for file in folders.walk(path, exclusion=exclusion, passed_over=passed_over):
+        place = os.fspath(file.path)
+        yield Photo(place, whose(place) if whose else file.identity, file.problem)
 
 
 def _standard_input(whose: _Whose) -> Iterator[Photo]:
@@ -301,9 +359,9 @@ def _standard_input(whose: _Whose) -> Iterator[Photo]:
     )
 
 
-def _list(path: str, whose: _Whose) -> Iterator[Photo]:
+def _list(path: str, whose: _Whose, column: str | None) -> Iterator[Photo]:
     try:
-        yield from _listed(listing.rows(Path(path), whose))
+        yield from _listed(listing.rows(Path(path), whose, column))
     except (InputError, OSError) as error:
         detail = error.words if isinstance(error, InputError) else str(error.strerror).lower()
         yield Photo(path, None, Reason.DAMAGED, detail=f"the list cannot be read on: {detail}")
@@ -328,12 +386,13 @@ def _unknown_address(url: str) -> str | None:
     return None
 
 
-def _archive(path: str, opened: Callable[[], BinaryIO], identity_from: str | None) -> Iterator[Photo]:
-    whose = partial(_whose_member, identity_from=identity_from, own=composed(archives.stem(path)))
-    for sample in shards.samples(archives.members(path, opened), whose):
+def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[Photo]:
+    whose = partial(_whose_member, naming=how.naming, own=composed(archives.stem(path)))
+    members = archives.members(path, opened, exclusion=how.exclusion, passed_over=how.passed_over)
+    for sample in shards.samples(members, whose):
         member = sample.member
         place = f"{path}/{member.name}" if member.name else path
-        if "\0" in place or not is_utf8(place):
+        if "\0" in place or not is_utf8_name(place):
             yield Photo(place, sample.identity, Reason.NAME_NOT_UTF8)
         else:
             yield Photo(
@@ -341,14 +400,12 @@ def _archive(path: str, opened: Callable[[], BinaryIO], identity_from: str | Non
             )
 
 
-def _whose_member(name: str, *, identity_from: str | None, own: str) -> str | None:
-    """Whose a member of an archive called `own` is, by the folders in its path."""
-    above = [composed(folder) for folder in name.split("/")[:-1]]
-    if identity_from is None and above[:1] == [own]:
-        del above[0]
-    if identity_from == "none" or not above:
-        return None
-    return above[-1] if identity_from == "parent" else above[0]
+def _whose_member(name: str, *, naming: Naming | None, own: str) -> str | None:
+    """Whose a member of an archive called `own` is, by its path in there."""
+    if naming is None:
+        folder, _, below = name.partition("/")
+        return _FIRST.name(below if composed(folder) == own and below else name, name)
+    return naming.name(name, name)
 
 
 def _reported(line: dict[str, Any]) -> Photo:

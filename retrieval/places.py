@@ -3,7 +3,9 @@
 import os
 import posixpath
 import re
+import sys
 import unicodedata
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -16,9 +18,6 @@ _AMBIGUOUS: Final = re.compile(r"[\x00-\x20\x7f\\]")
 
 # Schemes that name a server, and its usual port. Elsewhere the first name is a bucket or the like.
 _PORTS: Final = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "ssh": 22, "smb": 445}
-
-# What operating systems leave in every folder, and nobody ever meant to enroll.
-_LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
 def is_url(name: str | os.PathLike[str]) -> bool:
@@ -62,16 +61,16 @@ def is_absolute(path: str) -> bool:
     return is_url(path) or os.path.isabs(path)
 
 
+def is_below(path: str, roots: Iterable[str]) -> bool:
+    """Whether a path is one of some files or folders, or lies below one."""
+    return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+
+
 def parent_name(path: str) -> str | None:
     """The name of the folder that a file lies in, as an identity; None right below the root."""
     if is_url(path):
         path = unquote(urlsplit(path).path)
     return composed(posixpath.basename(posixpath.dirname(path))) or None
-
-
-def is_litter(name: str) -> bool:
-    """Whether files of this name are passed over: hidden ones, and the litter of operating systems."""
-    return name.startswith(".") or name.lower() in _LITTER
 
 
 def composed(name: str) -> str:
@@ -84,7 +83,25 @@ def composed(name: str) -> str:
 
 def readable(name: str | os.PathLike[str]) -> str:
     """A name that can be written anywhere: lone surrogates, for bytes that are not UTF-8, are spelled out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        # No name of a file here, but a text from elsewhere; the locale has no letters for it.
+        return os.fspath(name).encode("utf-8", "backslashreplace").decode()
+
+
+def is_utf8_name(path: str) -> bool:
+    """Whether a path can be stored, and found again, as the UTF-8 that its bytes on the disk are.
+
+    Where Python decodes names by another encoding (a locale that is not UTF-8, without UTF-8 mode), a name
+    with letters beyond ASCII is not the text that it seems to be.
+    """
+    return is_utf8(path) if names_are_utf8() else path.isascii()
+
+
+def names_are_utf8() -> bool:
+    """Whether Python decodes names of files as UTF-8, as it does but in some locales."""
+    return sys.getfilesystemencoding() == "utf-8"
 
 
 def is_utf8(text: str) -> bool:

@@ -191,7 +191,7 @@ def _target(vault: Vault, bundle: ModelBundle) -> Generation:
             )
         number = writer.gallery().next_generation_id
         folder = f"{MODEL}-{number}"
-        copy = bundle.save(vault.folder / folder)
+        copy = bundle.save(vault.folder / folder, inherit=True)
         generation = Generation(
             number, bundle.fingerprint, bundle.dimension, folder, copy.card_sha256(), utc_now()
         )

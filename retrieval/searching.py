@@ -3,6 +3,7 @@
 It knows nothing of pictures: `retrieval.pictures` embeds them, and says what the classifier thinks.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from retrieval.decisions import Decision
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch
 from retrieval.knn import Answer, Explanation
 from retrieval.people import Ranked, Rule
+from retrieval.places import is_below
 from retrieval.store import Face, Reader
 from retrieval.vault import Vault
 from retrieval.vectors import Ids
@@ -327,6 +329,8 @@ class _Snapshot:
             GalleryDamaged: there is a vector without a face.
         """
         faces = self.reader.faces({int(number) for _, ids in found for number in ids})
+        if self.asked.where is not None and self.asked.where.path_prefixes:
+            faces = {number: _meant_first(face, self.asked.where) for number, face in faces.items()}
         try:
             return [
                 tuple(
@@ -339,3 +343,9 @@ class _Snapshot:
             raise GalleryDamaged(
                 f"{self.folder} has a vector {error} without a face; see `faceprint verify {self.folder}`."
             ) from error
+
+
+def _meant_first(face: Face, where: Where) -> Face:
+    """A face whose paths that meet a condition come first."""
+    paths = sorted(face.paths, key=lambda path: not is_below(path, where.path_prefixes))
+    return dataclasses.replace(face, paths=tuple(paths))

@@ -101,13 +101,13 @@ def _below(where: Where, dialect: str) -> list[ColumnElement[bool]]:
         return [true()]
     path = _by_code_points(file_table.c.path, dialect)
     return [
-        face_table.c.id.in_(select(file_table.c.face_id).where(or_(*(_is_below(path, top) for top in part))))
+        face_table.c.id.in_(select(file_table.c.face_id).where(or_(*(is_below(path, top) for top in part))))
         for part in parts(sorted(set(where.path_prefixes)), _FOLDERS)
     ]
 
 
-def _is_below(path: ColumnElement[str], top: str) -> ColumnElement[bool]:
-    """Not LIKE, to which % and _ mean something, and which no index serves: a range from `top/` to `top0`."""
+def is_below(path: ColumnElement[str], top: str) -> ColumnElement[bool]:
+    """That a path is `top` or lies below it: a range from `top/` to `top0`, for which there is an index."""
     inside = top.rstrip(os.sep) + os.sep
     behind = inside[:-1] + chr(ord(os.sep) + 1)
     return or_(path == top, and_(path >= inside, path < behind))

@@ -6,6 +6,7 @@ SQLite is the truth about which faces exist. A segment that no row names does no
 import json
 import math
 import os
+import re
 import sqlite3
 import threading
 import uuid
@@ -45,11 +46,12 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
+from retrieval.archives import first_present
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
-from retrieval.files import Stamp, sync, why
+from retrieval.files import Stamp, create, sync, why
 from retrieval.places import host_of
 from retrieval.rates import Rate, Upcoming
-from retrieval.selection import LIST_LENGTH, parts, select_faces
+from retrieval.selection import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.tables import (
     alias_table,
     audit_table,
@@ -83,6 +85,10 @@ _CACHE_KIB: Final = 256 * 1024
 
 _NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
 
+# What is a file's name, or a folder's, because a database says so: never anything that leads elsewhere.
+MODEL_FOLDER: Final = re.compile(r"model(-[0-9]+)?")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
 _NO_ROW: Final = "The gallery's database has lost its own row; restore it from a backup."
 
 
@@ -94,7 +100,8 @@ class Face:
         id: the vector's id too; never used again.
         identity: who is on it; None when nobody said.
         paths: the files that have its bytes, in the order in which they became known; none for bytes or
-            arrays given by a library call.
+            arrays given by a library call. In the answer to a search below some paths, those that are there
+            come first.
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
         metadata: what people said about it: a JSON object, empty where nobody said anything.
@@ -109,8 +116,8 @@ class Face:
 
     @property
     def path(self) -> str | None:
-        """The first of its files."""
-        return self.paths[0] if self.paths else None
+        """One of its files, to show: the first that exists where there are several (see `first_present`)."""
+        return first_present(self.paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,9 @@ class Segment:
     sha256: str
     generation: int
 
+    def __post_init__(self) -> None:
+        check_name(_SHA256, self.sha256)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -172,6 +182,11 @@ class Generation:
     card_sha256: str
     created_at: str
     checked_before: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(MODEL_FOLDER, self.folder)
+        if self.card_sha256:  # of the first version's galleries that had lost their card it is empty
+            check_name(_SHA256, self.card_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -582,10 +597,22 @@ class Reader:
             )
         }
 
-    def all_files(self) -> Iterator[tuple[str, int]]:
-        """Every known path and its face."""
-        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id))
-        yield from ((path, number) for path, number in rows)
+    def all_files(self) -> Iterator[tuple[str, int, Stamp | None]]:
+        """Every known path, its face, and the stamp of its file where there is one."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id, *stamp))
+        for path, number, size, mtime_ns, inode in rows:
+            yield path, number, None if size is None else Stamp(size, mtime_ns, inode)
+
+    def files_below(self, root: str) -> dict[str, tuple[int, Stamp | None]]:
+        """Faces and stamps of known paths that are a file or folder, or lie below it, oldest first."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        query = select(file_table.c.path, file_table.c.face_id, *stamp).order_by(file_table.c.id)
+        rows = self._connection.execute(query.where(is_below(file_table.c.path, root)))
+        return {
+            path: (number, None if size is None else Stamp(size, mtime_ns, inode))
+            for path, number, size, mtime_ns, inode in rows
+        }
 
     def hosts(self) -> frozenset[str]:
         """The hosts that photos were enrolled from, as `places.host_of` spells them."""
@@ -995,6 +1022,11 @@ class Store:
         Raises:
             StorageError: the disk refused.
         """
+        try:
+            # Before SQLite does, which would make it as the umask says; its log takes the mode of this file.
+            create(path, inherit=True).close()
+        except OSError as error:
+            raise StorageError(f"The database {path} cannot be made: {why(error)}.") from error
         store = cls(path, _engine(path))
         now = utc_now()
         with store._translated(), store._engine.begin() as connection:
@@ -1033,9 +1065,14 @@ class Store:
             GalleryError: there is none, a newer version made it, or an older one and `read_only` is asked.
             GalleryDamaged: the file is not a gallery's database.
             GalleryBusy: somebody else is writing while it has to be brought up to date.
+            StorageError: the file system cannot lock files.
         """
         if not path.is_file():
             raise GalleryError(f"{path.parent} is not a gallery: it has no {path.name}.")
+        if not read_only:
+            check_no_link(path)
+        # SQLite would say that the database is locked, after 30 s.
+        lock.check_existing(path.with_name(LOCK_NAME))
         store = cls(path, _engine(path, read_only=read_only))
         try:
             version = store._version()
@@ -1111,8 +1148,9 @@ class Store:
             OSError: the copy cannot be made durable.
         """
         # A journal that an interrupted copy left would be played back into this one.
-        for suffix in ("", "-journal", "-wal", "-shm"):
+        for suffix in ("-journal", "-wal", "-shm"):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
+        create(target, inherit=True).close()
         with self.driver() as driver:
             try:
                 with closing(sqlite3.connect(target)) as copied:
@@ -1173,6 +1211,8 @@ class Store:
         try:
             yield
         except OperationalError as error:
+            if "locked" in str(error.orig):
+                lock.check(self.path.parent)
             raise StorageError(f"The database {self.path} cannot be used: {error.orig}.") from error
         except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
             # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.
@@ -1181,6 +1221,32 @@ class Store:
                 f"{self.path} is not a gallery's database, or it is damaged ({reason}); "
                 "restore it from a backup."
             ) from error
+
+
+def check_no_link(path: Path) -> None:
+    """Checks that a part of a gallery lies in it: others may write, and lock, what a link leads to.
+
+    Raises:
+        GalleryError: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise GalleryError(
+            f"{path} is a symbolic link, and a gallery that is written to must hold all its files itself; "
+            f"put what it leads to in its place."
+        )
+
+
+def check_name(known: re.Pattern[str], name: object) -> None:
+    """Checks a name of a file or a folder that a database states.
+
+    Raises:
+        GalleryDamaged: faceprint never writes such a name.
+    """
+    if not isinstance(name, str) or not known.fullmatch(name):
+        raise GalleryDamaged(
+            f"The gallery's database names a file {str(name)[:80]!r}, as faceprint never does; "
+            "restore it from a backup that you trust."
+        )
 
 
 def utc_now() -> str:

@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,9 +42,10 @@ from retrieval.errors import (
     ModelMismatch,
     StorageError,
 )
-from retrieval.files import sync, why
+from retrieval.files import abandoned, make_folder, remove, remove_abandoned, sync, why
 from retrieval.store import (
     LOCK_NAME,
+    MODEL_FOLDER,
     AuditEntry,
     BasisRow,
     Calibration,
@@ -56,6 +56,8 @@ from retrieval.store import (
     SnapshotLost,
     Store,
     Writer,
+    check_name,
+    check_no_link,
     utc_now,
 )
 from retrieval.vectors import (
@@ -177,15 +179,14 @@ class Vault:
 
     @staticmethod
     def create(folder: Path, bundle: ModelBundle) -> None:
-        """Makes an empty gallery's files, durable, in a folder that does not exist.
+        """Makes an empty gallery's files, durable, in a new folder, for those who may use that.
 
         Raises:
             OSError: the disk refused.
             BundleError: the bundle's files are not the ones that its card names.
         """
-        folder.mkdir()
-        (folder / VECTORS).mkdir()
-        copy = bundle.save(folder / MODEL)
+        make_folder(folder / VECTORS, like=folder)
+        copy = bundle.save(folder / MODEL, inherit=True)
         store = Store.create(
             folder / DATABASE,
             fingerprint=bundle.fingerprint,
@@ -210,7 +211,11 @@ class Vault:
         if folder.is_file():
             raise GalleryError(f"{folder} is a file; a gallery is a folder.")
         if not folder.is_dir():
-            raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
+            left = ", ".join(path.name for path in leftovers_beside(folder))
+            raise GalleryError(
+                f"There is no gallery {folder}; make one with `faceprint ingest`"
+                + (f", which also removes what a killed one left ({left})." if left else ".")
+            )
         if not (folder / DATABASE).exists() and (folder / "backup.json").is_file():
             raise GalleryError(
                 f"{folder} is a backup; make a gallery of it with `faceprint restore {folder} GALLERY`."
@@ -292,6 +297,8 @@ class Vault:
         if self.read_only:
             raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
+            if not self._wrote:
+                self._prepare()
             self._tidy(settled=False)
             self.pay_debts(insist=False)
             self._wrote = True
@@ -620,6 +627,15 @@ class Vault:
         with lock.exclusive(self.folder / LOCK_NAME, timeout=timeout):
             yield
 
+    def _prepare(self) -> None:
+        """What is done once, before the first thing is written."""
+        with self.store.read() as reader:
+            for generation in reader.generations().values():
+                check_no_link(self.folder / generation.folder)
+        # The folder above may be one that this user cannot write to, and a gallery in it all the same.
+        with suppress(OSError):
+            remove_abandoned(*_in_the_making(self.folder))
+
     def _tidy(self, *, settled: bool) -> None:
         """Removes what nothing names: what an interrupted write left, or what the last one replaced.
 
@@ -635,10 +651,7 @@ class Vault:
                 unnamed = list(self.unnamed(reader))
         try:
             for path in unnamed:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                remove(path)
         except OSError as error:
             raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
 
@@ -664,8 +677,9 @@ class Vault:
                 ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()
                 if (ours and entry.name not in folders) or _PART.search(entry.name):
                     yield Path(entry.path)
-            for folder in sorted(folders):
-                yield from sorted((self.folder / folder).glob(".*.part"))
+            for folder in sorted(self.folder / name for name in folders):
+                # What is behind a link is not this gallery's.
+                yield from sorted(folder.glob(".*.part")) if not folder.is_symlink() else ()
         except OSError as error:
             raise StorageError(f"{self.folder} cannot be listed: {why(error)}.") from error
 
@@ -692,7 +706,7 @@ class Vault:
             self._tidy(settled=True)
             if debts.erase == "all":
                 for copy in self.store.upgrade_copies():
-                    copy.unlink(missing_ok=True)
+                    remove(copy)
                 pages.discard(self.store.path)
                 self.store.vacuum()
                 debts.erase = "log"
@@ -741,6 +755,8 @@ class _Debts:
         if unfinished is None:
             return cls("", {})
         stored = json.loads(unfinished)
+        for folder in stored["labels"]:
+            check_name(MODEL_FOLDER, folder)
         labels = {
             folder: {int(number): Relabel(*change) for number, change in changes.items()}
             for folder, changes in stored["labels"].items()
@@ -757,6 +773,19 @@ class _Debts:
 
     def relabelled(self, bundle: ModelBundle) -> ModelBundle:
         return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
+
+
+def leftovers_beside(folder: Path) -> list[Path]:
+    """Folders beside a gallery's that killed creations and restores of it left."""
+    with suppress(OSError):  # the folder above may be one that cannot be listed
+        return abandoned(*_in_the_making(folder))
+    return []
+
+
+def _in_the_making(folder: Path) -> tuple[Path, str]:
+    """Where the folder lies that becomes a gallery's, and how its name begins; see `files.whole_folder`."""
+    folder = Path(os.path.abspath(folder))
+    return folder.parent, f".{folder.name}-"
 
 
 def who() -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from retrieval.codes import Basis, Coded, basis_of
 from retrieval.codes import read as read_codes
 from retrieval.errors import GalleryDamaged, InputError, StorageError
-from retrieval.files import sync, why
+from retrieval.files import create, sync, why
 from retrieval.knn import Answer, Block, Explanation, nearest, within
 from retrieval.knn import Ids as Ids  # every user of vectors needs it
 
@@ -179,7 +179,7 @@ def basis_name(number: int) -> str:
 
 def codes_name(segment: int, basis: int) -> str:
     """What the file of a segment's codes in a basis is called."""
-    return f"{segment:08d}-{basis}.codes"
+    return f"{segment:08d}-{basis:d}.codes"
 
 
 class SegmentMissing(GalleryDamaged):
@@ -446,7 +446,7 @@ def _pieces(dimension: int, rows: int, parts: Sequence[Part]) -> Iterator[bytes 
 def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
     """Writes a file and makes it durable; returns its size and its SHA-256, made on the way."""
     digest = hashlib.sha256()
-    with open(path, "wb") as file:
+    with create(path, inherit=True) as file:
         for piece in pieces:
             digest.update(piece)
             file.write(piece)

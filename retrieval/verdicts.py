@@ -68,7 +68,8 @@ class Verdicts:
         metadata: what is said about a stored face from now on, by its id.
         paths: the face of each path that is new or has moved.
         stamps: what files were when they were read, by path; none where that says nothing, or is known.
-        bereaved: faces that lost a path; those that have none left must go.
+        bereaved: faces that lost a path; those that have none left must go, unless they are contested.
+        contested: faces whose bytes were offered under another name than theirs.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Verdicts:
         self.paths: dict[str, int] = {}
         self.stamps: dict[str, Stamp] = {}
         self.bereaved: set[int] = set()
+        self.contested: set[int] = set()
         self._stored = dict(stored)
         self._owners = dict(owners)
         self._stamps = dict(stamps)
@@ -102,10 +104,12 @@ class Verdicts:
         stored = self._stored.get(face.sha256)
         if stored is None:
             return self._enroll(row, face) if has_vector else None
-        if stored.id in self.bereaved and not self._paths[stored.id]:
+        lost = stored.id in self.bereaved and stored.id not in self.contested
+        if lost and not self._paths[stored.id]:
             return self._enroll_again(face, stored)
         renamed = face.identity is not None and face.identity != stored.identity
         if renamed and stored.identity is not None:
+            self.contested.add(stored.id)
             return _conflict(face, stored)
         try:
             said = self._filled(face)
@@ -186,6 +190,7 @@ def _conflict(face: NewFace, stored: Face) -> Outcome:
     detail = f"the same bytes are enrolled as {stored.identity}"
     if stored.path is not None:
         detail += f" from {stored.path}"
+    detail += "; if this name is right, `ingest --relabel` moves them to it"
     return _rejected(face, stored, Reason.IDENTITY_CONFLICT, detail)
 
 

@@ -20,12 +20,12 @@ from retrieval import lock, pages
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
-from retrieval.files import why, write_durably
+from retrieval.files import make_folder, who_else_reads, why, write_durably
 from retrieval.places import readable
 from retrieval.remote import Fetching
 from retrieval.sources import Embedded, embed_again
 from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment
-from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault
+from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault, leftovers_beside
 from retrieval.vectors import Ids, SegmentMissing, basis_name, codes_name
 
 # How often reading starts over when segments are merged away meanwhile.
@@ -212,6 +212,11 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
                 book.add(Trouble.LEFTOVER, file, "nothing names it; the next write removes it")
             elif path.name not in names:
                 book.add(Trouble.UNKNOWN_FILE, file, "it does not belong to the gallery; move it away")
+    for path in leftovers_beside(vault.folder):
+        detail = "a killed creation or restore of the gallery left it; the next write removes it"
+        book.add(Trouble.LEFTOVER, f"../{readable(path.name)}", detail)
+    if (others := who_else_reads(vault.folder)) is not None:
+        book.notes.append(others)
     for copy in sorted(copies):
         book.notes.append(
             f"{copy} is the database as it was before it was brought up to date; it may be deleted."
@@ -495,8 +500,8 @@ class _Mender:
         for source in (beside, self._backup(sha256)):
             if source is not None and source.is_file() and _hash(source)[1] == sha256:
                 try:
-                    path.parent.mkdir(exist_ok=True)
-                    write_durably(path, source.read_bytes())
+                    make_folder(path.parent, like=self._vault.folder, exist_ok=True)
+                    write_durably(path, source.read_bytes(), inherit=True)
                 except OSError as error:
                     raise StorageError(f"{path} cannot be written: {why(error)}.") from error
                 self.copied += 1

@@ -17,13 +17,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 /* The same numbers are Kind and Call in faults.py. */
-enum { OFF = -1, COUNT, KILL, ENOSPC_ONCE, EIO_ONCE, FULL, DEAD, TRACE };
+enum { OFF = -1, COUNT, KILL, ENOSPC_ONCE, EIO_ONCE, FULL, DEAD, TRACE, NO_LOCKS };
 enum { FAILED, WRITE, TRUNCATE, CREATE, SYNC, RENAME, LINK, SYMLINK, UNLINK, MKDIR };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -260,6 +261,28 @@ TWO(RENAME, 0, from, to, renameat, (AT), from, old, to, new)
 TWO(RENAME, 0, from, to, renameat2, (AT, unsigned how), from, old, to, new, how)
 TWO(LINK, 1, AT_FDCWD, AT_FDCWD, link, (const char *old, const char *new), old, new)
 TWO(LINK, 1, from, to, linkat, (AT, int how), from, old, to, new, how)
+
+/* Locks change nothing on the disk and are not counted. */
+
+static int no_locks(int fd) { return kind == NO_LOCKS && of_fd(fd, one); }
+int flock(int fd, int how) {
+    if (!no_locks(fd)) return NEXT(flock)(fd, how);
+    errno = ENOLCK;
+    return -1;
+}
+#define FCNTL(name)                                                                                         \
+    int name(int fd, int command, ...) {                                                                    \
+        va_list rest;                                                                                       \
+        va_start(rest, command);                                                                            \
+        void *argument = va_arg(rest, void *);                                                              \
+        va_end(rest);                                                                                       \
+        int locks = command == F_SETLK || command == F_SETLKW || command == F_OFD_SETLK;                    \
+        if (!locks || !no_locks(fd)) return NEXT(name)(fd, command, argument);                              \
+        errno = ENOLCK;                                                                                     \
+        return -1;                                                                                          \
+    }
+FCNTL(fcntl)
+FCNTL(fcntl64)
 
 /* What faults.py calls. */
 

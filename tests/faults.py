@@ -51,6 +51,7 @@ class Kind(enum.IntEnum):
     FULL = 4  # from here on, whatever needs space fails with ENOSPC
     DEAD = 5  # from here on, everything fails with EIO
     TRACE = 6  # every call is recorded
+    NO_LOCKS = 7  # every lock is refused with ENOLCK, as on some network shares; nothing else fails
 
 
 # What a recorded call did; the numbers are those of fault.c.

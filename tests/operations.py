@@ -4,6 +4,7 @@ Each operation works on a folder that `lay` made, leaves the same gallery when i
 through `states` which galleries may be left when it was interrupted.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -26,10 +27,11 @@ from retrieval import codes, errors, vault
 from retrieval.adding import Additions
 from retrieval.annotations import to_json
 from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing
-from retrieval.errors import FaceprintError
+from retrieval.errors import FaceprintError, InputError
 from retrieval.files import is_free
 from retrieval.gallery import Gallery, repair
 from retrieval.ingestion import ingest
+from retrieval.photos import Photo
 from retrieval.store import NewFace
 from retrieval.vault import Vault
 from retrieval.verification import Trouble, verify
@@ -264,9 +266,24 @@ def calibrate(root: Path) -> None:
 
 @coded
 def sync(root: Path) -> None:
-    """Two of the photos are gone from the disk."""
+    """Two of the photos are gone from the disk, and one person's folder has another name."""
     with Gallery.open(root / "synced.gallery") as gallery:
         gallery.remove_missing([_photos(root, "thinned")])
+
+
+@coded
+def relabel(root: Path) -> None:
+    """One of two photos is said to be of somebody new, and all of another person's of a known one."""
+    said = {"Adi_0.png": "Nina", f"{GONE}_2.png": "Kim", f"{GONE}_5.png": "Kim"}
+    paths = [path for path in sorted(_photos(root, "kept").rglob("*.png")) if path.name in said]
+    with Gallery.open(root / "kept.gallery") as gallery:
+        gallery.relabel(Photo(str(path), said[path.name]) for path in paths)
+
+
+@coded
+def relocate(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery, contextlib.suppress(InputError):
+        gallery.relocate("/photos", "/pictures")  # once it is done, there is nothing left to relocate
 
 
 @coded
@@ -363,6 +380,8 @@ OPERATIONS = {
         Operation(annotate),
         Operation(calibrate),
         Operation(sync, "synced.gallery"),
+        Operation(relabel, "kept.gallery"),
+        Operation(relocate),
         Operation(reembed, "kept.gallery"),
         Operation(drop_generation, "switched.gallery"),
         Operation(back_up),
@@ -421,6 +440,7 @@ def _lay_photos(root: Path, model: ModelBundle) -> None:
     segment.write_bytes(data)
     for number in (2, 4):
         (root / "thinned" / PEOPLE[number % 3] / f"{PEOPLE[number % 3]}_{number}.png").unlink()
+    (root / "thinned" / "Adi").rename(root / "thinned" / "Adina")
     changed = root / "changed"
     write_photos(changed, range(6, 9))
     photo(100).save(changed / "Adi" / "Adi_0.png")

@@ -172,12 +172,12 @@ def test_sync_lists_first_and_then_removes_what_is_gone(
     (photos / "Adi" / "Adi_3.png").rename(photos / "Adi" / "renamed.png")
     status, out, _ = faceprint("ingest", gallery, photos, "--sync", "--dry-run")
     assert status == 0
-    assert "2 files gone from the sources; 2 faces would go with them" in out
+    assert "2 files gone from the sources; 1 face would go with them, 1 would be found at another path" in out
     assert faces_in(faceprint, gallery) == 9
     status, out, _ = faceprint("ingest", gallery, photos, "--sync")
     assert status == 0
-    assert "duplicate 1" in out
-    assert "2 files gone from the sources; 1 face went with them" in out
+    assert "already known 8 + duplicate 0" in out
+    assert "2 files gone from the sources; 1 face went with them, 1 found at another path" in out
     assert faces_in(faceprint, gallery) == 8
 
 

@@ -51,6 +51,9 @@ Photos = list[tuple[Path, str]]
 Bare = list[tuple[int, float]]
 
 
+HINT = "; if this name is right, `ingest --relabel` moves them to it"
+
+
 @pytest.fixture(scope="session")
 def photos(faces: Path) -> Photos:
     """Twelve photos of three people, the people taking turns."""
@@ -403,7 +406,7 @@ def test_the_same_bytes_under_another_name_are_a_conflict_that_names_the_other(
     known: tuple[Gallery, Path],
 ) -> None:
     gallery, path = known
-    detail = f"the same bytes are enrolled as Kim from {path}"
+    detail = f"the same bytes are enrolled as Kim from {path}{HINT}"
     assert gallery.enroll([(path, "Adi")]) == [
         Outcome(str(path), "Adi", Status.REJECTED, 1, Reason.IDENTITY_CONFLICT, detail)
     ]
@@ -417,7 +420,7 @@ def test_a_name_for_a_photo_that_nobody_named_is_taken(gallery: Gallery, photos:
     assert first == Outcome(None, None, Status.ENROLLED, 1)
     detail = "the same bytes as face 1, which had no identity until now; it is Kim's"
     assert second == Outcome(None, "Kim", Status.DUPLICATE, 1, detail=detail)
-    detail = "the same bytes are enrolled as Kim"
+    detail = f"the same bytes are enrolled as Kim{HINT}"
     assert third == Outcome(None, "Adi", Status.REJECTED, 1, Reason.IDENTITY_CONFLICT, detail)
     assert gallery.info().largest == (("Kim", 1),)
     assert len(stored(gallery)) == 1
@@ -451,7 +454,7 @@ def test_the_same_bytes_twice_in_a_batch_are_one_face(
             Status.REJECTED,
             1,
             Reason.IDENTITY_CONFLICT,
-            f"the same bytes are enrolled as Kim from {path}",
+            f"the same bytes are enrolled as Kim from {path}{HINT}",
         ),
     ]
     assert sorted(stored(gallery)) == [1, 2]

@@ -3,18 +3,20 @@
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from retrieval.errors import GalleryBusy, StorageError
-from retrieval.lock import exclusive
+from retrieval.lock import check, exclusive
+from tests.faults import FaultServer, Kind, needs_shim
 
 HOLD = """
 import sys
@@ -213,4 +215,79 @@ def test_nothing_stays_open(path: Path) -> None:
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(StorageError), exclusive(tmp_path / "no" / "write.lock", timeout=0):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+# What may lie where the lock file should
+
+
+def test_a_link_in_its_place_is_refused_and_what_it_leads_to_stays(path: Path, tmp_path: Path) -> None:
+    for target in ("victim", "nothing"):
+        (tmp_path / "victim").write_text("precious")
+        path.symlink_to(target)
+        with pytest.raises(StorageError) as caught, exclusive(path, timeout=0):
+            pass
+        assert str(caught.value) == f"{path} is a symbolic link, not a lock file; remove it."
+        assert {one.name for one in tmp_path.iterdir()} == {"victim", path.name}
+        assert (tmp_path / "victim").read_text() == "precious"
+        path.unlink()
+
+
+def test_a_pipe_in_its_place_is_refused_at_once(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(StorageError) as caught, exclusive(path, timeout=0):
+        pass
+    assert str(caught.value) == f"{path} is not a plain file, and so not a lock file; remove it."
+
+
+@pytest.mark.parametrize("text", ["precious", "1234 precious", "7" * 40])
+def test_another_file_under_its_name_locks_and_is_not_written_to(
+    path: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "victim").write_text(text)
+    path.hardlink_to(tmp_path / "victim")
+    with exclusive(path, timeout=0):
+        assert refusal(path, 0) == busy("unknown", path.parent, "0")
+    assert (tmp_path / "victim").read_text() == text
+
+
+def test_it_is_its_owners_unless_the_folder_is_others_too(tmp_path: Path) -> None:
+    for folder, file in ((0o700, 0o600), (0o2750, 0o640)):
+        made = tmp_path / oct(folder)
+        made.mkdir()
+        made.chmod(folder)
+        with exclusive(made / "write.lock", timeout=0):
+            assert stat.S_IMODE((made / "write.lock").stat().st_mode) == file
+
+
+# File systems without locks
+
+
+def ask(folder: Path) -> None:
+    check(folder)
+
+
+def hold(folder: Path) -> None:
+    with exclusive(folder / "write.lock", timeout=0):
+        pass
+
+
+@needs_shim
+@pytest.mark.parametrize("work", [ask, hold])
+@pytest.mark.parametrize(("kind", "state"), [(Kind.COUNT, "done"), (Kind.NO_LOCKS, "error")])
+def test_a_file_system_without_locks_is_named(
+    work: Callable[[Path], None], kind: Kind, state: str, tmp_path: Path
+) -> None:
+    with FaultServer(["retrieval.lock"]) as server:
+        outcome = server.run(work, (tmp_path,), tmp_path, kind=kind)
+    assert outcome.state == state
+    if state == "error":
+        assert outcome.message == (
+            f"{tmp_path} lies on a file system that cannot lock files (no locks available); use a local disk."
+        )
+
+
+def test_asking_leaves_nothing_and_takes_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
+    check(tmp_path / "not" / "there")
+    check(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -374,7 +374,7 @@ def test_paths_on_standard_input_begin_here_and_are_whose_their_folder_is(
 
 
 def test_another_place_for_identities_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="An identity comes from parent or none, not from 'top'"):
+    with pytest.raises(InputError, match="none of the sources has columns, so not from 'top'"):
         scan([tmp_path], identity_from="top")
 
 

@@ -412,7 +412,7 @@ def test_a_database_without_its_own_row_is_damage(store: Store, path: Path) -> N
 
 
 def test_a_folder_that_does_not_exist_cannot_get_a_database(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="unable to open database file"):
+    with pytest.raises(StorageError, match="cannot be made: no such file or directory"):
         Store.create(tmp_path / "none" / "gallery.db", fingerprint="f", dimension=3)
 
 

@@ -15,6 +15,9 @@ FIRST = 10
 ELSEWHERE = 7  # another face, which has the path /theirs.jpg
 
 
+HINT = "; if this name is right, `ingest --relabel` moves them to it"
+
+
 def stored_face(identity: str | None, *paths: str) -> Face:
     """Face 1, of the bytes that every photo of the table has."""
     return Face(1, identity, paths, "a", "2026-01-01T00:00:00+00:00")
@@ -130,7 +133,7 @@ def test_the_same_bytes_claimed_for_somebody_else_are_a_conflict_that_changes_no
     paths: tuple[str, ...], path: str | None, has_vector: bool
 ) -> None:
     judge = a_judge(stored_face("Kim", *paths))
-    detail = "the same bytes are enrolled as Kim" + (" from /mine.jpg" if paths else "")
+    detail = "the same bytes are enrolled as Kim" + (" from /mine.jpg" if paths else "") + HINT
     found = judge.judge(0, NewFace("Adi", path, "a"), has_vector=has_vector)
     assert found == Outcome(path, "Adi", Status.REJECTED, 1, Reason.IDENTITY_CONFLICT, detail)
     assert changes(judge) == ([], {}, {}, set())

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 
 from retrieval.bundle import ModelBundle
 from retrieval.errors import InputError, RunError
+from retrieval.files import temporary_folder
 from training.export import export
 from training.model import build
 from training.observations import GREY, Observed
@@ -91,10 +92,10 @@ def before_fine_tuning(bundle: ModelBundle, weights: str, sample: NDArray[np.uin
     network, start = build(len(bundle.labels), weights=weights, architecture=bundle.architecture)
     # As the model embeds, but for a projection, which is learned from what training has made.
     network.embed_as(bundle.embedding.unprojected)
-    with tempfile.TemporaryDirectory(prefix="faceprint-before-") as folder:
+    with temporary_folder(Path(tempfile.gettempdir()), "faceprint-before-") as folder:
         yield export(
             network,
-            Path(folder),
+            folder,
             labels=bundle.labels,
             preprocessing=bundle.preprocessing,
             recipe={"weights": start.source, "started_fresh": list(start.fresh)},

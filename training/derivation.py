@@ -1,6 +1,5 @@
 """A new bundle with other embeddings from a trained one, without training again."""
 
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from torch import Tensor
 from retrieval import pixels
 from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import BundleError, DataError, InputError, StorageError, UnreadableImage
-from retrieval.files import why
+from retrieval.files import temporary_folder, why
 from retrieval.rates import Rate, wilson
 from training import metrics, projection
 from training.data import Photographs, Sample, Split
@@ -253,10 +252,10 @@ def _written(
     """The new bundle, made beside its place and checked before it gets there."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        with temporary_folder(out.parent, f".{out.name}-") as temporary:
             made = export(
                 network,
-                Path(temporary) / "bundle",
+                temporary / "bundle",
                 labels=model.labels,
                 preprocessing=model.preprocessing,
                 recipe={**model.recipe, "derived_from": model.fingerprint},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from retrieval.errors import InputError, StorageError
-from retrieval.files import why, write_durably
+from retrieval.files import make_output_folder, why, write_durably
 from training.figures import FORMAT, Comparison, Measured, as_json
 from training.searches import Rows
 
@@ -80,7 +80,7 @@ def write_files(folder: Path, files: Mapping[str, bytes | None], *, what: str) -
     """
     *_, last = files
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(folder)
         (folder / last).unlink(missing_ok=True)
         (folder / REPORT).unlink(missing_ok=True)
         for name, data in files.items():

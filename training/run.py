@@ -13,7 +13,7 @@ import torch
 
 from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted, StorageError
-from retrieval.files import why
+from retrieval.files import make_output_folder, why
 from training import data, projection
 from training.evaluate import Evaluation, evaluate
 from training.export import export
@@ -44,6 +44,7 @@ class TrainingOptions:
         architecture: a key of `training.model.ARCHITECTURES`; the recipe says with which classifier.
         embedding: how activations become an embedding; a projection is learned when training is over, from
             the training photos.
+        exclude: patterns of files and folders that are passed over (see `retrieval.photos.scan`).
     """
 
     weights: str = "imagenet"
@@ -56,6 +57,7 @@ class TrainingOptions:
     resume: bool = False
     architecture: str = "resnet50"
     embedding: Embedding = field(default=Embedding())
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def train(
         validation_fraction=options.validation_fraction,
         min_images=options.min_images,
         seed=config.seed,
+        exclude=options.exclude,
     )
     observer.on_data(split)
     if observer.should_stop():
@@ -190,7 +193,7 @@ def _claim(out: Path, *, resume: bool) -> Path:
 
 def _make(out: Path) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_output_folder(out)
         # A folder that cannot be written to is better known now than after the first epoch.
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:

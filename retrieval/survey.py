@@ -1,0 +1,211 @@
+"""Survey: where the bytes of stored faces lie on disk now, for a gallery that follows moved photos."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final, TypeVar
+
+from retrieval import archives, photos
+from retrieval.errors import UnreadableImage
+from retrieval.files import Stamp
+from retrieval.photos import Photo
+from retrieval.pixels import content_sha256
+from retrieval.places import is_below, is_utf8_name
+from retrieval.store import KnownFile, Store
+
+_T = TypeVar("_T")
+
+# Photos that are looked up together.
+_CHUNK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What lies at a path: the SHA-256 of its bytes in hex, whom the source names, the stamp of the file."""
+
+    sha256: str
+    identity: str | None
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the disk says of known paths and stored bytes.
+
+    Attributes:
+        gone: known paths whose files do not exist.
+        seen: what was read, by path: files at known paths that changed, and stored bytes at other paths.
+        agreed: faces that a source offers under the name that they have.
+    """
+
+    gone: frozenset[str] = frozenset()
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    agreed: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """Faces all of whose known files are gone or have changed, and the known paths in question.
+
+    Attributes:
+        gone, changed: known paths below the roots.
+        faces: SHA-256 of each face by its id.
+        sizes: of their files in bytes; None where one of them is not known, so any file may be theirs.
+    """
+
+    gone: frozenset[str]
+    changed: frozenset[str]
+    faces: Mapping[int, str]
+    sizes: frozenset[int] | None
+
+
+def moved_files(store: Store, roots: Sequence[str], offered: Iterable[Photo]) -> Survey:
+    """Looks for the bytes of faces whose every known file is gone or has changed.
+
+    Files are read only if they may hold such bytes: by their size, and where a known file has another stamp.
+    Members of archives are looked for by their names; one that is there counts as unchanged.
+
+    Args:
+        store: the gallery's tables.
+        roots: absolute paths; only known paths below them can be gone.
+        offered: the photos of the sources; not read where nothing is lost.
+    """
+    lost = _lost_faces(store, roots)
+    if not lost.faces:
+        return Survey(lost.gone)
+    digests = set(lost.faces.values())
+    seen: dict[str, Seen] = {}
+    for photo, known in _with_known(store, offered):
+        path = photo.path
+        assert path is not None  # `_with_known` gives no others
+        changed = path in lost.changed
+        if known is not None and not changed:
+            continue
+        if not (changed and known is not None and known.face_id in lost.faces) and not _may_be(photo, lost):
+            continue
+        found = _read(photo)
+        if found is not None and (changed or found.sha256 in digests):
+            seen[path] = found
+    return Survey(lost.gone - seen.keys(), seen)
+
+
+def other_names(store: Store, offered: Iterable[Photo]) -> Survey:
+    """Looks for stored bytes that a source offers under another name than is stored, or under the same."""
+    seen: dict[str, Seen] = {}
+    agreed: set[int] = set()
+    for chunk in _chunks(_with_known(store, offered)):
+        read = [_known_or_read(photo, known) for photo, known in chunk]
+        with store.read() as reader:
+            faces = reader.faces_by_sha256({one.sha256 for one in read if one is not None})
+            known_faces = reader.faces({known.face_id for _, known in chunk if known is not None})
+            names = {one.identity for one in read if one is not None} | {p.identity for p, _ in chunk}
+            today = reader.current_names({name for name in names if name is not None})
+        for (photo, known), one in zip(chunk, read, strict=True):
+            face = faces.get(one.sha256) if one is not None else None
+            if one is None and known is not None:
+                face = known_faces.get(known.face_id)
+            said = today.get(photo.identity or "", photo.identity)
+            if face is None or said is None or face.identity is None or photo.path is None:
+                continue
+            if said == face.identity:
+                agreed.add(face.id)
+            else:
+                seen[photo.path] = Seen(face.sha256, photo.identity, None if one is None else one.stamp)
+    return Survey(seen=seen, agreed=frozenset(agreed))
+
+
+def _lost_faces(store: Store, roots: Sequence[str]) -> _Lost:
+    gone: set[str] = set()
+    changed: set[str] = set()
+    faces: set[int] = set()
+    alive: set[int] = set()
+    with archives.Shelf() as shelf, store.read() as reader:
+        for path, number, stamp in reader.all_files():
+            state = _state(path, stamp, shelf) if is_below(path, roots) else "same"
+            if state == "same":
+                alive.add(number)
+            else:
+                (gone if state == "gone" else changed).add(path)
+                faces.add(number)
+        found = reader.faces(faces - alive)
+        sizes: dict[int, int | None] = dict.fromkeys(found)
+        known = reader.known_files(path for face in found.values() for path in face.paths)
+        for file in known.values():
+            if file.stamp is not None:
+                sizes[file.face_id] = file.stamp.size
+    every = frozenset(size for size in sizes.values() if size is not None)
+    digests = {number: face.sha256 for number, face in found.items()}
+    return _Lost(frozenset(gone), frozenset(changed), digests, None if None in sizes.values() else every)
+
+
+def _state(path: str, stamp: Stamp | None, shelf: archives.Shelf) -> str:
+    """Whether a known file is "gone", the "same", or "changed", as far as can be told without reading it."""
+    if not is_utf8_name(path):
+        return "same"  # the locale would look for another name
+    try:
+        status = os.stat(path)
+    except NotADirectoryError:
+        member = archives.split(path)
+        return "gone" if member is None or not shelf.has(*member) else "same"
+    except FileNotFoundError:
+        return "gone"
+    except OSError:
+        return "same"  # nothing shows that it is gone
+    return "same" if _is_unchanged(status, stamp) else "changed"
+
+
+def _is_unchanged(status: os.stat_result, stamp: Stamp | None) -> bool:
+    return stamp is not None and Stamp.of(status) == stamp and stat.S_ISREG(status.st_mode)
+
+
+def _with_known(store: Store, offered: Iterable[Photo]) -> Iterator[tuple[Photo, KnownFile | None]]:
+    """Photos that can be read, with what is known of their paths."""
+    usable = (
+        one for one in offered if one.problem is None and one.path is not None and is_utf8_name(one.path)
+    )
+    for chunk in _chunks(usable):
+        with store.read() as reader:
+            known = reader.known_files({one.path for one in chunk if one.path is not None})
+        for one in chunk:
+            yield one, known.get(one.path or "")
+
+
+def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk
+
+
+def _may_be(photo: Photo, lost: _Lost) -> bool:
+    """Whether a photo has as many bytes as one that is looked for."""
+    if lost.sizes is None:
+        return True
+    if isinstance(photo.content, bytes):
+        return len(photo.content) in lost.sizes
+    try:
+        return os.stat(photo.path or "").st_size in lost.sizes
+    except OSError:
+        return False
+
+
+def _known_or_read(photo: Photo, known: KnownFile | None) -> Seen | None:
+    """What lies at a path; None for a file that is what it was, and for one that cannot be read."""
+    if known is not None and photo.content is None:
+        try:
+            if _is_unchanged(os.stat(photo.path or ""), known.stamp):
+                return None
+        except OSError:
+            return None
+    return _read(photo)
+
+
+def _read(photo: Photo) -> Seen | None:
+    try:
+        if isinstance(photo.content, bytes):
+            return Seen(content_sha256(photo.content), photo.identity)
+        content, stamp = photos.read_stamped(photo.path or "")
+        return Seen(content_sha256(content), photo.identity, stamp)
+    except UnreadableImage:
+        return None  # whoever enrolls it says why
