@@ -41,8 +41,8 @@ _NAMES: Final = re.compile(_NAME)
 
 # How many names a key may have: metadata lie no deeper.
 MAX_LEVELS: Final = 64
-# How many conditions on metadata may be said at once: databases have limits of their own.
-MAX_CONDITIONS: Final = 200
+# How many names the keys of all conditions may have: a database joins a table for each.
+MAX_NAMES: Final = 400
 
 # Keys that are no metadata; in quotes they are.
 _PERSON: Final = "person"
@@ -179,10 +179,11 @@ class Where:
             if not all(isinstance(one, Condition) for one in conditions):
                 raise InputError(f"{name} must be conditions; Where.parse reads them from texts.")
             object.__setattr__(self, name, conditions)
-        number = len(self.faces) + len(self.people)
-        if number > MAX_CONDITIONS:
+        number = sum(len(condition.key) for condition in (*self.faces, *self.people))
+        if number > MAX_NAMES:
             raise InputError(
-                f"These are {number:,} conditions on metadata; at most {MAX_CONDITIONS} can hold at once."
+                f"The keys of these conditions have {number:,} names together; "
+                f"at most {MAX_NAMES} can be asked for at once."
             )
 
     @classmethod

@@ -161,11 +161,12 @@ def test_a_pickled_gallery_is_opened_anew_as_it_was_in_another_process(
     with Gallery.create("g", bundle) as made:
         made.enroll([(photo, "Ada") for photo in photos[:2]])
     with Gallery.open("g", read_only=True, via="night", device="cpu", engine="onnxruntime") as gallery:
-        monkeypatch.chdir("/")
-        with pickle.loads(pickle.dumps(gallery)) as again:
-            assert (again._serving.device, again._serving.engine) == ("cpu", "onnxruntime")
+        pickled = pickle.dumps(gallery)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             assert pool.apply(_asked, (gallery,)) == ("Ada", True, "night")
+        monkeypatch.chdir("/")
+        with pickle.loads(pickled) as again:
+            assert (again._serving.device, again._serving.engine) == ("cpu", "onnxruntime")
 
 
 def test_a_pickled_embedder_embeds_as_it_did(bundle: ModelBundle) -> None:
