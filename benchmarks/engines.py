@@ -269,7 +269,7 @@ def _decoding(bundle: ModelBundle, files: list[Path], decoders: int) -> Iterator
 
 
 def _read(bundle: ModelBundle, path: Path) -> Pixels:
-    return pixels.read(path, size=bundle.preprocessing.size, crop=bundle.preprocessing.crop)
+    return pixels.read(path, **bundle.preprocessing.stated())
 
 
 def _drift(found: Vectors, reference: Vectors) -> dict[str, Any]:

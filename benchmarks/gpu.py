@@ -147,8 +147,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _squares(bundle: ModelBundle, files: list[Path]) -> pixels.Pixels:
-    size, crop = bundle.preprocessing.size, bundle.preprocessing.crop
-    return np.stack([pixels.read(path, size=size, crop=crop) for path in files])
+    return np.stack([pixels.read(path, **bundle.preprocessing.stated()) for path in files])
 
 
 def _forward(asked: Asked, sample: pixels.Pixels) -> Iterator[dict[str, Any]]:

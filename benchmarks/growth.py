@@ -33,11 +33,11 @@ def embeddings(model: Path, folder: Path, cache: Path | None = None) -> Vectors:
     if cache is not None and cache.exists():
         return np.asarray(np.load(cache), np.float32)
     bundle = ModelBundle.load(model)
-    embedder, size, crop = Embedder.open(bundle), bundle.input_size, bundle.preprocessing.crop
+    embedder = Embedder.open(bundle)
     found = [photo.path for photo in photos.scan([folder]) if photo.problem is None]
     parts = []
     for start in range(0, len(found), 64):
-        batch = [pixels.read(path, size=size, crop=crop) for path in found[start : start + 64]]
+        batch = [pixels.read(path, **bundle.preprocessing.stated()) for path in found[start : start + 64]]
         parts.append(embedder.embed(np.stack(batch)).vectors)
         if start % 1024 == 0:
             print(f"embedded {start:,} of {len(found):,} photos", file=sys.stderr)

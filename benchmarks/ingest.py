@@ -115,8 +115,8 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _forward(embedder: Embedder, paths: Sequence[Any]) -> Callable[[], float]:
     """The engine alone, on pixels that are in memory: photos a second."""
-    size, crop = embedder.bundle.preprocessing.size, embedder.bundle.preprocessing.crop
-    squares = np.stack([pixels.read(path, size=size, crop=crop) for path in paths])
+    preprocessing = embedder.bundle.preprocessing
+    squares = np.stack([pixels.read(path, **preprocessing.stated()) for path in paths])
 
     def run() -> float:
         started = time.perf_counter()

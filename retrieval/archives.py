@@ -39,6 +39,14 @@ _CARRIERS: Final = (
 )
 _LONGEST: Final = 2**20
 
+# What an archive may hold, all members together: so many bytes, and so many more for each of its own bytes. A
+# kilobyte of bzip2 may hold gigabytes; photos are compressed already.
+_SPARE: Final = 128 * 2**20
+_EXPANSION: Final = 200
+# Zeros in a row, between archives that are put one behind the other. Each 512 of them are a header to read.
+_ZEROS: Final = 16 * 2**20
+_BOMB: Final = f"it unpacks to more than {_EXPANSION} times its own bytes"
+
 _LINK: Final = "it is a link inside an archive, and only the file itself is taken"
 _TOO_LARGE: Final = f"it has more than {MAX_BYTES:,} bytes, which is the limit"
 
@@ -221,10 +229,18 @@ class _Damage(tarfile.ReadError):
 
 
 class _Header(tarfile.TarInfo):
+    """A header; each archive has a subclass of its own, which counts zeros in their place."""
+
+    zeros = 0
+
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         if not any(buf):
+            cls.zeros += len(buf)
+            if cls.zeros > _ZEROS:
+                raise _Damage(f"it has more than {_ZEROS:,} zeros in a row")
             return super().frombuf(buf, encoding, errors)  # the end, or zeros on the way to it
+        cls.zeros = 0
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
@@ -234,12 +250,42 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-class _Tail(io.RawIOBase):
-    """A file that remembers the last block that was read: a whole tar ends with one of zeros."""
+class _Counted(io.RawIOBase):
+    """A file that knows how many of its bytes were read, at most."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.count += len(data)
+        return data
+
+    def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class _Tail(io.RawIOBase):
+    """A tar's bytes, unpacked. Remembers the last block that was read: a whole tar ends with one of zeros.
+
+    Reading raises _Damage where there are too many bytes for those of the archive.
+    """
+
+    def __init__(self, file: BinaryIO, packed: _Counted | None) -> None:
+        self._file = file
+        self._packed = packed
         self._last = b""
+        self._count = 0
 
     def readable(self) -> bool:
         return True
@@ -247,6 +293,9 @@ class _Tail(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         data = self._file.read(size)
         self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
+        self._count += len(data)
+        if self._packed is not None and self._count > _SPARE + _EXPANSION * self._packed.count:
+            raise _Damage(_BOMB)
         return data
 
     def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
@@ -268,7 +317,7 @@ def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
         member = None
         try:
             if tar is None or tail is None:
-                tail = _Tail(_decompressed(file))
+                tail = _Tail(*_decompressed(file))
                 tar = _open_tar(tail, "r|")
             info = _next(tar)
             if info is not None:
@@ -303,19 +352,21 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _Taken) -> M
     return Member(name, content)
 
 
-def _decompressed(file: BinaryIO) -> BinaryIO:
-    """The bytes of a tar, whatever it is compressed with."""
+def _decompressed(file: BinaryIO) -> tuple[BinaryIO, _Counted | None]:
+    """The bytes of a tar, whatever it is compressed with; and those that it has, where it is compressed."""
     buffered = file if hasattr(file, "peek") else io.BufferedReader(cast(io.RawIOBase, file))
     head = cast(Any, buffered).peek(6)
     for magic, decompress in _COMPRESSED:
         if head.startswith(magic):
-            return cast(BinaryIO, decompress(buffered))
-    return buffered
+            packed = _Counted(buffered)
+            return cast(BinaryIO, decompress(cast(BinaryIO, packed))), packed
+    return buffered, None
 
 
 def _open_tar(file: Any, mode: Any) -> tarfile.TarFile:
     # Zeros are passed over: archives put one behind the other are all read, and a pipe to its end.
-    return tarfile.open(fileobj=file, mode=mode, tarinfo=_Header, ignore_zeros=True, encoding="utf-8")
+    header = type("_ArchiveHeader", (_Header,), {})
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=header, ignore_zeros=True, encoding="utf-8")
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
@@ -332,8 +383,8 @@ class _TarFile:
         self.path = path
         self._file = on_disk(path)
         try:
-            self._data = _decompressed(self._file)
-            self._places = dict(_places(self._data))
+            self._data, packed = _decompressed(self._file)
+            self._places = dict(_places(self._data, packed))
         except BaseException:
             self._file.close()
             raise
@@ -353,9 +404,9 @@ class _TarFile:
         self._file.close()
 
 
-def _places(data: BinaryIO) -> Iterator[tuple[str, tuple[int, int]]]:
+def _places(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tuple[int, int]]]:
     """Where the bytes of each file lie, in bytes from the beginning, and how many there are."""
-    tail = _Tail(data)
+    tail = _Tail(data, packed)
     with closing(_open_tar(tail, "r:")) as tar:
         before = -1
         while (info := _next(tar)) is not None:
@@ -380,9 +431,16 @@ def _zip_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
         yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_words(error)}")
         return
     with archive:
+        left = _SPARE + _EXPANSION * file.seek(0, os.SEEK_END)
         for name, info in listed:
-            if not info.is_dir() and taken(name):
-                yield _zip_member(archive, info, name)
+            if info.is_dir() or not taken(name):
+                continue
+            left -= min(info.file_size, MAX_BYTES)
+            if left < 0:
+                # Members may lie over each other, so that a small file promises much.
+                yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_BOMB}")
+                return
+            yield _zip_member(archive, info, name)
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:

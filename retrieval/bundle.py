@@ -13,21 +13,27 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import graphs, proofs
 from retrieval.errors import BundleError, InputError, StorageError
 from retrieval.files import copy_durably, make_output_folder, whole_folder, why, write_durably
+from retrieval.manifests import check_tree, read_tree
 
-# The newest card that is read. One with the paper's embedding has format 1, as it always had: who is older
-# reads it, and refuses the others.
-FORMAT: Final = 2
+# The newest card that is read. One with the paper's embedding has format 1, as it always had, and one that
+# does not heed colour profiles 2 at most: who is older reads them, and refuses the others.
+FORMAT: Final = 3
+
+Colour = Literal["ignore", "srgb"]
+_T = TypeVar("_T")
 
 Length = Literal["raw", "unit"]
 Pooling = Literal["avg", "gem"]
@@ -40,6 +46,15 @@ _CARD: Final = "bundle.json"
 _WEIGHTS: Final = "model.safetensors"
 _GRAPH: Final = "model.onnx"
 _DESCRIPTION: Final = "MODELCARD.md"
+
+# What protobuf can hold, and far more than the weights of a ResNet.
+_MOST_BYTES: Final = 2**31 - 1
+# Sides in pixels and numbers of an embedding beyond any model's, whose arrays still fit into memory.
+_LARGEST_SIZE: Final = 4096
+_LARGEST_DIMENSION: Final = 65_536
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+# Raise it when `graphs.check` refuses more than before: graphs that passed are then looked at again.
+_GRAPH_RULES: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +77,20 @@ class Preprocessing:
     Attributes:
         size: side of the square in pixels.
         crop: share of the shorter side that is kept, centred.
+        colour: what becomes of colour profiles. Models from before it could be said, whose cards do not say
+            it, have not heeded them.
     """
 
     size: int
     crop: float
+    colour: Colour = "ignore"
+
+    def stated(self) -> dict[str, Any]:
+        """The fields, as cards and fingerprints have them: `colour` only where it is not "ignore"."""
+        fields = dataclasses.asdict(self)
+        if self.colour == "ignore":
+            del fields["colour"]
+        return fields
 
 
 def _among(kind: str, chosen: object, known: Sequence[str]) -> None:
@@ -193,23 +218,25 @@ class ModelBundle:
         """
         folder = Path(folder)
         card = _read_card(folder)
+        stated = card.get("embedding", {})
+        layers = tuple(stated.get("layers", Embedding().layers))
         try:
-            bundle = cls(
-                folder=folder,
-                labels=tuple(card["labels"]),
-                preprocessing=Preprocessing(**card["preprocessing"]),
-                embedding=_embedding(card.get("embedding", {})),
-                **{name: card[name] for name in _PLAIN_FIELDS},
-            )
-        except InputError as error:
+            embedding = Embedding(**{**stated, "layers": layers})
+            preprocessing = _preprocessing(card["preprocessing"])
+        except (InputError, TypeError) as error:
+            # TypeError: a field more than there are here.
+            kind = "a choice" if isinstance(error, InputError) else "options"
             raise BundleError(
-                f"{folder / _CARD} states an embedding that this version of faceprint does not know "
+                f"{folder / _CARD} states {kind} that this version of faceprint does not know "
                 f"({str(error).partition(';')[0]}); upgrade faceprint."
             ) from error
-        except (KeyError, TypeError) as error:
-            raise BundleError(
-                f"{folder / _CARD} is damaged: {error} is wrong; train the model again."
-            ) from error
+        bundle = cls(
+            folder=folder,
+            labels=tuple(card["labels"]),
+            preprocessing=preprocessing,
+            embedding=embedding,
+            **{name: card[name] for name in _PLAIN_FIELDS},
+        )
         for path in (bundle.weights_path, bundle.graph_path):
             if not path.is_file():
                 raise BundleError(
@@ -292,14 +319,12 @@ class ModelBundle:
         """The text of bundle.json."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
+        fields["preprocessing"] = self.preprocessing.stated()
+        version = FORMAT if "colour" in fields["preprocessing"] else 2
         if self.embedding == Embedding():
             del fields["embedding"]
-        return (
-            json.dumps(
-                {"format": FORMAT if "embedding" in fields else 1, **fields}, ensure_ascii=False, indent=1
-            )
-            + "\n"
-        )
+            version = FORMAT if version == FORMAT else 1
+        return json.dumps({"format": version, **fields}, ensure_ascii=False, indent=1) + "\n"
 
     def card_sha256(self) -> str:
         """SHA-256, in hex, of bundle.json as it is on disk; of nothing where it is missing."""
@@ -357,6 +382,73 @@ class ModelBundle:
             raise StorageError(f"The model cannot be copied to {target}: {why(error)}.") from error
         return dataclasses.replace(self, folder=target)
 
+    def load_graph(self, use: Callable[[Path | bytes], _T]) -> _T:
+        """Hands the graph to a loader, proven to be the one that the card names and to be plain operators.
+
+        Proven once for each identity of the file (`retrieval.proofs`).
+
+        Args:
+            use: loads a path or bytes.
+
+        Raises:
+            BundleError: it is another file, cannot be read, or holds what `graphs.check` refuses.
+        """
+        return self._load(_GRAPH, use, check=graphs.check, checked=("graph", _GRAPH_RULES))
+
+    def load_weights(self, use: Callable[[Path | bytes], _T]) -> _T:
+        """Hands the weights to a loader, proven to have the card's SHA-256 and its fingerprint.
+
+        Proven once for each identity of the file (`retrieval.proofs`).
+
+        Args:
+            use: loads a path or bytes.
+
+        Raises:
+            BundleError: it is another file, cannot be read, or has another fingerprint.
+        """
+        contract = json.dumps(_contract(self.architecture, self.preprocessing, self.embedding))
+        checked = ("fingerprint", self.fingerprint, contract)
+        return self._load(_WEIGHTS, use, check=self._check_fingerprint, checked=checked)
+
+    def _load(
+        self,
+        name: str,
+        use: Callable[[Path | bytes], _T],
+        *,
+        check: Callable[[bytes], None],
+        checked: proofs.Fact,
+    ) -> _T:
+        path = self.folder / name
+        try:
+            return proofs.load(
+                path, self.files[name], check=check, checked=checked, use=use, most=_MOST_BYTES
+            )
+        except proofs.NotTheFile as error:
+            raise _not_named(path) from error
+        except graphs.RefusedGraph as error:
+            raise BundleError(
+                f"{path} is not run: {error}; export the model again with faceprint."
+            ) from error
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({why(error)}); copy the model whole again.") from error
+
+    def _check_fingerprint(self, weights: bytes) -> None:
+        from safetensors.numpy import load
+
+        try:
+            tensors = load(weights)
+        except Exception as error:
+            # safetensors has exceptions of its own, and numpy others for types that it does not have.
+            raise BundleError(f"{self.weights_path} holds no tensors; copy the model whole again.") from error
+        actual = fingerprint_of(
+            tensors,
+            architecture=self.architecture,
+            preprocessing=self.preprocessing,
+            embedding=self.embedding,
+        )
+        if actual != self.fingerprint:
+            raise BundleError(f"{self.folder / _CARD} states another fingerprint than its weights have.")
+
     def verify(self) -> None:
         """Reads every byte and compares.
 
@@ -364,8 +456,6 @@ class ModelBundle:
             BundleError: a file is not the one that the card names, or the weights do not have the
                 fingerprint that the card states.
         """
-        from safetensors.numpy import load_file
-
         for name, expected in self.files.items():
             try:
                 with open(self.folder / name, "rb") as file:
@@ -375,17 +465,8 @@ class ModelBundle:
                     f"{self.folder / name} cannot be read ({why(error)}); copy the model whole again."
                 ) from error
             if found != expected:
-                raise BundleError(
-                    f"{self.folder / name} is not the file that {_CARD} names; copy the model whole again."
-                )
-        actual = fingerprint_of(
-            load_file(self.weights_path),
-            architecture=self.architecture,
-            preprocessing=self.preprocessing,
-            embedding=self.embedding,
-        )
-        if actual != self.fingerprint:
-            raise BundleError(f"{self.folder / _CARD} states another fingerprint than its weights have.")
+                raise _not_named(self.folder / name)
+        self._check_fingerprint(self.weights_path.read_bytes())
 
 
 _PLAIN_FIELDS: Final = tuple(
@@ -404,10 +485,7 @@ def fingerprint_of(
 ) -> str:
     """SHA-256, in hex, over what decides an embedding: weights, architecture, preprocessing and options."""
     digest = hashlib.sha256()
-    contract = {"architecture": architecture, "preprocessing": dataclasses.asdict(preprocessing)}
-    # The paper's embedding goes without saying: galleries know fingerprints from before there were others.
-    if embedding != Embedding():
-        contract["embedding"] = dataclasses.asdict(embedding)
+    contract = _contract(architecture, preprocessing, embedding)
     digest.update(json.dumps(contract, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = np.asarray(tensors[name], order="C")
@@ -416,22 +494,35 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
-def _embedding(card: Mapping[str, Any]) -> Embedding:
+def _preprocessing(card: Mapping[str, Any]) -> Preprocessing:
     """What a card says of it.
 
     Raises:
         TypeError, InputError: nothing that this version knows.
     """
-    if "layers" not in card:
-        return Embedding(**card)
-    return Embedding(**{**card, "layers": tuple(card["layers"])})
+    found = Preprocessing(**card)
+    _among("use of colour profiles", found.colour, get_args(Colour))
+    return found
 
 
-def _moved(photos: Sequence[str], folders: Mapping[str, str | None]) -> list[str]:
-    """Photos with those of some folders moved to other ones, or taken out."""
-    found: list[str] = []
+def _contract(architecture: str, preprocessing: Preprocessing, embedding: Embedding) -> dict[str, Any]:
+    """What decides an embedding beside the weights."""
+    contract: dict[str, Any] = {"architecture": architecture, "preprocessing": preprocessing.stated()}
+    # The paper's embedding goes without saying: galleries know fingerprints from before there were others.
+    if embedding != Embedding():
+        contract["embedding"] = dataclasses.asdict(embedding)
+    return contract
+
+
+def _not_named(path: Path) -> BundleError:
+    return BundleError(f"{path} is not the file that {_CARD} names; copy the model whole again.")
+
+
+def _moved(photos: Sequence[Any], folders: Mapping[str, str | None]) -> list[Any]:
+    """Photos with those of some folders moved to other ones, or taken out; what is no text stays."""
+    found: list[Any] = []
     for photo in photos:
-        composed = unicodedata.normalize("NFC", photo)
+        composed = unicodedata.normalize("NFC", photo) if isinstance(photo, str) else ""
         name = composed.partition("/")[0] + "/"
         if name not in folders or "/" not in composed:
             found.append(photo)
@@ -440,20 +531,104 @@ def _moved(photos: Sequence[str], folders: Mapping[str, str | None]) -> list[str
     return found
 
 
+class _Training(TypedDict, total=False):
+    """What a card says of the training, as far as it is read back; whatever else stands there is shown."""
+
+    seed: int
+    weights: str | None
+    started_fresh: list[str]
+    derived_from: str | None
+
+
+class _Split(TypedDict, total=False):
+    data: str | None
+    validation_fraction: float | None
+    min_images: int | None
+    train: list[str]
+    validation: list[str]
+
+
+class _Figures(TypedDict, total=False):
+    device: str | None
+    left_out: int | None
+    validation_images: int | None
+    validation_accuracy: float | None
+    closest_image_agreement: float | None
+
+
+class _Pixels(TypedDict):
+    size: int
+    crop: float
+    colour: NotRequired[str]
+
+
+class _Activations(TypedDict, total=False):
+    length: str
+    layers: list[str]
+    pooling: str
+    dimensions: int | None
+    whiten: bool
+
+
+# A file's name is no Python name.
+_Files = TypedDict("_Files", {"model.safetensors": str, "model.onnx": str})
+
+
+class _Card(TypedDict):
+    """The types in bundle.json."""
+
+    format: int
+    architecture: str
+    labels: list[str]
+    preprocessing: _Pixels
+    dimension: int
+    fingerprint: str
+    recipe: _Training
+    split: _Split
+    figures: _Figures
+    versions: dict[str, str]
+    created_at: str
+    files: _Files
+    embedding: NotRequired[_Activations]
+
+
+class _Format(TypedDict):
+    format: int
+
+
 def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / _CARD
     if not folder.is_dir():
         raise BundleError(f"There is no model folder {folder}; make one with `faceprint train`.")
     if not path.is_file():
         raise BundleError(f"{folder} is not a model: it has no {_CARD}; make one with `faceprint train`.")
-    try:
-        card = json.loads(path.read_text("utf-8"))
-        version = int(card["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is damaged; copy the model whole again.") from error
-    if version > FORMAT:
+    advice = "copy the model whole again"
+    # The values as `json` reads them: the card is written back when a person is renamed or forgotten.
+    card: dict[str, Any] = read_tree(path, _Format, error=BundleError, advice=advice)
+    if card["format"] > FORMAT:
         raise BundleError(
-            f"The model {folder} has format {version} and this version of faceprint reads up to {FORMAT}; "
-            "upgrade faceprint."
+            f"The model {folder} has format {card['format']} and this version of faceprint reads up to "
+            f"{FORMAT}; upgrade faceprint."
         )
-    return dict(card)
+    check_tree(card, _Card, name=path, error=BundleError, advice=advice)
+    if (problem := _implausible(card)) is not None:
+        raise BundleError(f"{path} is damaged ({problem}); {advice}.")
+    return card
+
+
+def _implausible(card: Mapping[str, Any]) -> str | None:
+    """What is wrong with values of the right types."""
+    pixels, dimension = card["preprocessing"], card["dimension"]
+    if not 1 <= pixels["size"] <= _LARGEST_SIZE:
+        return f"the field preprocessing.size: {pixels['size']} is not between 1 and {_LARGEST_SIZE:,}"
+    if not 0 < pixels["crop"] <= 1:
+        return f"the field preprocessing.crop: {pixels['crop']} is not above 0 and at most 1"
+    if not 1 <= dimension <= _LARGEST_DIMENSION:
+        return f"the field dimension: {dimension} is not between 1 and {_LARGEST_DIMENSION:,}"
+    sums = {"fingerprint": card["fingerprint"], **{f"files.{n}": s for n, s in card["files"].items()}}
+    for name, text in sums.items():
+        if not _SHA256.fullmatch(text):
+            return f"the field {name}: it is not a SHA-256 in hex"
+    if card["files"].keys() != {_WEIGHTS, _GRAPH}:
+        return f"the field files: it names more than {_WEIGHTS} and {_GRAPH}"
+    return None

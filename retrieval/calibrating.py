@@ -119,7 +119,7 @@ def _counts(report: "StrangerReport") -> dict[str, Any]:
 def _print(found: "Calibration", report: "StrangerReport | None", faces: int, learned: int) -> None:
     from rich.table import Table
 
-    from retrieval.calibration import remarks
+    from retrieval.calibration import foretold, remarks
 
     console = terminal.console()
     if report is not None:
@@ -132,7 +132,8 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
     console.print(_how(found), markup=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
-    for name in ("FPIR wanted", "threshold", "FPIR seen", "95% interval", "FNIR", "95% interval"):
+    in_the_long_run = "95% in the long run"
+    for name in ("FPIR wanted", "threshold", "FPIR seen", in_the_long_run, "FNIR", in_the_long_run):
         table.add_column(name, justify="right", no_wrap=True)
     chosen = found.point()
     for point in found.points:
@@ -144,6 +145,8 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
             *_rate(point.missed),
         )
     console.print(table, soft_wrap=False)
+    if chosen is not None:
+        console.print(f"{_sentence(foretold(chosen))}.", markup=False)
     console.print("* searches decide by this one; `faceprint search --fpir` by another", markup=False)
     if faces != found.faces:
         console.print(
@@ -153,6 +156,10 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
         )
     for remark in remarks(found, learned):
         typer.echo(f"note: {remark}", err=True)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _how(found: "Calibration") -> str:

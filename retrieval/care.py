@@ -26,6 +26,8 @@ _PANEL = "Looking after a gallery"
 
 _Receipts = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE.json", help="A receipt of `forget` that neither backup nor gallery knows; may be repeated.", show_default=False)]  # fmt: skip
 
+_Fetch = Annotated[bool, typer.Option("--fetch", help="Read photos at addresses too, from hosts that `ingest` enrolled photos from.")]  # fmt: skip
+
 
 def open_gallery(
     folder: Path, command: str, *, device: str = "auto", precision: str = "float32"
@@ -67,6 +69,7 @@ def repair(
     backup: Annotated[Path | None, typer.Option(metavar="BACKUP", help="A backup, for files that have the SHA-256 which was written down.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Another copy of the gallery's model.", show_default=False)] = None,
     give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose vectors nothing can bring back.")] = False,
+    fetch: _Fetch = False,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
@@ -81,7 +84,7 @@ def repair(
     from retrieval.gallery import repair as repair_gallery
 
     bundle = ModelBundle.load(model) if model is not None else None
-    done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, device=device)
+    done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, fetch=fetch, device=device)
     if as_json:
         _print_json(asdict(done))
     else:
@@ -91,19 +94,29 @@ def repair(
             f"{terminal.counted(len(done.before.findings), 'finding')}, {max(mended, 0):,} mended: {done.embedded:,} vectors embedded "
             f"again, {done.copied:,} files copied, {done.given_up:,} faces given up"
         )
+        if done.suspects:
+            printed.print(
+                f"{done.compared:,} of {terminal.counted(done.suspects, 'face')} that a damaged model may have embedded compared "
+                f"with their photos, {done.replaced:,} vectors replaced"
+            )
         _print_verification(done.after)
         for face in done.lost:
             shown = (
-                f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}"
+                f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}: "
+                f"{done.reasons[face.id]}"
             )
             printed.print(terminal.text(shown))
+    if done.unfetched:
+        raise RunError(_ask_to_fetch(len(done.unfetched)))
     if done.lost:
         raise RunError(
             f"The photos of {terminal.counted(len(done.lost), 'face')} are gone or have changed; put them back, name a backup with "
             "--backup, or let these faces go with --give-up."
         )
     if not done.after.whole:
-        raise RunError(f"Not everything could be mended; restore {gallery} from a backup.")
+        suspect = any(one.trouble == "suspect-vector" for one in done.after.findings)
+        advice = "put the photos of the suspect faces back and enroll them again, or " if suspect else ""
+        raise RunError(f"Not everything could be mended; {advice}restore {gallery} from a backup.")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -323,6 +336,7 @@ def audit(
     show: Annotated[int, typer.Option(min=0, help="How many doubts are printed, the most serious ones.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE.json", help="Write everything that was found.", show_default=False)] = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with the photos side by side.", show_default=False)] = None,
+    fetch: _Fetch = False,
 ) -> None:  # fmt: skip
     """Doubt a gallery's names and photos: who is where they do not belong? Changes nothing.
 
@@ -336,13 +350,14 @@ def audit(
         raise InputError("--limit must be above 0.")
     with open_gallery(gallery, "audit") as opened:
         found = _audit_with_progress(opened, sample=sample, seed=seed, limit=limit)
+        fetching = opened.fetching(fetch=fetch)
     if json_file is not None:
         text = json.dumps(found.summary(), ensure_ascii=False, indent=1, allow_nan=False)
         _write(json_file, (text + "\n").encode("utf-8", "backslashreplace"))
     if page is not None:
         from retrieval.doubts import page as page_of
 
-        _write(page, page_of(found))
+        _write(page, page_of(found, fetching))
     _print_audited(found, show)
 
 
@@ -369,6 +384,7 @@ def reembed(
     drop_other: Annotated[bool, typer.Option("--drop-other", help="Delete the model that does not serve, with its vectors.")] = False,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Get the new model ready and show the drift; stay with today's.")] = False,
     give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose photos are gone or have changed.")] = False,
+    fetch: _Fetch = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each face whose photo is gone or has changed.", show_default=False)] = None,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
@@ -386,17 +402,26 @@ def reembed(
             terminal.console().print(f"deleted the other model and its {terminal.counted(rows, 'vector')}")
             return
         bundle = opened.other_model() if model is None else ModelBundle.load(model)
-        done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up)
+        done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up, fetch=fetch)
     _print_reembedded(done)
     if report is not None:
-        _write_lines(report, [asdict(face) for face in done.lost])
+        _write_lines(report, [{**asdict(face), "detail": done.reasons[face.id]} for face in done.lost])
     if done.interrupted:
         raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
+    if done.unfetched and not no_switch:
+        raise RunError(_ask_to_fetch(len(done.unfetched)))
     if done.lost and not (give_up or no_switch):
         raise RunError(
             f"The photos of {terminal.counted(len(done.lost), 'face')} are gone or have changed, so {gallery} stays with its model; "
             "put them back and run the same command, or let these faces go with --give-up."
         )
+
+
+def _ask_to_fetch(faces: int) -> str:
+    return (
+        f"The photos of {terminal.counted(faces, 'face')} lie at addresses; pass --fetch to read them from the "
+        "hosts that `ingest` enrolled photos from, and give up what is left with --fetch --give-up."
+    )
 
 
 def open_or_create(
@@ -578,19 +603,11 @@ def _print_reembedded(done: "Reembedded") -> None:
 
 
 def _read_receipt(path: Path) -> "Receipt":
-    from retrieval.files import why
+    from retrieval.manifests import read_manifest
     from retrieval.store import Receipt
 
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-        numbers = {name: tuple(map(int, fields[name])) for name in ("face_ids", "identity_ids")}
-        return Receipt(**{**fields, **numbers})
-    except OSError as error:
-        raise DataError(f"The receipt {path} cannot be read: {why(error)}.") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is not a receipt; pass a file that `faceprint forget --receipt` wrote."
-        ) from error
+    advice = "pass a file that `faceprint forget --receipt` wrote"
+    return read_manifest(path, Receipt, error=DataError, advice=advice)
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -161,7 +161,9 @@ def train(
 ) -> None:  # fmt: skip
     """Fine-tune ResNet50 on identity folders; write a model, its report and its figures.
 
-    The defaults are the paper's recipe. Ctrl-C ends cleanly with a checkpoint; --resume goes on from it.
+    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
+    beforehand. The defaults are the paper's recipe. Ctrl-C ends cleanly with a checkpoint; --resume goes on
+    from it.
     """
     _check(lr is None or lr > 0, "--lr must be above 0")
     _check(momentum is None or 0 <= momentum < 1, "--momentum must be at least 0 and below 1")
@@ -191,7 +193,7 @@ def train(
             weights=weights,
             validation_fraction=val_fraction,
             min_images=min_images,
-            preprocessing=Preprocessing(size=image_size, crop=crop),
+            preprocessing=Preprocessing(size=image_size, crop=crop, colour="srgb"),
             workers=workers,
             device=device,
             precision=precision,
@@ -312,6 +314,7 @@ def ingest(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
+    photo_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")] = 60.0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
@@ -322,6 +325,9 @@ def ingest(
     precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
+
+    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
+    beforehand.
 
     A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
     bytes: a renamed file is enrolled already, a changed one takes the place of what it was. With
@@ -388,7 +394,14 @@ def ingest(
     ):
         follow(opened)
         done = _ingest_with_progress(
-            opened, work, lines, log_json=log_json, batch_size=batch_size, workers=workers, decoders=decoders
+            opened,
+            work,
+            lines,
+            log_json=log_json,
+            batch_size=batch_size,
+            workers=workers,
+            decoders=decoders,
+            photo_seconds=photo_seconds,
         )
         _tell_summary(done, summary, log_json=log_json)
         if not log_json:
@@ -411,6 +424,7 @@ def embed(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
+    photo_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")] = 60.0,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
@@ -419,6 +433,8 @@ def embed(
     precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
     """Embed photos without a gallery, into one file that is written whole or not at all.
+
+    No face is looked for: the middle square of each photo is what the network sees.
 
     `ingest --embeddings` takes a Parquet file as it is. After Ctrl-C there is no new file.
     """
@@ -443,8 +459,13 @@ def embed(
             lines.write(outcome)
             progress.note(outcome)
 
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
-        options |= {"passed_over": passed_over}
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "workers": workers,
+            "decoders": decoders,
+            "photo_seconds": photo_seconds,
+            "passed_over": passed_over,
+        }
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -474,10 +495,12 @@ def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
             "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in {facts.segments} files, "
             f"{terminal.size(facts.database_bytes)} of metadata",
             "search": _how_searched(facts),
+            "decisions": _how_decided(facts),
             "embedding": f"{facts.dimension} float32 numbers, exact Euclidean distance",
             "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
             "created": facts.created_at,
+            **({"twins": [_twins(names) for names in facts.twins[:_TWINS_SHOWN]]} if facts.twins else {}),
         },
     )
 
@@ -508,6 +531,20 @@ def _how_searched(facts: "GalleryInfo") -> str:
         f"by codes of {facts.coordinates} bytes, learned from the gallery, for {share:.1%} of the faces "
         f"({terminal.size(facts.codes_bytes)}); exact, as reading every vector is"
     )
+
+
+def _how_decided(facts: "GalleryInfo") -> str:
+    """By which threshold searches decide, and what that makes one expect, in words."""
+    from retrieval.calibration import foretold
+    from retrieval.store import Calibration
+
+    if facts.calibration is None:
+        return "none: there is no threshold yet; find one with `faceprint calibrate`"
+    found = Calibration.of(facts.calibration)
+    point = found.point()
+    if point is None:
+        return "none"
+    return f"UNKNOWN beyond {point.threshold:.3f}, for an FPIR of {point.fpir:g}; {foretold(point)}"
 
 
 def _check(holds: bool, sentence: str) -> None:
@@ -876,8 +913,20 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     _print_reasons_and_pace(done)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
+    for names in done.twins[:_TWINS_SHOWN]:
+        console.print(terminal.text(f"note: {_twins(names)}; `faceprint merge-identities` joins two."))
+    if len(done.twins) > _TWINS_SHOWN:
+        console.print(f"note: {len(done.twins) - _TWINS_SHOWN:,} more names have such twins")
     if report is not None and done.enrolled < done.found:
         console.print(f"{terminal.counted(done.found - done.enrolled, 'line')} in {report}", markup=False)
+
+
+_TWINS_SHOWN = 5
+
+
+def _twins(names: Sequence[str]) -> str:
+    shown = [repr(name) if name != " ".join(name.split()) else name for name in names]
+    return f"{', '.join(shown[:-1])} and {shown[-1]} are {len(names)} identities"
 
 
 def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None:
@@ -932,7 +981,8 @@ def _print_card(bundle: "ModelBundle") -> None:
             "architecture": bundle.architecture,
             "labels": f"{len(bundle.labels):,}: {names}",
             "preprocessing": f"central square of {bundle.preprocessing.crop:g} x the shorter side, "
-            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8",
+            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8"
+            + (", colours converted to sRGB" if bundle.preprocessing.colour == "srgb" else ""),
             "embedding": f"{bundle.embedding}, {bundle.dimension} float32 numbers",
             "split": f"{len(bundle.split.get('train', [])):,} photos to learn from, "
             f"{len(bundle.split.get('validation', [])):,} held out",

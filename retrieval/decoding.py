@@ -29,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from retrieval import pixels
+from retrieval import pixels, stopping
 from retrieval.cores import usable_cores
-from retrieval.errors import InputError, Reason, RunError, UnreadableImage
+from retrieval.errors import InputError, Interrupted, Reason, RunError, UnreadableImage
 from retrieval.files import why
-from retrieval.pixels import Pixels
+from retrieval.pixels import MAX_SECONDS, Colour, Pixels
 
 Content: TypeAlias = bytes | Image | NDArray[np.uint8]
 
@@ -48,26 +48,47 @@ _END_SECONDS: Final = 10.0
 
 _PROGRAM: Final = "import sys; from retrieval.decoding import serve; serve(*map(int, sys.argv[1:]))"
 
-# For each photo why it has no pixels: a reason and its detail, or None where it has.
-_Reply: TypeAlias = list[tuple[Reason, str] | None]
+# What is said of a photo whose decoding may take long: it is left to `pixels.read` in the thread that asked,
+# which shares one budget of memory with the others, and has a process of its own that can be killed.
+_HEAVY: Final = "heavy"
+
+# How often a process that decodes is left for a look at whether the run is to stop, in seconds.
+_GLANCE: Final = 0.1
+
+# For each photo why it has no pixels: a reason and its detail, or that it is heavy; None where it has.
+_Reply: TypeAlias = list[tuple[Reason, str] | str | None]
 
 
 class Decode(Protocol):
-    """Decodes photos: for each its pixels, uint8 (size, size, 3), or why it has none."""
+    """Decodes photos: for each its pixels, uint8 (size, size, 3), or why it has none.
+
+    Raises:
+        Interrupted: Ctrl-C has asked the run to stop.
+    """
 
     def __call__(
-        self, contents: Sequence[Content], *, size: int, crop: float
+        self, contents: Sequence[Content], *, size: int, crop: float, colour: Colour = "ignore"
     ) -> list[Pixels | UnreadableImage]: ...
 
 
-def decode_here(contents: Sequence[Content], *, size: int, crop: float) -> list[Pixels | UnreadableImage]:
-    """See `Decode`; in the caller's thread."""
-    return [_decoded(content, size, crop) for content in contents]
+def decode_here(
+    contents: Sequence[Content],
+    *,
+    size: int,
+    crop: float,
+    colour: Colour = "ignore",
+    seconds: float = MAX_SECONDS,
+) -> list[Pixels | UnreadableImage]:
+    """See `Decode`; in the caller's thread, or for as many seconds as `pixels.read` says."""
+    return [_decoded(content, size, crop, colour, seconds) for content in contents]
 
 
-def _decoded(content: Content, size: int, crop: float) -> Pixels | UnreadableImage:
+def _decoded(
+    content: Content, size: int, crop: float, colour: Colour, seconds: float
+) -> Pixels | UnreadableImage:
+    stopping.check()
     try:
-        return pixels.read(content, size=size, crop=crop)
+        return pixels.read(content, size=size, crop=crop, colour=colour, seconds=seconds)
     except UnreadableImage as error:
         return error
 
@@ -96,17 +117,21 @@ class Decoders:
     A process starts when it is needed first. There are `processes + ahead` slots of 32 photos, of
     32 x size x size x 3 bytes each. Pixels that are returned lie in a slot as long as somebody has one of
     them, or, when `ahead` slots are lent already, in memory of their own: nobody ever waits for a slot.
+
+    Photos that may take long or much memory are decoded as `decode_here` does.
     """
 
-    def __init__(self, processes: int, *, size: int, ahead: int) -> None:
+    def __init__(self, processes: int, *, size: int, ahead: int, seconds: float = MAX_SECONDS) -> None:
         """Makes room, and starts nothing yet.
 
         Args:
             processes: how many, at least 1.
             size: side of the pictures; those of another size are decoded in the caller's thread.
             ahead: slots that may be lent.
+            seconds: as of `pixels.read`.
         """
         self._size = size
+        self._seconds = seconds
         self._slots = processes + ahead
         self._file = _nameless_file(self._slots * SLOT * size * size * 3)
         self._memory = mmap.mmap(self._file, 0)
@@ -122,19 +147,22 @@ class Decoders:
             self._idle.put(process)
 
     def __call__(
-        self, contents: Sequence[Content], *, size: int, crop: float
+        self, contents: Sequence[Content], *, size: int, crop: float, colour: Colour = "ignore"
     ) -> list[Pixels | UnreadableImage]:
         """See `Decode`.
 
         Raises:
             RunError: a process was killed, or its decoder crashed.
         """
-        found = [_decoded(one, size, crop) if self._is_for_here(one, size) else None for one in contents]
+        found = [
+            _decoded(one, size, crop, colour, self._seconds) if self._is_for_here(one, size) else None
+            for one in contents
+        ]
         files = [one for one in contents if isinstance(one, bytes) and not self._is_for_here(one, size)]
         there = (
             one
             for start in range(0, len(files), SLOT)
-            for one in self._decode_slot(files[start : start + SLOT], crop)
+            for one in self._decode_slot(files[start : start + SLOT], crop, colour)
         )
         return [next(there) if one is None else one for one in found]
 
@@ -155,18 +183,24 @@ class Decoders:
     def _is_for_here(self, content: Content, size: int) -> bool:
         return not isinstance(content, bytes) or size != self._size
 
-    def _decode_slot(self, files: Sequence[bytes], crop: float) -> list[Pixels | UnreadableImage]:
+    def _decode_slot(
+        self, files: Sequence[bytes], crop: float, colour: Colour
+    ) -> list[Pixels | UnreadableImage]:
         with self._process() as process:
             slot = self._free.get()
             try:
-                reply = process.ask((slot, crop, files))
+                reply = process.ask((slot, crop, colour, files))
             except BaseException:
                 self._free.put(slot)
                 raise
             squares = self._taken(slot, len(files))
         return [
-            square if bad is None else UnreadableImage(*bad)
-            for square, bad in zip(squares, reply, strict=True)
+            square
+            if bad is None
+            else _decoded(file, self._size, crop, colour, self._seconds)
+            if isinstance(bad, str)
+            else UnreadableImage(*bad)
+            for file, square, bad in zip(files, squares, reply, strict=True)
         ]
 
     @contextmanager
@@ -175,6 +209,10 @@ class Decoders:
         try:
             process.start(self._file, self._slots, self._size)
             yield process
+        except Interrupted:
+            # It is in the middle of something; nobody asks it again.
+            process.kill()
+            raise
         finally:
             self._idle.put(process)
 
@@ -235,6 +273,8 @@ class _Process:
         assert self._pipe is not None  # it was started
         try:
             self._pipe.send(question)
+            while not self._pipe.poll(_GLANCE):
+                stopping.check()
             reply: _Reply = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise RunError(
@@ -242,6 +282,10 @@ class _Process:
                 "or with --decoders 0 if it happens again."
             ) from error
         return reply
+
+    def kill(self) -> None:
+        if self._popen is not None:
+            self._popen.kill()
 
     def close(self) -> None:
         if self._pipe is not None:
@@ -286,16 +330,19 @@ def serve(pipe: int, file: int, slots: int, size: int) -> None:
     questions: Connection[Any, Any] = Connection(pipe)
     with suppress(EOFError, OSError):
         while True:
-            slot, crop, files = questions.recv()
-            questions.send(_decode_into(_place(memory, slot, size), files, crop))
+            slot, crop, colour, files = questions.recv()
+            questions.send(_decode_into(_place(memory, slot, size), files, crop, colour))
             del files  # or they would be kept until there are others
 
 
-def _decode_into(place: Pixels, files: Sequence[bytes], crop: float) -> _Reply:
+def _decode_into(place: Pixels, files: Sequence[bytes], crop: float, colour: Colour) -> _Reply:
     reply: _Reply = []
     for row, content in enumerate(files):
         try:
-            place[row] = pixels.read(content, size=place.shape[1], crop=crop)
+            if not pixels.is_light(content, size=place.shape[1], crop=crop):
+                reply.append(_HEAVY)
+                continue
+            place[row] = pixels.read(content, size=place.shape[1], crop=crop, colour=colour)
             reply.append(None)
         except UnreadableImage as error:
             reply.append((error.reason, error.detail))

@@ -80,7 +80,9 @@ def _train(data: Path, out: Path) -> "TrainingResult":
     from training.recipes import FitConfig
     from training.run import TrainingOptions
 
-    options = TrainingOptions(weights="none", min_images=2, preprocessing=Preprocessing(size=_SIZE, crop=1.0))
+    options = TrainingOptions(
+        weights="none", min_images=2, preprocessing=Preprocessing(size=_SIZE, crop=1.0, colour="srgb")
+    )
     config = FitConfig(epochs=_EPOCHS, learning_rate=_LEARNING_RATE)
     try:
         return train(data, out, config=config, options=options)

@@ -9,11 +9,12 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import selftest
 from retrieval.bundle import ModelBundle
 from retrieval.engines import PRECISIONS, Engine, PrecisionDrift
 from retrieval.errors import InputError, MissingDependency
@@ -54,6 +55,11 @@ class Embedder:
         self._run = run
         self._tuning = threading.Lock()
         self._tuned = False
+        self._threads: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process loads the model again, in the same way.
+        return _opened, (self.bundle, self.device, self.engine, self.precision, self._threads)
 
     @classmethod
     def open(
@@ -82,7 +88,8 @@ class Embedder:
             InputError: no such engine, device or precision, or an engine that does not run on the device or
                 in the precision; a number of threads below 1.
             MissingDependency: the torch engine without torch.
-            BundleError: the weights or the graph cannot be loaded.
+            BundleError: the weights or the graph cannot be loaded, are not those that the card names, or do
+                not compute what the weights of the card's fingerprint do.
         """
         _check(engine, precision, threads)
         less = precision != "float32"
@@ -92,7 +99,7 @@ class Embedder:
             engine = "onnxruntime" if device == "cpu" and not less else "torch"
         if engine == "torch":
             run = _torch_engine(bundle, device, precision)
-            return cls(bundle, device, engine, run, precision=precision)
+            return cls(bundle, device, engine, run, precision=precision)._proven()
         if device != "cpu":
             raise InputError(
                 f"The onnxruntime engine runs on the CPU, not on {device}; use the torch engine."
@@ -103,7 +110,9 @@ class Embedder:
             )
         from retrieval.onnx_engine import OnnxEngine
 
-        return cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
+        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))._proven()
+        opened._threads = threads
+        return opened
 
     @property
     def drift(self) -> PrecisionDrift | None:
@@ -180,6 +189,17 @@ class Embedder:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
+    def _proven(self) -> "Embedder":
+        """This embedder, once its answers are known to be those of the weights."""
+        # With fewer bits `drift` compares the answers with those in float32.
+        if self.precision == "float32":
+            try:
+                selftest.check(self.bundle, self.engine, self.device, self._run)
+            except BaseException:
+                self.close()
+                raise
+        return self
+
     def _check_pixels(self, pixels: NDArray[np.uint8]) -> None:
         size = self.bundle.input_size
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
@@ -231,3 +251,7 @@ def _torch_engine(bundle: ModelBundle, device: str, precision: str) -> Engine:
     from retrieval.several import SeveralDevices
 
     return SeveralDevices(bundle, devices, precision=precision)
+
+
+def _opened(bundle: ModelBundle, device: str, engine: str, precision: str, threads: int | None) -> Embedder:
+    return Embedder.open(bundle, device=device, engine=engine, precision=precision, threads=threads)

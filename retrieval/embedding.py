@@ -19,7 +19,7 @@ from retrieval.batching import Batches
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.decoding import Decode, processes_for
 from retrieval.embedder import Embedder
-from retrieval.errors import InputError, StorageError
+from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.exchange import write_embeddings
 from retrieval.exclusion import PassedOver
 from retrieval.files import replacing, why
@@ -35,6 +35,7 @@ from retrieval.ingestion import (
 )
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline
+from retrieval.pixels import MAX_SECONDS
 from retrieval.preparation import Meters, Prepared, ReadPhoto, decode_photos, embedded, read_some
 from retrieval.store import NewFace
 from retrieval.verdicts import Outcome, Status, in_their_places
@@ -80,6 +81,7 @@ def embed(
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
+    photo_seconds: float = MAX_SECONDS,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
@@ -97,6 +99,7 @@ def embed(
         batch_size: photos that are embedded together, as of `ingest`.
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
         decoders: processes that decode, as of `ingest`.
+        photo_seconds: as of `ingest`.
         on_outcome: called once for every photo, in order.
         should_stop: asked between batches.
 
@@ -117,6 +120,7 @@ def embed(
         batch_size=batch_size,
         workers=workers,
         decoders=decoders,
+        photo_seconds=photo_seconds,
         on_outcome=on_outcome,
         should_stop=should_stop,
     )
@@ -131,6 +135,7 @@ def embed_photos(
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
+    photo_seconds: float = MAX_SECONDS,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
@@ -147,7 +152,13 @@ def embed_photos(
     preprocessing = bundle.preprocessing
     with (
         suppress(_NoFile),
-        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batches.largest) as decode,
+        decoding(
+            decoders,
+            size=preprocessing.size,
+            workers=workers,
+            batch_size=batches.largest,
+            seconds=photo_seconds,
+        ) as decode,
         Pipeline(
             in_looks(found, scan),
             [
@@ -244,19 +255,23 @@ def _rows(
     """
     faces: list[NewFace] = []
     vectors: list[NDArray[np.float32]] = []
-    for outcomes, some, found in pipeline:
-        for outcome in outcomes:
-            report.count(outcome)
-            on_outcome(outcome)
-        faces += some
-        vectors.append(found)
-        report.interrupted = should_stop()
-        if report.interrupted:
-            raise _NoFile
-        if len(faces) >= _ROWS:
-            with write.working(len(faces)):
-                yield faces, np.concatenate(vectors)
-            faces, vectors = [], []
+    try:
+        for outcomes, some, found in pipeline:
+            for outcome in outcomes:
+                report.count(outcome)
+                on_outcome(outcome)
+            faces += some
+            vectors.append(found)
+            report.interrupted = should_stop()
+            if report.interrupted:
+                raise _NoFile
+            if len(faces) >= _ROWS:
+                with write.working(len(faces)):
+                    yield faces, np.concatenate(vectors)
+                faces, vectors = [], []
+    except Interrupted as error:
+        report.interrupted = True
+        raise _NoFile from error
     if not report.embedded:
         raise _NoFile
     if faces:

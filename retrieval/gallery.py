@@ -43,6 +43,7 @@ from retrieval.knn import Explanation
 from retrieval.metadata import Annotated
 from retrieval.missing import Missing
 from retrieval.moves import Relabelled
+from retrieval.names import twins
 from retrieval.people import checked_rule
 from retrieval.photos import Offered, Photo, scan
 from retrieval.photos import of as photos_of
@@ -51,6 +52,7 @@ from retrieval.places import absolute
 from retrieval.preparation import Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.reembedding import Reembedded
 from retrieval.relocation import Relocated
+from retrieval.remote import Fetching
 from retrieval.searching import (
     Found,
     Match,
@@ -140,8 +142,23 @@ class Gallery:
             raise
         return cls(serving)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as where it is and how it was opened: another process opens it for itself.
+
+        Raises:
+            InputError: it is closed.
+        """
+        self.vault.store.check_open()
+        serving, vault = self._serving, self.vault
+        options = {"device": serving.device, "engine": serving.engine, "precision": serving.precision}
+        options |= {"via": vault.via}
+        return _reopened, (os.path.abspath(self.folder), vault.read_only, options)
+
     def close(self) -> None:
-        """Closes the database and the mapped files; ends what the engine started."""
+        """Closes the database and the mapped files; ends what the engine started.
+
+        Every later call is an InputError, but for closing it again.
+        """
         self.vault.close()
         self._serving.close()
 
@@ -579,6 +596,24 @@ class Gallery:
 
     # Who is who
 
+    def require_identities(self, names: Iterable[str]) -> None:
+        """Checks that somebody has each of some names, today's or former ones; searches take any name.
+
+        Raises:
+            InputError: nobody has one; the sentence has the nearest names.
+        """
+        with self.vault.store.read() as reader:
+            identities.require(self.vault, reader, names)
+
+    def identity_twins(self, names: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
+        """Identities whose names differ in no more than case, width, spaces or how accents are composed.
+
+        Args:
+            names: only those that one of these is among; None is all.
+        """
+        with self.vault.store.read() as reader:
+            return twins(reader.identity_names(), names)
+
     def rename_identity(self, name: str, new_name: str, *, keep_alias: bool = True) -> int:
         """Gives a person another name; the model's label of that name goes with it.
 
@@ -692,6 +727,7 @@ class Gallery:
 
     def verify(self) -> Verification:
         """Reads every byte and compares; see `retrieval.verification.verify`."""
+        self.vault.store.check_open()
         return verification.verify(self.folder)
 
     def repair(
@@ -700,9 +736,11 @@ class Gallery:
         backup: str | os.PathLike[str] | None = None,
         model: ModelBundle | None = None,
         give_up: bool = False,
+        fetch: bool = False,
     ) -> Repaired:
         """Mends what can be mended without a guess; see `repair`."""
-        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up}
+        self.vault.store.check_open()
+        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up, "fetch": fetch}
         return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
 
     def backup(self, target: str | os.PathLike[str], *, verify: bool = True) -> BackedUp:
@@ -781,6 +819,7 @@ class Gallery:
         *,
         switch: bool = True,
         give_up: bool = False,
+        fetch: bool = False,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Reembedded:
@@ -791,6 +830,7 @@ class Gallery:
             lambda loaded: Embedder.open(loaded, device=self._serving.device, engine=self._serving.engine),
             switch=switch,
             give_up=give_up,
+            fetch=fetch,
             on_progress=on_progress,
             should_stop=should_stop,
         )
@@ -900,6 +940,11 @@ class Gallery:
         """
         return relocation.relocate(self.vault, old, new, dry_run=dry_run)
 
+    def fetching(self, *, fetch: bool) -> Fetching:
+        """What `doubts.page` needs to show photos at addresses, from hosts that photos were enrolled from."""
+        with self.vault.store.read() as reader:
+            return Fetching(fetch, reader.hosts())
+
     def audit_log(self) -> list[AuditEntry]:
         """What was done to the gallery, oldest first."""
         with self.vault.store.read() as reader:
@@ -916,6 +961,7 @@ def repair(
     backup: str | os.PathLike[str] | None = None,
     model: ModelBundle | None = None,
     give_up: bool = False,
+    fetch: bool = False,
     device: str = "auto",
     engine: str = "auto",
 ) -> Repaired:
@@ -926,6 +972,7 @@ def repair(
         backup: a backup of it, for files that have the SHA-256 which was written down.
         model: another copy of its model.
         give_up: remove faces whose vectors nothing can bring back.
+        fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
         device, engine: see `Embedder.open`.
 
     Raises:
@@ -939,7 +986,12 @@ def repair(
         backup=files.get,
         model=model,
         give_up=give_up,
+        fetch=fetch,
     )
+
+
+def _reopened(folder: str, read_only: bool, options: dict[str, str]) -> Gallery:
+    return Gallery.open(folder, read_only=read_only, **options)
 
 
 @contextmanager

@@ -18,12 +18,13 @@ from retrieval.annotations import Annotations
 from retrieval.batching import DEFAULT_BATCH_SIZE, LOOK, Batches
 from retrieval.cores import usable_cores
 from retrieval.decoding import SLOT, Decode, Decoders, decode_here, processes_for
-from retrieval.errors import InputError, Reason
+from retrieval.errors import InputError, Interrupted, Reason
 from retrieval.exclusion import PassedOver
 from retrieval.gallery import Gallery
 from retrieval.layout import Layout
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter, Pipeline, Stage
+from retrieval.pixels import MAX_SECONDS
 from retrieval.preparation import Meters, Prepared, Ready
 from retrieval.verdicts import Outcome, Status, in_their_places
 
@@ -142,6 +143,8 @@ class IngestReport(Run):
         identities: how many different people the sources name.
         identities_from: what names them, in words; empty where the photos are of no sources.
         notes: sentences about sources whose layout may not be what was meant.
+        twins: identities of enrolled photos, in groups with others whose names differ in no more than case,
+            width, spaces or how accents are composed: they may be one person.
     """
 
     enrolled: int = 0
@@ -150,6 +153,8 @@ class IngestReport(Run):
     identities: int = 0
     identities_from: str = ""
     notes: tuple[str, ...] = ()
+    twins: tuple[tuple[str, ...], ...] = ()
+    _names: set[str] = field(default_factory=set, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many photos came to what: each is counted once."""
@@ -159,7 +164,8 @@ class IngestReport(Run):
     def summary(self) -> dict[str, Any]:
         """The report as JSON can say it; see docs/cli.md."""
         named = {"identities": self.identities, "identities_from": self.identities_from}
-        return super().summary() | named | {"notes": list(self.notes)}
+        twins = [list(names) for names in self.twins]
+        return super().summary() | named | {"notes": list(self.notes), "twins": twins}
 
     def describe(self, layout: Layout) -> None:
         """Takes over what a layout shows."""
@@ -170,12 +176,18 @@ class IngestReport(Run):
         """Adds one photo's fate."""
         if outcome.status is Status.ENROLLED:
             self.enrolled += 1
+            if outcome.identity is not None:
+                self._names.add(outcome.identity)
         elif outcome.status is Status.KNOWN:
             self.known += 1
         elif outcome.status is Status.DUPLICATE:
             self.duplicate += 1
         else:
             self.reasons[outcome.reason or Reason.IO_ERROR] += 1
+
+    def find_twins(self, gallery: Gallery) -> None:
+        """Looks for names like those that photos were enrolled under."""
+        self.twins = gallery.identity_twins(self._names) if self._names else ()
 
 
 def ingest(
@@ -187,6 +199,7 @@ def ingest(
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
+    photo_seconds: float = MAX_SECONDS,
     rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -214,6 +227,7 @@ def ingest(
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
         decoders: processes that decode what the threads read; 0 is none, the threads do. None is one per core
             beside a GPU when there are more than 3 cores, else 0. The results are the same.
+        photo_seconds: how long one photo may take whose header does not bound its time (see `pixels.read`).
         rehash: read every file, whether it looks unchanged or not.
         on_outcome: called once for every photo, in order, after its batch is durable.
         should_stop: asked after each batch; True ends the run, with everything so far enrolled.
@@ -234,6 +248,7 @@ def ingest(
         batch_size=batch_size,
         workers=workers,
         decoders=decoders,
+        photo_seconds=photo_seconds,
         rehash=rehash,
         on_outcome=on_outcome,
         should_stop=should_stop,
@@ -249,6 +264,7 @@ def ingest_photos(
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
+    photo_seconds: float = MAX_SECONDS,
     rehash: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -269,7 +285,9 @@ def ingest_photos(
     started = time.monotonic()
     size = gallery.bundle.preprocessing.size
     with (
-        decoding(decoders, size=size, workers=workers, batch_size=batches.largest) as decode,
+        decoding(
+            decoders, size=size, workers=workers, batch_size=batches.largest, seconds=photo_seconds
+        ) as decode,
         Pipeline(
             in_looks(found, scan),
             [
@@ -282,18 +300,21 @@ def ingest_photos(
         ) as pipeline,
     ):
         for together, last in _in_commits(pipeline, batch_size, should_stop):
+            report.interrupted = last
+            if not together:
+                break
             with commit.working(sum(len(batch.photos) for batch in together)):
                 outcomes = gallery.enroll_ready(Ready.joined(together), contested=contested)
             for outcome in outcomes:
                 report.count(outcome)
                 layout.count(outcome)
                 on_outcome(outcome)
-            report.interrupted = last
     report.stages = stages_in_order(scan, pipeline.meters, meters, commit)
     report.describe(layout)
     report.bytes_read = meters.bytes.items
     report.batch_size = batches.size
     report.peak_memory = peak_memory()
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     return report
@@ -305,22 +326,27 @@ def _in_commits(
     """Batches that become durable together, and whether the run is to end with them.
 
     Four at most, and for no longer than two seconds: fewer commits write less, and who asks for batches
-    smaller than the usual ones wants each of them durable.
+    smaller than the usual ones wants each of them durable. None, where the run was stopped before there was
+    one.
     """
     together: list[Ready] = []
     most = 1 if asked is not None and asked < DEFAULT_BATCH_SIZE else _TOGETHER
     since = 0.0
-    for batch in batches:
-        since = since if together else time.monotonic()
-        together.append(batch)
-        stop = should_stop()
-        if stop or len(together) >= most or time.monotonic() - since >= _COMMIT_SECONDS:
-            yield together, stop
-            together = []
-        if stop:
-            return
-    if together:
-        yield together, False
+    stopped = False
+    try:
+        for batch in batches:
+            since = since if together else time.monotonic()
+            together.append(batch)
+            stop = should_stop()
+            if stop or len(together) >= most or time.monotonic() - since >= _COMMIT_SECONDS:
+                yield together, stop
+                together = []
+            if stop:
+                return
+    except Interrupted:
+        stopped = True
+    if together or stopped:
+        yield together, stopped
 
 
 def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Photo]]:
@@ -398,11 +424,13 @@ def _pieces(workers: int, batch_size: int) -> int:
     return max(workers, 2 * -(-batch_size // _PIECE)) + 1
 
 
-def decoding(decoders: int, *, size: int, workers: int, batch_size: int) -> AbstractContextManager[Decode]:
+def decoding(
+    decoders: int, *, size: int, workers: int, batch_size: int, seconds: float = MAX_SECONDS
+) -> AbstractContextManager[Decode]:
     """What decodes photos of a run: so many processes, or the threads themselves."""
     if not decoders:
-        return nullcontext(decode_here)
-    return Decoders(decoders, size=size, ahead=_pieces(workers, batch_size))
+        return nullcontext(partial(decode_here, seconds=seconds))
+    return Decoders(decoders, size=size, ahead=_pieces(workers, batch_size), seconds=seconds)
 
 
 def checked_workers(workers: int | None, decoders: int = 0) -> int:
@@ -466,6 +494,7 @@ def ingest_embeddings(
             break
     report.identities, report.identities_from = len(layout.identities), "the column `identity`"
     report.stages = (commit,)
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     report.peak_memory = peak_memory()

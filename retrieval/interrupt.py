@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+from retrieval.stopping import stoppable
+
 # What comes within so many seconds of a signal is that signal: `timeout`, for one, sends every one twice.
 _AT_ONCE: Final = 0.25
 
@@ -16,6 +18,7 @@ _AT_ONCE: Final = 0.25
 def graceful() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether SIGINT or SIGTERM has asked for an end.
 
+    Until the with statement ends, threads that decode photos learn of it as well (`retrieval.stopping`).
     Signals can be taken over in the main thread only; elsewhere the function always says False.
     """
     asked = threading.Event()
@@ -34,7 +37,8 @@ def graceful() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        with stoppable(asked.is_set):
+            yield asked.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

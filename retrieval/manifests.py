@@ -4,9 +4,10 @@ A manifest may come from another machine or another person, so its types are che
 passed over, and whatever is wrong is one sentence that names the file and the field.
 """
 
+import json
 import os
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from retrieval.errors import FaceprintError
 from retrieval.files import why
@@ -34,6 +35,56 @@ def read_manifest(
         `error`: the file is missing, too large, no JSON, nested too deeply, or not of this type; it names
             the file and, where one is wrong, the field.
     """
+    data = _read(path, error=error, advice=advice, max_bytes=max_bytes)
+    return parse_manifest(data, kind, name=path, error=error, advice=advice)
+
+
+def read_tree(
+    path: Path, kind: Any, *, error: type[FaceprintError], advice: str, max_bytes: int = MAX_BYTES
+) -> Any:
+    """Reads a JSON file as Python's own values, once they are checked against a type.
+
+    For files that are written back, or that may hold NaN and integers of any size, as `json` writes them.
+    Arguments and errors are those of `read_manifest`.
+    """
+    data = _read(path, error=error, advice=advice, max_bytes=max_bytes)
+    return parse_tree(data, kind, name=path, error=error, advice=advice)
+
+
+def parse_tree(
+    data: bytes | str,
+    kind: Any,
+    *,
+    name: str | os.PathLike[str],
+    error: type[FaceprintError],
+    advice: str,
+) -> Any:
+    """As `read_tree`, of JSON that was read already."""
+    try:
+        tree = json.loads(data)
+        if "\\ud" in (data if isinstance(data, str) else data.decode()).lower():
+            json.dumps(tree, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{os.fspath(name)} is damaged (it is not JSON); {advice}.") from failure
+    check_tree(tree, kind, name=name, error=error, advice=advice)
+    return tree
+
+
+def check_tree(
+    tree: Any, kind: Any, *, name: str | os.PathLike[str], error: type[FaceprintError], advice: str
+) -> None:
+    """Checks values that `json` gave against a type; errors are those of `read_tree`."""
+    import msgspec
+
+    try:
+        msgspec.convert(tree, kind)
+    except msgspec.ValidationError as failure:
+        raise _damaged(failure, name, error, advice) from failure
+    except RecursionError as failure:
+        raise error(f"{os.fspath(name)} is damaged (it is nested too deeply); {advice}.") from failure
+
+
+def _read(path: Path, *, error: type[FaceprintError], advice: str, max_bytes: int) -> bytes:
     try:
         size = path.stat().st_size
         data = path.read_bytes() if size <= max_bytes else b""
@@ -41,7 +92,7 @@ def read_manifest(
         raise error(f"{path} cannot be read ({why(failure)}); {advice}.") from failure
     if size > max_bytes:
         raise error(f"{path} has {size:,} bytes and {max_bytes:,} is the limit; {advice}.")
-    return parse_manifest(data, kind, name=path, error=error, advice=advice)
+    return data
 
 
 def parse_manifest(
@@ -59,13 +110,19 @@ def parse_manifest(
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as failure:
-        # "Expected `int`, got `str` - at `$.dimension`"
-        problem, _, place = str(failure).partition(" - at `$")
-        field = place.rstrip("`").lstrip(".")
-        where = f"the field {field}: " if field else ""
-        raise error(f"{os.fspath(name)} is damaged ({where}{_words(problem)}); {advice}.") from failure
+        raise _damaged(failure, name, error, advice) from failure
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
         raise error(f"{os.fspath(name)} is damaged (it is not JSON); {advice}.") from failure
+
+
+def _damaged(
+    failure: Exception, name: str | os.PathLike[str], error: type[FaceprintError], advice: str
+) -> FaceprintError:
+    # "Expected `int`, got `str` - at `$.dimension`"
+    problem, _, place = str(failure).partition(" - at `$")
+    field = place.rstrip("`").lstrip(".")
+    where = f"the field {field}: " if field else ""
+    return error(f"{os.fspath(name)} is damaged ({where}{_words(problem)}); {advice}.")
 
 
 def _words(problem: str) -> str:

@@ -6,6 +6,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -88,11 +89,46 @@ def _session(bundle: ModelBundle, threads: int) -> Any:
     options.intra_op_num_threads = threads
     # A thread that waits in a loop takes the core of one that decodes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(bundle.graph_path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # onnxruntime has a dozen exception classes and no common one.
-        raise BundleError(f"{bundle.graph_path} cannot be loaded; copy the model whole again.") from error
+
+    def open_session(graph: Path | bytes) -> Any:
+        try:
+            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # onnxruntime has a dozen exception classes and no common one.
+            raise BundleError(f"{bundle.graph_path} cannot be loaded; copy the model whole again.") from error
+
+    session = bundle.load_graph(open_session)
+    _check_signature(bundle, session)
+    return session
+
+
+def _check_signature(bundle: ModelBundle, session: Any) -> None:
+    """Compares what a graph takes and gives with what the card says."""
+    size = bundle.input_size
+    wanted = {
+        "pixels": ("tensor(uint8)", (size, size, 3)),
+        "embedding": ("tensor(float)", (bundle.dimension,)),
+        "probabilities": ("tensor(float)", (len(bundle.labels),)),
+    }
+    found = {one.name: one for one in (*session.get_inputs(), *session.get_outputs())}
+    if found.keys() != wanted.keys():
+        names = ", ".join(sorted(found))
+        raise BundleError(
+            f"{bundle.graph_path} must take pixels and give embedding and probabilities, and has "
+            f"{names[:200]}; copy the model whole again."
+        )
+    for name, (kind, shape) in wanted.items():
+        one = found[name]
+        # The first dimension is the batch's. One without a number takes what comes.
+        fits = len(one.shape) == 1 + len(shape) and all(
+            stated == expected or not isinstance(stated, int)
+            for stated, expected in zip(one.shape[1:], shape, strict=True)
+        )
+        if one.type != kind or not fits or isinstance(one.shape[0], int):
+            raise BundleError(
+                f"{bundle.graph_path} and bundle.json disagree: {name} should be {kind} of shape "
+                f"{('n', *shape)}, and is {one.type} of shape {tuple(one.shape)}; copy the model whole again."
+            )
 
 
 def _parts(pixels: Pixels, size: int) -> list[Pixels]:

@@ -1,6 +1,5 @@
 """Photos: every place that photographs come from, as one stream in an order that never varies."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from typing import Any, BinaryIO, Final, Required, TypeAlias, TypedDict, cast
 
 import numpy as np
 from PIL import Image
 
-from retrieval import archives, folders, listing, pixels, remote, shards
+from retrieval import archives, folders, listing, names, pixels, remote, shards
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import Stamp, why
+from retrieval.manifests import parse_tree
 from retrieval.naming import KEYWORDS, Naming, inside
 from retrieval.pixels import MAX_BYTES, ImageSource
 from retrieval.places import absolute, composed, is_url, is_utf8, is_utf8_name, names_are_utf8
@@ -28,6 +28,8 @@ _PROBLEMS: Final = {
     Reason.NO_PERMISSION: "its permissions do not allow listing it",
     Reason.IO_ERROR: "the folder cannot be listed",
     Reason.LINK_LOOP: "it links back to a folder above it",
+    Reason.BAD_IDENTITY: "the name of its person has a control character, "
+    f"or more than {names.MAX_BYTES:,} bytes",
 }
 
 
@@ -187,15 +189,35 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
     Raises:
         DataError: there is no such file, or it is something else.
     """
+    not_a_report = f"{path} is not a report of faceprint ingest; pass what --report wrote."
     try:
-        lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-        return [
-            _reported(line) for line in lines if line["status"] == "rejected" and line["path"] is not None
-        ]
+        texts = Path(path).read_text("utf-8").splitlines()
     except OSError as error:
         raise DataError(f"The report {path} cannot be read: {why(error)}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a report of faceprint ingest; pass what --report wrote.") from error
+    except ValueError as error:
+        raise DataError(not_a_report) from error
+    found = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        name, advice = f"{path}, line {number},", "pass what `faceprint ingest --report` wrote"
+        line = parse_tree(text, _ReportLine, name=name, error=DataError, advice=advice)
+        if line["status"] == "rejected" and line["path"] is not None:
+            try:
+                found.append(_reported(line))
+            except (ValueError, KeyError) as error:  # a reason that there is not, or a line without one
+                raise DataError(not_a_report) from error
+    return found
+
+
+class _ReportLine(TypedDict, total=False):
+    """A line of a report, as far as it is read."""
+
+    status: Required[str]
+    path: Required[str | None]
+    identity: str | None
+    reason: str | None
+    detail: str | None
 
 
 def count(sources: Iterable[str | os.PathLike[str]], *, exclude: Iterable[str] = ()) -> int | None:
@@ -266,6 +288,17 @@ def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
     return shelf.read(*member), None
 
 
+def read_stored(shelf: archives.Shelf, path: str, fetching: remote.Fetching) -> bytes:
+    """The bytes at a path that a gallery stores; of an address only where fetching it is allowed.
+
+    Raises:
+        NotFetched, UnreadableImage, MissingDependency: as `Fetching.read` and `read_content`.
+    """
+    if is_url(path):
+        return fetching.read(path, max_bytes=MAX_BYTES)
+    return read_from(shelf, path)[0]
+
+
 def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
     """What gives the photos of a source, once it is known to exist."""
     naming = how.naming
@@ -325,7 +358,8 @@ def _is_walked(source: str | os.PathLike[str]) -> bool:
 
 
 def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = None) -> Photo:
-    return Photo(path, identity, None if is_utf8_name(path) else Reason.NAME_NOT_UTF8, metadata or {})
+    problem = None if is_utf8_name(path) else Reason.NAME_NOT_UTF8
+    return Photo(path, identity, problem, metadata or {})
 
 
 def _one(path: str, naming: Naming | None) -> _Photos:
@@ -364,7 +398,14 @@ def _listed(rows: Iterable[listing.Row]) -> Iterator[Photo]:
         elif is_url(row.path) and (unknown := _unknown_address(row.path)):
             yield Photo(row.path, row.identity, Reason.UNSUPPORTED_FORMAT, detail=unknown)
         else:
-            yield _file(row.path, row.identity, row.metadata)
+            yield _named(_file(row.path, row.identity, row.metadata))
+
+
+def _named(photo: Photo) -> Photo:
+    """A photo, with its problem where the name of its person cannot be stored."""
+    if photo.problem is not None or photo.identity is None or names.problem(photo.identity) is None:
+        return photo
+    return replace(photo, problem=Reason.BAD_IDENTITY, content=None)
 
 
 def _unknown_address(url: str) -> str | None:
@@ -384,8 +425,8 @@ def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[P
         if "\0" in place or not is_utf8_name(place):
             yield Photo(place, sample.identity, Reason.NAME_NOT_UTF8)
         else:
-            yield Photo(
-                place, sample.identity, member.problem, sample.metadata, member.content, member.detail
+            yield _named(
+                Photo(place, sample.identity, member.problem, sample.metadata, member.content, member.detail)
             )
 
 
@@ -404,7 +445,7 @@ def _reported(line: dict[str, Any]) -> Photo:
     if reason == Reason.NAME_NOT_UTF8:
         # A name that is not UTF-8 stands in a report as it can be written, and leads nowhere.
         return Photo(path, identity, Reason.NAME_NOT_UTF8)
-    if reason in (Reason.BAD_METADATA, Reason.BAD_ROW):
+    if reason in (Reason.BAD_METADATA, Reason.BAD_ROW, Reason.BAD_IDENTITY):
         return Photo(path, identity, Reason(reason), detail=detail)
     if archives.kind(path) and reason in _OF_ARCHIVES:
         again = f"{detail or reason}; name the archive itself as a source again"

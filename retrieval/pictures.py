@@ -52,8 +52,7 @@ def _search_batch(
         with asked.explanation.timed("load"):
             preprocessing, embedder = serving.bundle.preprocessing, serving.loaded()[1]
         with asked.explanation.timed("read"):
-            size, crop = preprocessing.size, preprocessing.crop
-            squares = np.stack([pixels.read(image, size=size, crop=crop) for image in images])
+            squares = np.stack([pixels.read(image, **preprocessing.stated()) for image in images])
         with asked.explanation.timed("embed"):
             embedded = embedder.embed(squares)
         exclude = _stored(serving.vault, images) if exclude_self else None

@@ -15,8 +15,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final
 
+from retrieval import stopping
+
 # How long leaving waits for a source that gives nothing, such as standard input, in seconds.
-_SOURCE_SECONDS: Final = 2.0
+_SOURCE_SECONDS: Final = 1.0
+
+# How often waiting for a result is left for a look at whether the run is to stop, in seconds.
+_GLANCE: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,14 @@ class _Channel:
         Raises:
             _Stopped: it was closed.
         """
+        return self.taken(lambda: None)
+
+    def taken(self, check: Callable[[], None]) -> Iterator[Any]:
+        """The same; while nothing is underway, `check` is called now and then, which may raise."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._items) > 0)
+                while not self._changed.wait_for(lambda: self._closed or len(self._items) > 0, _GLANCE):
+                    check()
                 if self._closed:
                     raise _Stopped
                 # It keeps its room until it is done: what is underway counts as much as what waits.
@@ -210,7 +220,10 @@ class Pipeline:
     An error of the source or of a stage is raised where its result would have come, after everything before.
     Leaving the with statement ends every thread and waits for it: each finishes the item that it is at, and
     what is underway is dropped. Only a thread to which the source gives nothing is not waited for longer than
-    2 seconds; it ends when the source does, or with its next item, which is dropped.
+    a second; it ends when the source does, or with its next item, which is dropped.
+
+    Where Ctrl-C has asked for an end (`retrieval.stopping`) and the last stage has nothing underway,
+    iterating raises Interrupted.
 
     No more than `room + 1` items of each stage exist at a time, besides what its `gather` holds and the one
     that the caller has.
@@ -227,7 +240,7 @@ class Pipeline:
             runner = _Runner(stage, items, self.meters[stage.name])
             self._runners.append(runner)
             items = runner.results
-        self._results = iter(items)
+        self._results = self._runners[-1].results.taken(stopping.check) if self._runners else iter(items)
 
     def _given(self, source: Iterable[Any]) -> Iterator[Any]:
         """The source's items; while one is waited for, that is written down."""

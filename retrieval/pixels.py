@@ -1,56 +1,158 @@
-"""From a picture to pixels: the only place that decodes, turns, crops and resizes."""
+"""From a picture to pixels: the only place that decodes, turns, crops and resizes.
 
+A photo may cost so many bytes of memory and so many seconds, whatever its file says. The memory is known from
+its header, before anything is decoded, and all threads share one budget of it. JPEG, PNG and WebP files whose
+headers bound the time as well are decoded by the thread that asks; all others by a process that is killed
+when it takes too long (`retrieval.isolation`).
+"""
+
+import dataclasses
 import errno
 import hashlib
 import io
 import math
 import os
+import resource
 import stat
+import struct
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar, cast
+from importlib.util import find_spec
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-from retrieval.errors import InputError, Reason, UnreadableImage
+from retrieval import containers, isolation
+from retrieval.budget import ByteBudget
+from retrieval.colour import converts, to_srgb
+from retrieval.containers import Container
+from retrieval.errors import InputError, Interrupted, Reason, UnreadableImage
 from retrieval.files import Stamp
 
 Pixels: TypeAlias = NDArray[np.uint8]
+# What becomes of a photo's colour profile: nothing, or its colours are converted to sRGB's.
+Colour: TypeAlias = Literal["ignore", "srgb"]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
-_T = TypeVar("_T")
-
 MAX_BYTES: Final = 128 * 2**20
-# Pillow itself starts to warn of decompression bombs just above this many pixels.
+# After a JPEG's reduction to 1/2, 1/4 or 1/8. Pillow itself starts to warn of decompression bombs just above.
 MAX_PIXELS: Final = 89_000_000
+# For decoding and converting a photo, besides its file.
+MAX_MEMORY: Final = 2**30
+# For decoding a photo in a process of its own. The slowest picture within the other limits, a JPEG 2000 of 89
+# million pixels, takes 15 s.
+MAX_SECONDS: Final = 60.0
+
+# What all threads of this process may need at a time for decoding and converting.
+MEMORY: Final = ByteBudget(MAX_MEMORY)
 
 # The formats a camera, a phone or a web page produces. Pillow knows more, among them ones
 # that start other programs (EPS) and ones that nobody has photographs in.
 _FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_HEIF: Final = "HEIF"
 
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size when what is left of the crop is still
 # at least this many times the size asked for. `tests/test_pixels.py` states what that costs.
 _DRAFT_MARGIN: Final = 2
 
+# What a thread decodes itself: within these limits no file takes longer than a second, or 80 MiB.
+_LIGHT_BYTES: Final = 16 * 2**20
+_LIGHT_PIXELS: Final = {"JPEG": 16_000_000, "PNG": 16_000_000, "WEBP": 4_000_000}
+# Of a JPEG, each scan passes over all pixels before its reduction.
+_LIGHT_SCANNED: Final = 100_000_000
+
+# Bytes of a strip of rows while its colours are converted, at up to 24 a pixel, and of all its rows when they
+# are as short as those of the result.
+_STRIP: Final = 8 * 2**20
+_CONVERTED: Final = 24
+_NARROW: Final = 64 * 2**20
+# What decoders of whole pictures need for a pixel, besides the pixel as Pillow stores it. Measured with 12
+# and 88 million pixels; of JPEG 2000 for each component, of TIFF for those of a strip or tile.
+_DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 12, "HEIF": 16}
+_COMPONENT_BYTES: Final = 6
+_TIFF_BYTES: Final = 8
+_PLAIN_BYTES: Final = 40
+
+_PROGRAM: Final = "import sys; from retrieval.pixels import serve; serve(int(sys.argv[1]))"
+
+_HEIC_BRANDS: Final = (
+    b"heic",
+    b"heix",
+    b"heim",
+    b"heis",
+    b"hevc",
+    b"hevx",
+    b"hevm",
+    b"hevs",
+    b"mif1",
+    b"msf1",
+)
+_RAW: Final = "it is a camera's raw photo; convert it to JPEG"
 _LOOKS_LIKE: Final[tuple[tuple[bytes, int, Reason, str], ...]] = (
     (b"<!doctype html", 0, Reason.NOT_AN_IMAGE, "it is a web page"),
     (b"<html", 0, Reason.NOT_AN_IMAGE, "it is a web page"),
     (b"%pdf", 0, Reason.NOT_AN_IMAGE, "it is a PDF document"),
     (b"pk\x03\x04", 0, Reason.NOT_AN_IMAGE, "it is a zip archive"),
-    (b"ftypheic", 4, Reason.UNSUPPORTED_FORMAT, "it is a HEIC photo; convert it to JPEG"),
-    (b"ftypheix", 4, Reason.UNSUPPORTED_FORMAT, "it is a HEIC photo; convert it to JPEG"),
-    (b"ftypmif1", 4, Reason.UNSUPPORTED_FORMAT, "it is a HEIF photo; convert it to JPEG"),
+    *(
+        (
+            b"ftyp" + brand,
+            4,
+            Reason.UNSUPPORTED_FORMAT,
+            "it is a HEIC photo; install faceprint[heif], or convert it to JPEG",
+        )
+        for brand in _HEIC_BRANDS
+    ),
+    (b"ftypcrx", 4, Reason.UNSUPPORTED_FORMAT, _RAW),
     (b"ftypavif", 4, Reason.DAMAGED, "its header is damaged"),
+    (b"ftypavis", 4, Reason.DAMAGED, "its header is damaged"),
+    (b"ftypjxl", 4, Reason.UNSUPPORTED_FORMAT, "it is a JPEG XL picture; convert it to JPEG"),
     (b"ftyp", 4, Reason.NOT_AN_IMAGE, "it is a video"),
     (b"webp", 8, Reason.DAMAGED, "its header is damaged"),
+    (b"8bps", 0, Reason.UNSUPPORTED_FORMAT, "it is a Photoshop document; convert it to JPEG"),
+    (b"fujifilmccd-raw", 0, Reason.UNSUPPORTED_FORMAT, _RAW),
+)
+# These begin with bytes that are no text, so that no space before them may be passed over.
+_BINARY_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"\xff\x0a", "it is a JPEG XL picture; convert it to JPEG"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "it is a JPEG XL picture; convert it to JPEG"),
+    (b"\0\0\1\0", "it is an icon; convert it to PNG"),
+    (b"\0\0\2\0", "it is a cursor; convert it to PNG"),
+    (b"IIU\0", _RAW),
+    (b"IIRO", _RAW),
+    (b"IIRS", _RAW),
 )
 _CUT: Final = (Reason.TRUNCATED, "the file ends before the picture does")
+_HEADER: Final = (Reason.DAMAGED, "its header is damaged")
 
 
-def read(source: ImageSource, *, size: int, crop: float = 1.0) -> Pixels:
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is wanted of a picture: a square for a network, a thumbnail, or a glance."""
+
+    what: Literal["square", "thumbnail", "glance"]
+    size: int
+    crop: float = 1.0
+    colour: Colour = "ignore"
+
+
+# Pixels uint8 (H, W, 3), and the upright width and height of the whole picture.
+_Made: TypeAlias = tuple[Pixels, int, int]
+_Hold: TypeAlias = Callable[[int], AbstractContextManager[None]]
+
+
+def read(
+    source: ImageSource,
+    *,
+    size: int,
+    crop: float = 1.0,
+    colour: Colour = "ignore",
+    seconds: float = MAX_SECONDS,
+) -> Pixels:
     """Reads a picture as the network wants it.
 
     The bytes decide the format, never a file's extension. EXIF orientation is applied, any mode
@@ -64,6 +166,9 @@ def read(source: ImageSource, *, size: int, crop: float = 1.0) -> Pixels:
             on average.
         size: side of the result in pixels.
         crop: share of the shorter side that is kept, above 0 and at most 1.
+        colour: "srgb" converts colours to sRGB where the picture has another profile; one that is damaged,
+            or is not for its mode, is passed over.
+        seconds: how long a file may take that is decoded in a process of its own.
 
     Returns:
         uint8 (size, size, 3), RGB.
@@ -71,23 +176,19 @@ def read(source: ImageSource, *, size: int, crop: float = 1.0) -> Pixels:
     Raises:
         UnreadableImage: with its reason; nothing else for a bad picture.
         InputError: an array that is not uint8 or not of one of these shapes.
+        RunError: the process that decodes was killed.
+        Interrupted: Ctrl-C has asked the run to stop.
     """
-    name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    # A caller's own PIL image is never put into a reduced scale under its hands.
-    may_draft = not isinstance(source, Image.Image)
-    try:
-        return _decoded(open_image(source), lambda image: _fit(image, size, crop, may_draft=may_draft))
-    except UnreadableImage as error:
-        raise UnreadableImage(error.reason, error.detail, name) from error.__cause__
+    return _made(source, _Task("square", size, crop, colour), seconds)[0]
 
 
-def thumbnail(source: ImageSource, *, side: int) -> Image.Image:
+def thumbnail(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> Image.Image:
     """The whole picture, upright, RGB, at most `side` pixels wide and high, for showing to a person.
 
     Raises:
-        UnreadableImage: as `read`.
+        UnreadableImage, RunError, Interrupted: as `read`.
     """
-    return _decoded(open_image(source), lambda image: _thumbnail(image, side))
+    return Image.fromarray(_made(source, _Task("thumbnail", side), seconds)[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,13 +205,20 @@ class Glance:
     small: Pixels
 
 
-def glance(source: ImageSource, *, side: int) -> Glance:
+def glance(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> Glance:
     """The whole of a picture, small, and how large it is.
 
     Raises:
-        UnreadableImage, InputError: as `read`.
+        UnreadableImage, InputError, RunError, Interrupted: as `read`.
     """
-    return _decoded(open_image(source), lambda image: _glance(image, side))
+    small, width, height = _made(source, _Task("glance", side), seconds)
+    return Glance(width, height, small)
+
+
+def is_light(data: bytes, *, size: int, crop: float = 1.0) -> bool:
+    """Whether `read` is sure to take less than a second and 80 MiB for a file."""
+    container = containers.parse(data)
+    return container is not None and _is_light(container, _Task("square", size, crop))
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -163,23 +271,125 @@ def content_sha256(source: bytes | Image.Image | NDArray[np.uint8]) -> str:
     """
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    # Palette, transparency and orientation all count, as they do in what `read` gives.
-    image = _decoded(open_image(source), lambda image: _upright(_rgb(image), image))
+    picture = _Picture(_in_memory(source))
+    with _reasons():
+        # Palette, transparency and orientation all count, as they do in what `read` gives.
+        image = _upright(_Conversion(picture)(picture.loaded()), picture.orientation)
     return hashlib.sha256(f"{image.width} {image.height}\n".encode() + image.tobytes()).hexdigest()
 
 
-def open_image(source: ImageSource) -> Image.Image:
-    """A PIL image of any source, header read, pixels not yet decoded where they need not be.
+def _made(source: ImageSource, task: _Task, seconds: float) -> _Made:
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    try:
+        if isinstance(source, Image.Image | np.ndarray):
+            return _work(_Picture(_in_memory(source)), task, MEMORY.holding)
+        return _from_file(source if isinstance(source, bytes) else read_bytes(source), task, seconds)
+    except UnreadableImage as error:
+        raise UnreadableImage(error.reason, error.detail, name) from error.__cause__
+
+
+def _from_file(data: bytes, task: _Task, seconds: float) -> _Made:
+    if not data:
+        raise UnreadableImage(Reason.EMPTY_FILE, "the file is empty")
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(
+            Reason.TOO_MANY_BYTES, f"it has {len(data):,} bytes and {MAX_BYTES:,} is the limit"
+        )
+    container = containers.parse(data)
+    if container is not None and _is_light(container, task):
+        return _work_on_container(container, task, MEMORY.holding)
+    if container is None and not _may_be_picture(data):
+        raise UnreadableImage(*_what_is(data))
+    return _in_process(data, task, seconds)
+
+
+def _is_light(container: Container, task: _Task) -> bool:
+    pixels = container.width * container.height
+    scale = 1
+    if container.kind == "JPEG":
+        side = max(1.0, task.crop * min(container.width, container.height))
+        scale = max(by for by in (1, 2, 4, 8) if by == 1 or by * _DRAFT_MARGIN * task.size <= side)
+    return (
+        pixels <= _LIGHT_PIXELS[container.kind] * scale**2
+        and pixels * max(1, container.scans) <= _LIGHT_SCANNED
+        and len(container.data) <= _LIGHT_BYTES
+        and container.buffered <= 4 * _LIGHT_BYTES
+        and not container.animated
+    )
+
+
+# In a process of its own
+
+
+def _in_process(data: bytes, task: _Task, seconds: float) -> _Made:
+    """Has a file decoded by a process that is killed when it takes too long.
 
     Raises:
-        UnreadableImage: as `read`.
-        InputError: an array that is not a uint8 picture.
+        UnreadableImage, RunError, Interrupted: as `read`.
     """
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    return _from_bytes(source if isinstance(source, bytes) else read_bytes(source))
+    try:
+        with isolation.process(_PROGRAM) as process:
+            started = time.monotonic()
+            process.send((task, data))
+            reply = process.receive(seconds)
+            if isinstance(reply, int):
+                left = seconds - (time.monotonic() - started)
+                with MEMORY.holding(reply):
+                    process.send(None)
+                    reply = process.receive(left)
+    except isolation.TooSlow as error:
+        raise UnreadableImage(
+            Reason.TOO_SLOW, f"decoding it takes longer than {seconds:g} seconds, which is the limit"
+        ) from error
+    except isolation.Crashed as error:
+        raise UnreadableImage(Reason.DAMAGED, "its decoder crashes over it") from error
+    if isinstance(reply[0], Reason):
+        raise UnreadableImage(*reply)
+    return cast(_Made, reply)
+
+
+def serve(pipe: int) -> None:
+    """The program of a process that decodes, one file at a time.
+
+    Args:
+        pipe: file descriptor of its pipe.
+    """
+    # What matters of an odd file is in the answer.
+    warnings.filterwarnings("ignore", module="PIL")
+    # In case that a header promises less than its decoder takes; the file is here up to three times.
+    with suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY + 2**29 + 3 * MAX_BYTES, hard))
+    if find_spec("pillow_heif"):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    # Loading the decoders takes none of a photo's seconds.
+    Image.init()
+    isolation.serve(pipe, _answer)
+
+
+def _answer(caller: isolation.Caller) -> None:
+    task, data = caller.receive()
+
+    @contextmanager
+    def asking(number: int) -> Iterator[None]:
+        caller.send(number)
+        caller.receive()
+        yield
+
+    try:
+        container = containers.parse(data)
+        if container is not None:
+            answer: object = _work_on_container(container, task, asking)
+        else:
+            answer = _work(_Picture(_opened(data), page=True), task, asking)
+    except UnreadableImage as error:
+        answer = error.reason, error.detail
+    caller.send(answer)
+
+
+# Opening
 
 
 def _os_reason(error: OSError) -> tuple[Reason, str]:
@@ -202,41 +412,72 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _from_bytes(data: bytes) -> Image.Image:
-    if not data:
-        raise UnreadableImage(Reason.EMPTY_FILE, "the file is empty")
-    if len(data) > MAX_BYTES:
-        raise UnreadableImage(
-            Reason.TOO_MANY_BYTES, f"it has {len(data):,} bytes and {MAX_BYTES:,} is the limit"
-        )
+def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    return source if isinstance(source, Image.Image) else _from_array(source)
+
+
+def _may_be_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is read."""
+    start = data[:16]
+    if _is_heif(data):
+        return find_spec("pillow_heif") is not None
+    accepts = (Image.OPEN[name][1] for name in _known_formats())
+    return any(accept is None or accept(start) is True for accept in accepts)
+
+
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Opens a file of any format; only in a process that may be killed: some headers take hours to read."""
     try:
         image = Image.open(io.BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError as error:
         raise UnreadableImage(*_what_is(data)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(Reason.TOO_MANY_PIXELS, "it has too many pixels") from error
+    except MemoryError as error:
+        raise UnreadableImage(*_TOO_LARGE) from error
     except Exception as error:
-        # A WebP says how long it is, and does not open at all when it is shorter.
-        if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") > len(data) - 8:
-            raise UnreadableImage(*_CUT) from error
         # Pillow's plugins let struct, index, value and zlib errors through for hostile headers.
-        raise UnreadableImage(Reason.DAMAGED, "its header is damaged") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(
-            Reason.TOO_MANY_PIXELS, f"it has {width} x {height} pixels and {MAX_PIXELS:,} is the limit"
-        )
+        raise UnreadableImage(*_cut_or_damaged(data)) from error
     return image
+
+
+def _opened_container(container: Container) -> Image.Image:
+    """Opens a JPEG, PNG or WebP file whose header has been read."""
+    plugins: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "WEBP": WebPImagePlugin.WebPImageFile,
+    }
+    try:
+        # Not by `Image.open`, which judges a JPEG's pixels before its reduction.
+        return plugins[container.kind](io.BytesIO(container.data))
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:
+        raise UnreadableImage(*_what_is(container.data)) from error
+    except Exception as error:
+        raise UnreadableImage(*_cut_or_damaged(container.data)) from error
+
+
+def _cut_or_damaged(data: bytes) -> tuple[Reason, str]:
+    # A WebP says how long it is, and does not open at all when it is shorter.
+    is_cut = data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") > len(data) - 8
+    return _CUT if is_cut else _HEADER
 
 
 def _known_formats() -> tuple[str, ...]:
     """Those of our formats that this build of Pillow has (AVIF and JPEG 2000 are optional)."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    return tuple(name for name in (*_FORMATS, _HEIF) if name in Image.OPEN)
 
 
 def _what_is(data: bytes) -> tuple[Reason, str]:
     """What bytes that no decoder knows are, as far as their first few tell."""
+    for magic, words in _BINARY_MAGIC:
+        if data.startswith(magic):
+            return Reason.UNSUPPORTED_FORMAT, words
     head = data[:512].lstrip().lower()
     for magic, offset, reason, words in _LOOKS_LIKE:
         if head[offset:].startswith(magic):
@@ -245,18 +486,192 @@ def _what_is(data: bytes) -> tuple[Reason, str]:
     if head.startswith(b"<") and b"<svg" in head:
         return Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"
     if data.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")):
-        return Reason.DAMAGED, "its header is damaged"
+        return _HEADER
     return Reason.NOT_AN_IMAGE, "its bytes are no image that we know"
 
 
-def _decoded(image: Image.Image, work: Callable[[Image.Image], _T]) -> _T:
-    """Runs `work`, which decodes `image`, and turns whatever a broken file raises into its reason."""
+_TOO_LARGE: Final = (
+    Reason.TOO_MANY_PIXELS,
+    f"decoding it takes more than {MAX_MEMORY // 2**20:,} MiB of memory, which is the limit",
+)
+
+
+# Decoding
+
+
+class _Picture:
+    """A picture whose header is read, with what its pixels need to become upright RGB."""
+
+    def __init__(self, image: Image.Image, container: Container | None = None, *, page: bool = False) -> None:
+        """Of a caller's own image, of a file whose header we have read, or, with `page`, of another file."""
+        self.image = image
+        self.container = container
+        # A caller's own PIL image is never put into a reduced scale under its hands, nor too large for it.
+        self.is_file = container is not None or page
+        if page and image.format == "TIFF":
+            _turn_to_largest_page(image)
+
+    @property
+    def orientation(self) -> int | None:
+        if self.container is not None:
+            return self.container.orientation
+        return _orientation(self.image)
+
+    @property
+    def profile(self) -> bytes | None:
+        if self.container is not None:
+            return self.container.profile
+        found = self.image.info.get("icc_profile")
+        return found if isinstance(found, bytes) and len(found) <= containers.MAX_PROFILE else None
+
+    def loaded(self) -> Image.Image:
+        """The same image, decoded."""
+        self.image.load()
+        return self.image
+
+    def memory(self, across: int) -> int:
+        """Bytes that decoding, converting and resizing to so many pixels across takes.
+
+        Raises:
+            UnreadableImage: more pixels or bytes than a file may have.
+        """
+        width, height = self.image.size
+        needed = self._decoding() + _converting(self.image, across)
+        if self.is_file and width * height > MAX_PIXELS:
+            raise UnreadableImage(
+                Reason.TOO_MANY_PIXELS, f"it has {width} x {height} pixels and {MAX_PIXELS:,} is the limit"
+            )
+        if self.is_file and needed > MAX_MEMORY:
+            raise UnreadableImage(*_TOO_LARGE)
+        return needed
+
+    def _decoding(self) -> int:
+        """Bytes that the decoder takes, with the pixels."""
+        image = self.image
+        pixels = image.width * image.height
+        needed = pixels * (_stored_bytes(image.mode) + _DECODER_BYTES.get(image.format or "", 0))
+        if self.container is not None:
+            needed += self.container.buffered
+        elif image.format == "JPEG2000":
+            needed += pixels * _COMPONENT_BYTES * len(image.getbands())
+        elif image.format == "TIFF":
+            needed += _TIFF_BYTES * _largest_piece(cast(Any, image).tag_v2, image.size)
+        elif image.format == "PPM":
+            needed += pixels * _PLAIN_BYTES * any(tile[0] != "raw" for tile in cast(Any, image).tile)
+        return needed
+
+
+def _largest_piece(tags: Any, size: tuple[int, int]) -> int:
+    """Pixels of a TIFF that are decoded together: a tile, or a strip of rows."""
+    across, down = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
+    if isinstance(across, int) and isinstance(down, int):
+        return across * down
+    rows = tags.get(_ROWS_PER_STRIP)
+    return size[0] * (min(rows, size[1]) if isinstance(rows, int) else size[1])
+
+
+def _converting(image: Image.Image, across: int) -> int:
+    """Bytes that `_resized` takes besides the picture."""
+    width, height = image.size
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return 0
+    if _is_in_one(width, height, across):
+        return width * height * _CONVERTED
+    return max(_STRIP, width * _CONVERTED) + 4 * across * height
+
+
+def _is_in_one(width: int, height: int, across: int) -> bool:
+    """Whether a picture is converted whole: it is small, or so tall that narrow rows are large as well."""
+    return width * height * _CONVERTED <= _STRIP or 4 * across * height > _NARROW
+
+
+def _stored_bytes(mode: str) -> int:
+    """Bytes that Pillow stores for a pixel."""
+    if mode in ("1", "L", "P"):
+        return 1
+    return 2 if mode.startswith("I;16") else 4
+
+
+def _turn_to_largest_page(image: Image.Image) -> None:
+    """Turns a TIFF whose first page is a thumbnail to the picture itself.
+
+    Raises:
+        UnreadableImage: the picture is none of the pages that can be read.
+    """
+    tiff = cast(Any, image)
+    is_reduced = bool(tiff.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1)
+    if is_reduced and _SUB_DIRECTORIES in tiff.tag_v2:
+        raise UnreadableImage(
+            Reason.UNSUPPORTED_FORMAT,
+            "its first page is a thumbnail, and the picture itself is of a kind that is not read; "
+            "convert it to JPEG",
+        )
+    sizes = [image.size]
+    with suppress(EOFError):
+        for page in range(1, _PAGES):
+            tiff.seek(page)
+            sizes.append(tiff.size)
+    areas = [width * height for width, height in sizes]
+    largest = areas.index(max(areas))
+    # Other pages of one document are of about one size, and the first is the one that counts.
+    tiff.seek(largest if is_reduced or areas[largest] >= _THUMBNAIL * areas[0] else 0)
+
+
+# Tags of TIFF.
+_NEW_SUBFILE_TYPE: Final = 254
+_ROWS_PER_STRIP: Final = 278
+_TILE_WIDTH: Final = 322
+_TILE_HEIGHT: Final = 323
+_SUB_DIRECTORIES: Final = 330
+# How many pages of a TIFF are looked at, and how much larger than a thumbnail its picture is at least.
+_PAGES: Final = 16
+_THUMBNAIL: Final = 4
+
+
+def _work_on_container(container: Container, task: _Task, hold: _Hold) -> _Made:
+    if container.kind == "WEBP" and (
+        container.width * container.height > MAX_PIXELS
+        # Its decoder takes memory already when it is opened.
+        or container.width * container.height * (4 + _DECODER_BYTES["WEBP"]) > MAX_MEMORY
+    ):
+        raise UnreadableImage(*_TOO_LARGE)
     try:
-        return work(image)
-    except UnreadableImage:
+        return _work(_Picture(_opened_container(container), container), task, hold)
+    except UnreadableImage as error:
+        if error.reason is not Reason.TRUNCATED or container.kind != "JPEG":
+            raise
+        made = _without_end_mark(container, task, hold)
+        if made is None:
+            raise
+        return made
+
+
+def _without_end_mark(container: Container, task: _Task, hold: _Hold) -> _Made | None:
+    """A JPEG that lacks nothing but its end mark; None where more is missing."""
+    found: list[_Made] = []
+    for data in containers.completed_jpeg(container.data) or ():
+        completed = dataclasses.replace(container, data=data)
+        with suppress(UnreadableImage):
+            found.append(_work(_Picture(_opened_container(completed), completed), task, hold))
+    same = len(found) == _ENDS and all(np.array_equal(found[0][0], other[0]) for other in found)
+    return found[0] if same else None
+
+
+# In how many ways a missing end mark is put there.
+_ENDS: Final = 3
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turns whatever a broken file raises while it is decoded into its reason."""
+    try:
+        yield
+    except (UnreadableImage, Interrupted):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(Reason.TOO_MANY_PIXELS, "it has too many pixels") from error
+    except MemoryError as error:
+        raise UnreadableImage(*_TOO_LARGE) from error
     except Exception as error:
         # A decoder fed hostile bytes may raise anything; one bad file must never end a run.
         words = str(error).lower()
@@ -265,45 +680,103 @@ def _decoded(image: Image.Image, work: Callable[[Image.Image], _T]) -> _T:
         raise UnreadableImage(Reason.DAMAGED, "its data are damaged") from error
 
 
-def _fit(image: Image.Image, size: int, crop: float, *, may_draft: bool) -> Pixels:
-    width, height = image.size
-    side = max(1.0, crop * min(width, height))
+def _work(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
+    with _reasons():
+        make = {"square": _square, "thumbnail": _thumbnail, "glance": _glance}[task.what]
+        return make(picture, task, hold)
+
+
+def _square(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
+    width, height = picture.image.size
+    side = max(1.0, task.crop * min(width, height))
     # Not the quotient of the sizes: 1597 pixels at 1/4 are 400 whole ones, the last three quarters empty.
-    scale = _draft(image, _DRAFT_MARGIN * size / side) if may_draft else 1.0
-    decoded = _rgb(image)
+    scale = _draft(picture, _DRAFT_MARGIN * task.size / side)
     box = (
         (width - side) / 2 * scale,
         (height - side) / 2 * scale,
         (width + side) / 2 * scale,
         (height + side) / 2 * scale,
     )
-    square = decoded.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    # What is resized is converted: colours first would cost many times as much.
+    profile = (picture.profile or None) if task.colour == "srgb" else None
+    keep_cmyk = profile is not None and picture.image.mode == "CMYK" and converts(profile, "CMYK")
+    with hold(picture.memory(task.size)):
+        square = _resized(
+            picture, (task.size, task.size), Image.Resampling.BILINEAR, box, keep_cmyk=keep_cmyk
+        )
+    if profile is not None:
+        is_grey = picture.image.mode in _GREY_MODES
+        square = to_srgb(square.getchannel(0) if is_grey else square, profile)
     # Turning commutes with a central square, and is cheaper on the small picture.
-    return np.array(_upright(square, image))
+    return np.array(_upright(square, picture.orientation)), width, height
 
 
-def _draft(image: Image.Image, least: float) -> float:
+def _thumbnail(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
+    width, height = picture.image.size
+    _draft(picture, _DRAFT_MARGIN * task.size / max(width, height))
+    shrink = min(1.0, task.size / max(width, height))
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    with hold(picture.memory(size[0])):
+        small = _resized(picture, size, Image.Resampling.LANCZOS, None)
+    return np.array(_upright(small, picture.orientation)), width, height
+
+
+def _glance(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
+    width, height = picture.image.size
+    _draft(picture, _DRAFT_MARGIN * task.size / min(width, height))
+    with hold(picture.memory(task.size)):
+        small = _resized(picture, (task.size, task.size), Image.Resampling.BILINEAR, None)
+    if picture.orientation in _LYING:
+        width, height = height, width
+    return np.array(_upright(small, picture.orientation)), width, height
+
+
+# Modes of pictures that a profile of grey levels may be for.
+_GREY_MODES: Final = ("1", "L", "La", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
+
+def _draft(picture: _Picture, least: float) -> float:
     """Asks a JPEG's decoder for 1/2, 1/4 or 1/8 of its size, but for no less than `least`; says which."""
-    if image.format not in ("JPEG", "MPO") or least >= 1:
+    image = picture.image
+    if not picture.is_file or image.format not in ("JPEG", "MPO") or least >= 1:
         return 1.0
     width, height = image.size
     drafted = image.draft(None, (math.ceil(width * least), math.ceil(height * least)))
     return 1.0 if drafted is None else drafted[1][2] / width
 
 
-def _thumbnail(image: Image.Image, side: int) -> Image.Image:
-    copy = _rgb(image).copy()
-    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _upright(copy, image)
+def _resized(
+    picture: _Picture,
+    size: tuple[int, int],
+    resampling: Image.Resampling,
+    box: tuple[float, float, float, float] | None,
+    *,
+    keep_cmyk: bool = False,
+) -> Image.Image:
+    """A box of a picture, or all of it, in RGB at another size; one of CMYK in that where it is kept.
 
-
-def _glance(image: Image.Image, side: int) -> Glance:
+    The same pixels as those of the whole picture converted first and then resized; in strips of rows where
+    that would take much memory: rows are squeezed to their width first, as Pillow does itself, then columns.
+    """
+    image = picture.loaded()
     width, height = image.size
-    _draft(image, min(1.0, _DRAFT_MARGIN * side / min(width, height)))
-    small = _rgb(image).resize((side, side), Image.Resampling.BILINEAR)
-    if _orientation(image) in _LYING:
-        width, height = height, width
-    return Glance(width, height, np.array(_upright(small, image)))
+    if keep_cmyk:
+        return image.resize(size, resampling, box=box)
+    converted = _Conversion(picture)
+    box = (0, 0, width, height) if box is None else box
+    across, down = size
+    if _is_in_one(width, height, across) or not converted.changes:
+        return converted(image).resize(size, resampling, box=box)
+    rows = max(1, _STRIP // (width * _CONVERTED))
+    narrow = Image.new("RGB", (across, height))
+    # Beyond the box a filter reaches as far as 3 pixels of the result, or 3 of the picture.
+    reach = math.ceil(3 * max(1.0, (box[3] - box[1]) / down)) + 1
+    first, last = max(0, math.floor(box[1]) - reach), min(height, math.ceil(box[3]) + reach)
+    for top in range(first, last, rows):
+        strip = converted(image.crop((0, top, width, min(last, top + rows))))
+        squeezed = strip.resize((across, strip.height), resampling, box=(box[0], 0, box[2], strip.height))
+        narrow.paste(squeezed, (0, top))
+    return narrow.resize(size, resampling, box=(0, box[1], across, box[3]))
 
 
 _TURNS: Final = {
@@ -330,35 +803,57 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _upright(picture: Image.Image, original: Image.Image) -> Image.Image:
-    """`picture`, turned as the EXIF orientation of `original` says."""
-    turn = _TURNS.get(_orientation(original) or 1)
+def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:
+    """`picture`, turned as an EXIF orientation says."""
+    turn = _TURNS.get(orientation or 1)
     return picture if turn is None else picture.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode; transparency lies over white, 16 bits are scaled and never clipped."""
-    image.load()
-    if image.mode.startswith("I"):
-        return _from_deep(np.asarray(image).astype(np.float64) / 257)
-    if image.mode == "F":
-        return _from_deep(_float_levels(np.asarray(image, np.float64)))
-    if image.has_transparency_data:
-        layered = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
-    try:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except ValueError as error:
-        raise UnreadableImage(
-            Reason.UNSUPPORTED_MODE, f"its colour mode {image.mode} cannot be turned into RGB"
-        ) from error
+class _Conversion:
+    """RGB of any mode; transparency lies over white, 16 bits are scaled and never clipped.
+
+    It is made of a whole picture and may be called with parts of it.
+    """
+
+    def __init__(self, picture: _Picture) -> None:
+        """Looks at all pixels where their range decides.
+
+        Raises:
+            UnreadableImage: numbers that are no levels.
+        """
+        image = picture.image
+        self._floats_of_one = image.mode == "F" and _highest(image) <= 1
+        self.changes = image.mode != "RGB" or image.has_transparency_data
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.mode.startswith("I"):
+            return _from_deep(np.asarray(image).astype(np.float64) / 257)
+        if image.mode == "F":
+            levels = np.asarray(image, np.float64)
+            return _from_deep(levels * 255 if self._floats_of_one else levels)
+        if image.has_transparency_data:
+            layered = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+            white = Image.new("RGBA", layered.size, "white")
+            return Image.alpha_composite(white, layered).convert("RGB")
+        try:
+            return image if image.mode == "RGB" else image.convert("RGB")
+        except ValueError as error:
+            raise UnreadableImage(
+                Reason.UNSUPPORTED_MODE, f"its colour mode {image.mode} cannot be turned into RGB"
+            ) from error
 
 
-def _float_levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    if not np.isfinite(values).all():
-        raise UnreadableImage(Reason.UNSUPPORTED_MODE, "it has pixels that are not finite numbers")
-    return values * 255 if values.max() <= 1 else values
+def _highest(image: Image.Image) -> float:
+    """The highest of floating-point levels, strip by strip."""
+    width, height = image.size
+    rows = max(1, _STRIP // (width * _CONVERTED))
+    highest = -math.inf
+    for top in range(0, height, rows):
+        levels = np.asarray(image.crop((0, top, width, min(height, top + rows))))
+        if not np.isfinite(levels).all():
+            raise UnreadableImage(Reason.UNSUPPORTED_MODE, "it has pixels that are not finite numbers")
+        highest = max(highest, float(levels.max()))
+    return highest
 
 
 def _from_deep(levels: NDArray[np.float64]) -> Image.Image:

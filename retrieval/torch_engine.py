@@ -12,12 +12,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
@@ -102,7 +103,9 @@ class TorchEngine:
                 f"There is no device {device_name} here; use --device auto or --device cpu."
             ) from error
         try:
-            network.load_state_dict(load_file(bundle.weights_path))
+            network.load_state_dict(bundle.load_weights(_tensors))
+        except BundleError:
+            raise
         except Exception as error:
             # safetensors and torch have exceptions of their own for damaged and for foreign files.
             raise BundleError(
@@ -214,6 +217,10 @@ class TorchEngine:
             self.drift = drift_between(self._precision, found, exact)
             if self.drift is not None:
                 self._exact = None
+
+
+def _tensors(weights: Path | bytes) -> dict[str, Tensor]:
+    return load(weights) if isinstance(weights, bytes) else load_file(weights)
 
 
 def _placed(network: Network, device: torch.device, dtype: torch.dtype) -> Network:

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -16,12 +16,13 @@ from typing import Final
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
-from retrieval import lock, ownership, pages
+from retrieval import lock, ownership, pages, suspects
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
 from retrieval.files import make_folder, who_else_reads, why, write_durably
 from retrieval.places import readable
+from retrieval.remote import Fetching
 from retrieval.sources import Embedded, embed_again
 from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment, blames_machine
 from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault, leftovers_beside
@@ -56,6 +57,7 @@ class Trouble(StrEnum):
     UNFINISHED = "unfinished"
     SYMBOLIC_LINK = "symbolic-link"
     OTHER_FOLDER = "other-folder"
+    SUSPECT_VECTOR = "suspect-vector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +405,12 @@ class Repaired:
         copied: files that came from the backup or the model.
         given_up: faces that were removed because nothing can bring their vectors back.
         lost: faces whose vectors cannot be brought back, and whose rows were left as they are.
+        reasons: of each lost face by its id, why its photo is no help, in words.
+        unfetched: ids of the lost faces that have an address which was not allowed to be fetched. While there
+            are any, no vector is mended and no face given up.
+        suspects: faces that a damaged model may have embedded: enrolled since it was last proven whole.
+        compared: how many of these were embedded again and compared.
+        replaced: how many of these had another vector than their photo gives, and have the latter now.
     """
 
     before: Verification
@@ -411,6 +419,11 @@ class Repaired:
     copied: int
     given_up: int
     lost: tuple[Face, ...]
+    reasons: Mapping[int, str] = field(default_factory=dict, hash=False)
+    unfetched: tuple[int, ...] = ()
+    suspects: int = 0
+    compared: int = 0
+    replaced: int = 0
 
 
 def repair(
@@ -420,12 +433,15 @@ def repair(
     backup: Callable[[str], Path | None] = lambda sha256: None,
     model: ModelBundle | None = None,
     give_up: bool = False,
+    fetch: bool = False,
 ) -> Repaired:
     """Mends what can be mended without a guess, and says what cannot.
 
     Leftovers go, an interrupted erasure is finished, damaged files come back from a backup or a model
     where these have them with the SHA-256 that was written down, lost vectors are embedded again from photos
-    that still have their SHA-256. A damaged database is not touched: restore a backup.
+    that still have their SHA-256. Where a model was damaged, faces that were enrolled since it was last
+    proven are embedded again (a sample; all of them if any differs), and vectors that differ are replaced.
+    A damaged database is not touched: restore a backup.
 
     Args:
         folder: the gallery's.
@@ -433,6 +449,7 @@ def repair(
         backup: finds a file of a SHA-256 in a backup.
         model: another copy of the gallery's model.
         give_up: remove faces whose vectors cannot be brought back, and vectors without a face.
+        fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
 
     Raises:
         GalleryError: there is no gallery.
@@ -447,7 +464,7 @@ def repair(
         if Trouble.SUMS_DAMAGED in troubles:
             with quiet(folder):
                 pages.discard(folder / DATABASE)
-        mender = _Mender(vault, backup, model, give_up=give_up)
+        mender = _Mender(vault, backup, model, give_up=give_up, fetch=fetch)
         mender.mend_models()
         with vault.writing() as writer:
             # Writing removes leftovers and finishes what was interrupted, and the entry renews the sums.
@@ -456,10 +473,39 @@ def repair(
             mender.mend_codes()
         if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & mender.unmended:
             mender.mend_vectors(embedder)
+            if not mender.lost:
+                for generation in _with_damaged_models(vault, before):
+                    mender.mend_suspects(generation, embedder)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
                 vault.optimize()
-    return Repaired(before, verify(folder), mender.embedded, mender.copied, mender.given_up, mender.lost)
+    found = verify(folder)
+    after = replace(
+        found,
+        findings=(*found.findings, *mender.book.findings),
+        notes=(*found.notes, *mender.book.notes),
+    )
+    return Repaired(
+        before,
+        after,
+        mender.embedded,
+        mender.copied,
+        mender.given_up,
+        mender.lost,
+        mender.reasons,
+        mender.unfetched,
+        mender.suspects,
+        mender.compared,
+        mender.replaced,
+    )
+
+
+def _with_damaged_models(vault: Vault, found: Verification) -> list[Generation]:
+    """The generations of whose models something was found."""
+    troubles = (Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL)
+    folders = {one.file.partition("/")[0] for one in found.findings if one.trouble in troubles and one.file}
+    with vault.store.read() as reader:
+        return [one for one in reader.generations().values() if one.folder in folders]
 
 
 class _Mender:
@@ -472,14 +518,20 @@ class _Mender:
         model: ModelBundle | None,
         *,
         give_up: bool,
+        fetch: bool,
     ) -> None:
         self._vault = vault
+        self._fetch = fetch
         self._backup = backup
         self._model = model
         self._give_up = give_up
         self.embedded = self.copied = self.given_up = 0
         self.lost: tuple[Face, ...] = ()
+        self.reasons: dict[int, str] = {}
+        self.unfetched: tuple[int, ...] = ()
         self.unmended: set[Trouble] = set()
+        self.suspects = self.compared = self.replaced = 0
+        self.book = _Notebook()
 
     def mend_models(self) -> None:
         """Brings damaged files of models back from where their SHA-256 is found."""
@@ -547,15 +599,18 @@ class _Mender:
             )
             lost = np.setdiff1d(np.fromiter(reader.face_ids(), np.int64), present)
             faces = list(reader.faces(lost.tolist()).values())
+            fetching = Fetching(self._fetch, reader.hosts())
         broken = [number for number, ids in verified.items() if ids is None]
         astray = [n for f in book.findings if f.trouble is Trouble.VECTOR_WITHOUT_FACE for n in f.face_ids]
         mended: list[Embedded] = []
         if faces:
             bundle = ModelBundle.load(self._vault.folder / serving.folder)
-            mended = list(embed_again(faces, embedder(bundle)))
+            mended = list(embed_again(faces, embedder(bundle), fetching))
         hopeless = tuple(face for part in mended for face in part.lost)
-        if hopeless and not self._give_up:
+        self.unfetched = tuple(sorted(number for part in mended for number in part.unfetched))
+        if self.unfetched or (hopeless and not self._give_up):
             self.lost = hopeless
+            self.reasons = {number: words for part in mended for number, words in part.reasons.items()}
             return
         with self._vault.writing() as writer:
             writer.replace_segments(broken, [])
@@ -571,3 +626,36 @@ class _Mender:
             self.given_up = len(hopeless)
             if gone or mended:
                 self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))
+
+    def mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
+        """Compares faces that a damaged model may have embedded with their photos; replaces what differs."""
+        with self._vault.store.read() as reader:
+            # What is enrolled from here on is embedded by the model that was mended.
+            proven = reader.gallery().next_face_id
+            flat = self._vault.vectors(generation)
+            parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
+        stored = np.concatenate([np.empty(0, np.int64), *parts])
+        folder = self._vault.folder / generation.folder
+        found = suspects.compare(
+            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), stored
+        )
+        replaced = suspects.replace(self._vault, generation, found) if len(found.ids) else 0
+        self.suspects += found.suspects
+        self.compared += found.looked_at
+        self.replaced += replaced
+        if found.lost:
+            self.book.add(
+                Trouble.SUSPECT_VECTOR,
+                None,
+                f"{len(found.lost):,} faces may have been embedded by the damaged model, and their photos "
+                "are gone or have changed",
+                [face.id for face in found.lost],
+            )
+        if (unseen := found.suspects - found.looked_at - len(found.lost)) > 0:
+            self.book.notes.append(
+                f"{found.looked_at:,} of {found.suspects:,} faces that the damaged model may have embedded "
+                f"were compared with their photos, and agree; the other {unseen:,} were not looked at."
+            )
+        if found.looked_at == found.suspects:
+            with self._vault.writing() as writer:
+                writer.set_checked_before(generation.id, proven)

@@ -39,6 +39,11 @@ _NAME: Final = rf'(?:"(?:[^"\\]|\\.)*"|{_PLAIN})'
 _CONDITION: Final = re.compile(rf"({_NAME}(?:\.{_NAME})*)(?:(>=|<=|!=|=|<|>|~)(.*)|(\?)\s*)", re.DOTALL)
 _NAMES: Final = re.compile(_NAME)
 
+# How many names a key may have: metadata lie no deeper.
+MAX_LEVELS: Final = 64
+# How many names the keys of all conditions may have: a database joins a table for each.
+MAX_NAMES: Final = 400
+
 # Keys that are no metadata; in quotes they are.
 _PERSON: Final = "person"
 _SPECIAL: Final[Mapping[tuple[str, str], Subject]] = {
@@ -75,6 +80,11 @@ class Condition:
         value = self.value
         if not self.key or not all(isinstance(name, str) for name in self.key):
             raise InputError(f"A condition's key is one text or more, not {self.key!r}.")
+        if len(self.key) > MAX_LEVELS:
+            raise InputError(
+                f"A condition's key has {len(self.key):,} names; "
+                f"metadata lie at most {MAX_LEVELS} levels deep."
+            )
         if self.operator not in _OPERATORS:
             raise InputError(f"There is no comparison {self.operator!r}; use = != < <= > >= ~ or ?.")
         if self.operator == BEGINS and not isinstance(value, str):
@@ -169,6 +179,12 @@ class Where:
             if not all(isinstance(one, Condition) for one in conditions):
                 raise InputError(f"{name} must be conditions; Where.parse reads them from texts.")
             object.__setattr__(self, name, conditions)
+        number = sum(len(condition.key) for condition in (*self.faces, *self.people))
+        if number > MAX_NAMES:
+            raise InputError(
+                f"The keys of these conditions have {number:,} names together; "
+                f"at most {MAX_NAMES} can be asked for at once."
+            )
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Where":

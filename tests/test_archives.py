@@ -369,3 +369,40 @@ def test_nothing_is_missing_from_an_archive_that_cannot_be_read_to_its_end(
     path.write_bytes(data)
     with Shelf() as shelf:
         assert not shelf.has(str(path), "never.jpg")
+
+
+# Archives that unpack to much more than they are
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("packed", [bz2.compress, gzip.compress, lzma.compress])
+def test_a_tar_of_nothing_but_zeros_is_damaged_once_16_mib_of_them_are_read(
+    packed: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(packed(tar_of([("Ada/1.jpg", b"a photo")]) + bytes(48 * 2**20)))
+    (photo, damage) = archives.members(str(path), lambda: archives.on_disk(str(path)))
+    assert photo.content == b"a photo"
+    assert damage.detail == "the archive is damaged after 1 files: it has more than 16,777,216 zeros in a row"
+    with archives.Shelf() as shelf, pytest.raises(UnreadableImage, match="zeros in a row"):
+        shelf.read(str(path), "Ada/1.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".tar.bz2", ".tar.gz", ".zip"])
+def test_an_archive_that_unpacks_to_far_more_than_its_bytes_is_damaged(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_SPARE", 2**20)
+    path = tmp_path / f"a{suffix}"
+    files = [("Ada/1.jpg", b"a photo"), ("Ada/2.jpg", bytes(2**19)), ("Ada/3.jpg", bytes(32 * 2**20))]
+    packed = {
+        ".zip": zip_of,
+        ".tar.gz": partial(tar_of, mode="w:gz"),
+        ".tar.bz2": partial(tar_of, mode="w:bz2"),
+    }
+    path.write_bytes(packed[suffix](files))
+    *photos, damage = archives.members(str(path), lambda: archives.on_disk(str(path)))
+    assert [photo.content for photo in photos] == [content for _, content in files[:2]]
+    assert damage.problem is Reason.DAMAGED
+    assert damage.detail is not None
+    assert "it unpacks to more than 200 times its own bytes" in damage.detail

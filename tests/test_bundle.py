@@ -15,8 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from retrieval.bundle import FORMAT, Embedding, ModelBundle, Preprocessing, fingerprint_of
+from retrieval.bundle import FORMAT, Embedding, ModelBundle, Preprocessing, Relabel, fingerprint_of
 from retrieval.errors import BundleError, InputError, StorageError
+from training.card import describe
 
 FILES = ("bundle.json", "model.onnx", "model.safetensors")
 
@@ -208,7 +209,7 @@ def test_the_papers_embedding_leaves_the_card_as_it_always_was(made: ModelBundle
 def test_another_embedding_is_in_the_card_which_an_older_faceprint_refuses(tmp_path: Path) -> None:
     made = create(tmp_path / "made", embedding=_FULL, dimension=256)
     card = json.loads((made.folder / "bundle.json").read_text("utf-8"))
-    assert card["format"] == FORMAT == 2
+    assert card["format"] == 2
     assert card["embedding"] == {
         "length": "unit",
         "layers": ["layer3", "layer4"],
@@ -234,12 +235,22 @@ def test_an_embedding_of_a_later_version_is_refused(made: ModelBundle) -> None:
     )
 
 
-@pytest.mark.parametrize("stated", [{"colour": 1}, [], "unit", {"layers": 4}, {"dimensions": "many"}])
+@pytest.mark.parametrize("stated", [[], "unit", {"layers": 4}, {"layers": [4]}, {"dimensions": "many"}])
 def test_an_embedding_that_is_none_is_damage(made: ModelBundle, stated: object) -> None:
     _edit(made.folder, embedding=stated)
     assert failure(lambda: ModelBundle.load(made.folder)).startswith(
-        f"{made.folder / 'bundle.json'} is damaged: "
+        f"{made.folder / 'bundle.json'} is damaged (the field embedding"
     )
+
+
+@pytest.mark.parametrize("field", ["embedding", "preprocessing"])
+def test_an_option_of_a_later_version_is_refused(made: ModelBundle, field: str) -> None:
+    card = json.loads(made.card())
+    _edit(made.folder, **{field: {**card.get(field, {}), "colour": 1}})
+    message = failure(lambda: ModelBundle.load(made.folder))
+    assert message.startswith(f"{made.folder / 'bundle.json'} states options that this version of faceprint")
+    assert "'colour'" in message
+    assert message.endswith("upgrade faceprint.")
 
 
 @pytest.mark.parametrize(
@@ -365,31 +376,35 @@ def test_a_folder_without_a_card_is_no_model(made: ModelBundle) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "problem"),
     [
-        b"",
-        b"{",
-        b"null",
-        b"[]",
-        b"{}",
-        b'"text"',
-        b'{"format": null}',
-        b'{"format": "new"}',
-        b'{"format": []}',
-        b"\xff",
+        (b"", "it is not JSON"),
+        (b"{", "it is not JSON"),
+        (b"\xff", "it is not JSON"),
+        (b'{"format": 1, "labels": ["\\ud800"]}', "it is not JSON"),
+        (b'{"format": 1, "labels": ' + b"[" * 100_000, "it is not JSON"),
+        (b"null", "expected object, got null"),
+        (b"[]", "expected object, got array"),
+        (b"{}", "object missing required field format"),
+        (b'"text"', "expected object, got str"),
+        (b'{"format": null}', "the field format: expected int, got null"),
+        (b'{"format": "new"}', "the field format: expected int, got str"),
+        (b'{"format": []}', "the field format: expected int, got array"),
     ],
 )
-def test_a_card_that_is_no_card_is_damaged(made: ModelBundle, content: bytes) -> None:
+def test_a_card_that_is_no_card_is_damaged(made: ModelBundle, content: bytes, problem: str) -> None:
     (made.folder / "bundle.json").write_bytes(content)
     assert failure(lambda: ModelBundle.load(made.folder)) == (
-        f"{made.folder / 'bundle.json'} is damaged; copy the model whole again."
+        f"{made.folder / 'bundle.json'} is damaged ({problem}); copy the model whole again."
     )
 
 
 def test_half_a_card_is_damaged(made: ModelBundle) -> None:
     card = made.folder / "bundle.json"
     card.write_bytes(card.read_bytes()[:200])
-    assert failure(lambda: ModelBundle.load(made.folder)) == f"{card} is damaged; copy the model whole again."
+    assert failure(lambda: ModelBundle.load(made.folder)) == (
+        f"{card} is damaged (it is not JSON); copy the model whole again."
+    )
 
 
 @pytest.mark.parametrize(
@@ -399,16 +414,101 @@ def test_half_a_card_is_damaged(made: ModelBundle) -> None:
 def test_a_card_that_lacks_an_entry_is_damaged_and_the_entry_named(made: ModelBundle, name: str) -> None:
     _edit(made.folder, **{name: None})
     assert failure(lambda: ModelBundle.load(made.folder)) == (
-        f"{made.folder / 'bundle.json'} is damaged: '{name}' is wrong; train the model again."
+        f"{made.folder / 'bundle.json'} is damaged (object missing required field {name}); "
+        "copy the model whole again."
     )
 
 
-@pytest.mark.parametrize("value", [{}, {"size": 64}, {"size": 64, "crop": 1.0, "turn": 3}, [64, 1.0], 64])
-def test_a_card_with_another_kind_of_preprocessing_is_damaged(made: ModelBundle, value: object) -> None:
-    _edit(made.folder, preprocessing=value)
-    message = failure(lambda: ModelBundle.load(made.folder))
-    assert message.startswith(f"{made.folder / 'bundle.json'} is damaged: ")
-    assert message.endswith(" is wrong; train the model again.")
+_WRONG = (None, True, -1, 2**70, 1.5, float("nan"), "text", [], [None], {}, {"a": None}, [[[]]], {"": [1]})
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if path:
+        yield path
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        yield from _leaves(value, (*path, name))
+
+
+def test_whatever_stands_in_a_card_it_opens_or_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Every field, and every field of a field, replaced by values of every type."""
+    figures = {"validation_images": 40, "validation_accuracy": 0.5, "left_out": 0, "device": "CPU"}
+    recipe = {"seed": 0, "weights": "none", "started_fresh": ["fc"]}
+    made = create(tmp_path / "made", embedding=_FULL, dimension=256, figures=figures, recipe=recipe)
+    card = json.loads(made.card())
+    path = made.folder / "bundle.json"
+    sentences: set[str] = set()
+    for place in _leaves(card):
+        for value in _WRONG:
+            changed = json.loads(json.dumps(card))
+            inner = changed
+            for name in place[:-1]:
+                inner = inner[name]
+            inner[place[-1]] = value
+            path.write_text(json.dumps(changed))
+            try:
+                opened = ModelBundle.load(made.folder)
+            except BundleError as error:
+                sentences.add(str(error).partition("bundle.json")[0])
+            else:
+                changes = {number: Relabel(None, keep_photos=False) for number in range(len(opened.labels))}
+                opened.relabelled(changes).card().encode()
+                # As `faceprint derive` does, under versions of its own.
+                describe(dataclasses.replace(opened, versions={"faceprint": "1"}))
+    # A newer format names the folder.
+    assert sentences == {
+        f"{made.folder}/",
+        f"The model {made.folder} has format {2**70} and this version of faceprint reads up to {FORMAT}; "
+        "upgrade faceprint.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("dimension", "2048", "the field dimension: expected int, got str"),
+        ("dimension", 0, "the field dimension: 0 is not between 1 and 65,536"),
+        ("files", [], "the field files: expected object, got array"),
+        ("files", {}, "the field files: object missing required field model.safetensors"),
+        ("fingerprint", "0" * 63, "the field fingerprint: it is not a SHA-256 in hex"),
+        ("split", 1, "the field split: expected object, got int"),
+        ("labels", ["Ada", 1], "the field labels[1]: expected str, got int"),
+        ("preprocessing", {}, "the field preprocessing: object missing required field size"),
+        ("preprocessing", {"size": 64}, "the field preprocessing: object missing required field crop"),
+        ("preprocessing", [64, 1.0], "the field preprocessing: expected object, got array"),
+        (
+            "preprocessing",
+            {"size": 10**6, "crop": 1},
+            "the field preprocessing.size: 1000000 is not between 1 and 4,096",
+        ),
+        (
+            "preprocessing",
+            {"size": 64, "crop": float("nan")},
+            "the field preprocessing.crop: nan is not above 0 and at most 1",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named(made: ModelBundle, field: str, value: object, problem: str) -> None:
+    _edit(made.folder, **{field: value})
+    assert failure(lambda: ModelBundle.load(made.folder)) == (
+        f"{made.folder / 'bundle.json'} is damaged ({problem}); copy the model whole again."
+    )
+
+
+def test_a_card_names_its_two_files_and_no_other(made: ModelBundle) -> None:
+    _edit(made.folder, files={**made.files, "../elsewhere": "0" * 64})
+    assert "names more than model.safetensors and model.onnx" in failure(
+        lambda: ModelBundle.load(made.folder)
+    )
+
+
+def test_numbers_of_a_card_are_written_back_as_they_stand(made: ModelBundle) -> None:
+    """Also what `json` knows and JSON does not: a training that diverged has a NaN among its figures."""
+    _edit(made.folder, figures={"loss": float("nan"), "steps": 2**70}, preprocessing={"size": 64, "crop": 1})
+    card = json.loads(ModelBundle.load(made.folder).card())
+    assert str(card["figures"]["loss"]) == "nan"
+    assert card["figures"]["steps"] == 2**70
+    assert card["preprocessing"] == {"size": 64, "crop": 1}
+    assert isinstance(card["preprocessing"]["crop"], int)
 
 
 def test_a_newer_format_asks_for_a_newer_version(made: ModelBundle) -> None:

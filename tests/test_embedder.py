@@ -287,7 +287,7 @@ def test_a_damaged_file_is_a_bundle_error(
     }[damage]
     path.write_bytes(content)
     assert refusal(copy, BundleError, device="cpu", engine=engine) == (
-        f"{path} cannot be loaded; copy the model whole again."
+        f"{path} is not the file that bundle.json names; copy the model whole again."
     )
 
 
@@ -297,7 +297,7 @@ def test_a_missing_file_is_a_bundle_error(bundle: ModelBundle, tmp_path: Path, e
     path = copy.folder / FILE_OF[engine]
     path.unlink()
     assert refusal(copy, BundleError, device="cpu", engine=engine) == (
-        f"{path} cannot be loaded; copy the model whole again."
+        f"{path} cannot be read (no such file or directory); copy the model whole again."
     )
 
 

@@ -105,7 +105,7 @@ AVIF = b"\0\0\0\x1cftypavif\0\0\0\0mif1miaf"
         (
             b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic",
             Reason.UNSUPPORTED_FORMAT,
-            "it is a HEIF photo; convert it to JPEG",
+            "it is a HEIC photo; install faceprint[heif], or convert it to JPEG",
         ),
         (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", Reason.NOT_AN_IMAGE, "it is a video"),
         (AVIF, Reason.DAMAGED, "its header is damaged"),

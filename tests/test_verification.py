@@ -14,14 +14,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from retrieval import cli, vault
+from retrieval import cli, suspects, vault
 from retrieval.bundle import ModelBundle
 from retrieval.errors import GalleryError, StorageError
 from retrieval.gallery import Gallery, repair
 from retrieval.ingestion import ingest
 from retrieval.store import Face, NewFace
+from retrieval.suspects import Compared
 from retrieval.vault import Vault
 from retrieval.verification import Trouble, verify
 from tests.operations import GONE, add, contents, face, photo, tiny_model, vector_of, write_photos
@@ -622,6 +625,81 @@ def test_the_files_of_another_model_are_not_taken(laid: Path, folder: Path) -> N
     done = repair(folder, model=ModelBundle.load(laid / "other-model"))
     assert done.copied == 0
     assert not done.after.whole
+
+
+@pytest.fixture
+def tampered(laid: Path, photographed: Path, tmp_path: Path) -> Path:
+    """The gallery of six photos, of which 5 and 6 have vectors of another model, whose graph is in place."""
+    with Gallery.create(tmp_path / "other.gallery", ModelBundle.load(laid / "other-model")) as other:
+        ingest(other, [tmp_path / "photos"], workers=1)
+        wrong = {face.sha256: vector_in(other, face.id) for face in every(other)}
+    with closing(Vault.open(photographed)) as vault:
+        with vault.store.read() as reader:
+            serving, faces = vault.serving(reader), reader.faces([5, 6])
+        vectors = np.stack([wrong[faces[number].sha256] for number in (5, 6)])
+        suspects.replace(vault, serving, Compared(0, 0, np.array([5, 6]), vectors, ()))
+    flip(photographed / "model" / "model.onnx", 80)
+    return photographed
+
+
+def every(gallery: Gallery) -> list[Face]:
+    with gallery.vault.store.read() as reader:
+        return list(reader.faces(list(reader.face_ids())).values())
+
+
+def vector_in(gallery: Gallery, number: int) -> NDArray[np.float32]:
+    with gallery.vault.store.read() as reader:
+        found = gallery.vault.vector(reader, gallery.vault.serving(reader), number)
+    assert found is not None
+    return found
+
+
+def checked_before(folder: Path) -> list[tuple[int | None]]:
+    with closing(sqlite3.connect(folder / "gallery.db")) as driver:
+        return driver.execute("SELECT checked_before FROM generation").fetchall()
+
+
+def test_vectors_of_a_damaged_model_are_replaced_once_it_is_mended(laid: Path, tampered: Path) -> None:
+    done = repair(tampered, model=ModelBundle.load(laid / "model"))
+    assert done.after.findings == ()
+    assert (done.suspects, done.compared, done.replaced) == (6, 6, 2)
+    assert checked_before(tampered) == [(7,)]
+    with Gallery.open(tampered) as gallery:
+        for face in every(gallery):
+            (first, *_) = gallery.search(Path(face.paths[0]), 1)
+            assert (first.face.id, round(first.distance, 3)) == (face.id, 0)
+
+
+def test_faces_from_before_the_last_proof_are_not_suspect(laid: Path, tampered: Path) -> None:
+    with edited(tampered) as driver:
+        driver.execute("UPDATE generation SET checked_before = 6")
+    done = repair(tampered, model=ModelBundle.load(laid / "model"))
+    assert (done.suspects, done.compared, done.replaced) == (1, 1, 1)
+
+
+def test_suspects_whose_photos_are_gone_are_listed_and_the_gallery_is_not_called_whole(
+    laid: Path, tampered: Path, tmp_path: Path
+) -> None:
+    gone = Path(faces(tampered)[5].paths[0])
+    gone.unlink()
+    done = repair(tampered, model=ModelBundle.load(laid / "model"))
+    assert [(one.trouble, one.face_ids) for one in done.after.findings] == [(Trouble.SUSPECT_VECTOR, (6,))]
+    assert (done.compared, done.replaced) == (5, 1)
+    assert checked_before(tampered) == [(None,)]
+
+
+def test_a_sample_without_a_difference_is_not_said_to_be_all(
+    laid: Path, photographed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspects, "SAMPLE", 2)
+    flip(photographed / "model" / "model.onnx", 80)
+    done = repair(photographed, model=ModelBundle.load(laid / "model"))
+    assert (done.after.findings, done.suspects, done.compared) == ((), 6, 2)
+    assert done.after.notes == (
+        "2 of 6 faces that the damaged model may have embedded were compared with their photos, and agree; "
+        "the other 4 were not looked at.",
+    )
+    assert checked_before(photographed) == [(None,)]
 
 
 def test_everything_at_once_is_mended(photographed: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def _lines(figures: Mapping[str, Any]) -> list[Line]:
     if photos is None:
         return []
     return [
-        Line(words, photos, wilson(round(figures[name] * photos), photos) if photos >= TRIALS else None)
+        Line(words, photos, wilson(round(share * photos), photos) if photos >= TRIALS else None)
         for name, words in _FIGURES.items()
-        if figures.get(name) is not None
+        if (share := figures.get(name)) is not None and 0 <= share <= 1
     ]

@@ -210,7 +210,7 @@ class Photographs(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         sample = self.samples[index]
-        picture = pixels.read(sample.path, size=self.preprocessing.size, crop=self.preprocessing.crop)
+        picture = pixels.read(sample.path, **self.preprocessing.stated())
         return torch.from_numpy(picture), sample.label
 
 

@@ -1,12 +1,11 @@
 """A data check as `faceprint check --json` wrote it, as far as a report shows it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retrieval.errors import InputError
-from retrieval.files import why
+from retrieval.manifests import read_manifest
 
 
 @dataclass(frozen=True)
@@ -45,31 +44,17 @@ def read(path: Path) -> DataCheck:
     Raises:
         InputError: there is no such file, or it is something else.
     """
-    try:
-        tree = json.loads(path.read_text("utf-8"))
-        return DataCheck(
-            str(tree["data"]),
-            int(tree["photos"]),
-            int(tree["readable"]),
-            len(tree["identities"]),
-            tuple(_finding(one) for one in tree["findings"]),
-        )
-    except OSError as error:
-        raise InputError(
-            f"The check {path} cannot be read ({why(error)}); make it with `faceprint check --json {path}`."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is no data check; make one with `faceprint check --json {path}`."
-        ) from error
+    advice = f"make one with `faceprint check --json {path}`"
+    found = read_manifest(path, _Check, error=InputError, advice=advice)
+    return DataCheck(found.data, found.photos, found.readable, len(found.identities), found.findings)
 
 
-def _finding(tree: Any) -> Finding:
-    return Finding(
-        kind=str(tree["kind"]),
-        level=str(tree["level"]),
-        count=int(tree["count"]),
-        unit=str(tree["unit"]),
-        says=str(tree["says"]),
-        advice=str(tree["advice"]),
-    )
+@dataclass(frozen=True)
+class _Check:
+    """The file, as far as it is read."""
+
+    data: str
+    photos: int
+    readable: int
+    identities: list[Any] | dict[str, Any]
+    findings: tuple[Finding, ...]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from retrieval.bundle import Preprocessing
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
 from retrieval.files import why, write_durably
+from retrieval.manifests import parse_tree
 from training.data import (
     AugmentedPhotographs,
     EpochBatches,
@@ -26,6 +27,10 @@ from training.model import CosineClassifier, Network
 from training.recipes import FitConfig
 
 _EVALUATION_BATCH: Final = 64
+
+
+# What to do about a checkpoint that cannot be used.
+_ANEW: Final = "remove it and train from the start"
 
 
 @dataclass(frozen=True)
@@ -328,25 +333,24 @@ class _Run:
             with safe_open(path, framework="pt", device=str(self.device)) as file:
                 state = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            stored = json.loads(state["progress"])
-            epochs = [Epoch(**epoch) for epoch in stored.pop("epochs")]
-            progress = replace(_Progress(**stored), epochs=epochs)
-            identity = state["identity"]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"The checkpoint {path} is damaged; remove it and train from the start."
-            ) from error
+            progress, identity = _progress(state["progress"], path), state["identity"]
+            parse_tree(identity, dict[str, Any], name=path, error=InputError, advice=_ANEW)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"The checkpoint {path} is damaged; {_ANEW}.") from error
         if identity != self.identity:
             raise InputError(
                 f"The checkpoint {path} was made {_difference(identity, self.identity)}; "
                 "resume with the same data and options, or train into another folder."
             )
-        self.network.load_state_dict(_below("network.", tensors))
         momentum = _below("momentum.", tensors)
-        for name, parameter in self.network.named_parameters():
-            if name in momentum:
-                kept = torch.empty_like(parameter).copy_(momentum[name])
-                self.optimizer.state[parameter]["momentum_buffer"] = kept
+        try:
+            self.network.load_state_dict(_below("network.", tensors))
+            for name, parameter in self.network.named_parameters():
+                if name in momentum:
+                    kept = torch.empty_like(parameter).copy_(momentum[name])
+                    self.optimizer.state[parameter]["momentum_buffer"] = kept
+        except RuntimeError as error:
+            raise InputError(f"The checkpoint {path} holds another network; {_ANEW}.") from error
         self.progress = progress
 
 
@@ -366,6 +370,16 @@ def outputs(
         for pixels, labels in loader:
             embeddings, logits = network(pixels.to(device, non_blocking=True))
             yield embeddings, logits, labels.to(device)
+
+
+def _progress(text: str, path: Path) -> _Progress:
+    """What a checkpoint says of its run; losses may be NaN, which JSON is read with.
+
+    Raises:
+        InputError: its fields have other types.
+    """
+    tree = parse_tree(text, _Progress, name=path, error=InputError, advice=_ANEW)
+    return replace(_Progress(**tree), epochs=[Epoch(**epoch) for epoch in tree.get("epochs", [])])
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -389,7 +403,7 @@ def _run_identity(
             photos.update(f"{sample.path.name}\n{sample.label}\n".encode())
     parts: dict[str, Any] = {
         **config.plain(),
-        **asdict(preprocessing),
+        **preprocessing.stated(),
         "precision": precision,
         "weights": weights,
         "architecture": architecture,

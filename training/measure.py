@@ -239,7 +239,7 @@ def _see(
 def _sample(seen: Observed, bundle: ModelBundle) -> NDArray[np.uint8]:
     how = bundle.preprocessing
     try:
-        return np.stack([pixels.read(path, size=how.size, crop=how.crop) for path in seen.paths[:_TRIED]])
+        return np.stack([pixels.read(path, **how.stated()) for path in seen.paths[:_TRIED]])
     except UnreadableImage as error:
         raise InputError(f"A photo changed while it was measured; run it again: {error.words}.") from error
 

@@ -50,7 +50,7 @@ class TrainingOptions:
     weights: str = "imagenet"
     validation_fraction: float = 0.3
     min_images: int | None = None
-    preprocessing: Preprocessing = field(default=Preprocessing(size=224, crop=1.0))
+    preprocessing: Preprocessing = field(default=Preprocessing(size=224, crop=1.0, colour="srgb"))
     workers: int | None = None
     device: str = "auto"
     precision: str = "auto"

@@ -1,0 +1,67 @@
+"""Colour: from a photo's own ICC profile to sRGB, by Little CMS."""
+
+import io
+from functools import lru_cache
+from typing import Final, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageCms
+
+# What a profile's colours are, by the mode of the pictures that it may be for.
+_SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
+_DEVICES: Final = ("scnr", "mntr", "prtr", "spac")
+# A profile that moves none of these colours by more than so many levels is sRGB.
+_SAME: Final = 2
+
+Transform: TypeAlias = ImageCms.ImageCmsTransform
+
+
+def converts(profile: bytes, mode: str) -> bool:
+    """Whether a profile moves the colours of pictures of a mode."""
+    return _transform(profile, mode) is not None
+
+
+def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """A picture of mode RGB, L or CMYK in RGB, with sRGB's colours.
+
+    Without a profile, with one of sRGB, and with one that is damaged, for other modes, or absurd (its white
+    is dark, or its black is bright), colours are as Pillow converts them.
+    """
+    transform = None if profile is None else _transform(profile, picture.mode)
+    if transform is None:
+        return picture.convert("RGB")
+    converted = transform.apply(picture)
+    return converted.convert("RGB")
+
+
+@lru_cache(maxsize=8)
+def _transform(profile: bytes, mode: str) -> Transform | None:
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if opened.profile.xcolor_space != _SPACES[mode] or opened.profile.device_class not in _DEVICES:
+            return None
+        target = ImageCms.createProfile("sRGB")
+        found = ImageCms.buildTransform(opened, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        return found if _is_sound(found, mode) and not _is_srgb(found, mode) else None
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _is_sound(transform: Transform, mode: str) -> bool:
+    least, most = (transform.apply(Image.new(mode, (1, 1), (level,) * len(mode))) for level in (0, 255))
+    black, white = map(np.asarray, (most, least) if mode == "CMYK" else (least, most))
+    return bool(white.min() >= 128 and black.max() < 128)
+
+
+def _is_srgb(transform: Transform, mode: str) -> bool:
+    if mode == "CMYK":
+        return False
+    steps = np.linspace(0, 255, 17 if mode == "RGB" else 256).round().astype(np.uint8)
+    if mode == "RGB":
+        levels = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
+        expected = levels.astype(int)
+    else:
+        levels = steps[None]
+        expected = np.repeat(levels[..., None], 3, axis=2).astype(int)
+    found = np.asarray(transform.apply(Image.fromarray(levels)))
+    return bool(np.abs(found - expected).max() <= _SAME)

@@ -1,0 +1,177 @@
+"""What an ONNX file may hold, found by walking its protobuf, without the `onnx` package.
+
+Only plain operators of the standard set pass, in one graph, with every number in the file itself. So a graph
+cannot repeat work without end, run another library's code, or read other files.
+"""
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+# Field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+_MODEL_GRAPH: Final = 7
+_MODEL_OPSET: Final = 8
+_MODEL_TRAINING: Final = 20
+_MODEL_FUNCTION: Final = 25
+_GRAPH_NODE: Final = 1
+_GRAPH_INITIALIZER: Final = 5
+_GRAPH_SPARSE_INITIALIZER: Final = 15
+_NODE_OPERATOR: Final = 4
+_NODE_ATTRIBUTE: Final = 5
+_NODE_DOMAIN: Final = 7
+_ATTRIBUTE_TENSOR: Final = 5
+_ATTRIBUTE_GRAPH: Final = 6
+_ATTRIBUTE_TENSORS: Final = 10
+_ATTRIBUTE_GRAPHS: Final = 11
+_ATTRIBUTE_SPARSE: Final = (22, 23)
+_SPARSE_PARTS: Final = (1, 2)
+_TENSOR_EXTERNAL: Final = 13
+_TENSOR_LOCATION: Final = 14
+_OPSET_DOMAIN: Final = 1
+
+_STANDARD: Final = (b"", b"ai.onnx")
+_CONTROL_FLOW: Final = (b"If", b"Loop", b"Scan", b"SequenceMap")
+
+# A ResNet50 has 130 nodes and fewer than 10,000 fields; these bound the walk and the work of a pass.
+_MOST_NODES: Final = 10_000
+_MOST_FIELDS: Final = 1_000_000
+
+# Field number and value: a number, the bytes of a string or message, or None for a fixed width.
+_Field: TypeAlias = tuple[int, int | memoryview | None]
+
+
+class RefusedGraph(Exception):
+    """Why an ONNX file is not run, in a few words."""
+
+
+def check(data: bytes) -> None:
+    """Looks at a serialized ModelProto; its numbers are passed over, so 100 MB take milliseconds.
+
+    Raises:
+        RefusedGraph: it is not an ONNX file, or holds control flow, nested graphs, functions, operators of
+            another domain, external data, or more nodes than a network has.
+    """
+    walk = _Walk()
+    graphs = 0
+    for number, value in walk.messages(memoryview(data)):
+        if number == _MODEL_GRAPH:
+            graphs += 1
+            _check_graph(walk, value)
+        elif number == _MODEL_OPSET:
+            for field, domain in walk.messages(value):
+                if field == _OPSET_DOMAIN:
+                    _check_domain(domain)
+        elif number in (_MODEL_FUNCTION, _MODEL_TRAINING):
+            raise RefusedGraph("it has functions of its own")
+    if graphs != 1:
+        raise RefusedGraph("it is not an ONNX file with one graph")
+
+
+def _check_graph(walk: "_Walk", graph: memoryview) -> None:
+    nodes = 0
+    for number, value in walk.messages(graph):
+        if number == _GRAPH_NODE:
+            nodes += 1
+            _check_node(walk, value)
+        elif number == _GRAPH_INITIALIZER:
+            _check_tensor(walk, value)
+        elif number == _GRAPH_SPARSE_INITIALIZER:
+            _check_sparse(walk, value)
+    if nodes > _MOST_NODES:
+        raise RefusedGraph(f"it has {nodes:,} nodes, and at most {_MOST_NODES:,} are allowed")
+
+
+def _check_node(walk: "_Walk", node: memoryview) -> None:
+    for number, value in walk.messages(node):
+        if number == _NODE_DOMAIN:
+            _check_domain(value)
+        elif number == _NODE_OPERATOR and bytes(value[:32]) in _CONTROL_FLOW:
+            raise RefusedGraph(f"it has control flow ({bytes(value).decode()})")
+        elif number == _NODE_ATTRIBUTE:
+            _check_attribute(walk, value)
+
+
+def _check_attribute(walk: "_Walk", attribute: memoryview) -> None:
+    for number, value in walk.messages(attribute):
+        if number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
+            raise RefusedGraph("it has a graph within the graph")
+        if number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+            _check_tensor(walk, value)
+        elif number in _ATTRIBUTE_SPARSE:
+            _check_sparse(walk, value)
+
+
+def _check_sparse(walk: "_Walk", tensor: memoryview) -> None:
+    for number, value in walk.messages(tensor):
+        if number in _SPARSE_PARTS:
+            _check_tensor(walk, value)
+
+
+def _check_tensor(walk: "_Walk", tensor: memoryview) -> None:
+    for number, value in walk.fields(tensor):
+        if number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and value != 0):
+            raise RefusedGraph("it keeps numbers in other files")
+
+
+def _check_domain(domain: memoryview) -> None:
+    if bytes(domain[:32]) not in _STANDARD:
+        shown = bytes(domain[:40]).decode("ascii", "replace")
+        raise RefusedGraph(f"it uses operators of the domain {shown!r}")
+
+
+class _Walk:
+    """Reads messages field by field, and counts the fields of all of them."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_FIELDS
+
+    def messages(self, message: memoryview) -> Iterator[tuple[int, memoryview]]:
+        """The strings and messages in a message, by field number."""
+        for number, value in self.fields(message):
+            if isinstance(value, memoryview):
+                yield number, value
+
+    def fields(self, message: memoryview) -> Iterator[_Field]:
+        """Every field of a message, in order."""
+        position, end = 0, len(message)
+        while position < end:
+            self._left -= 1
+            if self._left < 0:
+                raise RefusedGraph(f"it has more than {_MOST_FIELDS:,} fields")
+            tag, position = _varint(message, position)
+            if tag >= 2**32:
+                raise _not_protobuf()
+            kind = tag & 7
+            value: int | memoryview | None = None
+            if kind == 0:
+                value, position = _varint(message, position)
+            elif kind == 1:
+                position += 8
+            elif kind == 2:
+                size, position = _varint(message, position)
+                value = message[position : position + size]
+                position += size
+            elif kind == 5:
+                position += 4
+            else:
+                raise _not_protobuf()
+            if position > end:
+                raise _not_protobuf()
+            yield tag >> 3, value
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, the lowest first, and the position behind it."""
+    found = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise _not_protobuf()
+        byte = message[position]
+        position += 1
+        found |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return found & (2**64 - 1), position
+    raise _not_protobuf()
+
+
+def _not_protobuf() -> RefusedGraph:
+    return RefusedGraph("it is not an ONNX file")

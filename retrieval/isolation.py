@@ -1,0 +1,235 @@
+"""Isolation: work in processes that are killed when it takes too long, or when Ctrl-C asks for an end.
+
+A decoder written in C cannot be interrupted in a thread. Such a process is a program of its own that is asked
+and answers through a pipe, one thing at a time; it waits for the next when it has answered, and ends with the
+process that started it, also in the middle of its work.
+"""
+
+import atexit
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from retrieval import stopping
+from retrieval.cores import usable_cores
+from retrieval.errors import RunError
+from retrieval.files import why
+
+# How often a process that works is left for a look at whether the run is to stop, in seconds.
+_GLANCE: Final = 0.1
+# How long a new process may take until it can be asked, in seconds.
+_START_SECONDS: Final = 120.0
+# Signals by which a process ends that has stumbled over its data.
+_CRASHES: Final = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
+)
+
+
+class TooSlow(Exception):
+    """There was no answer in time; the process is gone."""
+
+
+class Crashed(Exception):
+    """The process crashed over what it was asked."""
+
+
+class Process:
+    """A process at work, and this side of its pipe."""
+
+    def __init__(self, program: str) -> None:
+        """Starts it and waits until it can be asked.
+
+        Args:
+            program: Python code that calls `serve`, with `sys.argv[1]` for its pipe.
+
+        Raises:
+            RunError: the system refused, or it ended at once.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            try:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-c", program, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    # It finds the same modules, also those that only the caller's program knows the way to.
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise RunError(
+                    f"A process that decodes photos cannot be started ({why(error)}); try again."
+                ) from error
+            self._pipe: Connection[Any, Any] = Connection(ours.detach())
+        try:
+            self.receive(_START_SECONDS)
+        except BaseException as error:
+            self.kill()
+            if isinstance(error, TooSlow | Crashed):
+                raise RunError("A process that decodes photos cannot be started; try again.") from error
+            raise
+
+    def send(self, question: object) -> None:
+        """Asks.
+
+        Raises:
+            Crashed, RunError: it has ended.
+        """
+        try:
+            self._pipe.send(question)
+        except OSError as error:
+            raise self._end() from error
+
+    def receive(self, seconds: float) -> Any:
+        """The answer.
+
+        Raises:
+            TooSlow: there is none after so many seconds.
+            Crashed: the process crashed.
+            RunError: it was killed.
+            Interrupted: the run is to stop.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            while not self._pipe.poll(max(0.0, min(_GLANCE, deadline - time.monotonic()))):
+                stopping.check()
+                if time.monotonic() >= deadline:
+                    raise TooSlow
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise self._end() from error
+
+    def kill(self) -> None:
+        """Ends it, whatever it does."""
+        self._pipe.close()
+        self._popen.kill()
+        self._popen.wait()
+
+    def _end(self) -> Exception:
+        """Why there is no process any more."""
+        status = self._popen.wait(_START_SECONDS)
+        if -status in _CRASHES:
+            return Crashed()
+        return RunError(
+            "A process that decodes photos was ended by the system; run the command again, with less memory "
+            "in use or fewer workers."
+        )
+
+
+class _Pool:
+    """Processes by their program, those that wait, and room for as many at work as there are cores."""
+
+    def __init__(self) -> None:
+        self._idle: dict[str, list[Process]] = {}
+        self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(usable_cores())
+
+    @contextmanager
+    def process(self, program: str) -> Iterator[Process]:
+        while not self._room.acquire(timeout=_GLANCE):
+            stopping.check()
+        try:
+            with self._lock:
+                idle = self._idle.get(program)
+                process = idle.pop() if idle else None
+            process = process or Process(program)
+            try:
+                yield process
+            except BaseException:
+                # It may be in the middle of something.
+                process.kill()
+                raise
+            with self._lock:
+                self._idle.setdefault(program, []).append(process)
+        finally:
+            self._room.release()
+
+    def close(self) -> None:
+        with self._lock:
+            idle = [process for processes in self._idle.values() for process in processes]
+            self._idle.clear()
+        for process in idle:
+            process.kill()
+
+
+_pool = _Pool()
+
+
+def _leave_to_the_parent() -> None:
+    """A fork has the parent's pipes, on which two must not talk."""
+    global _pool
+    _pool = _Pool()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+atexit.register(lambda: _pool.close())
+
+
+@contextmanager
+def process(program: str) -> Iterator[Process]:
+    """A process of a program, of which as many work at once as there are cores; started where none waits.
+
+    After an error in the with statement it is killed.
+
+    Raises:
+        RunError: it cannot be started.
+        Interrupted: the run is to stop.
+    """
+    with _pool.process(program) as found:
+        yield found
+
+
+def serve(pipe: int, answer: Callable[["Caller"], None]) -> None:
+    """What the program of a process does: answers until the other side has gone.
+
+    Args:
+        pipe: file descriptor.
+        answer: takes one question and sends its answer.
+    """
+    # Ctrl-C and a service manager's stop are for the process that asks; this one ends with it.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
+    caller = Caller(pipe)
+    with suppress(EOFError, OSError):
+        caller.send(None)
+        while True:
+            answer(caller)
+
+
+class Caller:
+    """The other side of a process's pipe."""
+
+    def __init__(self, pipe: int) -> None:
+        self._number = pipe
+        self._pipe: Connection[Any, Any] = Connection(pipe)
+
+    def receive(self) -> Any:
+        """The next question. While it is worked on, the caller's end is this process's end."""
+        self._end_with_caller(False)
+        question = self._pipe.recv()
+        self._end_with_caller(True)
+        if self._pipe.poll(0):
+            raise EOFError("the caller has gone since")
+        return question
+
+    def send(self, answer: object) -> None:
+        """Answers."""
+        self._end_with_caller(False)
+        self._pipe.send(answer)
+
+    def _end_with_caller(self, asked: bool) -> None:
+        # Anything that happens on the pipe meanwhile, such as its end, is SIGIO, which kills, even in C.
+        flags = fcntl.fcntl(self._number, fcntl.F_GETFL)
+        fcntl.fcntl(self._number, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self._number, fcntl.F_SETFL, flags | os.O_ASYNC if asked else flags & ~os.O_ASYNC)

@@ -1,0 +1,37 @@
+"""Stopping: how long work in any thread learns that Ctrl-C has asked for an end."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from retrieval.errors import Interrupted
+
+_lock = threading.Lock()
+_asked: list[Callable[[], bool]] = []
+
+
+@contextmanager
+def stoppable(asked: Callable[[], bool]) -> Iterator[None]:
+    """Work inside the with statement ends early once `asked` says so; it is called from any thread."""
+    with _lock:
+        _asked.append(asked)
+    try:
+        yield
+    finally:
+        with _lock:
+            _asked.remove(asked)
+
+
+def is_asked() -> bool:
+    """Whether an end is asked for."""
+    return any(asked() for asked in tuple(_asked))
+
+
+def check() -> None:
+    """Raises where an end is asked for.
+
+    Raises:
+        Interrupted: it is.
+    """
+    if is_asked():
+        raise Interrupted("Stopped.")

@@ -1,0 +1,118 @@
+"""Suspects: faces that a damaged model may have embedded, compared with what their photos give now."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from retrieval.embedder import Embedder
+from retrieval.sources import embed_again
+from retrieval.store import Face, Generation, Reader
+from retrieval.vault import Vault
+from retrieval.vectors import Ids, Vectors
+
+# Faces that are looked at first. Where none of them differs the others are left alone, and said so.
+SAMPLE: Final = 256
+# Vectors of one photo differ by 1e-6 of their length between engines and by 1e-2 between precisions; those of
+# two photos of one person, or of another network, by more than 1e-1.
+TOLERANCE: Final = 5e-2
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Faces of a generation, embedded again.
+
+    Attributes:
+        suspects: how many faces were enrolled since the model was last proven.
+        looked_at: how many of them were embedded again.
+        ids, vectors: (n,) and (n, d) float32, of the faces whose stored vector is another one: what their
+            photos give now.
+        lost: suspects whose photos are gone or have changed, among those that were to be looked at.
+    """
+
+    suspects: int
+    looked_at: int
+    ids: Ids
+    vectors: Vectors
+    lost: tuple[Face, ...]
+
+
+def compare(
+    vault: Vault, generation: Generation, embedder: Callable[[Generation], Embedder], stored: Ids
+) -> Compared:
+    """Embeds faces again that were enrolled since a model was last proven: a sample, or all if any differs.
+
+    Args:
+        vault: the gallery's.
+        generation: the model's.
+        embedder: loads it; not called where there is nothing to compare.
+        stored: the faces whose vectors are whole.
+
+    Raises:
+        BundleError: the model cannot be loaded.
+    """
+    suspects = np.sort(stored[stored >= (generation.checked_before or 0)])
+    nothing = np.empty(0, np.int64), np.empty((0, generation.dimension), np.float32)
+    if not len(suspects):
+        return Compared(0, 0, *nothing, ())
+    loaded = embedder(generation)
+    # Evenly over the ids, first and last among them: damage that came and stayed has the newest.
+    sample = suspects[np.unique(np.linspace(0, len(suspects) - 1, SAMPLE).astype(np.int64))]
+    found = _compare(vault, generation, loaded, sample)
+    if len(found.ids):
+        rest = _compare(vault, generation, loaded, np.setdiff1d(suspects, sample))
+        ids, vectors = np.concatenate([found.ids, rest.ids]), np.concatenate([found.vectors, rest.vectors])
+        found = Compared(0, found.looked_at + rest.looked_at, ids, vectors, (*found.lost, *rest.lost))
+    return Compared(len(suspects), found.looked_at, found.ids, found.vectors, found.lost)
+
+
+def _compare(vault: Vault, generation: Generation, embedder: Embedder, ids: Ids) -> Compared:
+    with vault.store.read() as reader:
+        faces = list(reader.faces(ids.tolist()).values())
+        before = _vectors(vault, reader, generation, ids)
+    apart_ids, apart, lost, looked_at = [], [], list[Face](), 0
+    for part in embed_again(faces, embedder):
+        lost += part.lost
+        looked_at += len(part.ids)
+        for number, vector in zip(part.ids.tolist(), part.vectors, strict=True):
+            old = before[number].astype(np.float64)
+            # A vector that is not finite differs from everything.
+            if not np.linalg.norm(vector - old) <= TOLERANCE * np.linalg.norm(vector):
+                apart_ids.append(number)
+                apart.append(vector)
+    vectors = np.stack(apart) if apart else np.empty((0, generation.dimension), np.float32)
+    return Compared(0, looked_at, np.asarray(apart_ids, np.int64), vectors, tuple(lost))
+
+
+def _vectors(vault: Vault, reader: Reader, generation: Generation, ids: Ids) -> dict[int, Vectors]:
+    flat = vault.vectors(generation)
+    found: dict[int, Vectors] = {}
+    for segment in reader.segments(generation.id):
+        here, matrix = flat.rows(segment.id)
+        for place in np.flatnonzero(np.isin(here, ids)).tolist():
+            found[int(here[place])] = matrix[place]
+    return found
+
+
+def replace(vault: Vault, generation: Generation, found: Compared) -> int:
+    """Puts the vectors that photos give now in the place of those that differ; returns how many.
+
+    Raises:
+        StorageError, GalleryBusy: nothing was replaced.
+    """
+    with vault.writing() as writer:
+        # Faces that were forgotten meanwhile stay forgotten.
+        alive = np.isin(found.ids, np.fromiter(writer.faces(found.ids.tolist()), np.int64))
+        ids, vectors = found.ids[alive], found.vectors[alive]
+        if not len(ids):
+            return 0
+        flat = vault.vectors(generation)
+        for segment in writer.segments(generation.id):
+            kept = ~np.isin(flat.rows(segment.id)[0], ids)
+            if not kept.all():
+                left = flat.stored(segment.id, segment.rows, segment.sha256, kept=kept)
+                vault.put(writer, generation, [segment.id], [left] if kept.any() else [])
+        vault.append(writer, generation, ids, flat.checked(vectors))
+        vault.log(writer, "mend", faces=len(ids), generation=generation.id)
+    return len(ids)
