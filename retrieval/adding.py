@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from retrieval.annotations import encoded
 from retrieval.engines import PrecisionDrift
 from retrieval.errors import InputError, ModelMismatch
+from retrieval.names import check
 from retrieval.places import is_absolute, is_utf8
-from retrieval.preparation import Stored, check_identity
+from retrieval.preparation import Stored
 from retrieval.serving import Serving
 from retrieval.store import Generation, NewFace, Writer
 from retrieval.tables import face_table
 from retrieval.vectors import Ids
-from retrieval.verdicts import Outcome, Verdicts
+from retrieval.verdicts import Outcome, Status, Verdicts
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
@@ -44,9 +45,10 @@ class Additions:
             )
         step = self._vault.vectors(generation).ceiling
         outcomes: list[Outcome] = []
+        contested: set[int] = set()
         for start in range(0, len(faces), step):
             part = slice(start, start + step)
-            added = self.add(faces[part], vectors[part], generation=generation.id)
+            added = self.add(faces[part], vectors[part], generation=generation.id, contested=contested)
             outcomes += [outcome for outcome in added if outcome is not None]
         return outcomes
 
@@ -89,6 +91,7 @@ class Additions:
                 self._log_enrolled(writer, len(verdicts.new))
             else:
                 writer.set_stamps(verdicts.stamps)
+            writer.add_hosts(_hosts(faces, outcomes))
         return outcomes
 
     def _log_enrolled(self, writer: Writer, faces: int) -> None:
@@ -136,10 +139,20 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
             raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
         if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
             raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
-        check_identity(face.identity)
+        if face.identity is not None:
+            check(face.identity)
         encoded(face.metadata, face.path or face.sha256)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
+
+
+def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[str]:
+    """The hosts that photos were fetched from, but for rejected ones."""
+    return {
+        face.host
+        for face, outcome in zip(faces, outcomes, strict=True)
+        if face.host is not None and outcome is not None and outcome.status is not Status.REJECTED
+    }
 
 
 def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:

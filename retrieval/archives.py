@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal, TypeAlias, cast
 
 from retrieval.errors import Reason, UnreadableImage
+from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.pixels import MAX_BYTES
-from retrieval.places import is_litter, is_url
+from retrieval.places import is_url
 
 Kind: TypeAlias = Literal["tar", "zip"]
 
@@ -78,7 +79,13 @@ def inside(name: str) -> str:
     return posixpath.normpath("/" + name).lstrip("/")
 
 
-def members(name: str, opened: Callable[[], BinaryIO]) -> Iterator[Member]:
+def members(
+    name: str,
+    opened: Callable[[], BinaryIO],
+    *,
+    exclusion: Exclusion = Exclusion(),
+    passed_over: PassedOver | None = None,
+) -> Iterator[Member]:
     """The files of an archive: of a tar in its order, of a zip by name. Folders and litter are passed over.
 
     One member is in memory at a time, none of more than `MAX_BYTES`. Links, devices and whatever cannot be
@@ -88,6 +95,8 @@ def members(name: str, opened: Callable[[], BinaryIO]) -> Iterator[Member]:
     Args:
         name: says which kind it is.
         opened: opens it for reading; a zip must be able to seek.
+        exclusion: what is passed over, as in a folder (see `folders.walk`).
+        passed_over: the files that were are added to it.
     """
     try:
         file = opened()
@@ -100,7 +109,22 @@ def members(name: str, opened: Callable[[], BinaryIO]) -> Iterator[Member]:
         yield Member("", None, reason, f"the archive cannot be opened: {error.strerror or error}")
         return
     with file:
-        yield from _tar_members(file) if kind(name) == "tar" else _zip_members(file)
+        found = _tar_members if kind(name) == "tar" else _zip_members
+        yield from found(file, _Taken(exclusion, passed_over))
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Which members are taken; the others are counted."""
+
+    exclusion: Exclusion
+    passed_over: PassedOver | None
+
+    def __call__(self, name: str) -> bool:
+        rule = self.exclusion.rule_of_member(name) if name else None
+        if rule is not None and self.passed_over is not None:
+            self.passed_over.add_file(rule)
+        return bool(name) and rule is None
 
 
 def on_disk(path: str) -> BinaryIO:
@@ -236,7 +260,7 @@ class _Tail(io.RawIOBase):
         return self._last == bytes(tarfile.BLOCKSIZE)
 
 
-def _tar_members(file: BinaryIO) -> Iterator[Member]:
+def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
     tail: _Tail | None = None
     tar: tarfile.TarFile | None = None
     found = 0
@@ -248,7 +272,7 @@ def _tar_members(file: BinaryIO) -> Iterator[Member]:
                 tar = _open_tar(tail, "r|")
             info = _next(tar)
             if info is not None:
-                member = _tar_member(tar, info)
+                member = _tar_member(tar, info, taken)
             elif not tail.ends_well():
                 raise _Damage("it has no end mark, so it may have been cut")
         except Exception as error:
@@ -263,9 +287,9 @@ def _tar_members(file: BinaryIO) -> Iterator[Member]:
             yield member
 
 
-def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member | None:
+def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _Taken) -> Member | None:
     name = inside(info.name)
-    if info.isdir() or _is_litter(name):
+    if info.isdir() or not taken(name):
         return None
     if info.issym() or info.islnk():
         return Member(name, None, Reason.NOT_A_FILE, _LINK)
@@ -348,7 +372,7 @@ def _places(data: BinaryIO) -> Iterator[tuple[str, tuple[int, int]]]:
 # zip
 
 
-def _zip_members(file: BinaryIO) -> Iterator[Member]:
+def _zip_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
     try:
         archive = zipfile.ZipFile(file)
         listed = sorted(((_zip_name(info), info) for info in archive.infolist()), key=lambda one: one[0])
@@ -357,7 +381,7 @@ def _zip_members(file: BinaryIO) -> Iterator[Member]:
         return
     with archive:
         for name, info in listed:
-            if not (info.is_dir() or _is_litter(name)):
+            if not info.is_dir() and taken(name):
                 yield _zip_member(archive, info, name)
 
 
@@ -421,10 +445,6 @@ class _ZipFile:
 
 
 _Opened: TypeAlias = _TarFile | _ZipFile
-
-
-def _is_litter(name: str) -> bool:
-    return not name or any(is_litter(part) for part in name.split("/"))
 
 
 def _words(error: Exception) -> str:

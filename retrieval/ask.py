@@ -67,6 +67,9 @@ def search(
 ) -> None:  # fmt: skip
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
+    No face is looked for: the middle square of a picture is what the network sees; crop it to one face, as the
+    enrolled photos are.
+
     Distances are Euclidean between embeddings; smaller is closer. For pictures the classifier's
     prediction comes too. Conditions decide which photos are compared at all, so -k photos come back. Once the
     gallery is calibrated (`faceprint calibrate`), a decision comes with each answer: an identity or UNKNOWN.
@@ -86,12 +89,15 @@ def search(
     else:
         options |= {"k": k or (None if within is not None else _DEFAULT_K), "within": within}
     with care.open_gallery(gallery, "search", device=device, precision=precision) as opened:
+        if options["where"] is not None:
+            opened.require_identities(options["where"].identities)
         answers = [
             *_of_images(opened, asked, by_person, {**options, "exclude_self": exclude_self}),
             *_of_faces(opened, face or [], by_person, options),
             *(_of_vectors(opened, vectors, by_person, options) if vectors is not None else []),
         ]
-    _tell_about_decisions(gallery, [answer.decision for answer in answers if answer.error is None])
+    decisions = [answer.decision for answer in answers if answer.error is None]
+    _tell_about_decisions(gallery, decisions, foretell=not as_json)
     if as_json:
         shown: Any = [_json(answer) for answer in answers]
         shown = {"answers": shown, "explanation": _explained(explanation)} if explain else shown
@@ -133,6 +139,8 @@ def _listed(path: Path) -> list[Path]:
     import sys
 
     try:
+        if str(path) == "-" and sys.stdin is None:
+            raise InputError("There is no standard input to read paths from; name a list of them.")
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
@@ -204,8 +212,8 @@ def _of_vectors(
             yield _of_found(f"{path} row {row}", one, by_person)
 
 
-def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]") -> None:
-    """Says once, on the standard error, why there are no decisions, or that they are of another size."""
+def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
+    """Says once, on the standard error, why there are no decisions, or what is to be expected of them."""
     if not decisions:
         return
     first = decisions[0]
@@ -220,6 +228,8 @@ def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]")
             f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
             err=True,
         )
+    elif first.upcoming is not None and foretell:
+        typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
 
 
 def _explained(explanation: "Explanation") -> dict[str, Any]:

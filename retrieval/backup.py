@@ -51,6 +51,7 @@ from retrieval.tables import (
     calibration_table,
     face_table,
     file_table,
+    host_table,
     identity_table,
     merger_table,
 )
@@ -425,7 +426,7 @@ def _bring_segment(
 
 def _bring_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
     # Deleted from those that refer to others to those that are referred to, and filled the other way.
-    tables = [identity_table, face_table, file_table, alias_table, merger_table]
+    tables = [identity_table, face_table, file_table, alias_table, merger_table, host_table]
     for table in reversed(tables):
         writer.clear(table)
     for table in [*tables, *([audit_table] if fresh else [])]:

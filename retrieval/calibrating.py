@@ -7,7 +7,7 @@ import typer
 
 from retrieval import care, terminal
 from retrieval.errors import InputError
-from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
+from retrieval.terminal import DeviceOption, ExcludeOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from retrieval.gallery import Gallery
@@ -25,6 +25,7 @@ def calibrate(
     gallery: GalleryArgument,
     fpir: Annotated[float, typer.Option(help="The share of strangers' searches that may name somebody.")] = 0.01,
     strangers: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Photos of people who are not enrolled: a source as of `ingest`; may be repeated.", show_default="the gallery's own people, each without their own faces")] = None,
+    exclude: ExcludeOption = None,
     sample: Annotated[int, typer.Option(min=1, help="How many enrolled faces are searched for at most.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample and of the intervals.")] = 0,
     show: Annotated[bool, typer.Option("--show", help="Show what is stored, and change nothing.")] = False,
@@ -40,6 +41,8 @@ def calibrate(
     not find their own person. Thresholds for 0.1, 0.03, 0.01, 0.003 and 0.001 are kept too, as far as there
     are searches enough: `faceprint search --fpir` picks one.
     """
+    if exclude and not strangers:
+        raise InputError("--exclude is about --strangers DATA; name some, or leave it out.")
     with care.open_gallery(gallery, "calibrate", device=device, precision=precision) as opened:
         if show:
             found = opened.calibration()
@@ -50,6 +53,7 @@ def calibrate(
         options: dict[str, Any] = {"sample": sample, "seed": seed}
         if strangers:
             options |= {"strangers": strangers, "batch_size": batch_size, "workers": workers}
+            options |= {"exclude": exclude or []}
         done = _with_progress(opened, fpir, options)
         learned = _learned(opened)
     _tell(done.calibration, done.report, done.calibration.faces, learned, as_json=as_json)
@@ -108,13 +112,14 @@ def _counts(report: "StrangerReport") -> dict[str, Any]:
         "repeated": report.repeated,
         "rejected": report.rejected,
         "reasons": {str(reason): number for reason, number in sorted(report.reasons.items())},
+        "passed_over": report.passed_over.as_json(),
     }
 
 
 def _print(found: "Calibration", report: "StrangerReport | None", faces: int, learned: int) -> None:
     from rich.table import Table
 
-    from retrieval.calibration import remarks
+    from retrieval.calibration import foretold, remarks
 
     console = terminal.console()
     if report is not None:
@@ -122,10 +127,13 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
             f"found [b]{report.found:,}[/b] = strangers [b]{report.used:,}[/b] + enrolled {report.enrolled:,}"
             f" + repeated {report.repeated:,} + rejected {report.rejected:,}"
         )
+        if report.passed_over:
+            console.print(terminal.text(f"passed over: {report.passed_over}"))
     console.print(_how(found), markup=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
-    for name in ("FPIR wanted", "threshold", "FPIR seen", "95% interval", "FNIR", "95% interval"):
+    in_the_long_run = "95% in the long run"
+    for name in ("FPIR wanted", "threshold", "FPIR seen", in_the_long_run, "FNIR", in_the_long_run):
         table.add_column(name, justify="right", no_wrap=True)
     chosen = found.point()
     for point in found.points:
@@ -137,6 +145,8 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
             *_rate(point.missed),
         )
     console.print(table, soft_wrap=False)
+    if chosen is not None:
+        console.print(f"{_sentence(foretold(chosen))}.", markup=False)
     console.print("* searches decide by this one; `faceprint search --fpir` by another", markup=False)
     if faces != found.faces:
         console.print(
@@ -146,6 +156,10 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
         )
     for remark in remarks(found, learned):
         typer.echo(f"note: {remark}", err=True)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _how(found: "Calibration") -> str:

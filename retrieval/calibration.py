@@ -322,10 +322,18 @@ def _points(fpir: float, searches: _Searches, enrolled: _Enrolled, seed: int) ->
     wrong = nearest.people[mated, 0] != own
     missed = wrong[:, None] | (nearest.distances[mated, 0][:, None] > limits)
     lost = rates.by_identity(missed, own, seed=seed)
+    next_ones = rates.upcoming(searches.distances, searches.people, limits, seed=seed)
     return tuple(
-        OperatingPoint(one, float(at), share, rate)
-        for one, at, share, rate in zip(wanted, limits, seen, lost, strict=True)
+        OperatingPoint(one, float(at), share, rate, upcoming)
+        for one, at, share, rate, upcoming in zip(wanted, limits, seen, lost, next_ones, strict=True)
     )
+
+
+def foretold(point: OperatingPoint) -> str:
+    """In words, what an operating point makes one expect of the next searches of strangers."""
+    if point.upcoming is None:
+        return "how many of the next strangers' searches may be given a name is not known: calibrate again"
+    return point.upcoming.in_words()
 
 
 def remarks(found: Calibration, learned: int = 0) -> list[str]:
@@ -357,6 +365,11 @@ def _remarks(found: Calibration, learned: int) -> Iterator[str]:
             f"The model was trained on {learned:,} of the enrolled people, maybe on these very photos, and "
             "finds those more easily than new ones: the FNIRs are optimistic. `faceprint evaluate --protocol "
             "open` measures it with photos that were held out."
+        )
+    if found.strangers == PHOTOS and not found.people:
+        yield (
+            "Nobody said who is on the strangers' photos, so each photo counts as a person of its own. Where "
+            "there are several of one person the intervals are optimistic: they ought to be wider."
         )
     if 0 < found.people < _FEW_PEOPLE:
         yield f"Only {found.people:,} people were the strangers: the intervals themselves are uncertain."

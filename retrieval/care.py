@@ -26,6 +26,8 @@ _PANEL = "Looking after a gallery"
 
 _Receipts = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE.json", help="A receipt of `forget` that neither backup nor gallery knows; may be repeated.", show_default=False)]  # fmt: skip
 
+_Fetch = Annotated[bool, typer.Option("--fetch", help="Read photos at addresses too, from hosts that `ingest` enrolled photos from.")]  # fmt: skip
+
 
 def open_gallery(
     folder: Path, command: str, *, device: str = "auto", precision: str = "float32"
@@ -67,6 +69,7 @@ def repair(
     backup: Annotated[Path | None, typer.Option(metavar="BACKUP", help="A backup, for files that have the SHA-256 which was written down.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Another copy of the gallery's model.", show_default=False)] = None,
     give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose vectors nothing can bring back.")] = False,
+    fetch: _Fetch = False,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
@@ -81,7 +84,7 @@ def repair(
     from retrieval.gallery import repair as repair_gallery
 
     bundle = ModelBundle.load(model) if model is not None else None
-    done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, device=device)
+    done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, fetch=fetch, device=device)
     if as_json:
         _print_json(asdict(done))
     else:
@@ -99,9 +102,12 @@ def repair(
         _print_verification(done.after)
         for face in done.lost:
             shown = (
-                f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}"
+                f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}: "
+                f"{done.reasons[face.id]}"
             )
             printed.print(terminal.text(shown))
+    if done.unfetched:
+        raise RunError(_ask_to_fetch(len(done.unfetched)))
     if done.lost:
         raise RunError(
             f"The photos of {terminal.counted(len(done.lost), 'face')} are gone or have changed; put them back, name a backup with "
@@ -132,9 +138,7 @@ def forget(
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
     if receipt is not None:
-        from retrieval.files import write_durably
-
-        write_durably(receipt, (json.dumps(asdict(done)) + "\n").encode())
+        _write(receipt, (json.dumps(asdict(done)) + "\n").encode())
     if as_json:
         typer.echo(json.dumps(asdict(done)))
         return
@@ -328,6 +332,7 @@ def audit(
     show: Annotated[int, typer.Option(min=0, help="How many doubts are printed, the most serious ones.")] = 20,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE.json", help="Write everything that was found.", show_default=False)] = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with the photos side by side.", show_default=False)] = None,
+    fetch: _Fetch = False,
 ) -> None:  # fmt: skip
     """Doubt a gallery's names and photos: who is where they do not belong? Changes nothing.
 
@@ -341,13 +346,14 @@ def audit(
         raise InputError("--limit must be above 0.")
     with open_gallery(gallery, "audit") as opened:
         found = _audit_with_progress(opened, sample=sample, seed=seed, limit=limit)
+        fetching = opened.fetching(fetch=fetch)
     if json_file is not None:
         text = json.dumps(found.summary(), ensure_ascii=False, indent=1, allow_nan=False)
         _write(json_file, (text + "\n").encode("utf-8", "backslashreplace"))
     if page is not None:
         from retrieval.doubts import page as page_of
 
-        _write(page, page_of(found))
+        _write(page, page_of(found, fetching))
     _print_audited(found, show)
 
 
@@ -374,6 +380,7 @@ def reembed(
     drop_other: Annotated[bool, typer.Option("--drop-other", help="Delete the model that does not serve, with its vectors.")] = False,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Get the new model ready and show the drift; stay with today's.")] = False,
     give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose photos are gone or have changed.")] = False,
+    fetch: _Fetch = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each face whose photo is gone or has changed.", show_default=False)] = None,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
@@ -391,12 +398,14 @@ def reembed(
             terminal.console().print(f"deleted the other model and its {terminal.counted(rows, 'vector')}")
             return
         bundle = opened.other_model() if model is None else ModelBundle.load(model)
-        done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up)
+        done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up, fetch=fetch)
     _print_reembedded(done)
     if report is not None:
-        _write_lines(report, [asdict(face) for face in done.lost])
+        _write_lines(report, [{**asdict(face), "detail": done.reasons[face.id]} for face in done.lost])
     if done.interrupted:
         raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
+    if done.unfetched and not no_switch:
+        raise RunError(_ask_to_fetch(len(done.unfetched)))
     if done.lost and not (give_up or no_switch):
         raise RunError(
             f"The photos of {terminal.counted(len(done.lost), 'face')} are gone or have changed, so {gallery} stays with its model; "
@@ -404,10 +413,23 @@ def reembed(
         )
 
 
+def _ask_to_fetch(faces: int) -> str:
+    return (
+        f"The photos of {terminal.counted(faces, 'face')} lie at addresses; pass --fetch to read them from the "
+        "hosts that `ingest` enrolled photos from, and give up what is left with --fetch --give-up."
+    )
+
+
 def open_or_create(
-    folder: Path, model: Path | None, command: str, *, device: str = "auto", precision: str = "float32"
+    folder: Path,
+    model: Path | None,
+    command: str,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    share: str | None = None,
 ) -> "Gallery":
-    """A gallery, made where there is none."""
+    """A gallery, made where there is none; `share` opens a new one to its group."""
     from contextlib import suppress
 
     from retrieval.bundle import ModelBundle
@@ -416,6 +438,11 @@ def open_or_create(
     from retrieval.gallery import Gallery
 
     free = is_free(folder)
+    if share is not None and not free:
+        raise InputError(
+            f"{folder} is there already; open it to its group with `chmod -R g+rX {folder}` and "
+            f"`chmod g+s {folder}`."
+        )
     if free and model is None:
         raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
     if free and model is not None:
@@ -423,7 +450,12 @@ def open_or_create(
         with suppress(GalleryError):
             via = f"faceprint {command}"
             return Gallery.create(
-                folder, ModelBundle.load(model), device=device, precision=precision, via=via
+                folder,
+                ModelBundle.load(model),
+                device=device,
+                precision=precision,
+                via=via,
+                shared=share is not None,
             )
     gallery = open_gallery(folder, command, device=device, precision=precision)
     if model is not None:
@@ -433,8 +465,11 @@ def open_or_create(
 
 def _verify_backup(folder: Path, as_json: bool) -> None:
     from retrieval.backup import check
+    from retrieval.files import who_else_reads
 
     wrong = check(folder)
+    if not as_json and (others := who_else_reads(folder)) is not None:
+        terminal.console().print(terminal.text(f"  note: {others}", "dim"))
     if as_json:
         _print_json({"findings": wrong})
     elif not wrong:

@@ -22,6 +22,7 @@ from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.embedder import Embedder
 from retrieval.embedding import embed_photos
 from retrieval.errors import DataError, InputError, Interrupted
+from retrieval.exclusion import PassedOver
 from retrieval.files import temporary_folder
 from retrieval.likeness import FLAT, SIDE, Grey, copies
 from retrieval.looks import Look, look_at
@@ -158,6 +159,7 @@ class Check:
         judged: how many photos a model's doubts are about; None without a model.
         cleaned: (path, identity) of the photos that are left without what should go.
         left_out: (path, identity, kind) of the others.
+        passed_over: files and folders that were not looked at.
     """
 
     data: str
@@ -170,6 +172,7 @@ class Check:
     judged: int | None
     cleaned: tuple[tuple[str, str | None], ...]
     left_out: tuple[tuple[str | None, str | None, Kind], ...]
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     @property
     def harms(self) -> bool:
@@ -189,6 +192,7 @@ class Check:
             },
             "photos": self.photos,
             "readable": self.readable,
+            "passed_over": self.passed_over.as_json(),
             "identities": [asdict(person) for person in self.people],
             "effective_identities": round(self.effective_people, 2),
             "judged": self.judged,
@@ -206,6 +210,7 @@ def check(
     *,
     model: ModelBundle | Embedder | None = None,
     options: Options = Options(),
+    exclude: Sequence[str] = (),
     workers: int | None = None,
     on_photo: Callable[[str, Outcome | Look], None] = lambda stage, one: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -216,6 +221,7 @@ def check(
         data: identity folders, or any other source of `photos.scan` that can be read twice.
         model: to find labels that are in doubt.
         options: how `train` will be asked for.
+        exclude: patterns of files and folders that are passed over, as of `photos.scan`.
         workers: threads that read and decode; None is one per processor.
         on_photo: called for every photo, in order, at each stage: "looking", then with a model "embedding".
         should_stop: asked between some photos.
@@ -227,20 +233,27 @@ def check(
     """
     if data == photos.STANDARD_INPUT or is_url(data):
         raise InputError(f"A check reads its data twice, which {data} does not allow; name a folder.")
+    passed_over = PassedOver()
+    scan = partial(photos.scan, [data], exclude=exclude)
     looks = look_at(
-        photos.scan([data]), workers=workers, on_look=partial(on_photo, "looking"), should_stop=should_stop
+        scan(passed_over=passed_over),
+        workers=workers,
+        on_look=partial(on_photo, "looking"),
+        should_stop=should_stop,
     )
     if looks is None:
         raise Interrupted("Stopped; nothing was written.")
     if not looks:
-        raise DataError(f"{data} has no photos; it must hold one subfolder of photos per identity.")
+        raise DataError(
+            f"{data} has no photos{passed_over.aside()}; it must hold one subfolder of photos per identity."
+        )
     seen = _Seen(looks, options)
     kept = _Kept(seen)
     found = list(_findings(seen, kept))
     judged = None
     if model is not None:
         rows = kept.to_judge()
-        embed = partial(_embedded, data, model, workers, partial(on_photo, "embedding"), should_stop)
+        embed = partial(_embedded, data, scan, model, workers, partial(on_photo, "embedding"), should_stop)
         found += _doubtful(seen, rows, embed)
         judged = len(rows)
     order = list(Kind)
@@ -255,6 +268,7 @@ def check(
         judged=judged,
         cleaned=tuple((looks[row].path or "", looks[row].identity) for row in kept.rows),
         left_out=tuple((looks[row].path, looks[row].identity, kind) for row, kind in kept.out.items()),
+        passed_over=passed_over,
     )
 
 
@@ -649,12 +663,13 @@ def _doubtful(
 
 
 def _embedded(
-    data: str, model: ModelBundle | Embedder, workers: int | None, on_photo: Callable[[Outcome], None],
+    data: str, scan: Callable[[], Iterator[Photo]],
+    model: ModelBundle | Embedder, workers: int | None, on_photo: Callable[[Outcome], None],
     should_stop: Callable[[], bool], rows: _Rows, looks: Sequence[Look], target: Path,
 ) -> tuple[_Rows, _Vectors]:  # fmt: skip
     """Embeds some rows into a file; those that could be, and their vectors (n, d) float32, mapped."""
     wanted, embedded = set(rows), list[int]()
-    photos_again = enumerate(photos.scan([data]))
+    photos_again = enumerate(scan())
     order: list[int] = []
 
     def chosen() -> Iterator[Photo]:

@@ -80,6 +80,7 @@ def summary(check: Check) -> str:
     return (
         f"{check.readable:,} {photo} of {len(check.people):,} {identity}; train would learn from {learned:,} "
         f"and hold out {held:,}, of {len(usable):,} identities."
+        + (f" Passed over: {check.passed_over}." if check.passed_over else "")
     )
 
 

@@ -3,16 +3,16 @@
 import io
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from retrieval import ask, calibrating, care, judge, terminal
+from retrieval import ask, calibrating, care, judge, streams, terminal
 from retrieval.errors import (
     FaceprintError,
     InputError,
@@ -20,12 +20,13 @@ from retrieval.errors import (
     MissingDependency,
     RunError,
 )
-from retrieval.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
+from retrieval.terminal import DeviceOption, ExcludeOption, GalleryArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from retrieval.annotations import Annotations
     from retrieval.bundle import Embedding, ModelBundle
     from retrieval.embedding import EmbedReport
+    from retrieval.exclusion import PassedOver
     from retrieval.gallery import Gallery
     from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, Run
@@ -85,20 +86,26 @@ app.add_typer(judge.app)
 
 def main() -> None:
     """The console script: every error a user can cause is one sentence and an exit status."""
+    streams.restart_in_utf8()
+    streams.prepare()
     # Pillow warns of odd files as it reads them; what matters of that stands in the report.
     warnings.filterwarnings("ignore", module="PIL")
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter of somebody's name gets its code instead of an error.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    try:
+        _run()
+    except SystemExit as end:
+        lost = streams.lost()
+        if lost is not None and not end.code:
+            _fail(
+                f"The output is not complete: {(lost.strerror or str(lost)).lower()}.", RunError.exit_status
+            )
+        raise
+
+
+def _run() -> None:
     try:
         app(prog_name="faceprint")
     except FaceprintError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"The operating system refused{where}: {error.strerror or error}.", RunError.exit_status)
@@ -138,6 +145,7 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD, from 0 to below 1.", show_default="0.9")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to hold out.")] = 0.3,
     min_images: Annotated[int | None, typer.Option(min=2, help="Leave out identities with fewer photos than this.", show_default=False)] = None,
+    exclude: ExcludeOption = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the network's input in pixels.")] = 224,
     crop: Annotated[float, typer.Option(help="Share of the shorter side to keep, centred.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the split, the order and the augmentation.")] = 0,
@@ -153,7 +161,9 @@ def train(
 ) -> None:  # fmt: skip
     """Fine-tune ResNet50 on identity folders; write a model, its report and its figures.
 
-    The defaults are the paper's recipe. Ctrl-C ends cleanly with a checkpoint; --resume goes on from it.
+    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
+    beforehand. The defaults are the paper's recipe. Ctrl-C ends cleanly with a checkpoint; --resume goes on
+    from it.
     """
     _check(lr is None or lr > 0, "--lr must be above 0")
     _check(momentum is None or 0 <= momentum < 1, "--momentum must be at least 0 and below 1")
@@ -189,6 +199,7 @@ def train(
             precision=precision,
             resume=resume,
             embedding=embedding,
+            exclude=tuple(exclude or ()),
         ),
     )
 
@@ -239,6 +250,7 @@ def evaluate(
     check: Annotated[Path | None, typer.Option(metavar="FILE.json", help="With --out: show what `faceprint check --json` found in the report.", show_default=False)] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to search for, where the model's own split does not say.")] = 0.3,
     min_images: Annotated[int, typer.Option(min=2, help="For open: identities with so many photos are enrolled, the others are strangers.")] = 10,
+    exclude: ExcludeOption = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 2, help="Of the split and of the intervals.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     as_json: JsonOption = False,
@@ -261,6 +273,7 @@ def evaluate(
         workers=workers,
         device=device,
         precision=precision,
+        exclude=tuple(exclude or ()),
     )
     if compare:
         printing.compare(model, data, compared_on, options=options, out=out, as_json=as_json)
@@ -293,6 +306,7 @@ def ingest(
     embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     identity_from: _IdentityFrom = None,
+    exclude: ExcludeOption = None,
     sync: Annotated[bool, typer.Option("--sync", help="First follow files that were moved or whose folder was renamed, and remove faces whose every file is gone from the sources.")] = False,
     gone: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="With --sync: a folder or archive that is gone as a whole; may be repeated.", show_default=False)] = None,
     relabel: Annotated[bool, typer.Option("--relabel", help="First give photos that are enrolled under another name the name that the sources say now.")] = False,
@@ -305,10 +319,14 @@ def ingest(
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")] = False,
+    share: Annotated[str | None, typer.Option(metavar="group", help="Let the group read a new gallery, too.", show_default="only you can read it")] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
+
+    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
+    beforehand.
 
     A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
     bytes: a renamed file is enrolled already, a changed one takes the place of what it was. With
@@ -325,13 +343,16 @@ def ingest(
         "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
     )
     _check(bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them")
+    _check(share in (None, "group"), "--share knows one word, group")
     _check(sync or not gone, "--gone goes with --sync")
     _check(embeddings is None or not relabel, "--relabel is about photos, not about --embeddings")
     _check(given == 1 or not relabel, "--relabel needs the sources that say who is on the photos")
     _check(sync or relabel or not dry_run, "--dry-run goes with --sync or --relabel")
     _check(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
     _check(identity_from is None or bool(sources), "--identity-from is about sources; name some")
+    _check(not exclude or bool(sources), "--exclude is about sources; name some")
     from retrieval import photos
+    from retrieval.exclusion import PassedOver
 
     if sync:
         photos.check_comparable([*sources, *(gone or [])])
@@ -340,11 +361,12 @@ def ingest(
 
     def follow(opened: "Gallery") -> None:
         if relabel:
-            found = _found(sources, retry, identity_from)[1]
+            _, offered = _found(sources, retry, identity_from, exclude or [], PassedOver())
+            found = _until_stopped(offered)
             _print_relabelled(opened.relabel(found, dry_run=dry_run), dry_run=dry_run, log_json=log_json)
         if sync:
             act = opened.missing_files if dry_run else opened.remove_missing
-            found = photos.scan(sources, identity_from=identity_from)
+            found = _until_stopped(photos.scan(sources, identity_from=identity_from, exclude=exclude or []))
             missing = act(sources, photos=found, gone=gone or ())
             _print_missing(missing, "would go" if dry_run else "went", log_json=log_json)
 
@@ -361,11 +383,13 @@ def ingest(
     work = (
         _embeddings_of(embeddings, model)
         if embeddings
-        else _photos_of(sources, retry, identity_from, rehash=rehash)
+        else _photos_of(sources, retry, identity_from, exclude or [], rehash=rehash)
     )
     with (
         _ReportFile(report) as lines,
-        care.open_or_create(gallery, model, "ingest", device=device, precision=precision) as opened,
+        care.open_or_create(
+            gallery, model, "ingest", device=device, precision=precision, share=share
+        ) as opened,
     ):
         follow(opened)
         done = _ingest_with_progress(
@@ -388,6 +412,7 @@ def embed(
     sources: _NeededSources,
     out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
     identity_from: _IdentityFrom = None,
+    exclude: ExcludeOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
     decoders: Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")] = None,
@@ -400,16 +425,20 @@ def embed(
 ) -> None:  # fmt: skip
     """Embed photos without a gallery, into one file that is written whole or not at all.
 
+    No face is looked for: the middle square of each photo is what the network sees.
+
     `ingest --embeddings` takes a Parquet file as it is. After Ctrl-C there is no new file.
     """
     from retrieval.bundle import ModelBundle
     from retrieval.embedder import Embedder
     from retrieval.embedding import check_target, embed_photos
+    from retrieval.exclusion import PassedOver
     from retrieval.interrupt import graceful
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    total, found = _found(sources, None, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, None, identity_from, exclude or [], passed_over)
     embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
         _ReportFile(report) as lines,
@@ -422,6 +451,7 @@ def embed(
             progress.note(outcome)
 
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "decoders": decoders}
+        options |= {"passed_over": passed_over}
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -451,10 +481,12 @@ def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
             "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in {facts.segments} files, "
             f"{terminal.size(facts.database_bytes)} of metadata",
             "search": _how_searched(facts),
+            "decisions": _how_decided(facts),
             "embedding": f"{facts.dimension} float32 numbers, exact Euclidean distance",
             "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
             "created": facts.created_at,
+            **({"twins": [_twins(names) for names in facts.twins[:_TWINS_SHOWN]]} if facts.twins else {}),
         },
     )
 
@@ -487,6 +519,20 @@ def _how_searched(facts: "GalleryInfo") -> str:
     )
 
 
+def _how_decided(facts: "GalleryInfo") -> str:
+    """By which threshold searches decide, and what that makes one expect, in words."""
+    from retrieval.calibration import foretold
+    from retrieval.store import Calibration
+
+    if facts.calibration is None:
+        return "none: there is no threshold yet; find one with `faceprint calibrate`"
+    found = Calibration.of(facts.calibration)
+    point = found.point()
+    if point is None:
+        return "none"
+    return f"UNKNOWN beyond {point.threshold:.3f}, for an FPIR of {point.fpir:g}; {foretold(point)}"
+
+
 def _check(holds: bool, sentence: str) -> None:
     if not holds:
         raise InputError(f"{sentence}.")
@@ -512,21 +558,29 @@ class _Work:
     run: "Callable[..., IngestReport]"
 
 
-def _photos_of(sources: list[str], retry: Path | None, identity_from: str | None, *, rehash: bool) -> _Work:
+def _photos_of(
+    sources: list[str], retry: Path | None, identity_from: str | None, exclude: list[str], *, rehash: bool
+) -> _Work:
+    from retrieval.exclusion import PassedOver
     from retrieval.ingestion import ingest_photos
     from retrieval.layout import Layout
 
-    total, found = _found(sources, retry, identity_from)
+    passed_over = PassedOver()
+    total, found = _found(sources, retry, identity_from, exclude, passed_over)
     layout = Layout(sources, identity_from)
 
     def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, found, layout=layout, rehash=rehash, **options)
+        return ingest_photos(gallery, found, layout=layout, passed_over=passed_over, rehash=rehash, **options)
 
     return _Work(total, run)
 
 
 def _found(
-    sources: list[str], retry: Path | None, identity_from: str | None
+    sources: list[str],
+    retry: Path | None,
+    identity_from: str | None,
+    exclude: list[str],
+    passed_over: "PassedOver",
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     """Photos, at least one of them, and how many they are or how to count them.
 
@@ -539,13 +593,18 @@ def _found(
     from retrieval import photos
 
     reported = photos.from_report(retry) if retry is not None else None
-    found = photos.scan(sources, identity_from=identity_from) if reported is None else iter(reported)
+    scan = partial(
+        photos.scan, sources, identity_from=identity_from, exclude=exclude, passed_over=passed_over
+    )
+    found = scan() if reported is None else iter(reported)
     # Before a gallery is made: sources that give nothing are a mistake.
     first = next(found, None)
     if first is None:
-        where = f"rejected photos in {retry}" if retry else f"photos in {', '.join(sources)}"
+        named = f"{', '.join(sources)}{passed_over.aside()}"
+        where = f"rejected photos in {retry}" if retry else f"photos in {named}"
         raise InputError(f"There are no {where}; check the path.")
-    return partial(photos.count, sources) if reported is None else len(reported), chain([first], found)
+    counted = partial(photos.count, sources, exclude=exclude)
+    return counted if reported is None else len(reported), chain([first], found)
 
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
@@ -642,6 +701,21 @@ def _fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, 
         )
     if strict and done.rejected:
         raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")
+
+
+def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
+    """Photos that are looked at before anything is changed.
+
+    Raises:
+        Interrupted: Ctrl-C, between two of them.
+    """
+    from retrieval.interrupt import graceful
+
+    with graceful() as should_stop:
+        for photo in found:
+            if should_stop():
+                raise Interrupted("Stopped; nothing was changed.")
+            yield photo
 
 
 def _check_repeatable(sources: list[str]) -> None:
@@ -768,14 +842,21 @@ class _ReportFile:
         if self.path is not None:
             if self.path.is_dir():
                 raise InputError(f"The report {self.path} is a folder; name a file.")
-            from retrieval.files import create, why
+            from retrieval.files import replacing
 
-            self.part = self.path.with_name(f".{self.path.name}.part")
-            try:
-                self.file = io.TextIOWrapper(create(self.part), encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
+            self.replacing = replacing(self.path)
+            with self._translated():
+                self.file = io.TextIOWrapper(self.replacing.__enter__(), encoding="utf-8")
         return self
+
+    @contextmanager
+    def _translated(self) -> "Iterator[None]":
+        from retrieval.files import why
+
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
 
     def write(self, outcome: Any) -> None:
         if outcome.status not in ("enrolled", "embedded"):
@@ -793,14 +874,15 @@ class _ReportFile:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.path is not None:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self._translated():
+                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too: of what it had come to.
         if self.path is not None:
-            self.file.flush()
-            os.replace(self.part, self.path)
-            self.file.close()
+            with self._translated():
+                self.file.detach()  # which flushes it, and leaves the file open
+                self.replacing.__exit__(None, None, None)
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:
@@ -817,8 +899,20 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     _print_reasons_and_pace(done)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
+    for names in done.twins[:_TWINS_SHOWN]:
+        console.print(terminal.text(f"note: {_twins(names)}; `faceprint merge-identities` joins two."))
+    if len(done.twins) > _TWINS_SHOWN:
+        console.print(f"note: {len(done.twins) - _TWINS_SHOWN:,} more names have such twins")
     if report is not None and done.enrolled < done.found:
         console.print(f"{terminal.counted(done.found - done.enrolled, 'line')} in {report}", markup=False)
+
+
+_TWINS_SHOWN = 5
+
+
+def _twins(names: Sequence[str]) -> str:
+    shown = [repr(name) if name != " ".join(name.split()) else name for name in names]
+    return f"{', '.join(shown[:-1])} and {shown[-1]} are {len(names)} identities"
 
 
 def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None:
@@ -837,6 +931,8 @@ def _print_reasons_and_pace(done: "Run") -> None:
     console = terminal.console()
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")
+    if done.passed_over:
+        console.print(terminal.text(f"passed over: {done.passed_over}"))
     console.print(f"in {done.seconds:,.1f} s, {_how_quick(done)}")
 
 

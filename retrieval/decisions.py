@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import InputError
 from retrieval.knn import Answer, Ids
+from retrieval.rates import Upcoming
 from retrieval.store import Calibration, Reader
 
 # How many of the nearest are asked for at first, how that grows, and up to where: mostly a second person is
@@ -48,6 +49,8 @@ class Decision:
         fpir: the share of strangers that the threshold was to let pass; None where a distance was given.
         expected_fpir: roughly what that share has become: as it was measured, times the gallery's growth.
         outgrown: whether the gallery has grown so much that it should be calibrated again.
+        upcoming: how many of the next strangers' searches may be named, at the size that was calibrated; None
+            where a distance was given, and where an older version calibrated.
     """
 
     identity: str | None
@@ -59,6 +62,7 @@ class Decision:
     fpir: float | None = None
     expected_fpir: float | None = None
     outgrown: bool = False
+    upcoming: Upcoming | None = None
 
     def beside(self, predicted: str, labels: Sequence[str]) -> "Decision":
         """The same, with what the classifier says, which knows the people of `labels`."""
@@ -75,6 +79,7 @@ class Limit:
     fpir: float | None = None
     expected_fpir: float | None = None
     outgrown: bool = False
+    upcoming: Upcoming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,8 @@ def limit(
             f"run `faceprint calibrate {name} --fpir {fpir:g}`."
         )
     growth = faces / max(calibration.faces, 1)
-    return Limit(point.threshold, point.fpir, min(1.0, point.seen.value * growth), growth > _GROWN)
+    expected = min(1.0, point.seen.value * growth)
+    return Limit(point.threshold, point.fpir, expected, growth > _GROWN, point.upcoming)
 
 
 def two_nearest(reader: Reader, ask: Ask, beginnings: Sequence[Answer]) -> Nearest:
@@ -234,4 +240,5 @@ def _decision(
         fpir=limit.fpir,
         expected_fpir=limit.expected_fpir,
         outgrown=limit.outgrown,
+        upcoming=limit.upcoming,
     )

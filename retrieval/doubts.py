@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
+from retrieval.remote import NOTHING_FETCHED, Fetching
 from retrieval.sheets import Group, Item, Picture, Section, Table, sheet
 from retrieval.store import Face
 
@@ -254,10 +255,11 @@ _GROUP_NAMES: Final[Mapping[Kind, tuple[str, ...]]] = {
 ON_A_PAGE: Final = 60
 
 
-def page(audited: Audited) -> bytes:
+def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED) -> bytes:
     """One HTML file in UTF-8: what is usual, and the doubts with photos side by side, 60 of a kind at most.
 
-    Photos are read from their stored paths; one that cannot be read is a box with its name.
+    Photos are read from their stored paths; one that cannot be read is a box with its name. Addresses are
+    fetched only as `fetching` allows it; see `Gallery.fetching`.
     """
     heads = ("doubt", "what is measured", "of", "usual", "doubted from", "found")
     table = Table(heads, [limit_row(limit) for limit in audited.limits], frozenset({2, 3, 4, 5}))
@@ -271,6 +273,7 @@ def page(audited: Audited) -> bytes:
         ],
         table,
         [section for section in sections if section.items],
+        fetching,
     )
 
 

@@ -21,6 +21,7 @@ from retrieval.decoding import Decode, processes_for
 from retrieval.embedder import Embedder
 from retrieval.errors import InputError, StorageError
 from retrieval.exchange import write_embeddings
+from retrieval.exclusion import PassedOver
 from retrieval.files import replacing, why
 from retrieval.ingestion import (
     Entry,
@@ -75,6 +76,7 @@ def embed(
     sources: Iterable[str | os.PathLike[str]],
     target: str | os.PathLike[str],
     *,
+    exclude: Iterable[str] = (),
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
@@ -91,6 +93,7 @@ def embed(
         sources: as of `ingest`.
         target: FILE.parquet, which `ingest --embeddings` takes; or FILE.npy, float32 (n, d), with FILE.csv
             beside it: path, identity and sha256 of each row.
+        exclude: patterns of files and folders that are passed over, as of `ingest`.
         batch_size: photos that are embedded together, as of `ingest`.
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
         decoders: processes that decode, as of `ingest`.
@@ -105,11 +108,12 @@ def embed(
         StorageError: the disk refused; an older file is still there.
         MissingDependency: Parquet without pyarrow.
     """
-    found = photos.scan(sources)
+    passed_over = PassedOver()
     return embed_photos(
         model,
-        found,
+        photos.scan(sources, exclude=exclude, passed_over=passed_over),
         target,
+        passed_over=passed_over,
         batch_size=batch_size,
         workers=workers,
         decoders=decoders,
@@ -123,13 +127,14 @@ def embed_photos(
     found: Iterable[Photo],
     target: str | os.PathLike[str],
     *,
+    passed_over: PassedOver | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
-    """As `embed`, for photos that are listed already."""
+    """As `embed`, for photos that are listed already; `passed_over` is what their scan counts in."""
     target = Path(target)
     check_target(target)
     embedder = model if isinstance(model, Embedder) else Embedder.open(model)
@@ -138,6 +143,7 @@ def embed_photos(
     workers = checked_workers(workers, decoders)
     bundle, started = embedder.bundle, time.monotonic()
     report, meters, scan, write = EmbedReport(), Meters(), Meter("scan"), Meter("write")
+    report.passed_over = PassedOver() if passed_over is None else passed_over
     preprocessing = bundle.preprocessing
     with (
         suppress(_NoFile),

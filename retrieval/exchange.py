@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,10 @@ from retrieval.annotations import Metadata, decoded, encoded, filled
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.files import create, replacing, whole_folder, why, write_durably
+from retrieval.manifests import read_manifest
 from retrieval.parquet import opened, pyarrow
-from retrieval.places import absolute
+from retrieval.places import absolute, is_absolute
+from retrieval.rates import Upcoming
 from retrieval.store import Calibration, Face, NewFace, Reader, Segment, utc_now
 from retrieval.tables import identity_table
 from retrieval.vault import Vault
@@ -57,6 +60,11 @@ _GALLERY: Final = b"faceprint.gallery"
 
 _FILE_NAME: Final = re.compile(r"faces-\d{5,}\.parquet")
 _SHA256: Final = re.compile("[0-9a-f]{64}")
+_UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+# The greatest number that SQLite and Parquet keep, and more than any model's dimension or input size.
+_MOST: Final = 2**63 - 1
+_MOST_NUMBERS: Final = 2**20
 
 _COLUMNS: Final = {
     "id": "int64: the face's number in the gallery, never used again there",
@@ -152,6 +160,70 @@ class Export:
         if self.calibration is not None:
             fields["calibration"] = self.calibration
         return json.dumps({**fields, "checksum": _checksum(fields)}, ensure_ascii=False, indent=1) + "\n"
+
+
+# What manifest.json must hold, type by type.
+
+
+@dataclass(frozen=True)
+class _Head:
+    format: str
+    version: int
+
+
+@dataclass(frozen=True)
+class _Model:
+    fingerprint: str
+    architecture: str
+    dimension: int
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class _Rate:
+    value: float | None
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class _Point:
+    fpir: float
+    threshold: float
+    seen: _Rate
+    missed: _Rate
+    upcoming: Upcoming | None = None
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    generation: int
+    fingerprint: str
+    found_at: str
+    strangers: str
+    faces: int
+    identities: int
+    searches: int
+    people: int
+    trained: int
+    fpir: float
+    points: list[_Point]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: str
+    version: int
+    created_at: str
+    gallery: str
+    revision: int
+    faces: int
+    identities: int
+    model: _Model
+    files: list[ExportedFile]
+    checksum: str
+    calibration: _Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,40 +517,87 @@ def read_export(folder: Path) -> Export:
             raise InputError(f"{folder / file.name} has {rows:,} rows and should have {file.rows:,}.")
     if sum(file.rows for file in exported.files) != exported.faces:
         raise InputError(f"The files of {folder} do not have as many rows as {MANIFEST} says.")
+    _check_rows(exported)
     return exported
 
 
 def _read_manifest(folder: Path) -> Export:
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.is_file() or path.is_symlink():
         raise InputError(f"{folder} is not an export: it has no {MANIFEST}.")
-    damaged = f"{path} is damaged; copy the export whole again."
-    try:
-        card = json.loads(path.read_text("utf-8"))
-        if card["format"] == FORMAT and int(card["version"]) > VERSION:
-            raise InputError(
-                f"The export {folder} has version {card['version']} and this version of faceprint reads up "
-                f"to {VERSION}; upgrade faceprint."
-            )
-        if card["format"] != FORMAT or card.pop("checksum") != _checksum(card):
-            raise InputError(damaged)
-        model = card["model"]
-        exported = Export(
-            folder=folder,
-            **{name: card[name] for name in ("created_at", "gallery", "revision", "faces", "identities")},
-            **{name: model[name] for name in ("fingerprint", "architecture", "dimension")},
-            preprocessing=Preprocessing(**model["preprocessing"]),
-            files=tuple(ExportedFile(**file) for file in card["files"]),
-            version=int(card["version"]),
-            calibration=card.get("calibration"),
+    options: dict[str, Any] = {"error": InputError, "advice": "copy the export whole again"}
+    head = read_manifest(path, _Head, **options)
+    if head.format == FORMAT and head.version > VERSION:
+        raise InputError(
+            f"The export {folder} has version {head.version} and this version of faceprint reads up "
+            f"to {VERSION}; upgrade faceprint."
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(damaged) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {why(error)}.") from error
-    if not all(_FILE_NAME.fullmatch(file.name) for file in exported.files):
+    card: dict[str, Any] = read_manifest(path, dict[str, Any], **options)
+    if head.format != FORMAT or card.pop("checksum", None) != _checksum(card):
+        raise InputError(f"{path} is damaged; copy the export whole again.")
+    manifest = read_manifest(path, _Manifest, **options)
+    for field, holds in _holds(manifest):
+        if not holds:
+            raise InputError(f"{path} is no manifest of an export: its field {field} cannot be.")
+    if not all(_FILE_NAME.fullmatch(file.name) for file in manifest.files):
         raise InputError(f"{path} names files that no export has.")
-    return exported
+    model = manifest.model
+    return Export(
+        folder=folder,
+        created_at=manifest.created_at,
+        gallery=manifest.gallery,
+        revision=manifest.revision,
+        faces=manifest.faces,
+        identities=manifest.identities,
+        fingerprint=model.fingerprint,
+        architecture=model.architecture,
+        dimension=model.dimension,
+        preprocessing=model.preprocessing,
+        files=tuple(manifest.files),
+        version=manifest.version,
+        calibration=None if manifest.calibration is None else dataclasses.asdict(manifest.calibration),
+    )
+
+
+def _holds(manifest: _Manifest) -> Iterator[tuple[str, bool]]:
+    """Each field of a manifest whose type is right, and whether its value can be."""
+    model, names = manifest.model, [file.name for file in manifest.files]
+    yield "version", manifest.version >= 1
+    yield "gallery", _UUID.fullmatch(manifest.gallery) is not None
+    yield "revision", 0 <= manifest.revision <= _MOST
+    yield "faces", 0 <= manifest.faces <= _MOST
+    yield "identities", 0 <= manifest.identities <= manifest.faces
+    yield "model.fingerprint", _SHA256.fullmatch(model.fingerprint) is not None
+    yield "model.dimension", 1 <= model.dimension <= _MOST_NUMBERS
+    yield "model.preprocessing.size", 1 <= model.preprocessing.size <= _MOST_NUMBERS
+    yield "model.preprocessing.crop", 0 < model.preprocessing.crop <= 1
+    yield "files", bool(names) and len(set(names)) == len(names)
+    for place, file in enumerate(manifest.files):
+        yield f"files[{place}].rows", 0 <= file.rows <= manifest.faces
+        yield f"files[{place}].bytes", file.bytes > 0
+        yield f"files[{place}].sha256", _SHA256.fullmatch(file.sha256) is not None
+    found = manifest.calibration
+    if found is not None:
+        yield "calibration.fingerprint", found.fingerprint == model.fingerprint
+        yield "calibration.strangers", found.strangers in ("photos", "gallery")
+        for name in ("generation", "faces", "identities", "searches", "people", "trained"):
+            yield f"calibration.{name}", 0 <= getattr(found, name) <= _MOST
+        yield "calibration.fpir", any(point.fpir == found.fpir for point in found.points)
+        for place, point in enumerate(found.points):
+            yield f"calibration.points[{place}]", _can_be(point)
+
+
+def _can_be(point: _Point) -> bool:
+    """Whether an operating point is one."""
+    rates = all(
+        rate.n >= 0
+        and 0 <= rate.low <= rate.high <= 1
+        and ((rate.value is None) if rate.n == 0 else (rate.value is not None and 0 <= rate.value <= 1))
+        for rate in (point.seen, point.missed)
+    )
+    next_ones = point.upcoming
+    foretold = next_ones is None or 0 <= next_ones.low <= next_ones.high <= next_ones.n
+    return rates and foretold and 0 < point.fpir <= 0.5
 
 
 def _checksum(fields: dict[str, Any]) -> str:
@@ -489,8 +608,11 @@ def _checksum(fields: dict[str, Any]) -> str:
 
 def _verify(path: Path, file: ExportedFile) -> None:
     try:
-        with open(path, "rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        # Neither a link nor a pipe: what was copied whole is a file of its own.
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+            status = os.fstat(opened.fileno())
+            is_whole = stat.S_ISREG(status.st_mode) and status.st_size == file.bytes
+            found = hashlib.file_digest(opened, "sha256").hexdigest() if is_whole else ""
     except OSError as error:
         raise InputError(f"{path} cannot be read ({why(error)}); copy the export whole again.") from error
     if found != file.sha256:
@@ -503,20 +625,51 @@ def _check_schema(path: Path, parquet: Any, exported: Export) -> None:
         exported.fingerprint, exported.dimension, gallery=exported.gallery, version=exported.version
     )
     for field in expected:
-        if field.name not in schema.names or schema.field(field.name).type != field.type:
+        if schema.names.count(field.name) != 1 or schema.field(field.name).type != field.type:
             raise InputError(f"{path} has no column {field.name} of type {field.type}, as every export has.")
+
+
+def _check_rows(exported: Export) -> None:
+    """Reads every row before one is enrolled: no face, no photo and no path may come twice.
+
+    Raises:
+        InputError: a row that no export has, or another number of rows or identities than the manifest says.
+    """
+    ids, digests, paths = [np.empty(0, np.int64)], [np.empty(0, "S64")], [np.empty(0, "S16")]
+    names: set[str] = set()
+    for batch in rows(exported):
+        ids.append(np.array([face.id for face in batch.faces], np.int64))
+        digests.append(np.array([face.sha256 for face in batch.faces], "S64"))
+        # 16 bytes of each path, so that memory is that of numbers.
+        known = [_short(path) for face in batch.faces for path in face.paths]
+        paths.append(np.array(known, "V16").view("S16") if known else np.empty(0, "S16"))
+        names |= {face.identity for face in batch.faces if face.identity is not None}
+    for what, parts in (("face id", ids), ("SHA-256", digests), ("path", paths)):
+        values = np.concatenate(parts)
+        if len(np.unique(values)) != len(values):
+            raise InputError(f"A {what} comes twice in the export {exported.folder}; export again.")
+    if (len(np.concatenate(ids)), len(names)) != (exported.faces, exported.identities):
+        raise InputError(
+            f"The files of {exported.folder} do not have as many faces or identities as {MANIFEST} says."
+        )
+
+
+def _short(path: str) -> bytes:
+    # No zero byte at the end, which numpy would not tell from a shorter text.
+    return hashlib.blake2b(path.encode(), digest_size=15).digest() + b"."
 
 
 def rows(exported: Export, *, size: int = BLOCK) -> Iterator[Batch]:
     """Every row of an export, at most `size` at a time and never from two files at once.
 
     Raises:
-        InputError: a file cannot be read, or a vector is not finite.
+        InputError: a file cannot be read, a vector is not finite, or a row is one that no export has.
     """
     names = [name for name in exported.columns if name != "vector"]
     for file in exported.files:
         path, row = exported.folder / file.name, 0
         for columns, vectors in _blocks(path, names, exported.dimension, size):
+            _check_columns_of(path, columns, row)
             said = _metadata(path, columns.pop("metadata", None), len(vectors), row)
             people = _metadata(path, columns.pop("identity_metadata", None), len(vectors), row)
             faces = [
@@ -528,6 +681,29 @@ def rows(exported: Export, *, size: int = BLOCK) -> Iterator[Batch]:
             named = zip((face.identity for face in faces), people, strict=True)
             yield Batch(faces, vectors, {name: own for name, own in named if name is not None and own})
             row += len(vectors)
+
+
+def _check_columns_of(path: Path, columns: dict[str, list[Any]], first: int) -> None:
+    """Checks the values of some rows of an export, the first of which is row number `first` of its file.
+
+    Raises:
+        InputError: one cannot be stored; the sentence names the row and the column.
+    """
+    checks: dict[str, Callable[[Any], bool]] = {
+        "id": lambda number: number is not None and number > 0,
+        "identity": lambda name: name is None or "\0" not in name,
+        "sha256": lambda digest: digest is not None and _SHA256.fullmatch(digest) is not None,
+        "enrolled_at": lambda when: when is not None,
+        "paths": lambda paths: paths is not None and all(map(_is_path, paths)),
+    }
+    for name, check in checks.items():
+        for row, value in enumerate(columns[name], first):
+            if not check(value):
+                raise InputError(f"Row {row} of {path} has a value of {name} that no export has.")
+
+
+def _is_path(path: str | None) -> bool:
+    return path is not None and "\0" not in path and is_absolute(path)
 
 
 def _metadata(path: Path, texts: Sequence[str | None] | None, rows: int, first: int) -> list[Metadata]:

@@ -8,6 +8,7 @@ the next one can tell what a killed one left, and removes it.
 
 import errno
 import fcntl
+import grp
 import os
 import re
 import secrets
@@ -171,13 +172,16 @@ def replacing(path: Path, *, inherit: bool = False) -> Iterator[BinaryIO]:
     """A file that replaces `path`, durably, when the with statement ends without an error.
 
     Args:
-        path: of the file. Of a link the link is replaced, not what it leads to.
+        path: of the file. Of a link the link is replaced, not what it leads to; a pipe or a device is
+            refused, and so is a link to one, such as /dev/stdout.
         inherit: as of `create`.
 
     Raises:
         OSError: the disk refused; the file is then what it was before, or, when only the folder could
             not be made durable, already the new one.
     """
+    if _is_special(path):
+        raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", os.fspath(path))
     temporary = path.with_name(f".{path.name}.part")
     with create(temporary, inherit=inherit) as file:
         try:
@@ -219,6 +223,46 @@ def copy_durably(source: Path, target: Path, *, inherit: bool = False) -> None:
         shutil.copyfileobj(original, copy, 1 << 20)
         copy.flush()
         os.fsync(copy.fileno())
+
+
+def who_else_reads(folder: Path) -> str | None:
+    """A sentence about who beside the owner can read files in a folder; None where that is nobody.
+
+    It is None too where a group can that the folder is shared with on purpose: it has the set-group-ID bit.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    status = os.stat(folder)
+    allowed = _readers(folder, 0o044)
+    alone = f"`chmod -R go-rwx {folder}` makes it yours alone"
+    if allowed & 0o004:
+        return f"{folder} can be read by every user who can reach it; {alone}."
+    if allowed and not status.st_mode & stat.S_ISGID:
+        group = _group_name(status.st_gid)
+        return f"{folder} can be read by the group {group}; {alone}, `chmod g+s {folder}` marks it as shared."
+    return None
+
+
+def _readers(path: Path, allowed: int) -> int:
+    """The read bits, of those `allowed`, that a file or some file below a folder has."""
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_mode & allowed
+    # Only who may enter a folder can read what is in it.
+    allowed &= (status.st_mode & 0o011) << 2
+    found = 0
+    for inside in os.listdir(path) if allowed else ():
+        with suppress(OSError):  # removed meanwhile, or another user's
+            found |= _readers(path / inside, allowed)
+    return found
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def sync(path: Path) -> None:
@@ -344,6 +388,11 @@ def _is_locked(descriptor: int) -> bool | None:
         return try_lock(descriptor)
     except OSError:
         return None
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder, links followed."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

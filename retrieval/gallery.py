@@ -43,6 +43,7 @@ from retrieval.knn import Explanation
 from retrieval.metadata import Annotated
 from retrieval.missing import Missing
 from retrieval.moves import Relabelled
+from retrieval.names import twins
 from retrieval.people import checked_rule
 from retrieval.photos import Offered, Photo, scan
 from retrieval.photos import of as photos_of
@@ -51,6 +52,7 @@ from retrieval.places import absolute
 from retrieval.preparation import Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.reembedding import Reembedded
 from retrieval.relocation import Relocated
+from retrieval.remote import Fetching
 from retrieval.searching import (
     Found,
     Match,
@@ -92,8 +94,11 @@ class Gallery:
         engine: str = "auto",
         precision: str = "float32",
         via: str = "library",
+        shared: bool = False,
     ) -> "Gallery":
         """Makes an empty gallery with a copy of the bundle, whole or not at all.
+
+        Only its owner may read it, whatever the umask; with `shared` the group of its folder may, too.
 
         Raises:
             GalleryError: `folder` exists and is not empty.
@@ -101,7 +106,7 @@ class Gallery:
             StorageError: the disk refused, or `folder` is a place that cannot be replaced, such as a mount
                 point; name a folder below it.
         """
-        with _new_gallery(Path(folder)) as made:
+        with _new_gallery(Path(folder), shared=shared) as made:
             Vault.create(made, bundle)
         return cls.open(folder, device=device, engine=engine, precision=precision, via=via)
 
@@ -137,8 +142,23 @@ class Gallery:
             raise
         return cls(serving)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as where it is and how it was opened: another process opens it for itself.
+
+        Raises:
+            InputError: it is closed.
+        """
+        self.vault.store.check_open()
+        serving, vault = self._serving, self.vault
+        options = {"device": serving.device, "engine": serving.engine, "precision": serving.precision}
+        options |= {"via": vault.via}
+        return _reopened, (os.path.abspath(self.folder), vault.read_only, options)
+
     def close(self) -> None:
-        """Closes the database and the mapped files; ends what the engine started."""
+        """Closes the database and the mapped files; ends what the engine started.
+
+        Every later call is an InputError, but for closing it again.
+        """
         self.vault.close()
         self._serving.close()
 
@@ -576,6 +596,24 @@ class Gallery:
 
     # Who is who
 
+    def require_identities(self, names: Iterable[str]) -> None:
+        """Checks that somebody has each of some names, today's or former ones; searches take any name.
+
+        Raises:
+            InputError: nobody has one; the sentence has the nearest names.
+        """
+        with self.vault.store.read() as reader:
+            identities.require(self.vault, reader, names)
+
+    def identity_twins(self, names: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
+        """Identities whose names differ in no more than case, width, spaces or how accents are composed.
+
+        Args:
+            names: only those that one of these is among; None is all.
+        """
+        with self.vault.store.read() as reader:
+            return twins(reader.identity_names(), names)
+
     def rename_identity(self, name: str, new_name: str, *, keep_alias: bool = True) -> int:
         """Gives a person another name; the model's label of that name goes with it.
 
@@ -689,6 +727,7 @@ class Gallery:
 
     def verify(self) -> Verification:
         """Reads every byte and compares; see `retrieval.verification.verify`."""
+        self.vault.store.check_open()
         return verification.verify(self.folder)
 
     def repair(
@@ -697,9 +736,11 @@ class Gallery:
         backup: str | os.PathLike[str] | None = None,
         model: ModelBundle | None = None,
         give_up: bool = False,
+        fetch: bool = False,
     ) -> Repaired:
         """Mends what can be mended without a guess; see `repair`."""
-        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up}
+        self.vault.store.check_open()
+        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up, "fetch": fetch}
         return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
 
     def backup(self, target: str | os.PathLike[str]) -> BackedUp:
@@ -774,6 +815,7 @@ class Gallery:
         *,
         switch: bool = True,
         give_up: bool = False,
+        fetch: bool = False,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Reembedded:
@@ -784,6 +826,7 @@ class Gallery:
             lambda loaded: Embedder.open(loaded, device=self._serving.device, engine=self._serving.engine),
             switch=switch,
             give_up=give_up,
+            fetch=fetch,
             on_progress=on_progress,
             should_stop=should_stop,
         )
@@ -893,6 +936,11 @@ class Gallery:
         """
         return relocation.relocate(self.vault, old, new, dry_run=dry_run)
 
+    def fetching(self, *, fetch: bool) -> Fetching:
+        """What `doubts.page` needs to show photos at addresses, from hosts that photos were enrolled from."""
+        with self.vault.store.read() as reader:
+            return Fetching(fetch, reader.hosts())
+
     def audit_log(self) -> list[AuditEntry]:
         """What was done to the gallery, oldest first."""
         with self.vault.store.read() as reader:
@@ -909,6 +957,7 @@ def repair(
     backup: str | os.PathLike[str] | None = None,
     model: ModelBundle | None = None,
     give_up: bool = False,
+    fetch: bool = False,
     device: str = "auto",
     engine: str = "auto",
 ) -> Repaired:
@@ -919,6 +968,7 @@ def repair(
         backup: a backup of it, for files that have the SHA-256 which was written down.
         model: another copy of its model.
         give_up: remove faces whose vectors nothing can bring back.
+        fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
         device, engine: see `Embedder.open`.
 
     Raises:
@@ -932,12 +982,17 @@ def repair(
         backup=files.get,
         model=model,
         give_up=give_up,
+        fetch=fetch,
     )
 
 
+def _reopened(folder: str, read_only: bool, options: dict[str, str]) -> Gallery:
+    return Gallery.open(folder, read_only=read_only, **options)
+
+
 @contextmanager
-def _new_gallery(target: Path) -> Iterator[Path]:
-    """A name for a folder that becomes the gallery `target` when everything in it is there.
+def _new_gallery(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A new folder that becomes the gallery `target` when everything in it is there.
 
     Raises:
         GalleryError: `target` exists and is not empty.
@@ -945,7 +1000,7 @@ def _new_gallery(target: Path) -> Iterator[Path]:
     """
     lock.check(target)
     try:
-        with whole_folder(target) as made:
+        with whole_folder(target, shared=shared) as made:
             yield made
     except FileExistsError as error:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error

@@ -2,7 +2,9 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
+from retrieval.names import twins
 from retrieval.serving import Serving
 from retrieval.vault import DATABASE
 
@@ -11,7 +13,9 @@ from retrieval.vault import DATABASE
 class GalleryInfo:
     """What a gallery holds; sizes in bytes.
 
+    `twins` are identities whose names differ in no more than case, width, spaces or composition of accents.
     `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
+    `calibration` is what `Calibration.fields` says; None where nobody calibrated the gallery.
     """
 
     folder: str
@@ -34,6 +38,8 @@ class GalleryInfo:
     classifier_labels: int
     input_size: int
     erasures: int
+    calibration: dict[str, Any] | None = None
+    twins: tuple[tuple[str, ...], ...] = ()
 
 
 def gallery_info(serving: Serving) -> GalleryInfo:
@@ -45,6 +51,7 @@ def gallery_info(serving: Serving) -> GalleryInfo:
         files, erasures = reader.file_count(), len(reader.receipts())
         coded, codes_bytes = reader.codes(), serving.vault.codes_size(reader)
         bases = list(reader.bases(generation.id).values())
+        calibration = serving.vault.state(reader).calibration
     named = [(name, number) for name, number in identities if name is not None]
     return GalleryInfo(
         folder=os.fspath(serving.vault.folder),
@@ -67,4 +74,6 @@ def gallery_info(serving: Serving) -> GalleryInfo:
         classifier_labels=len(serving.bundle.labels),
         input_size=serving.bundle.input_size,
         erasures=erasures,
+        calibration=None if calibration is None else calibration.fields(),
+        twins=twins(name for name, _ in named),
     )

@@ -19,6 +19,7 @@ from retrieval.batching import DEFAULT_BATCH_SIZE, LOOK, Batches
 from retrieval.cores import usable_cores
 from retrieval.decoding import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.errors import InputError, Reason
+from retrieval.exclusion import PassedOver
 from retrieval.gallery import Gallery
 from retrieval.layout import Layout
 from retrieval.photos import Photo
@@ -56,6 +57,7 @@ class Run:
         peak_memory: the most that this process has had in memory until the last photo was durable, in bytes;
             what making searches quick takes comes afterwards.
         interrupted: whether it was stopped before the last photo.
+        passed_over: files and folders of the sources that were not looked at, and are not *found*.
     """
 
     reasons: Counter[Reason] = field(default_factory=Counter)
@@ -66,6 +68,7 @@ class Run:
     batch_size: int | None = None
     peak_memory: int = 0
     interrupted: bool = False
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     @property
     def rejected(self) -> int:
@@ -104,6 +107,7 @@ class Run:
             "found": self.found,
             **self.counts(),
             "reasons": {str(reason): number for reason, number in sorted(self.reasons.items())},
+            "passed_over": self.passed_over.as_json(),
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
             "optimizing_seconds": round(self.optimizing_seconds, 3),
@@ -138,6 +142,8 @@ class IngestReport(Run):
         identities: how many different people the sources name.
         identities_from: what names them, in words; empty where the photos are of no sources.
         notes: sentences about sources whose layout may not be what was meant.
+        twins: identities of enrolled photos, in groups with others whose names differ in no more than case,
+            width, spaces or how accents are composed: they may be one person.
     """
 
     enrolled: int = 0
@@ -146,6 +152,8 @@ class IngestReport(Run):
     identities: int = 0
     identities_from: str = ""
     notes: tuple[str, ...] = ()
+    twins: tuple[tuple[str, ...], ...] = ()
+    _names: set[str] = field(default_factory=set, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many photos came to what: each is counted once."""
@@ -155,7 +163,8 @@ class IngestReport(Run):
     def summary(self) -> dict[str, Any]:
         """The report as JSON can say it; see docs/cli.md."""
         named = {"identities": self.identities, "identities_from": self.identities_from}
-        return super().summary() | named | {"notes": list(self.notes)}
+        twins = [list(names) for names in self.twins]
+        return super().summary() | named | {"notes": list(self.notes), "twins": twins}
 
     def describe(self, layout: Layout) -> None:
         """Takes over what a layout shows."""
@@ -166,6 +175,8 @@ class IngestReport(Run):
         """Adds one photo's fate."""
         if outcome.status is Status.ENROLLED:
             self.enrolled += 1
+            if outcome.identity is not None:
+                self._names.add(outcome.identity)
         elif outcome.status is Status.KNOWN:
             self.known += 1
         elif outcome.status is Status.DUPLICATE:
@@ -173,12 +184,17 @@ class IngestReport(Run):
         else:
             self.reasons[outcome.reason or Reason.IO_ERROR] += 1
 
+    def find_twins(self, gallery: Gallery) -> None:
+        """Looks for names like those that photos were enrolled under."""
+        self.twins = gallery.identity_twins(self._names) if self._names else ()
+
 
 def ingest(
     gallery: Gallery,
     sources: Iterable[str | os.PathLike[str]],
     *,
     identity_from: str | None = None,
+    exclude: Iterable[str] = (),
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
@@ -202,6 +218,7 @@ def ingest(
         sources: folders, lists, archives, files, addresses (see `photos.scan`). Pictures that a program
             has are `ingest_photos(gallery, photos.of(pairs))`.
         identity_from: what names the people (see `photos.scan`).
+        exclude: patterns of files and folders that are passed over, as of .gitignore (see `photos.scan`).
         batch_size: photos that are embedded together. None is 64 on a CPU; on a GPU the embedder finds the
             size at which it is fastest, once, at the first 256 new photos, which takes some seconds. Up to
             four batches of 64 photos or more become durable together, smaller ones each by itself.
@@ -214,16 +231,17 @@ def ingest(
 
     Raises:
         DataError: a source does not exist; nothing was enrolled.
-        InputError: a batch size or a number of workers below 1, or of decoders below 0.
+        InputError: a batch size or a number of workers below 1, or of decoders below 0, or a pattern that is
+            none.
         RunError: a process that decodes was killed; the batches before are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
-    sources = list(sources)
-    found = photos.scan(sources, identity_from=identity_from)
+    sources, passed_over = list(sources), PassedOver()
     return ingest_photos(
         gallery,
-        found,
+        photos.scan(sources, identity_from=identity_from, exclude=exclude, passed_over=passed_over),
         layout=Layout(sources, identity_from),
+        passed_over=passed_over,
         batch_size=batch_size,
         workers=workers,
         decoders=decoders,
@@ -238,6 +256,7 @@ def ingest_photos(
     found: Iterable[Photo],
     *,
     layout: Layout | None = None,
+    passed_over: PassedOver | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
@@ -247,13 +266,15 @@ def ingest_photos(
 ) -> IngestReport:
     """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`).
 
-    Of sources, `layout` counts the people, and notes what may not be meant.
+    Of sources, `layout` counts the people, and notes what may not be meant; `passed_over` is what their scan
+    counts in, and becomes the report's.
     """
     layout = Layout(()) if layout is None else layout
     decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
     workers = checked_workers(workers, decoders)
     batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
     report, meters, commit = IngestReport(), Meters(), Meter("commit")
+    report.passed_over = PassedOver() if passed_over is None else passed_over
     scan = Meter("scan")
     contested: set[int] = set()
     started = time.monotonic()
@@ -284,6 +305,7 @@ def ingest_photos(
     report.bytes_read = meters.bytes.items
     report.batch_size = batches.size
     report.peak_memory = peak_memory()
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     return report
@@ -411,7 +433,7 @@ def peak_memory() -> int:
     """The most that this process has had in memory so far, in bytes."""
     # What getrusage says on Linux may be what the process that started this one had.
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
     # In KiB, but for macOS.
@@ -440,7 +462,7 @@ def ingest_embeddings(
         InputError: the file is not what it should be; the batches before the first such row are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
-    report, commit = IngestReport(), Meter("commit")
+    report, commit, layout = IngestReport(), Meter("commit"), Layout(())
     started = time.monotonic()
     fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
     rows = exchange.read_embeddings(Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted)
@@ -449,11 +471,14 @@ def ingest_embeddings(
             outcomes = gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint)
         for outcome in outcomes:
             report.count(outcome)
+            layout.count(outcome)
             on_outcome(outcome)
         report.interrupted = should_stop()
         if report.interrupted:
             break
+    report.identities, report.identities_from = len(layout.identities), "the column `identity`"
     report.stages = (commit,)
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     report.peak_memory = peak_memory()

@@ -5,6 +5,7 @@ import io
 import json
 import os
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -12,7 +13,7 @@ import typer
 
 from retrieval import terminal
 from retrieval.errors import InputError, RunError
-from retrieval.terminal import DeviceOption
+from retrieval.terminal import DeviceOption, ExcludeOption
 
 if TYPE_CHECKING:
     from retrieval.checking import Check, Finding, Options
@@ -27,6 +28,7 @@ def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity, or a list (.csv, .txt, .parquet) or archive of photos.", show_default=False)],
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Also find photos that are nearer to another identity than to their own.", show_default=False)] = None,
     min_images: Annotated[int | None, typer.Option(min=2, help="As of train: identities with fewer photos are left out.", show_default=False)] = None,
+    exclude: ExcludeOption = None,
     val_fraction: Annotated[float, typer.Option("--val-fraction", "--validation-fraction", help="As of train: share of each identity's photos to hold out.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="As of train: of the split.")] = 0,
     image_size: Annotated[int | None, typer.Option(min=32, max=1024, help="As of train: side of the network's input in pixels.", show_default="224, or MODEL's")] = None,
@@ -56,7 +58,7 @@ def check(
         if target is not None:
             _check_target(target, option, suffix, Path(data))
     done = _checked(
-        data, model, device, workers,
+        data, model, device, workers, exclude or [],
         seed=seed, validation_fraction=val_fraction, min_images=min_images, size=image_size, crop=crop,
     )  # fmt: skip
     _print(done)
@@ -83,7 +85,7 @@ def _check_target(target: Path, option: str, suffix: str, data: Path) -> None:
 
 
 def _checked(
-    data: str, model: Path | None, device: str, workers: int | None, *,
+    data: str, model: Path | None, device: str, workers: int | None, exclude: list[str], *,
     size: int | None, crop: float | None, **split: Any,
 ) -> "Check":  # fmt: skip
     from retrieval import checking
@@ -98,11 +100,12 @@ def _checked(
         wanted = Preprocessing(size=size or usual.size, crop=crop or usual.crop)
         options: Options = checking.Options(preprocessing=wanted, **split)
         should_stop = stack.enter_context(graceful())
-        progress = stack.enter_context(_Stages(data))
+        progress = stack.enter_context(_Stages(data, exclude))
         return checking.check(
             data,
             model=embedder,
             options=options,
+            exclude=exclude,
             workers=workers,
             on_photo=progress.note,
             should_stop=should_stop,
@@ -112,8 +115,9 @@ def _checked(
 class _Stages:
     """A line on the standard error for each stage, one after the other. A context manager."""
 
-    def __init__(self, data: str) -> None:
+    def __init__(self, data: str, exclude: list[str]) -> None:
         self._data = data
+        self._exclude = exclude
         self._stack = ExitStack()
         self._stage = ""
         self._total: Any = None
@@ -129,7 +133,8 @@ class _Stages:
 
         if stage != self._stage:
             self._stack.close()
-            counting = Total((lambda: photos.count([self._data])) if not self._stage else None)
+            count = partial(photos.count, [self._data], exclude=self._exclude)
+            counting = Total(count if not self._stage else None)
             self._bar = self._stack.enter_context(Bar(stage, counting))
             self._stage = stage
         status = Status.EMBEDDED if one.reason is None else Status.REJECTED

@@ -1,7 +1,7 @@
 """Layout: how many people the sources of a run have, what named them, and signs that this was not meant."""
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,6 @@ class Layout:
         self._notes: list[str] = []
         self._trees: list[tuple[str, str]] = []  # the root of a folder or archive, and a first folder to skip
         self._deeper: dict[str, set[str]] = defaultdict(set)
-        self._parents: Counter[str] = Counter()
         for source in sources:
             self._look_at(source)
 
@@ -60,8 +59,11 @@ class Layout:
 
     def notes(self) -> list[str]:
         """Signs that the layout is not what the sources were taken for, each a sentence."""
+        if not self._origins:
+            return []  # of no sources, so nothing can be said of them
         found = list(self._notes)
-        if self.photos > 1 and not self.identities:
+        wanted = self._naming is not None and self._naming.keyword == "none"
+        if self.photos > 1 and not self.identities and not wanted:
             found.append(
                 f"none of the {self.photos:,} photos has an identity; a source needs a subfolder for each "
                 "person, or say where the names are with --identity-from"
@@ -91,39 +93,18 @@ class Layout:
 
     def _look_at(self, source: str | os.PathLike[str]) -> None:
         path = absolute(source)
-        is_list = listing.has_columns(path) and os.path.isfile(path)
-        names = self._columns(Path(path)) if is_list else []
+        columns = self._columns(Path(path)) if listing.has_columns(path) and os.path.isfile(path) else None
         naming = self._naming
-        if naming is not None and naming.column is not None:
-            naming = None if not is_list else naming
-        if is_list and naming is not None and naming.column is not None:
-            self._origins.append(f"the column `{naming.column}`")
-        elif is_list and "identity" in names:
-            self._origins.append("the column `identity`")
-        elif naming is not None and naming.pattern is not None:
-            self._origins.append("the pattern")
-        elif naming is not None and naming.keyword == "none":
-            self._origins.append("nothing")
-        elif naming is not None:
-            self._origins.append("first folders" if naming.keyword == "first" else "the folders of the files")
-        else:
-            self._origins.append(self._usual(source, path))
-        by_first = naming is None or naming.keyword == "first"
-        if by_first and os.path.isdir(path):
-            self._trees.append((path, ""))
-        elif by_first and archives.kind(path):
-            self._trees.append((path, composed(archives.stem(path)) if naming is None else ""))
-        if is_list and "identity" not in names and naming is None:
-            self._note_column(path, names)
-
-    def _usual(self, source: str | os.PathLike[str], path: str) -> str:
-        if os.path.isdir(path):
-            return "folder names"
-        if archives.kind(path):
-            return "first folders in archives"
-        if os.fspath(source) == STANDARD_INPUT or os.path.splitext(path)[1].lower() in listing.SUFFIXES:
-            return "the folders of the files"
-        return "nothing"
+        if naming is not None and naming.column is not None and columns is None:
+            naming = None
+        self._origins.append(_origin(path, columns, naming))
+        if naming is None or naming.keyword == "first":
+            if os.path.isdir(path):
+                self._trees.append((path, ""))
+            elif archives.kind(path):
+                self._trees.append((path, "" if naming else composed(archives.stem(path))))
+        if columns is not None and "identity" not in columns and naming is None:
+            self._note_column(path, columns)
 
     def _columns(self, path: Path) -> list[str]:
         """The columns of a list; notes what is not as usual in it."""
@@ -145,3 +126,20 @@ class Layout:
                     f"folders of the files; to take them from that column say --identity-from {name}"
                 )
                 return
+
+
+def _origin(path: str, columns: Sequence[str] | None, naming: Naming | None) -> str:
+    """What names the people of a source, in words."""
+    if naming is not None and naming.column is not None:
+        return f"the column `{naming.column}`"
+    if columns is not None and "identity" in columns:
+        return "the column `identity`"
+    if naming is not None:
+        words = {"none": "nothing", "first": "first folders", "parent": "the folders of the files"}
+        return "the pattern" if naming.keyword is None else words[naming.keyword]
+    if os.path.isdir(path):
+        return "folder names"
+    if archives.kind(path):
+        return "first folders in archives"
+    is_list = os.path.splitext(path)[1].lower() in listing.SUFFIXES
+    return "the folders of the files" if is_list or os.path.basename(path) == STANDARD_INPUT else "nothing"

@@ -1,9 +1,10 @@
 """Photos: every place that photographs come from, as one stream in an order that never varies."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any, BinaryIO, Final, Required, TypeAlias, TypedDict, cast
 import numpy as np
 from PIL import Image
 
-from retrieval import archives, folders, listing, pixels, remote, shards
+from retrieval import archives, folders, listing, names, pixels, remote, shards
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
+from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import Stamp, why
 from retrieval.manifests import parse_tree
 from retrieval.naming import KEYWORDS, Naming, inside
 from retrieval.pixels import MAX_BYTES, ImageSource
-from retrieval.places import absolute, composed, is_url, is_utf8
+from retrieval.places import absolute, composed, is_url, is_utf8, is_utf8_name, names_are_utf8
 
 STANDARD_INPUT: Final = "-"
 
@@ -27,6 +29,8 @@ _PROBLEMS: Final = {
     Reason.NO_PERMISSION: "its permissions do not allow listing it",
     Reason.IO_ERROR: "the folder cannot be listed",
     Reason.LINK_LOOP: "it links back to a folder above it",
+    Reason.BAD_IDENTITY: "the name of its person has a control character, "
+    f"or more than {names.MAX_BYTES:,} bytes",
 }
 
 
@@ -65,6 +69,9 @@ class Photo:
     @property
     def why(self) -> str | None:
         """What is known about its problem, for a person."""
+        if self.problem is Reason.NAME_NOT_UTF8 and not names_are_utf8():
+            encoding = sys.getfilesystemencoding()
+            return f"names of files are read as {encoding} here; start Python with -X utf8 or PYTHONUTF8=1"
         return self.detail or _PROBLEMS.get(self.problem) if self.problem else None
 
 
@@ -80,11 +87,27 @@ _Whose: TypeAlias = Callable[[str], str | None]
 _Photos: TypeAlias = Callable[[], Iterator[Photo]]
 
 
-def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None = None) -> Iterator[Photo]:
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How sources are read: see `scan`."""
+
+    naming: Naming | None
+    exclusion: Exclusion
+    passed_over: PassedOver | None
+
+
+def scan(
+    sources: Iterable[str | os.PathLike[str]],
+    *,
+    identity_from: str | None = None,
+    exclude: Iterable[str] = (),
+    passed_over: PassedOver | None = None,
+) -> Iterator[Photo]:
     """Every photo of some sources, one after the other, each as it is reached.
 
     A source is
-    - a folder: each of its subfolders is an identity, see `folders.walk`;
+    - a folder: each of its subfolders is an identity, see `folders.walk`; patterns in a file
+      .faceprintignore right in it say what else is passed over;
     - a list, by its suffix .txt, .csv or .parquet: see `listing.rows`;
     - an archive, by its suffix .tar (.tar.gz, .tgz, .tar.bz2, .tar.xz) or .zip: a member's identity is the
       first folder of its path, one with the archive's own name passed over; see `archives.members` for what
@@ -105,12 +128,18 @@ def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None
             below the source, with the name in its group `identity` or its first one. None is "first" for
             folders and archives (in these a first folder of the archive's own name is passed over), "parent"
             for lists and standard input, and "none" for single files.
+        exclude: patterns, as of .gitignore, of files and folders that are passed over in folders and
+            archives, beside litter and what a folder's own .faceprintignore says; see `exclusion.Pattern`.
+            What is named itself (a file, a row of a list, an address) is taken.
+        passed_over: what was passed over is added to it.
 
     Raises:
-        DataError: a source that does not exist, or a list that is none; raised before the first photo.
+        DataError: a source that does not exist, or a list that is none, or a .faceprintignore that cannot be
+            read; raised before the first photo.
         MissingDependency: for a source that needs it; raised before the first photo. An address in a list
             raises it when it is reached.
-        InputError: `identity_from` is no pattern, or a column and no source is a list with columns.
+        InputError: `identity_from` is no pattern, or a column and no source is a list with columns; a pattern
+            to exclude that is none, or some and no source that they are about.
     """
     naming, sources = Naming.parse(identity_from), list(sources)
     if naming is not None and naming.column is not None and not any(map(listing.has_columns, sources)):
@@ -118,7 +147,11 @@ def scan(sources: Iterable[str | os.PathLike[str]], *, identity_from: str | None
             f"An identity comes from {', '.join(KEYWORDS)}, from a column of a list (none of the sources has "
             f"columns, so not from {naming.column!a}), or from a pattern with a group in parentheses."
         )
-    found = [_source(source, naming) for source in sources]
+    exclusion = Exclusion.of(exclude)
+    if exclusion.patterns and not any(map(_is_walked, sources)):
+        raise InputError("Patterns to exclude are about folders and archives; name one, or leave them out.")
+    how = _How(naming, exclusion, passed_over)
+    found = [_source(source, how) for source in sources]
     return chain.from_iterable(photos() for photos in found)
 
 
@@ -188,14 +221,14 @@ class _ReportLine(TypedDict, total=False):
     detail: str | None
 
 
-def count(sources: Iterable[str | os.PathLike[str]]) -> int | None:
+def count(sources: Iterable[str | os.PathLike[str]], *, exclude: Iterable[str] = ()) -> int | None:
     """How many photos `scan` will give; None where that takes reading an archive or standard input.
 
     Raises:
         DataError, MissingDependency: as `scan`.
     """
     sources = list(sources)
-    found = scan(sources)
+    found = scan(sources, exclude=exclude)
     if any(_is_stream(source) for source in sources):
         return None
     return sum(1 for _ in found)
@@ -256,10 +289,24 @@ def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
     return shelf.read(*member), None
 
 
-def _source(source: str | os.PathLike[str], naming: Naming | None) -> _Photos:
+def read_stored(shelf: archives.Shelf, path: str, fetching: remote.Fetching) -> bytes:
+    """The bytes at a path that a gallery stores; of an address only where fetching it is allowed.
+
+    Raises:
+        NotFetched, UnreadableImage, MissingDependency: as `Fetching.read` and `read_content`.
+    """
+    if is_url(path):
+        return fetching.read(path, max_bytes=MAX_BYTES)
+    return read_from(shelf, path)[0]
+
+
+def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
     """What gives the photos of a source, once it is known to exist."""
+    naming = how.naming
     column = None if naming is None else naming.column
-    naming = None if column is not None else naming  # of sources without columns, as if nothing was said
+    if column is not None:
+        naming = None  # of sources without columns, as if nothing was said
+        how = replace(how, naming=None)
     if os.fspath(source) == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("There is no standard input to read paths from; name a list of them.")
@@ -269,18 +316,18 @@ def _source(source: str | os.PathLike[str], naming: Naming | None) -> _Photos:
     if is_url(path):
         _check_address(path)
         opened = partial(remote.opened, path)
-        return partial(_archive, path, opened, naming) if kind else _one(path, naming)
+        return partial(_archive, path, opened, how) if kind else _one(path, naming)
     # Path.exists raises for a name that is too long and for a barred folder; this says no.
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path}; check the path.")
     if os.path.isdir(path):
-        return partial(_folder, path, naming)
+        return partial(_folder, path, how.naming, how.exclusion.with_file_of(path), how.passed_over)
     if _is_list(path):
         listing.check(Path(path), column)
         whose = _whose_below(os.path.dirname(path), naming or _PARENT)
         return partial(_list, path, whose, column)
     if (kind and os.path.isfile(path)) or (kind == "tar" and Path(path).is_fifo()):
-        return partial(_archive, path, partial(archives.on_disk, path), naming)
+        return partial(_archive, path, partial(archives.on_disk, path), how)
     return _one(path, naming)
 
 
@@ -306,18 +353,26 @@ def _whose_below(root: str, naming: Naming) -> _Whose:
     return lambda place: naming.name(inside(place, root), place)
 
 
+def _is_walked(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a folder or an archive, in which files are found."""
+    return archives.kind(absolute(source)) is not None or os.path.isdir(absolute(source))
+
+
 def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = None) -> Photo:
-    return Photo(path, identity, None if is_utf8(path) else Reason.NAME_NOT_UTF8, metadata or {})
+    problem = None if is_utf8_name(path) else Reason.NAME_NOT_UTF8
+    return Photo(path, identity, problem, metadata or {})
 
 
 def _one(path: str, naming: Naming | None) -> _Photos:
-    identity = naming and _whose_below(os.path.dirname(path), naming)(path)
+    identity = None if naming is None else _whose_below(os.path.dirname(path), naming)(path)
     return lambda: iter([_file(path, identity)])
 
 
-def _folder(path: str, naming: Naming | None) -> Iterator[Photo]:
+def _folder(
+    path: str, naming: Naming | None, exclusion: Exclusion, passed_over: PassedOver | None
+) -> Iterator[Photo]:
     whose = naming and _whose_below(path, naming)
-    for file in folders.walk(path):
+    for file in folders.walk(path, exclusion=exclusion, passed_over=passed_over):
         place = os.fspath(file.path)
         yield Photo(place, whose(place) if whose else file.identity, file.problem)
 
@@ -344,7 +399,14 @@ def _listed(rows: Iterable[listing.Row]) -> Iterator[Photo]:
         elif is_url(row.path) and (unknown := _unknown_address(row.path)):
             yield Photo(row.path, row.identity, Reason.UNSUPPORTED_FORMAT, detail=unknown)
         else:
-            yield _file(row.path, row.identity, row.metadata)
+            yield _named(_file(row.path, row.identity, row.metadata))
+
+
+def _named(photo: Photo) -> Photo:
+    """A photo, with its problem where the name of its person cannot be stored."""
+    if photo.problem is not None or photo.identity is None or names.problem(photo.identity) is None:
+        return photo
+    return dataclasses.replace(photo, problem=Reason.BAD_IDENTITY, content=None)
 
 
 def _unknown_address(url: str) -> str | None:
@@ -355,16 +417,17 @@ def _unknown_address(url: str) -> str | None:
     return None
 
 
-def _archive(path: str, opened: Callable[[], BinaryIO], naming: Naming | None) -> Iterator[Photo]:
-    whose = partial(_whose_member, naming=naming, own=composed(archives.stem(path)))
-    for sample in shards.samples(archives.members(path, opened), whose):
+def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[Photo]:
+    whose = partial(_whose_member, naming=how.naming, own=composed(archives.stem(path)))
+    members = archives.members(path, opened, exclusion=how.exclusion, passed_over=how.passed_over)
+    for sample in shards.samples(members, whose):
         member = sample.member
         place = f"{path}/{member.name}" if member.name else path
-        if "\0" in place or not is_utf8(place):
+        if "\0" in place or not is_utf8_name(place):
             yield Photo(place, sample.identity, Reason.NAME_NOT_UTF8)
         else:
-            yield Photo(
-                place, sample.identity, member.problem, sample.metadata, member.content, member.detail
+            yield _named(
+                Photo(place, sample.identity, member.problem, sample.metadata, member.content, member.detail)
             )
 
 
@@ -383,7 +446,7 @@ def _reported(line: dict[str, Any]) -> Photo:
     if reason == Reason.NAME_NOT_UTF8:
         # A name that is not UTF-8 stands in a report as it can be written, and leads nowhere.
         return Photo(path, identity, Reason.NAME_NOT_UTF8)
-    if reason in (Reason.BAD_METADATA, Reason.BAD_ROW):
+    if reason in (Reason.BAD_METADATA, Reason.BAD_ROW, Reason.BAD_IDENTITY):
         return Photo(path, identity, Reason(reason), detail=detail)
     if archives.kind(path) and reason in _OF_ARCHIVES:
         again = f"{detail or reason}; name the archive itself as a source again"

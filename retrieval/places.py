@@ -3,6 +3,7 @@
 import os
 import posixpath
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
@@ -10,9 +11,13 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_AUTHORITY: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
 
-# What operating systems leave in every folder, and nobody ever meant to enroll.
-_LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+# What two parsers may read differently: white space, control characters and the backslash.
+_AMBIGUOUS: Final = re.compile(r"[\x00-\x20\x7f\\]")
+
+# Schemes that name a server, and its usual port. Elsewhere the first name is a bucket or the like.
+_PORTS: Final = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "ssh": 22, "smb": 445}
 
 
 def is_url(name: str | os.PathLike[str]) -> bool:
@@ -21,11 +26,36 @@ def is_url(name: str | os.PathLike[str]) -> bool:
 
 
 def absolute(name: str | os.PathLike[str]) -> str:
-    """A path made absolute, links not resolved; an address as it is, but file:// is a path."""
+    """A path made absolute, links not resolved; an address as it is, but file:// and local:// are paths."""
     text = os.fspath(name)
     if text[:7].lower() == "file://":
         text = url2pathname(urlsplit(text).path)
+    elif text[:8].lower() == "local://":
+        text = text[8:]  # fsspec's, in which nothing is quoted
     return text if is_url(text) else os.path.abspath(text)
+
+
+def host_of(url: str) -> str | None:
+    """What an address is fetched from, in one spelling; None where that is not certain.
+
+    A server is `https://example.org:443`: lower case, the port always, no user name or password. A bucket is
+    `s3://name`. Not certain are malformed addresses and chains of fsspec (`zip://a.jpg::https://...`).
+    """
+    found = _AUTHORITY.match(url)
+    if found is None or "::" in url or _AMBIGUOUS.search(found[2]):
+        return None
+    scheme = found[1].lower()
+    if scheme not in _PORTS:
+        return f"{scheme}://{found[2]}"
+    try:
+        parts = urlsplit(f"{scheme}://{found[2]}")
+        name, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not name:
+        return None
+    shown = f"[{name}]" if ":" in name else name
+    return f"{scheme}://{shown}:{_PORTS[scheme] if port is None else port}"
 
 
 def is_absolute(path: str) -> bool:
@@ -45,11 +75,6 @@ def parent_name(path: str) -> str | None:
     return composed(posixpath.basename(posixpath.dirname(path))) or None
 
 
-def is_litter(name: str) -> bool:
-    """Whether files of this name are passed over: hidden ones, and the litter of operating systems."""
-    return name.startswith(".") or name.lower() in _LITTER
-
-
 def composed(name: str) -> str:
     """One spelling a name, that can be written anywhere.
 
@@ -60,7 +85,25 @@ def composed(name: str) -> str:
 
 def readable(name: str | os.PathLike[str]) -> str:
     """A name that can be written anywhere: lone surrogates, for bytes that are not UTF-8, are spelled out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        # No name of a file here, but a text from elsewhere; the locale has no letters for it.
+        return os.fspath(name).encode("utf-8", "backslashreplace").decode()
+
+
+def is_utf8_name(path: str) -> bool:
+    """Whether a path can be stored, and found again, as the UTF-8 that its bytes on the disk are.
+
+    Where Python decodes names by another encoding (a locale that is not UTF-8, without UTF-8 mode), a name
+    with letters beyond ASCII is not the text that it seems to be.
+    """
+    return is_utf8(path) if names_are_utf8() else path.isascii()
+
+
+def names_are_utf8() -> bool:
+    """Whether Python decodes names of files as UTF-8, as it does but in some locales."""
+    return sys.getfilesystemencoding() == "utf-8"
 
 
 def is_utf8(text: str) -> bool:

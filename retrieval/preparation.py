@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import photos, pixels
+from retrieval import names, photos, pixels
 from retrieval.annotations import decoded, encoded
 from retrieval.bundle import Preprocessing
 from retrieval.decoding import Content, Decode
@@ -23,7 +23,7 @@ from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.files import Stamp
 from retrieval.photos import Photo
 from retrieval.pipeline import Meter
-from retrieval.places import is_absolute, is_utf8, readable
+from retrieval.places import host_of, is_absolute, is_utf8, readable
 from retrieval.store import Face, KnownFile, NewFace, Reader
 from retrieval.verdicts import Outcome, Status, Verdicts
 
@@ -135,14 +135,15 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
     path, identity = photo.path, photo.identity
     if path is not None and not is_absolute(path):
         raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
-    check_identity(identity)
+    if identity is not None:
+        names.check(identity)
     said = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
     try:
-        content, stamp = _content(photo)
+        content, stamp, host = _content(photo)
         sha256 = pixels.content_sha256(content)
     except UnreadableImage as error:
         return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
-    return ReadPhoto(photo, content, NewFace(identity, path, sha256, said, stamp))
+    return ReadPhoto(photo, content, NewFace(identity, path, sha256, said, stamp, host))
 
 
 def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhoto | Outcome]]:
@@ -179,21 +180,15 @@ def _rejected(photo: Photo) -> Outcome | None:
     return Outcome(shown, photo.identity, Status.REJECTED, reason=problem, detail=why)
 
 
-def _content(photo: Photo) -> tuple[Content, Stamp | None]:
+def _content(photo: Photo) -> tuple[Content, Stamp | None, str | None]:
+    """A photo's content, the stamp of its file, and the host that it was fetched from."""
     content = photo.content
     if content is None or isinstance(content, str | os.PathLike):
-        return photos.read_stamped(photo.path or "" if content is None else os.fspath(content))
-    return content, None
-
-
-def check_identity(identity: str | None) -> None:
-    """Checks that a name can be stored.
-
-    Raises:
-        InputError: it is not valid Unicode.
-    """
-    if not is_utf8(identity or ""):
-        raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
+        path = photo.path or "" if content is None else os.fspath(content)
+        # Only what is stored as its path can be fetched again.
+        host = host_of(path) if path == photo.path else None
+        return *photos.read_stamped(path), host
+    return content, None, None
 
 
 def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | Outcome | None:
@@ -209,7 +204,7 @@ def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | O
     outcome = verdicts.judge(0, face, has_vector=False)
     again = Prepared(photo.face, None, generation, photo.photo)
     if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
-        return again if verdicts.stamps else outcome
+        return again if verdicts.stamps or stored.is_news(face.host) else outcome
     # Any other verdict may be another one by the time that the batch is added. Then a file can be
     # read once more; bytes are decoded now, in case that theirs are gone by then.
     return again if outcome is not None and photo.photo.content is None else None
@@ -250,6 +245,7 @@ class Stored:
     faces: Mapping[str, Face]
     files: Mapping[str, KnownFile]
     next_face_id: int
+    hosts: frozenset[str]
 
     @classmethod
     def of(cls, reader: Reader, faces: Sequence[NewFace]) -> "Stored":
@@ -259,7 +255,12 @@ class Stored:
             reader.faces_by_sha256({face.sha256 for face in faces}),
             reader.known_files({face.path for face in faces if face.path is not None}),
             reader.gallery().next_face_id,
+            reader.hosts() if any(face.host is not None for face in faces) else frozenset(),
         )
+
+    def is_news(self, host: str | None) -> bool:
+        """Whether a photo was fetched from a host that none was enrolled from before."""
+        return host is not None and host not in self.hosts
 
     def under_todays_name(self, face: NewFace) -> NewFace:
         """A photo under the name that its person has today."""
@@ -282,9 +283,9 @@ class Stored:
 def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:
     """For each photo, that it is known as an unchanged file; None where its bytes have to be looked at."""
     paths = [_file_of(photo) for photo in offered]
-    names = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
+    named = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
     files = reader.known_files({path for path in paths if path is not None})
-    today = reader.current_names(names) if files else {}
+    today = reader.current_names(named) if files else {}
     return [
         _unchanged(one, files[path], today) if path in files else None
         for one, path in zip(offered, paths, strict=True)

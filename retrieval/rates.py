@@ -21,6 +21,9 @@ _Z = 1.959963984540054
 # How often a bootstrap draws.
 _DRAWS = 1000
 
+# How often the next searches are drawn: their percentiles lie farther out.
+_PREDICTIONS: Final = 4000
+
 # Numbers of a bootstrap in memory at a time.
 _CELLS: Final = 2**21
 
@@ -40,6 +43,22 @@ class Rate:
     low: float
     high: float
     n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """How many of the next `n` searches of strangers will name somebody: from `low` to `high`, with 95%."""
+
+    n: int
+    low: int
+    high: int
+
+    def in_words(self) -> str:
+        """Half a sentence."""
+        return (
+            f"of the next {self.n:,} strangers' searches between {self.low:,} and {self.high:,} may be given "
+            "a name (95%)"
+        )
 
 
 def wilson(hits: float, n: int) -> Rate:
@@ -86,6 +105,107 @@ def by_identity(hits: NDArray[np.bool_], identities: NDArray[np.int64], *, seed:
         Rate(one.value, min(one.low, float(low)), max(one.high, float(high)), one.n)
         for one, low, high in zip(rates, lows, highs, strict=True)
     ]
+
+
+def upcoming(
+    distances: NDArray[np.float64],
+    people: NDArray[np.int64],
+    limits: NDArray[np.float64],
+    *,
+    searches: int | None = None,
+    seed: int = 0,
+) -> list[Upcoming]:
+    """How many of the next searches, of other strangers, will name somebody: 95% intervals of prediction.
+
+    An interval of the long run says how well a rate was measured. The next strangers have a chance of their
+    own beside that, and the threshold suits those by whom it was found. So the next people are drawn from
+    Polya's urn: it holds the people seen, each with all their searches, and whoever is drawn goes back
+    twofold (the predictive distribution of the Bayesian bootstrap: Rubin, 1981, The Annals of Statistics 9;
+    Ghosh and Meeden, 1997, Bayesian Methods for Finite Population Sampling). One person more is in it whom
+    nobody has seen, and whose searches are hits. Where nobody comes twice this is exact: a threshold that
+    lets k of n pass is an order statistic, and what it lets pass of the next N is beta-binomial with k + 1
+    and n - k (the number of exceedances: Gumbel and von Schelling, 1950, The Annals of Mathematical
+    Statistics 21). Of several searches of one person the unseen one has as many hits as they are alike.
+    Percentiles are taken farther out where people are few, as Student's t is wider than the normal (the
+    expanded percentiles of Hesterberg, 2015, The American Statistician 69). `tests/test_rates.py` and
+    docs/evaluation.md say how often such intervals hold.
+
+    Args:
+        distances: (n,) of each search of a stranger to the nearest enrolled face, n >= 1.
+        people: (n,) number of the person searched for; one each where nobody said, which is optimistic.
+        limits: (p,) thresholds that `threshold` found by these distances.
+        searches: how many are to come, as many as there were by default. They are taken to be of as many
+            people, in proportion.
+        seed: of the draws.
+
+    Returns:
+        An Upcoming for each threshold.
+    """
+    searches = len(distances) if searches is None else searches
+    _, place = np.unique(people, return_inverse=True)
+    seen = int(place.max()) + 1
+    if seen < 2:
+        return [Upcoming(searches, 0, searches)] * len(limits)  # one person says nothing of others
+    sums = np.zeros((seen, len(limits) + 1))
+    hits = distances[:, None] <= limits
+    np.add.at(sums, place, np.column_stack([hits, np.ones(len(hits))]).astype(float))
+    usual = len(distances) / seen
+    alike = hits.mean(0) + (1 - hits.mean(0)) * _alikeness(distances, place)
+    most = (sums[:, :-1] / sums[:, -1:]).max(0)
+    unseen = np.maximum(np.maximum(most, alike), min(1.0, 1 / usual))
+    # Who is like another in every number is drawn together with them: those without a hit are many.
+    kinds, sizes = np.unique(sums, axis=0, return_counts=True)
+    kinds, sizes = np.vstack([kinds, usual * np.append(unseen, 1)]), np.append(sizes, 1)
+    coming = max(1, round(seen * searches / len(distances)))
+    drawn = np.concatenate([counts @ kinds for counts in _polya(sizes, coming, _PREDICTIONS, seed=seed)])
+    tail = _expanded(seen)
+    shares = drawn[:, :-1] / drawn[:, -1:]
+    lows, highs = np.quantile(shares, [tail, 1 - tail], axis=0, method="inverted_cdf")
+    return [
+        Upcoming(searches, math.floor(low * searches + 1e-9), math.ceil(high * searches - 1e-9))
+        for low, high in zip(lows.tolist(), highs.tolist(), strict=True)
+    ]
+
+
+def _alikeness(distances: NDArray[np.float64], place: NDArray[np.int64]) -> float:
+    """How much the searches of one person are alike, where about five people's are hits: from 0 to 1, wholly.
+
+    That is kappa, the intraclass correlation of hits (Fleiss and Cuzick, 1979, Applied Psychological
+    Measurement 3). It is measured beyond the threshold, below which there may be part of one person only.
+    """
+    people = int(place.max()) + 1
+    hits = distances <= np.quantile(distances, min(0.5, 5 / people))
+    each, all_of = np.bincount(place, hits, people), np.bincount(place, minlength=people)
+    pairs = (each * (all_of - 1)).sum()
+    share = float(hits.mean())
+    if not pairs or share == 1:
+        return 1.0  # nobody comes twice among them, or all are equally far: the careful side
+    return float(np.clip(((each * (each - 1)).sum() / pairs - share) / (1 - share), 0, 1))
+
+
+def _polya(sizes: NDArray[np.int64], coming: int, draws: int, *, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each kind of people, so many of each, comes among `coming` draws from Polya's urn.
+
+    Yields:
+        (b, kinds), `draws` rows in all.
+    """
+    rng = np.random.default_rng(seed)
+    size = max(1, _CELLS // len(sizes))
+    for start in range(0, draws, size):
+        weights = rng.standard_gamma(sizes.astype(float), (min(size, draws - start), len(sizes)))
+        yield rng.multinomial(coming, weights / weights.sum(1, keepdims=True)).astype(np.float64)
+
+
+def _expanded(people: int) -> float:
+    """The share that is cut off at each end of a bootstrap over so many people, at least 2; 0.025 of many."""
+    degrees = people - 1
+    if degrees < 4:
+        return 0.0  # the series below needs 4; the farthest of the draws it is
+    # Student's t by the series of Cornish and Fisher, exact to 0.01 from 4 degrees of freedom on.
+    z = _Z
+    student = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    student += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return 0.5 * math.erfc(student * math.sqrt(people / degrees) / math.sqrt(2))
 
 
 def resampled(

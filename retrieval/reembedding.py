@@ -5,7 +5,7 @@ over to the new generation in one transaction, and can go back for as long as th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import InputError
+from retrieval.remote import Fetching
 from retrieval.sources import Embedded, embed_again
 from retrieval.store import Face, Generation, Reader, utc_now
 from retrieval.vault import MODEL, Vault
@@ -55,10 +56,13 @@ class Reembedded:
     Attributes:
         embedded: vectors that this run added; those of an interrupted one were kept.
         faces: in the gallery.
-        lost: faces whose photos are gone or have changed.
+        lost: faces whose photos cannot be read, are gone or have changed.
         drift: None where there was nothing to compare.
         switched: whether the new model answers from now on.
         interrupted: whether it was stopped; the same command goes on from there.
+        reasons: of each lost face by its id, in words.
+        unfetched: ids of the lost faces that have an address which was not allowed to be fetched. While there
+            are any, the gallery stays with its model, whatever `give_up` says.
     """
 
     embedded: int
@@ -67,6 +71,8 @@ class Reembedded:
     drift: Drift | None
     switched: bool
     interrupted: bool = False
+    reasons: Mapping[int, str] = field(default_factory=dict, hash=False)
+    unfetched: frozenset[int] = frozenset()
 
 
 def reembed(
@@ -76,6 +82,7 @@ def reembed(
     *,
     switch: bool = True,
     give_up: bool = False,
+    fetch: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Reembedded:
@@ -87,6 +94,7 @@ def reembed(
         embedder: loads a model.
         switch: go over to the other model when every face has its vector; otherwise only get it ready.
         give_up: remove faces whose photos are gone or have changed, instead of staying with the old model.
+        fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
         on_progress: called with the faces done and all of them.
         should_stop: asked after each batch.
 
@@ -97,24 +105,40 @@ def reembed(
     generation = _target(vault, bundle)
     loaded = embedder(ModelBundle.load(vault.folder / generation.folder))
     lost: dict[int, Face] = {}
+    reasons: dict[int, str] = {}
+    unfetched: set[int] = set()
     embedded = 0
+
+    def done(drift: Drift | None = None, *, switched: bool = False) -> Reembedded:
+        return Reembedded(
+            embedded,
+            total,
+            tuple(lost.values()),
+            drift,
+            switched,
+            reasons=reasons,
+            unfetched=frozenset(unfetched),
+        )
+
     while True:
         with vault.store.read() as reader:
             total = reader.count()
             missing = [number for number in _missing(vault, reader, generation) if number not in lost]
         for start in range(0, len(missing), _COMMIT):
-            for part in _embedded(vault, missing[start : start + _COMMIT], loaded):
+            for part in _embedded(vault, missing[start : start + _COMMIT], loaded, fetch=fetch):
                 lost |= {face.id: face for face in part.lost}
+                reasons |= part.reasons
+                unfetched |= part.unfetched
                 embedded += _add(vault, generation, part)
             on_progress(total - len(missing) + min(start + _COMMIT, len(missing)), total)
             if should_stop():
-                return Reembedded(embedded, total, tuple(lost.values()), None, False, interrupted=True)
+                return replace(done(), interrupted=True)
         with vault.store.read() as reader:
             drift = _drift(vault, reader, generation)
-        if not switch or (lost and not give_up):
-            return Reembedded(embedded, total, tuple(lost.values()), drift, switched=False)
+        if not switch or unfetched or (lost and not give_up):
+            return done(drift)
         if _switch(vault, generation, lost):
-            return Reembedded(embedded, total, tuple(lost.values()), drift, switched=True)
+            return done(drift, switched=True)
 
 
 def other_model(vault: Vault) -> ModelBundle:
@@ -189,10 +213,10 @@ def _missing(vault: Vault, reader: Reader, generation: Generation) -> list[int]:
     return [int(number) for number in np.setdiff1d(faces, _ids(vault, reader, generation))]
 
 
-def _embedded(vault: Vault, ids: Sequence[int], embedder: Embedder) -> Iterator[Embedded]:
+def _embedded(vault: Vault, ids: Sequence[int], embedder: Embedder, *, fetch: bool) -> Iterator[Embedded]:
     with vault.store.read() as reader:
-        faces = list(reader.faces(ids).values())
-    return embed_again(faces, embedder)
+        faces, fetching = list(reader.faces(ids).values()), Fetching(fetch, reader.hosts())
+    return embed_again(faces, embedder, fetching)
 
 
 def _add(vault: Vault, generation: Generation, part: Embedded) -> int:

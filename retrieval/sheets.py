@@ -2,14 +2,19 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
-from typing import Final
+from typing import Final, TypeAlias
 
 from retrieval import photos, pixels
 from retrieval.archives import Shelf
 from retrieval.errors import Reason, UnreadableImage
+from retrieval.remote import NOTHING_FETCHED, Fetching
+
+# Reads a photo's bytes from one of its paths.
+_Read: TypeAlias = Callable[[str], bytes]
 
 # Side of a photo on a sheet, in pixels: twice what is shown, for screens and printers that show more.
 _SIDE: Final = 224
@@ -105,19 +110,27 @@ class Table:
     numeric: frozenset[int] = frozenset()
 
 
-def sheet(title: str, words: Sequence[str], table: Table, sections: Iterable[Section]) -> bytes:
+def sheet(
+    title: str,
+    words: Sequence[str],
+    table: Table,
+    sections: Iterable[Section],
+    fetching: Fetching = NOTHING_FETCHED,
+) -> bytes:
     """One HTML file, photos in it, in UTF-8.
 
-    A photo that cannot be read, or whose bytes are others by now, is a box that says so with its name.
+    A photo that cannot be read, or whose bytes are others by now, is a box that says so with its name; so is
+    one at an address, unless `fetching` allows to fetch it.
     """
     with Shelf() as shelf:
+        read = partial(photos.read_stored, shelf, fetching=fetching)
         parts = [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>\n",
             *(f"<p>{_text(one)}</p>\n" for one in words),
             *_table(table),
-            *(part for section in sections for part in _section(section, shelf)),
+            *(part for section in sections for part in _section(section, read)),
             "</body>\n</html>\n",
         ]
     # A name may hold bytes that are not UTF-8.
@@ -144,37 +157,37 @@ def _table(table: Table) -> Iterator[str]:
     yield "</tbody>\n</table>\n"
 
 
-def _section(section: Section, shelf: Shelf) -> Iterator[str]:
+def _section(section: Section, read: _Read) -> Iterator[str]:
     yield f"<h2>{_text(section.heading)}</h2>\n<p>{_text(section.words)}</p>\n"
     for item in section.items:
         yield f'<article>\n<span class="score">{_text(item.score)}</span>\n<p>{_text(item.says)}</p>\n'
         yield f'<p class="faint">{_text(item.next)}</p>\n<div class="groups">\n'
-        yield from (_group(group, shelf) for group in item.groups)
+        yield from (_group(group, read) for group in item.groups)
         yield "</div>\n</article>\n"
 
 
-def _group(group: Group, shelf: Shelf) -> str:
+def _group(group: Group, read: _Read) -> str:
     kind = "group doubted" if group.doubted else "group"
-    figures = "".join(_figure(picture, shelf) for picture in group.pictures)
+    figures = "".join(_figure(picture, read) for picture in group.pictures)
     return f'<div class="{kind}"><b>{_text(group.name)}</b><div class="photos">{figures}</div></div>\n'
 
 
-def _figure(picture: Picture, shelf: Shelf) -> str:
+def _figure(picture: Picture, read: _Read) -> str:
     caption = f"<figcaption>{_text(picture.caption)}</figcaption>"
     try:
-        url = _data_url(_content(picture, shelf))
+        url = _data_url(_content(picture, read))
     except UnreadableImage as error:
         name = picture.paths[0] if picture.paths else "a photo without a path"
         return f'<figure><div class="gone">{_text(f"{name}: {error.detail}")}</div>{caption}</figure>'
     return f'<figure><img alt="{_text(picture.caption)}" src="{url}">{caption}</figure>'
 
 
-def _content(picture: Picture, shelf: Shelf) -> bytes:
+def _content(picture: Picture, read: _Read) -> bytes:
     """A photo's bytes, from the first of its files that still has them."""
     problem = UnreadableImage(Reason.MISSING, "it was enrolled without a file")
     for path in picture.paths:
         try:
-            content, _ = photos.read_from(shelf, path)
+            content = read(path)
         except UnreadableImage as error:
             problem = error
             continue

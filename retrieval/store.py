@@ -47,9 +47,10 @@ from sqlalchemy.pool import NullPool, QueuePool
 from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
 from retrieval.archives import first_present
-from retrieval.errors import GalleryDamaged, GalleryError, StorageError
+from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.files import Stamp, create, sync, why
-from retrieval.rates import Rate
+from retrieval.places import host_of
+from retrieval.rates import Rate, Upcoming
 from retrieval.selection import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.tables import (
     alias_table,
@@ -62,6 +63,7 @@ from retrieval.tables import (
     file_table,
     gallery_table,
     generation_table,
+    host_table,
     identity_table,
     merger_table,
     segment_table,
@@ -122,7 +124,8 @@ class Face:
 class NewFace:
     """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it.
 
-    `stamp` is what its file was when it was read; None where that says nothing about it later.
+    `stamp` is what its file was when it was read; None where that says nothing about it later. `host` is from
+    where the photo was fetched, as `places.host_of` spells it; None where it was not, or by somebody else.
     """
 
     identity: str | None
@@ -130,6 +133,7 @@ class NewFace:
     sha256: str
     metadata: Metadata = field(default_factory=dict, hash=False)
     stamp: Stamp | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +234,15 @@ class OperatingPoint:
         seen: the share of the strangers' searches that did name somebody.
         missed: FNIR, the share of enrolled faces that did not name their own person when searched for
             among all others; of no trial where nobody has two faces.
+        upcoming: how many of as many further strangers' searches may name somebody; None where an older
+            version calibrated, which did not say.
     """
 
     fpir: float
     threshold: float
     seen: Rate
     missed: Rate
+    upcoming: Upcoming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +294,8 @@ def _point_fields(point: OperatingPoint) -> dict[str, Any]:
     rates = {name: asdict(getattr(point, name)) for name in ("seen", "missed")}
     for rate in rates.values():
         rate["value"] = rate["value"] if rate["n"] else None
-    return {"fpir": point.fpir, "threshold": point.threshold, **rates}
+    upcoming = None if point.upcoming is None else asdict(point.upcoming)
+    return {"fpir": point.fpir, "threshold": point.threshold, **rates, "upcoming": upcoming}
 
 
 def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
@@ -295,7 +303,9 @@ def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
         name: Rate(**{**fields[name], "value": fields[name]["value"] if fields[name]["n"] else math.nan})
         for name in ("seen", "missed")
     }
-    return OperatingPoint(fields["fpir"], fields["threshold"], **rates)
+    upcoming = fields.get("upcoming")
+    upcoming = None if upcoming is None else Upcoming(**upcoming)
+    return OperatingPoint(fields["fpir"], fields["threshold"], **rates, upcoming=upcoming)
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,6 +551,11 @@ class Reader:
         query = select(identity_table.c.id).where(identity_table.c.name == name)
         return self._connection.execute(query).scalar_one_or_none()
 
+    def identity_names(self) -> list[str]:
+        """What people are called today, in the order in which they became known."""
+        query = select(identity_table.c.name).order_by(identity_table.c.id)
+        return list(self._connection.execute(query).scalars())
+
     def current_names(self, names: Iterable[str]) -> dict[str, str]:
         """What those are called today who were once called so; nobody else is in it."""
         query = select(alias_table.c.name, identity_table.c.name).select_from(
@@ -603,6 +618,10 @@ class Reader:
             path: (number, None if size is None else Stamp(size, mtime_ns, inode))
             for path, number, size, mtime_ns, inode in rows
         }
+
+    def hosts(self) -> frozenset[str]:
+        """The hosts that photos were enrolled from, as `places.host_of` spells them."""
+        return frozenset(self._connection.execute(select(host_table.c.name)).scalars())
 
     def without_files(self, ids: Iterable[int]) -> list[int]:
         """Those of some faces that no path leads to."""
@@ -720,13 +739,15 @@ class Writer(Reader):
         self.set_gallery(next_face_id=first_id + len(faces))
 
     def remove_faces(self, ids: Iterable[int]) -> None:
-        """Deletes faces with their paths, and identities that have none left."""
+        """Deletes faces with their paths, and identities and hosts that have none left."""
         ids = list(ids)
+        hosts = self._hosts_of(ids)
         for part in parts(ids):
             self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         if ids:
             self.remove_lonely()
+        self._remove_unused(hosts)
 
     def remove_lonely(self) -> None:
         """Deletes identities that have no faces, with their older names."""
@@ -754,6 +775,10 @@ class Writer(Reader):
         if rows:
             changed = update(file_table).where(file_table.c.path == bindparam("known"))
             self._change(changed.values({name: bindparam(name) for name in _stamped(None)}), rows)
+
+    def add_hosts(self, hosts: Iterable[str]) -> None:
+        """Says that photos were enrolled from some hosts, so that they may be fetched from there again."""
+        self._insert(host_table, [{"name": name} for name in sorted(set(hosts) - self.hosts())])
 
     def name_face(self, face_id: int, identity: str | None) -> None:
         """Says who is on a face; identities that nobody has then go with `remove_lonely`."""
@@ -930,6 +955,32 @@ class Writer(Reader):
         several = len(compiled.positiontup) > 1
         self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
 
+    def _hosts_of(self, ids: Iterable[int]) -> set[str]:
+        """The known hosts that paths of some faces lie at."""
+        known = self.hosts()
+        if not known:
+            return set()
+        query = select(file_table.c.path)
+        paths = (
+            path
+            for part in parts(ids)
+            for path in self._connection.execute(query.where(file_table.c.face_id.in_(part))).scalars()
+        )
+        return {host for path in paths if (host := host_of(path)) in known}
+
+    def _remove_unused(self, hosts: set[str]) -> None:
+        """Makes those of some hosts unknown at which no path lies any more."""
+        if not hosts:
+            return
+        unused = set(hosts)
+        # By the index of paths; those of files on this machine begin with a slash.
+        addresses = select(file_table.c.path).where(file_table.c.path >= "A").order_by(file_table.c.path)
+        for path in self._connection.execute(addresses).yield_per(LIST_LENGTH).scalars():
+            unused.discard(host_of(path) or "")
+            if not unused:
+                return
+        self._change(delete(host_table).where(host_table.c.name.in_(sorted(unused))))
+
     def _identity_ids(self, names: set[str]) -> dict[str, int]:
         """The ids of identities, which are made where they are new."""
         found = self._find_identities(names)
@@ -971,6 +1022,7 @@ class Store:
     def __init__(self, path: Path, engine: Engine) -> None:
         self.path = path
         self._engine = engine
+        self.closed = False
 
     @classmethod
     def create(
@@ -1049,8 +1101,18 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection; nothing is read or written afterwards."""
+        self.closed = True
         self._engine.dispose()
+
+    def check_open(self) -> None:
+        """Checks that the database has not been closed: SQLAlchemy would open it again by itself.
+
+        Raises:
+            InputError: it has.
+        """
+        if self.closed:
+            raise InputError(f"The gallery {self.path.parent} is closed; open it again with Gallery.open.")
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -1059,6 +1121,7 @@ class Store:
         Raises:
             SnapshotLost: at its end, where SQLite could not keep others from writing: what was read is void.
         """
+        self.check_open()
         before = self._stamp()
         with self._translated(), self._engine.begin() as connection:
             yield Reader(connection)
@@ -1167,6 +1230,7 @@ class Store:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Turns SQLAlchemy's errors into ours."""
+        self.check_open()
         try:
             yield
         except OperationalError as error:

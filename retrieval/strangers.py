@@ -18,6 +18,7 @@ from retrieval.batching import Batches
 from retrieval.calibration import SAMPLE
 from retrieval.decoding import Decode, processes_for
 from retrieval.errors import InputError, Interrupted, Reason
+from retrieval.exclusion import PassedOver
 from retrieval.gallery import Gallery
 from retrieval.ingestion import (
     Entry,
@@ -43,12 +44,14 @@ class StrangerReport:
         enrolled: of people who are enrolled by that name, or of photos that are: no strangers.
         repeated: bytes that came before.
         reasons: rejected photos by reason.
+        passed_over: files and folders that were not looked at.
     """
 
     used: int = 0
     enrolled: int = 0
     repeated: int = 0
     reasons: Counter[Reason] = field(default_factory=Counter)
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     @property
     def rejected(self) -> int:
@@ -74,6 +77,7 @@ def calibrate(
     fpir: float = 0.01,
     *,
     strangers: Iterable[str | os.PathLike[str]] | None = None,
+    exclude: Iterable[str] = (),
     sample: int = SAMPLE,
     seed: int = 0,
     batch_size: int | None = None,
@@ -91,6 +95,7 @@ def calibrate(
             and 0.001 are kept beside it, as far as there are searches enough.
         strangers: sources, as of `ingest`, of photos of people who are not enrolled. Whoever is enrolled by
             the same name is left out, and so are photos that are. None lets the gallery answer for itself.
+        exclude: patterns of files and folders of the sources that are passed over, as of `ingest`.
         sample: how many enrolled faces are searched for at most, to see what a threshold costs.
         seed: of that sample and of the intervals.
         batch_size, workers, decoders: as of `ingest`.
@@ -109,11 +114,12 @@ def calibrate(
     )
     if strangers is None:
         return Calibrated(ask(), None)
-    found = _found(list(strangers))
+    report = StrangerReport()
+    found = _found(list(strangers), exclude, report.passed_over)
     batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
     decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
     workers = checked_workers(workers, decoders)
-    size, meters, report = gallery.bundle.preprocessing.size, Meters(), StrangerReport()
+    size, meters = gallery.bundle.preprocessing.size, Meters()
     prepare = partial(_prepare, gallery, meters)
     with (
         decoding(decoders, size=size, workers=workers, batch_size=batches.largest) as decode,
@@ -129,12 +135,15 @@ def calibrate(
         return Calibrated(ask(strangers=searches), report)
 
 
-def _found(sources: Sequence[str | os.PathLike[str]]) -> Iterator[Photo]:
+def _found(
+    sources: Sequence[str | os.PathLike[str]], exclude: Iterable[str], passed_over: PassedOver
+) -> Iterator[Photo]:
     """The photos of some sources, of which there is at least one."""
-    found = photos.scan(sources)
+    found = photos.scan(sources, exclude=exclude, passed_over=passed_over)
     first = next(found, None)
     if first is None:
-        raise InputError(f"There are no photos in {', '.join(map(str, sources))}; check the path.")
+        where = f"{', '.join(map(str, sources))}{passed_over.aside()}"
+        raise InputError(f"There are no photos in {where}; check the path.")
     yield first
     yield from found
 

@@ -12,7 +12,7 @@ from retrieval.errors import UnreadableImage
 from retrieval.files import Stamp
 from retrieval.photos import Photo
 from retrieval.pixels import content_sha256
-from retrieval.places import is_below, is_utf8
+from retrieval.places import is_below, is_utf8_name
 from retrieval.store import KnownFile, Store
 
 _T = TypeVar("_T")
@@ -142,6 +142,8 @@ def _lost_faces(store: Store, roots: Sequence[str]) -> _Lost:
 
 def _state(path: str, stamp: Stamp | None, shelf: archives.Shelf) -> str:
     """Whether a known file is "gone", the "same", or "changed", as far as can be told without reading it."""
+    if not is_utf8_name(path):
+        return "same"  # the locale would look for another name
     try:
         status = os.stat(path)
     except NotADirectoryError:
@@ -160,7 +162,9 @@ def _is_unchanged(status: os.stat_result, stamp: Stamp | None) -> bool:
 
 def _with_known(store: Store, offered: Iterable[Photo]) -> Iterator[tuple[Photo, KnownFile | None]]:
     """Photos that can be read, with what is known of their paths."""
-    usable = (one for one in offered if one.problem is None and one.path is not None and is_utf8(one.path))
+    usable = (
+        one for one in offered if one.problem is None and one.path is not None and is_utf8_name(one.path)
+    )
     for chunk in _chunks(usable):
         with store.read() as reader:
             known = reader.known_files({one.path for one in chunk if one.path is not None})

@@ -17,6 +17,15 @@ PrecisionOption = Annotated[
     str,
     typer.Option(help="float32, bf16 or fp16; fewer bits are quicker on a GPU and move distances a little."),
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Pass over files and folders, as in .gitignore: '*.gif', raw/, /Ada/old; may be repeated.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -44,14 +53,17 @@ def progress(verb: str, *, rejects: bool = True) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    shown = Console(stderr=True)
     return Progress(
         TextColumn(verb),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[pace]}"),
         *([TextColumn("{task.fields[rejected]:,} rejected")] if rejects else []),
-        console=Console(stderr=True),
+        console=shown,
         transient=True,
+        # Elsewhere it would leave an empty line.
+        disable=not shown.is_terminal,
     )
 
 

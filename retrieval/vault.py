@@ -211,7 +211,11 @@ class Vault:
         if folder.is_file():
             raise GalleryError(f"{folder} is a file; a gallery is a folder.")
         if not folder.is_dir():
-            raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
+            left = ", ".join(path.name for path in leftovers_beside(folder))
+            raise GalleryError(
+                f"There is no gallery {folder}; make one with `faceprint ingest`"
+                + (f", which also removes what a killed one left ({left})." if left else ".")
+            )
         if not (folder / DATABASE).exists() and (folder / "backup.json").is_file():
             raise GalleryError(
                 f"{folder} is a backup; make a gallery of it with `faceprint restore {folder} GALLERY`."
@@ -220,7 +224,9 @@ class Vault:
         return cls(folder, store, read_only=read_only, via=via)
 
     def close(self) -> None:
-        """Closes the database and the mapped files."""
+        """Closes the database and the mapped files; a second time it does nothing."""
+        if self.store.closed:
+            return
         if self._wrote:
             # Whoever writes at this moment will do it; nobody else's log is in danger.
             with suppress(GalleryBusy, StorageError), self._locked(timeout=0):
@@ -630,18 +636,7 @@ class Vault:
                 check_no_link(self.folder / generation.folder)
         # The folder above may be one that this user cannot write to, and a gallery in it all the same.
         with suppress(OSError):
-            remove_abandoned(*self._in_the_making())
-
-    def leftovers_beside(self) -> list[Path]:
-        """Folders beside the gallery that killed creations and restores of it left."""
-        with suppress(OSError):  # the folder above may be one that cannot be listed
-            return abandoned(*self._in_the_making())
-        return []
-
-    def _in_the_making(self) -> tuple[Path, str]:
-        """Where the folder lay that became the gallery, and how its name began."""
-        folder = Path(os.path.abspath(self.folder))
-        return folder.parent, f".{folder.name}-"
+            remove_abandoned(*_in_the_making(self.folder))
 
     def _tidy(self, *, settled: bool) -> None:
         """Removes what nothing names: what an interrupted write left, or what the last one replaced.
@@ -780,6 +775,19 @@ class _Debts:
 
     def relabelled(self, bundle: ModelBundle) -> ModelBundle:
         return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
+
+
+def leftovers_beside(folder: Path) -> list[Path]:
+    """Folders beside a gallery's that killed creations and restores of it left."""
+    with suppress(OSError):  # the folder above may be one that cannot be listed
+        return abandoned(*_in_the_making(folder))
+    return []
+
+
+def _in_the_making(folder: Path) -> tuple[Path, str]:
+    """Where the folder lies that becomes a gallery's, and how its name begins; see `files.whole_folder`."""
+    folder = Path(os.path.abspath(folder))
+    return folder.parent, f".{folder.name}-"
 
 
 def who() -> str:

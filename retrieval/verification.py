@@ -20,11 +20,12 @@ from retrieval import lock, pages, suspects
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
-from retrieval.files import make_folder, why, write_durably
+from retrieval.files import make_folder, who_else_reads, why, write_durably
 from retrieval.places import readable
+from retrieval.remote import Fetching
 from retrieval.sources import Embedded, embed_again
 from retrieval.store import LOCK_NAME, Face, Generation, Reader, Segment
-from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault
+from retrieval.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault, leftovers_beside
 from retrieval.vectors import Ids, SegmentMissing, basis_name, codes_name
 
 # How often reading starts over when segments are merged away meanwhile.
@@ -212,6 +213,11 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
                 book.add(Trouble.LEFTOVER, file, "nothing names it; the next write removes it")
             elif path.name not in names:
                 book.add(Trouble.UNKNOWN_FILE, file, "it does not belong to the gallery; move it away")
+    for path in leftovers_beside(vault.folder):
+        detail = "a killed creation or restore of the gallery left it; the next write removes it"
+        book.add(Trouble.LEFTOVER, f"../{readable(path.name)}", detail)
+    if (others := who_else_reads(vault.folder)) is not None:
+        book.notes.append(others)
     for copy in sorted(copies):
         book.notes.append(
             f"{copy} is the database as it was before it was brought up to date; it may be deleted."
@@ -376,6 +382,9 @@ class Repaired:
         copied: files that came from the backup or the model.
         given_up: faces that were removed because nothing can bring their vectors back.
         lost: faces whose vectors cannot be brought back, and whose rows were left as they are.
+        reasons: of each lost face by its id, why its photo is no help, in words.
+        unfetched: ids of the lost faces that have an address which was not allowed to be fetched. While there
+            are any, no vector is mended and no face given up.
         suspects: faces that a damaged model may have embedded: enrolled since it was last proven whole.
         compared: how many of these were embedded again and compared.
         replaced: how many of these had another vector than their photo gives, and have the latter now.
@@ -387,6 +396,8 @@ class Repaired:
     copied: int
     given_up: int
     lost: tuple[Face, ...]
+    reasons: Mapping[int, str] = field(default_factory=dict, hash=False)
+    unfetched: tuple[int, ...] = ()
     suspects: int = 0
     compared: int = 0
     replaced: int = 0
@@ -399,6 +410,7 @@ def repair(
     backup: Callable[[str], Path | None] = lambda sha256: None,
     model: ModelBundle | None = None,
     give_up: bool = False,
+    fetch: bool = False,
 ) -> Repaired:
     """Mends what can be mended without a guess, and says what cannot.
 
@@ -414,6 +426,7 @@ def repair(
         backup: finds a file of a SHA-256 in a backup.
         model: another copy of the gallery's model.
         give_up: remove faces whose vectors cannot be brought back, and vectors without a face.
+        fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
 
     Raises:
         GalleryError: there is no gallery.
@@ -427,7 +440,7 @@ def repair(
         if Trouble.SUMS_DAMAGED in troubles:
             with quiet(folder):
                 pages.discard(folder / DATABASE)
-        mender = _Mender(vault, backup, model, give_up=give_up)
+        mender = _Mender(vault, backup, model, give_up=give_up, fetch=fetch)
         mender.mend_models()
         with vault.writing() as writer:
             # Writing removes leftovers and finishes what was interrupted, and the entry renews the sums.
@@ -438,7 +451,7 @@ def repair(
             mender.mend_vectors(embedder)
             if not mender.lost:
                 for generation in _with_damaged_models(vault, before):
-                    mender.mend_suspects(generation, embedder)
+                    mender.mend_suspects(generation, embedder, fetching)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
                 vault.optimize()
@@ -455,6 +468,8 @@ def repair(
         mender.copied,
         mender.given_up,
         mender.lost,
+        mender.reasons,
+        mender.unfetched,
         mender.suspects,
         mender.compared,
         mender.replaced,
@@ -479,13 +494,17 @@ class _Mender:
         model: ModelBundle | None,
         *,
         give_up: bool,
+        fetch: bool,
     ) -> None:
         self._vault = vault
+        self._fetch = fetch
         self._backup = backup
         self._model = model
         self._give_up = give_up
         self.embedded = self.copied = self.given_up = 0
         self.lost: tuple[Face, ...] = ()
+        self.reasons: dict[int, str] = {}
+        self.unfetched: tuple[int, ...] = ()
         self.unmended: set[Trouble] = set()
         self.suspects = self.compared = self.replaced = 0
         self.book = _Notebook()
@@ -556,15 +575,18 @@ class _Mender:
             )
             lost = np.setdiff1d(np.fromiter(reader.face_ids(), np.int64), present)
             faces = list(reader.faces(lost.tolist()).values())
+            fetching = Fetching(self._fetch, reader.hosts())
         broken = [number for number, ids in verified.items() if ids is None]
         astray = [n for f in book.findings if f.trouble is Trouble.VECTOR_WITHOUT_FACE for n in f.face_ids]
         mended: list[Embedded] = []
         if faces:
             bundle = ModelBundle.load(self._vault.folder / serving.folder)
-            mended = list(embed_again(faces, embedder(bundle)))
+            mended = list(embed_again(faces, embedder(bundle), fetching))
         hopeless = tuple(face for part in mended for face in part.lost)
-        if hopeless and not self._give_up:
+        self.unfetched = tuple(sorted(number for part in mended for number in part.unfetched))
+        if self.unfetched or (hopeless and not self._give_up):
             self.lost = hopeless
+            self.reasons = {number: words for part in mended for number, words in part.reasons.items()}
             return
         with self._vault.writing() as writer:
             writer.replace_segments(broken, [])
@@ -581,7 +603,9 @@ class _Mender:
             if gone or mended:
                 self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))
 
-    def mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
+    def mend_suspects(
+        self, generation: Generation, embedder: Callable[[ModelBundle], Embedder], fetching: Fetching
+    ) -> None:
         """Compares faces that a damaged model may have embedded with their photos; replaces what differs."""
         with self._vault.store.read() as reader:
             # What is enrolled from here on is embedded by the model that was mended.
@@ -591,7 +615,7 @@ class _Mender:
         stored = np.concatenate([np.empty(0, np.int64), *parts])
         folder = self._vault.folder / generation.folder
         found = suspects.compare(
-            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), stored
+            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), stored, fetching
         )
         replaced = suspects.replace(self._vault, generation, found) if len(found.ids) else 0
         self.suspects += found.suspects

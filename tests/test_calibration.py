@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from retrieval import decisions, rates
 from retrieval.bundle import ModelBundle
-from retrieval.calibration import check_enough, remarks
+from retrieval.calibration import check_enough, foretold, remarks
 from retrieval.decisions import Decision
 from retrieval.errors import GalleryBusy, InputError, Interrupted
 from retrieval.gallery import Gallery
@@ -178,7 +178,7 @@ def test_remarks_name_what_makes_the_rates_too_good(line: Gallery) -> None:
     assert of(strangers="photos") == []
     assert [one.split()[0] for one in of(strangers="gallery", trained=3)] == ["Strangers", "The"]
     assert "3 of the 50 people" in of(strangers="photos", trained=3)[0]
-    assert of(strangers="photos", people=0) == []
+    assert "each photo counts as a person of its own" in of(strangers="photos", people=0)[0]
     assert "Only 9 people" in of(strangers="photos", people=9)[0]
     assert "trained on 4 of the enrolled people" in of(strangers="photos", learned=4)[0]
 
@@ -190,6 +190,30 @@ def test_what_could_not_be_measured_is_no_number_in_json() -> None:
     again = Calibration.of(json.loads(text))
     assert again.fields() == found.fields()
     assert math.isnan(again.points[0].missed.value)
+
+
+def test_a_calibration_foretells_the_next_searches_and_one_of_an_older_version_says_that_it_does_not(
+    line: Gallery,
+) -> None:
+    vectors = away(np.random.default_rng(0).uniform(1, 20, 200))
+    point = line.calibrate(0.1, strangers=[(vectors, [str(row // 4) for row in range(200)])]).point()
+    assert point is not None
+    assert point.upcoming is not None
+    assert 0 <= point.upcoming.low < 20 < point.upcoming.high
+    assert point.upcoming.n == 200
+    assert foretold(point) == point.upcoming.in_words()
+    decision = line.search_by_vector(vectors[0]).decision
+    assert decision is not None
+    assert decision.upcoming == point.upcoming
+    stored = line.calibration()
+    assert stored is not None
+    fields = stored.fields()
+    for one in fields["points"]:
+        del one["upcoming"]
+    older = Calibration.of(fields).point()
+    assert older is not None
+    assert (older.seen, older.upcoming) == (point.seen, None)
+    assert "not known: calibrate again" in foretold(older)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=10, max_size=200), st.floats(0.1, 0.5), st.floats(0.1, 0.5))
@@ -509,6 +533,7 @@ def test_the_command_prints_a_table_and_searches_go_by_it(
     assert status == 0, err
     assert "found 21 = strangers 12 + enrolled 7 + repeated 1 + rejected 1" in out
     assert "FPIR wanted" in out
+    assert "Of the next 12 strangers' searches between " in " ".join(out.split())
     assert "note: The model was trained on 2 of the 2 people" in err
     status, shown, _ = faceprint("calibrate", calibrated, "--show", "--json")
     fields = json.loads(shown)
@@ -524,6 +549,8 @@ def test_the_command_prints_a_table_and_searches_go_by_it(
     assert "decision: " in out
     assert f"threshold {fields['points'][0]['threshold']:.3f}" in out
     assert "no decision" not in err
+    assert "decided for an FPIR of 0.1: of the next 12 strangers' searches between " in err
+    assert "of the next 12 strangers' searches" in " ".join(faceprint("info", calibrated)[1].split())
     status, out, _ = faceprint("search", calibrated, photo, "--face", 2, "--json", "--max-distance", 1e6)
     decided = [answer["decision"] for answer in json.loads(out)]
     assert [one["threshold"] for one in decided] == [1e6, 1e6]

@@ -62,6 +62,40 @@ def test_ingest_makes_the_gallery_and_accounts_for_every_file(
     assert "found 36 = enrolled 36 + already known 0 + duplicate 0 + rejected 0" in out
 
 
+def test_the_commands_that_walk_folders_pass_over_what_exclude_says_and_print_how_much(
+    faceprint: Faceprint, enrolled: Path, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(faces, tmp_path / "photos")
+    shutil.copytree(faces, tmp_path / "photos" / "@eaDir")
+    excluded = (tmp_path / "photos", "--exclude", "*_0001.jpg", "--exclude", "*_0002.jpg")
+    line = "passed over: 36 files in 1 folder of @eaDir; 6 files of *_0001.jpg; 6 files of *_0002.jpg"
+    _, out, _ = faceprint("ingest", enrolled, *excluded, "--summary", tmp_path / "summary.json")
+    assert "found 24 =" in out
+    assert line in out.splitlines()
+    rules = json.loads((tmp_path / "summary.json").read_text())["passed_over"]
+    assert [(one["rule"], one["files"]) for one in rules] == [
+        ("*_0001.jpg", 6),
+        ("*_0002.jpg", 6),
+        ("@eaDir", 36),
+    ]
+    _, out, _ = faceprint("embed", bundle.folder, *excluded, "--out", tmp_path / "v.npy")
+    assert line in out.splitlines()
+    _, out, _ = faceprint("check", *excluded)
+    assert "24 photos of 6 identities" in out
+    assert line.removeprefix("passed") in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ingest", "g", "--retry", "r.jsonl", "--exclude", "x"), ("calibrate", "g", "--exclude", "x")],
+)
+def test_exclude_without_anything_to_walk_is_an_input_error(
+    faceprint: Faceprint, arguments: tuple[str, ...]
+) -> None:
+    status, _, err = faceprint(*arguments)
+    assert (status, "--exclude is about" in err) == (2, True)
+
+
 def test_ingest_again_enrolls_nothing_and_says_so(faceprint: Faceprint, enrolled: Path, faces: Path) -> None:
     status, out, _ = faceprint("ingest", enrolled, faces)
     assert status == 0

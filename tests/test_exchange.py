@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -561,6 +561,189 @@ def test_a_manifest_that_does_not_fit_its_files_is_refused(people: Gallery, tmp_
             read_export(folder)
         (folder / "manifest.json").write_text(manifest, "utf-8")
     assert read_export(folder).faces == 13
+
+
+def edit(folder: Path, field: str, value: Any) -> None:
+    """Changes a field of a manifest, such as `files.0.rows`, and makes its checksum right; ... removes it."""
+    path = folder / "manifest.json"
+    card = json.loads(path.read_text("utf-8"))
+    del card["checksum"]
+    place = card
+    *above, last = [int(name) if name.isdigit() else name for name in field.split(".")]
+    for name in above:
+        place = place[name]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    text = json.dumps(card, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    path.write_text(json.dumps(card | {"checksum": hashlib.sha256(text.encode()).hexdigest()}), "utf-8")
+
+
+COUNTS = ("revision", "faces", "identities")
+OF_MODELS = ("fingerprint", "dimension", "preprocessing", "architecture")
+OF_FILES = ("name", "rows", "bytes", "sha256")
+
+
+@pytest.fixture(scope="module")
+def calibrated_export(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a gallery that is calibrated."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    with Gallery.create(folder / "g", bundle) as gallery:
+        add(gallery, 0, 12)
+        gallery.calibrate(0.5)
+        export(gallery.vault, folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        *((name, wrong, name) for name in ("format", "created_at", "gallery") for wrong in (..., None, 1)),
+        *((name, wrong, name) for name in COUNTS for wrong in (..., None, "1", -1, 1.5)),
+        ("version", "2", "version"),
+        ("version", 0, "version"),
+        ("gallery", "../../else", "gallery"),
+        ("faces", 2**70, "faces"),
+        ("identities", 99, "identities"),
+        *((f"model.{name}", wrong, f"model.{name}") for name in OF_MODELS for wrong in (None, [])),
+        ("model", "x", "model"),
+        ("model.fingerprint", "x" * 64, "model.fingerprint"),
+        ("model.dimension", 0, "model.dimension"),
+        ("model.dimension", 2**40, "model.dimension"),
+        ("model.preprocessing.size", "32", "model.preprocessing.size"),
+        ("model.preprocessing.crop", 0, "model.preprocessing.crop"),
+        *(("files", wrong, "files") for wrong in (..., None, {}, [], "faces-00000.parquet")),
+        *((f"files.0.{name}", wrong, name) for name in OF_FILES for wrong in (..., None, [])),
+        ("files.0.rows", -1, "files[0].rows"),
+        ("files.0.sha256", "../x", "files[0].sha256"),
+        ("files.0.bytes", 1, "faces-00000.parquet"),
+        *(("files.0.name", wrong, "names files") for wrong in ("../faces-00000.parquet", "/etc/passwd")),
+        *(("files.0.name", wrong, "names files") for wrong in ("manifest.json", "faces-00000.parquet\0")),
+        ("calibration", [], "calibration"),
+        ("calibration.points", None, "calibration.points"),
+        ("calibration.points", [], "calibration.fpir"),
+        ("calibration.fpir", "0.5", "calibration.fpir"),
+        ("calibration.fpir", 0.123, "calibration.fpir"),
+        ("calibration.fingerprint", "f" * 64, "calibration.fingerprint"),
+        ("calibration.strangers", "nobody", "calibration.strangers"),
+        ("calibration.faces", -1, "calibration.faces"),
+        ("calibration.points.0.threshold", None, "threshold"),
+        ("calibration.points.0.seen.n", -1, "calibration.points[0]"),
+        ("calibration.points.0.seen.value", None, "calibration.points[0]"),
+        ("calibration.points.0.seen.high", 2, "calibration.points[0]"),
+        ("calibration.points.0.upcoming.low", 99, "calibration.points[0]"),
+        ("calibration.points.0.upcoming", "none", "upcoming"),
+    ],
+)  # fmt: skip
+def test_a_manifest_with_a_wrong_field_is_one_sentence_that_names_it(
+    field: str, value: Any, named: str, calibrated_export: Path, tmp_path: Path
+) -> None:
+    """However right its checksum is."""
+    shutil.copytree(calibrated_export, tmp_path / "out")
+    edit(tmp_path / "out", field, value)
+    with pytest.raises(InputError, match=r"^[^\n]*\.$") as caught:
+        read_export(tmp_path / "out")
+    assert named in str(caught.value) or (field, value) == ("format", value)
+
+
+def test_a_manifest_that_is_nested_deeply_or_is_no_json_is_one_sentence(
+    calibrated_export: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(calibrated_export, tmp_path / "out")
+    for text in ("[" * 100_000, '{"format": ' * 50_000, "", "null", "\xff", '{"format": NaN}'):
+        (tmp_path / "out" / "manifest.json").write_text(text, "latin-1")
+        with pytest.raises(InputError, match=r"^[^\n]*manifest\.json is damaged"):
+            read_export(tmp_path / "out")
+
+
+def rewrite(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Replaces the rows of an export, and makes hashes and numbers of its manifest right."""
+    path = folder / "faces-00000.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+    data = path.read_bytes()
+    edit(folder, "files.0.sha256", hashlib.sha256(data).hexdigest())
+    edit(folder, "files.0.bytes", len(data))
+    for field in ("files.0.rows", "faces"):
+        edit(folder, field, pq.read_metadata(path).num_rows)
+
+
+def with_last(name: str, value: Any) -> Callable[[pa.Table], pa.Table]:
+    """Another value of a column in the last row."""
+
+    def change(table: pa.Table) -> pa.Table:
+        column = table.column(name)
+        values = pa.array([*column.to_pylist()[:-1], value], column.type)
+        place = table.column_names.index(name)
+        return table.set_column(place, pa.field(name, column.type), values)
+
+    return change
+
+
+def with_first_again(name: str) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: with_last(name, table.column(name)[0].as_py())(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_last("id", None), "Row 11 .* value of id"),
+        (with_last("id", -3), "Row 11 .* value of id"),
+        (with_first_again("id"), "A face id comes twice"),
+        (with_last("sha256", None), "Row 11 .* value of sha256"),
+        (with_last("sha256", "x"), "Row 11 .* value of sha256"),
+        (with_first_again("sha256"), "A SHA-256 comes twice"),
+        (with_last("enrolled_at", None), "Row 11 .* value of enrolled_at"),
+        (with_last("identity", "A\0b"), "Row 11 .* value of identity"),
+        (with_last("identity", "somebody else"), "as many faces or identities"),
+        (with_last("paths", None), "Row 11 .* value of paths"),
+        (with_last("paths", ["/a\0b.jpg"]), "Row 11 .* value of paths"),
+        (with_last("paths", ["a.jpg"]), "Row 11 .* value of paths"),
+        (with_first_again("paths"), "A path comes twice"),
+        (with_last("metadata", "[" * 10_000), "metadata of row 11"),
+        (with_last("metadata", json.dumps({"a": "x" * 100_000})), "metadata of row 11"),
+        (with_last("identity_metadata", "3"), "metadata of row 11"),
+        (with_last("vector", None), "Row 11 .* has no vector"),
+        (with_last("vector", [float("nan")] * 2048), "vector in row 11"),
+        (lambda table: table.drop_columns(["sha256"]), "has no column sha256"),
+        (lambda table: table.append_column("id", table.column("id")), "has no column id"),
+        (lambda table: table.set_column(0, "id", table.column("id").cast(pa.int32())), "has no column id"),
+    ],
+)
+def test_rows_that_no_export_has_are_refused_before_any_is_enrolled(
+    change: Callable[[pa.Table], pa.Table], message: str, calibrated_export: Path, tmp_path: Path
+) -> None:
+    """However right the hashes of the manifest are: who has an Export can trust it."""
+    shutil.copytree(calibrated_export, tmp_path / "out")
+    rewrite(tmp_path / "out", change)
+    with pytest.raises(InputError, match=message):
+        read_export(tmp_path / "out")
+
+
+def test_rows_that_were_changed_and_are_right_are_imported(
+    calibrated_export: Path, other: Gallery, tmp_path: Path
+) -> None:
+    """So that the test before is one of what it changes."""
+    shutil.copytree(calibrated_export, tmp_path / "out")
+    rewrite(tmp_path / "out", with_last("paths", ["/elsewhere.jpg"]))
+    assert import_into(other, tmp_path / "out").enrolled == 12
+    assert other.calibration() is not None
+
+
+def test_links_and_pipes_in_place_of_the_files_of_an_export_are_refused(
+    calibrated_export: Path, tmp_path: Path
+) -> None:
+    for name in ("faces-00000.parquet", "manifest.json"):
+        folder = tmp_path / name
+        shutil.copytree(calibrated_export, folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to(calibrated_export / name)
+        with pytest.raises(InputError, match=name):
+            read_export(folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(InputError, match=name):
+            read_export(folder)
 
 
 def test_a_folder_without_a_manifest_and_a_newer_version_are_refused(people: Gallery, tmp_path: Path) -> None:

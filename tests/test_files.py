@@ -224,6 +224,15 @@ def plant(kind: str, path: Path, victim: Path) -> None:
         path.chmod(0o400)
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="It is a pipe or a device, not a file"):
+            write_durably(tmp_path / name, NEW)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
 PLANTED = ["link", "dangling link", "hard link", "pipe", "read-only file"]
 
 
@@ -232,27 +241,30 @@ def create_and_write(path: Path) -> None:
         file.write(NEW)
 
 
-@pytest.mark.parametrize("kind", PLANTED)
+def replace_temporary(path: Path) -> None:
+    path.rename(path.with_name(f".{path.name}.part"))
+    write_durably(path, NEW)
+
+
 @pytest.mark.parametrize(
-    ("work", "name"),
+    ("kind", "work"),
     [
-        (create_and_write, "a.json"),
-        (lambda path: write_durably(path, NEW), "a.json"),
-        (lambda path: write_durably(path, NEW), ".a.json.part"),
+        *((kind, create_and_write) for kind in PLANTED),
+        *((kind, replace_temporary) for kind in PLANTED),
+        *((kind, lambda path: write_durably(path, NEW)) for kind in PLANTED if kind != "pipe"),
     ],
-    ids=["created", "replaced", "temporary name"],
 )
 def test_what_lies_under_a_name_is_replaced_and_never_written_through(
-    kind: str, work: Callable[[Path], None], name: str, tmp_path: Path
+    kind: str, work: Callable[[Path], None], tmp_path: Path
 ) -> None:
     victim, folder = tmp_path / "victim", tmp_path / "folder"
     victim.write_bytes(OLD)
     folder.mkdir()
-    plant(kind, folder / name, victim)
+    plant(kind, folder / "a.json", victim)
     work(folder / "a.json")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a.json": NEW}
     assert not (folder / "a.json").is_symlink()
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*i*m*")} == {"victim": OLD}
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("[!f]*")} == {"victim": OLD}
 
 
 def test_a_folder_is_never_replaced_by_a_file(tmp_path: Path) -> None:

@@ -144,6 +144,13 @@ def test_identities_come_from_where_it_is_said(
         assert [one.identity for one in found] == names
 
 
+def test_nothing_is_noted_where_nobody_is_to_be_named(
+    top: Path, report_of: Callable[..., IngestReport]
+) -> None:
+    report = report_of(top, identity_from="none")
+    assert (report.identities, report.identities_from, report.notes) == (0, "nothing", ())
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("", "An identity comes from first, parent, none"), ("(", "cannot be read"), ("(?:a)", "has no group")],
@@ -167,9 +174,10 @@ def test_the_command_says_where_names_come_from_and_the_way_back_is_relabelling(
     gallery, summary = tmp_path / "gallery", tmp_path / "summary.json"
     status, out, err = faceprint("ingest", gallery, top, "--model", model.folder, "--summary", summary)
     assert (status, "1 identity, from folder names" in out) == (0, True)
-    assert err.startswith(
-        "note: all of the 4 photos are of one identity, people\nnote: people has subfolders"
-    )
+    assert [line.split(":")[0:2] for line in err.strip().splitlines()] == [
+        ["note", " all of the 4 photos are of one identity, people"],
+        ["note", " people has subfolders with photos"],
+    ]
     assert len(json.loads(summary.read_text())["notes"]) == 2
     report = tmp_path / "report.jsonl"
     status, out, _ = faceprint("ingest", gallery, top / "people", "--report", report)

@@ -145,6 +145,7 @@ class GalleryMachine(RuleBasedStateMachine):
         self.receipts: list[Receipt] = []
         self.backups: dict[str, Kept] = {}
         self.dropped: dict[str, int] = {}
+        self.contested: set[str] = set()
 
     def teardown(self) -> None:
         if hasattr(self, "temporary"):
@@ -166,6 +167,7 @@ class GalleryMachine(RuleBasedStateMachine):
         """New bytes, known bytes, other bytes under a known path, names that contradict each other."""
         self.lower_the_ceiling()
         vectors = np.stack([VECTORS[photo.sha256] for photo in photos])
+        self.contested.clear()
         outcomes = self.gallery.enroll_vectors(photos, vectors)
         assert [(outcome.path) for outcome in outcomes] == [photo.path for photo in photos]
         for start in range(0, len(photos), CEILING):
@@ -188,6 +190,7 @@ class GalleryMachine(RuleBasedStateMachine):
         known = sha256 in state.ids
         named = known and state.people[sha256] is not None
         if named and name is not None and state.person(name) != state.people[sha256]:
+            self.contested.add(sha256)
             return Status.REJECTED, state.ids[sha256]
         if not known:
             # What a transaction drops and takes up again may stay the face that it was.
@@ -200,7 +203,9 @@ class GalleryMachine(RuleBasedStateMachine):
         before = state.photo_of.get(path) if path is not None else None
         if path is not None:
             state.photo_of[path] = sha256
-        if before is not None and before not in state.photo_of.values():
+        # Bytes that were offered under another name stay, though no path leads to them.
+        lost = before is not None and before not in state.photo_of.values()
+        if before is not None and lost and before not in self.contested:
             self.dropped[before] = state.ids[before]
             state.drop(before)
         if not known:

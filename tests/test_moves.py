@@ -1,8 +1,10 @@
 """Photos that move on disk: `ingest --sync` and `--relabel` against a plain model of what ought to be."""
 
+import dataclasses
 import functools
 import hashlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from retrieval.archives import first_present
-from retrieval.bundle import ModelBundle
+from retrieval.bundle import ModelBundle, Relabel
 from retrieval.errors import InputError
 from retrieval.gallery import Gallery
 from retrieval.ingestion import IngestReport, ingest
@@ -32,7 +34,7 @@ from retrieval.relocation import Relocated
 from retrieval.store import Face
 from retrieval.verification import verify
 from retrieval.where import Where
-from tests.operations import face, photo, tiny_model, vector_of
+from tests.operations import GONE, face, photo, tiny_model, vector_of
 from tests.test_cli import Faceprint, faceprint
 
 __all__ = ["faceprint"]  # pytest finds the fixture by its name
@@ -130,6 +132,16 @@ def test_two_people_whose_folders_exchanged_names_exchange_their_names(
         "C/5.png": (6, "C"),
     }
     assert gallery.identity_metadata(["A", "B"]) == {"B": {"badge": 1}, "A": {"badge": 2, "floor": 3}}
+
+
+def test_labels_that_are_exchanged_take_the_photos_of_their_people_along(model: ModelBundle) -> None:
+    """Also where it is done again, after a crash."""
+    split = {"train": ["Adi/1.png", "Kim/2.png", "Kimberly/3.png"]}
+    changes = {0: Relabel("Kim", keep_photos=True), 1: Relabel("Adi", keep_photos=True)}
+    changed = dataclasses.replace(model, split=split).relabelled(changes)
+    assert changed.labels == ("Kim", "Adi", GONE)
+    assert changed.split == {"train": ["Kim/1.png", "Adi/2.png", "Kimberly/3.png"]}
+    assert changed.relabelled(changes) == changed
 
 
 def test_a_chain_of_renamed_folders_is_followed_at_once(gallery: Gallery, library: Path) -> None:
@@ -348,6 +360,39 @@ def test_the_command_relocates_and_says_what_is_there(
     assert faceprint(*arguments)[1] == expected.replace("would be ", "")
     status, _, err = faceprint(*arguments)
     assert (status, "knows no file" in err) == (2, True)
+
+
+def test_the_command_follows_a_library_that_was_moved_and_says_so(
+    faceprint: Faceprint, gallery: Gallery, library: Path, tmp_path: Path
+) -> None:
+    """A person was renamed on the way, and one photo was put to somebody else."""
+    library.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "A").rename(tmp_path / "moved" / "Z")
+    (tmp_path / "moved" / "B" / "3.png").rename(tmp_path / "moved" / "C" / "3.png")
+    arguments = ("ingest", gallery.folder, tmp_path / "moved", "--sync", "--gone", library)
+    status, out, _ = faceprint(*arguments, "--dry-run")
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            "  A: would be renamed to Z (3 faces)",
+            f"  would be kept: face 4, B; its bytes are at {tmp_path / 'moved' / 'C' / '3.png'} (C)",
+            "5 files gone from the sources; 0 faces would go with them, 5 would be found at another path, "
+            "1 would be kept",
+        ],
+    )
+    status, out, _ = faceprint(*arguments, "--log-json")
+    (event,) = [json.loads(line) for line in out.splitlines() if '"event": "sync"' in line]
+    assert (status, event["done"], event["files"], event["faces"], len(event["moved"])) == (0, True, 5, [], 5)
+    assert event["renamed"] == [{"name": "A", "new_name": "Z", "faces": 3, "merged": False}]
+    assert [kept["id"] for kept in event["kept"]] == [4]
+    status, out, _ = faceprint(*arguments, "--relabel")
+    assert (status, "1 face relabelled" in out, "already known 6" in out) == (0, True, True)
+    assert found(gallery, tmp_path / "moved") == {
+        **{f"Z/{n}.png": (n + 1, "Z") for n in range(3)},
+        "C/3.png": (4, "C"),
+        "B/4.png": (5, "B"),
+        "C/5.png": (6, "C"),
+    }
 
 
 # Any order of renames, moves, copies, edits and deletions

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from retrieval import rates
 
@@ -119,3 +120,81 @@ def test_as_many_people_are_drawn_as_there_are_whatever_the_blocks(
 def test_no_trial_of_anybody_says_nothing() -> None:
     (rate,) = rates.by_identity(np.empty((0, 1), bool), np.empty(0, np.int64))
     assert (rate.low, rate.high, rate.n) == (0.0, 1.0, 0)
+
+
+def population(
+    rng: np.random.Generator, people: int, photos: int | None, alike: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of people with random effects, of which `alike` is the intraclass correlation, and whose.
+
+    Everybody has so many photos; None is 3 on average, mostly one.
+    """
+    sizes = rng.geometric(0.3, people) if photos is None else np.full(people, photos)
+    place = np.repeat(np.arange(people), sizes)
+    own = math.sqrt(alike) * rng.standard_normal(people)
+    return own[place] + math.sqrt(1 - alike) * rng.standard_normal(len(place)), place
+
+
+@pytest.mark.parametrize(
+    ("people", "photos", "alike"),
+    [(10, 30, 0.6), (10, 5, 0.9), (30, None, 0.3), (65, 30, 0.9), (300, 1, 0.0)],
+)
+def test_the_next_strangers_are_within_what_was_predicted_as_often_as_is_said(
+    people: int, photos: int | None, alike: float
+) -> None:
+    """Calibrations with a known truth: 95 in a hundred hold, give or take; those of the long run do not."""
+    rng = np.random.default_rng(people)
+    held, held_in_the_long_run, trials = 0, 0, 0
+    for seed in range(150):
+        (distances, whose), (others, _) = (population(rng, people, photos, alike) for _ in range(2))
+        wanted = [one for one in (0.1, 0.03, 0.01) if one * len(distances) >= 1.5]
+        limits = np.array([rates.threshold(distances, one) for one in wanted])
+        seen = rates.by_identity(distances[:, None] <= limits, whose, seed=seed)
+        found = rates.upcoming(distances, whose, limits, searches=len(others), seed=seed)
+        for limit, rate, next_ones in zip(limits, seen, found, strict=True):
+            named = int((others <= limit).sum())
+            held += next_ones.low <= named <= next_ones.high
+            held_in_the_long_run += rate.low <= named / len(others) <= rate.high
+            trials += 1
+    assert 0.92 <= held / trials <= 0.99
+    assert held_in_the_long_run / trials < 0.9
+
+
+@pytest.mark.parametrize(("n", "k", "searches"), [(100, 1, 100), (300, 9, 300), (200, 20, 50)])
+def test_where_nobody_comes_twice_the_prediction_is_that_of_exceedances(
+    n: int, k: int, searches: int
+) -> None:
+    """Which is beta-binomial, whatever the distances are; within the noise of the draws."""
+    distances = np.random.default_rng(0).permutation(n).astype(float)
+    limit = rates.threshold(distances, k / n)
+    (found,) = rates.upcoming(distances, np.arange(n), np.array([limit]), searches=searches)
+    low, high = stats.betabinom(searches, k + 1, n - k).ppf([0.025, 0.975])
+    assert found.n == searches
+    assert found.low == pytest.approx(low, abs=1 + 0.1 * low)
+    assert found.high == pytest.approx(high, abs=1 + 0.1 * high)
+
+
+def test_a_prediction_holds_what_was_seen_and_is_the_same_for_the_same_seed() -> None:
+    distances, whose = population(np.random.default_rng(0), 40, 5, 0.5)
+    limits = np.array([rates.threshold(distances, one) for one in (0.1, 0.03)])
+    found = rates.upcoming(distances, whose, limits, seed=3)
+    assert found == rates.upcoming(distances, whose, limits, seed=3)
+    for limit, one in zip(limits, found, strict=True):
+        assert 0 <= one.low <= (distances <= limit).sum() <= one.high <= one.n == 200
+    assert "of the next 200 strangers' searches between " in found[0].in_words()
+
+
+def test_of_one_person_nothing_is_predicted_for_others() -> None:
+    limit = np.array([rates.threshold(np.arange(50.0), 0.1)])
+    assert rates.upcoming(np.arange(50.0), np.zeros(50, np.int64), limit) == [rates.Upcoming(50, 0, 50)]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 4), st.integers(1, 60))
+def test_a_prediction_of_few_people_and_ties_is_a_range_of_counts(
+    seed: int, people: int, photos: int, searches: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    distances = rng.integers(0, 4, people * photos).astype(float)
+    limits = np.array([rates.threshold(distances, one) for one in (0.0, 0.3)])
+    for one in rates.upcoming(distances, np.repeat(np.arange(people), photos), limits, searches=searches):
+        assert 0 <= one.low <= one.high <= searches

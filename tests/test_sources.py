@@ -281,7 +281,7 @@ def test_lost_vectors_come_back_from_archives_and_addresses(
         for segment in (tmp_path / "g" / "vectors").glob("*.faiss"):
             segment.unlink()
     with Gallery.open(tmp_path / "g") as gallery:
-        mended = gallery.repair()
+        mended = gallery.repair(fetch=True)
         assert mended.embedded == 37
     with Gallery.open(tmp_path / "g") as gallery:
         for number, vector in zip((1, 36, 37), before, strict=True):

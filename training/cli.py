@@ -72,6 +72,8 @@ def _observer(
             f"{len(split.train):,} photos to learn from, {len(split.validation):,} held out, of "
             f"{len(split.labels):,} identities" + _left_out(split)
         )
+        if split.passed_over:
+            console.print(Text(f"passed over: {split.passed_over}"))
 
     def on_start(start: Start, device: object) -> None:
         fresh = f"; starting fresh: {', '.join((*start.fresh, 'fc'))}" if start.fresh else ""

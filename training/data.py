@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from retrieval import listing, pixels
 from retrieval.bundle import Preprocessing
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
+from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import why
 from retrieval.folders import File, walk
-from retrieval.places import is_url, is_utf8, parent_name
+from retrieval.places import is_url, is_utf8_name, parent_name
 from training.augmentation import Augmentation, augmented
 from training.splitting import held_out
 
@@ -43,15 +44,24 @@ class Split:
         train: the samples to learn from.
         validation: the samples held out; every label occurs in both.
         left_out: files that are in the folder and in neither half, each with the reason.
+        passed_over: files and folders that were not looked at.
     """
 
     labels: tuple[str, ...]
     train: tuple[Sample, ...]
     validation: tuple[Sample, ...]
     left_out: tuple[tuple[Path, str], ...]
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
 
-def load(folder: Path, *, validation_fraction: float, min_images: int | None, seed: int) -> Split:
+def load(
+    folder: Path,
+    *,
+    validation_fraction: float,
+    min_images: int | None,
+    seed: int,
+    exclude: Iterable[str] = (),
+) -> Split:
     """Reads identity folders or a list, tries every photo, and splits each identity by itself.
 
     A photo that cannot be decoded is left out and named in `left_out`. Loose files of the folder, which
@@ -66,12 +76,16 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
         min_images: identities with fewer photos are left out; None refuses a set with an identity
             that cannot be split.
         seed: of the split.
+        exclude: patterns of files and folders that are passed over, as of `retrieval.photos.scan`; of a list
+            nothing is.
 
     Raises:
         DataError: no folder or list, no identity or only one, an identity with a single photo, nothing
             readable.
+        InputError: a pattern that is none, or patterns with a list.
     """
-    found = list(_found(folder))
+    passed_over = PassedOver()
+    found = list(_found(folder, Exclusion.of(exclude), passed_over))
     loose = [(photo.path, photo.problem or "no-identity") for photo in found if photo.identity is None]
     groups, hopeless = _large_enough(_by_identity(found), min_images)
     # Only what may be used is decoded: a large set with a high --min-images starts at once.
@@ -79,7 +93,7 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
     groups, too_few = _large_enough(groups, min_images)
     left_out = loose + hopeless + unreadable + too_few
     if not groups:
-        raise DataError(_nothing_found(folder, left_out))
+        raise DataError(_nothing_found(folder, left_out, passed_over))
     if len(groups) < 2:
         raise DataError(
             f"Telling people apart takes two identities at least, and {folder} has {len(groups)} "
@@ -92,13 +106,15 @@ def load(folder: Path, *, validation_fraction: float, min_images: int | None, se
         apart = held_out(labels[label], len(photos), validation_fraction, seed)
         for index, photo in enumerate(photos):
             (validation if index in apart else train).append(Sample(photo.path, label))
-    return Split(labels, tuple(train), tuple(validation), tuple(left_out))
+    return Split(labels, tuple(train), tuple(validation), tuple(left_out), passed_over)
 
 
-def _found(data: Path) -> Iterator[File]:
+def _found(data: Path, exclusion: Exclusion, passed_over: PassedOver) -> Iterator[File]:
     """The files of identity folders, or those that a list names."""
     if data.is_dir():
-        return walk(data)
+        return walk(data, exclusion=exclusion.with_file_of(data), passed_over=passed_over)
+    if exclusion.patterns:
+        raise InputError("Patterns to exclude are about folders; a list names its photos itself.")
     if data.is_file() and data.suffix.lower() in listing.SUFFIXES:
         return _listed(data)
     if data.is_file():
@@ -113,7 +129,7 @@ def _listed(path: Path) -> Iterator[File]:
         for row in listing.rows(path, parent_name):
             # Training reads files, each many times; an address would be asked as often.
             problem = row.problem or (Reason.UNSUPPORTED_FORMAT if is_url(row.path or "") else None)
-            if not is_utf8(row.path or ""):
+            if not is_utf8_name(row.path or ""):
                 problem = Reason.NAME_NOT_UTF8
             yield File(Path(row.path or path), row.identity, problem)
     except InputError as error:
@@ -169,9 +185,11 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
-def _nothing_found(folder: Path, left_out: list[tuple[Path, str]]) -> str:
+def _nothing_found(folder: Path, left_out: list[tuple[Path, str]], passed_over: PassedOver) -> str:
     if not left_out:
-        return f"{folder} has no photos; it must hold one subfolder of photos per identity."
+        return (
+            f"{folder} has no photos{passed_over.aside()}; it must hold one subfolder of photos per identity."
+        )
     counts = Counter(reason for _, reason in left_out)
     reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
     return (

@@ -7,6 +7,7 @@ from typing import Any
 
 from retrieval.bundle import ModelBundle
 from retrieval.errors import DataError
+from retrieval.exclusion import PassedOver
 from retrieval.photos import Photo, scan
 from training.observations import shown
 from training.splitting import held_out
@@ -30,17 +31,23 @@ class Division:
     nobodys: int = 0
 
 
-def photos_of(data: Path) -> list[Photo]:
-    """Every file of a data folder.
+def photos_of(
+    data: Path, *, exclude: Sequence[str] = (), passed_over: PassedOver | None = None
+) -> list[Photo]:
+    """Every file of a data folder; what is excluded (see `retrieval.photos.scan`) is added to `passed_over`.
 
     Raises:
         DataError: it does not exist, or has none.
     """
     if not data.exists():
         raise DataError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
-    found = list(scan([data]))
+    passed_over = PassedOver() if passed_over is None else passed_over
+    found = list(scan([data], exclude=exclude, passed_over=passed_over))
     if not found:
-        raise DataError(f"There are no photos in {data}; it must hold one subfolder of photos per identity.")
+        raise DataError(
+            f"There are no photos in {data}{passed_over.aside()}; "
+            "it must hold one subfolder of photos per identity."
+        )
     return found
 
 

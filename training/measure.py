@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from retrieval import pixels
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import DataError, InputError, UnreadableImage
+from retrieval.exclusion import PassedOver
 from retrieval.gallery import Gallery
 from retrieval.photos import Photo
 from retrieval.terminal import counted
@@ -43,6 +45,7 @@ class Options:
         seed: of the split and of resampling.
         workers: threads that read photos; None is one per processor.
         device, precision: as of `Embedder.open`.
+        exclude: patterns of files and folders that are passed over (see `retrieval.photos.scan`).
     """
 
     protocol: str | None = None
@@ -55,6 +58,7 @@ class Options:
     workers: int | None = None
     device: str = "auto"
     precision: str = "float32"
+    exclude: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> str:
@@ -75,12 +79,18 @@ def measure(
     """
     check(options)
     bundle = ModelBundle.load(model)
+    passed_over = PassedOver()
+    found = partial(division.photos_of, data, exclude=options.exclude, passed_over=passed_over)
     if options.gallery is not None:
         with Gallery.open(options.gallery, read_only=True, device=options.device) as gallery:
             gallery.require(bundle)
-            return _measure_gallery(bundle, data, gallery, options, watch)
-    work = {"closed": _measure_closed, "open": _measure_open, "lfw-pairs": _measure_pairs}[options.chosen]
-    return work(bundle, data, options, watch)
+            measured, rows = _measure_gallery(bundle, data, found(), gallery, options, watch)
+    else:
+        work = {"closed": _measure_closed, "open": _measure_open, "lfw-pairs": _measure_pairs}
+        measured, rows = work[options.chosen](bundle, data, found(), options, watch)
+    if passed_over:
+        measured = replace(measured, notes=(*measured.notes, f"Passed over: {passed_over}."))
+    return measured, rows
 
 
 def check(options: Options) -> None:
@@ -103,10 +113,10 @@ def check(options: Options) -> None:
         raise InputError("--weights none is no network to compare with; give imagenet or a FILE.")
 
 
-def _measure_closed(bundle: ModelBundle, data: Path, options: Options, watch: Watch) -> tuple[Measured, Rows]:
-    cut = division.closed(
-        division.photos_of(data), data, bundle, fraction=options.fraction, seed=options.seed
-    )
+def _measure_closed(
+    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: Options, watch: Watch
+) -> tuple[Measured, Rows]:
+    cut = division.closed(photos, data, bundle, fraction=options.fraction, seed=options.seed)
     seen, before = _see(bundle, (*cut.enrolled, *cut.probes), options, watch, probabilities=True)
     enrolled = _which(seen, cut.enrolled)
     _require_both(enrolled, data)
@@ -120,9 +130,11 @@ def _measure_closed(bundle: ModelBundle, data: Path, options: Options, watch: Wa
     return replace(measured, closed=found, notes=notes), _rows_named(rows, data)
 
 
-def _measure_open(bundle: ModelBundle, data: Path, options: Options, watch: Watch) -> tuple[Measured, Rows]:
+def _measure_open(
+    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: Options, watch: Watch
+) -> tuple[Measured, Rows]:
     cut = division.open_set(
-        division.photos_of(data),
+        photos,
         data,
         bundle,
         min_images=options.min_images,
@@ -149,9 +161,14 @@ def _measure_open(bundle: ModelBundle, data: Path, options: Options, watch: Watc
 
 
 def _measure_gallery(
-    bundle: ModelBundle, data: Path, gallery: Gallery, options: Options, watch: Watch
+    bundle: ModelBundle,
+    data: Path,
+    photos: Sequence[Photo],
+    gallery: Gallery,
+    options: Options,
+    watch: Watch,
 ) -> tuple[Measured, Rows]:
-    cut = division.untrained(division.photos_of(data), data, bundle)
+    cut = division.untrained(photos, data, bundle)
     if not cut.probes:
         raise DataError(f"There is no photo in {data} that has a name and that the model was not trained on.")
     seen, _ = _see(bundle, cut.probes, replace(options, weights=None), watch, grey=False)
@@ -170,11 +187,13 @@ def _measure_gallery(
     return replace(measured, open=found, notes=notes), _rows_named(rows, data)
 
 
-def _measure_pairs(bundle: ModelBundle, data: Path, options: Options, watch: Watch) -> tuple[Measured, Rows]:
+def _measure_pairs(
+    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: Options, watch: Watch
+) -> tuple[Measured, Rows]:
     if options.pairs is None:
         raise InputError("The protocol lfw-pairs takes --pairs FILE.")
     wanted = pairs.read_pairs(options.pairs)
-    photos = pairs.photos_in(wanted, division.photos_of(data), data)
+    photos = pairs.photos_in(wanted, photos, data)
     seen, before = _see(bundle, photos, options, watch)
     watch.on_stage("measuring", 0)
     found, rows = pairs.measure(

@@ -44,6 +44,7 @@ class TrainingOptions:
         architecture: a key of `training.model.ARCHITECTURES`; the recipe says with which classifier.
         embedding: how activations become an embedding; a projection is learned when training is over, from
             the training photos.
+        exclude: patterns of files and folders that are passed over (see `retrieval.photos.scan`).
     """
 
     weights: str = "imagenet"
@@ -56,6 +57,7 @@ class TrainingOptions:
     resume: bool = False
     architecture: str = "resnet50"
     embedding: Embedding = field(default=Embedding())
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def train(
         validation_fraction=options.validation_fraction,
         min_images=options.min_images,
         seed=config.seed,
+        exclude=options.exclude,
     )
     observer.on_data(split)
     if observer.should_stop():

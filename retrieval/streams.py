@@ -1,0 +1,104 @@
+"""Standard streams of the console script: there whatever the launcher closed, in UTF-8, and never in the way.
+
+A command ends by its own outcome. Where the reader of its output has gone (`| head`), or none was there from
+the beginning (`>&-`, a windowed launcher), it goes on, and what it prints goes nowhere.
+"""
+
+import io
+import os
+import sys
+from typing import Any, Final
+
+# Set for the program that is started anew, so that it is not started again.
+_RESTARTED: Final = "FACEPRINT_RESTARTED_IN_UTF8"
+
+
+def restart_in_utf8() -> None:
+    """Starts the program anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Otherwise names of files that are UTF-8 could neither be told from others nor be stored as they are.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or _RESTARTED in os.environ:
+        return
+    if not sys.executable or getattr(sys, "frozen", False):
+        return
+    environment = {**os.environ, "PYTHONUTF8": "1", _RESTARTED: "1"}
+    arguments = [sys.orig_argv[0], "-X", "utf8", *sys.orig_argv[1:]]
+    try:
+        os.execve(sys.executable, arguments, environment)
+    except OSError:
+        # It goes on in the locale's encoding; names that cannot be told are rejected one by one.
+        return
+
+
+def prepare() -> None:
+    """Puts streams in place of closed ones, and lets the others outlive their readers."""
+    for descriptor in range(3):
+        _open_if_closed(descriptor)
+    sys.stdout = _prepared(sys.stdout, sys.__stdout__, 1)
+    sys.stderr = _prepared(sys.stderr, sys.__stderr__, 2)
+
+
+def lost() -> OSError | None:
+    """Why a part of what was printed was not written, such as for a full disk; None where nothing is known.
+
+    A reader that has gone is no reason: it wanted no more.
+    """
+    stream: Any = sys.stdout
+    try:
+        stream.flush()
+    except OSError as error:
+        return error
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw.error if isinstance(raw, _Output) else None
+
+
+class _Output(io.FileIO):
+    """A descriptor for writing; from the first failure on, what is written goes nowhere."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _discard(self.fileno())
+        except OSError as error:
+            self.error = error
+            _discard(self.fileno())
+        return memoryview(data).nbytes
+
+
+def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
+    if stream is not original:
+        # A program's own, or a test's.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        return stream
+    if stream is not None:
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(descriptor, "w", closefd=False)),
+        encoding=getattr(stream, "encoding", "utf-8"),
+        # A terminal that cannot show a letter of a name gets its code instead of an error.
+        errors="backslashreplace",
+        line_buffering=getattr(stream, "line_buffering", False),
+        write_through=getattr(stream, "write_through", False),
+    )
+
+
+def _open_if_closed(descriptor: int) -> None:
+    """Takes a closed descriptor, so that no file that is opened later gets it and is printed into."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        _discard(descriptor)
+
+
+def _discard(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere == descriptor:
+        os.set_inheritable(nowhere, True)
+    else:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
