@@ -451,7 +451,7 @@ def repair(
             mender.mend_vectors(embedder)
             if not mender.lost:
                 for generation in _with_damaged_models(vault, before):
-                    mender.mend_suspects(generation, embedder, fetching)
+                    mender.mend_suspects(generation, embedder)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
                 vault.optimize()
@@ -603,13 +603,12 @@ class _Mender:
             if gone or mended:
                 self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))
 
-    def mend_suspects(
-        self, generation: Generation, embedder: Callable[[ModelBundle], Embedder], fetching: Fetching
-    ) -> None:
+    def mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
         """Compares faces that a damaged model may have embedded with their photos; replaces what differs."""
         with self._vault.store.read() as reader:
             # What is enrolled from here on is embedded by the model that was mended.
             proven = reader.gallery().next_face_id
+            fetching = Fetching(self._fetch, reader.hosts())
             flat = self._vault.vectors(generation)
             parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
         stored = np.concatenate([np.empty(0, np.int64), *parts])
