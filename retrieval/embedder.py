@@ -110,9 +110,9 @@ class Embedder:
             )
         from retrieval.onnx_engine import OnnxEngine
 
-        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))._proven()
+        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
         opened._threads = threads
-        return opened
+        return opened._proven()
 
     @property
     def drift(self) -> PrecisionDrift | None:

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from retrieval.embedder import Embedder
+from retrieval.remote import NOTHING_FETCHED, Fetching
 from retrieval.sources import embed_again
 from retrieval.store import Face, Generation, Reader
 from retrieval.vault import Vault
@@ -39,7 +40,11 @@ class Compared:
 
 
 def compare(
-    vault: Vault, generation: Generation, embedder: Callable[[Generation], Embedder], stored: Ids
+    vault: Vault,
+    generation: Generation,
+    embedder: Callable[[Generation], Embedder],
+    stored: Ids,
+    fetching: Fetching = NOTHING_FETCHED,
 ) -> Compared:
     """Embeds faces again that were enrolled since a model was last proven: a sample, or all if any differs.
 
@@ -48,6 +53,7 @@ def compare(
         generation: the model's.
         embedder: loads it; not called where there is nothing to compare.
         stored: the faces whose vectors are whole.
+        fetching: which photos at addresses may be fetched.
 
     Raises:
         BundleError: the model cannot be loaded.
@@ -59,20 +65,22 @@ def compare(
     loaded = embedder(generation)
     # Evenly over the ids, first and last among them: damage that came and stayed has the newest.
     sample = suspects[np.unique(np.linspace(0, len(suspects) - 1, SAMPLE).astype(np.int64))]
-    found = _compare(vault, generation, loaded, sample)
+    found = _compare(vault, generation, loaded, sample, fetching)
     if len(found.ids):
-        rest = _compare(vault, generation, loaded, np.setdiff1d(suspects, sample))
+        rest = _compare(vault, generation, loaded, np.setdiff1d(suspects, sample), fetching)
         ids, vectors = np.concatenate([found.ids, rest.ids]), np.concatenate([found.vectors, rest.vectors])
         found = Compared(0, found.looked_at + rest.looked_at, ids, vectors, (*found.lost, *rest.lost))
     return Compared(len(suspects), found.looked_at, found.ids, found.vectors, found.lost)
 
 
-def _compare(vault: Vault, generation: Generation, embedder: Embedder, ids: Ids) -> Compared:
+def _compare(
+    vault: Vault, generation: Generation, embedder: Embedder, ids: Ids, fetching: Fetching
+) -> Compared:
     with vault.store.read() as reader:
         faces = list(reader.faces(ids.tolist()).values())
         before = _vectors(vault, reader, generation, ids)
     apart_ids, apart, lost, looked_at = [], [], list[Face](), 0
-    for part in embed_again(faces, embedder):
+    for part in embed_again(faces, embedder, fetching):
         lost += part.lost
         looked_at += len(part.ids)
         for number, vector in zip(part.ids.tolist(), part.vectors, strict=True):

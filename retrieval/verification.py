@@ -632,12 +632,13 @@ class _Mender:
         with self._vault.store.read() as reader:
             # What is enrolled from here on is embedded by the model that was mended.
             proven = reader.gallery().next_face_id
+            fetching = Fetching(self._fetch, reader.hosts())
             flat = self._vault.vectors(generation)
             parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
         stored = np.concatenate([np.empty(0, np.int64), *parts])
         folder = self._vault.folder / generation.folder
         found = suspects.compare(
-            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), stored
+            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), stored, fetching
         )
         replaced = suspects.replace(self._vault, generation, found) if len(found.ids) else 0
         self.suspects += found.suspects
