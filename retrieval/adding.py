@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from retrieval.annotations import encoded
 from retrieval.engines import PrecisionDrift
 from retrieval.errors import InputError, ModelMismatch
+from retrieval.names import check
 from retrieval.places import is_absolute, is_utf8
-from retrieval.preparation import Stored, check_identity
+from retrieval.preparation import Stored
 from retrieval.serving import Serving
 from retrieval.store import Generation, NewFace, Writer
 from retrieval.tables import face_table
@@ -138,7 +139,8 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
             raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
         if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
             raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
-        check_identity(face.identity)
+        if face.identity is not None:
+            check(face.identity)
         encoded(face.metadata, face.path or face.sha256)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")

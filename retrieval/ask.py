@@ -67,6 +67,9 @@ def search(
 ) -> None:  # fmt: skip
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
+    No face is looked for: the middle square of a picture is what the network sees; crop it to one face, as the
+    enrolled photos are.
+
     Distances are Euclidean between embeddings; smaller is closer. For pictures the classifier's
     prediction comes too. Conditions decide which photos are compared at all, so -k photos come back. Once the
     gallery is calibrated (`faceprint calibrate`), a decision comes with each answer: an identity or UNKNOWN.
@@ -86,6 +89,8 @@ def search(
     else:
         options |= {"k": k or (None if within is not None else _DEFAULT_K), "within": within}
     with care.open_gallery(gallery, "search", device=device, precision=precision) as opened:
+        if options["where"] is not None:
+            opened.require_identities(options["where"].identities)
         answers = [
             *_of_images(opened, asked, by_person, {**options, "exclude_self": exclude_self}),
             *_of_faces(opened, face or [], by_person, options),

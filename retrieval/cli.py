@@ -161,7 +161,9 @@ def train(
 ) -> None:  # fmt: skip
     """Fine-tune ResNet50 on identity folders; write a model, its report and its figures.
 
-    The defaults are the paper's recipe. Ctrl-C ends cleanly with a checkpoint; --resume goes on from it.
+    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
+    beforehand. The defaults are the paper's recipe. Ctrl-C ends cleanly with a checkpoint; --resume goes on
+    from it.
     """
     _check(lr is None or lr > 0, "--lr must be above 0")
     _check(momentum is None or 0 <= momentum < 1, "--momentum must be at least 0 and below 1")
@@ -324,6 +326,9 @@ def ingest(
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
 
+    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
+    beforehand.
+
     A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
     bytes: a renamed file is enrolled already, a changed one takes the place of what it was. With
     --metadata and no source, nothing is enrolled.
@@ -429,6 +434,8 @@ def embed(
 ) -> None:  # fmt: skip
     """Embed photos without a gallery, into one file that is written whole or not at all.
 
+    No face is looked for: the middle square of each photo is what the network sees.
+
     `ingest --embeddings` takes a Parquet file as it is. After Ctrl-C there is no new file.
     """
     from retrieval.bundle import ModelBundle
@@ -457,8 +464,8 @@ def embed(
             "workers": workers,
             "decoders": decoders,
             "photo_seconds": photo_seconds,
+            "passed_over": passed_over,
         }
-        options |= {"passed_over": passed_over}
         done = embed_photos(embedder, found, out, on_outcome=note, should_stop=should_stop, **options)
     _tell_summary(done, summary, log_json=log_json)
     if not log_json:
@@ -493,6 +500,7 @@ def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
             "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
             "created": facts.created_at,
+            **({"twins": [_twins(names) for names in facts.twins[:_TWINS_SHOWN]]} if facts.twins else {}),
         },
     )
 
@@ -905,8 +913,20 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     _print_reasons_and_pace(done)
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
+    for names in done.twins[:_TWINS_SHOWN]:
+        console.print(terminal.text(f"note: {_twins(names)}; `faceprint merge-identities` joins two."))
+    if len(done.twins) > _TWINS_SHOWN:
+        console.print(f"note: {len(done.twins) - _TWINS_SHOWN:,} more names have such twins")
     if report is not None and done.enrolled < done.found:
         console.print(f"{terminal.counted(done.found - done.enrolled, 'line')} in {report}", markup=False)
+
+
+_TWINS_SHOWN = 5
+
+
+def _twins(names: Sequence[str]) -> str:
+    shown = [repr(name) if name != " ".join(name.split()) else name for name in names]
+    return f"{', '.join(shown[:-1])} and {shown[-1]} are {len(names)} identities"
 
 
 def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None:

@@ -9,7 +9,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,11 @@ class Embedder:
         self._run = run
         self._tuning = threading.Lock()
         self._tuned = False
+        self._threads: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process loads the model again, in the same way.
+        return _opened, (self.bundle, self.device, self.engine, self.precision, self._threads)
 
     @classmethod
     def open(
@@ -103,7 +108,9 @@ class Embedder:
             )
         from retrieval.onnx_engine import OnnxEngine
 
-        return cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
+        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
+        opened._threads = threads
+        return opened
 
     @property
     def drift(self) -> PrecisionDrift | None:
@@ -231,3 +238,7 @@ def _torch_engine(bundle: ModelBundle, device: str, precision: str) -> Engine:
     from retrieval.several import SeveralDevices
 
     return SeveralDevices(bundle, devices, precision=precision)
+
+
+def _opened(bundle: ModelBundle, device: str, engine: str, precision: str, threads: int | None) -> Embedder:
+    return Embedder.open(bundle, device=device, engine=engine, precision=precision, threads=threads)

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     IDENTITY_CONFLICT = "identity-conflict"
     BAD_ROW = "bad-row"
     BAD_METADATA = "bad-metadata"
+    BAD_IDENTITY = "bad-identity"
     NAME_NOT_UTF8 = "name-not-utf8"
     NOT_A_FILE = "not-a-file"
     LINK_LOOP = "link-loop"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from retrieval import names
 from retrieval.errors import Reason
 from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.places import composed, is_utf8_name
@@ -67,8 +68,7 @@ def walk(
             else:
                 waiting.append(inside)
         else:
-            problem = None if is_utf8_name(os.fspath(found.path)) else Reason.NAME_NOT_UTF8
-            yield File(found.path, found.identity, problem)
+            yield File(found.path, found.identity, _problem(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,12 @@ class _Found:
     folder: bool
     above: tuple[tuple[int, int], ...] = ()
     names: tuple[str, ...] = ()
+
+
+def _problem(file: _Found) -> Reason | None:
+    if not is_utf8_name(os.fspath(file.path)):
+        return Reason.NAME_NOT_UTF8
+    return Reason.BAD_IDENTITY if file.identity and names.problem(file.identity) else None
 
 
 @dataclass(frozen=True, slots=True)

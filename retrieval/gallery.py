@@ -43,6 +43,7 @@ from retrieval.knn import Explanation
 from retrieval.metadata import Annotated
 from retrieval.missing import Missing
 from retrieval.moves import Relabelled
+from retrieval.names import twins
 from retrieval.people import checked_rule
 from retrieval.photos import Offered, Photo, scan
 from retrieval.photos import of as photos_of
@@ -141,8 +142,23 @@ class Gallery:
             raise
         return cls(serving)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as where it is and how it was opened: another process opens it for itself.
+
+        Raises:
+            InputError: it is closed.
+        """
+        self.vault.store.check_open()
+        serving, vault = self._serving, self.vault
+        options = {"device": serving.device, "engine": serving.engine, "precision": serving.precision}
+        options |= {"via": vault.via}
+        return _reopened, (os.path.abspath(self.folder), vault.read_only, options)
+
     def close(self) -> None:
-        """Closes the database and the mapped files; ends what the engine started."""
+        """Closes the database and the mapped files; ends what the engine started.
+
+        Every later call is an InputError, but for closing it again.
+        """
         self.vault.close()
         self._serving.close()
 
@@ -580,6 +596,24 @@ class Gallery:
 
     # Who is who
 
+    def require_identities(self, names: Iterable[str]) -> None:
+        """Checks that somebody has each of some names, today's or former ones; searches take any name.
+
+        Raises:
+            InputError: nobody has one; the sentence has the nearest names.
+        """
+        with self.vault.store.read() as reader:
+            identities.require(self.vault, reader, names)
+
+    def identity_twins(self, names: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
+        """Identities whose names differ in no more than case, width, spaces or how accents are composed.
+
+        Args:
+            names: only those that one of these is among; None is all.
+        """
+        with self.vault.store.read() as reader:
+            return twins(reader.identity_names(), names)
+
     def rename_identity(self, name: str, new_name: str, *, keep_alias: bool = True) -> int:
         """Gives a person another name; the model's label of that name goes with it.
 
@@ -693,6 +727,7 @@ class Gallery:
 
     def verify(self) -> Verification:
         """Reads every byte and compares; see `retrieval.verification.verify`."""
+        self.vault.store.check_open()
         return verification.verify(self.folder)
 
     def repair(
@@ -704,6 +739,7 @@ class Gallery:
         fetch: bool = False,
     ) -> Repaired:
         """Mends what can be mended without a guess; see `repair`."""
+        self.vault.store.check_open()
         options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up, "fetch": fetch}
         return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
 
@@ -948,6 +984,10 @@ def repair(
         give_up=give_up,
         fetch=fetch,
     )
+
+
+def _reopened(folder: str, read_only: bool, options: dict[str, str]) -> Gallery:
+    return Gallery.open(folder, read_only=read_only, **options)
 
 
 @contextmanager

@@ -6,15 +6,15 @@ Who is nearest to a search stands in `retrieval.people`.
 import os
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from retrieval.annotations import encoded, filled
 from retrieval.bundle import FORGOTTEN, Relabel
 from retrieval.errors import InputError
 from retrieval.missing import Renamed
+from retrieval.names import check, nearest
 from retrieval.places import absolute, is_utf8, readable
-from retrieval.preparation import check_identity
 from retrieval.store import Reader, Receipt, Writer, utc_now
 from retrieval.tables import identity_table
 from retrieval.vault import Vault, who
@@ -32,7 +32,7 @@ class _Target:
 
 def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
     """Gives a person another name; see `Gallery.rename_identity`."""
-    check_identity(new_name)
+    check(new_name)
     with vault.writing() as writer:
         number = _identity(vault, writer, name)
         names = writer.names_of([number])
@@ -155,9 +155,30 @@ def _identity(vault: Vault, reader: Reader, name: str) -> int:
     number = reader.identity_id(name)
     if number is None:
         today = reader.current_names([name]).get(name)
-        instead = f"; {name} is called {today} now" if today else ""
-        raise InputError(f"There is nobody called {name} in {vault.folder}{instead}.")
+        instead = f"; {name} is called {today} now" if today else _nearest(reader, name)
+        raise InputError(f"There is nobody called {readable(name)} in {vault.folder}{instead}.")
     return number
+
+
+def require(vault: Vault, reader: Reader, names: Iterable[str]) -> None:
+    """Checks that somebody has each of some names, today's or former ones.
+
+    Raises:
+        InputError: nobody has one.
+    """
+    names = list(names)
+    known = reader.identities_named(filter(is_utf8, names))
+    for name in names:
+        if name not in known:
+            _identity(vault, reader, name)
+
+
+def _nearest(reader: Reader, name: str) -> str:
+    """The names most like one that nobody has, as the end of a sentence; nothing where none is like it."""
+    found = nearest(readable(name), reader.identity_names())
+    if not found:
+        return ""
+    return f"; the nearest {'name is' if len(found) == 1 else 'names are'} {', '.join(found)}"
 
 
 def _relabel(vault: Vault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool) -> None:

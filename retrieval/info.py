@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from retrieval.names import twins
 from retrieval.serving import Serving
 from retrieval.vault import DATABASE
 
@@ -12,6 +13,7 @@ from retrieval.vault import DATABASE
 class GalleryInfo:
     """What a gallery holds; sizes in bytes.
 
+    `twins` are identities whose names differ in no more than case, width, spaces or composition of accents.
     `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
     `calibration` is what `Calibration.fields` says; None where nobody calibrated the gallery.
     """
@@ -37,6 +39,7 @@ class GalleryInfo:
     input_size: int
     erasures: int
     calibration: dict[str, Any] | None = None
+    twins: tuple[tuple[str, ...], ...] = ()
 
 
 def gallery_info(serving: Serving) -> GalleryInfo:
@@ -72,4 +75,5 @@ def gallery_info(serving: Serving) -> GalleryInfo:
         input_size=serving.bundle.input_size,
         erasures=erasures,
         calibration=None if calibration is None else calibration.fields(),
+        twins=twins(name for name, _ in named),
     )

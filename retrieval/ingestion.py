@@ -143,6 +143,8 @@ class IngestReport(Run):
         identities: how many different people the sources name.
         identities_from: what names them, in words; empty where the photos are of no sources.
         notes: sentences about sources whose layout may not be what was meant.
+        twins: identities of enrolled photos, in groups with others whose names differ in no more than case,
+            width, spaces or how accents are composed: they may be one person.
     """
 
     enrolled: int = 0
@@ -151,6 +153,8 @@ class IngestReport(Run):
     identities: int = 0
     identities_from: str = ""
     notes: tuple[str, ...] = ()
+    twins: tuple[tuple[str, ...], ...] = ()
+    _names: set[str] = field(default_factory=set, repr=False)
 
     def counts(self) -> dict[str, int]:
         """How many photos came to what: each is counted once."""
@@ -160,7 +164,8 @@ class IngestReport(Run):
     def summary(self) -> dict[str, Any]:
         """The report as JSON can say it; see docs/cli.md."""
         named = {"identities": self.identities, "identities_from": self.identities_from}
-        return super().summary() | named | {"notes": list(self.notes)}
+        twins = [list(names) for names in self.twins]
+        return super().summary() | named | {"notes": list(self.notes), "twins": twins}
 
     def describe(self, layout: Layout) -> None:
         """Takes over what a layout shows."""
@@ -171,12 +176,18 @@ class IngestReport(Run):
         """Adds one photo's fate."""
         if outcome.status is Status.ENROLLED:
             self.enrolled += 1
+            if outcome.identity is not None:
+                self._names.add(outcome.identity)
         elif outcome.status is Status.KNOWN:
             self.known += 1
         elif outcome.status is Status.DUPLICATE:
             self.duplicate += 1
         else:
             self.reasons[outcome.reason or Reason.IO_ERROR] += 1
+
+    def find_twins(self, gallery: Gallery) -> None:
+        """Looks for names like those that photos were enrolled under."""
+        self.twins = gallery.identity_twins(self._names) if self._names else ()
 
 
 def ingest(
@@ -303,6 +314,7 @@ def ingest_photos(
     report.bytes_read = meters.bytes.items
     report.batch_size = batches.size
     report.peak_memory = peak_memory()
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     return report
@@ -482,6 +494,7 @@ def ingest_embeddings(
             break
     report.identities, report.identities_from = len(layout.identities), "the column `identity`"
     report.stages = (commit,)
+    report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
     report.peak_memory = peak_memory()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from retrieval import names as people
 from retrieval.annotations import (
     decoded,
     encoded,
@@ -195,6 +196,10 @@ def _row(
         identity = "" if is_nothing(identity) else str(identity)
     if not (isinstance(identity, str) and is_utf8(identity)):
         return Row(place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that is not a text in UTF-8")
+    if unfit := people.problem(identity):
+        return Row(
+            place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that cannot be stored: {unfit}"
+        )
     name = (composed(identity) if identity else None) if names_people else whose(place)
     try:
         return Row(place, name, _metadata(said, of))

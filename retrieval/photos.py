@@ -1,5 +1,6 @@
 """Photos: every place that photographs come from, as one stream in an order that never varies."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, Final, TypeAlias, cast
 import numpy as np
 from PIL import Image
 
-from retrieval import archives, folders, listing, pixels, remote, shards
+from retrieval import archives, folders, listing, names, pixels, remote, shards
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.exclusion import Exclusion, PassedOver
 from retrieval.files import Stamp, why
@@ -28,6 +29,8 @@ _PROBLEMS: Final = {
     Reason.NO_PERMISSION: "its permissions do not allow listing it",
     Reason.IO_ERROR: "the folder cannot be listed",
     Reason.LINK_LOOP: "it links back to a folder above it",
+    Reason.BAD_IDENTITY: "the name of its person has a control character, "
+    f"or more than {names.MAX_BYTES:,} bytes",
 }
 
 
@@ -336,7 +339,8 @@ def _is_walked(source: str | os.PathLike[str]) -> bool:
 
 
 def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = None) -> Photo:
-    return Photo(path, identity, None if is_utf8_name(path) else Reason.NAME_NOT_UTF8, metadata or {})
+    problem = None if is_utf8_name(path) else Reason.NAME_NOT_UTF8
+    return Photo(path, identity, problem, metadata or {})
 
 
 def _one(path: str, naming: Naming | None) -> _Photos:
@@ -375,7 +379,14 @@ def _listed(rows: Iterable[listing.Row]) -> Iterator[Photo]:
         elif is_url(row.path) and (unknown := _unknown_address(row.path)):
             yield Photo(row.path, row.identity, Reason.UNSUPPORTED_FORMAT, detail=unknown)
         else:
-            yield _file(row.path, row.identity, row.metadata)
+            yield _named(_file(row.path, row.identity, row.metadata))
+
+
+def _named(photo: Photo) -> Photo:
+    """A photo, with its problem where the name of its person cannot be stored."""
+    if photo.problem is not None or photo.identity is None or names.problem(photo.identity) is None:
+        return photo
+    return dataclasses.replace(photo, problem=Reason.BAD_IDENTITY, content=None)
 
 
 def _unknown_address(url: str) -> str | None:
@@ -395,8 +406,8 @@ def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[P
         if "\0" in place or not is_utf8_name(place):
             yield Photo(place, sample.identity, Reason.NAME_NOT_UTF8)
         else:
-            yield Photo(
-                place, sample.identity, member.problem, sample.metadata, member.content, member.detail
+            yield _named(
+                Photo(place, sample.identity, member.problem, sample.metadata, member.content, member.detail)
             )
 
 
@@ -415,7 +426,7 @@ def _reported(line: dict[str, Any]) -> Photo:
     if reason == Reason.NAME_NOT_UTF8:
         # A name that is not UTF-8 stands in a report as it can be written, and leads nowhere.
         return Photo(path, identity, Reason.NAME_NOT_UTF8)
-    if reason in (Reason.BAD_METADATA, Reason.BAD_ROW):
+    if reason in (Reason.BAD_METADATA, Reason.BAD_ROW, Reason.BAD_IDENTITY):
         return Photo(path, identity, Reason(reason), detail=detail)
     if archives.kind(path) and reason in _OF_ARCHIVES:
         again = f"{detail or reason}; name the archive itself as a source again"

@@ -26,10 +26,12 @@ def is_url(name: str | os.PathLike[str]) -> bool:
 
 
 def absolute(name: str | os.PathLike[str]) -> str:
-    """A path made absolute, links not resolved; an address as it is, but file:// is a path."""
+    """A path made absolute, links not resolved; an address as it is, but file:// and local:// are paths."""
     text = os.fspath(name)
     if text[:7].lower() == "file://":
         text = url2pathname(urlsplit(text).path)
+    elif text[:8].lower() == "local://":
+        text = text[8:]  # fsspec's, in which nothing is quoted
     return text if is_url(text) else os.path.abspath(text)
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import photos, pixels
+from retrieval import names, photos, pixels
 from retrieval.annotations import decoded, encoded
 from retrieval.bundle import Preprocessing
 from retrieval.decoding import Content, Decode
@@ -135,7 +135,8 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
     path, identity = photo.path, photo.identity
     if path is not None and not is_absolute(path):
         raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
-    check_identity(identity)
+    if identity is not None:
+        names.check(identity)
     said = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
     try:
         content, stamp, host = _content(photo)
@@ -188,16 +189,6 @@ def _content(photo: Photo) -> tuple[Content, Stamp | None, str | None]:
         host = host_of(path) if path == photo.path else None
         return *photos.read_stamped(path), host
     return content, None, None
-
-
-def check_identity(identity: str | None) -> None:
-    """Checks that a name can be stored.
-
-    Raises:
-        InputError: it is not valid Unicode.
-    """
-    if not is_utf8(identity or ""):
-        raise InputError(f"The identity {identity!a} cannot be stored: it is not valid Unicode.")
 
 
 def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | Outcome | None:
@@ -292,9 +283,9 @@ class Stored:
 def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:
     """For each photo, that it is known as an unchanged file; None where its bytes have to be looked at."""
     paths = [_file_of(photo) for photo in offered]
-    names = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
+    named = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
     files = reader.known_files({path for path in paths if path is not None})
-    today = reader.current_names(names) if files else {}
+    today = reader.current_names(named) if files else {}
     return [
         _unchanged(one, files[path], today) if path in files else None
         for one, path in zip(offered, paths, strict=True)

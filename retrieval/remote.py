@@ -5,6 +5,7 @@ may come from anybody who made a file of embeddings, an export or a backup: `Fet
 caller allows it, and only from hosts that this gallery has enrolled photos from.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from retrieval.places import host_of
 
 _REFUSED: Final = (401, 403)
 _GONE: Final = (404, 410)
+_IPV6: Final = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
 
 _NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -89,6 +91,8 @@ def check(url: str) -> None:
         MissingDependency: fsspec, or what it needs for them, is not installed.
         DataError: nobody knows this kind.
     """
+    if _is_chain(url):
+        raise DataError(f"{url} is an address inside another; name the file or the archive itself.")
     scheme = url.split("://", 1)[0].lower()
     try:
         _fsspec().get_filesystem_class(scheme)
@@ -109,6 +113,8 @@ def opened(url: str) -> BinaryIO:
 
 
 def _opened(url: str, options: Mapping[str, Any]) -> BinaryIO:
+    if _is_chain(url):
+        raise UnreadableImage(Reason.UNSUPPORTED_FORMAT, "it is an address inside another")
     try:
         return cast(BinaryIO, _fsspec().open(url, "rb", compression=None, **options).open())
     except ImportError:
@@ -146,6 +152,11 @@ def _read(url: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
     if not parts:
         raise UnreadableImage(Reason.EMPTY_FILE, "the file is empty")
     return b"".join(parts)
+
+
+def _is_chain(url: str) -> bool:
+    """Whether fsspec would read an address through another, which may be a file or a pipe of this machine."""
+    return "::" in _IPV6.sub("", url)
 
 
 def _fsspec() -> Any:

@@ -32,7 +32,7 @@ class Serving:
         self.vault = vault
         self.device = device
         self.engine = engine
-        self._precision = precision
+        self.precision = precision
         self._embedder: Embedder | None = None
         self._loading = threading.Lock()
         with vault.store.read() as reader:
@@ -62,10 +62,11 @@ class Serving:
 
     def loaded(self) -> tuple[int, Embedder]:
         """The number of the model as of the last call, and that model, loaded."""
+        self.vault.store.check_open()
         with self._loading:
             if self._embedder is None:
                 self._embedder = Embedder.open(
-                    self.bundle, device=self.device, engine=self.engine, precision=self._precision
+                    self.bundle, device=self.device, engine=self.engine, precision=self.precision
                 )
             return self._model.generation.id, self._embedder
 

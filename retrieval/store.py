@@ -47,7 +47,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from retrieval import lock, pages
 from retrieval.annotations import Metadata, to_json
 from retrieval.archives import first_present
-from retrieval.errors import GalleryDamaged, GalleryError, StorageError
+from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.files import Stamp, create, sync, why
 from retrieval.places import host_of
 from retrieval.rates import Rate, Upcoming
@@ -551,6 +551,11 @@ class Reader:
         query = select(identity_table.c.id).where(identity_table.c.name == name)
         return self._connection.execute(query).scalar_one_or_none()
 
+    def identity_names(self) -> list[str]:
+        """What people are called today, in the order in which they became known."""
+        query = select(identity_table.c.name).order_by(identity_table.c.id)
+        return list(self._connection.execute(query).scalars())
+
     def current_names(self, names: Iterable[str]) -> dict[str, str]:
         """What those are called today who were once called so; nobody else is in it."""
         query = select(alias_table.c.name, identity_table.c.name).select_from(
@@ -1012,6 +1017,7 @@ class Store:
     def __init__(self, path: Path, engine: Engine) -> None:
         self.path = path
         self._engine = engine
+        self.closed = False
 
     @classmethod
     def create(
@@ -1090,8 +1096,18 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection; nothing is read or written afterwards."""
+        self.closed = True
         self._engine.dispose()
+
+    def check_open(self) -> None:
+        """Checks that the database has not been closed: SQLAlchemy would open it again by itself.
+
+        Raises:
+            InputError: it has.
+        """
+        if self.closed:
+            raise InputError(f"The gallery {self.path.parent} is closed; open it again with Gallery.open.")
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -1100,6 +1116,7 @@ class Store:
         Raises:
             SnapshotLost: at its end, where SQLite could not keep others from writing: what was read is void.
         """
+        self.check_open()
         before = self._stamp()
         with self._translated(), self._engine.begin() as connection:
             yield Reader(connection)
@@ -1208,6 +1225,7 @@ class Store:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Turns SQLAlchemy's errors into ours."""
+        self.check_open()
         try:
             yield
         except OperationalError as error:

@@ -224,7 +224,9 @@ class Vault:
         return cls(folder, store, read_only=read_only, via=via)
 
     def close(self) -> None:
-        """Closes the database and the mapped files."""
+        """Closes the database and the mapped files; a second time it does nothing."""
+        if self.store.closed:
+            return
         if self._wrote:
             # Whoever writes at this moment will do it; nobody else's log is in danger.
             with suppress(GalleryBusy, StorageError), self._locked(timeout=0):

@@ -39,6 +39,11 @@ _NAME: Final = rf'(?:"(?:[^"\\]|\\.)*"|{_PLAIN})'
 _CONDITION: Final = re.compile(rf"({_NAME}(?:\.{_NAME})*)(?:(>=|<=|!=|=|<|>|~)(.*)|(\?)\s*)", re.DOTALL)
 _NAMES: Final = re.compile(_NAME)
 
+# How many names a key may have: metadata lie no deeper.
+MAX_LEVELS: Final = 64
+# How many conditions on metadata may be said at once: databases have limits of their own.
+MAX_CONDITIONS: Final = 200
+
 # Keys that are no metadata; in quotes they are.
 _PERSON: Final = "person"
 _SPECIAL: Final[Mapping[tuple[str, str], Subject]] = {
@@ -75,6 +80,11 @@ class Condition:
         value = self.value
         if not self.key or not all(isinstance(name, str) for name in self.key):
             raise InputError(f"A condition's key is one text or more, not {self.key!r}.")
+        if len(self.key) > MAX_LEVELS:
+            raise InputError(
+                f"A condition's key has {len(self.key):,} names; "
+                f"metadata lie at most {MAX_LEVELS} levels deep."
+            )
         if self.operator not in _OPERATORS:
             raise InputError(f"There is no comparison {self.operator!r}; use = != < <= > >= ~ or ?.")
         if self.operator == BEGINS and not isinstance(value, str):
@@ -169,6 +179,11 @@ class Where:
             if not all(isinstance(one, Condition) for one in conditions):
                 raise InputError(f"{name} must be conditions; Where.parse reads them from texts.")
             object.__setattr__(self, name, conditions)
+        number = len(self.faces) + len(self.people)
+        if number > MAX_CONDITIONS:
+            raise InputError(
+                f"These are {number:,} conditions on metadata; at most {MAX_CONDITIONS} can hold at once."
+            )
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Where":

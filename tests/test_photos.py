@@ -22,6 +22,7 @@ from PIL import Image
 
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.photos import Photo, count, of, read_content, scan
+from retrieval.places import absolute
 from tests.broken import without_rights
 
 
@@ -470,3 +471,32 @@ def test_a_hidden_or_special_file_that_is_asked_for_is_not_passed_over(tmp_path:
             with pytest.raises(UnreadableImage) as caught:
                 read_content(photo.path or "")
             assert caught.value.reason is Reason.NOT_A_FILE
+
+
+@pytest.mark.timeout(20)
+def test_rows_that_name_a_pipe_as_an_address_are_rejected_as_the_pipe_is(tmp_path: Path) -> None:
+    """Reading one would wait for a writer that never comes."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    named = [f"{scheme}{tmp_path}/pipe.jpg" for scheme in ("", "file://", "local://", "LOCAL://")]
+    (tmp_path / "list.txt").write_text("\n".join(named))
+    assert [photo.path for photo in scan([tmp_path / "list.txt"])] == [f"{tmp_path}/pipe.jpg"] * 4
+    for name in named:
+        with pytest.raises(UnreadableImage, match="not-a-file"):
+            read_content(absolute(name))
+
+
+@pytest.mark.parametrize("inner", ["local:///pipe", "file:///pipe", "/pipe", "http://x/y"])
+@pytest.mark.parametrize("outer", ["zip://a.jpg", "simplecache://x", "filecache://"])
+def test_addresses_inside_one_another_are_not_read(outer: str, inner: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{outer}::{inner}\n")
+    (photo,) = scan([tmp_path / "list.txt"])
+    assert photo.problem is Reason.UNSUPPORTED_FORMAT
+    with pytest.raises(UnreadableImage, match="inside another"):
+        read_content(f"{outer}::{inner}")
+    with pytest.raises(DataError, match="inside another"):
+        scan([f"{outer}::{inner}"])
+
+
+def test_an_address_with_an_ipv6_host_is_none_inside_another(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("http://[::1]:8000/1.jpg\n")
+    assert [photo.problem for photo in scan([tmp_path / "list.txt"])] == [None]

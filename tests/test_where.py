@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.errors import InputError
+from retrieval.gallery import Gallery
 from retrieval.where import Condition, Where, parse_condition
 
 
@@ -215,3 +216,16 @@ def test_a_where_is_made_of_what_callers_have(tmp_path: Path) -> None:
 def test_a_where_of_other_types_is_refused(arguments: Any) -> None:
     with pytest.raises(InputError, match=r"\.$"):
         Where(**arguments)
+
+
+def test_a_key_or_conditions_beyond_what_is_stored_or_asked_are_refused_with_our_own_limit() -> None:
+    with pytest.raises(InputError, match="has 5,001 names; metadata lie at most 64 levels deep"):
+        Where.parse([".".join(["a"] * 5001) + "=1"])
+    with pytest.raises(InputError, match="These are 2,000 conditions on metadata; at most 200"):
+        Where.parse([f"a{number}=1" for number in range(2000)])
+
+
+def test_as_many_conditions_and_levels_as_are_allowed_can_be_asked(gallery: Gallery) -> None:
+    deep = Where.parse([".".join(["a"] * 64) + "?" for _ in range(200)])
+    with gallery.vault.store.read() as reader:
+        assert reader.face_ids_where(deep).tolist() == []
