@@ -214,7 +214,7 @@ class ModelBundle:
             )
         except InputError as error:
             raise BundleError(
-                f"{folder / _CARD} states what this version of faceprint does not know "
+                f"{folder / _CARD} states an embedding that this version of faceprint does not know "
                 f"({str(error).partition(';')[0]}); upgrade faceprint."
             ) from error
         except (KeyError, TypeError) as error:
