@@ -225,7 +225,7 @@ class ModelBundle:
             preprocessing = _preprocessing(card["preprocessing"])
         except (InputError, TypeError) as error:
             # TypeError: a field more than there are here.
-            kind = "a choice" if isinstance(error, InputError) else "options"
+            kind = "an embedding" if isinstance(error, InputError) else "options"
             raise BundleError(
                 f"{folder / _CARD} states {kind} that this version of faceprint does not know "
                 f"({str(error).partition(';')[0]}); upgrade faceprint."
