@@ -10,7 +10,9 @@ import pytest
 from retrieval.care import _read_receipt
 from retrieval.errors import FaceprintError
 from retrieval.photos import from_report
+from training import comparison, results
 from training.data_check import read as read_check
+from training.figures import FORMAT
 
 WRONG = (None, True, -1, 1.5, "text", [], [None], {}, {"a": None}, [[1]])
 
@@ -56,3 +58,48 @@ def test_a_field_of_another_type_is_a_sentence_about_the_file(
             else:
                 told = str(path)
             assert str(path) in told
+
+
+METRICS = {"format": FORMAT, "protocol": "open", "data": {"split": "seed 0"}, "open": {"enrolled": 3}}
+ROWS = "path,identity,mated,closest_right,right_at_0.01\na.jpg,Ada,1,1,1\nb.jpg,Bob,1,0,\nc.jpg,Cy,0,,\n"
+
+
+def compared(folder: Path, metrics: str, rows: str) -> str:
+    """What a comparison of an evaluation with itself says: its error, or nothing."""
+    (folder / "metrics.json").write_text(metrics)
+    (folder / "photos.csv").write_text(rows)
+    try:
+        read = results.read(folder)
+        comparison.compare(read, read)
+    except FaceprintError as error:
+        return str(error)
+    return ""
+
+
+def test_an_evaluation_with_a_field_of_another_type_is_compared_or_refused_by_name(tmp_path: Path) -> None:
+    assert compared(tmp_path, json.dumps(METRICS), ROWS) == ""
+    for name in METRICS:
+        for value in WRONG:
+            told = compared(tmp_path, json.dumps({**METRICS, name: value}), ROWS)
+            assert str(tmp_path) in told
+        told = compared(tmp_path, json.dumps({key: METRICS[key] for key in METRICS if key != name}), ROWS)
+        assert str(tmp_path / "metrics.json") in told
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "problem"),
+    [
+        ("identity", "who", "Line 2 of {} has no identity"),
+        ("mated", "known", "Line 2 of {} has no mated"),
+        ("Bob,1,", "Bob,yes,", "Line 3 of {} has 'yes' as mated"),
+        ("Ada,1,1", "Ada,1,one", "Line 2 of {} has 'one' as closest_right"),
+        ("Ada,1,1,1", "Ada,1,1,nan", "Line 2 of {} has 'nan' as right_at_0.01"),
+        ("Ada,1,1,1", "Ada,1,1,1,1", "Line 2 of {} has more values than there are columns"),
+        ("a.jpg", "", "Line 2 of {} has no path"),
+    ],
+)
+def test_a_row_of_an_evaluation_that_cannot_be_compared_is_named(
+    before: str, after: str, problem: str, tmp_path: Path
+) -> None:
+    told = compared(tmp_path, json.dumps(METRICS), ROWS.replace(before, after, 1))
+    assert told == f"{problem.format(tmp_path / 'photos.csv')}; make the evaluation again."

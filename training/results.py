@@ -3,13 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 from retrieval.errors import InputError, StorageError
 from retrieval.files import make_output_folder, why, write_durably
+from retrieval.manifests import parse_tree
 from training.figures import FORMAT, Comparison, Measured, as_json
 from training.searches import Rows
 
@@ -105,24 +106,87 @@ def read(folder: Path) -> Results:
     Raises:
         InputError: there is no evaluation, a damaged one, or one of a newer version.
     """
+    path, advice = folder / METRICS, "make the evaluation again"
     try:
-        metrics = json.loads((folder / METRICS).read_text("utf-8"))
+        text = path.read_text("utf-8")
         rows = list(csv.DictReader(io.StringIO((folder / PHOTOS).read_text("utf-8"), newline="")))
     except OSError as error:
         raise InputError(
             f"{folder} holds no evaluation ({why(error)}); make one with `faceprint evaluate --out {folder}`."
         ) from error
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise InputError(f"The evaluation in {folder} is damaged; make it again.") from error
-    if not isinstance(metrics, dict) or "protocol" not in metrics:
-        raise InputError(f"{folder / METRICS} is no evaluation; make one with `faceprint evaluate --out`.")
-    if metrics.get("format") != FORMAT:
+    if parse_tree(text, _Format, name=path, error=InputError, advice=advice)["format"] != FORMAT:
         raise InputError(
             f"The evaluation in {folder} was made by another version of faceprint; make it again."
         )
+    metrics = parse_tree(text, _Metrics, name=path, error=InputError, advice=advice)
+    protocol = metrics["protocol"]
+    if protocol != "lfw-pairs" and metrics.get(protocol) is None:
+        raise InputError(f"{path} is damaged (it has no field {protocol}); {advice}.")
+    _check_rows(rows, protocol, folder / PHOTOS)
     return Results(
         str(folder), metrics, [{name: _value(value) for name, value in row.items()} for row in rows]
     )
+
+
+class _Format(TypedDict):
+    format: int
+
+
+class _Data(TypedDict):
+    split: str
+
+
+class _Searched(TypedDict):
+    enrolled: int
+
+
+class _Metrics(_Format):
+    """The types of what a comparison reads of metrics.json."""
+
+    protocol: Literal["closed", "open", "lfw-pairs"]
+    data: _Data
+    closed: NotRequired[_Searched | None]
+    open: NotRequired[_Searched | None]
+
+
+# The columns that a comparison tells rows by.
+_COLUMNS: Final = {
+    "closed": ("path", "identity"),
+    "open": ("path", "identity", "mated"),
+    "lfw-pairs": ("first", "second", "identity"),
+}
+
+
+def _check_rows(rows: Sequence[Mapping[str | None, Any]], protocol: str, path: Path) -> None:
+    """Checks the rows of photos.csv.
+
+    Raises:
+        InputError: a column is missing, or a value is none of its column.
+    """
+    for number, row in enumerate(rows, 2):
+        lacking = [name for name in _COLUMNS[protocol] if not row.get(name)]
+        if lacking or None in row:
+            problem = f"has no {lacking[0]}" if lacking else "has more values than there are columns"
+            raise InputError(f"Line {number} of {path} {problem}; make the evaluation again.")
+        for name, value in row.items():
+            if not _is_number(name or "", value or "0"):
+                raise InputError(
+                    f"Line {number} of {path} has {value[:40]!a} as {name}; make the evaluation again."
+                )
+
+
+def _is_number(column: str, value: str) -> bool:
+    """Whether a value is what its column holds, as far as a comparison reads it: most columns hold texts."""
+    if column == "mated":
+        return value in ("0", "1")
+    if "right" not in column and column != "average_precision":
+        return True
+    try:
+        return float(value) >= 0
+    except ValueError:
+        return False
 
 
 def _value(text: str | None) -> Any:
