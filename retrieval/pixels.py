@@ -434,7 +434,10 @@ def _opened(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError as error:
-        raise UnreadableImage(*_what_is(data)) from error
+        # What the extra could read is not asked to be installed again.
+        heif = _is_heif(data) and find_spec("pillow_heif")
+        found = (Reason.DAMAGED, "its header is damaged") if heif else _what_is(data)
+        raise UnreadableImage(*found) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(Reason.TOO_MANY_PIXELS, "it has too many pixels") from error
     except MemoryError as error:

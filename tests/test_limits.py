@@ -304,10 +304,29 @@ def test_a_raw_photo_in_a_tiff_is_an_unsupported_format_and_not_its_thumbnail() 
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"hevx", b"heim", b"msf1", b"mif1"])
-@pytest.mark.skipif(bool(pixels.find_spec("pillow_heif")), reason="pillow-heif is installed")
-def test_without_the_extra_a_heic_photo_or_burst_names_it(brand: bytes) -> None:
+def test_without_the_extra_a_heic_photo_or_burst_names_it(
+    brand: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "find_spec", lambda name: None)
     expected = "it is a HEIC photo; install faceprint[heif], or convert it to JPEG"
     assert reason_and_detail(b"\0\0\0\x18ftyp" + brand + bytes(40)) == (Reason.UNSUPPORTED_FORMAT, expected)
+
+
+def test_with_the_extra_a_heic_photo_is_read() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    photo = Image.linear_gradient("L").convert("RGB")
+    pillow_heif.from_pillow(photo).save(file, quality=-1)  # without loss
+    found = pixels.read(file.getvalue(), size=64)
+    assert np.abs(found.astype(int) - pixels.read(photo, size=64)).max() <= 2
+
+
+def test_with_the_extra_a_heic_photo_that_is_cut_off_is_truncated_or_damaged() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.linear_gradient("L").convert("RGB")).save(file)
+    reason, _ = reason_and_detail(file.getvalue()[: len(file.getvalue()) // 2])
+    assert reason in (Reason.TRUNCATED, Reason.DAMAGED)
 
 
 @pytest.mark.parametrize(
