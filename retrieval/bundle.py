@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from retrieval import graphs, proofs
 from retrieval.errors import BundleError, InputError, StorageError
-from retrieval.files import copy_durably, make_output_folder, whole_folder, why, write_durably
+from retrieval.files import copy_durably, is_about_path, make_output_folder, whole_folder, why, write_durably
 from retrieval.manifests import check_tree, read_tree
 
 # The newest card that is read. One with the paper's embedding has format 1, as it always had, and one that
@@ -392,6 +392,7 @@ class ModelBundle:
 
         Raises:
             BundleError: it is another file, cannot be read, or holds what `graphs.check` refuses.
+            StorageError: the disk refused.
         """
         return self._load(_GRAPH, use, check=graphs.check, checked=("graph", _GRAPH_RULES))
 
@@ -430,7 +431,7 @@ class ModelBundle:
                 f"{path} is not run: {error}; export the model again with faceprint."
             ) from error
         except OSError as error:
-            raise BundleError(f"{path} cannot be read ({why(error)}); copy the model whole again.") from error
+            raise _unreadable(path, error) from error
 
     def _check_fingerprint(self, weights: bytes) -> None:
         from safetensors.numpy import load
@@ -461,9 +462,7 @@ class ModelBundle:
                 with open(self.folder / name, "rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
-                raise BundleError(
-                    f"{self.folder / name} cannot be read ({why(error)}); copy the model whole again."
-                ) from error
+                raise _unreadable(self.folder / name, error) from error
             if found != expected:
                 raise _not_named(self.folder / name)
         self._check_fingerprint(self.weights_path.read_bytes())
@@ -512,6 +511,12 @@ def _contract(architecture: str, preprocessing: Preprocessing, embedding: Embedd
     if embedding != Embedding():
         contract["embedding"] = dataclasses.asdict(embedding)
     return contract
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError | StorageError:
+    if not is_about_path(error):
+        return StorageError(f"{path} cannot be read: {why(error)}.")
+    return BundleError(f"{path} cannot be read ({why(error)}); copy the model whole again.")
 
 
 def _not_named(path: Path) -> BundleError:

@@ -32,6 +32,20 @@ _SHARED: Final = 0o2750
 # What a file system without Unix modes (FAT, some network shares) says to fchmod.
 _NO_MODES: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
+# What is wrong with a path: nothing there, something else there, or not allowed.
+_OF_PATHS: Final = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENXIO,
+    }
+)
+
 # In a temporary folder, the file that its process keeps locked; other versions had "bundle" and no lock.
 _LOCK: Final = ".faceprint-lock"
 _WHOLE: Final = "whole"
@@ -148,7 +162,10 @@ def make_output_folder(path: Path) -> None:
     Raises:
         OSError: the disk refused, or a file has this name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
     if not path.is_dir():
         make_folder(path)
     elif not any(path.iterdir()):
@@ -277,6 +294,11 @@ def sync(path: Path) -> None:
 def why(error: OSError) -> str:
     """The operating system's words for an error, as the end of a sentence."""
     return (error.strerror or str(error)).lower()
+
+
+def is_about_path(error: OSError) -> bool:
+    """Whether an error is about what was named; any other (disk, memory, open files) is the machine's."""
+    return error.errno in _OF_PATHS
 
 
 def is_free(folder: Path) -> bool:

@@ -42,6 +42,10 @@ class Crashed(Exception):
     """The process crashed over what it was asked."""
 
 
+class Ended(RunError):
+    """The process was ended from outside: by the system, or by a person."""
+
+
 class Process:
     """A process at work, and this side of its pipe."""
 
@@ -76,7 +80,7 @@ class Process:
             self.receive(_START_SECONDS)
         except BaseException as error:
             self.kill()
-            if isinstance(error, TooSlow | Crashed):
+            if isinstance(error, TooSlow | Crashed | Ended):
                 raise RunError("A process that decodes photos cannot be started; try again.") from error
             raise
 
@@ -84,7 +88,7 @@ class Process:
         """Asks.
 
         Raises:
-            Crashed, RunError: it has ended.
+            Crashed, Ended: it has ended.
         """
         try:
             self._pipe.send(question)
@@ -97,7 +101,7 @@ class Process:
         Raises:
             TooSlow: there is none after so many seconds.
             Crashed: the process crashed.
-            RunError: it was killed.
+            Ended: it was killed.
             Interrupted: the run is to stop.
         """
         deadline = time.monotonic() + seconds
@@ -119,11 +123,12 @@ class Process:
     def _end(self) -> Exception:
         """Why there is no process any more."""
         status = self._popen.wait(_START_SECONDS)
-        if -status in _CRASHES:
+        # Above 0 it ended itself, by an error that nothing in it had expected.
+        if status > 0 or -status in _CRASHES:
             return Crashed()
-        return RunError(
-            "A process that decodes photos was ended by the system; run the command again, with less memory "
-            "in use or fewer workers."
+        return Ended(
+            f"A process that decodes photos was ended from outside (signal {-status}); run the command "
+            "again, with less memory in use or fewer workers."
         )
 
 

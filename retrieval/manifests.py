@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from retrieval.errors import FaceprintError
-from retrieval.files import why
+from retrieval.errors import FaceprintError, StorageError
+from retrieval.files import is_about_path, why
 
 _T = TypeVar("_T")
 
@@ -34,6 +34,7 @@ def read_manifest(
     Raises:
         `error`: the file is missing, too large, no JSON, nested too deeply, or not of this type; it names
             the file and, where one is wrong, the field.
+        StorageError: the machine could not read it: an I/O error, too many open files.
     """
     data = _read(path, error=error, advice=advice, max_bytes=max_bytes)
     return parse_manifest(data, kind, name=path, error=error, advice=advice)
@@ -89,6 +90,8 @@ def _read(path: Path, *, error: type[FaceprintError], advice: str, max_bytes: in
         size = path.stat().st_size
         data = path.read_bytes() if size <= max_bytes else b""
     except OSError as failure:
+        if not is_about_path(failure):
+            raise StorageError(f"{path} cannot be read: {why(failure)}.") from failure
         raise error(f"{path} cannot be read ({why(failure)}); {advice}.") from failure
     if size > max_bytes:
         raise error(f"{path} has {size:,} bytes and {max_bytes:,} is the limit; {advice}.")

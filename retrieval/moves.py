@@ -6,7 +6,7 @@ transaction, by what the sources hold as a whole and never by the order in which
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from retrieval import identities, missing
@@ -147,7 +147,7 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
     orphans = {number: face for number, face in faces.items() if face.paths and dead.issuperset(face.paths)}
     said = _said(reader, orphans.values(), survey)
     chosen = {number: one for number, names in said.items() if (one := _one_name(names)) is not None}
-    plan = _Plan(people=_whole_people(reader, orphans, chosen))
+    plan = _Plan(people=_whole_people(reader, orphans, chosen, leaving=orphans.keys() - said.keys()))
     for number, names in said.items():
         face = orphans[number]
         agreed = _agreed(plan.people.get(face.identity or "", face.identity), names)
@@ -234,8 +234,16 @@ def _agreed(name: str | None, names: _Names) -> list[str]:
     return [path for path, one in names.items() if one is None or one.today == name]
 
 
-def _whole_people(reader: Reader, faces: Mapping[int, Face], chosen: Mapping[int, _Name]) -> dict[str, str]:
-    """New names of the people all of whose faces have one and the same, other than today's."""
+def _whole_people(
+    reader: Reader,
+    faces: Mapping[int, Face],
+    chosen: Mapping[int, _Name],
+    leaving: Set[int] = frozenset(),
+) -> dict[str, str]:
+    """New names of the people all of whose faces have one and the same, other than today's.
+
+    Faces that are `leaving` have no say: what is left of a person after a deletion may be renamed.
+    """
     of_person: dict[str, set[int]] = defaultdict(set)
     for number, name in chosen.items():
         identity = faces[number].identity
@@ -244,7 +252,7 @@ def _whole_people(reader: Reader, faces: Mapping[int, Face], chosen: Mapping[int
     people: dict[str, _Name] = {}
     for identity, numbers in of_person.items():
         said = {chosen[number].today for number in numbers}
-        if len(said) == 1 and numbers.issuperset(reader.face_ids_of(identity)):
+        if len(said) == 1 and numbers.issuperset(set(reader.face_ids_of(identity)) - leaving):
             people[identity] = _Name(said.pop(), any(chosen[number].is_former for number in numbers))
     # Whoever is called by a former name of somebody who is renamed as well is not told apart from that one.
     return {old: new.today for old, new in people.items() if not (new.is_former and new.today in people)}

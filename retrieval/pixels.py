@@ -328,6 +328,14 @@ def _in_process(data: bytes, task: _Task, seconds: float) -> _Made:
         UnreadableImage, RunError, Interrupted: as `read`.
     """
     try:
+        return _in_one_process(data, task, seconds)
+    except isolation.Ended:
+        # What ended it may have been about another photo, or about none: this one has another try.
+        return _in_one_process(data, task, seconds)
+
+
+def _in_one_process(data: bytes, task: _Task, seconds: float) -> _Made:
+    try:
         with isolation.process(_PROGRAM) as process:
             started = time.monotonic()
             process.send((task, data))

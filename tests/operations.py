@@ -578,6 +578,8 @@ def all_states(root: Path, name: str) -> list[Contents | None]:
         if found not in states:
             states.append(found)
 
+    if operation.work is first_write:
+        upgrade(root)  # what is looked at is only read
     if operation.work is not upgrade and operation.work is not mend:
         look()
     if operation.stages:

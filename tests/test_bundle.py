@@ -246,7 +246,7 @@ def test_an_embedding_that_is_none_is_damage(made: ModelBundle, stated: object) 
 @pytest.mark.parametrize("field", ["embedding", "preprocessing"])
 def test_an_option_of_a_later_version_is_refused(made: ModelBundle, field: str) -> None:
     card = json.loads(made.card())
-    _edit(made.folder, **{field: {**card.get(field, {}), "colour": 1}})
+    _edit(made.folder, **{field: {**card.get(field, {}), "tint": 1}})
     message = failure(lambda: ModelBundle.load(made.folder))
     assert message.startswith(f"{made.folder / 'bundle.json'} states options that this version of faceprint")
     assert "'colour'" in message

@@ -42,7 +42,7 @@ def faces_in(faceprint: Faceprint, gallery: Path) -> int:
 def test_verify_says_whole_and_names_the_file_that_is_not(faceprint: Faceprint, gallery: Path) -> None:
     status, out, _ = faceprint("verify", gallery)
     assert (status, out.split()[0]) == (0, "whole:")
-    (segment,) = (gallery / "vectors").iterdir()
+    (segment,) = (gallery / "vectors").glob("*.faiss")
     data = bytearray(segment.read_bytes())
     data[-1] ^= 1
     segment.write_bytes(data)
@@ -58,7 +58,7 @@ def test_verify_says_whole_and_names_the_file_that_is_not(faceprint: Faceprint, 
 def test_repair_embeds_again_and_lists_whose_photo_is_gone(
     faceprint: Faceprint, gallery: Path, photos: Path
 ) -> None:
-    (segment,) = (gallery / "vectors").iterdir()
+    (segment,) = (gallery / "vectors").glob("*.faiss")
     segment.write_bytes(segment.read_bytes()[:-1])
     gone = photos / "Kim" / "Kim_4.png"
     aside = gone.rename(photos.parent / "aside.png")

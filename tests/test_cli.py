@@ -344,13 +344,15 @@ def test_a_demo_does_not_take_the_photos_that_it_would_remove(faceprint: Facepri
 def test_a_name_with_control_characters_does_not_reach_the_terminal(
     faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "more" / "Eve\x1b[2J\nand [bold]Bob[/]"
+    folder = tmp_path / "more" / "Eve and [bold]Bob[/] \u202e"
     folder.mkdir(parents=True)
-    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    photo = folder / "a\x1b[2J\n.png"
+    Image.new("RGB", (40, 40), "red").save(photo)
     assert faceprint("ingest", enrolled, tmp_path / "more")[0] == 0
-    status, out, _ = faceprint("search", enrolled, folder / "a.png", "-k", 1)
+    status, out, _ = faceprint("search", enrolled, photo, "-k", 1)
     assert status == 0
     assert "\x1b" not in out
+    assert "\u202e" not in out
     assert "[bold]Bob[/]" in out
 
 

@@ -329,7 +329,7 @@ def test_training_with_another_embedding_writes_it_and_measures_it(
     opened.verify()
     assert (opened.embedding, opened.dimension) == (replace(FULL, dimensions=4), 4)
     card = json.loads((new / "bundle.json").read_text("utf-8"))
-    assert card["format"] == 2
+    assert card["format"] == 3
     batch = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     vectors = Embedder.open(opened, device="cpu").embed(batch).vectors
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)

@@ -619,5 +619,5 @@ def test_a_check_goes_into_a_report_and_nowhere_else(
         "evaluate", bundle.folder, people, "--out", out, "--check", tmp_path / "c.json"
     )
     assert status == 2
-    assert "make it with `faceprint check" in err
+    assert "make one with `faceprint check --json" in err
     assert not out.exists()

@@ -122,6 +122,8 @@ def answer(caller):
     question = caller.receive()
     if question == "crash":
         os.abort()
+    if question == "raise":
+        raise LookupError
     while question == "forever":
         pass
     caller.send((os.getpid(), question))
@@ -138,8 +140,9 @@ def test_a_process_is_used_again_until_it_fails() -> None:
     first, said = ask([1, "two"])
     assert said == [1, "two"]
     assert ask("again")[0] == first
-    with pytest.raises(isolation.Crashed):
-        ask("crash")
+    for question in ("raise", "crash"):
+        with pytest.raises(isolation.Crashed):
+            ask(question)
     second = ask("again")[0]
     assert second != first
     with pytest.raises(isolation.TooSlow):
@@ -147,8 +150,17 @@ def test_a_process_is_used_again_until_it_fails() -> None:
     third = ask("again")[0]
     assert third != second
     os.kill(third, signal.SIGKILL)
-    with pytest.raises(RunError, match="was ended by the system; run the command again"):
+    with pytest.raises(RunError, match=r"was ended from outside \(signal 9\); run the command again"):
         ask("again")
+
+
+def test_a_photo_is_read_although_the_process_for_it_was_killed() -> None:
+    data = encoded(Image.new("RGB", (40, 30), "red"), "BMP")
+    expected = pixels.read(data, size=16)
+    with isolation.process(pixels._PROGRAM) as process:
+        number = process._popen.pid
+    os.kill(number, signal.SIGKILL)
+    assert np.array_equal(pixels.read(data, size=16), expected)
 
 
 def test_a_process_ends_with_a_caller_that_is_killed_while_it_works() -> None:

@@ -417,7 +417,7 @@ class Enrolled:
         lost = {number for number, paths in self.paths.items() if paths and paths <= dead}
         places = {number: {path for path in disk if disk[path] == number} for number in lost}
         places = {number: paths for number, paths in places.items() if paths}
-        self.rename(self.whole_people(places))
+        self.rename(self.whole_people(places, leaving=lost - places.keys()))
         for number, paths in places.items():
             said = {self.said(path) for path in paths} - {None}
             name = self.people[number]
@@ -452,13 +452,13 @@ class Enrolled:
         folder = os.path.dirname(path)
         return self.aliases.get(folder, folder) or None
 
-    def whole_people(self, places: dict[int, set[str]]) -> dict[str, str]:
-        """New names of those all of whose photos are lost and lie under one other name now."""
+    def whole_people(self, places: dict[int, set[str]], leaving: set[int]) -> dict[str, str]:
+        """New names of those all of whose photos that exist were lost and lie under one other name now."""
         moved: dict[str, tuple[str, bool]] = {}
         for person in {name for name in self.people.values() if name is not None}:
-            photos = [number for number, name in self.people.items() if name == person]
+            photos = [n for n, name in self.people.items() if name == person and n not in leaving]
             said = [{self.said(path) for path in places.get(number, ())} - {None} for number in photos]
-            if all(len(names) == 1 for names in said) and len(set().union(*said)) == 1:
+            if photos and all(len(names) == 1 for names in said) and len(set().union(*said)) == 1:
                 (name,) = set().union(*said)
                 assert name is not None
                 former = any(

@@ -330,6 +330,7 @@ def test_a_name_that_somebody_has_is_refused_and_nothing_changes(three: Gallery)
 @pytest.mark.parametrize("name", ["", "kim", "Kim ", "Nobody"])
 def test_nobody_is_renamed_or_merged_under_a_name_that_does_not_exist(name: str, three: Gallery) -> None:
     before = revision(three)
+    nearest = "; the nearest name is Kim" if name in ("kim", "Kim ") else ""
     calls: list[Callable[[], object]] = [
         lambda: three.rename_identity(name, "Ida"),
         lambda: three.merge_identities(name, "Kim"),
@@ -338,7 +339,7 @@ def test_nobody_is_renamed_or_merged_under_a_name_that_does_not_exist(name: str,
     for call in calls:
         with pytest.raises(InputError) as caught:
             call()
-        assert str(caught.value) == f"There is nobody called {name} in {three.folder}."
+        assert str(caught.value) == f"There is nobody called {name} in {three.folder}{nearest}."
     assert revision(three) == before
 
 
@@ -1189,7 +1190,7 @@ def test_vectors_that_do_not_fit_are_refused_and_none_is_enrolled(
         gallery.enroll_vectors([new("Kim", 1), new("Kim", 2)], vectors)
     assert str(caught.value).startswith(sentence)
     assert everybody(gallery) == {}
-    assert list((gallery.folder / "vectors").iterdir()) == []
+    assert list((gallery.folder / "vectors").glob("*.faiss")) == []
 
 
 def test_no_vectors_are_enrolled_without_a_trace(gallery: Gallery) -> None:

@@ -396,5 +396,6 @@ def test_what_cannot_be_done_is_one_sentence(
 ) -> None:
     status, _, err = faceprint("ingest", tmp_path / "g", *arguments, "--model", bundle.folder)
     assert status == 2
-    assert err.startswith(f"faceprint: {words}")
+    assert err.startswith("faceprint: ")
+    assert words in err
     assert err.count("\n") == 1

@@ -7,6 +7,7 @@ import resource
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_faces_come_back_as_they_were_given(store: Store) -> None:
     expected = [("/photos/1.jpg",), ("/photos/2.jpg",), (), ()]
     assert add(store, *given) == [1, 2, 3, 4]
     store.close()
-    with store.read() as reader:
+    with closing(Store.open(store.path)) as opened, opened.read() as reader:
         faces = reader.faces([4, 3, 2, 1, 99])
         by_digest = reader.faces_by_sha256([*(face.sha256 for face in given), sha256("absent")])
     times = {face.enrolled_at for face in faces.values()}
@@ -207,7 +208,8 @@ def test_face_ids_are_never_used_again(store: Store) -> None:
         writer.remove_faces([1, 2])
     assert add(store, new("Kim", 1)) == [3]
     store.close()
-    assert add(store, new("Adi", 4)) == [4]
+    with closing(Store.open(store.path)) as opened:
+        assert add(opened, new("Adi", 4)) == [4]
 
 
 def test_segment_ids_are_never_used_again(store: Store) -> None:
