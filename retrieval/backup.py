@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
@@ -168,8 +169,12 @@ def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
         StorageError: the disk refused, or does not give back what was written; the older backup stays as it
             was.
     """
+    if target.resolve().is_relative_to(vault.folder.resolve()):
+        raise InputError(f"{target} is in the gallery itself; choose a folder elsewhere.")
     try:
         lock.check(target)
+        if target.is_dir():
+            _check_target(vault, target)  # before a lock file is made among somebody's files
         make_output_folder(target)
         with lock.exclusive(target / "writer.lock", timeout=LOCK_TIMEOUT):
             done = _back_up(vault, target, verify=verify)
@@ -771,7 +776,7 @@ def gallery_model(folder: Path) -> ModelBundle:
     """
     backup = _whole(folder)
     with _readable(backup) as store, store.read() as reader:
-        return ModelBundle.load(backup.model(reader.generations()[reader.gallery().generation_id]))
+        return ModelBundle.load(backup.model(reader.serving_generation()))
 
 
 def _whole(folder: Path) -> _Backup:
@@ -815,6 +820,9 @@ def _open(folder: Path) -> _Backup:
     try:
         if path.is_symlink():
             raise _CardDamaged(f"{path} is a symbolic link; {advice}.")
+        # A pipe would be waited for.
+        if path.exists() and not path.is_file():
+            raise _CardDamaged(f"{path} is not a file; {advice}.")
         data = path.read_bytes()
     except OSError as error:
         if error.errno not in _NOT_A_FILE:
@@ -841,6 +849,10 @@ def _open(folder: Path) -> _Backup:
     if strange or fields.database not in fields.files or "/" in fields.database:
         name = strange[0] if strange else fields.database
         raise _CardDamaged(f"{path} is damaged: it names {name!r}, which is no file of a backup; {advice}.")
+    try:
+        datetime.fromisoformat(fields.taken_at)
+    except ValueError as error:
+        raise _CardDamaged(f"{path} is damaged (the field taken_at: it is no time); {advice}.") from error
     facts = {name: value for name, value in vars(fields).items() if name != "format"}
     return _Backup(folder=folder, **facts)
 

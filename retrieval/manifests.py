@@ -6,6 +6,7 @@ passed over, and whatever is wrong is one sentence that names the file and the f
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -87,7 +88,11 @@ def check_tree(
 
 def _read(path: Path, *, error: type[FaceprintError], advice: str, max_bytes: int) -> bytes:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        # A pipe would be waited for.
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise error(f"{path} is a pipe or a device, not a file; {advice}.")
+        size = status.st_size
         data = path.read_bytes() if size <= max_bytes else b""
     except OSError as failure:
         if not is_about_path(failure):

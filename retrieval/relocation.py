@@ -115,6 +115,8 @@ def _root(root: str | os.PathLike[str]) -> str:
     Raises:
         InputError: it is not valid Unicode, as known paths are.
     """
+    if not os.fspath(root):
+        raise InputError("A root must have a name; an empty one is none.")
     path = absolute(root)
     if not is_utf8(path):
         raise InputError(f"{path!a} is not valid Unicode, so no known path can lie there.")

@@ -403,6 +403,33 @@ class Reader:
             raise GalleryDamaged(_NO_ROW)
         return _checked(GalleryRow(*row))
 
+    def serving_generation(self) -> Generation:
+        """The generation that answers searches.
+
+        Raises:
+            GalleryDamaged: there is none.
+        """
+        found = self.generations().get(self.gallery().generation_id)
+        if found is None:
+            raise GalleryDamaged(f"The gallery's database lacks the row of its model; {_RESTORE}.")
+        return found
+
+    def counter_problems(self) -> list[str]:
+        """Which counters would give out a number that is in use, as sentences without their ends."""
+        row = self.gallery()
+        counters = {
+            face_table: row.next_face_id,
+            identity_table: row.next_identity_id,
+            segment_table: row.next_segment_id,
+            generation_table: row.next_generation_id,
+            basis_table: row.next_basis_id,
+        }
+        return [
+            f"the next number of a {table.name} is {following}, which is not above all that are there"
+            for table, following in counters.items()
+            if (self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0) >= following
+        ]
+
     def generations(self) -> dict[int, Generation]:
         """Every generation by its id."""
         rows = self._connection.execute(select(generation_table).order_by(generation_table.c.id))

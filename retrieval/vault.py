@@ -275,7 +275,7 @@ class Vault:
 
     def serving(self, reader: Reader) -> Generation:
         """The generation that answers searches."""
-        return reader.generations()[reader.gallery().generation_id]
+        return reader.serving_generation()
 
     def on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
         """What `work` makes of a snapshot; of a later one where a writer merged its files away meanwhile."""
@@ -719,7 +719,14 @@ class Vault:
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
 
     def _prepare(self) -> None:
-        """What is done once, before the first thing is written."""
+        """What is done once, before the first thing is written.
+
+        Raises:
+            GalleryDamaged: a counter is behind: files that rows name would be written over.
+        """
+        with self.store.read() as reader:
+            if problems := reader.counter_problems():
+                raise GalleryDamaged(f"In the database of {self.folder} {problems[0]}; restore a backup.")
         # The folder above may be one that this user cannot write to, and a gallery in it all the same.
         with suppress(OSError):
             remove_abandoned(*_in_the_making(self.folder))

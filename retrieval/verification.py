@@ -164,6 +164,8 @@ def _check(vault: Vault, book: _Notebook) -> None:
         for line in vault.store.problems():
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
     with quiet(vault.folder), vault.store.read() as reader:
+        for line in reader.counter_problems():
+            book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
         _check_files(vault, reader, book)
         _check_ownership(vault, reader, book)
         _check_models(vault, reader, book)

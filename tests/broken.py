@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image
 from retrieval.errors import Reason
 
 _NOBODY = 65534
+# Where the extra that reads HEIC is installed, noise behind its magic is found out.
+_HEIC = Reason.DAMAGED if find_spec("pillow_heif") else Reason.UNSUPPORTED_FORMAT
 
 
 def make_broken(folder: Path) -> dict[str, Reason]:
@@ -58,7 +61,7 @@ def _files() -> dict[str, tuple[bytes, Reason]]:
         "paper.pdf": (b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n", Reason.NOT_AN_IMAGE),
         "film.mp4": (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + noise, Reason.NOT_AN_IMAGE),
         "noise.jpg": (noise, Reason.NOT_AN_IMAGE),
-        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + noise, Reason.UNSUPPORTED_FORMAT),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + noise, _HEIC),
         "drawing.svg": (
             b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>\n',
             Reason.UNSUPPORTED_FORMAT,

@@ -229,6 +229,24 @@ def test_a_backup_of_another_gallery_is_not_written_over(root: Path) -> None:
         assert files(root / "backup") == before
 
 
+def test_a_refused_backup_leaves_nothing_among_the_files_of_others(root: Path) -> None:
+    (root / "mine").mkdir()
+    (root / "mine" / "notes.txt").write_text("precious")
+    with Gallery.open(root / "gallery") as gallery:
+        with pytest.raises(InputError, match="is not empty and is no backup"):
+            gallery.backup(root / "mine")
+        with pytest.raises(InputError, match="is in the gallery itself; choose a folder elsewhere"):
+            gallery.backup(root / "gallery" / "backup")
+    assert [path.name for path in (root / "mine").iterdir()] == ["notes.txt"]
+    assert not (root / "gallery" / "backup").exists()
+
+
+def test_a_card_that_is_a_pipe_is_not_waited_for(root: Path) -> None:
+    (root / "backup" / "backup.json").unlink()
+    os.mkfifo(root / "backup" / "backup.json")
+    assert "backup.json is not a file" in refused(root)
+
+
 def test_restoring_in_place_does_not_go_on_with_a_damaged_model(root: Path) -> None:
     """Its fingerprint and its card are those of the backup; its weights are not."""
     for name in ("model.onnx", "model.safetensors"):
@@ -316,6 +334,7 @@ def test_a_name_that_is_no_plain_name_of_a_backup_is_refused(name: str, root: Pa
         ("schema", 6),
         ("format", "1"),
         ("taken_at", {}),
+        ("taken_at", "yester\x1b[31mday"),
         ("faces", "11"),
         ("revision", 1.5),
     ],

@@ -249,7 +249,7 @@ def test_an_option_of_a_later_version_is_refused(made: ModelBundle, field: str) 
     _edit(made.folder, **{field: {**card.get(field, {}), "tint": 1}})
     message = failure(lambda: ModelBundle.load(made.folder))
     assert message.startswith(f"{made.folder / 'bundle.json'} states options that this version of faceprint")
-    assert "'colour'" in message
+    assert "'tint'" in message
     assert message.endswith("upgrade faceprint.")
 
 

@@ -1,5 +1,6 @@
 """Manifests are read strictly; whatever is wrong is one sentence that names the file and the field."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,5 +65,8 @@ def test_a_manifest_that_is_missing_or_a_folder_or_too_large_is_refused(tmp_path
         read_manifest(tmp_path / "none.json", Manifest, error=DataError, advice="make it again")
     with pytest.raises(DataError, match=r"is a directory\); make it again\.$"):
         read_manifest(tmp_path, Manifest, error=DataError, advice="make it again")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"is a pipe or a device, not a file; make it again\.$"):
+        read_manifest(tmp_path / "pipe.json", Manifest, error=DataError, advice="make it again")
     with pytest.raises(DataError, match=r"has 100,001 bytes and 100,000 is the limit; make it again\.$"):
         read(tmp_path / "a.json", b" " * 100_001)

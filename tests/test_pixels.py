@@ -102,11 +102,6 @@ AVIF = b"\0\0\0\x1cftypavif\0\0\0\0mif1miaf"
         (b"about <svg", Reason.NOT_AN_IMAGE, "its bytes are no image that we know"),
         (b"<svg/>", Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"),
         (b"<!DOCTYPE svg>\n<svg/>", Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"),
-        (
-            b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic",
-            Reason.UNSUPPORTED_FORMAT,
-            "it is a HEIC photo; install faceprint[heif], or convert it to JPEG",
-        ),
         (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", Reason.NOT_AN_IMAGE, "it is a video"),
         (AVIF, Reason.DAMAGED, "its header is damaged"),
         (b"GIF89a", Reason.DAMAGED, "its header is damaged"),
