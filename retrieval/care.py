@@ -437,6 +437,7 @@ def open_or_create(
     from contextlib import suppress
 
     from retrieval.bundle import ModelBundle
+    from retrieval.embedder import Embedder
     from retrieval.errors import GalleryError
     from retrieval.files import is_free
     from retrieval.gallery import Gallery
@@ -450,12 +451,15 @@ def open_or_create(
     if free and model is None:
         raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
     if free and model is not None:
+        bundle = ModelBundle.load(model)
+        # A model that does not run would leave a gallery that refuses every other one.
+        Embedder.open(bundle, device="cpu").close()
         # Another process may make the gallery between our look and our making it: then it is opened.
         with suppress(GalleryError):
             via = f"faceprint {command}"
             return Gallery.create(
                 folder,
-                ModelBundle.load(model),
+                bundle,
                 device=device,
                 precision=precision,
                 via=via,

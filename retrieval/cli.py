@@ -18,6 +18,7 @@ from retrieval.errors import (
     InputError,
     Interrupted,
     MissingDependency,
+    Reason,
     RunError,
 )
 from retrieval.terminal import DeviceOption, ExcludeOption, GalleryArgument, JsonOption, PrecisionOption
@@ -911,6 +912,10 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
     _print_reasons_and_pace(done)
+    if done.reasons[Reason.IDENTITY_CONFLICT]:
+        console.print(
+            "Photos that are enrolled under another name get the one that is said now by --relabel."
+        )
     if not done.enrolled and not done.rejected and not done.interrupted:
         console.print("Nothing new: every photo was in the gallery already.")
     for names in done.twins[:_TWINS_SHOWN]:

@@ -255,7 +255,8 @@ class _Process:
             arguments = map(str, (theirs.fileno(), file, slots, size))
             try:
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-c", _PROGRAM, *arguments],
+                    # -P: never a module that lies in the current folder, among photos of anybody's.
+                    [sys.executable, "-P", "-c", _PROGRAM, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), file),

@@ -62,7 +62,8 @@ class Process:
         with ours, theirs:
             try:
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-c", program, str(theirs.fileno())],
+                    # -P: never a module that lies in the current folder, among photos of anybody's.
+                    [sys.executable, "-P", "-c", program, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,

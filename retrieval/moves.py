@@ -147,7 +147,13 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
     orphans = {number: face for number, face in faces.items() if face.paths and dead.issuperset(face.paths)}
     said = _said(reader, orphans.values(), survey)
     chosen = {number: one for number, names in said.items() if (one := _one_name(names)) is not None}
-    plan = _Plan(people=_whole_people(reader, orphans, chosen, leaving=orphans.keys() - said.keys()))
+    stuck = {n for n, face in orphans.items() if n not in said and face.sha256 in survey.rejected}
+    leaving = orphans.keys() - said.keys() - stuck
+    plan = _Plan(people=_whole_people(reader, orphans, chosen, leaving=leaving))
+    # Their bytes are there, at a place that cannot be enrolled: somebody has to mend its name.
+    for number in sorted(stuck):
+        face = orphans[number]
+        plan.kept.append(Kept(face, (survey.rejected[face.sha256],), (None,)))
     for number, names in said.items():
         face = orphans[number]
         agreed = _agreed(plan.people.get(face.identity or "", face.identity), names)

@@ -121,7 +121,7 @@ _BINARY_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\xff\x0a", "it is a JPEG XL picture; convert it to JPEG"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "it is a JPEG XL picture; convert it to JPEG"),
     (b"\0\0\1\0", "it is an icon; convert it to PNG"),
-    (b"\0\0\2\0", "it is a cursor; convert it to PNG"),
+    (b"\0\0\2\0\1\0", "it is a cursor; convert it to PNG"),
     (b"IIU\0", _RAW),
     (b"IIRO", _RAW),
     (b"IIRS", _RAW),

@@ -12,7 +12,7 @@ from retrieval.errors import UnreadableImage
 from retrieval.files import Stamp
 from retrieval.photos import Photo
 from retrieval.pixels import content_sha256
-from retrieval.places import is_below, is_utf8_name
+from retrieval.places import is_below, is_utf8_name, readable
 from retrieval.store import KnownFile, Store
 
 _T = TypeVar("_T")
@@ -38,11 +38,14 @@ class Survey:
         gone: known paths whose files do not exist.
         seen: what was read, by path: files at known paths that changed, and stored bytes at other paths.
         agreed: faces that a source offers under the name that they have.
+        rejected: where bytes that were looked for lie, by SHA-256, of photos that cannot be enrolled there (a
+            name that is not UTF-8, a name of a person that cannot be stored).
     """
 
     gone: frozenset[str] = frozenset()
     seen: Mapping[str, Seen] = field(default_factory=dict)
     agreed: frozenset[int] = frozenset()
+    rejected: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def moved_files(store: Store, roots: Sequence[str], offered: Iterable[Photo]) ->
         return Survey(lost.gone)
     digests = set(lost.faces.values())
     seen: dict[str, Seen] = {}
-    for photo, known in _with_known(store, offered):
+    rejected: dict[str, str] = {}
+    for photo, known in _with_known(store, _usable(offered, lost, rejected)):
         path = photo.path
         assert path is not None  # `_with_known` gives no others
         changed = path in lost.changed
@@ -88,14 +92,14 @@ def moved_files(store: Store, roots: Sequence[str], offered: Iterable[Photo]) ->
         found = _read(photo)
         if found is not None and (changed or found.sha256 in digests):
             seen[path] = found
-    return Survey(lost.gone - seen.keys(), seen)
+    return Survey(lost.gone - seen.keys(), seen, rejected=rejected)
 
 
 def other_names(store: Store, offered: Iterable[Photo]) -> Survey:
     """Looks for stored bytes that a source offers under another name than is stored, or under the same."""
     seen: dict[str, Seen] = {}
     agreed: set[int] = set()
-    for chunk in _chunks(_with_known(store, offered)):
+    for chunk in _chunks(_with_known(store, filter(_is_usable, offered))):
         read = [_known_or_read(photo, known) for photo, known in chunk]
         with store.read() as reader:
             faces = reader.faces_by_sha256({one.sha256 for one in read if one is not None})
@@ -160,12 +164,22 @@ def _is_unchanged(status: os.stat_result, stamp: Stamp | None) -> bool:
     return stamp is not None and Stamp.of(status) == stamp and stat.S_ISREG(status.st_mode)
 
 
+def _is_usable(photo: Photo) -> bool:
+    return photo.problem is None and photo.path is not None and is_utf8_name(photo.path)
+
+
+def _usable(offered: Iterable[Photo], lost: _Lost, rejected: dict[str, str]) -> Iterator[Photo]:
+    """Photos that may be enrolled; of the others, the bytes that are looked for are added to `rejected`."""
+    for photo in offered:
+        if _is_usable(photo):
+            yield photo
+        elif photo.path is not None and _may_be(photo, lost) and (found := _read(photo)) is not None:
+            rejected.setdefault(found.sha256, readable(photo.path))
+
+
 def _with_known(store: Store, offered: Iterable[Photo]) -> Iterator[tuple[Photo, KnownFile | None]]:
-    """Photos that can be read, with what is known of their paths."""
-    usable = (
-        one for one in offered if one.problem is None and one.path is not None and is_utf8_name(one.path)
-    )
-    for chunk in _chunks(usable):
+    """Photos with what is known of their paths."""
+    for chunk in _chunks(offered):
         with store.read() as reader:
             known = reader.known_files({one.path for one in chunk if one.path is not None})
         for one in chunk:

@@ -703,7 +703,7 @@ class Vault:
             ):
                 raise ownership.foreign(self.folder, vectors)
             try:
-                vectors.mkdir(exist_ok=True)
+                make_folder(vectors, like=self.folder, exist_ok=True)
             except OSError as error:
                 raise StorageError(f"{vectors} cannot be made: {why(error)}.") from error
             ownership.write_id(vectors, known)

@@ -55,6 +55,13 @@ def test_verify_says_whole_and_names_the_file_that_is_not(faceprint: Faceprint, 
     )
 
 
+def test_repair_makes_a_lost_folder_of_vectors_private(faceprint: Faceprint, gallery: Path) -> None:
+    shutil.rmtree(gallery / "vectors")
+    assert faceprint("repair", gallery)[0] == 0
+    modes = {path.stat().st_mode & 0o077 for path in [gallery / "vectors", *(gallery / "vectors").iterdir()]}
+    assert modes == {0}
+
+
 def test_repair_embeds_again_and_lists_whose_photo_is_gone(
     faceprint: Faceprint, gallery: Path, photos: Path
 ) -> None:

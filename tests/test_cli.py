@@ -96,6 +96,18 @@ def test_exclude_without_anything_to_walk_is_an_input_error(
     assert (status, "--exclude is about" in err) == (2, True)
 
 
+def test_a_model_that_does_not_run_leaves_no_gallery(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle.folder, tmp_path / "m")
+    card = json.loads((tmp_path / "m" / "bundle.json").read_text())
+    (tmp_path / "m" / "bundle.json").write_text(json.dumps({**card, "labels": card["labels"][:-1]}))
+    status, _, err = faceprint("ingest", tmp_path / "g", faces, "--model", tmp_path / "m")
+    assert status == 2
+    assert err.startswith(f"faceprint: {tmp_path / 'm' / 'model.onnx'} and bundle.json disagree: ")
+    assert not (tmp_path / "g").exists()
+
+
 def test_ingest_again_enrolls_nothing_and_says_so(faceprint: Faceprint, enrolled: Path, faces: Path) -> None:
     status, out, _ = faceprint("ingest", enrolled, faces)
     assert status == 0

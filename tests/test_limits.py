@@ -163,6 +163,27 @@ def test_a_photo_is_read_although_the_process_for_it_was_killed() -> None:
     assert np.array_equal(pixels.read(data, size=16), expected)
 
 
+@pytest.mark.parametrize("module", ["numpy.py", "types.py", "retrieval/__init__.py"])
+def test_no_module_in_the_current_folder_is_run(module: str, tmp_path: Path) -> None:
+    """It may hold the photos of a stranger. Neither by a process for one photo nor by one of many."""
+    (tmp_path / module).parent.mkdir(exist_ok=True)
+    (tmp_path / module).write_text("open('run', 'w')\nraise SystemExit")
+    for name, kind in (("a.bmp", "BMP"), ("a.jpg", "JPEG")):
+        (tmp_path / name).write_bytes(encoded(Image.new("RGB", (40, 30), "red"), kind))
+    program = (
+        "from retrieval import decoding, pixels\n"
+        "assert pixels.read('a.bmp', size=16).shape == (16, 16, 3)\n"
+        "with decoding.Decoders(1, size=16, ahead=1) as decoders:\n"
+        "    (found,) = decoders([open('a.jpg', 'rb').read()], size=16, crop=1.0)\n"
+        "    assert decoders._processes[0]._popen is not None\n"
+        "assert found.shape == (16, 16, 3)\n"
+    )
+    command = [sys.executable, "-P", "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_process_ends_with_a_caller_that_is_killed_while_it_works() -> None:
     program = (
         "import os, signal, sys, time\n"

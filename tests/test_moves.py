@@ -112,6 +112,22 @@ def test_a_person_whose_folder_was_renamed_is_renamed_with_everything_that_was_s
     assert faces_of(gallery)[0].metadata == {"year": 2020}
 
 
+@pytest.mark.parametrize("name", [os.fsdecode(b"D\xff"), "D\tE"])
+def test_bytes_that_lie_where_nothing_can_be_enrolled_are_not_erased(
+    name: str, gallery: Gallery, library: Path
+) -> None:
+    """Their name is not UTF-8, or has a control character; the faces stay until somebody mends that."""
+    before = found(gallery, library)
+    (library / "A").rename(library / name)
+    done, report = sync(gallery, library)
+    assert ([one.face.id for one in done.kept], done.faces, done.moved) == ([1, 2, 3], (), ())
+    assert report.rejected == 3
+    assert found(gallery, library) == before
+    (library / name).rename(library / "D")
+    done, report = sync(gallery, library)
+    assert ([one.new_name for one in done.renamed], report.rejected) == (["D"], 0)
+
+
 def test_two_people_whose_folders_exchanged_names_exchange_their_names(
     gallery: Gallery, library: Path
 ) -> None:
