@@ -293,6 +293,7 @@ def test_where_there_is_no_database_there_is_no_gallery(folder: Path) -> None:
 def test_a_row_without_a_vector_is_found(folder: Path) -> None:
     with edited(folder) as driver:
         driver.execute(f"INSERT INTO face VALUES (77, NULL, '{'0' * 64}', '2026-01-01T00:00:00+00:00', NULL)")
+        driver.execute("UPDATE gallery SET next_face_id = 78")
     (finding,) = verify(folder).findings
     assert (finding.trouble, finding.file) == (Trouble.FACE_WITHOUT_VECTOR, None)
     assert finding.face_ids == (77,)
@@ -314,6 +315,7 @@ def test_a_vector_that_is_there_twice_is_found(folder: Path) -> None:
     with edited(folder) as driver:
         values = "99, rows, bytes, sha256, generation_id"
         driver.execute(f"INSERT INTO segment SELECT {values} FROM segment WHERE id = {int(segment.stem)}")
+        driver.execute("UPDATE gallery SET next_segment_id = 100")
         ((rows,),) = driver.execute("SELECT rows FROM segment WHERE id = 99").fetchall()
     (finding,) = verify(folder).findings
     assert finding.trouble is Trouble.VECTOR_WITHOUT_FACE
