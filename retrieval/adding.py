@@ -79,7 +79,7 @@ class Additions:
                 raise self._serving.went_over()
             checked = self._vault.vectors(current).checked(vectors)
             stored = Stored.of(writer, faces)
-            faces, verdicts = [stored.under_todays_name(face) for face in faces], stored.judge()
+            faces, verdicts = [stored.under_todays_name(face) for face in faces], stored.judge(contested)
             outcomes = [
                 verdicts.judge(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))

@@ -5,7 +5,7 @@ away from the face that had it; the same bytes for two people are a conflict, wh
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -79,15 +79,19 @@ class Verdicts:
         *,
         first_id: int,
         stamps: Mapping[str, Stamp | None] = MappingProxyType({}),
+        contested: Set[int] = frozenset(),
     ) -> None:
-        """Takes what is stored: faces by SHA-256, the face of each path, and its stamp where it has one."""
+        """Takes what is stored: faces by SHA-256, the face of each path, and its stamp where it has one.
+
+        Also the faces that earlier batches of the same run found contested.
+        """
         self.new: list[tuple[int, NewFace]] = []
         self.names: dict[int, str | None] = {}
         self.metadata: dict[int, Metadata] = {}
         self.paths: dict[str, int] = {}
         self.stamps: dict[str, Stamp] = {}
         self.bereaved: set[int] = set()
-        self.contested: set[int] = set()
+        self.contested = set(contested)
         self._stored = dict(stored)
         self._owners = dict(owners)
         self._stamps = dict(stamps)

@@ -264,17 +264,20 @@ class Model:
 
     identity: dict[str, str | None] = dataclasses.field(default_factory=dict)
     digest_of: dict[str, str] = dataclasses.field(default_factory=dict)
+    contested: set[str] = dataclasses.field(default_factory=set)
 
     def take(self, photo: NewFace) -> Status:
         digest, path = photo.sha256, photo.path
         known = digest in self.identity
         if known and None is not photo.identity != self.identity[digest] is not None:
+            self.contested.add(digest)
             return Status.REJECTED
         self.identity[digest] = photo.identity or self.identity.get(digest)
         before = self.digest_of.get(path) if path is not None else None
         if path is not None:
             self.digest_of[path] = digest
-        if before not in (None, digest) and before not in self.digest_of.values():
+        # Bytes that the run was offered under another name stay, though no path leads to them.
+        if before not in (None, digest, *self.contested, *self.digest_of.values()):
             del self.identity[before]
         if not known:
             return Status.ENROLLED
@@ -294,10 +297,12 @@ class Stored:
         self.faces: dict[int, Face] = {}
         self.owners: dict[str, int] = {}
         self.next_id = 1
+        self.contested: set[int] = set()
 
     def take(self, photos: Sequence[NewFace]) -> list[Status]:
-        """Enrolls a batch."""
-        judge = Verdicts({f.sha256: f for f in self.faces.values()}, self.owners, first_id=self.next_id)
+        """Enrolls a batch, one of a run."""
+        faces = {face.sha256: face for face in self.faces.values()}
+        judge = Verdicts(faces, self.owners, first_id=self.next_id, contested=self.contested)
         outcomes = [judge.judge(row, photo, has_vector=True) for row, photo in enumerate(photos)]
         for number, (_, photo) in enumerate(judge.new, self.next_id):
             self.faces[number] = Face(number, photo.identity, (), photo.sha256, "")
@@ -305,7 +310,8 @@ class Stored:
         self.owners.update(judge.paths)
         for number, name in judge.names.items():
             self.faces[number] = dataclasses.replace(self.faces[number], identity=name)
-        for number in judge.bereaved - set(self.owners.values()):
+        self.contested |= judge.contested
+        for number in judge.bereaved - set(self.owners.values()) - self.contested:
             del self.faces[number]
         for number, face in self.faces.items():
             paths = tuple(path for path, owner in self.owners.items() if owner == number)
