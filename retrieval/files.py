@@ -485,11 +485,13 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
     """A new folder and the descriptor that locks it; None where the file system cannot lock."""
     while True:
         folder = parent / f"{prefix}{secrets.token_hex(4)}"
-        make_folder(folder)
         try:
+            make_folder(folder)
             descriptor = _claimed(folder)
         except FileNotFoundError:
-            continue  # taken for abandoned before it was locked
+            if parent.is_dir():
+                continue  # taken for abandoned before it was locked
+            raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 with suppress(OSError):

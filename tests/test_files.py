@@ -436,6 +436,28 @@ def test_the_folder_of_a_living_process_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_another_process_removes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, taken = os.mkdir, []
+
+    def make_and_lose(path: Path, mode: int) -> None:
+        make(path, mode)
+        if not taken:
+            taken.append(path)
+            path.rmdir()
+
+    monkeypatch.setattr(os, "mkdir", make_and_lose)
+    with temporary_folder(tmp_path, ".target-") as folder:
+        assert taken != [folder]
+        assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_no_temporary_folder_is_made_where_there_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), temporary_folder(tmp_path / "none", ".target-"):
+        pass
+
+
 def test_what_is_only_named_like_a_temporary_folder_stays(tmp_path: Path) -> None:
     (tmp_path / ".target-photos01").mkdir()
     (tmp_path / ".target-photos01" / "ada.jpg").write_bytes(OLD)
