@@ -345,7 +345,7 @@ def test_missing_sums_are_out_of_date_and_no_damage(path: Path) -> None:
     assert check(path) == Findings((), 0, out_of_date=True)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.integers(1, 60),
     copied=st.sets(st.integers(1, 60)),
@@ -504,7 +504,7 @@ STEPS = [
 ]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(1, 30)), max_size=20),
     where=st.floats(0, 1, exclude_max=True),
