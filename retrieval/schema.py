@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import UniqueConstraint
+from sqlalchemy import Column, Connection, MetaData, String, Table, UniqueConstraint, insert
 from sqlalchemy.dialects import sqlite
 
 from retrieval.tables import metadata
@@ -36,6 +36,22 @@ _INDEXES: Final = """
     FROM sqlite_master m JOIN pragma_index_list(m.name) l JOIN pragma_index_xinfo(l.name) x
     WHERE m.type = 'table' AND x.key ORDER BY m.name, l.name, x.seqno
 """
+
+
+def create(connection: Connection, version: str) -> None:
+    """Makes the tables of the newest version, which is `version`, in an empty database, in one transaction.
+
+    They are those that the migrations make one after the other, at a tenth of the time.
+    """
+    metadata.create_all(connection, checkfirst=False)
+    constraint_names = {"pk": f"{VERSION_TABLE}_pkc"}
+    table = Table(
+        VERSION_TABLE,
+        MetaData(naming_convention=constraint_names),
+        Column("version_num", String(32), primary_key=True),
+    )
+    table.create(connection, checkfirst=False)
+    connection.execute(insert(table).values(version_num=version))
 
 
 def problems(execute: Any, *, exact: bool, only: str | None = None) -> list[str]:

@@ -1127,7 +1127,7 @@ class Store:
         store = cls(path, _engine(path))
         now = utc_now()
         with store._translated(), store._engine.begin() as connection:
-            _migrate(connection)
+            schema.create(connection, SCHEMA_VERSION)
             connection.execute(
                 insert(generation_table),
                 asdict(Generation(1, fingerprint, dimension, folder, card_sha256, now)),

@@ -62,8 +62,9 @@ def schema(connection: Connection) -> dict[str, Any]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The database of an empty gallery, as the scripts made it."""
-    Store.create(tmp_path / "gallery.db", fingerprint="f" * 64, dimension=8).close()
+    """The tables of an empty gallery, as the scripts make them."""
+    with engine(tmp_path / "gallery.db").begin() as connection:
+        command.upgrade(config(connection), "head")
     return tmp_path / "gallery.db"
 
 
@@ -88,6 +89,14 @@ def test_upgrading_from_empty_gives_exactly_the_declared_tables(path: Path) -> N
         assert migrated == schema(connection)
 
 
+def test_a_new_gallery_has_the_tables_that_the_scripts_make(path: Path, tmp_path: Path) -> None:
+    Store.create(tmp_path / "new.db", fingerprint="f" * 64, dimension=8).close()
+    with engine(path).begin() as migrated, engine(tmp_path / "new.db").begin() as new:
+        assert schema(new) == schema(migrated)
+        versions = [one.execute(text("SELECT * FROM alembic_version")).all() for one in (new, migrated)]
+        assert versions == [[(SCHEMA_VERSION,)]] * 2
+
+
 def test_alembic_check_is_not_blind(path: Path) -> None:
     """A column more than declared is noticed."""
     with engine(path).begin() as connection:
@@ -108,9 +117,10 @@ def test_downgrading_removes_every_table_and_upgrading_brings_them_back(path: Pa
         ]
 
 
-def test_a_database_with_faces_can_be_downgraded(path: Path) -> None:
+def test_a_database_with_faces_can_be_downgraded(tmp_path: Path) -> None:
     """Foreign keys are enforced, so the order of the tables matters."""
-    store = Store.open(path)
+    path = tmp_path / "gallery.db"
+    store = Store.create(path, fingerprint="f" * 64, dimension=8)
     with store.write() as writer:
         writer.add_faces(1, [NewFace("Kim", "/kim.jpg", "a" * 64)])
         writer.add_files([("/kim.jpg", 1)])
