@@ -375,7 +375,7 @@ _Image: TypeAlias = dict[str, bytes | tuple[bytes] | None]  # content, (text of 
 
 
 def power_loss_images(
-    initial: Path, ops: Sequence[Op], target: Path, *, distinct: bool = False
+    initial: Path, ops: Sequence[Op], target: Path, *, distinct: bool = False, step: int = 1
 ) -> Iterator[tuple[int, Variant, Path]]:
     """What a machine that lost power after n calls may find on its disk, for every n from 0 on.
 
@@ -390,17 +390,19 @@ def power_loss_images(
     Args:
         initial: a copy of the root as it was before the first call, taken for durable.
         target: an existing folder; each image is removed when the next is asked for.
-        distinct: leave out an image that equals the one before of its variant, but never the last.
+        distinct: leave out an image that equals an earlier one, but never those after the last call.
+        step: how far it is from one n to the next.
     """
-    disk, before = _load(initial), dict[Variant, _Image]()
+    disk, before = _load(initial), set[bytes]()
     for number in range(len(ops) + 1):
         if number:
             _replay(disk, ops[number - 1])
-        for variant in VARIANTS:
+        for variant in VARIANTS if number % step == 0 else ():
             image = dict(_image(disk, variant))
-            if distinct and number < len(ops) and before.get(variant) == image:
+            digest = _digest(image)
+            if distinct and number < len(ops) and digest in before:
                 continue
-            before[variant] = image
+            before.add(digest)
             folder = target / f"{number}-{variant}"
             folder.mkdir()
             try:
@@ -482,6 +484,10 @@ def _image(folder: _Folder, variant: Variant, prefix: str = "") -> Iterator[tupl
         elif not name.endswith("-shm"):
             contents = {"lost": node.synced, "reordered": node.synced[: node.least], "all": node.data}
             yield prefix + name, bytes(contents[variant])
+
+
+def _digest(image: _Image) -> bytes:
+    return hashlib.sha256(repr(sorted(image.items())).encode()).digest()
 
 
 def _lay(image: _Image, target: Path) -> None:

@@ -12,7 +12,11 @@ from tests import operations
 from tests.faults import FaultServer, Kind, Outcome, Swept, power_loss_images, sweep, trace
 from tests.operations import Contents
 
-_PRELOAD = ("tests.operations", "onnxruntime", "alembic.command")
+# All that an operation or a check imports, so that no child does it again.
+_PRELOAD = (
+    *("tests.operations", "onnxruntime", "retrieval.onnx_engine", "retrieval.selftest"),
+    *("alembic.command", "msgspec.json", "numpy.ma"),
+)
 
 
 class Sweeper:
@@ -69,9 +73,7 @@ class Sweeper:
                 operations.copy_initial(self._laid, name, copy)
             ops = trace(self._faulty[0], operations.OPERATIONS[name].work, (run,), run)
             shutil.rmtree(run)
-            for number, variant, root in power_loss_images(initial, ops, image, distinct=step == 1):
-                if number % step:
-                    continue
+            for number, variant, root in power_loss_images(initial, ops, image, distinct=True, step=step):
                 points += 1
                 try:
                     self._ask(operations.check, root, name, "lost", "", states)
