@@ -7,6 +7,9 @@ PEERS := .venv-bench
 WITH_PEERS := '.[bench,parquet]'
 PYTHON ?= python3
 
+# Where this is set, every process of the tests would compile torch, and all else, again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint bench bench-peers clean
 
 demo: $(READY)
