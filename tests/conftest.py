@@ -13,6 +13,7 @@ from hypothesis import settings
 from retrieval import pixels
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.gallery import Gallery
+from training import card
 from training.export import export
 from training.faces import draw_faces
 from training.model import Network
@@ -78,6 +79,7 @@ def bundle(network: Network, faces: Path, tmp_path_factory: pytest.TempPathFacto
         split={"train": [], "validation": []},
         figures={"validation_accuracy": 0.5},
         sample=sample,
+        describe=card.describe,
     )
 
 

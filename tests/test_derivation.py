@@ -17,7 +17,7 @@ from retrieval.errors import BundleError, DataError, InputError
 from retrieval.gallery import Gallery
 from retrieval.ingestion import ingest
 from tests.test_cli import Faceprint, faceprint  # noqa: F401 (a fixture)
-from training import data
+from training import card, data
 from training.derivation import derive
 from training.evaluate import evaluate
 from training.export import export
@@ -56,6 +56,7 @@ def model(
             "seconds": 60.0,
         },
         sample=np.zeros((2, 32, 32, 3), np.uint8),
+        describe=card.describe,
     )
 
 

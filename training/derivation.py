@@ -18,7 +18,7 @@ from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import BundleError, DataError, InputError, StorageError, UnreadableImage
 from retrieval.files import temporary_folder, why
 from retrieval.rates import Rate, wilson
-from training import metrics, projection
+from training import card, metrics, projection
 from training.data import Photographs, Sample, Split
 from training.export import export
 from training.fit import outputs
@@ -262,6 +262,7 @@ def _written(
                 split=model.split,
                 figures=_figures(model, split, before, after),
                 sample=_sample(model, split),
+                describe=card.describe,
             )
             return made.save(out)
     except OSError as error:

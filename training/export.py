@@ -4,7 +4,7 @@ import contextlib
 import io
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import retrieval
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import RunError
-from training import card
 from training.model import Network
 
 # The largest relative difference between the network's embeddings and its graph's.
@@ -48,6 +47,7 @@ def export(
     split: Mapping[str, Any],
     figures: Mapping[str, Any],
     sample: NDArray[np.uint8],
+    describe: Callable[[ModelBundle], str] | None = None,
 ) -> ModelBundle:
     """Writes a network as a bundle.
 
@@ -58,6 +58,7 @@ def export(
         preprocessing: how photos become pixels.
         recipe, split, figures: written into the card.
         sample: uint8 (n, size, size, 3), real photos that the graph is tried on.
+        describe: gives the text of the model card; without it there is none.
 
     Raises:
         RunError: the graph's embeddings differ from the network's by more than TOLERANCE.
@@ -80,7 +81,7 @@ def export(
         figures=figures,
         versions=versions(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        describe=card.describe,
+        describe=describe,
     )
 
 

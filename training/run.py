@@ -14,7 +14,7 @@ import torch
 from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.files import make_output_folder, why
-from training import data, projection
+from training import card, data, projection
 from training.evaluate import Evaluation, evaluate
 from training.export import export
 from training.fit import Epoch, History, Step, fit, pick_device, pick_precision
@@ -162,6 +162,7 @@ def train(
         split=_split_card(split, folder, options),
         figures={name: value for name, value in figures.items() if name != "epochs"},
         sample=_sample(split, options.preprocessing),
+        describe=card.describe,
     )
     checkpoint.unlink(missing_ok=True)
     return TrainingResult(bundle, split, history, evaluation)
