@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from retrieval.info import GalleryInfo
     from retrieval.ingestion import IngestReport, ingest, ingest_photos
     from retrieval.metadata import Annotated
-    from retrieval.missing import Kept, Missing, Renamed
+    from retrieval.missing import Kept, Missing, Renamed, Unseen
     from retrieval.moves import Relabelled
     from retrieval.photos import Photo
     from retrieval.reembedding import Drift, Reembedded
@@ -91,6 +91,7 @@ __all__ = [
     "StrangerReport",
     "Trouble",
     "UnreadableImage",
+    "Unseen",
     "Verification",
     "Where",
     "audit",
@@ -153,6 +154,7 @@ _HOMES = {
     "StrangerReport": "strangers",
     "Trouble": "verification",
     "UnreadableImage": "errors",
+    "Unseen": "missing",
     "Verification": "verification",
     "Where": "where",
     "audit": "auditing",

@@ -368,8 +368,11 @@ def ingest(
             _print_relabelled(opened.relabel(found, dry_run=dry_run), dry_run=dry_run, log_json=log_json)
         if sync:
             act = opened.missing_files if dry_run else opened.remove_missing
-            found = _until_stopped(photos.scan(sources, identity_from=identity_from, exclude=exclude or []))
-            missing = act(sources, photos=found, gone=gone or ())
+            passed_over = PassedOver()
+            scanned = photos.scan(
+                sources, identity_from=identity_from, exclude=exclude or [], passed_over=passed_over
+            )
+            missing = act(sources, photos=_until_stopped(scanned), passed_over=passed_over, gone=gone or ())
             _print_missing(missing, "would go" if dry_run else "went", log_json=log_json)
 
     if dry_run:
@@ -763,6 +766,8 @@ def _print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
             moved=[_shown_face(face) for face in missing.moved],
             renamed=[dataclasses.asdict(one) for one in missing.renamed],
             kept=[_shown_kept(one) for one in missing.kept],
+            held=[_shown_face(face) for face in missing.held],
+            unseen={one.path: one.why for one in missing.unseen},
         )
         return
     console = terminal.console()
@@ -778,6 +783,30 @@ def _print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
         f"{terminal.counted(len(missing.faces), 'face')} {verb} with them"
         + (f", {len(missing.moved):,} {would}found at another path" if missing.moved else "")
         + (f", {len(missing.kept):,} {would}kept" if missing.kept else "")
+    )
+    _print_held(missing, would)
+
+
+def _print_held(missing: "Missing", would: str) -> None:
+    if not missing.held:
+        return
+    console = terminal.console()
+    for face in missing.held:
+        shown = f"  {would}held back: face {face.id}, {face.identity or '-'}, {terminal.near(face.path)}"
+        console.print(terminal.text(shown))
+    places = [f"{terminal.near(one.path)} ({one.why})" for one in missing.unseen[:_MAX_UNSEEN_SHOWN]]
+    more = len(missing.unseen) - len(places)
+    said = "; ".join([*places, *([f"and {more:,} more"] if more else [])])
+    advice = []
+    if any(one.rule is None for one in missing.unseen):
+        advice.append("make that readable, or leave it out with --exclude, and run this again")
+    if any(one.rule is not None for one in missing.unseen):
+        advice.append("run this without that rule, or name what is gone for good with --gone")
+    console.print(
+        terminal.text(
+            f"{terminal.counted(len(missing.held), 'face')} {would}held back, because the photos may be where "
+            f"nothing could be looked at: {said}; {'; '.join(advice)}; or remove them with `faceprint forget`"
+        )
     )
 
 
@@ -843,6 +872,9 @@ def _shown_face(face: "Face") -> dict[str, Any]:
 def _shown_kept(one: "Kept") -> dict[str, Any]:
     return {**_shown_face(one.face), "found": dict(zip(one.paths, one.identities, strict=True))}
 
+
+# Places that a sentence names.
+_MAX_UNSEEN_SHOWN = 3
 
 _LINE = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
 

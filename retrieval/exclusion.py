@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from retrieval.errors import DataError, InputError
 from retrieval.files import why
-from retrieval.places import composed, is_utf8
+from retrieval.places import composed, is_below, is_utf8
 
 # A file of patterns in the folder that is a source.
 IGNORE_FILE: Final = ".faceprintignore"
@@ -237,9 +237,29 @@ class Passed:
 
 @dataclass(slots=True)
 class PassedOver:
-    """A count of what a walk passed over, by rule. Nothing of it was opened, and nothing of it is *found*."""
+    """A count of what a walk passed over, by rule. Nothing of it was opened, and nothing of it is *found*.
+
+    Attributes:
+        by_rule: the counts.
+        walked: the folders and archives that were walked, and what was passed over in each.
+        ours: folders that were passed over as models, galleries or backups, by a file that these have.
+    """
 
     by_rule: dict[str, Passed] = field(default_factory=dict)
+    walked: dict[str, Exclusion] = field(default_factory=dict, compare=False)
+    ours: list[str] = field(default_factory=list, compare=False)
+
+    def rule_of(self, path: str) -> str | None:
+        """The rule that passes over a path, itself or a folder above it; None where a walk would take it.
+
+        Also None for a path below nothing that was walked.
+        """
+        rules = [
+            exclusion.rule_of_member(path[len(root.rstrip(os.sep)) + 1 :])
+            for root, exclusion in self.walked.items()
+            if path != root and is_below(path, [root])
+        ]
+        return rules[0] if rules and None not in rules else None
 
     def __bool__(self) -> bool:
         return bool(self.by_rule)

@@ -36,6 +36,7 @@ def walk(
     *,
     exclusion: Exclusion = Exclusion(),
     passed_over: PassedOver | None = None,
+    ours_too: bool = False,
 ) -> Iterator[File]:
     """Every file below a folder, folder by folder, names in code point order.
 
@@ -48,8 +49,9 @@ def walk(
         root: the folder itself is walked whatever its name is.
         exclusion: what is passed over; `Exclusion.with_file_of` adds the folder's own patterns.
         passed_over: what was is added to it; counting the files in folders that are takes listing these.
+        ours_too: whether the folders of models, galleries and backups are walked like others.
     """
-    seen = _Walk(exclusion, passed_over)
+    seen = _Walk(exclusion, passed_over, ours_too)
     # By a stack of our own: folders may lie deeper than calls may.
     waiting: list[Iterator[_Found]] = [iter([_Found(Path(os.path.abspath(root)), None, folder=True)])]
     while waiting:
@@ -97,6 +99,7 @@ class _Walk:
 
     exclusion: Exclusion
     passed_over: PassedOver | None
+    ours_too: bool
 
     def takes(self, entry: os.DirEntry[str], names: tuple[str, ...]) -> bool:
         """Whether an entry of a folder is not passed over."""
@@ -112,6 +115,11 @@ class _Walk:
         elif self.passed_over is not None:
             self.passed_over.add_file(rule)
 
+    def count_ours(self, path: str) -> None:
+        self.count(_OURS_RULE, path, folder=True)
+        if self.passed_over is not None:
+            self.passed_over.ours.append(path)
+
 
 def _inside(folder: _Found, walk: _Walk) -> Iterator[_Found] | None:
     """What a folder holds, files and folders in one order; None for a folder that is among those above it."""
@@ -121,8 +129,8 @@ def _inside(folder: _Found, walk: _Walk) -> Iterator[_Found] | None:
         return None
     with os.scandir(folder.path) as listed:
         entries = sorted(listed, key=lambda entry: entry.name)
-    if any(entry.name in _OURS for entry in entries):
-        walk.count(_OURS_RULE, os.fspath(folder.path), folder=True)
+    if not walk.ours_too and any(entry.name in _OURS for entry in entries):
+        walk.count_ours(os.fspath(folder.path))
         return iter(())
     below = ((entry, (*folder.names, entry.name)) for entry in entries)
     return (

@@ -37,6 +37,7 @@ from retrieval.decoding import Decode, decode_here
 from retrieval.embedder import Embedder
 from retrieval.errors import GalleryError, ModelMismatch, StorageError
 from retrieval.exchange import Export, Imported
+from retrieval.exclusion import PassedOver
 from retrieval.files import is_free, whole_folder, why
 from retrieval.info import GalleryInfo, gallery_info
 from retrieval.knn import Explanation
@@ -860,18 +861,20 @@ class Gallery:
         sources: Iterable[str | os.PathLike[str]],
         *,
         photos: Iterable[Photo] | None = None,
+        passed_over: PassedOver | None = None,
         gone: Iterable[str | os.PathLike[str]] = (),
     ) -> Missing:
         """What `remove_missing` would do; changes nothing."""
-        sources = list(sources)
-        photos = scan(sources) if photos is None else photos
-        return moves.find_missing(self.vault, sources, photos, gone=gone)
+        sources, passed_over = list(sources), PassedOver() if passed_over is None else passed_over
+        photos = scan(sources, passed_over=passed_over) if photos is None else photos
+        return moves.find_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
 
     def remove_missing(
         self,
         sources: Iterable[str | os.PathLike[str]],
         *,
         photos: Iterable[Photo] | None = None,
+        passed_over: PassedOver | None = None,
         gone: Iterable[str | os.PathLike[str]] = (),
     ) -> Missing:
         """Follows photos that have moved, and removes faces whose files are gone, in one transaction.
@@ -883,11 +886,15 @@ class Gallery:
         - follows them under another name where all faces of its person do, under the same one: the person is
           renamed, or becomes one with whoever keeps that name. Metadata stay;
         - stays as it is where a source has its bytes otherwise (`Missing.kept`);
+        - stays as it is where no source has them as far as it could be looked at, but not all of them could,
+          or its path is one that the scan passes over (`Missing.held`);
         - is removed where no source has them.
 
         Args:
             sources: folders, files and archives on this machine; only paths below them can be gone.
             photos: what the sources have, as `photos.scan` gives it; None scans them.
+            passed_over: what the scan that gives `photos` adds to. Without it, nothing is known of folders
+                that were passed over.
             gone: folders or archives that may have disappeared as a whole, beside the sources.
 
         Returns:
@@ -900,9 +907,9 @@ class Gallery:
                 large together.
             StorageError, GalleryBusy: nothing was changed.
         """
-        sources = list(sources)
-        photos = scan(sources) if photos is None else photos
-        return moves.remove_missing(self.vault, sources, photos, gone=gone)
+        sources, passed_over = list(sources), PassedOver() if passed_over is None else passed_over
+        photos = scan(sources, passed_over=passed_over) if photos is None else photos
+        return moves.remove_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
 
     def relabel(self, photos: Iterable[Photo], *, dry_run: bool = False) -> Relabelled:
         """Lets stored photos have the identities that are said now, in one transaction.

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from retrieval.errors import InputError
+from retrieval.exclusion import PassedOver
 from retrieval.photos import check_comparable, scan
 from retrieval.places import absolute
 from retrieval.store import Face
@@ -42,6 +43,21 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """A place that could not be looked at, so that bytes which were seen nowhere may be there.
+
+    Attributes:
+        path: of a file, a folder or an archive.
+        why: in words.
+        rule: that passes over it; None for one that cannot be read.
+    """
+
+    path: str
+    why: str
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Missing:
     """Known paths whose files are gone, and what becomes of their faces.
 
@@ -51,6 +67,8 @@ class Missing:
         moved: the faces that follow their bytes, as they were.
         renamed: the people all of whose photos were found under another name.
         kept: the faces that stay as they are, because somebody has to decide.
+        held: the faces that would go, but stay, because their bytes may be where nobody could look.
+        unseen: these places; empty where no face is held back.
     """
 
     paths: tuple[str, ...]
@@ -58,6 +76,8 @@ class Missing:
     moved: tuple[Face, ...] = ()
     renamed: tuple[Renamed, ...] = ()
     kept: tuple[Kept, ...] = ()
+    held: tuple[Face, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
 
 
 def roots(
@@ -72,9 +92,11 @@ def roots(
     sources, gone = list(sources), list(gone)
     check_comparable([*sources, *gone])
     for root in map(absolute, sources):
-        if next(scan([root]), None) is None:
+        passed_over = PassedOver()
+        if next(scan([root], passed_over=passed_over), None) is None:
             raise InputError(
-                f"There is not one photo in {root}, so nothing is taken for gone; is it mounted? "
+                f"There is not one photo in {root}{passed_over.aside()}, so nothing is taken for gone; is it "
+                "mounted? "
                 "To remove people, use `faceprint forget`; to drop what was below a folder that is gone for "
                 "good, name another source, and this one with `--gone`."
             )

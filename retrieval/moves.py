@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from retrieval import identities, missing
-from retrieval.missing import Kept, Missing, Renamed
+from retrieval.exclusion import PassedOver
+from retrieval.missing import Kept, Missing, Renamed, Unseen
 from retrieval.photos import Photo
+from retrieval.places import absolute
 from retrieval.store import Face, Reader
 from retrieval.survey import Survey, moved_files, other_names
 from retrieval.vault import Vault
@@ -45,6 +47,7 @@ class _Plan:
         drop: paths that no longer lead to their faces.
         moved, gone: faces that follow their bytes, and those that go.
         kept: faces about which the sources contradict the gallery.
+        held: faces that would go if all of the sources could have been looked at.
     """
 
     people: dict[str, str] = field(default_factory=dict)
@@ -54,6 +57,7 @@ class _Plan:
     moved: list[Face] = field(default_factory=list)
     gone: list[Face] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    held: list[Face] = field(default_factory=list)
 
 
 def find_missing(
@@ -61,10 +65,11 @@ def find_missing(
     sources: Iterable[str | os.PathLike[str]],
     offered: Iterable[Photo],
     *,
+    passed_over: PassedOver | None = None,
     gone: Iterable[str | os.PathLike[str]] = (),
 ) -> Missing:
     """What `remove_missing` would do; see `Gallery.missing_files`."""
-    survey = moved_files(vault.store, missing.roots(sources, gone), offered)
+    survey = _surveyed(vault, sources, offered, passed_over, gone)
     with vault.store.read() as reader:
         plan = _of_moved_files(reader, survey)
         return _missing(plan, survey, identities.planned(reader, plan.people))
@@ -75,10 +80,11 @@ def remove_missing(
     sources: Iterable[str | os.PathLike[str]],
     offered: Iterable[Photo],
     *,
+    passed_over: PassedOver | None = None,
     gone: Iterable[str | os.PathLike[str]] = (),
 ) -> Missing:
     """Follows what has moved and removes what is gone; see `Gallery.remove_missing`."""
-    survey = moved_files(vault.store, missing.roots(sources, gone), offered)
+    survey = _surveyed(vault, sources, offered, passed_over, gone)
     with vault.writing() as writer:
         plan = _of_moved_files(writer, survey)
         if not (plan.drop or plan.give or plan.people):
@@ -93,6 +99,19 @@ def remove_missing(
         counts = {"moved": len(plan.moved), "renamed": len(renamed), "kept": len(plan.kept)}
         vault.log(writer, "sync", faces=len(plan.gone), files=len(done.paths), **counts)
     return done
+
+
+def _surveyed(
+    vault: Vault,
+    sources: Iterable[str | os.PathLike[str]],
+    offered: Iterable[Photo],
+    passed_over: PassedOver | None,
+    gone: Iterable[str | os.PathLike[str]],
+) -> Survey:
+    gone = list(gone)
+    roots = missing.roots(sources, gone)
+    absent = [absolute(folder) for folder in gone]
+    return moved_files(vault.store, roots, offered, passed_over=passed_over, gone=absent)
 
 
 def find_relabelled(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
@@ -125,7 +144,19 @@ def _missing(plan: _Plan, survey: Survey, renamed: Collection[Renamed]) -> Missi
         moved=tuple(plan.moved),
         renamed=tuple(renamed),
         kept=tuple(plan.kept),
+        held=tuple(plan.held),
+        unseen=_unseen(plan.held, survey),
     )
+
+
+def _unseen(held: Collection[Face], survey: Survey) -> tuple[Unseen, ...]:
+    """Where the bytes of faces that are held back may be."""
+    if not held:
+        return ()
+    unseen = [Unseen(path, why) for path, why in survey.unseen.items()]
+    rules = [(path, survey.passed_over.get(path)) for face in held for path in face.paths]
+    passed = [Unseen(path, f"passed over by {rule}", rule) for path, rule in rules if rule is not None]
+    return tuple(sorted([*unseen, *passed], key=lambda one: one.path))
 
 
 def _relabelled(
@@ -149,7 +180,11 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
     chosen = {number: one for number, names in said.items() if (one := _one_name(names)) is not None}
     stuck = {n for n, face in orphans.items() if n not in said and face.sha256 in survey.rejected}
     leaving = orphans.keys() - said.keys() - stuck
-    plan = _Plan(people=_whole_people(reader, orphans, chosen, leaving=leaving))
+    held = leaving if survey.unseen else {n for n in leaving if _is_passed_over(orphans[n], survey)}
+    plan = _Plan(
+        held=[orphans[number] for number in sorted(held)],
+        people=_whole_people(reader, orphans, chosen, leaving=leaving),
+    )
     # Their bytes are there, at a place that cannot be enrolled: somebody has to mend its name.
     for number in sorted(stuck):
         face = orphans[number]
@@ -162,7 +197,7 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
             plan.give |= dict.fromkeys(agreed, number)
         else:
             plan.kept.append(_kept(face, names))
-    moved, kept = {face.id for face in plan.moved}, {one.face.id for one in plan.kept}
+    moved, kept = {face.id for face in plan.moved}, {one.face.id for one in plan.kept} | held
     for path in dead:
         number, is_gone = owners[path], path not in survey.seen
         # Of a face that stays as it is, paths stay too, but for those that have other bytes by now.
@@ -171,6 +206,11 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
     left = (face for number, face in faces.items() if number not in moved | kept)
     plan.gone += [face for face in left if face.paths and plan.drop.issuperset(face.paths)]
     return plan
+
+
+def _is_passed_over(face: Face, survey: Survey) -> bool:
+    """Whether a path of a face that is gone lies where nobody looked."""
+    return not survey.passed_over.keys().isdisjoint(face.paths)
 
 
 def _of_other_names(reader: Reader, survey: Survey) -> tuple[_Plan, dict[int, tuple[Face, str]]]:

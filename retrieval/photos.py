@@ -94,6 +94,12 @@ class _How:
     exclusion: Exclusion
     passed_over: PassedOver | None
 
+    def walked(self, path: str) -> "_How":
+        """The same, once it is noted what is passed over in a source."""
+        if self.passed_over is not None:
+            self.passed_over.walked[path] = self.exclusion
+        return self
+
 
 def scan(
     sources: Iterable[str | os.PathLike[str]],
@@ -320,13 +326,14 @@ def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path}; check the path.")
     if os.path.isdir(path):
-        return partial(_folder, path, how.naming, how.exclusion.with_file_of(path), how.passed_over)
+        how = replace(how, exclusion=how.exclusion.with_file_of(path))
+        return partial(_folder, path, how.walked(path))
     if _is_list(path):
         listing.check(Path(path), column)
         whose = _whose_below(os.path.dirname(path), naming or _PARENT)
         return partial(_list, path, whose, column)
     if (kind and os.path.isfile(path)) or (kind == "tar" and Path(path).is_fifo()):
-        return partial(_archive, path, partial(archives.on_disk, path), how)
+        return partial(_archive, path, partial(archives.on_disk, path), how.walked(path))
     return _one(path, naming)
 
 
@@ -367,11 +374,9 @@ def _one(path: str, naming: Naming | None) -> _Photos:
     return lambda: iter([_file(path, identity)])
 
 
-def _folder(
-    path: str, naming: Naming | None, exclusion: Exclusion, passed_over: PassedOver | None
-) -> Iterator[Photo]:
-    whose = naming and _whose_below(path, naming)
-    for file in folders.walk(path, exclusion=exclusion, passed_over=passed_over):
+def _folder(path: str, how: _How) -> Iterator[Photo]:
+    whose = how.naming and _whose_below(path, how.naming)
+    for file in folders.walk(path, exclusion=how.exclusion, passed_over=how.passed_over):
         place = os.fspath(file.path)
         yield Photo(place, whose(place) if whose else file.identity, file.problem)
 

@@ -8,8 +8,10 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from retrieval import archives, photos
-from retrieval.errors import UnreadableImage
+from retrieval.errors import Reason, UnreadableImage
+from retrieval.exclusion import PassedOver
 from retrieval.files import Stamp
+from retrieval.folders import walk
 from retrieval.photos import Photo
 from retrieval.pixels import content_sha256
 from retrieval.places import is_below, is_utf8_name, readable
@@ -39,13 +41,28 @@ class Survey:
         seen: what was read, by path: files at known paths that changed, and stored bytes at other paths.
         agreed: faces that a source offers under the name that they have.
         rejected: where bytes that were looked for lie, by SHA-256, of photos that cannot be enrolled there (a
-            name that is not UTF-8, a name of a person that cannot be stored).
+            name that is not UTF-8, a name of a person that cannot be stored, a folder that is taken for a
+            model, a gallery or a backup).
+        unseen: places that could not be looked at, and why; any bytes that were not seen may be there.
+        passed_over: known paths of which the sources say nothing, by the rule that passes over each.
     """
 
     gone: frozenset[str] = frozenset()
     seen: Mapping[str, Seen] = field(default_factory=dict)
     agreed: frozenset[int] = frozenset()
     rejected: Mapping[str, str] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+
+
+# What a photo is rejected for whose bytes nobody could look at, so that they may be any.
+_UNSEEN: Final = frozenset(
+    {
+        *(reason for reason in Reason if reason.may_pass_when_retried),
+        Reason.DAMAGED,  # an archive
+        Reason.UNSUPPORTED_FORMAT,  # a member of one that is encrypted
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -54,45 +71,93 @@ class _Lost:
 
     Attributes:
         gone, changed: known paths below the roots.
+        barred: those that cannot be looked at; their faces are not lost.
         faces: SHA-256 of each face by its id.
         sizes: of their files in bytes; None where one of them is not known, so any file may be theirs.
     """
 
     gone: frozenset[str]
     changed: frozenset[str]
+    barred: frozenset[str]
     faces: Mapping[int, str]
     sizes: frozenset[int] | None
 
 
-def moved_files(store: Store, roots: Sequence[str], offered: Iterable[Photo]) -> Survey:
+@dataclass(frozen=True)
+class _Found:
+    """What a survey comes upon, as in `Survey`."""
+
+    seen: dict[str, Seen] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+    unseen: dict[str, str] = field(default_factory=dict)
+
+    def read(self, photo: Photo) -> Seen | None:
+        """What lies at a photo's path; None for one that cannot be read, which is noted if it may be any."""
+        try:
+            return _read(photo)
+        except UnreadableImage as error:
+            if error.reason in _UNSEEN:
+                self.unseen[readable(photo.path or "")] = error.detail
+            return None
+
+    def reject(self, photo: Photo, lost: _Lost) -> None:
+        """Notes where a photo's bytes are, which cannot be enrolled there."""
+        path = photo.path or ""
+        if photo.problem in _UNSEEN:
+            self.unseen[readable(path)] = photo.why or str(photo.problem)
+        elif _may_be(photo, lost) and (found := self.read(photo)) is not None:
+            self.rejected.setdefault(found.sha256, readable(path))
+
+
+def moved_files(
+    store: Store,
+    roots: Sequence[str],
+    offered: Iterable[Photo],
+    *,
+    passed_over: PassedOver | None = None,
+    gone: Sequence[str] = (),
+) -> Survey:
     """Looks for the bytes of faces whose every known file is gone or has changed.
 
     Files are read only if they may hold such bytes: by their size, and where a known file has another stamp.
-    Members of archives are looked for by their names; one that is there counts as unchanged.
+    Members of archives are looked for by their names; one that is there counts as unchanged. Folders that the
+    scan took for models, galleries or backups are looked through as well: a stray file may hide photos.
 
     Args:
         store: the gallery's tables.
         roots: absolute paths; only known paths below them can be gone.
         offered: the photos of the sources; not read where nothing is lost.
+        passed_over: what the scan that gives `offered` adds to.
+        gone: those of the roots that are said to be gone; no rule passes over what is below them.
     """
     lost = _lost_faces(store, roots)
     if not lost.faces:
         return Survey(lost.gone)
     digests = set(lost.faces.values())
-    seen: dict[str, Seen] = {}
-    rejected: dict[str, str] = {}
-    for photo, known in _with_known(store, _usable(offered, lost, rejected)):
+    found = _Found()
+    for photo, known in _with_known(store, _usable(offered, lost, found)):
         path = photo.path
         assert path is not None  # `_with_known` gives no others
         changed = path in lost.changed
-        if known is not None and not changed:
+        # One that is listed and yet gone is a link that leads nowhere, perhaps to a disk that is not mounted.
+        if known is not None and not changed and not (path in lost.gone or path in lost.barred):
             continue
         if not (changed and known is not None and known.face_id in lost.faces) and not _may_be(photo, lost):
             continue
-        found = _read(photo)
-        if found is not None and (changed or found.sha256 in digests):
-            seen[path] = found
-    return Survey(lost.gone - seen.keys(), seen, rejected=rejected)
+        one = found.read(photo)
+        if one is not None and (changed or one.sha256 in digests):
+            found.seen[path] = one
+    passed_over = PassedOver() if passed_over is None else passed_over
+    for photo in _hidden(passed_over.ours):
+        found.reject(photo, lost)
+    rules = {path: passed_over.rule_of(path) for path in lost.gone if not is_below(path, gone)}
+    return Survey(
+        lost.gone - found.seen.keys(),
+        found.seen,
+        rejected=found.rejected,
+        unseen=found.unseen,
+        passed_over={path: rule for path, rule in rules.items() if rule is not None},
+    )
 
 
 def other_names(store: Store, offered: Iterable[Photo]) -> Survey:
@@ -121,18 +186,15 @@ def other_names(store: Store, offered: Iterable[Photo]) -> Survey:
 
 
 def _lost_faces(store: Store, roots: Sequence[str]) -> _Lost:
-    gone: set[str] = set()
-    changed: set[str] = set()
+    paths: dict[str, set[str]] = {"gone": set(), "changed": set(), "barred": set()}
     faces: set[int] = set()
     alive: set[int] = set()
     with archives.Shelf() as shelf, store.read() as reader:
         for path, number, stamp in reader.all_files():
             state = _state(path, stamp, shelf) if is_below(path, roots) else "same"
-            if state == "same":
-                alive.add(number)
-            else:
-                (gone if state == "gone" else changed).add(path)
-                faces.add(number)
+            if state != "same":
+                paths[state].add(path)
+            (alive if state in ("same", "barred") else faces).add(number)
         found = reader.faces(faces - alive)
         sizes: dict[int, int | None] = dict.fromkeys(found)
         known = reader.known_files(path for face in found.values() for path in face.paths)
@@ -141,11 +203,12 @@ def _lost_faces(store: Store, roots: Sequence[str]) -> _Lost:
                 sizes[file.face_id] = file.stamp.size
     every = frozenset(size for size in sizes.values() if size is not None)
     digests = {number: face.sha256 for number, face in found.items()}
-    return _Lost(frozenset(gone), frozenset(changed), digests, None if None in sizes.values() else every)
+    gone, changed, barred = map(frozenset, paths.values())
+    return _Lost(gone, changed, barred, digests, None if None in sizes.values() else every)
 
 
 def _state(path: str, stamp: Stamp | None, shelf: archives.Shelf) -> str:
-    """Whether a known file is "gone", the "same", or "changed", as far as can be told without reading it."""
+    """Whether a known file is "gone", the "same", "changed" or "barred", as far as can be told unread."""
     if not is_utf8_name(path):
         return "same"  # the locale would look for another name
     try:
@@ -156,7 +219,7 @@ def _state(path: str, stamp: Stamp | None, shelf: archives.Shelf) -> str:
     except FileNotFoundError:
         return "gone"
     except OSError:
-        return "same"  # nothing shows that it is gone
+        return "barred"  # nothing shows that it is gone
     return "same" if _is_unchanged(status, stamp) else "changed"
 
 
@@ -168,13 +231,20 @@ def _is_usable(photo: Photo) -> bool:
     return photo.problem is None and photo.path is not None and is_utf8_name(photo.path)
 
 
-def _usable(offered: Iterable[Photo], lost: _Lost, rejected: dict[str, str]) -> Iterator[Photo]:
-    """Photos that may be enrolled; of the others, the bytes that are looked for are added to `rejected`."""
+def _usable(offered: Iterable[Photo], lost: _Lost, found: _Found) -> Iterator[Photo]:
+    """Photos that may be enrolled; of the others, it is noted where the bytes that are looked for lie."""
     for photo in offered:
         if _is_usable(photo):
             yield photo
-        elif photo.path is not None and _may_be(photo, lost) and (found := _read(photo)) is not None:
-            rejected.setdefault(found.sha256, readable(photo.path))
+        elif photo.path is not None:
+            found.reject(photo, lost)
+
+
+def _hidden(ours: Iterable[str]) -> Iterator[Photo]:
+    """The files in folders that were taken for models, galleries or backups."""
+    for folder in ours:
+        for file in walk(folder, ours_too=True):
+            yield Photo(os.fspath(file.path), None, file.problem)
 
 
 def _with_known(store: Store, offered: Iterable[Photo]) -> Iterator[tuple[Photo, KnownFile | None]]:
@@ -193,15 +263,15 @@ def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
 
 
 def _may_be(photo: Photo, lost: _Lost) -> bool:
-    """Whether a photo has as many bytes as one that is looked for."""
+    """Whether a photo has as many bytes as one that is looked for, or nobody can tell how many it has."""
     if lost.sizes is None:
         return True
     if isinstance(photo.content, bytes):
         return len(photo.content) in lost.sizes
     try:
         return os.stat(photo.path or "").st_size in lost.sizes
-    except OSError:
-        return False
+    except (OSError, ValueError):
+        return True  # whoever reads it says why
 
 
 def _known_or_read(photo: Photo, known: KnownFile | None) -> Seen | None:
@@ -212,14 +282,19 @@ def _known_or_read(photo: Photo, known: KnownFile | None) -> Seen | None:
                 return None
         except OSError:
             return None
-    return _read(photo)
-
-
-def _read(photo: Photo) -> Seen | None:
     try:
-        if isinstance(photo.content, bytes):
-            return Seen(content_sha256(photo.content), photo.identity)
-        content, stamp = photos.read_stamped(photo.path or "")
-        return Seen(content_sha256(content), photo.identity, stamp)
+        return _read(photo)
     except UnreadableImage:
         return None  # whoever enrolls it says why
+
+
+def _read(photo: Photo) -> Seen:
+    """What lies at a photo's path.
+
+    Raises:
+        UnreadableImage: it cannot be read.
+    """
+    if isinstance(photo.content, bytes):
+        return Seen(content_sha256(photo.content), photo.identity)
+    content, stamp = photos.read_stamped(photo.path or "")
+    return Seen(content_sha256(content), photo.identity, stamp)
