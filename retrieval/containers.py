@@ -20,8 +20,8 @@ MAX_PARTS: Final = 50_000
 MAX_PROFILE: Final = 4 * 2**20
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-# Ancillary chunks that decide pixels.
-_PNG_DECIDING: Final = (b"tRNS",)
+# Bytes of transparency, by the colour type of the picture; it has none where the alpha is a channel.
+_PNG_TRANSPARENCY: Final = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}
 _PNG_TEXT: Final = (b"tEXt", b"zTXt", b"iTXt")
 _XMP_KEYWORD: Final = b"XML:com.adobe.xmp"
 _EXIF_KEYWORD: Final = b"Raw profile type exif"
@@ -133,8 +133,10 @@ class _JpegMetadata:
             self.xmp = body[len(_XMP) :]
         elif marker == 0xE2 and body.startswith(_ICC) and len(body) >= 14:
             self.icc.append(body)
-        # Adobe's segment says what the colours are.
-        return (marker != 0xEE and 0xE1 <= marker <= 0xEF) or marker == 0xFE
+        if marker == 0xEE:
+            # Adobe's segment says what the colours are; libjpeg passes over one that is cut.
+            return not body.startswith(b"Adobe") or len(body) < 12
+        return 0xE1 <= marker <= 0xEF or marker == 0xFE
 
     def profile(self) -> bytes | None:
         parts = sorted(self.icc)
@@ -288,7 +290,7 @@ def _png(data: bytes) -> Container | None:
     kept, metadata, left_out, done = [data[: len(_PNG_SIGNATURE)]], _PngMetadata(), 0, len(_PNG_SIGNATURE)
     for name, start, end in _chunks(data):
         # The fifth bit of the name says that a picture can be shown without the chunk.
-        if name[0] & 0x20 and name not in _PNG_DECIDING:
+        if name[0] & 0x20 and not _decides(name, end - start - 12, colour):
             metadata.take(name, data, start, end)
             left_out += end - start
         else:
@@ -304,6 +306,11 @@ def _png(data: bytes) -> Container | None:
         profile=metadata.profile,
         pixel_bytes=4 if colour in (2, 4, 6) else 2 if depth == 16 else 1,
     )
+
+
+def _decides(name: bytes, length: int, colour: int) -> bool:
+    """Whether an ancillary chunk decides pixels; libpng passes over a transparency of any other length."""
+    return name == b"tRNS" and length in _PNG_TRANSPARENCY.get(colour, ())
 
 
 @dataclass(slots=True)

@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -395,6 +397,63 @@ def test_broken_exif_beside_a_good_picture_does_no_harm(exif: bytes, file_format
     image = Image.fromarray(smooth(16, 16))
     expected = pixels.read(encoded(image, file_format), size=16)
     assert np.array_equal(pixels.read(encoded(image, file_format, exif=exif), size=16), expected)
+
+
+def with_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
+    """A JPEG with one more segment right behind its first marker."""
+    return jpeg[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+ADOBE = b"Adobe\0\x64\0\0\0\0\1"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("length", [4, 5, 6, 7, 11, 12])
+def test_a_cut_segment_of_adobe_costs_no_jpeg_and_changes_no_pixel(mode: str, length: int) -> None:
+    """Whole it says what the colours are; of 12 bytes it is whole, and says what they are anyway."""
+    jpeg = encoded(Image.fromarray(noisy(24, 24)).convert(mode), "JPEG", quality=95)
+    body = ADOBE[:11] + b"\0" if mode == "CMYK" else ADOBE
+    bare = jpeg.replace(b"\xff\xee\0\x0e" + ADOBE[:11] + b"\0", b"")
+    assert (len(bare) < len(jpeg)) == (mode == "CMYK")
+    expected = pixels.read(jpeg, size=24)
+    assert np.array_equal(pixels.read(with_segment(bare, 0xEE, body[:length]), size=24), expected)
+
+
+def with_transparency(png: bytes, body: bytes) -> bytes:
+    """A PNG with a chunk tRNS before its data."""
+    start = png.index(b"IDAT") - 4
+    chunk = b"tRNS" + body
+    whole = struct.pack(">L", len(body)) + chunk + struct.pack(">L", zlib.crc32(chunk))
+    return png[:start] + whole + png[start:]
+
+
+@pytest.mark.parametrize(
+    ("mode", "lengths"),
+    [
+        ("RGB", [0, 2, 5, 7]), ("L", [0, 1, 3, 6]), ("1", [0, 1, 3]), ("I;16", [1, 3]), ("P", [0, 257]),
+        ("RGBA", [0, 2, 6]), ("LA", [0, 2]),
+    ],
+)  # fmt: skip
+def test_a_transparency_of_a_length_that_is_none_costs_no_png_and_changes_no_pixel(
+    mode: str, lengths: list[int]
+) -> None:
+    """As in libpng; one of the right length counts."""
+    deep = np.random.default_rng(3).integers(0, 2**16, (24, 24), dtype=np.uint16)
+    image = Image.fromarray(deep) if mode == "I;16" else Image.fromarray(noisy(24, 24)).convert(mode)
+    png = encoded(image, "PNG")
+    expected = pixels.read(png, size=24)
+    for length in lengths:
+        assert np.array_equal(pixels.read(with_transparency(png, bytes(length)), size=24), expected), length
+
+
+def test_a_transparency_of_the_right_length_lets_white_through() -> None:
+    levels = np.full((8, 8, 3), 90, np.uint8)
+    levels[:4] = (0, 7, 0)
+    png = encoded(Image.fromarray(levels), "PNG")
+    white = levels.copy()
+    white[:4] = 255
+    assert np.array_equal(pixels.read(with_transparency(png, b"\0\0\0\7\0\0"), size=8), white)
+    assert np.array_equal(pixels.read(with_transparency(png, b"\0\7"), size=8), levels)
 
 
 # Any mode becomes RGB
