@@ -122,6 +122,12 @@ _BINARY_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\0\0\0\x0cJXL \r\n\x87\n", "it is a JPEG XL picture; convert it to JPEG"),
     (b"\0\0\1\0", "it is an icon; convert it to PNG"),
     (b"\0\0\2\0\1\0", "it is a cursor; convert it to PNG"),
+    (b"DDS \x7c\0\0\0", "it is a DDS texture; convert it to PNG"),
+    # SGI: plain or packed, of 8 or 16 bits.
+    *(
+        (b"\x01\xda" + kind, "it is an SGI picture; convert it to PNG")
+        for kind in (b"\0\1\0", b"\0\2\0", b"\1\1\0", b"\1\2\0")
+    ),
     (b"IIU\0", _RAW),
     (b"IIRO", _RAW),
     (b"IIRS", _RAW),
@@ -489,6 +495,8 @@ def _what_is(data: bytes) -> tuple[Reason, str]:
     for magic, words in _BINARY_MAGIC:
         if data.startswith(magic):
             return Reason.UNSUPPORTED_FORMAT, words
+    if _is_pcx(data):
+        return Reason.UNSUPPORTED_FORMAT, "it is a PCX picture; convert it to PNG"
     head = data[:512].lstrip().lower()
     for magic, offset, reason, words in _LOOKS_LIKE:
         if head[offset:].startswith(magic):
@@ -500,6 +508,19 @@ def _what_is(data: bytes) -> tuple[Reason, str]:
         return _HEADER
     return Reason.NOT_AN_IMAGE, "its bytes are no image that we know"
 
+
+def _is_pcx(data: bytes) -> bool:
+    """Whether a file begins as PCX: four bytes of small numbers would be no proof, so its header must fit."""
+    if len(data) < _PCX_HEADER or data[0] != 10 or data[1] not in (0, 2, 3, 4, 5) or data[2] > 1:
+        return False
+    left, top, right, bottom = struct.unpack_from("<4H", data, 4)
+    planes, row = struct.unpack_from("<BH", data, 65)
+    bits = data[3]
+    fits = left <= right and top <= bottom and 8 * row >= (right - left + 1) * bits
+    return bits in (1, 2, 4, 8) and 1 <= planes <= 4 and fits
+
+
+_PCX_HEADER: Final = 128
 
 _TOO_LARGE: Final = (
     Reason.TOO_MANY_PIXELS,

@@ -104,6 +104,15 @@ AVIF = b"\0\0\0\x1cftypavif\0\0\0\0mif1miaf"
         (b"about <svg", Reason.NOT_AN_IMAGE, "its bytes are no image that we know"),
         (b"<svg/>", Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"),
         (b"<!DOCTYPE svg>\n<svg/>", Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"),
+        (b"DDS \x7c\0\0\0" + bytes(120), Reason.UNSUPPORTED_FORMAT, "it is a DDS texture; convert it to PNG"),
+        (
+            b"\x01\xda\1\1\0\3\0\x20\0\x20\0\3" + bytes(500),
+            Reason.UNSUPPORTED_FORMAT,
+            "it is an SGI picture; convert it to PNG",
+        ),
+        (b"\x01\xda\5\1\0\3" + bytes(500), Reason.NOT_AN_IMAGE, "its bytes are no image that we know"),
+        (b"\x0a\5\1\7" + bytes(124), Reason.NOT_AN_IMAGE, "its bytes are no image that we know"),
+        (b"\n\5\1\nnotes", Reason.NOT_AN_IMAGE, "its bytes are no image that we know"),
         (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", Reason.NOT_AN_IMAGE, "it is a video"),
         (AVIF, Reason.DAMAGED, "its header is damaged"),
         (b"GIF89a", Reason.DAMAGED, "its header is damaged"),
@@ -124,6 +133,15 @@ def test_bytes_that_are_no_picture_are_named_for_what_they_are(
         pixels.read(data, size=8)
     assert (caught.value.reason, caught.value.detail) == (reason, detail)
     assert str(caught.value) == f"The image cannot be read: {detail} ({reason})."
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [("PCX", "1"), ("PCX", "L"), ("PCX", "P"), ("PCX", "RGB"), ("SGI", "L"), ("SGI", "RGB"), ("DDS", "RGB")],
+)
+def test_pictures_of_formats_that_are_not_read_are_said_to_be_pictures(file_format: str, mode: str) -> None:
+    picture = Image.fromarray(noisy(9, 7)).convert(mode)
+    assert reason_of(encoded(picture, file_format)) is Reason.UNSUPPORTED_FORMAT
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP"])
