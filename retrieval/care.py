@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retrieval.doubts import Audited
     from retrieval.gallery import Gallery
     from retrieval.reembedding import Reembedded
-    from retrieval.store import Receipt
+    from retrieval.store import Face, Receipt
     from retrieval.verification import Finding, Verification
 
 app = typer.Typer()
@@ -217,7 +217,7 @@ def relocate(
 ) -> None:  # fmt: skip
     """Rewrite the beginning of known paths after a library was moved or copied to another place.
 
-    No file is read. To undo it, swap OLD and NEW.
+    No file is read. To undo it, swap OLD and NEW; but only where no path was known below NEW before.
     """
     with open_gallery(gallery, "relocate") as opened:
         done = opened.relocate(old, new, dry_run=dry_run)
@@ -405,7 +405,7 @@ def reembed(
         done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up, fetch=fetch)
     _print_reembedded(done)
     if report is not None:
-        _write_lines(report, [{**asdict(face), "detail": done.reasons[face.id]} for face in done.lost])
+        _write_lines(report, [_lost(face, done.reasons[face.id]) for face in done.lost])
     if done.interrupted:
         raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
     if done.unfetched and not no_switch:
@@ -612,6 +612,13 @@ def _read_receipt(path: Path) -> "Receipt":
 
     advice = "pass a file that `faceprint forget --receipt` wrote"
     return read_manifest(path, Receipt, error=DataError, advice=advice)
+
+
+def _lost(face: "Face", why: str) -> dict[str, Any]:
+    """A line about a face that could not be embedded again: as it is stored, and why."""
+    line = asdict(face)
+    del line["meant"]  # says something of an answer to a search, not of the face
+    return {**line, "detail": why}
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -347,5 +347,6 @@ class _Snapshot:
 
 def _meant_first(face: Face, where: Where) -> Face:
     """A face whose paths that meet a condition come first."""
-    paths = sorted(face.paths, key=lambda path: not is_below(path, where.path_prefixes))
-    return dataclasses.replace(face, paths=tuple(paths))
+    meant = [path for path in face.paths if is_below(path, where.path_prefixes)]
+    others = [path for path in face.paths if not is_below(path, where.path_prefixes)]
+    return dataclasses.replace(face, paths=(*meant, *others), meant=len(meant))

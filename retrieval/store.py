@@ -115,6 +115,7 @@ class Face:
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
         metadata: what people said about it: a JSON object, empty where nobody said anything.
+        meant: in such an answer, how many of its paths are those; 0 where none was asked for.
     """
 
     id: int
@@ -123,11 +124,15 @@ class Face:
     sha256: str
     enrolled_at: str
     metadata: Metadata = field(default_factory=dict, hash=False)
+    meant: int = field(default=0, compare=False, repr=False)
 
     @property
     def path(self) -> str | None:
-        """One of its files, to show: the first that exists where there are several (see `first_present`)."""
-        return first_present(self.paths)
+        """One of its files, to show: the first that exists where there are several (see `first_present`).
+
+        Of those that a search was for, where it was for some; so it may be one that is gone.
+        """
+        return first_present(self.paths[: self.meant] or self.paths)
 
 
 @dataclass(frozen=True, slots=True)

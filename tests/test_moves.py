@@ -455,8 +455,18 @@ def test_of_the_paths_of_a_photo_one_that_exists_is_shown(
     assert gallery.search(probe, 1, where=below).matches[0].face.path == str(tmp_path / "lib2/A/0.png")
     (person,) = gallery.search_people([probe], 1, where=below)[0].people
     assert person.matches[0].face.path == str(tmp_path / "lib2/A/0.png")
+    shutil.copytree(tmp_path / "lib2" / "A", tmp_path / "lib2" / "A" / "copies")
+    ingest(gallery, [tmp_path / "lib2"])
     shutil.rmtree(library)
     assert gallery.search(probe, 1).matches[0].face.path == str(tmp_path / "lib2/A/0.png")
+    # Of the paths that were asked for one that exists, and one that does not before any other.
+    (tmp_path / "lib2" / "A" / "0.png").unlink()
+    assert gallery.search(probe, 1, where=below).matches[0].face.path == str(tmp_path / "lib2/A/copies/0.png")
+    gone = Where(path_prefixes=(str(library),))
+    assert gallery.search(probe, 1, where=gone).matches[0].face.path == str(library / "A" / "0.png")
+    (person,) = gallery.search_people([probe], 1, where=gone)[0].people
+    assert person.matches[0].face.path == str(library / "A" / "0.png")
+    assert gallery.search(probe, 1).matches[0].face.path == str(tmp_path / "lib2/A/copies/0.png")
     shutil.rmtree(tmp_path / "lib2")
     assert gallery.search(probe, 1).matches[0].face.path == str(library / "A" / "0.png")
 
