@@ -335,7 +335,10 @@ def _next_line(lines: Any, path: Path, names: Sequence[str]) -> list[Any] | Inpu
     try:
         values = next(lines, None)
     except csv.Error as error:
-        return InputError(f"{path} is not CSV as we read it: {error}.")
+        if "field limit" in str(error):
+            most = csv.field_size_limit()
+            return InputError(f"Line {lines.line_num:,} of {path} has a value of more than {most:,} letters.")
+        return InputError(f"Line {lines.line_num:,} of {path} is not CSV as we read it: {error}.")
     if not values:
         return values
     if len(values) != len(names):

@@ -196,7 +196,7 @@ def _row(
         identity = "" if is_nothing(identity) else str(identity)
     if not (isinstance(identity, str) and is_utf8(identity)):
         return Row(place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that is not a text in UTF-8")
-    if unfit := people.problem(identity):
+    if identity and (unfit := people.problem(identity)):
         return Row(
             place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that cannot be stored: {unfit}"
         )

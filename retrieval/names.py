@@ -24,6 +24,8 @@ def problem(name: str) -> str | None:
         return f"it has more than {MAX_BYTES:,} bytes"
     if any(unicodedata.category(letter) == "Cc" for letter in name):
         return "it has a control character, such as a line break or a zero"
+    if not folded(name):
+        return "it has nothing but spaces" if name else "it is empty"
     return None
 
 
@@ -31,7 +33,7 @@ def check(name: str) -> None:
     """Checks that a name can be stored.
 
     Raises:
-        InputError: it is too long, not valid Unicode, or has a control character in it.
+        InputError: it is too long, empty, not valid Unicode, or has only spaces or a control character in it.
     """
     found = problem(name)
     if found is not None:

@@ -29,7 +29,7 @@ _PROBLEMS: Final = {
     Reason.IO_ERROR: "the folder cannot be listed",
     Reason.LINK_LOOP: "it links back to a folder above it",
     Reason.BAD_IDENTITY: "the name of its person has a control character, "
-    f"or more than {names.MAX_BYTES:,} bytes",
+    f"more than {names.MAX_BYTES:,} bytes, or nothing but spaces",
 }
 
 

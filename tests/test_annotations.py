@@ -222,7 +222,7 @@ def test_a_long_table_comes_in_batches_and_every_row_once(tmp_path: Path) -> Non
         (["path,a", "/a,1", ",2"], "Row 2 of {} has no path."),
         (["identity,a", ",2"], "Row 1 of {} has no identity."),
         (["path,a", "/a,1", "/b,1", "/a,2"], "Rows 1 and 3 of {} are both about '/a'."),
-        (["path,a", '/a,"1'], "{} is not CSV as we read it: unexpected end of data."),
+        (["path,a", '/a,"1'], "Line 2 of {} is not CSV as we read it: unexpected end of data."),
         (
             ["path,a", f"/a,{'x' * MOST_BYTES}"],
             "The metadata of row 1 of {} take 65,544 bytes as JSON; 65,536 are allowed. Shorten them.",

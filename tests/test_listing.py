@@ -143,6 +143,23 @@ def test_identities_may_be_numbers(tmp_path: Path) -> None:
     assert rows(tmp_path / "l.parquet") == [Row(f"{tmp_path}/a.jpg", "7")]
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_row_with_a_huge_value_or_a_name_of_spaces_is_said_to_be_which(quote: str, tmp_path: Path) -> None:
+    huge = f"{quote}{'A' * 5_000_000}{quote}"
+    path = written(tmp_path / "l.csv", f"path,identity\n1.jpg,Ann\n2.jpg,{huge}\n3.jpg,  \n4.jpg,\n")
+    found = rows(path)
+    assert [(os.path.basename(row.path or ""), row.identity, row.problem) for row in found] == [
+        ("1.jpg", "Ann", None),
+        ("", None, Reason.BAD_ROW),
+        ("3.jpg", None, Reason.BAD_ROW),
+        ("4.jpg", None, None),
+    ]
+    assert found[1].detail == f"line 3 of {path} has a value of more than 131,072 letters"
+    assert found[2].detail == (
+        f"row 3 of {path} has an identity that cannot be stored: it has nothing but spaces"
+    )
+
+
 def test_a_bad_row_is_a_line_and_the_next_one_is_read(tmp_path: Path) -> None:
     table = (
         b"path,identity,metadata,n\n"

@@ -180,7 +180,18 @@ def test_a_pickled_embedder_embeds_as_it_did(bundle: ModelBundle) -> None:
 # Names that cannot be stored
 
 
-BAD = ["A" * (MAX_BYTES + 1), "\u540d" * (MAX_BYTES // 3 + 1), "A\0", "A\nB", "A\x1b[2J", "A\x85", "\udcff"]
+BAD = [
+    "A" * (MAX_BYTES + 1),
+    "\u540d" * (MAX_BYTES // 3 + 1),
+    "A\0",
+    "A\nB",
+    "A\x1b[2J",
+    "A\x85",
+    "\udcff",
+    "",
+    " ",
+    "\u3000\u200b",
+]
 
 
 def test_a_name_may_have_so_many_bytes_and_any_letters_that_do_not_control() -> None:
@@ -210,17 +221,18 @@ def test_photos_of_folders_lists_and_archives_under_such_a_name_are_rejected_one
     gallery: Gallery, faces: Path, tmp_path: Path
 ) -> None:
     photos = sorted(faces.glob("*/*"))[:3]
-    for name, photo in zip(["Ada", "B\nb", "C\x1b"], photos, strict=True):
+    for name, photo in zip(["Ada", "B\nb", "C\x1b", "  "], [*photos, photos[0]], strict=True):
         (tmp_path / "photos" / name).mkdir(parents=True)
         shutil.copy(photo, tmp_path / "photos" / name / "1.jpg")
     table = pa.table({"path": [str(photos[0]), str(photos[1])], "identity": ["Ada", "B" * 5_000_000]})
     pq.write_table(table, tmp_path / "list.parquet")
     shutil.make_archive(str(tmp_path / "packed"), "tar", tmp_path / "photos")
     report = ingest(gallery, [tmp_path / "photos", tmp_path / "list.parquet", tmp_path / "packed.tar"])
-    assert (report.found, report.rejected, gallery.info().identities) == (8, 5, 1)
-    assert report.reasons == {Reason.BAD_IDENTITY: 4, Reason.BAD_ROW: 1}
+    assert (report.found, report.rejected, gallery.info().identities) == (10, 7, 1)
+    assert report.reasons == {Reason.BAD_IDENTITY: 6, Reason.BAD_ROW: 1}
     problems = [photo.why for photo in scan([tmp_path / "photos"]) if photo.problem]
-    assert problems == ["the name of its person has a control character, or more than 1,024 bytes"] * 2
+    said = "the name of its person has a control character, more than 1,024 bytes, or nothing but spaces"
+    assert problems == [said] * 3
 
 
 def test_embeddings_under_such_a_name_are_refused(gallery: Gallery, tmp_path: Path) -> None:
