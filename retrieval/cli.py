@@ -496,7 +496,8 @@ def info(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
             + (f", {facts.faces_without_identity:,} without one" if facts.faces_without_identity else ""),
             "most photos": ", ".join(f"{name} {number:,}" for name, number in facts.largest[:5])
             or "none yet",
-            "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in {facts.segments} files, "
+            "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in "
+            f"{terminal.counted(facts.segments, 'file')}, "
             f"{terminal.size(facts.database_bytes)} of metadata",
             "search": _how_searched(facts),
             "decisions": _how_decided(facts),

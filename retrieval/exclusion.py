@@ -283,7 +283,7 @@ class PassedOver:
         rules = sorted(self.by_rule.values(), key=lambda one: (-one.inside - one.files, one.rule))
         shown = [str(one) for one in rules[:_MAX_RULES_SHOWN]]
         more = len(rules) - len(shown)
-        return "; ".join([*shown, *([f"and by {more:,} more rules"] if more else [])])
+        return "; ".join([*shown, *([f"and by {_counted(more, 'more rule')}"] if more else [])])
 
     def aside(self) -> str:
         """In parentheses, to follow what was not found; nothing where nothing was passed over."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from retrieval import names
 from retrieval.errors import Reason
-from retrieval.exclusion import Exclusion, PassedOver
+from retrieval.exclusion import IGNORE_FILE, Exclusion, PassedOver
 from retrieval.places import composed, is_utf8_name
 
 # What a model and a gallery are known by: their files are nobody's photos.
@@ -105,7 +105,8 @@ class _Walk:
         """Whether an entry of a folder is not passed over."""
         folder = _is_folder(entry)
         rule = self.exclusion.rule(names, folder=folder)
-        if rule is not None:
+        # The patterns of the source itself are no photo that somebody might miss.
+        if rule is not None and names != (IGNORE_FILE,):
             self.count(rule, entry.path, folder=folder)
         return rule is None
 

@@ -226,6 +226,7 @@ def test_info_says_what_is_in_the_gallery(faceprint: Faceprint, enrolled: Path, 
     status, out, _ = faceprint("info", enrolled)
     assert status == 0
     assert "36 of 6 identities" in out
+    assert "of vectors in 1 file, " in out
 
 
 def test_model_shows_the_card_and_the_layers(faceprint: Faceprint, bundle: ModelBundle) -> None:

@@ -74,6 +74,22 @@ def test_what_was_passed_over_is_counted_by_rule_with_the_files_inside(tmp_path:
     assert passed_over.as_json()[1] == {"rule": "@eaDir", "files": 3, "folders": 2, "at_least": False}
 
 
+@pytest.mark.parametrize(("rules", "words"), [(9, "and by 1 more rule"), (10, "and by 2 more rules")])
+def test_rules_that_are_not_shown_are_counted(rules: int, words: str) -> None:
+    passed_over = PassedOver()
+    for number in range(rules):
+        passed_over.add_file(f"*.{number}")
+    assert str(passed_over).endswith(f"; 1 file of *.7; {words}")
+
+
+def test_the_patterns_of_a_source_are_not_counted_as_passed_over(tmp_path: Path) -> None:
+    """Those in a folder below it are no patterns, and are."""
+    fill(tmp_path, "Ann/1.jpg", "Ann/.faceprintignore", ".faceprintignore")
+    passed_over = PassedOver()
+    assert taken(tmp_path, passed_over=passed_over) == ["Ann/1.jpg"]
+    assert str(passed_over) == "1 file of names that begin with a dot"
+
+
 def test_a_folder_of_more_files_than_are_counted_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
