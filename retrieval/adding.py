@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -10,17 +11,21 @@ from numpy.typing import NDArray
 
 from retrieval.annotations import encoded
 from retrieval.engines import PrecisionDrift
-from retrieval.errors import InputError, ModelMismatch
+from retrieval.errors import InputError, ModelMismatch, UnreadableImage
 from retrieval.names import check
-from retrieval.places import is_absolute, is_utf8
+from retrieval.pixels import content_sha256, read_bytes
+from retrieval.places import is_absolute, is_url, is_utf8
 from retrieval.preparation import Stored
 from retrieval.serving import Serving
-from retrieval.store import Generation, NewFace, Writer
+from retrieval.store import Generation, NewFace, Reader, Writer
 from retrieval.tables import face_table
 from retrieval.vectors import Ids
 from retrieval.verdicts import Outcome, Status, Verdicts
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
+
+# Files that are read, while others wait to write, to follow those that were renamed in a circle.
+_MAX_FOLLOWED: Final = 10_000
 
 
 class Additions:
@@ -65,7 +70,8 @@ class Additions:
 
         None comes back for a face that has no vector and whose bytes are not stored either. Faces in
         `contested` stay, also where their last path goes to other bytes; those whose bytes are offered under
-        another name now are added to it. Who passes the same set for a whole run loses none of them.
+        another name now, or lie at the place of a file that was renamed, are added to it. Who passes the same
+        set for a whole run loses none of them.
 
         Raises:
             ModelMismatch: another generation serves than the given one.
@@ -79,7 +85,8 @@ class Additions:
                 raise self._serving.went_over()
             checked = self._vault.vectors(current).checked(vectors)
             stored = Stored.of(writer, faces)
-            faces, verdicts = [stored.under_todays_name(face) for face in faces], stored.judge(contested)
+            faces = [stored.under_todays_name(face) for face in faces]
+            verdicts = stored.judge(contested, partial(_followed, writer))
             outcomes = [
                 verdicts.judge(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
@@ -144,6 +151,26 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
         encoded(face.metadata, face.path or face.sha256)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
+
+
+def _followed(reader: Reader, paths: Iterable[str]) -> set[int]:
+    """The faces whose bytes lie at known paths now, at those of these faces, and so on."""
+    found: set[int] = set()
+    looked: set[str] = set()
+    waiting = list(paths)
+    while waiting and len(looked) < _MAX_FOLLOWED:
+        path = waiting.pop()
+        if path in looked or is_url(path):
+            continue
+        looked.add(path)
+        try:
+            digest = content_sha256(read_bytes(path))
+        except UnreadableImage:
+            continue
+        for face in reader.faces_by_sha256({digest}).values():
+            found.add(face.id)
+            waiting += face.paths
+    return found
 
 
 def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[str]:

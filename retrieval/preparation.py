@@ -7,7 +7,7 @@ hashed, judged by what a snapshot of the tables says of its bytes, and decoded o
 import dataclasses
 import os
 import stat
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -267,11 +267,22 @@ class Stored:
         today = self.names.get(face.identity or "")
         return face if today is None else dataclasses.replace(face, identity=today)
 
-    def judge(self, contested: Set[int] = frozenset()) -> Verdicts:
-        """The judge of all the photos, one after the other; `contested` as of `Verdicts`."""
+    def judge(
+        self,
+        contested: Set[int] = frozenset(),
+        follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
+    ) -> Verdicts:
+        """The judge of all the photos, one after the other; `contested` and `follow` as of `Verdicts`."""
         owners = {path: file.face_id for path, file in self.files.items()}
         stamps = {path: file.stamp for path, file in self.files.items()}
-        return Verdicts(self.faces, owners, first_id=self.next_face_id, stamps=stamps, contested=contested)
+        return Verdicts(
+            self.faces,
+            owners,
+            first_id=self.next_face_id,
+            stamps=stamps,
+            contested=contested,
+            follow=follow,
+        )
 
     def judge_of(self, face: NewFace) -> Verdicts:
         """The judge of one photo alone."""

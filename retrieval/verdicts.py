@@ -5,7 +5,7 @@ away from the face that had it; the same bytes for two people are a conflict, wh
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -69,7 +69,8 @@ class Verdicts:
         paths: the face of each path that is new or has moved.
         stamps: what files were when they were read, by path; none where that says nothing, or is known.
         bereaved: faces that lost a path; those that have none left must go, unless they are contested.
-        contested: faces whose bytes were offered under another name than theirs.
+        contested: faces whose bytes were offered under another name than theirs, or lie at another known
+            path, to which the run may come later.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class Verdicts:
         first_id: int,
         stamps: Mapping[str, Stamp | None] = MappingProxyType({}),
         contested: Set[int] = frozenset(),
+        follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
     ) -> None:
         """Takes what is stored: faces by SHA-256, the face of each path, and its stamp where it has one.
 
-        Also the faces that earlier batches of the same run found contested.
+        Also the faces that earlier batches of the same run found contested; and what gives the faces whose
+        bytes lie at known paths now, at those of these faces, and so on.
         """
         self.new: list[tuple[int, NewFace]] = []
         self.names: dict[int, str | None] = {}
@@ -92,6 +95,7 @@ class Verdicts:
         self.stamps: dict[str, Stamp] = {}
         self.bereaved: set[int] = set()
         self.contested = set(contested)
+        self._follow = follow
         self._stored = dict(stored)
         self._owners = dict(owners)
         self._stamps = dict(stamps)
@@ -185,6 +189,10 @@ class Verdicts:
         if before is not None:
             self.bereaved.add(before)
             self._paths.setdefault(before, set()).discard(path)
+            # A file that was renamed onto this one may have made room for it: a to b, b to c, c to a.
+            left = self._paths.get(number, set()) - {path}
+            if left and before not in self.contested:
+                self.contested.update(self._follow(sorted(left)))
         self._owners[path] = self.paths[path] = number
         self._paths.setdefault(number, set()).add(path)
         return before

@@ -403,6 +403,29 @@ def test_bytes_that_a_run_saw_are_not_erased_when_their_path_is_given_to_others(
     assert {face.id: face.identity for face in faces_of(gallery)}[1] == "A"
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+@pytest.mark.parametrize("turn", [1, 2])
+def test_files_that_were_renamed_in_a_circle_keep_their_faces_without_sync(
+    turn: int, batch_size: int, gallery: Gallery, library: Path
+) -> None:
+    """In either direction; a photo that another one was renamed onto, and that lies nowhere, goes."""
+    said = [{"year": 2020}, {"year": 2021}, {"year": 2022}]
+    gallery.annotate(faces=dict(enumerate(said, 1)))
+    for number in range(3):
+        (library / "A" / f"{number}.png").rename(library / "A" / f"{number}.moved")
+    for number in range(3):
+        (library / "A" / f"{number}.moved").rename(library / "A" / f"{(number + turn) % 3}.png")
+    (library / "B" / "4.png").rename(library / "B" / "3.png")
+    report = ingest(gallery, [library], batch_size=batch_size)
+    assert (report.enrolled, report.rejected) == (0, 0)
+    assert {path: number for path, (number, _) in found(gallery, library).items() if path != "B/4.png"} == {
+        **{f"A/{(number + turn) % 3}.png": number + 1 for number in range(3)},
+        "B/3.png": 5,
+        "C/5.png": 6,
+    }
+    assert [one.metadata for one in faces_of(gallery)] == [*said, {}, {}]
+
+
 def test_what_is_gone_below_a_folder_that_is_gone_is_removed_only_when_it_is_named(
     gallery: Gallery, library: Path, tmp_path: Path
 ) -> None:
