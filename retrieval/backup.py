@@ -30,8 +30,11 @@ from retrieval.errors import BundleError, DataError, GalleryDamaged, GalleryErro
 from retrieval.files import (
     copy_durably,
     create,
+    is_no_file,
     make_folder,
     make_output_folder,
+    open_plain,
+    other_than_file,
     remove,
     sync,
     temporary_folder,
@@ -88,9 +91,6 @@ _OURS: Final = re.compile(
     r"|[0-9a-f]{64}\.(faiss|part)|\..*\.part|MODELCARD\.md"
 )
 _MODEL_FOLDER: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}-\w+")
-
-# A file that is not a plain one is not what was written; every other error is the disk's.
-_NOT_A_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 _FORGET: Final = Relabel(None, keep_photos=False)
 
@@ -279,7 +279,7 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
     for part in sorted(below, reverse=True):
         sync(part)
     backup = _Backup(target, row.uuid, utc_now(), SCHEMA_VERSION, database.name, files, faces, row.revision)
-    write_durably(target / _CARD, _card(backup), inherit=True)
+    write_durably(target / _CARD, _card(backup), inherit=True, anything=True)
     _remove_unnamed(backup)
     copied = vectors.keys() & copying.copied.keys()
     return BackedUp(
@@ -373,11 +373,11 @@ def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
         opened: dict[int, IO[bytes]] = {}
         for segment in segments[:_OPEN]:
             with suppress(FileNotFoundError):  # the backup may have it
-                opened[segment.id] = stack.enter_context(open(_source(vault, segment), "rb"))
+                opened[segment.id] = stack.enter_context(_open_source(vault, segment))
         for segment in segments:
             if not copying.has(_vectors_name(segment), segment.sha256):
                 file = opened.get(segment.id)
-                with nullcontext(file) if file else open(_source(vault, segment), "rb") as source:
+                with nullcontext(file) if file else _open_source(vault, segment) as source:
                     _copy_segment(vault, copying, segment, source)
     for generation in generations:
         _copy_model(vault, copying, generation)
@@ -393,6 +393,24 @@ def _replace(part: Path, path: Path) -> None:
 
 def _source(vault: Vault, segment: Segment) -> Path:
     return vault.folder / VECTORS / f"{segment.id:08d}.faiss"
+
+
+def _open_source(vault: Vault, segment: Segment) -> IO[bytes]:
+    """A segment's file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        GalleryDamaged: something else has its name.
+    """
+    path = _source(vault, segment)
+    try:
+        return open_plain(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if is_no_file(error):
+            raise _damaged(vault, path) from error
+        raise
 
 
 def _vectors_name(segment: Segment) -> str:
@@ -442,7 +460,7 @@ def _copy_model(vault: Vault, copying: _Copying, generation: Generation) -> None
     if sha256 is None:
         (folder / _DESCRIPTION).unlink(missing_ok=True)
     elif not copying.has(f"{below}/{_DESCRIPTION}", sha256):
-        with open(described, "rb") as file:
+        with open_plain(described) as file:
             copying.copy(f"{below}/{_DESCRIPTION}", file)
 
 
@@ -450,11 +468,12 @@ def _copy_model_file(
     vault: Vault, copying: _Copying, source: Path, name: str, sha256: str, generation: Generation
 ) -> None:
     try:
-        with open(source, "rb") as file:
+        with open_plain(source) as file:
             if copying.copy(name, file, sha256) is not None:
                 return
-    except FileNotFoundError:
-        pass
+    except OSError as error:
+        if not is_no_file(error):
+            raise
     with vault.store.read() as reader:
         if reader.generations().get(generation.id) != generation:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(source))
@@ -821,11 +840,11 @@ def _open(folder: Path) -> _Backup:
         if path.is_symlink():
             raise _CardDamaged(f"{path} is a symbolic link; {advice}.")
         # A pipe would be waited for.
-        if path.exists() and not path.is_file():
-            raise _CardDamaged(f"{path} is not a file; {advice}.")
+        if (other := other_than_file(path)) is not None:
+            raise _CardDamaged(f"{path} is {other}, not a file; {advice}.")
         data = path.read_bytes()
     except OSError as error:
-        if error.errno not in _NOT_A_FILE:
+        if not is_no_file(error):
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
         raise DataError(
             f"{folder} is not a backup: it has no {_CARD}; make one with `faceprint backup`."
@@ -879,6 +898,7 @@ def _sha256(path: Path) -> str | None:
                 return None
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        if error.errno in _NOT_A_FILE:
+        # What is no plain file is not what was written; every other error is the disk's.
+        if is_no_file(error):
             return None
         raise StorageError(f"{path} cannot be read: {why(error)}.") from error

@@ -25,7 +25,16 @@ from numpy.typing import NDArray
 
 from retrieval import graphs, proofs
 from retrieval.errors import BundleError, InputError, StorageError
-from retrieval.files import copy_durably, is_about_path, make_output_folder, whole_folder, why, write_durably
+from retrieval.files import (
+    copy_durably,
+    is_about_path,
+    make_output_folder,
+    open_plain,
+    other_than_file,
+    whole_folder,
+    why,
+    write_durably,
+)
 from retrieval.manifests import check_tree, read_tree
 
 # The newest card that is read. One with the paper's embedding has format 1, as it always had, and one that
@@ -238,6 +247,8 @@ class ModelBundle:
             **{name: card[name] for name in _PLAIN_FIELDS},
         )
         for path in (bundle.weights_path, bundle.graph_path):
+            if (other := other_than_file(path)) is not None:
+                raise BundleError(f"{path} is {other}, not a file; copy the model whole again.")
             if not path.is_file():
                 raise BundleError(
                     f"The model {folder} is incomplete: {path.name} is missing; copy it whole again."
@@ -459,7 +470,7 @@ class ModelBundle:
         """
         for name, expected in self.files.items():
             try:
-                with open(self.folder / name, "rb") as file:
+                with open_plain(self.folder / name) as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise _unreadable(self.folder / name, error) from error
@@ -605,6 +616,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / _CARD
     if not folder.is_dir():
         raise BundleError(f"There is no model folder {folder}; make one with `faceprint train`.")
+    if (other := other_than_file(path)) is not None:
+        raise BundleError(f"{path} is {other}, not a file; copy the model whole again.")
     if not path.is_file():
         raise BundleError(f"{folder} is not a model: it has no {_CARD}; make one with `faceprint train`.")
     advice = "copy the model whole again"

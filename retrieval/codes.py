@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from retrieval.errors import GalleryDamaged, StorageError
-from retrieval.files import why, write_durably
+from retrieval.files import open_plain, why, write_durably
 
 Codes: TypeAlias = NDArray[np.uint8]  # (n, m)
 
@@ -244,7 +244,8 @@ def copy(path: Path, rows: int, coordinates: int, sha256: str) -> Codes | None:
     """Codes (rows, m) of a file that is what was written; None of one that is not, or cannot be read."""
     head, tail = _frame(rows, coordinates)
     try:
-        data = path.read_bytes()
+        with open_plain(path) as file:
+            data = file.read()
     except OSError:
         return None  # whoever asks can make them anew
     if len(data) != len(head) + rows * coordinates + len(tail):
@@ -258,7 +259,7 @@ def _is_whole(path: Path, rows: int, coordinates: int) -> bool:
     """Whether a file has the frame of so many codes: FAISS reserves what a damaged one asks for."""
     head, tail = _frame(rows, coordinates)
     size = len(head) + rows * coordinates + len(tail)
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         if os.fstat(file.fileno()).st_size != size or file.read(len(head)) != head:
             return False
         if hasattr(os, "posix_fadvise"):

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from retrieval.annotations import Metadata, decoded, encoded, filled
 from retrieval.bundle import ModelBundle, Preprocessing
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageError
-from retrieval.files import create, replacing, whole_folder, why, write_durably
+from retrieval.files import create, is_no_file, open_plain, replacing, whole_folder, why, write_durably
 from retrieval.manifests import read_manifest
 from retrieval.parquet import opened, pyarrow
 from retrieval.places import absolute, is_absolute
@@ -352,12 +352,14 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
 
 def _check_segment(vault: Vault, path: Path, segment: Segment) -> None:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise SegmentMissing(f"{path} is missing; see `faceprint verify {vault.folder}`.") from error
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+        if not is_no_file(error):
+            raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+        found = ""
     if found != segment.sha256:
         raise GalleryDamaged(f"{path} is not what was written; see `faceprint verify {vault.folder}`.")
 

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -32,19 +33,19 @@ _SHARED: Final = 0o2750
 # What a file system without Unix modes (FAT, some network shares) says to fchmod.
 _NO_MODES: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
-# What is wrong with a path: nothing there, something else there, or not allowed.
-_OF_PATHS: Final = frozenset(
-    {
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENXIO,
-    }
-)
+# Nothing is there, or something else than a file.
+_NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
+# What is wrong with a path that somebody named: that, or it is not allowed.
+_OF_PATHS: Final = _NO_FILE | {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+
+# What stands in the place of a file, by the type bits of its mode.
+_OTHERS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 # In a temporary folder, the file that its process keeps locked; other versions had "bundle" and no lock.
 _LOCK: Final = ".faceprint-lock"
@@ -184,20 +185,61 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def other_than_file(path: Path) -> str | None:
+    """What is there instead of a plain file: "a folder", "a pipe", ...; links are followed.
+
+    None where a plain file is there, or nothing, or where that cannot be told.
+    """
+    with suppress(OSError):
+        return _OTHERS.get(stat.S_IFMT(os.stat(path).st_mode))
+    return None
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Opens a plain file for reading, and nothing else: a pipe would be waited for.
+
+    Raises:
+        OSError: it cannot be opened; `is_no_file` where nothing is there, or something else.
+    """
+    if (other := other_than_file(path)) is not None:
+        number = errno.EISDIR if other == "a folder" else errno.ENXIO
+        raise OSError(number, f"It is {other}, not a file", os.fspath(path))
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+
+
+def make_room(path: Path) -> None:
+    """Removes what is in the place of a file of ours and is none; a file, and a link to one, stay.
+
+    Raises:
+        OSError: the disk refused, or it is a folder with anything in it, which may be somebody's.
+    """
+    if not path.is_symlink() and path.is_dir():
+        try:
+            path.rmdir()
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                error.strerror = "It is a folder with files in it, which has to be moved away"
+            raise
+    elif other_than_file(path) is not None:
+        path.unlink()
+
+
 @contextmanager
-def replacing(path: Path, *, inherit: bool = False) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, inherit: bool = False, anything: bool = False) -> Iterator[BinaryIO]:
     """A file that replaces `path`, durably, when the with statement ends without an error.
 
     Args:
         path: of the file. Of a link the link is replaced, not what it leads to; a pipe or a device is
             refused, and so is a link to one, such as /dev/stdout.
         inherit: as of `create`.
+        anything: the file is one of ours in a folder of ours: a pipe, a device or an empty folder that
+            has its name is replaced too.
 
     Raises:
         OSError: the disk refused; the file is then what it was before, or, when only the folder could
             not be made durable, already the new one.
     """
-    if _is_special(path):
+    if not anything and _is_special(path):
         raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", os.fspath(path))
     temporary = path.with_name(f".{path.name}.part")
     with create(temporary, inherit=inherit) as file:
@@ -205,6 +247,8 @@ def replacing(path: Path, *, inherit: bool = False) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if anything:
+                make_room(path)
             # Before it is closed and unlocked: another process might take it for abandoned.
             os.replace(temporary, path)
         except BaseException:
@@ -215,18 +259,18 @@ def replacing(path: Path, *, inherit: bool = False) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def write_durably(path: Path, data: bytes, *, inherit: bool = False) -> None:
+def write_durably(path: Path, data: bytes, *, inherit: bool = False, anything: bool = False) -> None:
     """Writes a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Args:
-        path, inherit: as of `replacing`.
+        path, inherit, anything: as of `replacing`.
         data: all of the file.
 
     Raises:
         OSError: the disk refused; the file is then what it was before, or, when only the folder could
             not be made durable, already the new one.
     """
-    with replacing(path, inherit=inherit) as file:
+    with replacing(path, inherit=inherit, anything=anything) as file:
         file.write(data)
 
 
@@ -236,7 +280,7 @@ def copy_durably(source: Path, target: Path, *, inherit: bool = False) -> None:
     Raises:
         OSError: the disk refused.
     """
-    with open(source, "rb") as original, create(target, inherit=inherit) as copy:
+    with open_plain(source) as original, create(target, inherit=inherit) as copy:
         shutil.copyfileobj(original, copy, 1 << 20)
         copy.flush()
         os.fsync(copy.fileno())
@@ -294,6 +338,11 @@ def sync(path: Path) -> None:
 def why(error: OSError) -> str:
     """The operating system's words for an error, as the end of a sentence."""
     return (error.strerror or str(error)).lower()
+
+
+def is_no_file(error: OSError) -> bool:
+    """Whether an error says that nothing is there, or something else than a file."""
+    return error.errno in _NO_FILE
 
 
 def is_about_path(error: OSError) -> bool:

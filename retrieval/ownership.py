@@ -5,7 +5,6 @@ durable before the transaction that names it. Two galleries that share a folder 
 what they do not name, and the lock of one does not keep the other out: a writer refuses such a folder.
 """
 
-import errno
 import os
 import uuid
 from collections.abc import Iterable
@@ -13,14 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.errors import GalleryError, StorageError
-from retrieval.files import why, write_durably
+from retrieval.files import is_no_file, why, write_durably
 
 ID_NAME: Final = "gallery.id"
 
 _MAX_BYTES: Final = 256
-
-# No file of ours: something else has its place.
-_NOT_A_FILE: Final = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 
 
 def new_id() -> str:
@@ -37,16 +33,16 @@ def read_id(vectors: Path) -> str | None:
     path = vectors / ID_NAME
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno in _NOT_A_FILE:
+        if is_no_file(error):
             return ""
         raise StorageError(f"{path} cannot be read: {why(error)}.") from error
     try:
         data = os.read(descriptor, _MAX_BYTES)
     except OSError as error:
-        if error.errno in _NOT_A_FILE:
+        if is_no_file(error):
             return ""
         raise StorageError(f"{path} cannot be read: {why(error)}.") from error
     finally:
@@ -63,7 +59,7 @@ def write_id(vectors: Path, folder_id: str) -> None:
         StorageError: the disk refused.
     """
     try:
-        write_durably(vectors / ID_NAME, f"{folder_id}\n".encode(), inherit=True)
+        write_durably(vectors / ID_NAME, f"{folder_id}\n".encode(), inherit=True, anything=True)
     except OSError as error:
         raise StorageError(f"{vectors / ID_NAME} cannot be written: {why(error)}.") from error
 

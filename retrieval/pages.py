@@ -34,7 +34,7 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 from retrieval.errors import GalleryDamaged, StorageError
-from retrieval.files import sync, why, write_durably
+from retrieval.files import is_no_file, make_room, open_plain, sync, why, write_durably
 
 Mode = Literal["PASSIVE", "FULL", "RESTART", "TRUNCATE"]
 
@@ -141,7 +141,7 @@ def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
         changed = {number: _sum(page) for number, page in last.items()}
         new = _renewed(driver, path, known, changed, revision)
         if new != known:
-            write_durably(sums_path(path), _pack(new), inherit=True)
+            write_durably(sums_path(path), _pack(new), inherit=True, anything=True)
         busy = 0
         if mode != "PASSIVE":
             busy, frames, copied = _checkpoint(driver, mode)
@@ -184,6 +184,7 @@ def discard(path: Path) -> None:
         StorageError: the disk refused.
     """
     with _translated(path):
+        make_room(sums_path(path))
         sums_path(path).unlink(missing_ok=True)
         sync(path.parent)
 
@@ -250,9 +251,16 @@ def _overtaken(sums: _Sums, revision: int | None) -> bool:
 def _read(path: Path) -> _Sums | None:
     """The sums; None where there are none, or of another version; GalleryDamaged where they changed."""
     try:
-        data = sums_path(path).read_bytes()
+        with open_plain(sums_path(path)) as file:
+            data = file.read()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if not is_no_file(error):
+            raise
+        raise GalleryDamaged(
+            f"{sums_path(path)} is damaged ({why(error)}); `faceprint compact {path.parent}` makes it anew."
+        ) from error
     if len(data) < _HEADER.size + _SEAL or hashlib.sha256(data[:-_SEAL]).digest() != data[-_SEAL:]:
         raise GalleryDamaged(
             f"{sums_path(path)} is damaged; `faceprint compact {path.parent}` makes it anew."
@@ -333,7 +341,7 @@ def _borrowed(path: Path) -> int:
 
 def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
     """(page number, page) of each frame in the WAL, oldest first; the last ones may not be committed."""
-    with suppress(FileNotFoundError), open(f"{path.resolve()}-wal", "rb") as wal:
+    with suppress(FileNotFoundError), open_plain(Path(f"{path.resolve()}-wal")) as wal:
         header = wal.read(_WAL_HEADER)
         if len(header) < _WAL_HEADER or int.from_bytes(header[:4], "big") not in _WAL_MAGIC:
             return

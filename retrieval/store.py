@@ -50,7 +50,7 @@ from retrieval import lock, pages, schema
 from retrieval.annotations import Metadata, to_json
 from retrieval.archives import first_present
 from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageError
-from retrieval.files import Stamp, create, sync, why
+from retrieval.files import Stamp, create, is_no_file, other_than_file, sync, why
 from retrieval.places import host_of
 from retrieval.rates import Rate, Upcoming
 from retrieval.selection import LIST_LENGTH, is_below, parts, select_faces
@@ -1170,10 +1170,13 @@ class Store:
             GalleryBusy: somebody else is writing while it has to be brought up to date.
             StorageError: the file system cannot lock files.
         """
+        if (other := other_than_file(path)) is not None:
+            raise GalleryError(f"{path} is {other}, not a database; restore the gallery from a backup.")
         if not path.is_file():
             raise GalleryError(f"{path.parent} is not a gallery: it has no {path.name}.")
         if not read_only:
             check_no_link(path)
+        _check_beside(path)
         # SQLite would say that the database is locked, after 30 s.
         lock.check_existing(path.with_name(LOCK_NAME))
         store = cls(path, _engine(path, read_only=read_only))
@@ -1403,7 +1406,7 @@ def blames_machine(error: BaseException | None) -> bool:
             code = int(getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR))
             return code & 0xFF in _MACHINE and code not in _NOT_MACHINE
         if isinstance(error, OSError):
-            return error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+            return error.errno is not None and not is_no_file(error)
         if isinstance(error, MemoryError):
             return True
         error = error.__cause__
@@ -1430,6 +1433,21 @@ def check_no_link(path: Path) -> None:
             f"{path} is a symbolic link, and a gallery that is written to must hold all its files itself; "
             f"put what it leads to in its place."
         )
+
+
+def _check_beside(path: Path) -> None:
+    """Checks the files that SQLite has beside a database: of others it says only that it cannot open one.
+
+    Raises:
+        GalleryError: one is a symbolic link, or no file.
+    """
+    for suffix in ("-wal", "-shm", "-journal"):
+        beside = path.with_name(path.name + suffix)
+        check_no_link(beside)
+        if (other := other_than_file(beside)) is not None:
+            raise GalleryError(
+                f"{beside} is {other}, and SQLite keeps a file of its own there; move it away."
+            )
 
 
 def check_name(known: re.Pattern[str], name: object) -> None:

@@ -44,7 +44,17 @@ from retrieval.errors import (
     ModelMismatch,
     StorageError,
 )
-from retrieval.files import abandoned, make_folder, remove, remove_abandoned, sync, why
+from retrieval.files import (
+    abandoned,
+    is_no_file,
+    make_folder,
+    make_room,
+    open_plain,
+    remove,
+    remove_abandoned,
+    sync,
+    why,
+)
 from retrieval.store import (
     LOCK_NAME,
     MODEL_FOLDER,
@@ -703,6 +713,8 @@ class Vault:
             ):
                 raise ownership.foreign(self.folder, vectors)
             try:
+                if not vectors.is_dir():
+                    make_room(vectors)
                 make_folder(vectors, like=self.folder, exist_ok=True)
             except OSError as error:
                 raise StorageError(f"{vectors} cannot be made: {why(error)}.") from error
@@ -711,11 +723,11 @@ class Vault:
     def _is_proven(self, segment: Segment) -> bool:
         path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
         try:
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == segment.sha256
-        except FileNotFoundError:
-            return False
         except OSError as error:
+            if is_no_file(error):
+                return False
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
 
     def _prepare(self) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from retrieval.codes import Basis, Coded, basis_of, machine_reason
 from retrieval.codes import read as read_codes
 from retrieval.errors import GalleryDamaged, InputError, StorageError
-from retrieval.files import create, sync, why
+from retrieval.files import create, is_no_file, open_plain, sync, why
 from retrieval.knn import Answer, Block, Explanation, nearest, within
 from retrieval.knn import Ids as Ids  # every user of vectors needs it
 
@@ -91,7 +91,7 @@ class Stored:
         """
         digest, step = hashlib.sha256(), _rows_in_block(self.dimension)
         try:
-            with open(self.path, "rb") as file:
+            with open_plain(self.path) as file:
                 digest.update(file.read(_BEFORE))
                 for start in range(0, self.rows, step):
                     count = min(step, self.rows - start)
@@ -103,9 +103,9 @@ class Stored:
                     yield block if self.kept is None else block[self.kept[start : start + count]]
                 # One byte more than there should be, or a longer file would pass.
                 digest.update(file.read(_COUNT.size + 8 * self.rows + 1))
-        except FileNotFoundError as error:
-            raise _not_what_was_written(self.path) from error
         except OSError as error:
+            if is_no_file(error):
+                raise _not_what_was_written(self.path) from error
             raise StorageError(f"{self.path} cannot be read: {why(error)}.") from error
         if digest.hexdigest() != self.sha256:
             raise _not_what_was_written(self.path)
@@ -272,12 +272,12 @@ class FlatVectors:
         """
         path = self.path(segment)
         try:
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 file.seek(_FRAME_BYTES + 4 * rows * self.dimension)
                 ids = np.frombuffer(file.read(8 * rows), np.int64)
-        except FileNotFoundError as error:
-            raise _not_what_was_written(path) from error
         except OSError as error:
+            if is_no_file(error):
+                raise _not_what_was_written(path) from error
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
         except ValueError as error:
             raise _not_what_was_written(path) from error
@@ -388,10 +388,13 @@ class FlatVectors:
         if found is None:
             path = self.basis_path(number)
             try:
-                found = self._bases[number] = basis_of(path.read_bytes())
-            except (FileNotFoundError, ValueError) as error:
+                with open_plain(path) as file:
+                    found = self._bases[number] = basis_of(file.read())
+            except ValueError as error:
                 raise GalleryDamaged(f"The basis {path} cannot be read.") from error
             except OSError as error:
+                if is_no_file(error):
+                    raise GalleryDamaged(f"The basis {path} cannot be read ({why(error)}).") from error
                 raise StorageError(f"{path} cannot be read: {why(error)}.") from error
             if len(found.mean) != self.dimension:
                 raise GalleryDamaged(f"The basis {path} has other dimensions than the gallery.")
@@ -467,7 +470,7 @@ def _is_whole(path: Path) -> bool:
 
     FAISS itself reads past the end of a mapped file that was cut, and reserves memory for any number of ids.
     """
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size:
             return False

@@ -20,7 +20,16 @@ from retrieval import lock, ownership, pages, suspects
 from retrieval.bundle import ModelBundle
 from retrieval.embedder import Embedder
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
-from retrieval.files import make_folder, who_else_reads, why, write_durably
+from retrieval.files import (
+    is_no_file,
+    make_folder,
+    make_room,
+    open_plain,
+    other_than_file,
+    who_else_reads,
+    why,
+    write_durably,
+)
 from retrieval.places import readable
 from retrieval.remote import Fetching
 from retrieval.sources import Embedded, embed_again
@@ -246,6 +255,7 @@ def _check_ownership(vault: Vault, reader: Reader, book: _Notebook) -> None:
     book.bytes += 0 if found is None else len(found) + 1
     if known is not None and found != known:
         detail = "it is missing" if found is None else "the folder has another gallery's id, or a damaged one"
+        detail = _is_other(vault.folder / VECTORS / ownership.ID_NAME) or detail
         book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{ownership.ID_NAME}", detail)
 
 
@@ -254,7 +264,8 @@ def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
     for generation in reader.generations().values():
         folder = vault.folder / generation.folder
         if not folder.is_dir():
-            book.add(Trouble.MODEL_MISSING, generation.folder, "the model is missing")
+            detail = _is_other(folder, "folder") or "the model is missing"
+            book.add(Trouble.MODEL_MISSING, generation.folder, detail)
             continue
         card = f"{generation.folder}/bundle.json"
         try:
@@ -264,7 +275,8 @@ def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
                 raise StorageError(str(error)) from error
             missing = _missing_files(folder, generation)
             for name in missing:
-                book.add(Trouble.MODEL_DAMAGED, f"{generation.folder}/{name}", "it is missing")
+                detail = _is_other(folder / name) or "it is missing"
+                book.add(Trouble.MODEL_DAMAGED, f"{generation.folder}/{name}", detail)
             if not missing:
                 book.add(Trouble.MODEL_DAMAGED, card, str(error))
             continue
@@ -287,13 +299,14 @@ def _check_codes(vault: Vault, reader: Reader, book: _Notebook) -> None:
     for name, digest in _codes_files(reader).items():
         path = vault.folder / VECTORS / name
         try:
-            size, found = (0, "") if path.is_dir() else _hash(path)
+            size, found = _hash(path)
         except FileNotFoundError:
             book.add(Trouble.CODES_DAMAGED, f"{VECTORS}/{name}", "it is missing; searches are slower without")
             continue
         book.bytes += size
         if found != digest:
-            book.add(Trouble.CODES_DAMAGED, f"{VECTORS}/{name}", "it is not what was written")
+            detail = _is_other(path) or "it is not what was written"
+            book.add(Trouble.CODES_DAMAGED, f"{VECTORS}/{name}", detail)
 
 
 def _codes_files(reader: Reader) -> dict[str, str]:
@@ -333,14 +346,13 @@ def _read_segments(vault: Vault, book: _Notebook, verified: dict[int, Ids | None
         book.bytes += size
         verified[segment.id] = ids
         if ids is None:
-            detail = f"it is not what was written; it has {segment.rows:,} vectors"
+            detail = _is_other(path) or "it is not what was written"
+            detail += f"; it has {segment.rows:,} vectors"
             book.add(Trouble.SEGMENT_DAMAGED, f"{VECTORS}/{path.name}", detail)
 
 
 def _proven(vault: Vault, segment: Segment, generation: Generation, path: Path) -> tuple[int, Ids | None]:
     """A segment's size and its ids; None instead of these where it is not what was written."""
-    if path.is_dir():
-        return 0, None
     size, digest = _hash(path)
     if (size, digest) != (segment.bytes, segment.sha256):
         return size, None
@@ -379,19 +391,27 @@ def quiet(folder: Path) -> Iterator[None]:
 
 
 def _hash(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file.
+    """Size and SHA-256 of a file; 0 and nothing of what is no plain file.
 
     Raises:
         FileNotFoundError: there is none.
         StorageError: it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise
     except OSError as error:
+        if is_no_file(error):
+            return 0, ""
         raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def _is_other(path: Path, expected: str = "file") -> str | None:
+    """What is found of a path where neither a plain file nor what is expected is."""
+    other = other_than_file(path)
+    return None if other in (None, f"a {expected}") else f"it is {other}, not a {expected}"
 
 
 # Mending
@@ -557,8 +577,10 @@ class _Mender:
         for source in (beside, self._backup(sha256)):
             if source is not None and source.is_file() and _hash(source)[1] == sha256:
                 try:
+                    if not path.parent.is_dir():
+                        make_room(path.parent)
                     make_folder(path.parent, like=self._vault.folder, exist_ok=True)
-                    write_durably(path, source.read_bytes(), inherit=True)
+                    write_durably(path, source.read_bytes(), inherit=True, anything=True)
                 except OSError as error:
                     raise StorageError(f"{path} cannot be written: {why(error)}.") from error
                 self.copied += 1

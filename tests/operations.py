@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -615,3 +616,28 @@ def copy_initial(laid: Path, name: str, root: Path) -> None:
         if (laid / part).exists():
             shutil.copytree(laid / part, root / part)
     (root / "fixed").symlink_to(laid)
+
+
+# What is put in the place of a file
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    # The name of a socket is limited to some hundred bytes, that of a test's folder is not.
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(f"/proc/self/fd/{descriptor}/{path.name}")
+    finally:
+        os.close(descriptor)
+
+
+# What it is called, and what makes it where nothing is.
+OTHER_THAN_FILES: dict[str, Callable[[Path], None]] = {
+    "a pipe": _pipe,
+    "a socket": _socket,
+    "a folder": lambda path: path.mkdir(),
+}

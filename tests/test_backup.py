@@ -244,7 +244,7 @@ def test_a_refused_backup_leaves_nothing_among_the_files_of_others(root: Path) -
 def test_a_card_that_is_a_pipe_is_not_waited_for(root: Path) -> None:
     (root / "backup" / "backup.json").unlink()
     os.mkfifo(root / "backup" / "backup.json")
-    assert "backup.json is not a file" in refused(root)
+    assert "backup.json is a pipe, not a file" in refused(root)
 
 
 def test_restoring_in_place_does_not_go_on_with_a_damaged_model(root: Path) -> None:

@@ -151,6 +151,18 @@ def test_a_gallery_whose_parts_lie_elsewhere_is_read_and_not_written_to(name: st
         assert gallery.info().faces == 6
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_link_in_the_place_of_a_file_of_sqlite_is_named(suffix: str, read_only: bool, root: Path) -> None:
+    (root / "victim").write_bytes(b"")
+    (root / "gallery" / f"gallery.db{suffix}").symlink_to(root / "victim")
+    with pytest.raises(GalleryError, match=rf"/gallery.db{suffix} is a symbolic link, .* put what it leads"):
+        Gallery.open(root / "gallery", read_only=read_only)
+    with pytest.raises(GalleryError, match=rf"/gallery.db{suffix} is a symbolic link"):
+        verify(root / "gallery")
+    assert (root / "victim").read_bytes() == b""
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -349,7 +349,7 @@ def test_a_missing_database_is_no_gallery(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_databases_place_is_no_gallery(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(GalleryError, match="is not a gallery"):
+    with pytest.raises(GalleryError, match="is a folder, not a database"):
         Store.open(path)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from retrieval import cli, suspects, vault
 from retrieval.bundle import ModelBundle
-from retrieval.errors import GalleryError, StorageError
+from retrieval.errors import FaceprintError, GalleryError, StorageError
 from retrieval.gallery import Gallery, repair
 from retrieval.ingestion import ingest
 from retrieval.ownership import ID_NAME
@@ -29,7 +29,17 @@ from retrieval.store import Face, NewFace
 from retrieval.suspects import Compared
 from retrieval.vault import Vault
 from retrieval.verification import Trouble, verify
-from tests.operations import GONE, add, contents, face, photo, tiny_model, vector_of, write_photos
+from tests.operations import (
+    GONE,
+    OTHER_THAN_FILES,
+    add,
+    contents,
+    face,
+    photo,
+    tiny_model,
+    vector_of,
+    write_photos,
+)
 
 # Tens of thousands of verifications; here a written byte costs nothing, where there is such a place.
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -281,6 +291,58 @@ def test_a_folder_in_the_place_of_a_vector_file_is_not_called_a_damaged_database
     segment.unlink()
     segment.mkdir()
     assert found(folder) == [(Trouble.SEGMENT_DAMAGED, f"vectors/{segment.name}")]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("other", OTHER_THAN_FILES)
+@pytest.mark.parametrize("name", [*SPOILT, "model/MODELCARD.md"])
+def test_what_stands_in_the_place_of_a_file_is_named_and_repair_replaces_it(
+    other: str, name: str, laid: Path, folder: Path
+) -> None:
+    """Nothing waits for a pipe; the database alone comes from a backup."""
+    before = contents(folder)
+    (folder / name).unlink(missing_ok=True)
+    OTHER_THAN_FILES[other](folder / name)
+    if name == "model/MODELCARD.md":  # for people, and in no way needed
+        assert verify(folder).whole
+        return
+    if name == "gallery.db":
+        with pytest.raises(GalleryError, match=f"gallery.db is {other}, not a database; restore"):
+            verify(folder)
+        return
+    (finding,) = verify(folder).findings
+    assert finding.file == name
+    assert f"{other}, not a file" in finding.detail
+    with suppress(FaceprintError), Gallery.open(folder) as gallery:
+        gallery.search_by_vector(np.zeros(8, np.float32), 3)
+    with suppress(FaceprintError), Gallery.open(folder) as gallery:
+        gallery.backup(folder.with_name("another backup"))
+    repair(folder, backup=laid / "backup")
+    assert verify(folder).whole
+    assert contents(folder) == before
+
+
+def test_a_folder_with_files_in_the_place_of_a_file_is_left_to_its_owner(laid: Path, folder: Path) -> None:
+    graph = folder / "model/model.onnx"
+    graph.unlink()
+    graph.mkdir()
+    (graph / "notes").write_text("mine")
+    with pytest.raises(StorageError, match=r"model.onnx cannot be written: it is a folder with files in it"):
+        repair(folder, backup=laid / "backup")
+    assert (graph / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["model", "vectors"])
+def test_a_pipe_in_the_place_of_a_folder_is_replaced_with_all_that_was_in_it(
+    name: str, laid: Path, folder: Path
+) -> None:
+    before = contents(folder)
+    shutil.rmtree(folder / name)
+    os.mkfifo(folder / name)
+    assert not verify(folder).whole
+    repair(folder, backup=laid / "backup")
+    assert verify(folder).whole
+    assert contents(folder) == before
 
 
 def test_missing_sums_are_a_note_and_no_damage(folder: Path) -> None:
