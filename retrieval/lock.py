@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.errors import GalleryBusy, StorageError
-from retrieval.files import open_or_create, try_lock, why
+from retrieval.files import open_or_create, other_than_file, try_lock, why
 
 _POLL_SECONDS: Final = 0.02
+
+# What says that the disk or the machine fails, and not that the file system has no locks.
+_FAILING: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ESTALE, errno.EINTR)
 
 # More than a process id has digits.
 _NAME_BYTES: Final = 32
@@ -101,6 +104,8 @@ def _check_open(descriptor: int, folder: Path) -> None:
 
 
 def _without_locks(folder: Path, error: OSError) -> StorageError:
+    if error.errno in _FAILING:
+        return StorageError(f"No file can be locked in {folder}: {why(error)}.")
     return StorageError(
         f"{folder} lies on a file system that cannot lock files ({why(error)}); use a local disk."
     )
@@ -117,10 +122,12 @@ def _opened(path: Path) -> int:
     except OSError as error:
         if path.is_symlink():
             raise StorageError(f"{path} is a symbolic link, not a lock file; remove it.") from error
+        if (other := other_than_file(path)) is not None:
+            raise StorageError(f"{path} is {other}, not a lock file; remove it.") from error
         raise StorageError(f"{path.parent} cannot be written to: {why(error)}.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StorageError(f"{path} is not a plain file, and so not a lock file; remove it.")
+        raise StorageError(f"{path} is {other_than_file(path)}, not a lock file; remove it.")
     return descriptor
 
 

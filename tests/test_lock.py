@@ -237,7 +237,7 @@ def test_a_pipe_in_its_place_is_refused_at_once(path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(StorageError) as caught, exclusive(path, timeout=0):
         pass
-    assert str(caught.value) == f"{path} is not a plain file, and so not a lock file; remove it."
+    assert str(caught.value) == f"{path} is a pipe, not a lock file; remove it."
 
 
 @pytest.mark.parametrize("text", ["precious", "1234 precious", "7" * 40])
@@ -285,6 +285,20 @@ def test_a_file_system_without_locks_is_named(
         assert outcome.message == (
             f"{tmp_path} lies on a file system that cannot lock files (no locks available); use a local disk."
         )
+
+
+@pytest.mark.parametrize("work", [ask, hold])
+def test_a_failing_disk_is_not_called_a_file_system_without_locks(
+    work: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int, how: int) -> None:
+        if how != fcntl.LOCK_UN:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(StorageError) as caught:
+        work(tmp_path)
+    assert str(caught.value) == f"No file can be locked in {tmp_path}: input/output error."
 
 
 def test_asking_leaves_nothing_and_takes_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
