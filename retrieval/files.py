@@ -21,6 +21,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from retrieval.errors import FaceprintError
+
 # How much older than its reading a file's time must be to be trusted, in nanoseconds. A file that is written
 # right after it was read may keep its time, which some file systems count in steps of 2 seconds.
 _SETTLED: Final = 3 * 10**9
@@ -340,6 +342,19 @@ def why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def why_not_written(folder: Path) -> str | None:
+    """Why nothing can be written to a folder, as the end of a sentence; None where something can.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    if os.access(folder, os.W_OK):
+        return None
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return "it is on a read-only file system; mount that for writing, or copy the gallery to another disk"
+    return os.strerror(errno.EACCES).lower()
+
+
 def is_no_file(error: OSError) -> bool:
     """Whether an error says that nothing is there, or something else than a file."""
     return error.errno in _NO_FILE
@@ -377,7 +392,8 @@ def whole_folder(target: Path, *, like: Path | None = None, shared: bool = False
     with temporary_folder(target.parent, f".{target.name}-") as temporary:
         made = temporary / _WHOLE
         make_folder(made, like=like, shared=shared)
-        yield made
+        with _called(made, target):
+            yield made
         sync(made)
         try:
             with suppress(FileNotFoundError):
@@ -387,6 +403,23 @@ def whole_folder(target: Path, *, like: Path | None = None, shared: bool = False
         except OSError as error:
             raise error if is_free(target) else taken from error
     sync(target.parent)
+
+
+@contextmanager
+def _called(made: Path, target: Path) -> Iterator[None]:
+    """Lets errors about what is in a folder name the one that it becomes, which the user knows."""
+
+    def renamed(said: object) -> object:
+        return said.replace(os.fspath(made), os.fspath(target)) if isinstance(said, str) else said
+
+    try:
+        yield
+    except OSError as error:
+        error.filename = renamed(error.filename)
+        raise
+    except FaceprintError as error:
+        error.args = tuple(map(renamed, error.args))
+        raise
 
 
 @contextmanager
@@ -542,7 +575,8 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
                 continue  # taken for abandoned before it was locked
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            # Without a folder it is not for want of locks.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or not folder.is_dir():
                 with suppress(OSError):
                     remove(folder)
                 raise

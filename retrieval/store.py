@@ -50,7 +50,7 @@ from retrieval import lock, pages, schema
 from retrieval.annotations import Metadata, to_json
 from retrieval.archives import first_present
 from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageError
-from retrieval.files import Stamp, create, is_no_file, other_than_file, sync, why
+from retrieval.files import Stamp, create, is_no_file, other_than_file, sync, why, why_not_written
 from retrieval.places import host_of
 from retrieval.rates import Rate, Upcoming
 from retrieval.selection import LIST_LENGTH, is_below, parts, select_faces
@@ -1168,7 +1168,7 @@ class Store:
             GalleryError: there is none, a newer version made it, or an older one and `read_only` is asked.
             GalleryDamaged: the file is not a gallery's database.
             GalleryBusy: somebody else is writing while it has to be brought up to date.
-            StorageError: the file system cannot lock files.
+            StorageError: the file system cannot lock files, or cannot be written to.
         """
         if (other := other_than_file(path)) is not None:
             raise GalleryError(f"{path} is {other}, not a database; restore the gallery from a backup.")
@@ -1176,6 +1176,8 @@ class Store:
             raise GalleryError(f"{path.parent} is not a gallery: it has no {path.name}.")
         if not read_only:
             check_no_link(path)
+            if (reason := why_not_written(path.parent)) is not None:
+                raise StorageError(f"{path.parent} cannot be written to: {reason}.")
         _check_beside(path)
         # SQLite would say that the database is locked, after 30 s.
         lock.check_existing(path.with_name(LOCK_NAME))

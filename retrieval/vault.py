@@ -54,6 +54,7 @@ from retrieval.files import (
     remove_abandoned,
     sync,
     why,
+    why_not_written,
 )
 from retrieval.store import (
     LOCK_NAME,
@@ -313,11 +314,13 @@ class Vault:
 
         Raises:
             GalleryBusy: another process is writing, and did not finish in time.
-            InputError: the gallery was opened for reading only.
+            InputError: the gallery was opened for reading only, and could have been opened for writing.
             GalleryError: a folder of the gallery is a symbolic link, or belongs to another gallery.
             StorageError: the disk refused; nothing was changed, unless the sentence says so.
         """
         if self.read_only:
+            if (reason := why_not_written(self.folder)) is not None:
+                raise StorageError(f"{self.folder} cannot be written to: {reason}.")
             raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
             given = self._check_ownership()

@@ -1,8 +1,6 @@
 """A full disk or too many open files are the machine's fault, and are never called damage of a gallery."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from retrieval.gallery import Gallery
-from tests.operations import add, tiny_model
-
-ROOT = Path(__file__).parent.parent
+from tests.disks import ROOT, on_read_only_media, on_small_disk
+from tests.operations import add, tiny_model, write_photos
 
 # Each number of files that may be open, from too few to enough: every place that opens one fails once.
 FEW_FILES = """
@@ -83,24 +80,13 @@ def test_too_many_open_files_are_never_damage(folder: Path) -> None:
         assert kinds == {"StorageError", "whole"}, (name, sorted(set(outcomes)))
 
 
-UNREADABLE = """
-import os, sys
-from pathlib import Path
-from retrieval import cli
-if os.geteuid() == 0:
-    os.setgid(65534)
-    os.setuid(65534)
-sys.argv = ["faceprint", *sys.argv[1:]]
-cli.main()
-"""
-
-
 FULL = """
-import json, os, sys
+import json, sys
 from pathlib import Path
 from retrieval.errors import FaceprintError
 from retrieval.gallery import Gallery, repair
 from retrieval.verification import verify
+from tests.disks import filled
 from tests.operations import add, tiny_model
 
 disk = Path(sys.argv[1])
@@ -108,20 +94,13 @@ with Gallery.create(disk / "gallery", tiny_model(disk / "model")) as gallery:
     add(gallery, range(30))
 said = []
 for room in range(0, 120_000, 4096):
-    with open(disk / "ballast", "wb", buffering=0) as ballast:
-        try:
-            while True:
-                ballast.write(bytes(4096))
-        except OSError:
-            pass  # full
-        ballast.truncate(max(0, ballast.tell() - room))
-    for work in (verify, lambda folder: repair(folder).before):
-        try:
-            found = work(disk / "gallery")
-            said.append([finding.trouble for finding in found.findings])
-        except FaceprintError as error:
-            said.append(f"{type(error).__name__} {error}")
-    (disk / "ballast").unlink()
+    with filled(disk, room=room):
+        for work in (verify, lambda folder: repair(folder).before):
+            try:
+                found = work(disk / "gallery")
+                said.append([finding.trouble for finding in found.findings])
+            except FaceprintError as error:
+                said.append(f"{type(error).__name__} {error}")
 assert verify(disk / "gallery").whole
 print(json.dumps(said))
 """
@@ -129,15 +108,7 @@ print(json.dumps(said))
 
 def test_a_gallery_on_a_full_disk_is_not_called_damaged(tmp_path: Path) -> None:
     """Whether there is no room at all or a little; the sentence says what the system says."""
-    if shutil.which("unshare") is None or os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    mount = 'mount -t tmpfs -o size=1m none "$1" || exit 77'
-    command = ["unshare", "-m", "sh", "-c", f'{mount}; exec "$2" -c "$3" "$1"', "sh", str(tmp_path)]
-    done = subprocess.run(
-        [*command, sys.executable, FULL], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip("this container cannot mount anything")
+    done = on_small_disk(tmp_path, FULL, size="1m")
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     assert [] in said
@@ -146,3 +117,89 @@ def test_a_gallery_on_a_full_disk_is_not_called_damaged(tmp_path: Path) -> None:
     for sentence in sentences:
         assert sentence.startswith("StorageError "), sentence
         assert "no space left on device" in sentence, sentence
+
+
+COMMANDS = """
+import contextlib, io, json, sys
+from retrieval import cli
+
+said = []
+for command in json.loads(sys.argv[2]):
+    sys.argv = ["faceprint", *command]
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    said.append([status, err.getvalue()])
+print(json.dumps(said))
+"""
+
+
+def test_who_would_write_to_a_read_only_disk_gets_one_sentence_that_names_it(folder: Path) -> None:
+    """It is the environment and no misuse, so the status is 1."""
+    with Gallery.open(folder) as gallery:
+        gallery.backup(folder.with_name("backup"))
+        model = folder.with_name("model")
+    photos = folder.with_name("photos")
+    write_photos(photos, range(3))
+    where = str(folder)
+    commands = [
+        ["compact", where],
+        ["optimize", where, "--anew"],
+        ["forget", where, "--face", "1"],
+        ["rename-identity", where, "Kim", "Ida"],
+        ["merge-identities", where, "Kim", "Adi"],
+        ["relocate", where, "/photos", "/pictures"],
+        ["ingest", where, str(photos)],
+        ["ingest", where, str(photos), "--model", str(model)],
+        ["restore", str(folder.with_name("backup")), where],
+        ["repair", where],
+        ["ingest", f"{where}/new", str(photos), "--model", str(model)],
+        ["restore", str(folder.with_name("backup")), f"{where}/new"],
+    ]
+    (folder / "model" / ".x.part").write_bytes(b"")  # something to repair
+    done = on_read_only_media(folder, COMMANDS, json.dumps(commands))
+    assert (done.returncode, done.stderr) == (0, "")
+    for command, (status, sentence) in zip(commands, json.loads(done.stdout), strict=True):
+        assert (status, sentence.count("\n")) == (1, 1), (command, sentence)
+        assert "read-only file system" in sentence, (command, sentence)
+        assert where in sentence, (command, sentence)
+
+
+NO_ROOM = """
+import json, shutil, sys
+from pathlib import Path
+from retrieval.errors import StorageError
+from retrieval.gallery import Gallery
+from tests.disks import filled
+
+disk, backup = Path(sys.argv[1]), Path(sys.argv[2])
+said = []
+for room in range(0, 200_000, 8192):
+    with filled(disk, room=room):
+        try:
+            Gallery.restore(backup, disk / "restored")
+            shutil.rmtree(disk / "restored")
+        except StorageError as error:
+            said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+def test_a_restore_to_a_full_disk_names_the_folder_that_was_asked_for(folder: Path) -> None:
+    """And not the hidden one in which a gallery is made; wherever the room ends."""
+    backup = folder.with_name("backup")
+    with Gallery.open(folder) as gallery:
+        gallery.backup(backup)
+    disk = folder.with_name("disk")
+    disk.mkdir()
+    done = on_small_disk(disk, NO_ROOM, size="1m", arguments=(str(backup),))
+    assert (done.returncode, done.stderr) == (0, "")
+    said = json.loads(done.stdout)
+    assert len(set(said)) > 2
+    for sentence in said:
+        assert f"{disk}/restored" in sentence, sentence
+        assert "/.restored-" not in sentence, sentence
+        assert "no space left" in sentence, sentence

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -28,8 +26,7 @@ from retrieval.gallery import Gallery
 from retrieval.store import Face, NewFace, Store
 from retrieval.vault import who
 from retrieval.verdicts import Outcome, Status
-
-ROOT = Path(__file__).parent.parent
+from tests.disks import on_read_only_media
 
 # A process that has imported everything and started no thread; each child is a fork of it, in milliseconds.
 CHILDREN = multiprocessing.get_context("forkserver")
@@ -934,26 +931,6 @@ from tests.test_people import contents
 with Gallery.open(sys.argv[1], read_only=True) as gallery:
     print(sorted(contents(gallery)), gallery.info().faces, len(gallery.audit_log()))
 """
-
-
-def on_read_only_media(folder: Path, program: str) -> "subprocess.CompletedProcess[str]":
-    """Runs Python in a world where the folder is mounted for reading only."""
-    if shutil.which("unshare") is None or os.geteuid() != 0:
-        pytest.skip("only root can mount a folder for reading only")
-    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this container cannot mount anything")
-    mount = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && ! touch "$1/x" 2>/dev/null || exit 77'
-    command = ["unshare", "-m", "sh", "-c", f'{mount}; exec "$2" -c "$3" "$1"', "sh"]
-    done = subprocess.run(
-        [*command, str(folder), sys.executable, program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 77:
-        pytest.skip("this container cannot mount anything")
-    return done
 
 
 def test_a_gallery_on_read_only_media_is_read(three: Gallery) -> None:
