@@ -15,6 +15,8 @@ from retrieval.files import is_about_path, why
 
 _T = TypeVar("_T")
 
+_TOO_MANY_DIGITS: Final = "a number of too many digits"
+
 # More than any manifest of ours: a card lists the photos of its split, some hundred bytes each.
 MAX_BYTES: Final = 512 * 2**20
 
@@ -63,13 +65,42 @@ def parse_tree(
 ) -> Any:
     """As `read_tree`, of JSON that was read already."""
     try:
-        tree = json.loads(data)
-        if "\\ud" in (data if isinstance(data, str) else data.decode()).lower():
+        tree = json.loads(data, parse_int=_integer)
+        field = _unreadable_integer(tree)
+        if field is None and "\\ud" in (data if isinstance(data, str) else data.decode()).lower():
             json.dumps(tree, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as failure:
         raise error(f"{os.fspath(name)} is damaged (it is not JSON); {advice}.") from failure
+    if field is not None:
+        where = f"the field {field}: " if field else ""
+        raise error(f"{os.fspath(name)} is damaged ({where}{_TOO_MANY_DIGITS}); {advice}.")
     check_tree(tree, kind, name=name, error=error, advice=advice)
     return tree
+
+
+class _Unreadable:
+    """Stands in the place of an integer of more digits than Python reads."""
+
+
+def _integer(digits: str) -> int | _Unreadable:
+    try:
+        return int(digits)
+    except ValueError:
+        return _Unreadable()
+
+
+def _unreadable_integer(tree: Any) -> str | None:
+    """Where an integer of too many digits stands, as `a.b[2].c`; None where there is none."""
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, _Unreadable):
+            return where
+        if isinstance(value, dict):
+            waiting += ((f"{where}.{name}".lstrip("."), one) for name, one in value.items())
+        elif isinstance(value, list):
+            waiting += ((f"{where}[{number}]", one) for number, one in enumerate(value))
+    return None
 
 
 def check_tree(

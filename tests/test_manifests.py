@@ -1,13 +1,15 @@
 """Manifests are read strictly; whatever is wrong is one sentence that names the file and the field."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retrieval.errors import DataError
-from retrieval.manifests import read_manifest
+from retrieval.manifests import parse_tree, read_manifest
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,25 @@ def test_what_is_wrong_is_one_sentence_that_names_file_and_field(
     with pytest.raises(DataError) as caught:
         read(tmp_path / "a.json", text)
     assert str(caught.value) == f"{tmp_path / 'a.json'} is damaged ({problem}); make it again."
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"inner": {"size": %s}}', "the field inner.size: a number of too many digits"),
+        ('{"inner": {"size": 1}, "new": [0, {"a": %s}]}', "the field new[1].a: a number of too many digits"),
+        ("%s", "a number of too many digits"),
+    ],
+)
+def test_an_integer_of_more_digits_than_python_reads_is_named(
+    text: str, problem: str, tmp_path: Path
+) -> None:
+    digits = "9" * (sys.get_int_max_str_digits() + 1)
+    with pytest.raises(DataError) as caught:
+        parse_tree(text % digits, dict[str, Any], name="a.json", error=DataError, advice="make it again")
+    assert str(caught.value) == f"a.json is damaged ({problem}); make it again."
+    with pytest.raises(DataError, match=r"the field inner.size: integer value out of range\)"):
+        read(tmp_path / "a.json", b'{"name": "x", "files": {}, "inner": {"size": %s}}' % digits.encode())
 
 
 def test_a_manifest_that_is_missing_or_a_folder_or_too_large_is_refused(tmp_path: Path) -> None:
