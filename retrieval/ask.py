@@ -136,12 +136,13 @@ def _where(identities: list[str] | None, conditions: list[str] | None) -> Any:
 
 def _listed(path: Path) -> list[Path]:
     """The paths of a list, a line each."""
+    import os
     import sys
 
     try:
         if str(path) == "-" and sys.stdin is None:
             raise InputError("There is no standard input to read paths from; name a list of them.")
-        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+        text = os.fsdecode(sys.stdin.buffer.read()) if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(f"The list {path} cannot be read: {reason.lower()}.") from error

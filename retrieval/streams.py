@@ -1,16 +1,24 @@
 """Standard streams of the console script: there whatever the launcher closed, in UTF-8, and never in the way.
 
+Where somebody asks for another encoding, by Python's own PYTHONIOENCODING, that is taken.
+
 A command ends by its own outcome. Where the reader of its output has gone (`| head`), or none was there from
 the beginning (`>&-`, a windowed launcher), it goes on, and what it prints goes nowhere.
 """
 
+import codecs
 import io
+import json
 import os
 import sys
 from typing import Any, Final
 
 # Set for the program that is started anew, so that it is not started again.
 _RESTARTED: Final = "FACEPRINT_RESTARTED_IN_UTF8"
+
+
+# How letters that an encoding lacks are written: as JSON writes them, since what is printed may be JSON.
+_ESCAPED: Final = "faceprint-escaped"
 
 
 def restart_in_utf8() -> None:
@@ -35,6 +43,7 @@ def prepare() -> None:
     """Puts streams in place of closed ones, and lets the others outlive their readers."""
     for descriptor in range(3):
         _open_if_closed(descriptor)
+    codecs.register_error(_ESCAPED, _escape)
     sys.stdout = _prepared(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _prepared(sys.stderr, sys.__stderr__, 2)
 
@@ -69,22 +78,34 @@ class _Output(io.FileIO):
         return memoryview(data).nbytes
 
 
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
     if stream is not original:
         # A program's own, or a test's.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_ESCAPED)
         return stream
     if stream is not None:
         stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Output(descriptor, "w", closefd=False)),
-        encoding=getattr(stream, "encoding", "utf-8"),
-        # A terminal that cannot show a letter of a name gets its code instead of an error.
-        errors="backslashreplace",
+        encoding=_encoding(stream),
+        # An encoding that lacks a letter of a name gets its code instead of an error.
+        errors=_ESCAPED,
         line_buffering=getattr(stream, "line_buffering", False),
         write_through=getattr(stream, "write_through", False),
     )
+
+
+def _encoding(stream: Any) -> str:
+    """That of a stream; UTF-8 for ASCII, which click takes for a mistake too and overrules."""
+    encoding: str = getattr(stream, "encoding", "utf-8")
+    return "utf-8" if codecs.lookup(encoding).name == "ascii" else encoding
 
 
 def _open_if_closed(descriptor: int) -> None:

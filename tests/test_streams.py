@@ -186,6 +186,30 @@ def test_names_are_stored_and_shown_in_utf_8_whatever_the_locale(
     assert json.loads(out)[0]["matches"][0]["path"] == f"{root}/名/名.jpg"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "latin-1:strict", "utf-16"])
+def test_an_encoding_that_somebody_asks_for_is_taken_and_what_it_lacks_is_escaped_as_in_json(
+    encoding: str, bundle: ModelBundle, photos: Path, tmp_path: Path
+) -> None:
+    root = named(photos)
+    with Gallery.create(tmp_path / "g", bundle) as gallery:
+        gallery.enroll([(root / "Zoë/ä.jpg", "Zoë"), (root / "名/名.jpg", "名 😀")])
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "retrieval.cli", "search", tmp_path / "g", "--paths", "-"]
+    listed = os.fsencode(root / "名/名.jpg")  # names of files are UTF-8 all the same
+    for options in (["--json"], []):
+        done = subprocess.run([*command, *options], env=environment, capture_output=True, input=listed)
+        name = "utf-8" if encoding == "ascii" else encoding.partition(":")[0]
+        assert done.returncode == 0
+        assert "Traceback" not in done.stderr.decode(name)
+        out = done.stdout.decode(name)
+        assert "Zoë" in out
+        assert ("名" in out) == (not name.startswith("latin-1"))
+        if options:
+            found = json.loads(out)[0]["matches"]
+            assert {one["identity"] for one in found} == {"Zoë", "名 😀"}
+            assert {one["path"] for one in found} == {f"{root}/Zoë/ä.jpg", f"{root}/名/名.jpg"}
+
+
 LIBRARY = """
 import sys
 from retrieval import Gallery, ModelBundle, ingest
