@@ -62,12 +62,20 @@ from retrieval.tables import (
     identity_table,
     merger_table,
 )
-from retrieval.vault import LOCK_TIMEOUT, MODEL, VECTORS, Vault
+from retrieval.vault import (
+    BACKUP_CARD,
+    LOCK_TIMEOUT,
+    MODEL,
+    VECTORS,
+    Vault,
+    is_unfinished_backup,
+    unfinished_backup,
+)
 from retrieval.vectors import FlatVectors
 
 _T = TypeVar("_T")
 
-_CARD: Final = "backup.json"
+_CARD: Final = BACKUP_CARD
 _FORMAT: Final = 1
 _MODELS: Final = "models"
 _BLOCK: Final = 2**20
@@ -846,6 +854,8 @@ def _open(folder: Path) -> _Backup:
     except OSError as error:
         if not is_no_file(error):
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+        if is_unfinished_backup(folder):
+            raise DataError(unfinished_backup(folder)) from error
         raise DataError(
             f"{folder} is not a backup: it has no {_CARD}; make one with `faceprint backup`."
         ) from error

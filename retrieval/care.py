@@ -48,7 +48,7 @@ def verify(gallery: GalleryArgument, as_json: JsonOption = False) -> None:
     """
     from retrieval.verification import verify as verify_gallery
 
-    if (gallery / "backup.json").is_file() and not (gallery / "gallery.db").exists():
+    if os.path.lexists(gallery / "backup.json") and not (gallery / "gallery.db").exists():
         _verify_backup(gallery, as_json)
         return
     found = verify_gallery(gallery)

@@ -101,6 +101,9 @@ _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # A model's folder, whole or in the making.
 _MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
 VECTORS: Final = "vectors"
+BACKUP_CARD: Final = "backup.json"
+# What a backup has from its beginning on, and no gallery.
+_OF_BACKUPS: Final = re.compile(r"models|gallery-[0-9a-f]{16}\.db|\.gallery\.part")
 MODEL: Final = "model"
 
 # From how many vectors on they are written while their rows are.
@@ -233,10 +236,12 @@ class Vault:
                 f"There is no gallery {folder}; make one with `faceprint ingest`"
                 + (f", which also removes what a killed one left ({left})." if left else ".")
             )
-        if not (folder / DATABASE).exists() and (folder / "backup.json").is_file():
+        if not (folder / DATABASE).exists() and (folder / BACKUP_CARD).is_file():
             raise GalleryError(
                 f"{folder} is a backup; make a gallery of it with `faceprint restore {folder} GALLERY`."
             )
+        if is_unfinished_backup(folder):
+            raise GalleryError(unfinished_backup(folder))
         store = Store.open(folder / DATABASE, read_only=read_only, timeout=LOCK_TIMEOUT)
         return cls(folder, store, read_only=read_only, via=via)
 
@@ -890,6 +895,23 @@ class _Debts:
 
     def relabelled(self, bundle: ModelBundle) -> ModelBundle:
         return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
+
+
+def is_unfinished_backup(folder: Path) -> bool:
+    """Whether a folder is what a killed first `backup` left: its card is written last."""
+    if any(os.path.lexists(folder / name) for name in (BACKUP_CARD, DATABASE)):
+        return False
+    with suppress(OSError):
+        return any(map(_OF_BACKUPS.fullmatch, os.listdir(folder)))
+    return False
+
+
+def unfinished_backup(folder: Path) -> str:
+    """What to do with one."""
+    return (
+        f"{folder} is an unfinished backup: the run that made it was stopped; run `faceprint backup GALLERY "
+        f"{folder}` again, which goes on from here."
+    )
 
 
 def leftovers_beside(folder: Path) -> list[Path]:

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +242,40 @@ def test_a_refused_backup_leaves_nothing_among_the_files_of_others(root: Path) -
             gallery.backup(root / "gallery" / "backup")
     assert [path.name for path in (root / "mine").iterdir()] == ["notes.txt"]
     assert not (root / "gallery" / "backup").exists()
+
+
+def die_at(folder: Path, target: Path, name: str) -> None:
+    """Makes a first backup whose process is killed when it replaces a file of this name. Runs in a child."""
+    replace = os.replace
+
+    def killed(source: Any, path: Any) -> None:
+        if fnmatch(os.fspath(path), f"*/{name}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, path)
+
+    os.replace = killed
+    with Gallery.open(folder, read_only=True) as gallery:
+        gallery.backup(target)
+
+
+@pytest.mark.parametrize("name", ["gallery-*.db", "*.faiss", "model.onnx", "backup.json"])
+def test_a_first_backup_that_was_killed_is_called_unfinished_and_the_next_run_finishes_it(
+    name: str, root: Path, faceprint: Faceprint
+) -> None:
+    target = root / "new"
+    child = multiprocessing.get_context("fork").Process(target=die_at, args=(root / "gallery", target, name))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    for command in (("verify", target), ("restore", target, root / "restored"), ("info", target)):
+        status, _, err = faceprint(*command)
+        assert status == 2
+        assert err == (
+            f"faceprint: {target} is an unfinished backup: the run that made it was stopped; run `faceprint "
+            f"backup GALLERY {target}` again, which goes on from here.\n"
+        )
+    assert faceprint("backup", root / "gallery", target)[0] == 0
+    assert faceprint("verify", target)[0] == 0
 
 
 def test_a_card_that_is_a_pipe_is_not_waited_for(root: Path) -> None:
