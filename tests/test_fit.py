@@ -357,6 +357,39 @@ def test_a_damaged_checkpoint_is_an_input_error(
     )
 
 
+EPOCH = asdict(Epoch(1, 0.5, 0.5, 0.5, 0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"epoch": "1"}, "the field epoch: expected int, got str"),
+        ({"step": 1.5}, "the field step: expected int, got float"),
+        ({"step": True}, "the field step: expected int, got bool"),
+        ({"seconds": None}, "the field seconds: expected float, got null"),
+        ({"losses": [0.5, "0.5"]}, "the field losses[1]: expected float, got str"),
+        ({"accuracies": {}}, "the field accuracies: expected array, got object"),
+        ({"epochs": [EPOCH, None]}, "the field epochs[1]: expected object, got null"),
+        ({"epochs": [{**EPOCH, "loss": "low"}]}, "the field epochs[0].loss: expected float, got str"),
+        ({"epochs": [{"epoch": 1}]}, "the field epochs[0]: object missing required field loss"),
+        ({"what": 1}, None),
+        ({"epochs": [{**EPOCH, "what": 1}]}, None),
+    ],
+)
+def test_a_field_of_a_checkpoint_that_has_another_type_is_named(
+    split: Split, checkpoint: Path, tmp_path: Path, change: dict[str, Any], problem: str | None
+) -> None:
+    """A field that nobody knows is damage too: what it would mean for the run cannot be told."""
+    with safe_open(checkpoint, framework="pt") as file:
+        state = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    state["progress"] = json.dumps({**json.loads(state["progress"]), **change})
+    changed = tmp_path / "checkpoint.safetensors"
+    save_file(tensors, changed, metadata=state)
+    named = f"{changed} is damaged ({problem})" if problem else f"The checkpoint {changed} is damaged"
+    assert resumed(split, changed) == f"{named}; remove it and train from the start."
+
+
 def test_weights_are_no_checkpoint(split: Split, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_file(network(6).state_dict(), path)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from retrieval.bundle import Preprocessing
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
-from retrieval.files import why, write_durably
+from retrieval.files import other_than_file, why, write_durably
 from retrieval.manifests import parse_tree
 from training.data import (
     AugmentedPhotographs,
@@ -329,6 +329,8 @@ class _Run:
         """Puts the run back where a checkpoint left it."""
         from safetensors import SafetensorError, safe_open
 
+        if (other := other_than_file(path)) is not None:
+            raise InputError(f"The checkpoint {path} is {other}, not a file; {_ANEW}.")
         try:
             with safe_open(path, framework="pt", device=str(self.device)) as file:
                 state = dict(file.metadata() or {})
