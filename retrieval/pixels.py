@@ -189,7 +189,9 @@ def read(
 
 
 def thumbnail(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> Image.Image:
-    """The whole picture, upright, RGB, at most `side` pixels wide and high, for showing to a person.
+    """The whole picture, upright, at most `side` pixels wide and high, for showing to a person.
+
+    In RGB with sRGB's colours; one whose profile is damaged or unknown as it is without.
 
     Raises:
         UnreadableImage, RunError, Interrupted: as `read`.
@@ -729,16 +731,8 @@ def _square(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
         (width + side) / 2 * scale,
         (height + side) / 2 * scale,
     )
-    # What is resized is converted: colours first would cost many times as much.
-    profile = (picture.profile or None) if task.colour == "srgb" else None
-    keep_cmyk = profile is not None and picture.image.mode == "CMYK" and converts(profile, "CMYK")
-    with hold(picture.memory(task.size)):
-        square = _resized(
-            picture, (task.size, task.size), Image.Resampling.BILINEAR, box, keep_cmyk=keep_cmyk
-        )
-    if profile is not None:
-        is_grey = picture.image.mode in _GREY_MODES
-        square = to_srgb(square.getchannel(0) if is_grey else square, profile)
+    size, resampling = (task.size, task.size), Image.Resampling.BILINEAR
+    square = _coloured(picture, size, resampling, box, hold, colour=task.colour)
     # Turning commutes with a central square, and is cheaper on the small picture.
     return np.array(_upright(square, picture.orientation)), width, height
 
@@ -748,8 +742,8 @@ def _thumbnail(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
     _draft(picture, _DRAFT_MARGIN * task.size / max(width, height))
     shrink = min(1.0, task.size / max(width, height))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    with hold(picture.memory(size[0])):
-        small = _resized(picture, size, Image.Resampling.LANCZOS, None)
+    # A page says nothing of colour spaces, so a browser takes every picture for sRGB.
+    small = _coloured(picture, size, Image.Resampling.LANCZOS, None, hold, colour="srgb")
     return np.array(_upright(small, picture.orientation)), width, height
 
 
@@ -761,6 +755,27 @@ def _glance(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
     if picture.orientation in _LYING:
         width, height = height, width
     return np.array(_upright(small, picture.orientation)), width, height
+
+
+def _coloured(
+    picture: _Picture,
+    size: tuple[int, int],
+    resampling: Image.Resampling,
+    box: tuple[float, float, float, float] | None,
+    hold: _Hold,
+    *,
+    colour: Colour,
+) -> Image.Image:
+    """As `_resized`, with the colours converted to sRGB's where that is asked for."""
+    # What is resized is converted: colours first would cost many times as much.
+    profile = (picture.profile or None) if colour == "srgb" else None
+    keep_cmyk = profile is not None and picture.image.mode == "CMYK" and converts(profile, "CMYK")
+    with hold(picture.memory(size[0])):
+        small = _resized(picture, size, resampling, box, keep_cmyk=keep_cmyk)
+    if profile is None:
+        return small
+    is_grey = picture.image.mode in _GREY_MODES
+    return to_srgb(small.getchannel(0) if is_grey else small, profile)
 
 
 # Modes of pictures that a profile of grey levels may be for.

@@ -103,6 +103,22 @@ def test_a_profile_that_says_nothing_changes_nothing(mode: str, space: str) -> N
     assert np.array_equal(pixels.read(image, size=16, colour="srgb"), pixels.read(image, size=16))
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_is_shown_of_a_converted_copy_is_what_is_shown_of_its_photo(name: str) -> None:
+    levels = muted(64, 48)
+    copy = encoded(in_space(levels, PROFILES[name]), "PNG", icc_profile=PROFILES[name])
+    shown, plain = np.asarray(pixels.thumbnail(copy, side=24)), np.asarray(pixels.thumbnail(levels, side=24))
+    assert difference(shown, plain).mean() < 1
+    damaged = encoded(Image.fromarray(levels), "PNG", icc_profile=PROFILES[name][:200])
+    assert np.array_equal(np.asarray(pixels.thumbnail(damaged, side=24)), plain)
+
+
+def test_what_is_shown_of_levels_of_grey_goes_by_their_profile() -> None:
+    grey = encoded(Image.new("L", (8, 8), 64), "PNG", icc_profile=GREY)
+    # 64 of 255 in linear light are 137 in sRGB.
+    assert np.asarray(pixels.thumbnail(grey, side=8)).reshape(-1, 3).tolist() == [[137] * 3] * 64
+
+
 def test_levels_of_grey_have_profiles_too() -> None:
     levels = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
     data = encoded(Image.fromarray(levels), "PNG", icc_profile=GREY)
