@@ -42,8 +42,9 @@ from retrieval.vectors import Ids, SegmentMissing, Vectors
 from retrieval.verdicts import Outcome, Status
 
 FORMAT: Final = "faceprint-export"
-# 2 has metadata.
-VERSION: Final = 2
+# The newest version that is read. 2 has metadata; 3 has a model that heeds colour profiles, of which older
+# versions of faceprint know nothing: they refuse it. An export of any other model has 2.
+VERSION: Final = 3
 MANIFEST: Final = "manifest.json"
 
 # Rows of a block that is read: as many as the vectors of 2048 numbers that one segment holds.
@@ -107,7 +108,7 @@ class Export:
         faces, identities: how many.
         fingerprint, architecture, dimension, preprocessing: the model's, as in `ModelBundle`.
         files: in the order of the rows.
-        version: of the format; version 1 had no metadata.
+        version: of the format, see `VERSION`.
         calibration: of the gallery, as `store.Calibration.fields` says it; None where it had none.
     """
 
@@ -122,7 +123,7 @@ class Export:
     dimension: int
     preprocessing: Preprocessing
     files: tuple[ExportedFile, ...]
-    version: int = VERSION
+    version: int = 2
     calibration: dict[str, Any] | None = None
 
     @property
@@ -339,6 +340,7 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
         architecture=model.architecture,
         dimension=model.dimension,
         preprocessing=model.preprocessing,
+        version=2 if model.preprocessing.colour == "ignore" else 3,
         calibration=None if state.calibration is None else state.calibration.fields(),
         files=tuple(
             _write_file(folder / f"faces-{number:05d}.parquet", schema, islice(records, per_file))
@@ -415,7 +417,7 @@ def _damaged(vault: Vault, what: str) -> GalleryDamaged:
     return GalleryDamaged(f"{vault.folder} {what}; see `faceprint verify {vault.folder}`.")
 
 
-def _schema(fingerprint: str, dimension: int, *, gallery: str, version: int = VERSION) -> Any:
+def _schema(fingerprint: str, dimension: int, *, gallery: str, version: int = 2) -> Any:
     """The columns of an export's files."""
     pa, _ = pyarrow()
     said = [pa.field(name, pa.string()) for name in _SINCE_2] if version > 1 else []

@@ -31,6 +31,8 @@ from retrieval.store import NewFace
 from retrieval.verdicts import Outcome, Status
 from tests.faults import FaultServer, Kind, needs_shim, power_loss_images, sweep, trace
 from tests.faults import Outcome as Ended
+from training.export import export as export_model
+from training.model import Network
 
 Row = tuple[str, str | None, tuple[str, ...], bytes]  # SHA-256, identity, paths, vector
 
@@ -749,14 +751,40 @@ def test_links_and_pipes_in_place_of_the_files_of_an_export_are_refused(
             read_export(folder)
 
 
+def test_an_export_of_a_model_that_heeds_colour_profiles_is_refused_by_who_knows_of_none(
+    people: Gallery, network: Network, tmp_path: Path
+) -> None:
+    """Version 0.1.0's first readers know export versions up to 2 and cards up to format 2."""
+    heeding = export_model(
+        network,
+        tmp_path / "model",
+        labels=people.bundle.labels,
+        preprocessing=Preprocessing(size=32, crop=1.0, colour="srgb"),
+        recipe={},
+        split={},
+        figures={},
+        sample=np.zeros((1, 32, 32, 3), np.uint8),
+    )
+    assert json.loads((heeding.folder / "bundle.json").read_text("utf-8"))["format"] == 3
+    with Gallery.create(tmp_path / "g", heeding) as gallery:
+        export(gallery.vault, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))["version"] == 3
+    found = read_export(tmp_path / "out")
+    assert (found.version, found.preprocessing) == (3, heeding.preprocessing)
+    with Gallery.create(tmp_path / "same", heeding) as gallery:
+        assert gallery.import_export(found).enrolled == 0
+    with pytest.raises(ModelMismatch):
+        people.import_export(found)
+
+
 def test_a_folder_without_a_manifest_and_a_newer_version_are_refused(people: Gallery, tmp_path: Path) -> None:
     """With the sentence that says what to do."""
     with pytest.raises(InputError, match=r"is not an export: it has no manifest\.json"):
         read_export(tmp_path)
     export(people.vault, tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"
-    path.write_text(path.read_text("utf-8").replace('"version": 2', '"version": 3'), "utf-8")
-    with pytest.raises(InputError, match=r"has version 3 and .* reads up to 2; upgrade faceprint"):
+    path.write_text(path.read_text("utf-8").replace('"version": 2', '"version": 4'), "utf-8")
+    with pytest.raises(InputError, match=r"has version 4 and .* reads up to 3; upgrade faceprint"):
         read_export(tmp_path / "out")
     path.write_text("[]")
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):
