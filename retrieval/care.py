@@ -317,7 +317,8 @@ def import_(
     from retrieval.interrupt import graceful
 
     exported = read_export(source)
-    with open_or_create(gallery, model, "import") as opened, graceful() as should_stop:
+    # Nothing is embedded: the model is loaded to know that it runs.
+    with open_or_create(gallery, model, "import", device="cpu") as opened, graceful() as should_stop:
         done = opened.import_export(exported, should_stop=should_stop)
     terminal.console().print(
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
@@ -434,8 +435,6 @@ def open_or_create(
     share: str | None = None,
 ) -> "Gallery":
     """A gallery, made where there is none; `share` opens a new one to its group."""
-    from contextlib import suppress
-
     from retrieval.bundle import ModelBundle
     from retrieval.embedder import Embedder
     from retrieval.errors import GalleryError
@@ -453,9 +452,9 @@ def open_or_create(
     if free and model is not None:
         bundle = ModelBundle.load(model)
         # A model that does not run would leave a gallery that refuses every other one.
-        Embedder.open(bundle, device="cpu").close()
+        embedder = Embedder.open(bundle, device=device, precision=precision)
         # Another process may make the gallery between our look and our making it: then it is opened.
-        with suppress(GalleryError):
+        try:
             via = f"faceprint {command}"
             return Gallery.create(
                 folder,
@@ -464,7 +463,12 @@ def open_or_create(
                 precision=precision,
                 via=via,
                 shared=share is not None,
+                embedder=embedder,
             )
+        except BaseException as error:
+            embedder.close()
+            if not isinstance(error, GalleryError):
+                raise
     gallery = open_gallery(folder, command, device=device, precision=precision)
     if model is not None:
         gallery.require(ModelBundle.load(model))

@@ -96,10 +96,13 @@ class Gallery:
         precision: str = "float32",
         via: str = "library",
         shared: bool = False,
+        embedder: Embedder | None = None,
     ) -> "Gallery":
         """Makes an empty gallery with a copy of the bundle, whole or not at all.
 
         Only its owner may read it, whatever the umask; with `shared` the group of its folder may, too.
+        `embedder` is the bundle, loaded already on the device, by the engine and in the precision; once the
+        gallery is there, it is closed with it.
 
         Raises:
             GalleryError: `folder` exists and is not empty.
@@ -109,7 +112,10 @@ class Gallery:
         """
         with _new_gallery(Path(folder), shared=shared) as made:
             Vault.create(made, bundle)
-        return cls.open(folder, device=device, engine=engine, precision=precision, via=via)
+        gallery = cls.open(folder, device=device, engine=engine, precision=precision, via=via)
+        if embedder is not None:
+            gallery._serving.take(embedder, bundle.fingerprint)
+        return gallery
 
     @classmethod
     def open(

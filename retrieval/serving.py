@@ -70,6 +70,14 @@ class Serving:
                 )
             return self._model.generation.id, self._embedder
 
+    def take(self, embedder: Embedder, fingerprint: str) -> None:
+        """Takes a model that was loaded already, and closes it where another one serves by now."""
+        with self._loading:
+            if self._embedder is None and fingerprint == self._model.bundle.fingerprint:
+                self._embedder = embedder
+                return
+        embedder.close()
+
     def refresh(self, reader: Reader) -> Generation:
         """The generation of a snapshot, whose model serves from now on."""
         generation = self.vault.state(reader).generation

@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from retrieval import cli, terminal
 from retrieval.bundle import ModelBundle
+from retrieval.embedder import Embedder
 from retrieval.gallery import Gallery
 from tests.broken import make_broken
 
@@ -94,6 +96,21 @@ def test_exclude_without_anything_to_walk_is_an_input_error(
 ) -> None:
     status, _, err = faceprint(*arguments)
     assert (status, "--exclude is about" in err) == (2, True)
+
+
+def test_a_new_gallerys_model_is_loaded_once(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was loaded to know that it runs is the one that embeds."""
+    loaded, load = [], Embedder.open.__func__
+
+    def counted(cls: type[Embedder], *arguments: Any, **options: Any) -> Embedder:
+        loaded.append(load(cls, *arguments, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(Embedder, "open", classmethod(counted))
+    status, _, _ = faceprint("ingest", tmp_path / "g", faces, "--model", bundle.folder)
+    assert (status, len(loaded)) == (0, 1)
 
 
 def test_a_model_that_does_not_run_leaves_no_gallery(
