@@ -465,17 +465,20 @@ FACES_OF_0002 = {
 }
 
 
+def gallery_of(schema: str, bundle: ModelBundle, folder: Path) -> Path:
+    """A copy of the gallery of an older schema, from 0002 on, whose model is the tests'."""
+    copy = folder / f"{schema}.gallery"
+    shutil.copytree(DATA / f"gallery-{schema}", copy)
+    shutil.copytree(bundle.folder, copy / "model")
+    known = f"fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'"
+    execute(copy / "gallery.db", f"UPDATE generation SET {known}")
+    return copy
+
+
 @pytest.fixture
 def second(bundle: ModelBundle, tmp_path: Path) -> Path:
     """A gallery of schema 0002 whose model is the tests'."""
-    folder = tmp_path / "second.gallery"
-    shutil.copytree(DATA / "gallery-0002", folder)
-    shutil.copytree(bundle.folder, folder / "model")
-    execute(
-        folder / "gallery.db",
-        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
-    )
-    return folder
+    return gallery_of("0002", bundle, tmp_path)
 
 
 def rows_of_0002(path: Path) -> dict[str, list[Any]]:
@@ -542,14 +545,7 @@ FACES_OF_0004 = {
 @pytest.fixture
 def fourth(bundle: ModelBundle, tmp_path: Path) -> Path:
     """A gallery of schema 0004 whose model is the tests'."""
-    folder = tmp_path / "fourth.gallery"
-    shutil.copytree(DATA / "gallery-0004", folder)
-    shutil.copytree(bundle.folder, folder / "model")
-    execute(
-        folder / "gallery.db",
-        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
-    )
-    return folder
+    return gallery_of("0004", bundle, tmp_path)
 
 
 def rows_of_0004(path: Path) -> dict[str, list[Any]]:
@@ -603,14 +599,7 @@ FACES_OF_0005 = FACES_OF_0004
 @pytest.fixture
 def fifth(bundle: ModelBundle, tmp_path: Path) -> Path:
     """A gallery of schema 0005 whose model is the tests'."""
-    folder = tmp_path / "fifth.gallery"
-    shutil.copytree(DATA / "gallery-0005", folder)
-    shutil.copytree(bundle.folder, folder / "model")
-    execute(
-        folder / "gallery.db",
-        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
-    )
-    return folder
+    return gallery_of("0005", bundle, tmp_path)
 
 
 def rows_of_0005(path: Path) -> dict[str, list[Any]]:
@@ -664,14 +653,7 @@ FACES_OF_0006 = FACES_OF_0005
 @pytest.fixture
 def sixth(bundle: ModelBundle, tmp_path: Path) -> Path:
     """A gallery of schema 0006 whose model is the tests'."""
-    folder = tmp_path / "sixth.gallery"
-    shutil.copytree(DATA / "gallery-0006", folder)
-    shutil.copytree(bundle.folder, folder / "model")
-    execute(
-        folder / "gallery.db",
-        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
-    )
-    return folder
+    return gallery_of("0006", bundle, tmp_path)
 
 
 def rows_of_0006(path: Path, without: str = "") -> dict[str, list[Any]]:
