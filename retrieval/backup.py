@@ -592,6 +592,7 @@ def _restore(
         _bring_segment(backup, vault, writer, segment, generations[segment.generation], gone)
     _bring_rows(reader, writer, fresh=fresh)
     _bring_calibrations(reader, writer, generations)
+    _bring_suspects(reader, writer, generations, old)
     here, there = writer.gallery(), reader.gallery()
     revision = max(here.revision, there.revision)
     writer.set_gallery(
@@ -711,6 +712,23 @@ def _bring_calibrations(reader: Reader, writer: Writer, generations: dict[int, G
         found = reader.calibration(generation)
         if found is not None:
             writer.set_calibration(dataclasses.replace(found, generation=generations[number].id))
+
+
+def _bring_suspects(
+    reader: Reader, writer: Writer, generations: dict[int, Generation], here: Sequence[Generation]
+) -> None:
+    """Whom a damaged model may have embedded, by the backup and by what was noted here since.
+
+    Faces that were compared here since the backup have the vectors from before it again, and are suspects.
+    """
+    for number, stored in reader.generations().items():
+        compared, ranges = stored.checked_before or 0, reader.suspects(number)
+        for one in here:
+            if one.fingerprint == stored.fingerprint:
+                ranges.append((compared, one.checked_before or 0))
+                ranges += [(max(first, compared), end) for first, end in writer.suspects(one.id)]
+        writer.set_suspects(generations[number].id, ranges)
+        writer.set_checked_before(generations[number].id, stored.checked_before)
 
 
 def check(folder: Path) -> list[str]:

@@ -115,7 +115,9 @@ def repair(
         )
     if not done.after.whole:
         suspect = any(one.trouble == "suspect-vector" for one in done.after.findings)
-        advice = "put the photos of the suspect faces back and enroll them again, or " if suspect else ""
+        advice = (
+            "do what is said about the faces that a damaged model may have embedded, or " if suspect else ""
+        )
         raise RunError(f"Not everything could be mended; {advice}restore {gallery} from a backup.")
 
 

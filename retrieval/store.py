@@ -69,13 +69,14 @@ from retrieval.tables import (
     identity_table,
     merger_table,
     segment_table,
+    suspect_table,
     tombstone_table,
 )
 from retrieval.where import Where
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
 # `tests/test_migrations.py` holds it to the scripts.
-SCHEMA_VERSION: Final = "0007"
+SCHEMA_VERSION: Final = "0008"
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
@@ -186,8 +187,8 @@ class Generation:
         folder: the name of the model's folder in the gallery.
         card_sha256: of the model's card in that folder, in hex.
         created_at: ISO 8601, UTC.
-        checked_before: faces with lower ids were enrolled before the last proof that the model's files are
-            what was written; None where there was none.
+        checked_before: faces with lower ids were compared with their photos, or are suspects (see
+            `Reader.suspects`); None where none was compared.
     """
 
     id: int
@@ -386,6 +387,19 @@ class AuditEntry:
     detail: dict[str, Any]
 
 
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (first, end) in order, those that touch or overlap as one, without empty ones."""
+    found: list[tuple[int, int]] = []
+    for first, end in sorted(ranges):
+        if first >= end:
+            continue
+        if found and first <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((first, end))
+    return found
+
+
 class Reader:
     """One snapshot of the tables: whatever others commit meanwhile is not seen."""
 
@@ -445,6 +459,19 @@ class Reader:
                     f"The gallery's database states a model of {generation.dimension} dimensions; {_RESTORE}."
                 )
         return found
+
+    def suspects(self, generation: int) -> list[tuple[int, int]]:
+        """Ranges (first, end) of ids of faces that a model may have embedded while damaged, in order."""
+        query = select(suspect_table.c.first_id, suspect_table.c.end_id)
+        query = query.where(suspect_table.c.generation_id == generation)
+        return [(first, end) for first, end in self._connection.execute(query.order_by("first_id"))]
+
+    def suspect_ids(self, generation: int) -> list[int]:
+        """The faces in `suspects`, as far as they exist."""
+        inside = (face_table.c.id >= suspect_table.c.first_id) & (face_table.c.id < suspect_table.c.end_id)
+        query = select(face_table.c.id).join(suspect_table, inside).distinct().order_by(face_table.c.id)
+        query = query.where(suspect_table.c.generation_id == generation)
+        return list(self._connection.execute(query).scalars())
 
     def segments(self, generation: int | None = None) -> list[Segment]:
         """The segments that exist, of one generation or of all, oldest first."""
@@ -793,7 +820,7 @@ class Writer(Reader):
         self.set_gallery(next_face_id=first_id + len(faces))
 
     def remove_faces(self, ids: Iterable[int]) -> None:
-        """Deletes faces with their paths, and identities and hosts that have none left."""
+        """Deletes faces with their paths; identities, hosts and ranges of suspects that have none left go."""
         ids = list(ids)
         hosts = self._hosts_of(ids)
         for part in parts(ids):
@@ -801,6 +828,10 @@ class Writer(Reader):
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         if ids:
             self.remove_lonely()
+            inside = (face_table.c.id >= suspect_table.c.first_id) & (
+                face_table.c.id < suspect_table.c.end_id
+            )
+            self._change(delete(suspect_table).where(~select(face_table.c.id).where(inside).exists()))
         self._remove_unused(hosts)
 
     def remove_lonely(self) -> None:
@@ -927,6 +958,7 @@ class Writer(Reader):
         """Makes a generation that has no segments, and does not serve, not exist."""
         self.remove_bases(self.bases(generation))
         self.remove_calibration(generation)
+        self.set_suspects(generation, [])
         self._change(delete(generation_table).where(generation_table.c.id == generation))
 
     def set_card(self, generation: int, card_sha256: str) -> None:
@@ -934,8 +966,19 @@ class Writer(Reader):
         changed = update(generation_table).where(generation_table.c.id == generation)
         self._change(changed.values(card_sha256=card_sha256))
 
-    def set_checked_before(self, generation: int, face_id: int) -> None:
-        """Says that the faces below an id were embedded by a model whose files were what was written."""
+    def set_suspects(self, generation: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Says which faces a model may have embedded while it was damaged, in place of what was said.
+
+        Args:
+            generation: the model's.
+            ranges: of ids, (first, end); they may overlap, and empty ones count for nothing.
+        """
+        self._change(delete(suspect_table).where(suspect_table.c.generation_id == generation))
+        rows = [{"generation_id": generation, "first_id": a, "end_id": b} for a, b in merged(ranges)]
+        self._insert(suspect_table, rows)
+
+    def set_checked_before(self, generation: int, face_id: int | None) -> None:
+        """Says that the faces below an id, but the suspects, were compared with their photos."""
         changed = update(generation_table).where(generation_table.c.id == generation)
         self._change(changed.values(checked_before=face_id))
 

@@ -1,7 +1,11 @@
-"""Suspects: faces that a damaged model may have embedded, compared with what their photos give now."""
+"""Suspects: faces that a damaged model may have embedded, compared with what their photos give now.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A repair notes them in the database before it mends the model, so that neither its end nor another copy of the
+model makes them forgotten: they stay suspects until they are compared, or gone.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,7 +17,7 @@ from retrieval.store import Face, Generation, Reader
 from retrieval.vault import Vault
 from retrieval.vectors import Ids, Vectors
 
-# Faces that are looked at first. Where none of them differs the others are left alone, and said so.
+# Faces that are compared first. Where none of them differs the others are left alone, and said so.
 SAMPLE: Final = 256
 # Vectors of one photo differ by 1e-6 of their length between engines and by 1e-2 between precisions; those of
 # two photos of one person, or of another network, by more than 1e-1.
@@ -25,12 +29,17 @@ class Compared:
     """Faces of a generation, embedded again.
 
     Attributes:
-        suspects: how many faces were enrolled since the model was last proven.
+        suspects: how many faces there were to compare.
         looked_at: how many of them were embedded again.
         ids, vectors: (n,) and (n, d) float32, of the faces whose stored vector is another one: what their
             photos give now.
         lost: suspects whose photos are gone or have changed, among those that were to be looked at.
     """
+
+    @property
+    def all_looked_at(self) -> bool:
+        """Whether none was left alone because the others agree."""
+        return self.looked_at + len(self.lost) == self.suspects
 
     suspects: int
     looked_at: int
@@ -43,22 +52,22 @@ def compare(
     vault: Vault,
     generation: Generation,
     embedder: Callable[[Generation], Embedder],
-    stored: Ids,
+    suspects: Ids,
     fetching: Fetching = NOTHING_FETCHED,
 ) -> Compared:
-    """Embeds faces again that were enrolled since a model was last proven: a sample, or all if any differs.
+    """Embeds suspects again: a sample, or all if any differs.
 
     Args:
         vault: the gallery's.
         generation: the model's.
         embedder: loads it; not called where there is nothing to compare.
-        stored: the faces whose vectors are whole.
+        suspects: the faces, which have vectors.
         fetching: which photos at addresses may be fetched.
 
     Raises:
         BundleError: the model cannot be loaded.
     """
-    suspects = np.sort(stored[stored >= (generation.checked_before or 0)])
+    suspects = np.sort(suspects)
     nothing = np.empty(0, np.int64), np.empty((0, generation.dimension), np.float32)
     if not len(suspects):
         return Compared(0, 0, *nothing, ())
@@ -66,11 +75,24 @@ def compare(
     # Evenly over the ids, first and last among them: damage that came and stayed has the newest.
     sample = suspects[np.unique(np.linspace(0, len(suspects) - 1, SAMPLE).astype(np.int64))]
     found = _compare(vault, generation, loaded, sample, fetching)
-    if len(found.ids):
-        rest = _compare(vault, generation, loaded, np.setdiff1d(suspects, sample), fetching)
-        ids, vectors = np.concatenate([found.ids, rest.ids]), np.concatenate([found.vectors, rest.vectors])
-        found = Compared(0, found.looked_at + rest.looked_at, ids, vectors, (*found.lost, *rest.lost))
-    return Compared(len(suspects), found.looked_at, found.ids, found.vectors, found.lost)
+    rest = np.setdiff1d(suspects, sample)
+    # A photo that is gone is no evidence of the others: another one is looked at in its place.
+    while len(rest) and not len(found.ids) and found.looked_at < SAMPLE:
+        some, rest = np.split(rest, [SAMPLE - found.looked_at])
+        found = _both(found, _compare(vault, generation, loaded, some, fetching))
+    if len(rest) and len(found.ids):
+        found = _both(found, _compare(vault, generation, loaded, rest, fetching))
+    return replace(found, suspects=len(suspects))
+
+
+def _both(one: Compared, other: Compared) -> Compared:
+    return Compared(
+        0,
+        one.looked_at + other.looked_at,
+        np.concatenate([one.ids, other.ids]),
+        np.concatenate([one.vectors, other.vectors]),
+        (*one.lost, *other.lost),
+    )
 
 
 def _compare(
@@ -103,7 +125,7 @@ def _vectors(vault: Vault, reader: Reader, generation: Generation, ids: Ids) -> 
     return found
 
 
-def replace(vault: Vault, generation: Generation, found: Compared) -> int:
+def replace_vectors(vault: Vault, generation: Generation, found: Compared) -> int:
     """Puts the vectors that photos give now in the place of those that differ; returns how many.
 
     Raises:
@@ -124,3 +146,38 @@ def replace(vault: Vault, generation: Generation, found: Compared) -> int:
         vault.append(writer, generation, ids, flat.checked(vectors))
         vault.log(writer, "mend", faces=len(ids), generation=generation.id)
     return len(ids)
+
+
+def note(vault: Vault, folders: Collection[str]) -> None:
+    """Notes whom models may have embedded while they were damaged: all that were enrolled since a comparison.
+
+    Args:
+        vault: the gallery's.
+        folders: of the models.
+
+    Raises:
+        StorageError, GalleryBusy: nothing was noted.
+    """
+    if not folders:
+        return
+    # The model may be one that nothing can be written with: what is owed can wait, and nothing is tidied.
+    with vault.noting() as writer:
+        end = writer.gallery().next_face_id
+        for one in writer.generations().values():
+            if one.folder in folders:
+                writer.set_suspects(one.id, [*writer.suspects(one.id), (one.checked_before or 0, end)])
+
+
+def settle(vault: Vault, generation: Generation, found: Compared) -> None:
+    """Notes what a comparison has found: only those whose photos are gone are suspects from now on.
+
+    Raises:
+        StorageError, GalleryBusy: all stay suspects.
+    """
+    with vault.writing() as writer:
+        before = writer.suspects(generation.id)
+        proven = generation.checked_before or 0
+        # Of faces between ranges nothing is known.
+        if found.all_looked_at and before and before[0][0] <= proven < before[0][1]:
+            writer.set_checked_before(generation.id, before[0][1])
+        writer.set_suspects(generation.id, ((face.id, face.id + 1) for face in found.lost))

@@ -44,9 +44,18 @@ generation_table = Table(
     Column("folder", String(64), nullable=False),
     Column("card_sha256", String(64), nullable=False),
     Column("created_at", String(32), nullable=False),
-    # Faces with lower ids were enrolled before the last proof that the model's files are what was written;
-    # NULL where there was none.
+    # Faces with lower ids were compared with their photos, or are suspects; NULL where none was compared.
     Column("checked_before", Integer, nullable=True),
+)
+
+# Faces that a model may have embedded while its files were damaged, from one id up to another: until they are
+# compared with their photos, or gone, the gallery is not whole.
+suspect_table = Table(
+    "suspect",
+    metadata,
+    Column("generation_id", Integer, ForeignKey("generation.id"), primary_key=True),
+    Column("first_id", Integer, primary_key=True),
+    Column("end_id", Integer, nullable=False),
 )
 
 identity_table = Table(

@@ -345,6 +345,18 @@ class Vault:
                 self._tidy(settled=True)
                 self._copy_log(at_least=_LOG_BYTES)
 
+    @contextmanager
+    def noting(self) -> Iterator[Writer]:
+        """The only writer, as `writing`, that touches no file but the database. Only for who mends.
+
+        Raises:
+            GalleryBusy, StorageError: as `writing`.
+        """
+        with self._locked(timeout=LOCK_TIMEOUT):
+            self._wrote = True
+            with self.store.write() as writer:
+                yield writer
+
     def settle(self) -> None:
         """Does what the last transaction still owes.
 

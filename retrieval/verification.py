@@ -45,6 +45,15 @@ _NO_SUMS: Final = (
     "The next write renews it."
 )
 
+# What ends a suspicion.
+_LIFT: Final = (
+    "put the photos back where they were and run `faceprint repair`, with --fetch for those at addresses; or "
+    "erase these faces with `faceprint forget --face` and enroll their photos again"
+)
+_DROP: Final = (
+    "no search uses that model now; drop it with `faceprint reembed --drop-other`, or run `faceprint repair`"
+)
+
 _MODEL_FILES: Final = frozenset({"bundle.json", "model.onnx", "model.safetensors", "MODELCARD.md"})
 
 
@@ -378,6 +387,22 @@ def _check_rows(vault: Vault, reader: Reader, book: _Notebook, verified: Mapping
         # Those of segments that cannot be read are told of already.
         if generation.id == serving.id and len(lost) > unread:
             book.add(Trouble.FACE_WITHOUT_VECTOR, None, f"{len(lost) - unread:,} faces have no vector", lost)
+        _check_suspects(reader, generation, ids, book, serving=generation.id == serving.id)
+
+
+def _check_suspects(
+    reader: Reader, generation: Generation, stored: Ids, book: _Notebook, *, serving: bool
+) -> None:
+    """Faces that a damaged model may have embedded, and that no repair has compared with their photos."""
+    found = np.intersect1d(np.asarray(reader.suspect_ids(generation.id), np.int64), stored).tolist()
+    if found:
+        book.add(
+            Trouble.SUSPECT_VECTOR,
+            None,
+            f"{len(found):,} faces may have been embedded while {generation.folder}/ was damaged, and were "
+            f"not compared with their photos: {_LIFT if serving else _DROP}",
+            found,
+        )
 
 
 @contextmanager
@@ -430,7 +455,7 @@ class Repaired:
         reasons: of each lost face by its id, why its photo is no help, in words.
         unfetched: ids of the lost faces that have an address which was not allowed to be fetched. While there
             are any, no vector is mended and no face given up.
-        suspects: faces that a damaged model may have embedded: enrolled since it was last proven whole.
+        suspects: faces that a damaged model may have embedded: enrolled since the last comparison.
         compared: how many of these were embedded again and compared.
         replaced: how many of these had another vector than their photo gives, and have the latter now.
     """
@@ -461,8 +486,9 @@ def repair(
 
     Leftovers go, an interrupted erasure is finished, damaged files come back from a backup or a model
     where these have them with the SHA-256 that was written down, lost vectors are embedded again from photos
-    that still have their SHA-256. Where a model was damaged, faces that were enrolled since it was last
-    proven are embedded again (a sample; all of them if any differs), and vectors that differ are replaced.
+    that still have their SHA-256. Where a model was damaged, faces that were enrolled since the last
+    comparison are suspects, also after this repair has ended: they are embedded again (a sample; all of them
+    if any differs), vectors that differ are replaced, and those whose photos are gone stay suspects.
     A damaged database is not touched: restore a backup.
 
     Args:
@@ -487,26 +513,25 @@ def repair(
             with quiet(folder):
                 pages.discard(folder / DATABASE)
         mender = _Mender(vault, backup, model, give_up=give_up, fetch=fetch)
+        damaged = _damaged_models(before)
+        suspects.note(vault, damaged)
         mender.mend_models()
         with vault.writing() as writer:
             # Writing removes leftovers and finishes what was interrupted, and the entry renews the sums.
             vault.log(writer, "repair", findings=len(before.findings))
+        # Whoever had the damaged model open may have enrolled until now.
+        suspects.note(vault, damaged)
         if Trouble.CODES_DAMAGED in troubles:
             mender.mend_codes()
         if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & mender.unmended:
             mender.mend_vectors(embedder)
             if not mender.lost:
-                for generation in _with_damaged_models(vault, before):
-                    mender.mend_suspects(generation, embedder)
+                mender.mend_suspects(embedder)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
                 vault.optimize()
     found = verify(folder)
-    after = replace(
-        found,
-        findings=(*found.findings, *mender.book.findings),
-        notes=(*found.notes, *mender.book.notes),
-    )
+    after = replace(found, notes=(*found.notes, *mender.notes))
     return Repaired(
         before,
         after,
@@ -522,12 +547,10 @@ def repair(
     )
 
 
-def _with_damaged_models(vault: Vault, found: Verification) -> list[Generation]:
-    """The generations of whose models something was found."""
+def _damaged_models(found: Verification) -> set[str]:
+    """The folders of the models of which something was found."""
     troubles = (Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL)
-    folders = {one.file.partition("/")[0] for one in found.findings if one.trouble in troubles and one.file}
-    with vault.store.read() as reader:
-        return [one for one in reader.generations().values() if one.folder in folders]
+    return {one.file.partition("/")[0] for one in found.findings if one.trouble in troubles and one.file}
 
 
 class _Mender:
@@ -553,7 +576,7 @@ class _Mender:
         self.unfetched: tuple[int, ...] = ()
         self.unmended: set[Trouble] = set()
         self.suspects = self.compared = self.replaced = 0
-        self.book = _Notebook()
+        self.notes: list[str] = []
 
     def mend_models(self) -> None:
         """Brings damaged files of models back from where their SHA-256 is found."""
@@ -651,36 +674,31 @@ class _Mender:
             if gone or mended:
                 self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))
 
-    def mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
+    def mend_suspects(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
         """Compares faces that a damaged model may have embedded with their photos; replaces what differs."""
         with self._vault.store.read() as reader:
-            # What is enrolled from here on is embedded by the model that was mended.
-            proven = reader.gallery().next_face_id
+            generations = [one for one in reader.generations().values() if reader.suspects(one.id)]
+        for generation in generations:
+            self._mend_suspects(generation, embedder)
+
+    def _mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
+        with self._vault.store.read() as reader:
             fetching = Fetching(self._fetch, reader.hosts())
             flat = self._vault.vectors(generation)
             parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
-        stored = np.concatenate([np.empty(0, np.int64), *parts])
+            noted = np.asarray(reader.suspect_ids(generation.id), np.int64)
+        ids = np.intersect1d(np.concatenate([np.empty(0, np.int64), *parts]), noted)
         folder = self._vault.folder / generation.folder
         found = suspects.compare(
-            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), stored, fetching
+            self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), ids, fetching
         )
-        replaced = suspects.replace(self._vault, generation, found) if len(found.ids) else 0
+        replaced = suspects.replace_vectors(self._vault, generation, found) if len(found.ids) else 0
+        suspects.settle(self._vault, generation, found)
         self.suspects += found.suspects
         self.compared += found.looked_at
         self.replaced += replaced
-        if found.lost:
-            self.book.add(
-                Trouble.SUSPECT_VECTOR,
-                None,
-                f"{len(found.lost):,} faces may have been embedded by the damaged model, and their photos "
-                "are gone or have changed",
-                [face.id for face in found.lost],
-            )
         if (unseen := found.suspects - found.looked_at - len(found.lost)) > 0:
-            self.book.notes.append(
+            self.notes.append(
                 f"{found.looked_at:,} of {found.suspects:,} faces that the damaged model may have embedded "
                 f"were compared with their photos, and agree; the other {unseen:,} were not looked at."
             )
-        if found.looked_at == found.suspects:
-            with self._vault.writing() as writer:
-                writer.set_checked_before(generation.id, proven)

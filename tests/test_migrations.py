@@ -552,7 +552,7 @@ def rows_of_0004(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0004, or of a newer one as far as that schema knows its columns."""
     tables = dict.fromkeys((table.name for table in metadata.sorted_tables), "*")
     tables |= {"file": "id, face_id, path", "gallery": GALLERY_OF_0006, "generation": GENERATION_OF_0006}
-    del tables["calibration"], tables["host"]
+    del tables["calibration"], tables["host"], tables["suspect"]
     return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
 
 
@@ -658,7 +658,7 @@ def sixth(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0006(path: Path, without: str = "") -> dict[str, list[Any]]:
     """Every row of a database of schema 0006, or of a newer one as far as that schema knows its columns."""
-    left_out = ("host", without)
+    left_out = ("host", "suspect", without)
     tables = dict.fromkeys(
         (table.name for table in metadata.sorted_tables if table.name not in left_out), "*"
     )
@@ -699,3 +699,67 @@ def test_a_gallery_goes_back_to_schema_0006_and_loses_only_its_hosts(sixth: Path
     assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'host'") == []
     (sixth / "gallery-0006.db").unlink()
     assert {number: faces[:2] for number, faces in everything(sixth).items()} == FACES_OF_0006
+
+
+# A gallery of schema 0007
+
+# By the code of commit 6c4fe64, which opened the one of schema 0006 and wrote a host and how far its model is
+# proven.
+FACES_OF_0007 = FACES_OF_0006
+
+
+@pytest.fixture
+def seventh(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0007 whose model is the tests'."""
+    folder = tmp_path / "seventh.gallery"
+    shutil.copytree(DATA / "gallery-0007", folder)
+    shutil.copytree(bundle.folder, folder / "model")
+    execute(
+        folder / "gallery.db",
+        f"UPDATE generation SET fingerprint = '{bundle.fingerprint}', card_sha256 = '{bundle.card_sha256()}'",
+    )
+    return folder
+
+
+def rows_of_0007(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0007, or of a newer one as far as that schema knows its tables."""
+    tables = [table.name for table in metadata.sorted_tables if table.name != "suspect"]
+    return {table: query(path, f"SELECT * FROM {table} ORDER BY 1") for table in tables}
+
+
+def test_a_gallery_of_schema_0007_keeps_every_row_and_has_no_suspects(seventh: Path) -> None:
+    path = seventh / "gallery.db"
+    before = rows_of_0007(path)
+    assert before["host"] == [("https://example.org",)]
+    found = everything(seventh)
+    assert {number: (identity, paths) for number, (identity, paths, _) in found.items()} == FACES_OF_0007
+    assert rows_of_0007(path) == before == rows_of_0007(seventh / "gallery-0007.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    assert query(path, "SELECT checked_before FROM generation") == [(3,)]
+    assert query(path, "SELECT * FROM suspect") == []
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_gallery_with_suspects_goes_back_to_schema_0007_with_a_model_that_is_not_proven(
+    seventh: Path,
+) -> None:
+    """One without keeps what is proven."""
+    path = seventh / "gallery.db"
+    Gallery.open(seventh).close()
+
+    def downgraded() -> list[Any]:
+        with engine(path).connect() as connection:
+            connection.execute(text("PRAGMA foreign_keys = ON"))
+            connection.commit()
+            command.downgrade(config(connection), "0007")
+            connection.commit()
+            proven = query(path, "SELECT checked_before FROM generation")
+            command.upgrade(config(connection), "0008")
+            connection.commit()
+        return proven
+
+    assert downgraded() == [(3,)]
+    execute(path, "INSERT INTO suspect VALUES (1, 1, 2)")
+    assert downgraded() == [(None,)]
+    assert {number: faces[:2] for number, faces in everything(seventh).items()} == FACES_OF_0007

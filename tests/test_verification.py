@@ -13,13 +13,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval import cli, suspects, vault
+from retrieval import cli, suspects, vault, verification
 from retrieval.bundle import ModelBundle
 from retrieval.errors import FaceprintError, GalleryError, StorageError
 from retrieval.gallery import Gallery, repair
@@ -28,7 +28,7 @@ from retrieval.ownership import ID_NAME
 from retrieval.store import Face, NewFace
 from retrieval.suspects import Compared
 from retrieval.vault import Vault
-from retrieval.verification import Trouble, verify
+from retrieval.verification import Trouble, Verification, verify
 from tests.operations import (
     GONE,
     OTHER_THAN_FILES,
@@ -718,7 +718,7 @@ def tampered(laid: Path, photographed: Path, tmp_path: Path) -> Path:
         with vault.store.read() as reader:
             serving, faces = vault.serving(reader), reader.faces([5, 6])
         vectors = np.stack([wrong[faces[number].sha256] for number in (5, 6)])
-        suspects.replace(vault, serving, Compared(0, 0, np.array([5, 6]), vectors, ()))
+        suspects.replace_vectors(vault, serving, Compared(0, 0, np.array([5, 6]), vectors, ()))
     flip(photographed / "model" / "model.onnx", 80)
     return photographed
 
@@ -764,9 +764,161 @@ def test_suspects_whose_photos_are_gone_are_listed_and_the_gallery_is_not_called
     gone = Path(faces(tampered)[5].paths[0])
     gone.unlink()
     done = repair(tampered, model=ModelBundle.load(laid / "model"))
-    assert [(one.trouble, one.face_ids) for one in done.after.findings] == [(Trouble.SUSPECT_VECTOR, (6,))]
+    assert found_suspects(done.after) == [6]
     assert (done.compared, done.replaced) == (5, 1)
-    assert checked_before(tampered) == [(None,)]
+    # Nobody but the suspect itself needs to be looked at again.
+    assert (checked_before(tampered), noted(tampered)) == ([(7,)], [(1, 6, 7)])
+
+
+def found_suspects(found: Verification) -> list[int]:
+    """The suspects of a gallery, about which nothing else was found."""
+    assert {one.trouble for one in found.findings} <= {Trouble.SUSPECT_VECTOR}
+    return [number for one in found.findings for number in one.face_ids]
+
+
+def noted(folder: Path) -> list[tuple[int, int, int]]:
+    with closing(sqlite3.connect(folder / "gallery.db")) as driver:
+        return driver.execute("SELECT generation_id, first_id, end_id FROM suspect ORDER BY 1, 2").fetchall()
+
+
+def test_a_suspect_outlives_repairs_until_its_photo_is_back(laid: Path, tampered: Path) -> None:
+    """Each repair and each verification says so, and the photo alone ends it."""
+    gone = Path(faces(tampered)[5].paths[0])
+    kept = gone.read_bytes()
+    gone.unlink()
+    repair(tampered, model=ModelBundle.load(laid / "model"))
+    for _ in range(2):
+        assert found_suspects(verify(tampered)) == [6]
+        done = repair(tampered)
+        assert found_suspects(done.after) == [6]
+        assert (done.suspects, done.compared, done.replaced) == (1, 0, 0)
+    assert verify(tampered).findings[0].detail == (
+        "1 faces may have been embedded while model/ was damaged, and were not compared with their photos: "
+        "put the photos back where they were and run `faceprint repair`, with --fetch for those at "
+        "addresses; or erase these faces with `faceprint forget --face` and enroll their photos again"
+    )
+    gone.write_bytes(kept)
+    done = repair(tampered)
+    assert (done.after.findings, done.suspects, done.compared, done.replaced) == ((), 1, 1, 1)
+    assert verify(tampered).whole
+    assert (checked_before(tampered), noted(tampered)) == ([(7,)], [])
+    nearest_to_themselves(tampered)
+
+
+def nearest_to_themselves(folder: Path) -> None:
+    with Gallery.open(folder) as gallery:
+        for face in every(gallery):
+            first = gallery.search(Path(face.paths[0]), 1).matches[0]
+            assert (first.face.id, round(first.distance, 3)) == (face.id, 0)
+
+
+def test_a_suspect_that_is_forgotten_and_enrolled_again_is_none(
+    laid: Path, tampered: Path, tmp_path: Path
+) -> None:
+    """Also where its photo comes from elsewhere: the new face has a new number."""
+    gone = Path(faces(tampered)[5].paths[0])
+    gone.unlink()
+    repair(tampered, model=ModelBundle.load(laid / "model"))
+    with Gallery.open(tampered) as gallery:
+        gallery.forget(face_id=6)
+        photo(77).save(gone)
+        ingest(gallery, [tmp_path / "photos"], workers=1)
+    assert verify(tampered).whole
+    assert noted(tampered) == []
+    nearest_to_themselves(tampered)
+
+
+def test_another_model_ends_a_suspicion_when_the_former_one_is_dropped(laid: Path, tampered: Path) -> None:
+    """Until then the gallery could go back to it."""
+    repair(tampered)
+    shutil.copyfile(laid / "model" / "model.onnx", tampered / "model" / "model.onnx")
+    with Gallery.open(tampered) as gallery:
+        gallery.reembed(ModelBundle.load(laid / "other-model"))
+        (finding,) = verify(tampered).findings
+        assert (finding.trouble, finding.face_ids) == (Trouble.SUSPECT_VECTOR, (1, 2, 3, 4, 5, 6))
+        assert "drop it with `faceprint reembed --drop-other`" in finding.detail
+        gallery.drop_other_model()
+    assert verify(tampered).whole
+    assert noted(tampered) == []
+
+
+def test_a_repair_that_ends_once_the_model_is_mended_leaves_suspects(laid: Path, tampered: Path) -> None:
+    def killed(_: ModelBundle) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verification.repair(tampered, killed, model=ModelBundle.load(laid / "model"))
+    assert found_suspects(verify(tampered)) == [1, 2, 3, 4, 5, 6]
+    done = repair(tampered)
+    assert (done.after.findings, done.suspects, done.compared, done.replaced) == ((), 6, 6, 2)
+    nearest_to_themselves(tampered)
+
+
+def test_a_good_graph_that_is_copied_in_by_hand_does_not_end_a_suspicion(laid: Path, tampered: Path) -> None:
+    """A repair has seen the damage; it had nothing to mend it with."""
+    assert {one.trouble for one in repair(tampered).after.findings} == {
+        Trouble.MODEL_DAMAGED,
+        Trouble.SUSPECT_VECTOR,
+    }
+    shutil.copyfile(laid / "model" / "model.onnx", tampered / "model" / "model.onnx")
+    assert found_suspects(verify(tampered)) == [1, 2, 3, 4, 5, 6]
+    assert repair(tampered).replaced == 2
+    assert verify(tampered).whole
+    nearest_to_themselves(tampered)
+
+
+def test_faces_of_a_mended_model_are_no_suspects(laid: Path, tampered: Path, tmp_path: Path) -> None:
+    Path(faces(tampered)[5].paths[0]).unlink()
+    repair(tampered, model=ModelBundle.load(laid / "model"))
+    with Gallery.open(tampered) as gallery:
+        photo(88).save(tmp_path / "photos" / "new.jpg")
+        ingest(gallery, [tmp_path / "photos" / "new.jpg"], workers=1)
+    assert found_suspects(verify(tampered)) == [6]
+    # After the next finding they are.
+    flip(tampered / "model" / "model.onnx", 80)
+    done = repair(tampered, model=ModelBundle.load(laid / "model"))
+    assert (found_suspects(done.after), done.suspects, done.compared) == ([6], 2, 1)
+    assert checked_before(tampered) == [(8,)]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_backup_brings_its_suspects_and_those_that_were_compared_since(
+    fresh: bool, laid: Path, tampered: Path, tmp_path: Path
+) -> None:
+    """A restore in place brings vectors back that a repair has replaced; a new gallery knows of none."""
+    shutil.copyfile(laid / "model" / "model.onnx", tampered / "model" / "model.onnx")
+    with Gallery.open(tampered) as gallery:
+        gallery.backup(tmp_path / "before")
+    flip(tampered / "model" / "model.onnx", 80)
+    gone = Path(faces(tampered)[5].paths[0])
+    gone.unlink()
+    repair(tampered, model=ModelBundle.load(laid / "model"))
+    with Gallery.open(tampered) as gallery:
+        gallery.backup(tmp_path / "after")
+    target = tmp_path / "fresh.gallery" if fresh else tampered
+    Gallery.restore(tmp_path / "after", target)
+    assert (found_suspects(verify(target)), checked_before(target)) == ([6], [(7,)])
+    Gallery.restore(tmp_path / "before", target)
+    assert (found_suspects(verify(target)), checked_before(target)) == ([1, 2, 3, 4, 5, 6], [(None,)])
+    Gallery.restore(tmp_path / "after", target)
+    assert (found_suspects(verify(target)), checked_before(target)) == ([6], [(7,)])
+
+
+def test_photos_that_are_gone_do_not_stand_for_others_in_a_sample(
+    laid: Path, tampered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are to be are compared; that 5 and 6 differ is found behind those that are gone."""
+    monkeypatch.setattr(suspects, "SAMPLE", 2)
+    for number in (0, 5):
+        Path(faces(tampered)[number].paths[0]).unlink()
+    with edited(tampered) as driver:
+        driver.execute("UPDATE generation SET checked_before = 1")
+    done = repair(tampered, model=ModelBundle.load(laid / "model"))
+    assert done.compared == 2
+    assert found_suspects(done.after) == [1, 6]
+    assert done.suspects == 6
+    # The others were not looked at, and nothing is proven by that.
+    assert (checked_before(tampered), noted(tampered)) == ([(1,)], [(1, 1, 2), (1, 6, 7)])
 
 
 def test_a_sample_without_a_difference_is_not_said_to_be_all(
