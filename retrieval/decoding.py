@@ -14,8 +14,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -29,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from retrieval import pixels, stopping
+from retrieval import isolation, pixels, stopping
 from retrieval.cores import usable_cores
 from retrieval.errors import InputError, Interrupted, Reason, RunError, UnreadableImage
 from retrieval.files import why
@@ -133,7 +131,7 @@ class Decoders:
         self._size = size
         self._seconds = seconds
         self._slots = processes + ahead
-        self._file = _nameless_file(self._slots * SLOT * size * size * 3)
+        self._file = isolation.nameless_file(self._slots * SLOT * size * size * 3)
         self._memory = mmap.mmap(self._file, 0)
         self._free: SimpleQueue[int] = SimpleQueue()
         self._lendable: SimpleQueue[None] = SimpleQueue()
@@ -252,18 +250,9 @@ class _Process:
             return
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            arguments = map(str, (theirs.fileno(), file, slots, size))
+            pipe = theirs.fileno()
             try:
-                self._popen = subprocess.Popen(
-                    # -P: never a module that lies in the current folder, among photos of anybody's.
-                    [sys.executable, "-P", "-c", _PROGRAM, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), file),
-                    # It finds the same modules, also those that only the caller's program knows the way to.
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                    start_new_session=True,
-                )
+                self._popen = isolation.start(_PROGRAM, pipe, file, slots, size, descriptors=(pipe, file))
             except OSError as error:
                 raise RunError(
                     f"A process that decodes photos cannot be started ({why(error)}); use --decoders 0."
@@ -297,17 +286,6 @@ class _Process:
             except subprocess.TimeoutExpired:
                 self._popen.kill()
                 self._popen.wait()
-
-
-def _nameless_file(size: int) -> int:
-    """A file without a name; on Linux in memory, whatever the size of /dev/shm."""
-    if hasattr(os, "memfd_create"):
-        file = os.memfd_create("faceprint")
-    else:
-        with tempfile.TemporaryFile() as opened:
-            file = os.dup(opened.fileno())
-    os.ftruncate(file, size)
-    return file
 
 
 def _place(memory: mmap.mmap, slot: int, size: int) -> Pixels:

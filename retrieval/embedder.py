@@ -76,8 +76,7 @@ class Embedder:
         Args:
             bundle: the model.
             device: "auto" (CUDA where there is a GPU and torch, else the CPU), "cpu", "cuda", "cuda:1", ...
-                or several, "cuda:0,cuda:1": a process for each, started with `spawn`, so that a program
-                that asks for several keeps what it does under `if __name__ == "__main__":`.
+                or several, "cuda:0,cuda:1": a process for each.
             engine: "auto" (onnxruntime on a CPU in float32, torch elsewhere), "onnxruntime" or "torch".
             precision: what the torch engine's convolutions compute in: "float32", "bf16" or "fp16".
                 `drift` says what that changes.

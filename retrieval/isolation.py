@@ -12,9 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -46,6 +47,54 @@ class Ended(RunError):
     """The process was ended from outside: by the system, or by a person."""
 
 
+def start(
+    program: str, *numbers: int, descriptors: Sequence[int], stderr: int | None = None
+) -> "subprocess.Popen[bytes]":
+    """Starts a program of Python's in a session of its own, where Ctrl-C in a terminal does not reach it.
+
+    Args:
+        program: Python code.
+        numbers: its `sys.argv[1:]`.
+        descriptors: file descriptors that it gets.
+        stderr: as of `subprocess.Popen`; None for this process's own.
+
+    Raises:
+        OSError: the system refused.
+    """
+    return subprocess.Popen(
+        # -P: never a module that lies in the current folder, among photos of anybody's.
+        [sys.executable, "-P", "-c", program, *map(str, numbers)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=tuple(descriptors),
+        # It finds the same modules, also those that only the caller's program knows the way to.
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    )
+
+
+def nameless_file(size: int) -> int:
+    """A file without a name, to be shared; on Linux in memory, whatever the size of /dev/shm.
+
+    Args:
+        size: in bytes.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: the system refused.
+    """
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("faceprint")
+    else:
+        with tempfile.TemporaryFile() as opened:
+            file = os.dup(opened.fileno())
+    os.ftruncate(file, size)
+    return file
+
+
 class Process:
     """A process at work, and this side of its pipe."""
 
@@ -61,17 +110,8 @@ class Process:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             try:
-                self._popen = subprocess.Popen(
-                    # -P: never a module that lies in the current folder, among photos of anybody's.
-                    [sys.executable, "-P", "-c", program, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    # It finds the same modules, also those that only the caller's program knows the way to.
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                    start_new_session=True,
-                )
+                pipe = theirs.fileno()
+                self._popen = start(program, pipe, descriptors=(pipe,), stderr=subprocess.DEVNULL)
             except OSError as error:
                 raise RunError(
                     f"A process that decodes photos cannot be started ({why(error)}); try again."

@@ -1,30 +1,39 @@
 """Several devices: a process for each with an engine of its own, pixels and answers in shared memory.
 
 Each process has two lanes, so that it computes one pass while the pixels of the next one are written. A lane
-is a block of shared memory for pixels, one for the answer, and a pipe over which only a few bytes go.
+is memory that both share, for pixels and for the answer, and a pipe over which only a few bytes go.
+
+Such a process is a program of its own, since CUDA does not survive a fork, and not one of `multiprocessing`,
+whose processes (and the tracker of its shared memory) look for modules in the current folder, among photos of
+anybody's.
 """
 
-import multiprocessing
+import mmap
 import os
 import queue
 import signal
+import socket
+import subprocess
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval import isolation
 from retrieval.bundle import ModelBundle
 from retrieval.engines import Answer, Pixels, PrecisionDrift
 from retrieval.errors import FaceprintError, RunError
+from retrieval.files import why
+
+_PROGRAM: Final = "import sys; from retrieval.several import serve; serve(*map(int, sys.argv[1:]))"
+# How long a process may take to end once its pipes are closed: it finishes what it computes. In seconds.
+_END_SECONDS: Final = 10.0
 
 _LANES: Final = 2
 # How many pictures a lane holds. An engine passes them on in passes of its own size.
@@ -33,7 +42,7 @@ _LANE_SIZE: Final = 256
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What a lane's two blocks of shared memory hold."""
+    """What a lane's memory holds: pixels, and the answer behind them."""
 
     pictures: int
     side: int
@@ -45,14 +54,26 @@ class _Shapes:
         return self.pictures * self.side * self.side * 3
 
     @property
-    def answer_bytes(self) -> int:
-        return self.pictures * (self.dimension + self.labels) * 4
+    def bytes(self) -> int:
+        return self.pixel_bytes + self.pictures * (self.dimension + self.labels) * 4
 
-    def pixels(self, memory: SharedMemory) -> Pixels:
-        return np.ndarray((self.pictures, self.side, self.side, 3), np.uint8, memory.buf)
+    def pixels(self, memory: mmap.mmap) -> Pixels:
+        return np.ndarray((self.pictures, self.side, self.side, 3), np.uint8, memory)
 
-    def answer(self, memory: SharedMemory) -> NDArray[np.float32]:
-        return np.ndarray((self.pictures, self.dimension + self.labels), np.float32, memory.buf)
+    def answer(self, memory: mmap.mmap) -> NDArray[np.float32]:
+        shape = (self.pictures, self.dimension + self.labels)
+        return np.ndarray(shape, np.float32, memory, offset=self.pixel_bytes)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a process is told first."""
+
+    bundle: ModelBundle
+    device: str
+    precision: str
+    shapes: _Shapes
+    cores: int
 
 
 @dataclass(frozen=True)
@@ -71,20 +92,21 @@ class SeveralDevices:
 
         Raises:
             InputError, BundleError, MissingDependency: as `Embedder.open`.
-            RunError: a process ended while it started.
+            RunError: a process cannot be started, or ended while it started.
         """
         self.drift: PrecisionDrift | None = None
         self.batch_size = _LANE_SIZE * _LANES * len(devices)
         shapes = _Shapes(_LANE_SIZE, bundle.input_size, bundle.dimension, len(bundle.labels))
         self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
-        self._processes: list[BaseProcess] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._lanes: list[_Lane] = []
         self._threads = ThreadPoolExecutor(_LANES * len(devices), thread_name_prefix="faceprint-device")
         # Runs when close() is called, when nobody has this engine any more, or when Python ends.
         self._end = weakref.finalize(self, _end, self._lanes, self._processes, self._threads)
         try:
             for device in devices:
-                self._start(bundle, device, precision, shapes, cores=(os.cpu_count() or 1) // len(devices))
+                cores = max(1, (os.cpu_count() or 1) // len(devices))
+                self._start(_Task(bundle, device, precision, shapes, cores))
             for lane in self._lanes:
                 lane.ready()
         except BaseException:
@@ -112,26 +134,28 @@ class SeveralDevices:
         """Ends the processes; a second time does nothing."""
         self._end()
 
-    def _start(
-        self, bundle: ModelBundle, device: str, precision: str, shapes: _Shapes, *, cores: int
-    ) -> None:
-        # spawn: CUDA does not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        ends = [context.Pipe() for _ in range(_LANES)]
-        lanes = [_Lane(device, ours, shapes) for ours, _ in ends]
-        self._lanes += lanes
-        theirs = [(end, *lane.names) for (_, end), lane in zip(ends, lanes, strict=True)]
-        process = context.Process(
-            target=_serve,
-            args=(bundle, device, precision, shapes, max(1, cores), theirs),
-            name=f"faceprint {device}",
-            daemon=True,
-        )
-        process.start()
-        self._processes.append(process)
-        for _, end in ends:
-            # So that the pipe ends when the process does.
-            end.close()
+    def _start(self, task: _Task) -> None:
+        with ExitStack() as theirs:
+            lanes: list[_Lane] = []
+            descriptors: list[int] = []
+            try:
+                for _ in range(_LANES):
+                    file = isolation.nameless_file(task.shapes.bytes)
+                    theirs.callback(os.close, file)
+                    ours, other = socket.socketpair()
+                    # So that the pipe ends when the process does.
+                    theirs.enter_context(other)
+                    lanes.append(_Lane(task.device, Connection(ours.detach()), task.shapes, file))
+                    descriptors += other.fileno(), file
+                self._processes.append(isolation.start(_PROGRAM, *descriptors, descriptors=descriptors))
+            except OSError as error:
+                raise RunError(
+                    f"A process that computes on {task.device} cannot be started ({why(error)}); try again, "
+                    "or with fewer devices."
+                ) from error
+            finally:
+                self._lanes += lanes
+        lanes[0].tell(task)
 
     def _one(self, pixels: Pixels) -> Answer:
         lane = self._free.get()
@@ -146,16 +170,18 @@ class SeveralDevices:
 class _Lane:
     """This side of a lane."""
 
-    def __init__(self, device: str, pipe: "Connection[Any, Any]", shapes: _Shapes) -> None:
+    def __init__(self, device: str, pipe: "Connection[Any, Any]", shapes: _Shapes, file: int) -> None:
         self._device = device
         self._pipe = pipe
         self._shapes = shapes
-        self._pixels = SharedMemory(create=True, size=shapes.pixel_bytes)
-        self._answer = SharedMemory(create=True, size=shapes.answer_bytes)
+        self._memory = mmap.mmap(file, shapes.bytes)
 
-    @property
-    def names(self) -> tuple[str, str]:
-        return self._pixels.name, self._answer.name
+    def tell(self, task: _Task) -> None:
+        """Says what the process is to do; only the first lane does."""
+        try:
+            self._pipe.send(task)
+        except OSError as error:
+            raise self._ended() from error
 
     def ready(self) -> _Reply:
         """Waits for the model to be loaded."""
@@ -163,22 +189,20 @@ class _Lane:
 
     def embed(self, pixels: Pixels) -> tuple[_Reply, Answer]:
         count = len(pixels)
-        np.copyto(self._shapes.pixels(self._pixels)[:count], pixels)
+        np.copyto(self._shapes.pixels(self._memory)[:count], pixels)
         try:
             self._pipe.send(count)
         except OSError as error:
             raise self._ended() from error
         reply = self._reply()
-        answer = self._shapes.answer(self._answer)[:count]
+        answer = self._shapes.answer(self._memory)[:count]
         dimension = self._shapes.dimension
         return reply, (answer[:, :dimension].copy(), answer[:, dimension:].copy())
 
     def close(self) -> None:
         # The process ends when its pipes do.
         self._pipe.close()
-        for memory in (self._pixels, self._answer):
-            memory.close()
-            memory.unlink()
+        self._memory.close()
 
     def _reply(self) -> _Reply:
         try:
@@ -196,42 +220,45 @@ class _Lane:
         )
 
 
-def _end(lanes: list[_Lane], processes: list[BaseProcess], threads: ThreadPoolExecutor) -> None:
+def _end(lanes: list[_Lane], processes: "list[subprocess.Popen[bytes]]", threads: ThreadPoolExecutor) -> None:
     threads.shutdown(wait=True, cancel_futures=True)
     for lane in lanes:
         lane.close()
     for process in processes:
-        process.join(timeout=10)
-        if process.is_alive():
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.join()
+            process.wait()
 
 
-def _serve(
-    bundle: ModelBundle,
-    device: str,
-    precision: str,
-    shapes: _Shapes,
-    cores: int,
-    lanes: "list[tuple[Connection[Any, Any], str, str]]",
-) -> None:
-    """The process of a device: a thread for each lane, until the other side has gone."""
-    # Ctrl-C reaches the whole group of processes; the batch in flight is to be finished.
+def serve(*descriptors: int) -> None:
+    """The program of a device's process: a thread for each lane, until the other side has gone.
+
+    Args:
+        descriptors: of files: of each lane its pipe and its memory.
+    """
+    # Whoever sends Ctrl-C to the process itself: the batch in flight is to be finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipes: list[Connection[Any, Any]] = [Connection(pipe) for pipe in descriptors[::2]]
+    try:
+        task = pipes[0].recv()
+    except (EOFError, OSError):
+        return
     try:
         import torch
 
         from retrieval.torch_engine import TorchEngine
 
-        torch.set_num_threads(cores)
-        engine = TorchEngine.load(bundle, device, precision=precision)
+        torch.set_num_threads(task.cores)
+        engine = TorchEngine.load(task.bundle, task.device, precision=task.precision)
     except FaceprintError as error:
-        for pipe, _, _ in lanes:
+        for pipe in pipes:
             pipe.send(_Reply(error))
         return
     threads = [
-        threading.Thread(target=_serve_lane, args=(engine, shapes, pipe, pixels, answer))
-        for pipe, pixels, answer in lanes
+        threading.Thread(target=_serve_lane, args=(engine, task.shapes, pipe, file))
+        for pipe, file in zip(pipes, descriptors[1::2], strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -239,17 +266,16 @@ def _serve(
         thread.join()
 
 
-def _serve_lane(
-    engine: Any, shapes: _Shapes, pipe: "Connection[Any, Any]", pixels_name: str, answer_name: str
-) -> None:
-    with _attached(pixels_name) as pixels, _attached(answer_name) as answer:
+def _serve_lane(engine: Any, shapes: _Shapes, pipe: "Connection[Any, Any]", file: int) -> None:
+    memory = mmap.mmap(file, shapes.bytes)
+    pixels, answer = shapes.pixels(memory), shapes.answer(memory)
+    try:
         pipe.send(_Reply())
         while True:
-            try:
-                count = pipe.recv()
-            except (EOFError, OSError):
-                return
-            pipe.send(_passed(engine, shapes.pixels(pixels)[:count], shapes.answer(answer)[:count]))
+            count = pipe.recv()
+            pipe.send(_passed(engine, pixels[:count], answer[:count]))
+    except (EOFError, OSError):
+        return  # the other side has gone
 
 
 def _passed(engine: Any, pixels: Pixels, answer: NDArray[np.float32]) -> _Reply:
@@ -263,12 +289,3 @@ def _passed(engine: Any, pixels: Pixels, answer: NDArray[np.float32]) -> _Reply:
     answer[:, : vectors.shape[1]] = vectors
     answer[:, vectors.shape[1] :] = probabilities
     return _Reply(drift=engine.drift)
-
-
-@contextmanager
-def _attached(name: str) -> Iterator[SharedMemory]:
-    memory = SharedMemory(name=name)
-    try:
-        yield memory
-    finally:
-        memory.close()
