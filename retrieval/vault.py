@@ -96,6 +96,7 @@ _SEGMENT_NAME: Final = re.compile(
     r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
     r"|\.gallery\.id\.part$"
 )
+_VECTORS_NAME: Final = re.compile(r"\d{8,}\.faiss$")
 # A file in the making; SQLite may have put others beside it.
 _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
 # A model's folder, whole or in the making.
@@ -193,6 +194,7 @@ class Vault:
         self._opening = threading.Lock()
         self._log_tried = 0
         self._wrote = False
+        self._replaceable: set[str] = set()  # the files that were named before the transaction at hand
 
     @staticmethod
     def create(folder: Path, bundle: ModelBundle) -> None:
@@ -331,18 +333,20 @@ class Vault:
             given = self._check_ownership()
             if not self._wrote:
                 self._prepare()
-            self._tidy(settled=False)
+            self._tidy()
             self.pay_debts(insist=False)
             self._wrote = True
             with self.store.write() as writer:
                 if given is not None:
                     writer.set_gallery(folder_id=given)
+                self._replaceable = self.named(writer)
                 yield writer
                 owed = writer.owes
             self.pay_debts(insist=owed)
             # The transaction stands. What is left to do can wait for the next writer.
             with suppress(StorageError):
                 self._tidy(settled=True)
+                self._replaceable = set()
                 self._copy_log(at_least=_LOG_BYTES)
 
     @contextmanager
@@ -682,7 +686,7 @@ class Vault:
         """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
 
         Raises:
-            GalleryError: it is not, or it or a model's folder is a symbolic link.
+            GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link.
         """
         with self.store.read() as reader:
             known, segments = reader.gallery().folder_id, reader.segments()
@@ -692,9 +696,12 @@ class Vault:
         vectors = self.folder / VECTORS
         found = ownership.read_id(vectors)
         if known is not None and found == known:
+            ownership.settle(self.folder, vectors, known, DATABASE)
             return None
         if known is not None and found is not None:
             raise ownership.foreign(self.folder, vectors)
+        if (other := ownership.sharer(self.folder, vectors, DATABASE)) is not None:
+            raise ownership.shared(self.folder, vectors, other)
         if not all(self._seems_there(segment) for segment in segments):
             if known is not None:
                 raise ownership.emptied(self.folder, vectors)
@@ -702,7 +709,7 @@ class Vault:
         # The transaction that named the id in the file may have been lost, and may still come to life.
         given = known or found or ownership.new_id()
         if found != given:
-            ownership.write_id(vectors, given)
+            ownership.write_id(vectors, given, self.folder)
         return given if known is None else None
 
     def _seems_there(self, segment: Segment) -> bool:
@@ -726,6 +733,8 @@ class Vault:
                 raise ownership.linked(self.folder, name)
             vectors = self.folder / VECTORS
             found = ownership.read_id(vectors)
+            if (other := ownership.sharer(self.folder, vectors, DATABASE)) is not None:
+                raise ownership.shared(self.folder, vectors, other)
             if known is None or found == known:
                 return
             if found is not None and (
@@ -738,7 +747,7 @@ class Vault:
                 make_folder(vectors, like=self.folder, exist_ok=True)
             except OSError as error:
                 raise StorageError(f"{vectors} cannot be made: {why(error)}.") from error
-            ownership.write_id(vectors, known)
+            ownership.write_id(vectors, known, self.folder)
 
     def _is_proven(self, segment: Segment) -> bool:
         path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
@@ -763,24 +772,54 @@ class Vault:
         with suppress(OSError):
             remove_abandoned(*_in_the_making(self.folder))
 
-    def _tidy(self, *, settled: bool) -> None:
+    def _tidy(self, *, settled: bool = False) -> bool:
         """Removes what nothing names: what an interrupted write left, or what the last one replaced.
+
+        Vector files stay while one is missing (see `_sorted_out`); says whether none did.
 
         A transaction whose commit failed may still come to life: its end may stand in the log, unnoticed
         until the log is read again after a crash. So before its files go, another commit takes its place.
         """
         with self.store.read() as reader:
-            unnamed = list(self.unnamed(reader))
+            unnamed, kept = self._sorted_out(reader)
         if unnamed and not settled:
             with self.store.write() as writer:
                 writer.changed = True
             with self.store.read() as reader:
-                unnamed = list(self.unnamed(reader))
+                unnamed, kept = self._sorted_out(reader)
         try:
             for path in unnamed:
                 remove(path)
         except OSError as error:
             raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
+        return not kept
+
+    def removable(self, reader: Reader) -> list[Path]:
+        """What nothing names, and the next writer removes."""
+        return self._sorted_out(reader)[0]
+
+    def _sorted_out(self, reader: Reader) -> tuple[list[Path], list[Path]]:
+        """What nothing names: what can be removed, and what has to stay.
+
+        Where a vector file is missing that a row names, or faces have no vectors, the row may be what is
+        damaged, and a file that nothing names may be theirs. So vector files stay then, but those that the
+        transaction at hand has replaced.
+        """
+        found = list(self.unnamed(reader))
+        strange = {path for path in found if self._is_vectors(path) and path.name not in self._replaceable}
+        if not strange or not self._lacks_vectors(reader):
+            return found, []
+        return [path for path in found if path not in strange], sorted(strange)
+
+    def _is_vectors(self, path: Path) -> bool:
+        return path.parent.name == VECTORS and _VECTORS_NAME.match(path.name) is not None
+
+    def _lacks_vectors(self, reader: Reader) -> bool:
+        segments, serving = reader.segments(), self.serving(reader).id
+        rows = sum(segment.rows for segment in segments if segment.generation == serving)
+        return rows < reader.count() or not all(
+            (self.folder / VECTORS / f"{segment.id:08d}.faiss").exists() for segment in segments
+        )
 
     def named(self, reader: Reader) -> set[str]:
         """The files of vectors, codes and bases that exist, and the one that says whose they are."""
@@ -831,7 +870,8 @@ class Vault:
             return
         later = f"run `faceprint compact {self.folder}`"
         try:
-            self._tidy(settled=True)
+            if not self._tidy(settled=True):
+                raise StorageError(f"a vector file is missing; see `faceprint repair {self.folder}`")
             if debts.erase == "all":
                 for copy in self.store.upgrade_copies():
                     remove(copy)

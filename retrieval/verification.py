@@ -220,7 +220,7 @@ def _pages(numbers: Sequence[int]) -> str:
 
 def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
     """Files that nobody should have put there, or that nothing names any more."""
-    leftovers = set(vault.unnamed(reader))
+    leftovers, removable = set(vault.unnamed(reader)), set(vault.removable(reader))
     folders = {generation.folder for generation in reader.generations().values()}
     copies = {path.name for path in vault.store.upgrade_copies()}
     ours = {
@@ -239,7 +239,10 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             file = readable(path.relative_to(vault.folder))
             if path in leftovers:
-                book.add(Trouble.LEFTOVER, file, "nothing names it; the next write removes it")
+                detail = (
+                    "the next write removes it" if path in removable else "it stays while vectors are missing"
+                )
+                book.add(Trouble.LEFTOVER, file, f"nothing names it; {detail}")
             elif path.name not in names:
                 book.add(Trouble.UNKNOWN_FILE, file, "it does not belong to the gallery; move it away")
     for path in leftovers_beside(vault.folder):
@@ -260,12 +263,17 @@ def _check_ownership(vault: Vault, reader: Reader, book: _Notebook) -> None:
     folders = [generation.folder for generation in reader.generations().values()]
     for name in ownership.links(vault.folder, [VECTORS, *folders]):
         book.add(Trouble.SYMBOLIC_LINK, name, "it is a symbolic link; move the folder itself here")
-    known, found = reader.gallery().folder_id, ownership.read_id(vault.folder / VECTORS)
-    book.bytes += 0 if found is None else len(found) + 1
+    vectors = vault.folder / VECTORS
+    known, found = reader.gallery().folder_id, ownership.read_id(vectors)
+    book.bytes += ownership.size(vectors)
     if known is not None and found != known:
         detail = "it is missing" if found is None else "the folder has another gallery's id, or a damaged one"
         detail = _is_other(vault.folder / VECTORS / ownership.ID_NAME) or detail
         book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{ownership.ID_NAME}", detail)
+    other = None if vectors.is_symlink() else ownership.sharer(vault.folder, vectors, DATABASE)
+    if other is not None:
+        detail = f"it is also the folder of vectors of {readable(other)}; give each a copy of its own"
+        book.add(Trouble.OTHER_FOLDER, VECTORS, detail)
 
 
 def _check_models(vault: Vault, reader: Reader, book: _Notebook) -> None:
@@ -593,11 +601,11 @@ class _Mender:
             _check_models(self._vault, reader, book)
         self.unmended = {finding.trouble for finding in book.findings}
 
-    def _mend_file(self, path: Path, sha256: str) -> None:
+    def _mend_file(self, path: Path, sha256: str, *, beside: Sequence[Path] = ()) -> None:
         if path.is_file() and _hash(path)[1] == sha256:
             return
-        beside = self._model.folder / path.name if self._model is not None else None
-        for source in (beside, self._backup(sha256)):
+        of_model = self._model.folder / path.name if self._model is not None else None
+        for source in (of_model, *beside, self._backup(sha256)):
             if source is not None and source.is_file() and _hash(source)[1] == sha256:
                 try:
                     if not path.parent.is_dir():
@@ -629,8 +637,11 @@ class _Mender:
     def mend_vectors(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
         """Brings damaged segments back from the backup, and lost vectors from their photos."""
         with self._vault.store.read() as reader:
+            # Where the number in a row is damaged, its file is there under the right one.
+            unnamed = list(self._vault.unnamed(reader))
             for segment in reader.segments():
-                self._mend_file(self._vault.folder / VECTORS / f"{segment.id:08d}.faiss", segment.sha256)
+                path = self._vault.folder / VECTORS / f"{segment.id:08d}.faiss"
+                self._mend_file(path, segment.sha256, beside=unnamed)
         book, verified = _Notebook(), dict[int, Ids | None]()
         _read_segments(self._vault, book, verified)
         with self._vault.store.read() as reader:

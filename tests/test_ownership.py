@@ -3,12 +3,14 @@
 import os
 import shutil
 import sqlite3
-from contextlib import closing
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from retrieval.errors import GalleryDamaged, GalleryError
+from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.gallery import Gallery, repair
 from retrieval.vault import Vault
 from retrieval.verification import Trouble, verify
@@ -152,7 +154,7 @@ def test_an_older_gallery_gets_an_id_from_its_first_writer_and_not_from_a_reader
         assert gallery.info().faces == 11
         assert (folder_id(folder), path.exists()) == (None, leave)
         add(gallery, range(50, 51))
-    assert folder_id(folder) == path.read_text().strip()
+    assert folder_id(folder) == path.read_text().splitlines()[0]
 
 
 def test_a_lost_id_is_written_again_where_every_vector_file_is_there(folder: Path) -> None:
@@ -215,3 +217,154 @@ def test_a_copy_by_cp_that_lacks_a_file_names_backup(faceprint: Faceprint, folde
     ):
         gallery.search_by_vector([0.0] * 8, 1)
     assert faceprint("verify", other)[0] == 1
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """A folder that is at another place too, as by an administrator; skips where that is not permitted."""
+    done = subprocess.run(["mount", "--bind", source, target], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"bind mounts are not permitted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def writes(folder: Path, number: int) -> None:
+    with Gallery.open(folder) as gallery:
+        add(gallery, range(number, number + 1))
+
+
+@pytest.mark.parametrize("first", ["the original", "the copy"])
+def test_a_copy_whose_folder_of_vectors_is_mounted_from_the_original_is_refused(
+    first: str, folder: Path
+) -> None:
+    """Both databases have the same id. The one that wrote to the folder last has it, the other has none."""
+    with closing(sqlite3.connect(folder / "gallery.db")) as connection:
+        assert connection.execute("SELECT folder_id FROM gallery").fetchone() != (None,)
+    other = Path(shutil.copytree(folder, folder.with_name("copy")))
+    (folder / "vectors" / "gallery.id").write_text(f"{folder_id(folder)}\n")  # as of a version before
+    with bound(folder / "vectors", other / "vectors"):
+        owner, refused_one = (folder, other) if first == "the original" else (other, folder)
+        writes(owner, 50)
+        before = contents(owner)
+        sentence = refused(refused_one)
+        assert sentence.startswith(
+            f"{refused_one / 'vectors'} is also the folder of vectors of the gallery {owner}, and each would"
+        )
+        assert (Trouble.OTHER_FOLDER, "vectors") in {
+            (f.trouble, f.file) for f in verify(refused_one).findings
+        }
+        with pytest.raises(GalleryError, match="is also the folder of vectors"):
+            repair(refused_one)
+        writes(owner, 51)
+        assert verify(owner).whole
+        assert contents(owner).keys() > before.keys()
+
+
+def test_a_copy_has_its_own_folder_again_once_nothing_is_mounted(folder: Path) -> None:
+    writes(folder, 50)
+    other = Path(shutil.copytree(folder, folder.with_name("copy")))
+    with bound(folder / "vectors", other / "vectors"):
+        refused(other)
+    writes(other, 51)
+    writes(folder, 52)
+    # The other way round as well: the copy's folder is the copy's since it was written to.
+    with bound(other / "vectors", folder / "vectors"):
+        refused(folder)
+    for one in (folder, other):
+        writes(one, 53)
+        assert verify(one).whole
+
+
+def test_a_gallery_that_is_mounted_whole_at_another_place_is_one_gallery(folder: Path) -> None:
+    writes(folder, 50)
+    other = folder.with_name("elsewhere")
+    other.mkdir()
+    said = (folder / "vectors" / "gallery.id").read_bytes()
+    with bound(folder, other):
+        writes(other, 51)
+        assert verify(other).whole
+        writes(folder, 52)
+    assert (folder / "vectors" / "gallery.id").read_bytes() == said
+    assert verify(folder).whole
+
+
+def renumbered(folder: Path) -> tuple[Path, bytes]:
+    """A gallery of which one row has the number of another vector file; that file, and what is in it."""
+    (first, *_) = sorted((folder / "vectors").glob("*.faiss"))
+    with closing(sqlite3.connect(folder / "gallery.db")) as connection:
+        connection.execute("UPDATE segment SET id = 90 WHERE id = ?", (int(first.stem),))
+        connection.execute("UPDATE gallery SET next_segment_id = 91")
+        connection.commit()
+    (folder / "gallery.sums").unlink()  # the next write makes it anew
+    return first, first.read_bytes()
+
+
+def test_a_vector_file_whose_row_has_another_number_is_kept_and_mended(folder: Path) -> None:
+    before = contents(folder)
+    path, data = renumbered(folder)
+    leftover = folder / "vectors" / ".00000099.faiss.part"
+    leftover.write_bytes(b"left")
+    with Gallery.open(folder) as gallery:
+        gallery.rename_identity("Kim", "Zoë")
+    assert path.read_bytes() == data
+    assert not leftover.exists()
+    (said,) = [one for one in verify(folder).findings if one.trouble is Trouble.LEFTOVER]
+    assert said.detail == "nothing names it; it stays while vectors are missing"
+    with Gallery.open(folder) as gallery:
+        gallery.rename_identity("Zoë", "Kim")
+    done = repair(folder, give_up=True)
+    assert (done.after.findings, done.copied, done.given_up) == ((), 1, 0)
+    assert not path.exists()
+    assert contents(folder) == before
+
+
+def test_a_vector_file_whose_row_is_gone_is_kept_by_writers(folder: Path) -> None:
+    (first, *_) = sorted((folder / "vectors").glob("*.faiss"))
+    with closing(sqlite3.connect(folder / "gallery.db")) as connection:
+        connection.execute("DELETE FROM segment WHERE id = ?", (int(first.stem),))
+        connection.commit()
+    with Gallery.open(folder) as gallery:
+        gallery.rename_identity("Kim", "Zoë")
+    assert first.exists()
+
+
+def test_what_is_forgotten_is_gone_while_another_vector_file_is_missing(folder: Path) -> None:
+    """The file that its vector was in has been replaced by this very transaction; older ones stay."""
+    first, last = sorted((folder / "vectors").glob("*.faiss"))
+    with Gallery.open(folder) as gallery:
+        gallery.backup(folder.parent / "backup")
+    stray = folder / "vectors" / "00000077.faiss"
+    shutil.copyfile(first, stray)
+    kept = first.rename(folder.with_name("aside"))
+    with closing(Vault.open(folder)) as vault:
+        with vault.writing() as writer:
+            generation = vault.serving(writer)
+            (segment,) = [one for one in writer.segments() if one.id == int(last.stem)]
+            rows = vault.vectors(generation).stored(segment.id, segment.rows, segment.sha256)
+            vault.put(writer, generation, [segment.id], [rows])
+        assert not last.exists()
+        assert stray.exists()
+        # Erasing says that it is not done, and is done once nothing is missing.
+        with (
+            pytest.raises(StorageError, match="a vector file is missing; see `faceprint repair"),
+            vault.writing() as writer,
+        ):
+            vault.owe(writer, erase=True, labels={})
+        kept.rename(first)
+        writes(folder, 50)
+    assert not stray.exists()
+    assert verify(folder).whole
+
+
+def test_a_restore_in_place_ends_what_kept_files(folder: Path) -> None:
+    before = contents(folder)
+    with Gallery.open(folder) as gallery:
+        gallery.backup(folder.parent / "backup")
+    path, _ = renumbered(folder)
+    Gallery.restore(folder.parent / "backup", folder)
+    assert verify(folder).whole
+    assert contents(folder) == before
+    assert not path.exists()
