@@ -500,15 +500,19 @@ def _lay_old(root: Path, model: ModelBundle) -> None:
 # What must hold after a fault
 
 
-def left(root: Path, name: str) -> tuple[Contents | None, list[str]]:
-    """What a gallery holds, None where there is none, and what `verify` finds beside leftovers."""
+def left(root: Path, name: str) -> tuple[Contents | None, bool]:
+    """What a gallery holds, None where there is none; and whether `verify` finds nothing, not even leftovers.
+
+    Raises:
+        AssertionError: it finds more than leftovers.
+    """
     folder = root / OPERATIONS[name].gallery
     if is_free(folder):
-        return None, []
-    found = [
-        f"{f.trouble} {f.file}: {f.detail}" for f in verify(folder).findings if f.trouble not in HARMLESS
-    ]
-    return contents(folder), found
+        return None, True
+    findings = verify(folder).findings
+    wrong = [f"{f.trouble} {f.file}: {f.detail}" for f in findings if f.trouble not in HARMLESS]
+    assert wrong == [], wrong
+    return contents(folder), not findings
 
 
 def check(root: Path, name: str, state: str, error: str, states: list[Contents | None]) -> None:
@@ -525,19 +529,16 @@ def check(root: Path, name: str, state: str, error: str, states: list[Contents |
         assert issubclass(kind, FaceprintError), f"{error} reached the caller"
     damaged = operation.work is mend
     if not damaged:
-        found, wrong = left(root, name)
-        assert wrong == [], wrong
+        found, _ = left(root, name)
         assert found in states, f"neither before nor after: {summary(found)}"
         if state == "done":
             assert found == after, f"done, and not done: {summary(found)}"
     operation.work(root)
-    found, wrong = left(root, name)
-    assert wrong == [], wrong
+    found, tidy = left(root, name)
     assert found == after, f"done again, and not as if undisturbed: {summary(found)}"
     folder = root / operation.gallery
-    if not (final := verify(folder)).whole:
-        # Doing it again may have found nothing left to write, and so nothing was tidied.
-        assert {finding.trouble for finding in final.findings} <= HARMLESS, final.findings
+    # Doing it again may have found nothing left to write, and so nothing was tidied.
+    if not tidy:
         assert (final := repair(folder).after).whole, final.findings
     _check_others(root, operation, before)
     erased(folder, operation)

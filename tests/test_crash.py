@@ -19,7 +19,7 @@ pytestmark = needs_shim
 
 # How far it is from one call to the next at which the process is killed, or the disk fails, or the power.
 # Without a common factor, so that each kind meets other calls.
-KILL_STEP = 7
+KILL_STEP = 11
 ERROR_STEP = 53
 POWER_STEP = 37
 
