@@ -30,8 +30,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from retrieval import photos, pixels
-from retrieval.decoding import SLOT, Decoders
+from retrieval.images import pixels
+from retrieval.images.decoders import SLOT, Decoders
+from retrieval.sources import photos
 
 # A mosaic has so many tiles in a row and in a column; with LFW's 250 pixels, 4000 x 3000.
 _TILES = (16, 12)

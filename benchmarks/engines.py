@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import photos, pixels
-from retrieval.bundle import ModelBundle
-from retrieval.engines import PRECISIONS, Engine
+from retrieval.images import pixels
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.engine import PRECISIONS, Engine
+from retrieval.sources import photos
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -206,7 +207,7 @@ def _number_types(bundle: ModelBundle, batch: Pixels) -> Iterator[tuple[Setting,
         for name, path in (("int8, dynamic", dynamic), ("int8, static", static)):
             setting = Setting(name, cores, spinning=False)
             yield setting, _onnx(path, setting)
-    from retrieval.torch_engine import TorchEngine
+    from retrieval.models.torch_engine import TorchEngine
 
     for precision in PRECISIONS:
         yield Setting(f"torch, {precision}"), _torch(TorchEngine.load(bundle, "cpu", precision=precision))

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from retrieval import photos
+from retrieval.sources import photos
 
 
 def main() -> None:
@@ -58,7 +58,9 @@ def _seconds(*arguments: object) -> float:
     """Wall-clock time of one faceprint command, which must succeed."""
     started = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "retrieval.cli", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "retrieval.cli.app", *map(str, arguments)],
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     return time.monotonic() - started
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.bundle import ModelBundle, Preprocessing
-from retrieval.store import NewFace
+from retrieval.database.store import NewFace
+from retrieval.models.bundle import ModelBundle, Preprocessing
 
 
 def model(folder: Path, dimension: int) -> ModelBundle:

@@ -38,17 +38,18 @@ import numpy as np
 import torch
 
 from benchmarks import decoding
-from retrieval import photos, pixels
-from retrieval.bundle import ModelBundle, Preprocessing
-from retrieval.engines import PRECISIONS
+from retrieval.bulk.ingest import IngestReport, ingest
 from retrieval.errors import Interrupted
-from retrieval.gallery import Gallery
-from retrieval.ingestion import IngestReport, ingest
-from retrieval.torch_engine import TorchEngine
-from training import data
-from training.fit import Step, fit
-from training.model import Network, build
-from training.recipes import FitConfig
+from retrieval.gallery.gallery import Gallery
+from retrieval.images import pixels
+from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.models.engine import PRECISIONS
+from retrieval.models.network import Network, build
+from retrieval.models.torch_engine import TorchEngine
+from retrieval.sources import photos
+from training.data import dataset
+from training.fitting.fit import Step, fit
+from training.fitting.recipes import FitConfig
 
 BATCHES = (1, 8, 32, 64, 128, 256, 512, 1024)
 TRAINING_BATCHES = (10, 64)
@@ -283,7 +284,7 @@ class Busy:
 
 def _training(asked: Asked, batch: int) -> dict[str, Any]:
     """Photos a second of a training epoch, without its first steps; ends after the seconds asked for."""
-    split = data.load(asked.photos, validation_fraction=0.3, min_images=2, seed=0)
+    split = dataset.load(asked.photos, validation_fraction=0.3, min_images=2, seed=0)
     network = Network(len(split.labels), architecture=asked.bundle.architecture)
     on_gpu = asked.device.startswith("cuda")
     times: list[float] = []

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import photos, pixels
-from retrieval.bundle import ModelBundle
-from retrieval.embedder import Embedder
+from retrieval.images import pixels
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.embedder import Embedder
+from retrieval.sources import photos
 
 Vectors = NDArray[np.float32]
 

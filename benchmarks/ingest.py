@@ -30,12 +30,13 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import photos, pixels
-from retrieval.bundle import ModelBundle
-from retrieval.embedder import Embedder
-from retrieval.gallery import Gallery
-from retrieval.ingestion import ingest_photos
-from retrieval.photos import Photo
+from retrieval.bulk.ingest import ingest_photos
+from retrieval.gallery.gallery import Gallery
+from retrieval.images import pixels
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.embedder import Embedder
+from retrieval.sources import photos
+from retrieval.sources.photos import Photo
 
 BATCH = 64
 LOOP = 20  # photos of the plain loop, and
@@ -45,9 +46,9 @@ RUN = """
 import json, sys, time
 from itertools import islice
 from pathlib import Path
-from retrieval import ModelBundle, photos
-from retrieval.gallery import Gallery
-from retrieval.ingestion import ingest_photos, peak_memory
+from retrieval import ModelBundle; from retrieval.sources import photos
+from retrieval.gallery.gallery import Gallery
+from retrieval.bulk.ingest import ingest_photos, peak_memory
 folder, model, source, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 times = []
 with Gallery.create(folder, ModelBundle.load(model)) as gallery:
@@ -134,7 +135,7 @@ def _plain_loop(bundle: ModelBundle) -> Callable[[Sequence[Any]], float]:
     from PIL import Image
     from safetensors.torch import load_file
 
-    from training.model import Network
+    from retrieval.models.network import Network
 
     network = Network(len(bundle.labels), architecture=bundle.architecture, embedding=bundle.embedding)
     network.load_state_dict(load_file(bundle.weights_path))
@@ -228,7 +229,9 @@ def _seconds(*arguments: object) -> float:
     """Wall-clock time of one faceprint command, which must succeed."""
     started = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "retrieval.cli", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "retrieval.cli.app", *map(str, arguments)],
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     return time.monotonic() - started
 

@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from retrieval.verification import Trouble, verify
+from retrieval.gallery.integrity import Trouble, verify
 from tests.operations import contents
 
 
@@ -103,7 +103,7 @@ def _found(folder: Path, needles: list[bytes]) -> int:
 
 
 def _command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "retrieval.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "retrieval.cli.app", *map(str, arguments)]
 
 
 def _faceprint(*arguments: object) -> None:

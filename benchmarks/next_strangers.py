@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval import pixels, rates
+from retrieval import rates
+from retrieval.images import pixels
 
 _RATES = (0.1, 0.03, 0.01, 0.003)
 _PEOPLE = ((10, 5), (10, 30), (30, 5), (30, None), (65, 30), (300, None), (300, 1))

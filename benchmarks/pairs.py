@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks import trained
-from training.division import photos_of
-from training.figures import Pairs
-from training.measure import Options, measure
-from training.pairs import Pair, read_pairs
-from training.recipes import RECIPES
+from training.evaluation.measure import Options, measure
+from training.evaluation.measurements import Pairs
+from training.evaluation.pairs import Pair, read_pairs
+from training.evaluation.protocols import photos_of
+from training.fitting.recipes import RECIPES
 
 
 def main() -> None:

@@ -21,15 +21,15 @@ from typing import Final
 
 import torch
 
-from retrieval.bundle import Embedding, Preprocessing
-from retrieval.folders import walk
+from retrieval.models.bundle import Embedding, Preprocessing
+from retrieval.models.network import architecture_of, build
 from retrieval.rates import Rate, wilson
-from training import data
-from training.augmentation import Augmentation
-from training.evaluate import evaluate
-from training.fit import fit, pick_device
-from training.model import architecture_of, build
-from training.recipes import RECIPES, FitConfig
+from retrieval.sources.folders import walk
+from training.data import dataset
+from training.data.augmentation import Augmentation
+from training.fitting.fit import fit, pick_device
+from training.fitting.recipes import RECIPES, FitConfig
+from training.fitting.validation import evaluate
 
 _COSINE: Final = FitConfig(schedule="cosine")
 _MODERN: Final = RECIPES["modern"].config
@@ -87,7 +87,7 @@ def main() -> None:
     print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}))
 
 
-def chosen(folder: Path, least: int, most: int, seed: int) -> data.Split:
+def chosen(folder: Path, least: int, most: int, seed: int) -> dataset.Split:
     """The split of the identities that have from `least` to `most` photos."""
     groups: dict[str, list[Path]] = {}
     for file in walk(folder):
@@ -100,10 +100,10 @@ def chosen(folder: Path, least: int, most: int, seed: int) -> data.Split:
             writer = csv.writer(stream)
             writer.writerow(["path", "identity"])
             writer.writerows([photo, name] for name, photos in wanted.items() for photo in photos)
-        return data.load(path, validation_fraction=0.3, min_images=2, seed=seed)
+        return dataset.load(path, validation_fraction=0.3, min_images=2, seed=seed)
 
 
-def measured(name: str, splits: Mapping[int, data.Split], options: argparse.Namespace) -> Row:
+def measured(name: str, splits: Mapping[int, dataset.Split], options: argparse.Namespace) -> Row:
     """Trains a variant with every seed, and counts the errors of all."""
     started = time.monotonic()
     errors = [list(_errors(VARIANTS[name], seed, split, options)) for seed, split in splits.items()]
@@ -112,7 +112,7 @@ def measured(name: str, splits: Mapping[int, data.Split], options: argparse.Name
     return Row(name, classifier, raw, unit, round((time.monotonic() - started) / len(splits), 1))
 
 
-def _errors(config: FitConfig, seed: int, split: data.Split, options: argparse.Namespace) -> Iterator[int]:
+def _errors(config: FitConfig, seed: int, split: dataset.Split, options: argparse.Namespace) -> Iterator[int]:
     """How many held-out photos the classifier, the closest image and that at unit length get wrong."""
     preprocessing = Preprocessing(size=options.image_size, crop=options.crop)
     torch.manual_seed(seed)

@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 
 from benchmarks.galleries import faces, model
 from benchmarks.growth import Growth, Vectors, embeddings, isotropic
-from retrieval.gallery import Gallery
-from retrieval.knn import Explanation
-from retrieval.vault import State
+from retrieval.gallery.gallery import Gallery
+from retrieval.index.knn import Explanation
+from retrieval.storage.vault import State
 
 DIMENSION = 2048
 KINDS = ("realistic", "isotropic")
@@ -329,7 +329,7 @@ def _compared(grown: Grown, queries: Vectors) -> dict[str, Any]:
     ours = np.stack([np.searchsorted(grown.ids, ids) for _, ids in answers])
     matrix = grown.matrix
 
-    # FAISS's squares are off by at most this much; Higham as in retrieval.knn.
+    # FAISS's squares are off by at most this much; Higham as in retrieval.index.knn.
     theirs = grown.index.search(queries, k)[1]
     longest = np.sqrt(max(float(np.einsum("j,j", row, row)) for row in matrix[theirs.ravel()]))
     lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))

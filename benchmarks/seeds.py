@@ -17,9 +17,9 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import trained
-from training.figures import Closed
-from training.measure import Options, measure
-from training.recipes import RECIPES
+from training.evaluation.measure import Options, measure
+from training.evaluation.measurements import Closed
+from training.fitting.recipes import RECIPES
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.galleries import faces, model
-from retrieval.exchange import write_embeddings
-from retrieval.gallery import Gallery
-from retrieval.ingestion import ingest_embeddings
-from retrieval.verification import verify
+from retrieval.bulk.ingest import ingest_embeddings
+from retrieval.gallery.gallery import Gallery
+from retrieval.gallery.integrity import verify
+from retrieval.transfer.exchange import write_embeddings
 
 DIMENSION = 2048
 BLOCK = 8192
@@ -38,7 +38,7 @@ PERSON = "Somebody with many photos"
 OPEN = """
 import json, sys, time
 import numpy as np
-from retrieval.gallery import Gallery
+from retrieval.gallery.gallery import Gallery
 before = time.perf_counter()
 gallery = Gallery.open(sys.argv[1])
 opened = time.perf_counter() - before

@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import trained
-from retrieval.bundle import ModelBundle
-from retrieval.embedder import Embedder
-from retrieval.gallery import Gallery
-from retrieval.ingestion import ingest
-from training.division import photos_of
-from training.figures import Identification
-from training.measure import Options, measure
-from training.observations import Observed, observe
-from training.recipes import RECIPES
+from retrieval.bulk.ingest import ingest
+from retrieval.gallery.gallery import Gallery
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.embedder import Embedder
+from training.evaluation.measure import Options, measure
+from training.evaluation.measurements import Identification
+from training.evaluation.observe import Observed, observe
+from training.evaluation.protocols import photos_of
+from training.fitting.recipes import RECIPES
 
 # How many searches share a call.
 _BLOCK = 1024

@@ -79,12 +79,12 @@ class System(ABC):
 
 class Faceprint(System):
     packages = ("faceprint", "faiss-cpu", "SQLAlchemy")
-    modules = ("retrieval.gallery", "benchmarks.galleries")
+    modules = ("retrieval.gallery.gallery", "benchmarks.galleries")
     note = "with a person, a path and a SHA-256 for each row; optimized after the last"
 
     def fill(self) -> None:
         from benchmarks.galleries import faces, model
-        from retrieval.gallery import Gallery
+        from retrieval.gallery.gallery import Gallery
 
         bundle = model(self.folder / "model", self.vectors.shape[1])
         with Gallery.create(self.folder / "gallery", bundle) as gallery:
@@ -92,7 +92,7 @@ class Faceprint(System):
             gallery.optimize()
 
     def open(self) -> None:
-        from retrieval.gallery import Gallery
+        from retrieval.gallery.gallery import Gallery
 
         self.gallery = Gallery.open(self.folder / "gallery")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from retrieval.bundle import Preprocessing
-from training.division import photos_of
-from training.recipes import RECIPES, FitConfig
+from retrieval.models.bundle import Preprocessing
+from training.evaluation.protocols import photos_of
+from training.fitting.recipes import RECIPES, FitConfig
 from training.run import TrainingOptions, train
 
 

@@ -1,9 +1,9 @@
-"""Alembic's entry: runs on the connection that `retrieval.store` hands over, or on `-x gallery=FOLDER`."""
+"""Alembic's entry: runs on the connection that `database.store` hands over, or on `-x gallery=FOLDER`."""
 
 from alembic import context
 from sqlalchemy import URL, Connection, create_engine
 
-from retrieval.tables import metadata
+from retrieval.database.tables import metadata
 
 
 def run(connection: Connection) -> None:

@@ -13,32 +13,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from retrieval.auditing import audit
-    from retrieval.backup import BackedUp, Restored
-    from retrieval.bundle import ModelBundle, Preprocessing
-    from retrieval.decisions import Decision
-    from retrieval.doubts import Audited, Doubt
-    from retrieval.embedder import Embedder, Embeddings
-    from retrieval.embedding import EmbedReport, embed
-    from retrieval.engines import PrecisionDrift
+    from retrieval.bulk.calibrate import Calibrated, StrangerReport, calibrate
+    from retrieval.bulk.embed import EmbedReport, embed
+    from retrieval.bulk.ingest import IngestReport, ingest, ingest_photos
+    from retrieval.database.filters import Condition, Where
+    from retrieval.database.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
+    from retrieval.embedding.outcome import Outcome, Status
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
-    from retrieval.exchange import Export, Imported
-    from retrieval.gallery import Gallery, repair
-    from retrieval.info import GalleryInfo
-    from retrieval.ingestion import IngestReport, ingest, ingest_photos
-    from retrieval.metadata import Annotated
-    from retrieval.missing import Kept, Missing, Renamed, Unseen
-    from retrieval.moves import Relabelled
-    from retrieval.photos import Photo
-    from retrieval.reembedding import Drift, Reembedded
-    from retrieval.relocation import Relocated
-    from retrieval.searching import Match, Prediction, SearchResult
-    from retrieval.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
-    from retrieval.strangers import Calibrated, StrangerReport, calibrate
-    from retrieval.vault import Compacted, Optimized
-    from retrieval.verdicts import Outcome, Status
-    from retrieval.verification import Finding, Repaired, Trouble, Verification, verify
-    from retrieval.where import Condition, Where
+    from retrieval.gallery.annotate import Annotated
+    from retrieval.gallery.gallery import Gallery, repair
+    from retrieval.gallery.info import GalleryInfo
+    from retrieval.gallery.integrity import Finding, Repaired, Trouble, Verification, verify
+    from retrieval.gallery.moves import Relabelled
+    from retrieval.gallery.reembed import Drift, Reembedded
+    from retrieval.gallery.relocation import Relocated
+    from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
+    from retrieval.models.bundle import ModelBundle, Preprocessing
+    from retrieval.models.embedder import Embedder, Embeddings
+    from retrieval.models.engine import PrecisionDrift
+    from retrieval.quality.audit import audit
+    from retrieval.quality.audit_report import Audited, Doubt
+    from retrieval.search.decisions import Decision
+    from retrieval.search.nearest import Match, Prediction, SearchResult
+    from retrieval.sources.photos import Photo
+    from retrieval.storage.backup import BackedUp, Restored
+    from retrieval.storage.vault import Compacted, Optimized
+    from retrieval.transfer.exchange import Export, Imported
 
 __all__ = [
     "Annotated",
@@ -104,66 +104,66 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Annotated": "metadata",
-    "AuditEntry": "store",
-    "Audited": "doubts",
-    "BackedUp": "backup",
-    "Calibrated": "strangers",
-    "Calibration": "store",
-    "Compacted": "vault",
-    "Condition": "where",
-    "Decision": "decisions",
-    "Doubt": "doubts",
-    "Drift": "reembedding",
-    "EmbedReport": "embedding",
-    "Embedder": "embedder",
-    "Embeddings": "embedder",
-    "Explanation": "knn",
-    "Export": "exchange",
-    "Face": "store",
+    "Annotated": "gallery.annotate",
+    "AuditEntry": "database.store",
+    "Audited": "quality.audit_report",
+    "BackedUp": "storage.backup",
+    "Calibrated": "bulk.calibrate",
+    "Calibration": "database.store",
+    "Compacted": "storage.vault",
+    "Condition": "database.filters",
+    "Decision": "search.decisions",
+    "Doubt": "quality.audit_report",
+    "Drift": "gallery.reembed",
+    "EmbedReport": "bulk.embed",
+    "Embedder": "models.embedder",
+    "Embeddings": "models.embedder",
+    "Explanation": "index.knn",
+    "Export": "transfer.exchange",
+    "Face": "database.store",
     "FaceprintError": "errors",
-    "Finding": "verification",
-    "Gallery": "gallery",
-    "GalleryInfo": "info",
-    "Imported": "exchange",
-    "IngestReport": "ingestion",
-    "Kept": "missing",
-    "Match": "searching",
-    "Missing": "missing",
-    "ModelBundle": "bundle",
-    "NewFace": "store",
-    "OperatingPoint": "store",
-    "Optimized": "vault",
-    "Outcome": "verdicts",
-    "PeopleResult": "searching",
-    "PersonMatch": "searching",
-    "Photo": "photos",
-    "PrecisionDrift": "engines",
-    "Prediction": "searching",
-    "Preprocessing": "bundle",
+    "Finding": "gallery.integrity",
+    "Gallery": "gallery.gallery",
+    "GalleryInfo": "gallery.info",
+    "Imported": "transfer.exchange",
+    "IngestReport": "bulk.ingest",
+    "Kept": "gallery.sync",
+    "Match": "search.nearest",
+    "Missing": "gallery.sync",
+    "ModelBundle": "models.bundle",
+    "NewFace": "database.store",
+    "OperatingPoint": "database.store",
+    "Optimized": "storage.vault",
+    "Outcome": "embedding.outcome",
+    "PeopleResult": "search.nearest",
+    "PersonMatch": "search.nearest",
+    "Photo": "sources.photos",
+    "PrecisionDrift": "models.engine",
+    "Prediction": "search.nearest",
+    "Preprocessing": "models.bundle",
     "Reason": "errors",
-    "Receipt": "store",
-    "Reembedded": "reembedding",
-    "Relabelled": "moves",
-    "Relocated": "relocation",
-    "Renamed": "missing",
-    "Repaired": "verification",
-    "Restored": "backup",
-    "SearchResult": "searching",
-    "Status": "verdicts",
-    "StrangerReport": "strangers",
-    "Trouble": "verification",
+    "Receipt": "database.store",
+    "Reembedded": "gallery.reembed",
+    "Relabelled": "gallery.moves",
+    "Relocated": "gallery.relocation",
+    "Renamed": "gallery.sync",
+    "Repaired": "gallery.integrity",
+    "Restored": "storage.backup",
+    "SearchResult": "search.nearest",
+    "Status": "embedding.outcome",
+    "StrangerReport": "bulk.calibrate",
+    "Trouble": "gallery.integrity",
     "UnreadableImage": "errors",
-    "Unseen": "missing",
-    "Verification": "verification",
-    "Where": "where",
-    "audit": "auditing",
-    "calibrate": "strangers",
-    "embed": "embedding",
-    "ingest": "ingestion",
-    "ingest_photos": "ingestion",
-    "repair": "gallery",
-    "verify": "verification",
+    "Unseen": "gallery.sync",
+    "Verification": "gallery.integrity",
+    "Where": "database.filters",
+    "audit": "quality.audit",
+    "calibrate": "bulk.calibrate",
+    "embed": "bulk.embed",
+    "ingest": "bulk.ingest",
+    "ingest_photos": "bulk.ingest",
+    "repair": "gallery.gallery",
+    "verify": "gallery.integrity",
 }
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from retrieval import pixels
-from retrieval.bundle import ModelBundle, Preprocessing
-from retrieval.gallery import Gallery
-from training import card
-from training.export import export
-from training.faces import draw_faces
-from training.model import Network
+from retrieval.gallery.gallery import Gallery
+from retrieval.images import pixels
+from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.models.network import Network
+from training.fitting.export import export
+from training.reports import model_card
+from training.synthetic_faces import draw_faces
 
 # A shell starts its background jobs with SIGINT ignored, and some of the tests are about Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,7 +79,7 @@ def bundle(network: Network, faces: Path, tmp_path_factory: pytest.TempPathFacto
         split={"train": [], "validation": []},
         figures={"validation_accuracy": 0.5},
         sample=sample,
-        describe=card.describe,
+        describe=model_card.describe,
     )
 
 

@@ -136,7 +136,7 @@ class FaultServer:
         preload: modules that are imported before the first fork.
     """
 
-    def __init__(self, preload: Sequence[str] = ("retrieval.gallery",)) -> None:
+    def __init__(self, preload: Sequence[str] = ("retrieval.gallery.gallery",)) -> None:
         self._preload = list(preload)
 
     def __enter__(self) -> Self:

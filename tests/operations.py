@@ -24,18 +24,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from retrieval import codes, errors, vault
-from retrieval.adding import Additions
-from retrieval.annotations import to_json
-from retrieval.bundle import FORGOTTEN, ModelBundle, Preprocessing
+from retrieval import errors
+from retrieval.bulk.ingest import ingest
+from retrieval.database.store import NewFace
 from retrieval.errors import FaceprintError, InputError
-from retrieval.files import is_free
-from retrieval.gallery import Gallery, repair
-from retrieval.ingestion import ingest
-from retrieval.photos import Photo
-from retrieval.store import NewFace
-from retrieval.vault import Vault
-from retrieval.verification import Trouble, verify
+from retrieval.gallery.enrollment import Additions
+from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.integrity import Trouble, verify
+from retrieval.index import quantization
+from retrieval.models.bundle import FORGOTTEN, ModelBundle, Preprocessing
+from retrieval.sources.metadata_tables import to_json
+from retrieval.sources.photos import Photo
+from retrieval.storage import vault
+from retrieval.storage.vault import Vault
+from retrieval.system.files import is_free
 
 # Who is in a gallery: (SHA-256, identity, paths, what is said of both as JSON) -> the bytes of the vector.
 # What is known of its distances is one entry more, under CALIBRATION.
@@ -61,8 +63,8 @@ def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
     @functools.wraps(work)
     def with_codes(root: Path) -> None:
         with (
-            patch.object(codes, "CHOICES", (DIMENSION,)),
-            patch.object(codes, "_LOOK", 0.0),
+            patch.object(quantization, "CHOICES", (DIMENSION,)),
+            patch.object(quantization, "_LOOK", 0.0),
             patch.object(vault, "CODES_FROM", 2),
         ):
             work(root)
@@ -478,7 +480,7 @@ def _lay_old(root: Path, model: ModelBundle) -> None:
     from alembic.config import Config
     from sqlalchemy import URL, create_engine
 
-    from retrieval.store import migrations_folder
+    from retrieval.database.store import migrations_folder
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()))

@@ -14,7 +14,7 @@ from tests.operations import Contents
 
 # All that an operation or a check imports, so that no child does it again.
 _PRELOAD = (
-    *("tests.operations", "onnxruntime", "retrieval.onnx_engine", "retrieval.selftest"),
+    *("tests.operations", "onnxruntime", "retrieval.models.onnx_engine", "retrieval.models.self_test"),
     *("alembic.command", "msgspec.json", "numpy.ma"),
 )
 

@@ -11,16 +11,18 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from retrieval.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.errors import InputError, Interrupted, StorageError
-from retrieval.files import make_output_folder, why
-from training import card, data, projection
-from training.evaluate import Evaluation, evaluate
-from training.export import export
-from training.fit import Epoch, History, Step, fit, pick_device, pick_precision
-from training.model import Start, architecture_of, build
-from training.recipes import FitConfig
-from training.report import write_report
+from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
+from retrieval.models.network import Start, architecture_of, build
+from retrieval.system.files import make_output_folder, why
+from training.data import dataset
+from training.fitting import projection
+from training.fitting.export import export
+from training.fitting.fit import Epoch, History, Step, fit, pick_device, pick_precision
+from training.fitting.recipes import FitConfig
+from training.fitting.validation import Evaluation, evaluate
+from training.reports import model_card
+from training.reports.training_report import write_report
 
 _CHECKPOINT: Final = "checkpoint.safetensors"
 # How many held-out photos the exported graph is tried on.
@@ -41,10 +43,10 @@ class TrainingOptions:
         device: "auto", "cpu", "cuda", ...
         precision: of the steps: "auto" (bf16 on a GPU that has it, else fp32), "fp32" or "bf16".
         resume: go on from the folder's checkpoint.
-        architecture: a key of `training.model.ARCHITECTURES`; the recipe says with which classifier.
+        architecture: a key of `models.network.ARCHITECTURES`; the recipe says with which classifier.
         embedding: how activations become an embedding; a projection is learned when training is over, from
             the training photos.
-        exclude: patterns of files and folders that are passed over (see `retrieval.photos.scan`).
+        exclude: patterns of files and folders that are passed over (see `retrieval.sources.photos.scan`).
     """
 
     weights: str = "imagenet"
@@ -64,7 +66,7 @@ class TrainingOptions:
 class Observer:
     """Who is told of a run's progress; the defaults tell nobody."""
 
-    on_data: Callable[[data.Split], None] = lambda split: None
+    on_data: Callable[[dataset.Split], None] = lambda split: None
     on_start: Callable[[Start, torch.device], None] = lambda start, device: None
     on_step: Callable[[Step], None] = lambda step: None
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
@@ -77,7 +79,7 @@ class TrainingResult:
     """A finished run: the bundle, the data it saw, how the training went, what was measured."""
 
     bundle: ModelBundle
-    split: data.Split
+    split: dataset.Split
     history: History
     evaluation: Evaluation
 
@@ -104,7 +106,7 @@ def train(
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     workers = _workers(options.workers, device)
-    split = data.load(
+    split = dataset.load(
         folder,
         validation_fraction=options.validation_fraction,
         min_images=options.min_images,
@@ -162,7 +164,7 @@ def train(
         split=_split_card(split, folder, options),
         figures={name: value for name, value in figures.items() if name != "epochs"},
         sample=_sample(split, options.preprocessing),
-        describe=card.describe,
+        describe=model_card.describe,
     )
     checkpoint.unlink(missing_ok=True)
     return TrainingResult(bundle, split, history, evaluation)
@@ -204,7 +206,7 @@ def _make(out: Path) -> None:
 
 
 def _figures(
-    split: data.Split, history: History, evaluation: Evaluation, device: torch.device, seconds: float
+    split: dataset.Split, history: History, evaluation: Evaluation, device: torch.device, seconds: float
 ) -> dict[str, Any]:
     """What metrics.json says; `seconds` is this sitting's wall-clock time, the epochs have their own."""
     return {
@@ -226,11 +228,11 @@ def _processor() -> str:
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
+def _split_card(split: dataset.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
     # As `walk` makes its paths absolute: Path.absolute would keep a "..".
     root = Path(os.path.abspath(folder if folder.is_dir() else folder.parent))
 
-    def names(samples: tuple[data.Sample, ...]) -> list[str]:
+    def names(samples: tuple[dataset.Sample, ...]) -> list[str]:
         # What a list names may lie anywhere.
         return [Path(os.path.relpath(sample.path, root)).as_posix() for sample in samples]
 
@@ -243,6 +245,6 @@ def _split_card(split: data.Split, folder: Path, options: TrainingOptions) -> di
     }
 
 
-def _sample(split: data.Split, preprocessing: Preprocessing) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    photographs = data.Photographs(split.validation[:_CHECKED], preprocessing)
+def _sample(split: dataset.Split, preprocessing: Preprocessing) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    photographs = dataset.Photographs(split.validation[:_CHECKED], preprocessing)
     return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])

@@ -1,0 +1,1 @@
+"""Runs over many photos: enroll, embed, calibrate."""

@@ -1,0 +1,321 @@
+"""Bulk embedding without a gallery: photos -> a file of vectors, by the stages of `retrieval.bulk.ingest`."""
+
+import csv
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.bulk.ingest import (
+    Entry,
+    Run,
+    checked_workers,
+    decoding,
+    in_looks,
+    peak_memory,
+    prepare_stage,
+    stages_in_order,
+)
+from retrieval.database.store import NewFace
+from retrieval.embedding.batches import Batches
+from retrieval.embedding.outcome import Outcome, Status, in_their_places
+from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_photos, embedded, read_some
+from retrieval.errors import InputError, Interrupted, StorageError
+from retrieval.images.decoders import Decode, processes_for
+from retrieval.images.pixels import MAX_SECONDS
+from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.models.embedder import Embedder
+from retrieval.sources import photos
+from retrieval.sources.exclusion import PassedOver
+from retrieval.sources.photos import Photo
+from retrieval.system.files import replacing, why
+from retrieval.system.pipeline import Meter, Pipeline
+from retrieval.transfer.exchange import write_embeddings
+
+# Rows that are written together: of 2048 numbers, 8 MiB.
+_ROWS: Final = 1024
+
+_Rows: TypeAlias = tuple[list[NewFace], NDArray[np.float32]]
+
+
+@dataclass
+class EmbedReport(Run):
+    """What embedding did. `found` is always `embedded + rejected`.
+
+    Attributes:
+        embedded: photos that are rows of the file.
+    """
+
+    embedded: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """How many photos came to what: each is counted once."""
+        return {"embedded": self.embedded} | super().counts()
+
+    def count(self, outcome: Outcome) -> None:
+        """Adds one photo's fate."""
+        if outcome.reason is None:
+            self.embedded += 1
+        else:
+            self.reasons[outcome.reason] += 1
+
+
+class _NoFile(Exception):
+    """There is nothing to be written, or it is not wanted any more."""
+
+
+def embed(
+    model: ModelBundle | Embedder,
+    sources: Iterable[str | os.PathLike[str]],
+    target: str | os.PathLike[str],
+    *,
+    exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    workers: int | None = None,
+    decoders: int | None = None,
+    photo_seconds: float = MAX_SECONDS,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EmbedReport:
+    """Embeds every photo of some sources into a file that is written whole or not at all.
+
+    A row for each photo that can be read, in the photos' order, the same bytes under two paths twice. An
+    older file is replaced. A run that is stopped, and one in which no photo can be read, leaves no new file.
+
+    Args:
+        model: the bundle, or an embedder that is loaded already.
+        sources: as of `ingest`.
+        target: FILE.parquet, which `ingest --embeddings` takes; or FILE.npy, float32 (n, d), with FILE.csv
+            beside it: path, identity and sha256 of each row.
+        exclude: patterns of files and folders that are passed over, as of `ingest`.
+        batch_size: photos that are embedded together, as of `ingest`.
+        workers: threads that read photos; None is one per processor, and no fewer than decoders.
+        decoders: processes that decode, as of `ingest`.
+        photo_seconds: as of `ingest`.
+        on_outcome: called once for every photo, in order.
+        should_stop: asked between batches.
+
+    Raises:
+        DataError: a source does not exist.
+        InputError: another kind of file, a FILE.csv that lies there without FILE.npy, or a batch size or a
+            number of workers below 1, or of decoders below 0.
+        RunError: a process that decodes was killed.
+        StorageError: the disk refused; an older file is still there.
+        MissingDependency: Parquet without pyarrow.
+    """
+    passed_over = PassedOver()
+    return embed_photos(
+        model,
+        photos.scan(sources, exclude=exclude, passed_over=passed_over),
+        target,
+        passed_over=passed_over,
+        batch_size=batch_size,
+        workers=workers,
+        decoders=decoders,
+        photo_seconds=photo_seconds,
+        on_outcome=on_outcome,
+        should_stop=should_stop,
+    )
+
+
+def embed_photos(
+    model: ModelBundle | Embedder,
+    found: Iterable[Photo],
+    target: str | os.PathLike[str],
+    *,
+    passed_over: PassedOver | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    decoders: int | None = None,
+    photo_seconds: float = MAX_SECONDS,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EmbedReport:
+    """As `embed`, for photos that are listed already; `passed_over` is what their scan counts in."""
+    target = Path(target)
+    check_target(target)
+    embedder = model if isinstance(model, Embedder) else Embedder.open(model)
+    batches = Batches(batch_size, lambda: embedder, beside_gpu=embedder.on_gpu)
+    decoders = processes_for(decoders, beside_gpu=embedder.on_gpu)
+    workers = checked_workers(workers, decoders)
+    bundle, started = embedder.bundle, time.monotonic()
+    report, meters, scan, write = EmbedReport(), Meters(), Meter("scan"), Meter("write")
+    report.passed_over = PassedOver() if passed_over is None else passed_over
+    preprocessing = bundle.preprocessing
+    with (
+        suppress(_NoFile),
+        decoding(
+            decoders,
+            size=preprocessing.size,
+            workers=workers,
+            batch_size=batches.largest,
+            seconds=photo_seconds,
+        ) as decode,
+        Pipeline(
+            in_looks(found, scan),
+            [
+                prepare_stage(
+                    partial(prepare_some, meters, preprocessing, decode),
+                    workers=workers,
+                    batch_size=batches.largest,
+                ),
+                batches.stage(partial(_embed, embedder)),
+            ],
+        ) as pipeline,
+    ):
+        rows = _rows(pipeline, report, write, on_outcome, should_stop)
+        if target.suffix == ".npy":
+            _write_npy(target, rows, bundle.dimension)
+        else:
+            write_embeddings(target, rows, fingerprint=bundle.fingerprint, dimension=bundle.dimension)
+    report.stages = stages_in_order(scan, pipeline.meters, meters, write)
+    report.batch_size = batches.size
+    report.bytes_read = meters.bytes.items
+    report.seconds = time.monotonic() - started
+    report.peak_memory = peak_memory()
+    return report
+
+
+def check_target(target: Path) -> None:
+    """Checks, before anything is embedded, that vectors can be written there.
+
+    Raises:
+        InputError: it is another kind of file, or there is a FILE.csv that is not a FILE.npy's.
+    """
+    if target.suffix not in (".parquet", ".npy"):
+        raise InputError(f"Embeddings go to FILE.parquet or FILE.npy, not to {target}.")
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; name a file.")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {target.parent}; make it, or name another file.")
+    beside = target.with_suffix(".csv")
+    if target.suffix == ".npy" and beside.exists() and not target.exists():
+        raise InputError(f"{beside} would be overwritten, and is not of {target}; name another file.")
+
+
+def prepare_some(
+    meters: Meters, preprocessing: Preprocessing, decode: Decode, entries: Sequence[Entry]
+) -> list[Prepared | Outcome]:
+    """Reads and decodes photos; each comes out in its place, with pixels or with why it has none.
+
+    Raises:
+        RunError: a process that decodes was killed.
+    """
+    offered = [entry for entry in entries if isinstance(entry, Photo)]
+    prepared = [
+        one
+        for some in read_some(offered, meters)
+        for one in _decode_some(some, meters, preprocessing, decode)
+    ]
+    return in_their_places(entries, prepared)
+
+
+def _decode_some(
+    photos: Sequence[ReadPhoto | Outcome], meters: Meters, preprocessing: Preprocessing, decode: Decode
+) -> list[Prepared | Outcome]:
+    read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
+    with meters.decode.working(len(read)):
+        decoded = decode_photos(read, 0, preprocessing, decode)
+    return in_their_places(photos, decoded)
+
+
+def _embed(
+    embedder: Embedder, batch: Sequence[Prepared | Outcome]
+) -> tuple[list[Outcome], list[NewFace], NDArray[np.float32]]:
+    """A batch's outcomes, and its rows."""
+    ready = [photo for photo in batch if isinstance(photo, Prepared)]
+    outcomes = [
+        photo
+        if isinstance(photo, Outcome)
+        else Outcome(photo.face.path, photo.face.identity, Status.EMBEDDED)
+        for photo in batch
+    ]
+    return outcomes, [photo.face for photo in ready], embedded(ready, embedder)
+
+
+def _rows(
+    pipeline: Pipeline,
+    report: EmbedReport,
+    write: Meter,
+    on_outcome: Callable[[Outcome], None],
+    should_stop: Callable[[], bool],
+) -> Iterator[_Rows]:
+    """What is embedded, some batches at a time; whoever writes it is timed.
+
+    Raises:
+        _NoFile: the run was stopped, or has not one row.
+    """
+    faces: list[NewFace] = []
+    vectors: list[NDArray[np.float32]] = []
+    try:
+        for outcomes, some, found in pipeline:
+            for outcome in outcomes:
+                report.count(outcome)
+                on_outcome(outcome)
+            faces += some
+            vectors.append(found)
+            report.interrupted = should_stop()
+            if report.interrupted:
+                raise _NoFile
+            if len(faces) >= _ROWS:
+                with write.working(len(faces)):
+                    yield faces, np.concatenate(vectors)
+                faces, vectors = [], []
+    except Interrupted as error:
+        report.interrupted = True
+        raise _NoFile from error
+    if not report.embedded:
+        raise _NoFile
+    if faces:
+        with write.working(len(faces)):
+            yield faces, np.concatenate(vectors)
+
+
+def _write_npy(target: Path, rows: Iterable[_Rows], dimension: int) -> None:
+    """Writes FILE.npy and FILE.csv; the first is there only when the second is.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    table = target.with_suffix(".csv")
+    try:
+        # Left in the other order: the table is there before the array is.
+        with replacing(target) as array, replacing(table) as lines:
+            text = io.TextIOWrapper(lines, encoding="utf-8", newline="")
+            _fill_npy(array, text, rows, dimension)
+            text.detach()  # which flushes it, and leaves the file open
+            for file in (array, lines):
+                file.flush()
+                os.fsync(file.fileno())
+            target.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {why(error)}.") from error
+
+
+def _fill_npy(array: BinaryIO, text: Any, rows: Iterable[_Rows], dimension: int) -> None:
+    lines = csv.writer(text)
+    lines.writerow(("path", "identity", "sha256"))
+    array.write(_npy_header(0, dimension))
+    number = 0
+    for faces, vectors in rows:
+        array.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+        lines.writerows((face.path or "", face.identity or "", face.sha256) for face in faces)
+        number += len(faces)
+    array.seek(0)
+    array.write(_npy_header(number, dimension))
+
+
+def _npy_header(rows: int, dimension: int) -> bytes:
+    """A header of one length for any number of rows: numpy leaves room for that number to grow."""
+    file = io.BytesIO()
+    description = {"descr": "<f4", "fortran_order": False, "shape": (rows, dimension)}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()

@@ -1,0 +1,145 @@
+"""Layout: how many people the sources of a run have, what named them, and signs that this was not meant."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from retrieval.embedding.outcome import Outcome, Status
+from retrieval.sources import archives, lists
+from retrieval.sources.identity_rules import Naming
+from retrieval.sources.photos import STANDARD_INPUT
+from retrieval.system.paths import absolute, composed, is_below
+
+# Columns of lists that mostly say who is on a photo.
+_LIKELY: Final = frozenset({"label", "labels", "name", "person", "subject", "class", "identity"})
+
+# Subfolders that are named in a note, and that are remembered at all.
+_SHOWN: Final = 3
+_REMEMBERED: Final = 50
+
+
+class Layout:
+    """What outcomes of photos show of the sources that they come from.
+
+    Attributes:
+        identities: the different names that the sources have.
+        photos: photos that were read, or known without.
+    """
+
+    def __init__(self, sources: Iterable[str | os.PathLike[str]], identity_from: str | None = None) -> None:
+        """Takes sources, and what names people in them, as `photos.scan` does; call that before."""
+        self.identities: set[str] = set()
+        self.photos = 0
+        self._naming = Naming.parse(identity_from)
+        self._origins: list[str] = []
+        self._notes: list[str] = []
+        self._trees: list[tuple[str, str]] = []  # the root of a folder or archive, and a first folder to skip
+        self._deeper: dict[str, set[str]] = defaultdict(set)
+        for source in sources:
+            self._look_at(source)
+
+    def count(self, outcome: Outcome) -> None:
+        """Adds one photo."""
+        if outcome.status is Status.REJECTED and outcome.face_id is None:
+            return  # not a photo, or none that could be read
+        self.photos += 1
+        if outcome.identity is None:
+            return
+        self.identities.add(outcome.identity)
+        below = self._below(outcome.path or "")
+        if below is not None and len(below) > 2 and len(self._deeper[below[0]]) < _REMEMBERED:
+            self._deeper[below[0]].add(below[1])
+
+    @property
+    def origin(self) -> str:
+        """What identities come from, in words."""
+        return " and ".join(dict.fromkeys(self._origins))
+
+    def notes(self) -> list[str]:
+        """Signs that the layout is not what the sources were taken for, each a sentence."""
+        if not self._origins:
+            return []  # of no sources, so nothing can be said of them
+        found = list(self._notes)
+        wanted = self._naming is not None and self._naming.keyword == "none"
+        if self.photos > 1 and not self.identities and not wanted:
+            found.append(
+                f"none of the {self.photos:,} photos has an identity; a source needs a subfolder for each "
+                "person, or say where the names are with --identity-from"
+            )
+        if self.photos > 1 and len(self.identities) == 1:
+            (name,) = self.identities
+            found.append(f"all of the {self.photos:,} photos are of one identity, {name}")
+        deeper = {name: inner for name, inner in self._deeper.items() if inner}
+        if deeper:
+            name, inner = max(deeper.items(), key=lambda item: (len(item[1]), item[0]))
+            shown = ", ".join(sorted(inner)[:_SHOWN]) + (", ..." if len(inner) > _SHOWN else "")
+            others = f" (and so have {len(deeper) - 1:,} others)" if len(deeper) > 1 else ""
+            found.append(
+                f"{name} has subfolders with photos: {shown}{others}; if these are the people, name the "
+                "folder above them as the source or say --identity-from parent, with --relabel for what is "
+                "enrolled already"
+            )
+        return found
+
+    def _below(self, path: str) -> Sequence[str] | None:
+        """The parts of a path below its source, where the first of them names the person."""
+        for root, own in self._trees:
+            if is_below(path, [root]) and path != root:
+                parts = path[len(root.rstrip(os.sep)) + 1 :].split("/")
+                return parts[1:] if composed(parts[0]) == own else parts
+        return None
+
+    def _look_at(self, source: str | os.PathLike[str]) -> None:
+        path = absolute(source)
+        columns = self._columns(Path(path)) if lists.has_columns(path) and os.path.isfile(path) else None
+        naming = self._naming
+        if naming is not None and naming.column is not None and columns is None:
+            naming = None
+        self._origins.append(_origin(path, columns, naming))
+        if naming is None or naming.keyword == "first":
+            if os.path.isdir(path):
+                self._trees.append((path, ""))
+            elif archives.kind(path):
+                self._trees.append((path, "" if naming else composed(archives.stem(path))))
+        if columns is not None and "identity" not in columns and naming is None:
+            self._note_column(path, columns)
+
+    def _columns(self, path: Path) -> list[str]:
+        """The columns of a list; notes what is not as usual in it."""
+        head = lists.head(path)
+        if head.semicolons:
+            self._notes.append(f"{path} has semicolons between its columns, and was read so")
+        if head.path is not None and "\\" in head.path:
+            self._notes.append(
+                f"{path} has paths of Windows, such as {head.path}; below its folder they are found with / "
+                "in place of \\, on another drive they are not"
+            )
+        return head.columns
+
+    def _note_column(self, path: str, names: Sequence[str]) -> None:
+        for name in names:
+            if name.strip().lower() in _LIKELY:
+                self._notes.append(
+                    f"{path} has the column `{name}` and none called `identity`, so identities come from the "
+                    f"folders of the files; to take them from that column say --identity-from {name}"
+                )
+                return
+
+
+def _origin(path: str, columns: Sequence[str] | None, naming: Naming | None) -> str:
+    """What names the people of a source, in words."""
+    if naming is not None and naming.column is not None:
+        return f"the column `{naming.column}`"
+    if columns is not None and "identity" in columns:
+        return "the column `identity`"
+    if naming is not None:
+        words = {"none": "nothing", "first": "first folders", "parent": "the folders of the files"}
+        return "the pattern" if naming.keyword is None else words[naming.keyword]
+    if os.path.isdir(path):
+        return "folder names"
+    if archives.kind(path):
+        return "first folders in archives"
+    is_list = os.path.splitext(path)[1].lower() in lists.SUFFIXES
+    return "the folders of the files" if is_list or os.path.basename(path) == STANDARD_INPUT else "nothing"

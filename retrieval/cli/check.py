@@ -1,0 +1,235 @@
+"""The command that judges data before it is trained on: check."""
+
+import csv
+import io
+import json
+import os
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from retrieval.console import terminal
+from retrieval.console.terminal import DeviceOption, ExcludeOption
+from retrieval.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from retrieval.quality.dataset_check import Check, Finding, Options
+
+app = typer.Typer()
+
+_COLOURS: Final = {"harms": "bold red", "look": "yellow", "note": "dim"}
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity, or a list (.csv, .txt, .parquet) or archive of photos.", show_default=False)],
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Also find photos that are nearer to another identity than to their own.", show_default=False)] = None,
+    min_images: Annotated[int | None, typer.Option(min=2, help="As of train: identities with fewer photos are left out.", show_default=False)] = None,
+    exclude: ExcludeOption = None,
+    val_fraction: Annotated[float, typer.Option("--val-fraction", "--validation-fraction", help="As of train: share of each identity's photos to hold out.")] = 0.3,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="As of train: of the split.")] = 0,
+    image_size: Annotated[int | None, typer.Option(min=32, max=1024, help="As of train: side of the network's input in pixels.", show_default="224, or MODEL's")] = None,
+    crop: Annotated[float | None, typer.Option(help="As of train: share of the shorter side to keep.", show_default="1.0, or MODEL's")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE.json", help="Write every finding.", show_default=False)] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with thumbnails, one file.", show_default=False)] = None,
+    fix: Annotated[Path | None, typer.Option(metavar="LIST.csv", help="Write a list of the photos without those that should go, for train and ingest.", show_default=False)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when something was found that harms.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
+    device: DeviceOption = "auto",
+) -> None:  # fmt: skip
+    """Say what a folder of photos is worth, before hours of training.
+
+    Unreadable files, copies (within an identity, under two names, across the split), identities with too few
+    photos, odd pictures; with --model, labels in doubt. No photo is ever changed.
+
+    Exit status: 0 when it was checked, whatever was found; 1 with --strict when something harms; 2 when there
+    is nothing to check; 130 after Ctrl-C (nothing is written).
+    """
+    _check(0 < val_fraction < 1, "--val-fraction must lie between 0 and 1")
+    _check(crop is None or 0 < crop <= 1, "--crop must be above 0 and at most 1")
+    for target, option, suffix in (
+        (as_json, "--json", ".json"),
+        (page, "--page", ".html"),
+        (fix, "--fix", ".csv"),
+    ):
+        if target is not None:
+            _check_target(target, option, suffix, Path(data))
+    done = _checked(
+        data, model, device, workers, exclude or [],
+        seed=seed, validation_fraction=val_fraction, min_images=min_images, size=image_size, crop=crop,
+    )  # fmt: skip
+    _print(done)
+    _write_all(done, as_json, page, fix)
+    if strict and done.harms:
+        raise RunError("Something was found that harms (--strict); the table says what to do.")
+
+
+def _check(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise InputError(f"{sentence}.")
+
+
+def _check_target(target: Path, option: str, suffix: str, data: Path) -> None:
+    """Before hours of looking: a file of ours must be one that can be written, and no photo nor the data."""
+    _check(target.suffix.lower() == suffix, f"{option} writes a file that ends in {suffix}, not {target}")
+    _check(not target.is_dir(), f"{target} is a folder; name a file for {option}")
+    _check(
+        target.absolute().parent.is_dir(),
+        f"There is no folder {target.parent}; make it, or name another file",
+    )
+    among = target.resolve().is_relative_to(data.resolve())
+    _check(not among, f"{target} would lie among the photos of {data}, or in their place; name another file")
+
+
+def _checked(
+    data: str, model: Path | None, device: str, workers: int | None, exclude: list[str], *,
+    size: int | None, crop: float | None, **split: Any,
+) -> "Check":  # fmt: skip
+    from retrieval.models.bundle import ModelBundle, Preprocessing
+    from retrieval.models.embedder import Embedder
+    from retrieval.quality import dataset_check
+    from retrieval.system.signals import graceful
+
+    with ExitStack() as stack:
+        bundle = ModelBundle.load(model) if model is not None else None
+        embedder = stack.enter_context(Embedder.open(bundle, device=device)) if bundle is not None else None
+        usual = bundle.preprocessing if bundle is not None else Preprocessing(size=224, crop=1.0)
+        wanted = Preprocessing(size=size or usual.size, crop=crop or usual.crop)
+        options: Options = dataset_check.Options(preprocessing=wanted, **split)
+        should_stop = stack.enter_context(graceful())
+        progress = stack.enter_context(_Stages(data, exclude))
+        return dataset_check.check(
+            data,
+            model=embedder,
+            options=options,
+            exclude=exclude,
+            workers=workers,
+            on_photo=progress.note,
+            should_stop=should_stop,
+        )
+
+
+class _Stages:
+    """A line on the standard error for each stage, one after the other. A context manager."""
+
+    def __init__(self, data: str, exclude: list[str]) -> None:
+        self._data = data
+        self._exclude = exclude
+        self._stack = ExitStack()
+        self._stage = ""
+        self._total: Any = None
+
+    def __enter__(self) -> "_Stages":
+        return self
+
+    def note(self, stage: str, one: Any) -> None:
+        """A photo is done with, at a stage."""
+        from retrieval.console.progress import Bar, Total
+        from retrieval.embedding.outcome import Outcome, Status
+        from retrieval.sources import photos
+
+        if stage != self._stage:
+            self._stack.close()
+            count = partial(photos.count, [self._data], exclude=self._exclude)
+            counting = Total(count if not self._stage else None)
+            self._bar = self._stack.enter_context(Bar(stage, counting))
+            self._stage = stage
+        status = Status.EMBEDDED if one.reason is None else Status.REJECTED
+        self._bar.note(Outcome(one.path, one.identity, status, reason=one.reason))
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _print(done: "Check") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from retrieval.quality.check_page import amount, summary
+
+    console = terminal.console()
+    console.print(terminal.text(summary(done), "bold"))
+    if done.judged is not None:
+        console.print(
+            f"{done.judged:,} photos, those that would be trained on and no copies, were judged by the model."
+        )
+    if not done.findings:
+        console.print("Nothing was found that stands in the way.")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("how many", justify="right", no_wrap=True)
+    table.add_column("finding", overflow="fold", ratio=5)
+    table.add_column("what to do", overflow="fold", ratio=4)
+    for finding in done.findings:
+        style = _COLOURS[finding.level]
+        table.add_row(
+            terminal.text(finding.level, style),
+            amount(finding),
+            _finding(finding),
+            terminal.text(finding.advice),
+        )
+    console.print(table, soft_wrap=False)
+
+
+def _finding(finding: "Finding") -> Any:
+    from retrieval.quality.check_page import TITLES
+
+    words = terminal.text(TITLES[finding.kind], "bold")
+    words.append(". ", "not bold")
+    words.append_text(terminal.text(finding.says, "not bold"))
+    if example := _example(finding):
+        words.append_text(terminal.text(f" Such as {example}", "dim not bold"))
+    return words
+
+
+def _example(finding: "Finding") -> str:
+    """The worst case, in a few words."""
+    from retrieval.quality.dataset_check import Kind
+
+    if finding.kind is Kind.UNEVEN or not finding.items:
+        return ""
+    item = finding.items[0]
+    names = [os.path.join(one.identity or "", os.path.basename(one.path or "-")) for one in item.photos[:2]]
+    if finding.unit == "identity":
+        return item.detail
+    return " and ".join(names) + (f" ({item.detail})" if item.detail else "")
+
+
+def _write_all(done: "Check", as_json: Path | None, page: Path | None, fix: Path | None) -> None:
+    if as_json is not None:
+        _write(as_json, json.dumps(done.as_json(), ensure_ascii=False, indent=1) + "\n")
+    if page is not None:
+        from retrieval.quality.check_page import page as drawn
+
+        _write(page, drawn(done))
+    if fix is not None:
+        _write(fix, _listed(done))
+        people = len({identity for _, identity in done.cleaned if identity is not None})
+        terminal.console().print(
+            terminal.text(
+                f"{terminal.counted(len(done.cleaned), 'photo')} of {terminal.counted(people, 'identity')} in {fix}; "
+                f"{len(done.left_out):,} left out"
+            )
+        )
+
+
+def _listed(done: "Check") -> str:
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(("path", "identity"))
+    lines.writerows((path, identity or "") for path, identity in done.cleaned)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    from retrieval.system.files import why, write_durably
+
+    try:
+        # A path may hold what is no letter in any encoding; where it must be exact, it is UTF-8.
+        write_durably(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {why(error)}.") from error

@@ -1,0 +1,116 @@
+"""What commands share: arguments, tables, names that cannot control the terminal, sizes, rates."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retrieval.system.paths import is_url
+
+GalleryArgument = Annotated[
+    Path, typer.Argument(metavar="GALLERY", help="The gallery's folder.", show_default=False)
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ... or several: cuda:0,cuda:1")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(help="float32, bf16 or fp16; fewer bits are quicker on a GPU and move distances a little."),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Pass over files and folders, as in .gitignore: '*.gif', raw/, /Ada/old; may be repeated.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def console() -> Any:
+    """Where results are printed."""
+    from rich.console import Console
+
+    # Into a pipe or a file a row is a line, however long its path.
+    width = None if sys.stdout.isatty() else 1000
+    return Console(highlight=False, soft_wrap=True, width=width)
+
+
+def text(shown: str, style: str = "") -> Any:
+    """Text for the terminal; a name that holds control characters does not get to control it."""
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() else "\ufffd" for letter in shown), style)
+
+
+def progress(verb: str, *, rejects: bool = True) -> Any:
+    """A line on the standard error that shows how far a run is; tasks have the fields pace and rejected.
+
+    The latter is not shown where nothing can be rejected.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    shown = Console(stderr=True)
+    return Progress(
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        *([TextColumn("{task.fields[rejected]:,} rejected")] if rejects else []),
+        console=shown,
+        transient=True,
+        # Elsewhere it would leave an empty line.
+        disable=not shown.is_terminal,
+    )
+
+
+def print_facts(title: str, facts: dict[str, Any]) -> None:
+    """A heading and a line for each fact."""
+    from rich.table import Table
+
+    printed = console()
+    printed.print(text(title, "bold"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        table.add_row(name, text(shown))
+    printed.print(table, soft_wrap=False)
+    printed.print()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"
+
+
+def size(number: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1024
+    raise AssertionError("unreachable: GiB returns")
+
+
+def near(path: str | None) -> str:
+    """A path as a person in this folder would type it."""
+    if path is None:
+        return "-"
+    below = path if is_url(path) else os.path.relpath(path)
+    return path if below.startswith("..") else below
+
+
+def pace(done: float, total: int | None, seconds: float) -> str:
+    """Rate since the start and time left at that rate: photos come in batches, not one by one."""
+    if not seconds:
+        return ""
+    if total is None:
+        return f"{done / seconds:,.0f} photos/s"
+    minutes, rest = divmod(round((total - done) * seconds / done), 60)
+    return f"{done / seconds:,.0f} photos/s, {minutes}:{rest:02d} left"

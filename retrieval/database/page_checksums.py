@@ -1,0 +1,364 @@
+"""Page sums: a checksum for each page of a gallery's database, so that no flipped byte of it stays unseen.
+
+`PRAGMA integrity_check` reads how rows and indexes hang together; what a cell's text says, and what lies
+in the unused parts of a page, it does not see. `gallery.sums` beside `gallery.db` is what each page is at
+one revision, the WAL included:
+
+    magic, page size, number of pages, revision | BLAKE2b of each page in turn, 8 bytes | SHA-256 of all that
+
+A checkpoint hashes the pages that it takes out of the WAL, so it reads no page of the database. The order
+that a crash may cut anywhere: frames are copied (a WAL that is copied still stands), the sums are written,
+the WAL is emptied. Whatever of a page is not settled then has a frame in the WAL, and `check` skips it.
+
+SQLite may also copy the WAL without us: when a process was killed and the last connection of another one
+closes. Then, and only then, the database alone states a revision above that of the sums: they are out of
+date, which is no damage. A flipped byte cannot pass for that, since the row holds the revision's opposite
+too. Where the revision is lower, contradicts itself or cannot be read, the pages are compared and tell.
+
+Nothing here opens the database but SQLite: closing any descriptor of a file drops every POSIX lock that the
+process has on it (https://www.sqlite.org/howtocorrupt.html, 2.2), and another process would then delete the
+WAL in which this one writes. So the pages are read through SQLite's own descriptor.
+"""
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import quote
+
+from retrieval.errors import GalleryDamaged, StorageError
+from retrieval.system.files import is_no_file, make_room, open_plain, sync, why, write_durably
+
+Mode = Literal["PASSIVE", "FULL", "RESTART", "TRUNCATE"]
+
+_HEADER: Final = struct.Struct(">16sIIq")
+_MAGIC: Final = b"faceprint sums 1"
+_SUM: Final = 8
+_SEAL: Final = hashlib.sha256().digest_size
+
+# https://www.sqlite.org/fileformat2.html#the_write_ahead_log
+_WAL_MAGIC: Final = (0x377F0682, 0x377F0683)
+_WAL_HEADER: Final = 32
+_FRAME_HEADER: Final = 24
+
+_READ_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A file that is not what was written.
+
+    Attributes:
+        file: which.
+        pages: numbers from 1, ascending; empty for the sums, and where the page cannot be told.
+        problem: one sentence that says what to do.
+    """
+
+    file: Path
+    pages: tuple[int, ...]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What `check` found.
+
+    Attributes:
+        damage: empty where all is well.
+        compared: how many pages were what they should be, or were not.
+        out_of_date: the sums are missing, or a process was killed before it wrote them: nothing can be
+            said by page until the next checkpoint. That is no damage.
+    """
+
+    damage: tuple[Damage, ...]
+    compared: int
+    out_of_date: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What the pages are at a revision; page 1's sum is the first 8 bytes of `sums`."""
+
+    page_size: int
+    revision: int
+    sums: bytes
+
+    def __len__(self) -> int:
+        return len(self.sums) // _SUM
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.sums[start : start + _SUM] for start in range(0, len(self.sums), _SUM))
+
+
+def sums_path(path: Path) -> Path:
+    """Where the sums of the database `path` lie: `gallery.sums` beside `gallery.db`."""
+    return path.with_suffix(".sums")
+
+
+def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
+    """Copies the WAL into the database, and writes down what each page is then.
+
+    Where the sums were out of date the whole database is read. The caller holds the writer lock.
+
+    Args:
+        driver: a connection to the database, outside a transaction. All connections of all processes
+            have `journal_mode = WAL` and `wal_autocheckpoint = 0`.
+        path: the database. Its table `gallery` has one row, with `revision`, which every transaction
+            raises, and `revision_check`, which is `-revision`.
+        mode: SQLite's; all but PASSIVE wait for readers, as long as the connection's busy timeout.
+
+    Returns:
+        Whether everything was copied. Otherwise a reader keeps an old snapshot, and the sums are good
+        all the same.
+
+    Raises:
+        StorageError: the disk refused.
+        GalleryDamaged: SQLite cannot read the database, or its revision contradicts itself.
+    """
+    with _translated(path):
+        known = _usable(path)
+        revision = _revision(driver)
+        if revision is None:
+            raise GalleryDamaged(f"{path} contradicts itself about its revision; restore it from a backup.")
+        # This first, whatever the mode: its answer alone says how many frames of the file are committed.
+        _, frames, copied = _checkpoint(driver, "PASSIVE")
+        if frames < 0:
+            return False
+        # A page that was written often has many frames; the last is what it is now.
+        last, read = dict[int, bytes](), 0
+        for number, page in islice(_frames(path), frames):
+            last[number] = page
+            read += 1
+        if read < frames:  # the file was removed by hand; SQLite still has it open
+            return False
+        changed = {number: _sum(page) for number, page in last.items()}
+        new = _renewed(driver, path, known, changed, revision)
+        if new != known:
+            write_durably(sums_path(path), _pack(new), inherit=True, anything=True)
+        busy = 0
+        if mode != "PASSIVE":
+            busy, frames, copied = _checkpoint(driver, mode)
+        return not busy and frames == copied
+
+
+def check(path: Path) -> Findings:
+    """Compares each page with its sum, except those that have a frame in the WAL.
+
+    The caller holds the writer lock. To have no page excepted, it calls
+    `checkpoint(driver, path, mode="TRUNCATE")` before, and keeps that connection open meanwhile.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    with _translated(path):
+        # Before the pages: what another process copies out of the WAL from now on is in this set.
+        unsettled = {number for number, _ in _frames(path)}
+        with closing(_open_alone(path)) as alone:
+            revision = _revision_alone(alone)
+            try:
+                sums = _read(path)
+            except GalleryDamaged as error:
+                return Findings((Damage(sums_path(path), (), str(error)),), 0, out_of_date=False)
+            if sums is None or _overtaken(sums, revision):
+                readable = revision is not None or bool(unsettled)
+                return Findings(() if readable else (_damage(path, ()),), 0, out_of_date=True)
+            wrong = tuple(_differing(path, sums, unsettled))
+        compared = len(sums) - sum(number <= len(sums) for number in unsettled)
+        return Findings((_damage(path, wrong),) if wrong else (), compared, out_of_date=False)
+
+
+def discard(path: Path) -> None:
+    """Removes the sums of the database `path` durably, if there are any.
+
+    For the caller who holds the writer lock and is about to change pages without raising the revision:
+    before VACUUM and before a migration. The next checkpoint makes them anew.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    with _translated(path):
+        make_room(sums_path(path))
+        sums_path(path).unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def _renewed(
+    driver: sqlite3.Connection, path: Path, known: _Sums | None, changed: dict[int, bytes], revision: int
+) -> _Sums:
+    """The sums of now: those known, or else those of the file, and on top of them the WAL's."""
+    ((page_size,),) = driver.execute("PRAGMA page_size").fetchall()
+    ((count,),) = driver.execute("PRAGMA page_count").fetchall()
+    if known is None or known.page_size != page_size:
+        with closing(_open_alone(path)):
+            sums = bytearray().join(map(_sum, _pages(path, page_size)))
+    else:
+        sums = bytearray(known.sums)
+    del sums[count * _SUM :]
+    # A page that the file gains without a frame is a hole: the one at 1 GiB that SQLite never writes.
+    sums += _sum(bytes(page_size)) * (count - len(sums) // _SUM)
+    for number, value in changed.items():
+        if number <= count:
+            sums[number * _SUM - _SUM : number * _SUM] = value
+    return _Sums(page_size, revision, bytes(sums))
+
+
+def _differing(path: Path, sums: _Sums, unsettled: set[int]) -> Iterator[int]:
+    """The pages that are not what they were, or are missing, or too many."""
+    # While there is a WAL, the file may still lack pages at its end, and have more than it will keep.
+    absent = bytes(sums.page_size) if unsettled else b""
+    pairs = zip_longest(sums, _pages(path, sums.page_size))
+    for number, (expected, page) in enumerate(pairs, 1):
+        if number in unsettled or (expected is None and unsettled):
+            continue
+        if expected != _sum(absent if page is None else page):
+            yield number
+
+
+def _damage(path: Path, pages: tuple[int, ...]) -> Damage:
+    named = ", ".join(map(str, pages[:8])) + (", ..." if len(pages) > 8 else "")
+    where = f"{len(pages)} of its pages ({named}) are not what was written" if pages else "it cannot be read"
+    return Damage(path, pages, f"{path} is damaged: {where}; restore it from a backup.")
+
+
+# The sums
+
+
+def _usable(path: Path) -> _Sums | None:
+    """The sums to go on with; None where the database has to be read anew."""
+    try:
+        sums = _read(path)
+    except GalleryDamaged:
+        return None
+    if sums is not None:
+        with closing(_open_alone(path)) as alone:
+            if _overtaken(sums, _revision_alone(alone)):
+                return None
+    return sums
+
+
+def _overtaken(sums: _Sums, revision: int | None) -> bool:
+    """Whether the database alone is newer. Doubtful revisions are not: a flip is never taken as true."""
+    return revision is not None and revision > sums.revision
+
+
+def _read(path: Path) -> _Sums | None:
+    """The sums; None where there are none, or of another version; GalleryDamaged where they changed."""
+    try:
+        with open_plain(sums_path(path)) as file:
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if not is_no_file(error):
+            raise
+        raise GalleryDamaged(
+            f"{sums_path(path)} is damaged ({why(error)}); `faceprint compact {path.parent}` makes it anew."
+        ) from error
+    if len(data) < _HEADER.size + _SEAL or hashlib.sha256(data[:-_SEAL]).digest() != data[-_SEAL:]:
+        raise GalleryDamaged(
+            f"{sums_path(path)} is damaged; `faceprint compact {path.parent}` makes it anew."
+        )
+    magic, page_size, _, revision = _HEADER.unpack_from(data)
+    return _Sums(page_size, revision, data[_HEADER.size : -_SEAL]) if magic == _MAGIC else None
+
+
+def _pack(sums: _Sums) -> bytes:
+    data = _HEADER.pack(_MAGIC, sums.page_size, len(sums), sums.revision) + sums.sums
+    return data + hashlib.sha256(data).digest()
+
+
+def _sum(page: bytes) -> bytes:
+    return hashlib.blake2b(page, digest_size=_SUM).digest()
+
+
+# The database and its WAL
+
+
+def _checkpoint(driver: sqlite3.Connection, mode: Mode) -> tuple[int, int, int]:
+    """SQLite's answer: busy, frames in the WAL (-1: another holds it), frames copied."""
+    ((busy, frames, copied),) = driver.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+    return busy, frames, copied
+
+
+def _revision(connection: sqlite3.Connection) -> int | None:
+    """The revision that a connection sees; None where it contradicts itself."""
+    match connection.execute("SELECT revision, revision_check FROM gallery").fetchmany(2):
+        case [(int() as revision, int() as opposite)] if revision == -opposite:
+            return revision
+    return None
+
+
+def _revision_alone(alone: sqlite3.Connection) -> int | None:
+    """The revision of the database without its WAL; None where it contradicts itself or cannot be read."""
+    try:
+        # What has this name in a stranger's database may be a view, which could compute for ever.
+        if alone.execute("SELECT type FROM sqlite_master WHERE name = 'gallery'").fetchall() != [("table",)]:
+            return None
+        return _revision(alone)
+    except (sqlite3.Error, UnicodeDecodeError):
+        return None
+
+
+def _open_alone(path: Path) -> sqlite3.Connection:
+    """A connection to the database without its WAL, which takes no lock and changes nothing."""
+    uri = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
+    alone = sqlite3.connect(uri, uri=True)
+    # Copied half, the file may be shorter than its first page says; its rows can be read all the same.
+    alone.execute("PRAGMA writable_schema = ON")
+    return alone
+
+
+def _pages(path: Path, page_size: int) -> Iterator[bytes]:
+    """The pages of the file as it is, while `_open_alone` has it open; the last may be short."""
+    descriptor, start, step = _borrowed(path), 0, max(1, _READ_BYTES // page_size) * page_size
+    while block := os.pread(descriptor, step, start):
+        whole = len(block) - len(block) % page_size or len(block)
+        for offset in range(0, whole, page_size):
+            yield block[offset : offset + page_size]
+        start += whole
+
+
+def _borrowed(path: Path) -> int:
+    """SQLite's descriptor of the file, which SQLite will close when that drops no lock."""
+    there = path.stat()
+    for name in os.listdir("/dev/fd"):
+        descriptor = int(name)
+        try:
+            ours = os.path.samestat(os.fstat(descriptor), there)
+            if ours and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                return descriptor
+        except OSError:  # closed meanwhile, as is the one that listed them
+            continue
+    raise StorageError(f"{path} cannot be read: /dev/fd does not list this process's open files.")
+
+
+def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(page number, page) of each frame in the WAL, oldest first; the last ones may not be committed."""
+    with suppress(FileNotFoundError), open_plain(Path(f"{path.resolve()}-wal")) as wal:
+        header = wal.read(_WAL_HEADER)
+        if len(header) < _WAL_HEADER or int.from_bytes(header[:4], "big") not in _WAL_MAGIC:
+            return
+        length, salts = _FRAME_HEADER + int.from_bytes(header[8:12], "big"), header[16:24]
+        while len(frame := wal.read(length)) == length and frame[8:16] == salts:
+            yield int.from_bytes(frame[:4], "big"), frame[_FRAME_HEADER:]
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turns the errors of SQLite and of the operating system into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{error.filename or path} cannot be used: {why(error)}.") from error
+    except sqlite3.OperationalError as error:
+        raise StorageError(f"The database {path} cannot be used: {error}.") from error
+    # The latter where SQLite's message quotes a damaged name, which sqlite3 cannot decode.
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise GalleryDamaged(f"{path} is damaged ({error}); restore it from a backup.") from error

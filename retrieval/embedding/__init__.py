@@ -1,0 +1,1 @@
+"""From photos to vectors, without a gallery: the stages that bulk runs share."""

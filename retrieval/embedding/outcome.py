@@ -1,0 +1,210 @@
+"""Verdicts: what becomes of each photo that is offered to a gallery. The content decides, never the path.
+
+The same bytes under a new path add a path to their face; other bytes under a known path take the path
+away from the face that had it; the same bytes for two people are a conflict, which nobody decides silently.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TypeVar
+
+from retrieval.database.store import Face, NewFace
+from retrieval.errors import InputError, Reason
+from retrieval.sources.metadata_tables import Metadata, encoded, filled
+from retrieval.system.files import Stamp
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+class Status(StrEnum):
+    """What became of a photo that was offered to a gallery, or embedded without one."""
+
+    EMBEDDED = "embedded"
+    ENROLLED = "enrolled"
+    KNOWN = "already-known"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one photo.
+
+    Attributes:
+        path: its file; None for bytes, images and arrays.
+        identity: who was said to be on it.
+        status: the verdict.
+        face_id: of the face that was enrolled, or that has the same bytes.
+        reason: the stable code, for a rejected photo.
+        detail: a few words for a person.
+        replaced: the face that this path led to until its bytes became others.
+    """
+
+    path: str | None
+    identity: str | None
+    status: Status
+    face_id: int | None = None
+    reason: Reason | None = None
+    detail: str | None = None
+    replaced: int | None = None
+
+
+def in_their_places(entries: Iterable[_T | Outcome], found: Iterable[_U]) -> list[_U | Outcome]:
+    """Outcomes as they are, and in place of each of the others, in order, what was found of it."""
+    following = iter(found)
+    return [entry if isinstance(entry, Outcome) else next(following) for entry in entries]
+
+
+class Verdicts:
+    """The verdicts on a batch of photos, one after the other, and what they change.
+
+    Attributes:
+        new: faces to be stored, with consecutive ids from `first_id`, and the row of each in the batch.
+        names: who is on a face from now on, by its id; None for nobody.
+        metadata: what is said about a stored face from now on, by its id.
+        paths: the face of each path that is new or has moved.
+        stamps: what files were when they were read, by path; none where that says nothing, or is known.
+        bereaved: faces that lost a path; those that have none left must go, unless they are contested.
+        contested: faces whose bytes were offered under another name than theirs, or lie at another known
+            path, to which the run may come later.
+    """
+
+    def __init__(
+        self,
+        stored: Mapping[str, Face],
+        owners: Mapping[str, int],
+        *,
+        first_id: int,
+        stamps: Mapping[str, Stamp | None] = MappingProxyType({}),
+        contested: Set[int] = frozenset(),
+        follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
+    ) -> None:
+        """Takes what is stored: faces by SHA-256, the face of each path, and its stamp where it has one.
+
+        Also the faces that earlier batches of the same run found contested; and what gives the faces whose
+        bytes lie at known paths now, at those of these faces, and so on.
+        """
+        self.new: list[tuple[int, NewFace]] = []
+        self.names: dict[int, str | None] = {}
+        self.metadata: dict[int, Metadata] = {}
+        self.paths: dict[str, int] = {}
+        self.stamps: dict[str, Stamp] = {}
+        self.bereaved: set[int] = set()
+        self.contested = set(contested)
+        self._follow = follow
+        self._stored = dict(stored)
+        self._owners = dict(owners)
+        self._stamps = dict(stamps)
+        self._first_id = first_id
+        self._paths = {face.id: set(face.paths) for face in stored.values()}
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether everything is stored already as it was said to be, but for stamps."""
+        return not (self.new or self.names or self.paths or self.metadata)
+
+    def judge(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
+        """The verdict on one photo; None for one that would have to be enrolled but has no vector."""
+        stored = self._stored.get(face.sha256)
+        if stored is None:
+            return self._enroll(row, face) if has_vector else None
+        lost = stored.id in self.bereaved and stored.id not in self.contested
+        if lost and not self._paths[stored.id]:
+            return self._enroll_again(face, stored)
+        renamed = face.identity is not None and face.identity != stored.identity
+        if renamed and stored.identity is not None:
+            self.contested.add(stored.id)
+            return _conflict(face, stored)
+        try:
+            said = self._filled(face)
+        except InputError as error:
+            return _rejected(face, stored, Reason.BAD_METADATA, error.words)
+        named = None
+        if renamed:
+            self.names[stored.id] = face.identity
+            self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
+            named = f"had no identity until now; it is {face.identity}'s"
+        if said is not None:
+            self.metadata[stored.id] = said
+            self._stored[face.sha256] = dataclasses.replace(self._stored[face.sha256], metadata=said)
+        if face.path is not None and self._owners.get(face.path) == stored.id:
+            if face.stamp is not None and face.stamp != self._stamps.get(face.path):
+                self.stamps[face.path] = self._stamps[face.path] = face.stamp
+            return Outcome(face.path, face.identity, Status.KNOWN, stored.id, detail=named)
+        original = stored.path or f"face {stored.id}"
+        detail = f"the same bytes as {original}" + (f", which {named}" if named else "")
+        replaced = self._give(face, stored.id)
+        return Outcome(
+            face.path, face.identity, Status.DUPLICATE, stored.id, detail=detail, replaced=replaced
+        )
+
+    def _enroll(self, row: int, face: NewFace) -> Outcome:
+        number = self._first_id + len(self.new)
+        self.new.append((row, face))
+        paths = () if face.path is None else (face.path,)
+        self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "", face.metadata)
+        replaced = self._give(face, number)
+        return Outcome(face.path, face.identity, Status.ENROLLED, number, replaced=replaced)
+
+    def _enroll_again(self, face: NewFace, stored: Face) -> Outcome:
+        """Enrolls bytes whose face just lost its last path, as if it had been removed before: it stays."""
+        self.bereaved.discard(stored.id)
+        if face.identity != stored.identity:
+            self.names[stored.id] = face.identity
+        if face.metadata != stored.metadata:
+            self.metadata[stored.id] = face.metadata
+        self._stored[face.sha256] = dataclasses.replace(
+            stored, identity=face.identity, metadata=face.metadata
+        )
+        replaced = self._give(face, stored.id)
+        return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
+
+    def _filled(self, face: NewFace) -> Metadata | None:
+        """What is said about a stored face, and what it has no key for; None where nothing is new.
+
+        Raises:
+            InputError: the metadata are too large then.
+        """
+        stored = self._stored[face.sha256]
+        if not face.metadata.keys() - stored.metadata.keys():
+            return None
+        said = filled(stored.metadata, face.metadata)
+        encoded(said, stored.path or f"face {stored.id}")
+        return said
+
+    def _give(self, face: NewFace, number: int) -> int | None:
+        """Makes a photo's path lead to a face; returns the face that it led to before."""
+        path = face.path
+        if path is None:
+            return None
+        self.stamps.pop(path, None)
+        if face.stamp is not None:
+            self.stamps[path] = face.stamp
+        self._stamps[path] = face.stamp
+        before = self._owners.get(path)
+        if before is not None:
+            self.bereaved.add(before)
+            self._paths.setdefault(before, set()).discard(path)
+            # A file that was renamed onto this one may have made room for it: a to b, b to c, c to a.
+            left = self._paths.get(number, set()) - {path}
+            if left and before not in self.contested:
+                self.contested.update(self._follow(sorted(left)))
+        self._owners[path] = self.paths[path] = number
+        self._paths.setdefault(number, set()).add(path)
+        return before
+
+
+def _conflict(face: NewFace, stored: Face) -> Outcome:
+    detail = f"the same bytes are enrolled as {stored.identity}"
+    if stored.path is not None:
+        detail += f" from {stored.path}"
+    detail += "; if this name is right, `ingest --relabel` moves them to it"
+    return _rejected(face, stored, Reason.IDENTITY_CONFLICT, detail)
+
+
+def _rejected(face: NewFace, stored: Face, reason: Reason, detail: str) -> Outcome:
+    return Outcome(face.path, face.identity, Status.REJECTED, stored.id, reason, detail)

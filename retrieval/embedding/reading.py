@@ -1,0 +1,327 @@
+"""Preparation: photos that are offered -> what is left to do for each, before anything is written.
+
+A photo whose file is what it was when it was enrolled is known without being opened. Any other is read and
+hashed, judged by what a snapshot of the tables says of its bytes, and decoded only if it has to be embedded.
+"""
+
+import dataclasses
+import os
+import stat
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.database import identity_names
+from retrieval.database.store import Face, KnownFile, NewFace, Reader
+from retrieval.embedding.outcome import Outcome, Status, Verdicts
+from retrieval.errors import InputError, Reason, UnreadableImage
+from retrieval.images import pixels
+from retrieval.images.decoders import Content, Decode
+from retrieval.models.bundle import Preprocessing
+from retrieval.models.embedder import Embedder
+from retrieval.sources import photos
+from retrieval.sources.metadata_tables import decoded, encoded
+from retrieval.sources.photos import Photo
+from retrieval.system.files import Stamp
+from retrieval.system.paths import host_of, is_absolute, is_utf8, readable
+from retrieval.system.pipeline import Meter
+
+# Of how many bytes of files the contents are held while they wait to be looked up and decoded.
+_BYTES: Final = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What the steps of preparing took, of all threads together: counts are of photos."""
+
+    read: Meter = field(default_factory=lambda: Meter("read"))
+    look_up: Meter = field(default_factory=lambda: Meter("look up"))
+    decode: Meter = field(default_factory=lambda: Meter("decode"))
+    bytes: Meter = field(default_factory=lambda: Meter("bytes"))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPhoto:
+    """A photo whose bytes are here."""
+
+    photo: Photo
+    content: Content
+    face: NewFace
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; 0 for what is in memory already decoded."""
+        return len(self.content) if isinstance(self.content, bytes) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A photo that has been read.
+
+    Attributes:
+        face: what would be stored.
+        pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
+        generation: the model that the pixels were made for.
+        photo: as it was offered, where it may have to be read again; so content is not kept.
+        spare: whether its bytes are stored, and the pixels are for the case that they are gone by the time it
+            is added: what is no file, such as a member of an archive, may not be there to be read again.
+    """
+
+    face: NewFace
+    pixels: pixels.Pixels | None
+    generation: int
+    photo: Photo | None = None
+    spare: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is to be embedded."""
+        return self.pixels is not None and not self.spare
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A batch whose vectors are there, to be stored.
+
+    Attributes:
+        photos: without the pixels that were embedded.
+        vectors: (m, d) float32, of those that were new.
+        has_vector: which of the `Prepared` ones were.
+    """
+
+    photos: tuple[Prepared | Outcome, ...]
+    vectors: NDArray[np.float32]
+    has_vector: tuple[bool, ...]
+
+    @classmethod
+    def joined(cls, batches: Sequence["Ready"]) -> "Ready":
+        """Batches, at least one, as one."""
+        return cls(
+            tuple(photo for batch in batches for photo in batch.photos),
+            np.concatenate([batch.vectors for batch in batches]),
+            tuple(has for batch in batches for has in batch.has_vector),
+        )
+
+
+def squares(photos: Iterable[Prepared | Outcome]) -> list[pixels.Pixels]:
+    """The pixels of the photos that are to be embedded, in their order."""
+    found = [one for one in photos if isinstance(one, Prepared) and one.is_new]
+    return [one.pixels for one in found if one.pixels is not None]
+
+
+def embedded(photos: Iterable[Prepared | Outcome], embedder: Embedder) -> NDArray[np.float32]:
+    """The vectors (m, d) of the photos that are to be embedded, in their order.
+
+    Raises:
+        RunError: as `Embedder.embed`.
+    """
+    found = squares(photos)
+    if not found:
+        return np.empty((0, embedder.bundle.dimension), np.float32)
+    return embedder.embed(np.stack(found)).vectors
+
+
+def read_photo(photo: Photo) -> ReadPhoto | Outcome:
+    """Reads a photo; an Outcome where it cannot be read.
+
+    Raises:
+        InputError: an array that is not a picture, or an identity, a path or metadata that cannot be stored.
+        MissingDependency: for an address, fsspec is not installed.
+    """
+    rejected = _rejected(photo)
+    if rejected is not None:
+        return rejected
+    path, identity = photo.path, photo.identity
+    if path is not None and not is_absolute(path):
+        raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
+    if identity is not None:
+        identity_names.check(identity)
+    said = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
+    try:
+        content, stamp, host = _content(photo)
+        sha256 = pixels.content_sha256(content)
+    except UnreadableImage as error:
+        return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
+    return ReadPhoto(photo, content, NewFace(identity, path, sha256, said, stamp, host))
+
+
+def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhoto | Outcome]]:
+    """Reads photos; gives them when 16 MiB of files are read, and one file more, or no photo is left.
+
+    Raises:
+        InputError, MissingDependency: as `read_photo`.
+    """
+    some: list[ReadPhoto | Outcome] = []
+    held = 0
+    for one in photos:
+        with meters.read.working():
+            some.append(read_photo(one))
+        size = some[-1].size if isinstance(some[-1], ReadPhoto) else 0
+        meters.bytes.add(items=size)
+        held += size
+        if held > _BYTES:
+            yield some
+            some, held = [], 0
+    yield some
+
+
+def _rejected(photo: Photo) -> Outcome | None:
+    """The fate of a photo of which it is known without reading that it cannot be read."""
+    problem = photo.problem
+    if problem is None and photo.path is None and photo.content is None:
+        problem = Reason.MISSING
+    if problem is None and not is_utf8(photo.path or ""):
+        problem = Reason.NAME_NOT_UTF8
+    if problem is None:
+        return None
+    shown = None if photo.path is None else readable(photo.path)
+    why = dataclasses.replace(photo, problem=problem).why
+    return Outcome(shown, photo.identity, Status.REJECTED, reason=problem, detail=why)
+
+
+def _content(photo: Photo) -> tuple[Content, Stamp | None, str | None]:
+    """A photo's content, the stamp of its file, and the host that it was fetched from."""
+    content = photo.content
+    if content is None or isinstance(content, str | os.PathLike):
+        path = photo.path or "" if content is None else os.fspath(content)
+        # Only what is stored as its path can be fetched again.
+        host = host_of(path) if path == photo.path else None
+        return *photos.read_stamped(path), host
+    return content, None, None
+
+
+def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | Outcome | None:
+    """What is left to do for a photo that need not be decoded; None where it has to be.
+
+    Args:
+        photo: as it was read.
+        stored: what a snapshot says of it and of those beside it.
+        generation: the snapshot's model.
+    """
+    face = stored.under_todays_name(photo.face)
+    verdicts = stored.judge_of(face)
+    outcome = verdicts.judge(0, face, has_vector=False)
+    again = Prepared(photo.face, None, generation, photo.photo)
+    if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
+        return again if verdicts.stamps or stored.is_news(face.host) else outcome
+    # Any other verdict may be another one by the time that the batch is added. Then a file can be
+    # read once more; bytes are decoded now, in case that theirs are gone by then.
+    return again if outcome is not None and photo.photo.content is None else None
+
+
+def decode_photos(
+    photos: Sequence[ReadPhoto],
+    generation: int,
+    preprocessing: Preprocessing,
+    decode: Decode,
+    *,
+    stored: Container[str] = (),
+) -> list[Prepared | Outcome]:
+    """Decodes photos for a model; those whose SHA-256 is stored need not be embedded.
+
+    Raises:
+        RunError: as `decode`.
+    """
+    contents = [photo.content for photo in photos]
+    found = decode(contents, size=preprocessing.size, crop=preprocessing.crop, colour=preprocessing.colour)
+    return [
+        _rejection(photo.face, one)
+        if isinstance(one, UnreadableImage)
+        else Prepared(photo.face, one, generation, spare=photo.face.sha256 in stored)
+        for photo, one in zip(photos, found, strict=True)
+    ]
+
+
+def _rejection(face: NewFace, error: UnreadableImage) -> Outcome:
+    return Outcome(face.path, face.identity, Status.REJECTED, reason=error.reason, detail=error.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a snapshot says about some photos."""
+
+    names: Mapping[str, str]
+    faces: Mapping[str, Face]
+    files: Mapping[str, KnownFile]
+    next_face_id: int
+    hosts: frozenset[str]
+
+    @classmethod
+    def of(cls, reader: Reader, faces: Sequence[NewFace]) -> "Stored":
+        """Looks up names, hashes and paths, each kind at once."""
+        return cls(
+            reader.current_names({face.identity for face in faces if face.identity is not None}),
+            reader.faces_by_sha256({face.sha256 for face in faces}),
+            reader.known_files({face.path for face in faces if face.path is not None}),
+            reader.gallery().next_face_id,
+            reader.hosts() if any(face.host is not None for face in faces) else frozenset(),
+        )
+
+    def is_news(self, host: str | None) -> bool:
+        """Whether a photo was fetched from a host that none was enrolled from before."""
+        return host is not None and host not in self.hosts
+
+    def under_todays_name(self, face: NewFace) -> NewFace:
+        """A photo under the name that its person has today."""
+        today = self.names.get(face.identity or "")
+        return face if today is None else dataclasses.replace(face, identity=today)
+
+    def judge(
+        self,
+        contested: Set[int] = frozenset(),
+        follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
+    ) -> Verdicts:
+        """The judge of all the photos, one after the other; `contested` and `follow` as of `Verdicts`."""
+        owners = {path: file.face_id for path, file in self.files.items()}
+        stamps = {path: file.stamp for path, file in self.files.items()}
+        return Verdicts(
+            self.faces,
+            owners,
+            first_id=self.next_face_id,
+            stamps=stamps,
+            contested=contested,
+            follow=follow,
+        )
+
+    def judge_of(self, face: NewFace) -> Verdicts:
+        """The judge of one photo alone."""
+        faces = {sha: self.faces[sha] for sha in [face.sha256] if sha in self.faces}
+        files = {path: self.files[path] for path in [face.path or ""] if path in self.files}
+        return dataclasses.replace(self, faces=faces, files=files).judge()
+
+
+def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:
+    """For each photo, that it is known as an unchanged file; None where its bytes have to be looked at."""
+    paths = [_file_of(photo) for photo in offered]
+    named = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
+    files = reader.known_files({path for path in paths if path is not None})
+    today = reader.current_names(named) if files else {}
+    return [
+        _unchanged(one, files[path], today) if path in files else None
+        for one, path in zip(offered, paths, strict=True)
+    ]
+
+
+def _file_of(photo: Photo) -> str | None:
+    """The path of a photo that is read from it and is known by it."""
+    readable_later = photo.problem is None and photo.content is None
+    return photo.path if readable_later and is_utf8(photo.path or "") else None
+
+
+def _unchanged(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
+    """That a photo is known, if its file is what it was and nothing is said that is not stored."""
+    identity = today.get(photo.identity or "", photo.identity)
+    if known.stamp is None or identity not in (None, known.identity):
+        return None
+    if photo.metadata.keys() - known.metadata.keys():
+        return None
+    try:
+        status = os.stat(photo.path or "")
+    except OSError:
+        return None  # whoever reads it says why
+    if Stamp.of(status) != known.stamp or not stat.S_ISREG(status.st_mode):
+        return None
+    return Outcome(photo.path, identity, Status.KNOWN, known.face_id)

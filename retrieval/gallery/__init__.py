@@ -1,0 +1,1 @@
+"""The gallery: the facade, and the operations on it."""

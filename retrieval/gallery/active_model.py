@@ -1,0 +1,101 @@
+"""Serving: the model that answers for an open gallery, as of the last look into its tables."""
+
+import threading
+from dataclasses import dataclass
+
+from retrieval.database.store import Generation, Reader
+from retrieval.errors import ModelMismatch
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.embedder import Embedder, may_use_gpu
+from retrieval.models.engine import PrecisionDrift
+from retrieval.storage.vault import Vault
+
+
+@dataclass(frozen=True)
+class _Model:
+    generation: Generation
+    bundle: ModelBundle
+
+
+class Serving:
+    """The model that serves, loaded when it is first needed. Safe to share between threads.
+
+    Args:
+        vault: the gallery's.
+        device, engine, precision: see `Embedder.open`.
+
+    Raises:
+        BundleError, ModelMismatch: the model is missing, damaged or another one.
+    """
+
+    def __init__(self, vault: Vault, *, device: str, engine: str, precision: str) -> None:
+        self.vault = vault
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+        self._embedder: Embedder | None = None
+        self._loading = threading.Lock()
+        with vault.store.read() as reader:
+            generation = vault.serving(reader)
+            self._model = _Model(generation, vault.bundle(reader, generation))
+
+    def close(self) -> None:
+        """Ends what the engine started."""
+        with self._loading:
+            if self._embedder is not None:
+                self._embedder.close()
+
+    @property
+    def bundle(self) -> ModelBundle:
+        """The model as of the last call."""
+        return self._model.bundle
+
+    @property
+    def may_use_gpu(self) -> bool:
+        """Whether photos are embedded on a GPU, as far as can be said before the model is loaded."""
+        return may_use_gpu(self.device, self.engine)
+
+    @property
+    def drift(self) -> PrecisionDrift | None:
+        """How far distances drift under the precision; None where they do not, or nobody knows yet."""
+        return None if self._embedder is None else self._embedder.drift
+
+    def loaded(self) -> tuple[int, Embedder]:
+        """The number of the model as of the last call, and that model, loaded."""
+        self.vault.store.check_open()
+        with self._loading:
+            if self._embedder is None:
+                self._embedder = Embedder.open(
+                    self.bundle, device=self.device, engine=self.engine, precision=self.precision
+                )
+            return self._model.generation.id, self._embedder
+
+    def take(self, embedder: Embedder, fingerprint: str) -> None:
+        """Takes a model that was loaded already, and closes it where another one serves by now."""
+        with self._loading:
+            if self._embedder is None and fingerprint == self._model.bundle.fingerprint:
+                self._embedder = embedder
+                return
+        embedder.close()
+
+    def refresh(self, reader: Reader) -> Generation:
+        """The generation of a snapshot, whose model serves from now on."""
+        generation = self.vault.state(reader).generation
+        with self._loading:
+            if generation != self._model.generation:
+                before, self._model = self._model, _Model(generation, self.vault.bundle(reader, generation))
+                if before.bundle.fingerprint != self._model.bundle.fingerprint:
+                    self._embedder = None
+        return generation
+
+    def current(self) -> Generation:
+        """The generation that serves now."""
+        with self.vault.store.read() as reader:
+            return self.refresh(reader)
+
+    def went_over(self) -> ModelMismatch:
+        """What to raise where photos were prepared for a model that serves no longer."""
+        return ModelMismatch(
+            f"The gallery {self.vault.folder} went over to another model meanwhile; "
+            "run the same command again."
+        )

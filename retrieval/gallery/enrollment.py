@@ -1,0 +1,194 @@
+"""Adding: faces and their vectors, judged by what is stored and made durable in one transaction."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence, Set
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.database.identity_names import check
+from retrieval.database.store import Generation, NewFace, Reader, Writer
+from retrieval.database.tables import face_table
+from retrieval.embedding.outcome import Outcome, Status, Verdicts
+from retrieval.embedding.reading import Stored
+from retrieval.errors import InputError, ModelMismatch, UnreadableImage
+from retrieval.gallery.active_model import Serving
+from retrieval.images.pixels import content_sha256, read_bytes
+from retrieval.index.segments import Ids
+from retrieval.models.engine import PrecisionDrift
+from retrieval.sources.metadata_tables import encoded
+from retrieval.system.paths import is_absolute, is_url, is_utf8
+
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+
+# Files that are read, while others wait to write, to follow those that were renamed in a circle.
+_MAX_FOLLOWED: Final = 10_000
+
+
+class Additions:
+    """What an open gallery adds; one entry of the audit log tells of all of it, until another is written."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._vault = serving.vault
+        self._entry: int | None = None
+        self._drift: PrecisionDrift | None = None
+
+    def add_vectors(
+        self, faces: Sequence[NewFace], vectors: NDArray[Any], fingerprint: str | None
+    ) -> list[Outcome]:
+        """Adds faces whose embeddings exist already; see `Gallery.enroll_vectors`."""
+        _check(faces, vectors)
+        generation = self._serving.current()
+        if fingerprint not in (None, generation.fingerprint):
+            raise ModelMismatch(
+                f"The gallery {self._vault.folder} has another model (fingerprint "
+                f"{generation.fingerprint[:12]}) than made these vectors ({str(fingerprint)[:12]})."
+            )
+        step = self._vault.vectors(generation).ceiling
+        outcomes: list[Outcome] = []
+        contested: set[int] = set()
+        for start in range(0, len(faces), step):
+            part = slice(start, start + step)
+            added = self.add(faces[part], vectors[part], generation=generation.id, contested=contested)
+            outcomes += [outcome for outcome in added if outcome is not None]
+        return outcomes
+
+    def add(
+        self,
+        faces: Sequence[NewFace],
+        vectors: NDArray[Any],
+        *,
+        has_vector: Sequence[bool] | None = None,
+        generation: int | None = None,
+        contested: set[int] | None = None,
+    ) -> list[Outcome | None]:
+        """Adds faces in one transaction; vectors (m, d) are those of the faces that have one.
+
+        None comes back for a face that has no vector and whose bytes are not stored either. Faces in
+        `contested` stay, also where their last path goes to other bytes; those whose bytes are offered under
+        another name now, or lie at the place of a file that was renamed, are added to it. Who passes the same
+        set for a whole run loses none of them.
+
+        Raises:
+            ModelMismatch: another generation serves than the given one.
+            StorageError, GalleryBusy: nothing was added.
+        """
+        has_vector = [True] * len(faces) if has_vector is None else has_vector
+        contested = set() if contested is None else contested
+        with self._vault.writing() as writer:
+            current = self._vault.serving(writer)
+            if generation not in (None, current.id):
+                raise self._serving.went_over()
+            checked = self._vault.vectors(current).checked(vectors)
+            stored = Stored.of(writer, faces)
+            faces = [stored.under_todays_name(face) for face in faces]
+            verdicts = stored.judge(contested, partial(_followed, writer))
+            outcomes = [
+                verdicts.judge(row, face, has_vector=has)
+                for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
+            ]
+            contested |= verdicts.contested
+            if not verdicts.changes_nothing:
+                vector_rows = np.cumsum(has_vector) - 1
+                self._carry_out(writer, current, verdicts, checked, vector_rows, contested)
+                self._log_enrolled(writer, len(verdicts.new))
+            else:
+                writer.set_stamps(verdicts.stamps)
+            writer.add_hosts(_hosts(faces, outcomes))
+        return outcomes
+
+    def _log_enrolled(self, writer: Writer, faces: int) -> None:
+        """Writes the audit log; once it is known how far distances drift, an entry says so."""
+        drift = self._serving.drift
+        extend = self._entry if drift == self._drift else None
+        self._drift = drift
+        detail = {} if drift is None else dataclasses.asdict(drift)
+        self._entry = self._vault.log(writer, "enroll", faces=faces, extend=extend, **detail)
+
+    def _carry_out(
+        self,
+        writer: Writer,
+        generation: Generation,
+        verdicts: Verdicts,
+        vectors: NDArray[np.float32],
+        vector_rows: Ids,
+        contested: Set[int],
+    ) -> None:
+        """Stores what the verdicts say; row i of the batch has the vector of row `vector_rows[i]`."""
+        first = writer.gallery().next_face_id
+        ids = np.arange(first, first + len(verdicts.new), dtype=np.int64)
+        rows = vector_rows[[row for row, _ in verdicts.new]] if verdicts.new else vector_rows[:0]
+        if not verdicts.bereaved:
+            everything = len(rows) == len(vectors)  # as in bulk; a copy of 64 MB is then spared
+            with self._vault.appending(writer, generation, ids, vectors if everything else vectors[rows]):
+                _store_rows(writer, first, verdicts)
+            return
+        _store_rows(writer, first, verdicts)
+        gone = writer.without_files(verdicts.bereaved - contested)
+        self._vault.remove(writer, gone)
+        # Of a path that came twice in one batch, with different bytes, only the later face stays.
+        stays = ~np.isin(ids, np.asarray(gone, np.int64))
+        self._vault.append(writer, generation, ids[stays], vectors[rows[stays]])
+
+
+def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
+    """Checks that faces can be stored, and that there are as many vectors.
+
+    Raises:
+        InputError: one of them cannot, or there are not.
+    """
+    for face in faces:
+        if not _SHA256.fullmatch(face.sha256):
+            raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
+        if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
+            raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
+        if face.identity is not None:
+            check(face.identity)
+        encoded(face.metadata, face.path or face.sha256)
+    if len(faces) != len(vectors):
+        raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
+
+
+def _followed(reader: Reader, paths: Iterable[str]) -> set[int]:
+    """The faces whose bytes lie at known paths now, at those of these faces, and so on."""
+    found: set[int] = set()
+    looked: set[str] = set()
+    waiting = list(paths)
+    while waiting and len(looked) < _MAX_FOLLOWED:
+        path = waiting.pop()
+        if path in looked or is_url(path):
+            continue
+        looked.add(path)
+        try:
+            digest = content_sha256(read_bytes(path))
+        except UnreadableImage:
+            continue
+        for face in reader.faces_by_sha256({digest}).values():
+            found.add(face.id)
+            waiting += face.paths
+    return found
+
+
+def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[str]:
+    """The hosts that photos were fetched from, but for rejected ones."""
+    return {
+        face.host
+        for face, outcome in zip(faces, outcomes, strict=True)
+        if face.host is not None and outcome is not None and outcome.status is not Status.REJECTED
+    }
+
+
+def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
+    writer.add_faces(first, [face for _, face in verdicts.new])
+    writer.remove_files(verdicts.paths)
+    writer.add_files(verdicts.paths.items(), verdicts.stamps)
+    writer.set_stamps({path: s for path, s in verdicts.stamps.items() if path not in verdicts.paths})
+    writer.set_metadata(face_table, verdicts.metadata)
+    for number, name in verdicts.names.items():
+        writer.name_face(number, name)
+    if verdicts.names:
+        writer.remove_lonely()

@@ -1,0 +1,79 @@
+"""Info: what a gallery holds, in numbers."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval.database.identity_names import twins
+from retrieval.gallery.active_model import Serving
+from retrieval.storage.vault import DATABASE
+
+
+@dataclass(frozen=True)
+class GalleryInfo:
+    """What a gallery holds; sizes in bytes.
+
+    `twins` are identities whose names differ in no more than case, width, spaces or composition of accents.
+    `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
+    `calibration` is what `Calibration.fields` says; None where nobody calibrated the gallery.
+    """
+
+    folder: str
+    uuid: str
+    created_at: str
+    faces: int
+    identities: int
+    faces_without_identity: int
+    files: int
+    largest: tuple[tuple[str, int], ...]
+    segments: int
+    vector_bytes: int
+    codes_bytes: int
+    coded_faces: int
+    coordinates: int | None
+    database_bytes: int
+    fingerprint: str
+    other_fingerprint: str | None
+    dimension: int
+    classifier_labels: int
+    input_size: int
+    erasures: int
+    calibration: dict[str, Any] | None = None
+    twins: tuple[tuple[str, ...], ...] = ()
+
+
+def gallery_info(serving: Serving) -> GalleryInfo:
+    """What the gallery holds of which this is the model."""
+    with serving.vault.store.read() as reader:
+        generation = serving.refresh(reader)
+        row, segments, identities = reader.gallery(), reader.segments(), reader.identities()
+        others = [one for one in reader.generations().values() if one.id != generation.id]
+        files, erasures = reader.file_count(), len(reader.receipts())
+        coded, codes_bytes = reader.codes(), serving.vault.codes_size(reader)
+        bases = list(reader.bases(generation.id).values())
+        calibration = serving.vault.state(reader).calibration
+    named = [(name, number) for name, number in identities if name is not None]
+    return GalleryInfo(
+        folder=os.fspath(serving.vault.folder),
+        uuid=row.uuid,
+        created_at=row.created_at,
+        faces=sum(number for _, number in identities),
+        identities=len(named),
+        faces_without_identity=sum(number for name, number in identities if name is None),
+        files=files,
+        largest=tuple(named[:10]),
+        segments=len(segments),
+        vector_bytes=sum(segment.bytes for segment in segments),
+        codes_bytes=codes_bytes,
+        coded_faces=sum(one.rows for one in segments if one.generation == generation.id and one.id in coded),
+        coordinates=bases[-1].coordinates if bases else None,
+        database_bytes=(serving.vault.folder / DATABASE).stat().st_size,
+        fingerprint=generation.fingerprint,
+        other_fingerprint=others[0].fingerprint if others else None,
+        dimension=generation.dimension,
+        classifier_labels=len(serving.bundle.labels),
+        input_size=serving.bundle.input_size,
+        erasures=erasures,
+        calibration=None if calibration is None else calibration.fields(),
+        twins=twins(name for name, _ in named),
+    )

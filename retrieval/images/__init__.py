@@ -1,0 +1,1 @@
+"""Pictures: from the bytes of a file to pixels."""

@@ -1,0 +1,1 @@
+"""Vectors on disk, and the exact nearest of them."""

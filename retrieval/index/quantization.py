@@ -1,0 +1,394 @@
+"""Codes: a byte a coordinate for each vector, from which a lower bound on every distance follows.
+
+A basis is a mean, m - 1 orthonormal axes and a grid. A vector is placed at its m - 1 coordinates along the
+axes and, as the last one, at the length of what remains. For any two vectors the Euclidean distance between
+their places is at most their own (Faloutsos et al., GEMINI, SIGMOD 1994): along the axes it is a projection,
+and lengths differ by no more than what they are lengths of. Clipping places to a box keeps that, since a
+projection onto a convex set brings nothing further apart. A code is the clipped place on a grid with one step
+for all coordinates; how far off that is, is measured when it is made. Hence
+
+    |q - x|  >=  step * sqrt(D) - error(q) - error(x)
+
+where D, the squared distance between two codes, is a whole number that FAISS (8-bit codes, summed as
+integers) and a float32 matrix product (whole numbers below 2^24) both compute without any rounding.
+
+The axes are the principal ones of a sample, turned among each other at random: then the coordinates vary
+alike, and one step serves them all (as in product quantisation, Jégou et al. 2010, and its rotations).
+"""
+
+import errno
+import hashlib
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from retrieval.errors import GalleryDamaged, StorageError
+from retrieval.system.files import open_plain, why, write_durably
+
+Codes: TypeAlias = NDArray[np.uint8]  # (n, m)
+
+# How many coordinates a basis may have. More, and D would no longer be exact in float32.
+CHOICES: Final = (64, 128, 256)
+
+# Half the unit in the last place of float64.
+_UNIT: Final = 2.0**-53
+
+# Where a FAISS file has its number of rows: after its kind and the dimension.
+_ROWS_AT: Final = 8
+
+# The centre of the grid, that products stay small: 255 * 255 * 256 would leave float32 no room.
+_CENTRE: Final = np.float32(128)
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Where vectors are placed, and on which grid.
+
+    Attributes:
+        mean: (d,) float64.
+        axes: (m - 1, d) float64, orthonormal rows.
+        low: (m,) float64, the grid's least corner.
+        step: its step, the same along every coordinate.
+    """
+
+    mean: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    low: NDArray[np.float64]
+    step: float
+    # How far the axes are from orthonormal, as a bound that includes the rounding of its own computation.
+    _slack: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        count, dimension = self.axes.shape
+        defect = float(np.linalg.norm(self.axes @ self.axes.T - np.eye(count)))
+        object.__setattr__(self, "_slack", defect + 2 * (count + 2) * (dimension + 8) * _UNIT)
+
+    @property
+    def coordinates(self) -> int:
+        """m, also the bytes of a code."""
+        return len(self.low)
+
+    def encode(self, vectors: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float64]]:
+        """Codes (n, m) of vectors (n, d), and how far each may be from its clipped place, (n,)."""
+        places, noise = self._place(vectors)
+        top = self.low + 255 * self.step
+        np.clip(places, self.low, top, out=places)
+        codes = np.rint((places - self.low) / self.step).clip(0, 255)
+        places -= self.low + codes * self.step
+        errors = np.sqrt(np.einsum("ij,ij->i", places, places))
+        # The last term covers the rounding of this very arithmetic.
+        grid = float(np.abs(self.low).max() + 255 * self.step)
+        errors += noise + 64 * _UNIT * grid * np.sqrt(self.coordinates) + 1e-12 * errors
+        return codes.astype(np.uint8), errors
+
+    def _place(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Places (n, m), and bounds (n,) on what the rounding of float64 and of the axes did to them."""
+        moved = vectors.astype(np.float64)
+        lengths = np.sqrt(np.einsum("ij,ij->i", moved, moved)) + np.linalg.norm(self.mean)
+        moved -= self.mean
+        places = np.empty((len(vectors), self.coordinates))
+        np.matmul(moved, self.axes.T, out=places[:, :-1])
+        squares = np.einsum("ij,ij->i", moved, moved)
+        squares -= np.einsum("ij,ij->i", places[:, :-1], places[:, :-1])
+        rest = np.sqrt(np.maximum(squares, 0))
+        places[:, -1] = rest
+        # Of a square that is off by e the root is off by at most sqrt(e), and by e over itself.
+        off = 4 * self._slack * lengths**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = np.where(rest > 0, np.minimum(np.sqrt(off), off / rest), np.sqrt(off))
+        return places, 2 * self._slack * lengths + root
+
+    def data(self) -> bytes:
+        """What `basis_of` reads: safetensors, no pickle."""
+        step = np.array([self.step])
+        return save({"mean": self.mean, "axes": self.axes, "low": self.low, "step": step})
+
+
+def basis_of(data: bytes) -> Basis:
+    """A basis from its file's bytes.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    try:
+        parts = load(data)
+        basis = Basis(parts["mean"], parts["axes"], parts["low"], float(parts["step"][0]))
+        shapes_fit = basis.axes.shape == (len(basis.low) - 1, len(basis.mean))
+    except Exception as error:
+        # safetensors has exceptions of its own for damaged files.
+        raise ValueError("not a basis") from error
+    if not (shapes_fit and basis.coordinates in CHOICES and 0 < basis.step < np.inf):
+        raise ValueError("not a basis")
+    return basis
+
+
+class Coded:
+    """The codes of a segment's vectors, in the order of its rows, memory-mapped.
+
+    Attributes:
+        basis: what they are codes in.
+        error: how far any of the vectors may be from its code's place.
+        index: FAISS's, for squared distances between codes.
+        codes: (n, m), a view of the mapped file.
+    """
+
+    def __init__(self, basis: Basis, index: Any, error: float) -> None:
+        self.basis = basis
+        self.index = index
+        self.error = error
+        size = index.ntotal * index.d
+        self.codes: Codes = faiss.rev_swig_ptr(index.codes.data(), size).reshape(index.ntotal, index.d)
+
+    def centred(self, rows: Any, out: NDArray[np.float32]) -> None:
+        """Fills (n, m) with the codes of some rows, moved by `centred` as those of queries are."""
+        np.subtract(self.codes[rows], _CENTRE, out=out, dtype=np.float32)
+
+
+def centred(codes: Codes) -> NDArray[np.float32]:
+    """Codes (n, m) about the centre of the grid: squared distances of these are exact in float32.
+
+    Also as |q|^2 + |x|^2 - 2qx, since all of it stays below 2^24 for 256 coordinates.
+    """
+    return np.subtract(codes, _CENTRE, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCodes:
+    """A durable file of codes: bytes, SHA-256, and the largest error among its rows."""
+
+    bytes: int
+    sha256: str
+    error: float
+
+
+def tolerable(basis: Basis, errors: NDArray[np.float64]) -> bool:
+    """Whether errors are those of the grid; a vector so long that float64 is coarse beside it has others."""
+    return bool((errors <= 0.6 * basis.step * np.sqrt(basis.coordinates)).all())
+
+
+def write(path: Path, codes: Codes, errors: NDArray[np.float64]) -> WrittenCodes:
+    """Writes codes durably.
+
+    Raises:
+        StorageError: the disk refused; no file is left.
+    """
+    head, tail = _frame(*codes.shape)
+    data = b"".join((head, np.ascontiguousarray(codes).data, tail))
+    write_file(path, data)
+    return WrittenCodes(len(data), hashlib.sha256(data).hexdigest(), float(errors.max(initial=0.0)))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all, in our words if not."""
+    try:
+        write_durably(path, data, inherit=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {why(error)}.") from error
+
+
+# Errors that say nothing about what is in a file.
+_MACHINE: Final = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.ESTALE,
+)
+
+
+def machine_reason(error: BaseException) -> str | None:
+    """Why the machine could not open a file, in the operating system's words; None where that is not why.
+
+    FAISS tells of such an error by a RuntimeError with these words in it.
+    """
+    if isinstance(error, OSError):
+        return why(error) if error.errno in _MACHINE else None
+    text = str(error)
+    return next((os.strerror(code).lower() for code in _MACHINE if os.strerror(code) in text), None)
+
+
+def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
+    """Opens codes.
+
+    Raises:
+        GalleryDamaged: the file is missing, or is not that of so many rows.
+    """
+    try:
+        if not _is_whole(path, rows, basis.coordinates):
+            raise GalleryDamaged(f"{path} is damaged.")
+        index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
+    except (OSError, RuntimeError, MemoryError) as caught:
+        if reason := machine_reason(caught):
+            raise StorageError(f"{path} cannot be read: {reason}.") from caught
+        raise GalleryDamaged(f"{path} cannot be read.") from caught
+    if not isinstance(index, faiss.IndexScalarQuantizer) or (index.ntotal, index.d) != (
+        rows,
+        basis.coordinates,
+    ):
+        raise GalleryDamaged(f"{path} is damaged.")
+    return Coded(basis, index, error)
+
+
+def copy(path: Path, rows: int, coordinates: int, sha256: str) -> Codes | None:
+    """Codes (rows, m) of a file that is what was written; None of one that is not, or cannot be read."""
+    head, tail = _frame(rows, coordinates)
+    try:
+        with open_plain(path) as file:
+            data = file.read()
+    except OSError:
+        return None  # whoever asks can make them anew
+    if len(data) != len(head) + rows * coordinates + len(tail):
+        return None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return None
+    return np.frombuffer(data, np.uint8, rows * coordinates, len(head)).reshape(rows, coordinates)
+
+
+def _is_whole(path: Path, rows: int, coordinates: int) -> bool:
+    """Whether a file has the frame of so many codes: FAISS reserves what a damaged one asks for."""
+    head, tail = _frame(rows, coordinates)
+    size = len(head) + rows * coordinates + len(tail)
+    with open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size != size or file.read(len(head)) != head:
+            return False
+        if hasattr(os, "posix_fadvise"):
+            # Every search goes through all of it. Mapped pages alone would be fetched a few at a time: 124 MB
+            # took 1.3 s from a disk that reads them in 0.14 s.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        file.seek(size - len(tail))
+        return file.read() == tail
+
+
+def _frame(rows: int, coordinates: int) -> tuple[bytes, bytes]:
+    """What a file of codes has before and behind them: that of one code, with the numbers of many."""
+    index = faiss.IndexScalarQuantizer(coordinates, faiss.ScalarQuantizer.QT_8bit_direct)
+    code = (np.arange(coordinates)[None] * 37 % 251).astype(np.uint8)
+    index.add(code.astype(np.float32))
+    data = faiss.serialize_index(index).tobytes()
+    start = data.index(code.tobytes())
+    head = bytearray(data[:start])
+    struct.pack_into("<q", head, _ROWS_AT, rows)
+    struct.pack_into("<Q", head, start - 8, rows * coordinates)
+    return bytes(head), data[start + coordinates :]
+
+
+# Learning
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a number of coordinates would cost, and the share of rows that is left to look at."""
+
+    coordinates: int
+    left: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned from a sample.
+
+    Attributes:
+        basis: the cheapest; None where the bound leaves so much that reading every vector costs less.
+        trials: for each number of coordinates.
+        scan_cost: of reading every vector, in the unit of the trials' costs.
+    """
+
+    basis: Basis | None
+    trials: tuple[Trial, ...]
+    scan_cost: float
+
+
+# Costs in nanoseconds a row for one query on one core, as measured (docs/benchmarks.md); only ratios count.
+_BYTE_OF_CODE: Final = 0.055
+_BYTE_OF_VECTOR: Final = 0.045
+_LOOK: Final = 8000.0
+
+_QUERIES: Final = 64
+
+
+def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
+    """Finds the axes of a sample (n, d), and the number of coordinates that makes searches cheapest.
+
+    The cost of each is measured: rows of the sample are asked for their nearest other row. In a gallery that
+    is larger than its sample the nearest are nearer, so fewer are left than this says.
+    """
+    rng = np.random.default_rng(seed)
+    dimension = sample.shape[1]
+    mean = sample.mean(axis=0, dtype=np.float64)
+    moved = (sample - mean).astype(np.float32)
+    # The longest vectors that are allowed have squares that float32 cannot add up.
+    scaled = moved / max(np.abs(moved).max(initial=0.0), np.finfo(np.float32).tiny)
+    covariance = scaled.T @ scaled / np.float32(len(sample))
+    principal = np.linalg.eigh(covariance)[1][:, ::-1].T
+    asked = rng.choice(len(sample), min(_QUERIES, len(sample)), replace=False)
+    nearest = _nearest_others(sample, asked)
+    scan = dimension * 4 * _BYTE_OF_VECTOR
+    found: list[tuple[Trial, Basis]] = []
+    for coordinates in CHOICES:
+        if coordinates - 1 > dimension:
+            break
+        basis = _basis(moved, mean, principal[: coordinates - 1], rng)
+        if basis is None:
+            break
+        left = _left(basis, sample, asked, nearest)
+        found.append((Trial(coordinates, left, coordinates * _BYTE_OF_CODE + left * _LOOK), basis))
+    trials = tuple(trial for trial, _ in found)
+    if not found:
+        return Learned(None, trials, scan)
+    best, basis = min(found, key=lambda one: one[0].cost)
+    return Learned(basis if best.cost < 0.7 * scan else None, trials, scan)
+
+
+def _basis(
+    moved: NDArray[np.float32],
+    mean: NDArray[np.float64],
+    principal: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> Basis | None:
+    """The basis of some principal axes; None where the sample does not vary at all."""
+    turn = np.linalg.qr(rng.standard_normal((len(principal), len(principal))))[0]
+    axes = np.ascontiguousarray(np.linalg.qr((turn @ principal).T)[0].T)
+    places = np.empty((len(moved), len(axes) + 1))
+    places[:, :-1] = moved @ axes.T.astype(np.float32)
+    squares = np.einsum("ij,ij->i", moved, moved, dtype=np.float64)
+    squares -= np.einsum("ij,ij->i", places[:, :-1], places[:, :-1])
+    places[:, -1] = np.sqrt(np.maximum(squares, 0))
+    low, high = np.quantile(places, (0.0005, 0.9995), axis=0)
+    step = float((high - low).max()) * 1.1 / 255
+    if not step > 0:
+        return None
+    return Basis(mean, axes, (low + high) / 2 - 127.5 * step, step)
+
+
+def _nearest_others(sample: NDArray[np.float32], asked: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The distance of each row that is asked for to its nearest other row."""
+    stored = sample.astype(np.float64)
+    lengths = np.einsum("ij,ij->i", stored, stored)
+    squares = lengths[asked, None] + lengths - 2 * stored[asked] @ stored.T
+    squares[np.arange(len(asked)), asked] = np.inf
+    return np.asarray(np.sqrt(np.maximum(squares.min(axis=1), 0)))
+
+
+def _left(
+    basis: Basis, sample: NDArray[np.float32], asked: NDArray[np.int64], nearest: NDArray[np.float64]
+) -> float:
+    """The mean share of rows whose bound does not exceed the nearest distance."""
+    codes, errors = basis.encode(sample)
+    stored = centred(codes)
+    squares = np.einsum("ij,ij->i", stored, stored)
+    between = squares[asked, None] + squares - 2.0 * (stored[asked] @ stored.T)
+    bound = basis.step * np.sqrt(np.maximum(between, 0)) - errors.max() - errors[asked, None]
+    # The row itself is no candidate.
+    return float(((bound <= nearest[:, None]).sum(axis=1) - 1).mean() / len(sample))

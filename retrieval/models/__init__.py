@@ -1,0 +1,1 @@
+"""Models: what a model on disk is, and what runs it."""

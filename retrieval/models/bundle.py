@@ -1,0 +1,653 @@
+"""ModelBundle: a model on disk, whole. The contract between training and retrieval.
+
+    my.model/
+      model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std
+      model.onnx          uint8 pixels (n, H, W, 3) in; embedding (n, d) and probabilities (n, c) out
+      MODELCARD.md        what the model is and what it is not, for people; may be edited, and may be missing
+      bundle.json         everything else; written last, so a folder with it is complete
+
+No pickle anywhere: a bundle can be opened without trusting whoever made it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import BundleError, InputError, StorageError
+from retrieval.models import onnx_graph
+from retrieval.system import remembered
+from retrieval.system.files import (
+    copy_durably,
+    is_about_path,
+    make_output_folder,
+    open_plain,
+    other_than_file,
+    whole_folder,
+    why,
+    write_durably,
+)
+from retrieval.system.manifests import check_tree, read_tree
+
+# The newest card that is read. One with the paper's embedding has format 1, as it always had, and one that
+# does not heed colour profiles 2 at most: who is older reads them, and refuses the others.
+FORMAT: Final = 3
+
+Colour = Literal["ignore", "srgb"]
+_T = TypeVar("_T")
+
+Length = Literal["raw", "unit"]
+Pooling = Literal["avg", "gem"]
+# The stages of a ResNet whose activations may be embedded, in the order in which a picture passes them.
+LAYERS: Final = ("layer1", "layer2", "layer3", "layer4")
+
+# Stands in the place of the name of somebody who was forgotten.
+FORGOTTEN: Final = "(forgotten)"
+_CARD: Final = "bundle.json"
+_WEIGHTS: Final = "model.safetensors"
+_GRAPH: Final = "model.onnx"
+_DESCRIPTION: Final = "MODELCARD.md"
+
+# What protobuf can hold, and far more than the weights of a ResNet.
+_MOST_BYTES: Final = 2**31 - 1
+# Sides in pixels and numbers of an embedding beyond any model's, whose arrays still fit into memory.
+_LARGEST_SIZE: Final = 4096
+_LARGEST_DIMENSION: Final = 65_536
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+# Raise it when `onnx_graph.check` refuses more than before: graphs that passed are then looked at again.
+_GRAPH_RULES: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Relabel:
+    """A new name for an output of a classifier.
+
+    Attributes:
+        label: the name; None where a person is forgotten.
+        keep_photos: whether the person's photos go on to stand in the split, under the new name's folder.
+    """
+
+    label: str | None
+    keep_photos: bool
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes pixels for this model (the arguments of `pixels.read`).
+
+    Attributes:
+        size: side of the square in pixels.
+        crop: share of the shorter side that is kept, centred.
+        colour: what becomes of colour profiles. Models from before it could be said, whose cards do not say
+            it, have not heeded them.
+    """
+
+    size: int
+    crop: float
+    colour: Colour = "ignore"
+
+    def stated(self) -> dict[str, Any]:
+        """The fields, as cards and fingerprints have them: `colour` only where it is not "ignore"."""
+        fields = dataclasses.asdict(self)
+        if self.colour == "ignore":
+            del fields["colour"]
+        return fields
+
+
+def _among(kind: str, chosen: object, known: Sequence[str]) -> None:
+    if chosen not in known:
+        raise InputError(f"There is no {kind} {chosen}; choose of {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How a network's activations become an embedding. The defaults are the paper's: avg_pool as it is.
+
+    In this order: each layer's activations are pooled to a number a channel; the layers' numbers stand side
+    by side; their projection; their length. Distances are Euclidean whatever is chosen.
+
+    Attributes:
+        length: "raw", or "unit": divided by its Euclidean length (a distance d then says that the cosine is
+            1 - d**2 / 2).
+        layers: some of LAYERS, in their order.
+        pooling: "avg", the mean over the picture, or "gem", its generalized mean with exponent 3
+            (Radenovic et al., 2018).
+        dimensions: how many principal components of the training photos' embeddings are kept, centred; None
+            for no projection.
+        whiten: whether each component is divided by its standard deviation over the training photos.
+
+    Raises:
+        InputError: no such choice, or choices that do not go together.
+    """
+
+    length: Length = "raw"
+    layers: tuple[str, ...] = ("layer4",)
+    pooling: Pooling = "avg"
+    dimensions: int | None = None
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        _among("length", self.length, get_args(Length))
+        _among("pooling", self.pooling, get_args(Pooling))
+        for layer in self.layers:
+            _among("layer", layer, LAYERS)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise InputError(
+                "Name at least one layer, each once, in the order in which a picture passes them."
+            )
+        if self.dimensions is not None and self.dimensions < 1:
+            raise InputError("A projection keeps at least 1 dimension.")
+        if self.whiten and self.dimensions is None:
+            raise InputError("Only a projection can be whitened; say to how many dimensions.")
+
+    @property
+    def unprojected(self) -> "Embedding":
+        """The same without its projection."""
+        return dataclasses.replace(self, dimensions=None, whiten=False)
+
+    def __str__(self) -> str:
+        pooled = {"avg": "avg_pool", "gem": "generalized mean (p = 3)"}[self.pooling]
+        words = [pooled if self.layers == ("layer4",) else f"{pooled} of {' and '.join(self.layers)}"]
+        if self.dimensions is not None:
+            whitened = "whitened " if self.whiten else ""
+            words.append(f"projected to {self.dimensions} {whitened}principal components")
+        return ", ".join([*words, "unit length"] if self.length == "unit" else words)
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A model on disk: its labels, its preprocessing, its recipe and its figures.
+
+    Attributes:
+        folder: where it lies.
+        architecture: the name under which `retrieval.models.network.ARCHITECTURES` has it.
+        labels: the identities that the classifier knows, in the order of its outputs.
+        preprocessing: how a picture becomes pixels.
+        dimension: how many float32 numbers an embedding has.
+        fingerprint: SHA-256, in hex, over weights, architecture, preprocessing and embedding. Two bundles
+            with the same fingerprint give the same embeddings; galleries refuse any other.
+        recipe: how it was trained.
+        split: which photos were trained on and which held out, relative to the data folder.
+        figures: what was measured after training.
+        versions: of the packages that made it.
+        created_at: ISO 8601, UTC.
+        files: SHA-256 of the weights file and of the graph file.
+        embedding: how activations become an embedding; a card that does not say means the paper's.
+    """
+
+    folder: Path
+    architecture: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    dimension: int
+    fingerprint: str
+    recipe: Mapping[str, Any]
+    split: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    versions: Mapping[str, str]
+    created_at: str
+    files: Mapping[str, str]
+    embedding: Embedding = Embedding()
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of the square that the model takes."""
+        return self.preprocessing.size
+
+    @property
+    def weights_path(self) -> Path:
+        """The safetensors file."""
+        return self.folder / _WEIGHTS
+
+    @property
+    def graph_path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / _GRAPH
+
+    @property
+    def description_path(self) -> Path:
+        """The model card, for people; the file may be missing. Nothing is checked against it."""
+        return self.folder / _DESCRIPTION
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "ModelBundle":
+        """Opens a bundle: reads its card and looks that its files are there. Does not read the weights.
+
+        Raises:
+            BundleError: no such folder, no bundle in it, a damaged card, a missing file, or a bundle
+                made by a newer version.
+        """
+        folder = Path(folder)
+        card = _read_card(folder)
+        stated = card.get("embedding", {})
+        layers = tuple(stated.get("layers", Embedding().layers))
+        try:
+            embedding = Embedding(**{**stated, "layers": layers})
+            preprocessing = _preprocessing(card["preprocessing"])
+        except (InputError, TypeError) as error:
+            # TypeError: a field more than there are here.
+            kind = "an embedding" if isinstance(error, InputError) else "options"
+            raise BundleError(
+                f"{folder / _CARD} states {kind} that this version of faceprint does not know "
+                f"({str(error).partition(';')[0]}); upgrade faceprint."
+            ) from error
+        bundle = cls(
+            folder=folder,
+            labels=tuple(card["labels"]),
+            preprocessing=preprocessing,
+            embedding=embedding,
+            **{name: card[name] for name in _PLAIN_FIELDS},
+        )
+        for path in (bundle.weights_path, bundle.graph_path):
+            if (other := other_than_file(path)) is not None:
+                raise BundleError(f"{path} is {other}, not a file; copy the model whole again.")
+            if not path.is_file():
+                raise BundleError(
+                    f"The model {folder} is incomplete: {path.name} is missing; copy it whole again."
+                )
+        return bundle
+
+    @staticmethod
+    def stated_files(folder: Path) -> dict[str, str]:
+        """The SHA-256 that a card states for each file, whether or not the files are there.
+
+        Raises:
+            BundleError: the card is missing or damaged.
+        """
+        return dict(_read_card(folder).get("files", {}))
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        tensors: Mapping[str, NDArray[Any]],
+        graph: bytes,
+        architecture: str,
+        labels: tuple[str, ...],
+        preprocessing: Preprocessing,
+        dimension: int,
+        recipe: Mapping[str, Any],
+        split: Mapping[str, Any],
+        figures: Mapping[str, Any],
+        versions: Mapping[str, str],
+        created_at: str,
+        embedding: Embedding = Embedding(),
+        describe: Callable[["ModelBundle"], str] | None = None,
+    ) -> "ModelBundle":
+        """Writes a bundle into `folder`, which may exist; the card last, and durably.
+
+        `describe` gives the text of the model card; without it there is none.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        from safetensors.numpy import save
+
+        folder = Path(folder)
+        weights = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+        bundle = cls(
+            folder=folder,
+            architecture=architecture,
+            labels=labels,
+            preprocessing=preprocessing,
+            dimension=dimension,
+            fingerprint=fingerprint_of(
+                tensors, architecture=architecture, preprocessing=preprocessing, embedding=embedding
+            ),
+            recipe=recipe,
+            split=split,
+            figures=figures,
+            versions=versions,
+            created_at=created_at,
+            files={_WEIGHTS: hashlib.sha256(weights).hexdigest(), _GRAPH: hashlib.sha256(graph).hexdigest()},
+            embedding=embedding,
+        )
+        try:
+            make_output_folder(folder)
+            # An older card would vouch for files that are about to be others.
+            (folder / _CARD).unlink(missing_ok=True)
+            write_durably(bundle.weights_path, weights)
+            write_durably(bundle.graph_path, graph)
+            if describe is None:
+                bundle.description_path.unlink(missing_ok=True)
+            else:
+                write_durably(bundle.description_path, describe(bundle).encode("utf-8", "backslashreplace"))
+            write_durably(folder / _CARD, bundle.card().encode())
+        except OSError as error:
+            raise StorageError(f"The model cannot be written to {folder}: {why(error)}.") from error
+        return bundle
+
+    def card(self) -> str:
+        """The text of bundle.json."""
+        fields = dataclasses.asdict(self)
+        del fields["folder"]
+        fields["preprocessing"] = self.preprocessing.stated()
+        version = FORMAT if "colour" in fields["preprocessing"] else 2
+        if self.embedding == Embedding():
+            del fields["embedding"]
+            version = FORMAT if version == FORMAT else 1
+        return json.dumps({"format": version, **fields}, ensure_ascii=False, indent=1) + "\n"
+
+    def card_sha256(self) -> str:
+        """SHA-256, in hex, of bundle.json as it is on disk; of nothing where it is missing."""
+        path = self.folder / _CARD
+        return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
+
+    def relabelled(self, changes: Mapping[int, "Relabel"]) -> "ModelBundle":
+        """The same model with other names for some of its outputs; the fingerprint stays."""
+        labels = list(self.labels)
+        split = dict(self.split)
+        # All at once: two people may have exchanged their names.
+        folders: dict[str, str | None] = {}
+        for number, change in changes.items():
+            name = FORGOTTEN if change.label is None else change.label
+            keep = change.keep_photos and change.label is not None
+            folders[f"{labels[number]}/"] = f"{name}/" if keep else None
+            labels[number] = name
+        for part, photos in split.items():
+            if isinstance(photos, list):
+                split[part] = _moved(photos, folders)
+        return dataclasses.replace(self, labels=tuple(labels), split=split)
+
+    def rewrite_card(self) -> None:
+        """Writes bundle.json anew, durably.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        try:
+            write_durably(self.folder / _CARD, self.card().encode(), inherit=True)
+        except OSError as error:
+            raise StorageError(f"{self.folder / _CARD} cannot be written: {why(error)}.") from error
+
+    def save(self, folder: str | os.PathLike[str], *, inherit: bool = False) -> "ModelBundle":
+        """Copies the bundle, files checked against their SHA-256 on the way, whole or not at all.
+
+        Args:
+            folder: of the copy; nothing is there.
+            inherit: who may read the folder above may read the copy. Otherwise only its owner may.
+
+        Raises:
+            BundleError: a file is not the one that the card names.
+            StorageError: the copy cannot be written, or `folder` exists.
+        """
+        target = Path(folder)
+        if os.path.lexists(target):
+            raise StorageError(f"{target} exists already; choose another folder for the copy.")
+        self.verify()
+        described = (_DESCRIPTION,) if self.description_path.is_file() else ()
+        try:
+            with whole_folder(target, like=target.parent if inherit else None) as copy:
+                for name in (_WEIGHTS, _GRAPH, *described, _CARD):
+                    copy_durably(self.folder / name, copy / name, inherit=True)
+        except OSError as error:
+            raise StorageError(f"The model cannot be copied to {target}: {why(error)}.") from error
+        return dataclasses.replace(self, folder=target)
+
+    def load_graph(self, use: Callable[[Path | bytes], _T]) -> _T:
+        """Hands the graph to a loader, proven to be the one that the card names and to be plain operators.
+
+        Proven once for each identity of the file (`retrieval.system.remembered`).
+
+        Args:
+            use: loads a path or bytes.
+
+        Raises:
+            BundleError: it is another file, cannot be read, or holds what `onnx_graph.check` refuses.
+            StorageError: the disk refused.
+        """
+        return self._load(_GRAPH, use, check=onnx_graph.check, checked=("graph", _GRAPH_RULES))
+
+    def load_weights(self, use: Callable[[Path | bytes], _T]) -> _T:
+        """Hands the weights to a loader, proven to have the card's SHA-256 and its fingerprint.
+
+        Proven once for each identity of the file (`retrieval.system.remembered`).
+
+        Args:
+            use: loads a path or bytes.
+
+        Raises:
+            BundleError: it is another file, cannot be read, or has another fingerprint.
+        """
+        contract = json.dumps(_contract(self.architecture, self.preprocessing, self.embedding))
+        checked = ("fingerprint", self.fingerprint, contract)
+        return self._load(_WEIGHTS, use, check=self._check_fingerprint, checked=checked)
+
+    def _load(
+        self,
+        name: str,
+        use: Callable[[Path | bytes], _T],
+        *,
+        check: Callable[[bytes], None],
+        checked: remembered.Fact,
+    ) -> _T:
+        path = self.folder / name
+        try:
+            return remembered.load(
+                path, self.files[name], check=check, checked=checked, use=use, most=_MOST_BYTES
+            )
+        except remembered.NotTheFile as error:
+            raise _not_named(path) from error
+        except onnx_graph.RefusedGraph as error:
+            raise BundleError(
+                f"{path} is not run: {error}; export the model again with faceprint."
+            ) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def _check_fingerprint(self, weights: bytes) -> None:
+        from safetensors.numpy import load
+
+        try:
+            tensors = load(weights)
+        except Exception as error:
+            # safetensors has exceptions of its own, and numpy others for types that it does not have.
+            raise BundleError(f"{self.weights_path} holds no tensors; copy the model whole again.") from error
+        actual = fingerprint_of(
+            tensors,
+            architecture=self.architecture,
+            preprocessing=self.preprocessing,
+            embedding=self.embedding,
+        )
+        if actual != self.fingerprint:
+            raise BundleError(f"{self.folder / _CARD} states another fingerprint than its weights have.")
+
+    def verify(self) -> None:
+        """Reads every byte and compares.
+
+        Raises:
+            BundleError: a file is not the one that the card names, or the weights do not have the
+                fingerprint that the card states.
+        """
+        for name, expected in self.files.items():
+            try:
+                with open_plain(self.folder / name) as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise _unreadable(self.folder / name, error) from error
+            if found != expected:
+                raise _not_named(self.folder / name)
+        self._check_fingerprint(self.weights_path.read_bytes())
+
+
+_PLAIN_FIELDS: Final = tuple(
+    field.name
+    for field in dataclasses.fields(ModelBundle)
+    if field.name not in ("folder", "labels", "preprocessing", "embedding")
+)
+
+
+def fingerprint_of(
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    architecture: str,
+    preprocessing: Preprocessing,
+    embedding: Embedding = Embedding(),
+) -> str:
+    """SHA-256, in hex, over what decides an embedding: weights, architecture, preprocessing and options."""
+    digest = hashlib.sha256()
+    contract = _contract(architecture, preprocessing, embedding)
+    digest.update(json.dumps(contract, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = np.asarray(tensors[name], order="C")
+        digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _preprocessing(card: Mapping[str, Any]) -> Preprocessing:
+    """What a card says of it.
+
+    Raises:
+        TypeError, InputError: nothing that this version knows.
+    """
+    found = Preprocessing(**card)
+    _among("use of colour profiles", found.colour, get_args(Colour))
+    return found
+
+
+def _contract(architecture: str, preprocessing: Preprocessing, embedding: Embedding) -> dict[str, Any]:
+    """What decides an embedding beside the weights."""
+    contract: dict[str, Any] = {"architecture": architecture, "preprocessing": preprocessing.stated()}
+    # The paper's embedding goes without saying: galleries know fingerprints from before there were others.
+    if embedding != Embedding():
+        contract["embedding"] = dataclasses.asdict(embedding)
+    return contract
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError | StorageError:
+    if not is_about_path(error):
+        return StorageError(f"{path} cannot be read: {why(error)}.")
+    return BundleError(f"{path} cannot be read ({why(error)}); copy the model whole again.")
+
+
+def _not_named(path: Path) -> BundleError:
+    return BundleError(f"{path} is not the file that {_CARD} names; copy the model whole again.")
+
+
+def _moved(photos: Sequence[Any], folders: Mapping[str, str | None]) -> list[Any]:
+    """Photos with those of some folders moved to other ones, or taken out; what is no text stays."""
+    found: list[Any] = []
+    for photo in photos:
+        composed = unicodedata.normalize("NFC", photo) if isinstance(photo, str) else ""
+        name = composed.partition("/")[0] + "/"
+        if name not in folders or "/" not in composed:
+            found.append(photo)
+        elif (target := folders[name]) is not None:
+            found.append(target + composed[len(name) :])
+    return found
+
+
+class _Training(TypedDict, total=False):
+    """What a card says of the training, as far as it is read back; whatever else stands there is shown."""
+
+    seed: int
+    weights: str | None
+    started_fresh: list[str]
+    derived_from: str | None
+
+
+class _Split(TypedDict, total=False):
+    data: str | None
+    validation_fraction: float | None
+    min_images: int | None
+    train: list[str]
+    validation: list[str]
+
+
+class _Figures(TypedDict, total=False):
+    device: str | None
+    left_out: int | None
+    validation_images: int | None
+    validation_accuracy: float | None
+    closest_image_agreement: float | None
+
+
+class _Pixels(TypedDict):
+    size: int
+    crop: float
+    colour: NotRequired[str]
+
+
+class _Activations(TypedDict, total=False):
+    length: str
+    layers: list[str]
+    pooling: str
+    dimensions: int | None
+    whiten: bool
+
+
+# A file's name is no Python name.
+_Files = TypedDict("_Files", {"model.safetensors": str, "model.onnx": str})
+
+
+class _Card(TypedDict):
+    """The types in bundle.json."""
+
+    format: int
+    architecture: str
+    labels: list[str]
+    preprocessing: _Pixels
+    dimension: int
+    fingerprint: str
+    recipe: _Training
+    split: _Split
+    figures: _Figures
+    versions: dict[str, str]
+    created_at: str
+    files: _Files
+    embedding: NotRequired[_Activations]
+
+
+class _Format(TypedDict):
+    format: int
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    path = folder / _CARD
+    if not folder.is_dir():
+        raise BundleError(f"There is no model folder {folder}; make one with `faceprint train`.")
+    if (other := other_than_file(path)) is not None:
+        raise BundleError(f"{path} is {other}, not a file; copy the model whole again.")
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a model: it has no {_CARD}; make one with `faceprint train`.")
+    advice = "copy the model whole again"
+    # The values as `json` reads them: the card is written back when a person is renamed or forgotten.
+    card: dict[str, Any] = read_tree(path, _Format, error=BundleError, advice=advice)
+    if card["format"] > FORMAT:
+        raise BundleError(
+            f"The model {folder} has format {card['format']} and this version of faceprint reads up to "
+            f"{FORMAT}; upgrade faceprint."
+        )
+    check_tree(card, _Card, name=path, error=BundleError, advice=advice)
+    if (problem := _implausible(card)) is not None:
+        raise BundleError(f"{path} is damaged ({problem}); {advice}.")
+    return card
+
+
+def _implausible(card: Mapping[str, Any]) -> str | None:
+    """What is wrong with values of the right types."""
+    pixels, dimension = card["preprocessing"], card["dimension"]
+    if not 1 <= pixels["size"] <= _LARGEST_SIZE:
+        return f"the field preprocessing.size: {pixels['size']} is not between 1 and {_LARGEST_SIZE:,}"
+    if not 0 < pixels["crop"] <= 1:
+        return f"the field preprocessing.crop: {pixels['crop']} is not above 0 and at most 1"
+    if not 1 <= dimension <= _LARGEST_DIMENSION:
+        return f"the field dimension: {dimension} is not between 1 and {_LARGEST_DIMENSION:,}"
+    sums = {"fingerprint": card["fingerprint"], **{f"files.{n}": s for n, s in card["files"].items()}}
+    for name, text in sums.items():
+        if not _SHA256.fullmatch(text):
+            return f"the field {name}: it is not a SHA-256 in hex"
+    if card["files"].keys() != {_WEIGHTS, _GRAPH}:
+        return f"the field files: it names more than {_WEIGHTS} and {_GRAPH}"
+    return None

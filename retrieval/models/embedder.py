@@ -1,0 +1,256 @@
+"""Embedder: a bundle on a device; batches of pixels -> embeddings and probabilities.
+
+Two engines: onnxruntime on a CPU, torch on CUDA or by choice. Which one answers does not show in the
+answers beyond float32 rounding (`tests/models/test_embedder.py` holds them to each other).
+"""
+
+import importlib.util
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import InputError, MissingDependency
+from retrieval.models import self_test
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.engine import PRECISIONS, Engine, PrecisionDrift
+
+ENGINES: Final = ("auto", "onnxruntime", "torch")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a model says of n pictures.
+
+    Attributes:
+        vectors: (n, d) float32, the embeddings, by default avg_pool.
+        probabilities: (n, c) float32, softmax over the bundle's labels.
+    """
+
+    vectors: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+class Embedder:
+    """A model ready to embed. Safe to share between threads. A context manager.
+
+    Attributes:
+        bundle: the model.
+        device: "cpu", "cuda:0", ... or several, "cuda:0,cuda:1".
+        engine: "onnxruntime" or "torch".
+        precision: "float32", "bf16" or "fp16".
+    """
+
+    def __init__(
+        self, bundle: ModelBundle, device: str, engine: str, run: Engine, *, precision: str = "float32"
+    ) -> None:
+        self.bundle = bundle
+        self.device = device
+        self.engine = engine
+        self.precision = precision
+        self._run = run
+        self._tuning = threading.Lock()
+        self._tuned = False
+        self._threads: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process loads the model again, in the same way.
+        return _opened, (self.bundle, self.device, self.engine, self.precision, self._threads)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: ModelBundle,
+        *,
+        device: str = "auto",
+        engine: str = "auto",
+        precision: str = "float32",
+        threads: int | None = None,
+    ) -> "Embedder":
+        """Loads a bundle's weights.
+
+        Args:
+            bundle: the model.
+            device: "auto" (CUDA where there is a GPU and torch, else the CPU), "cpu", "cuda", "cuda:1", ...
+                or several, "cuda:0,cuda:1": a process for each.
+            engine: "auto" (onnxruntime on a CPU in float32, torch elsewhere), "onnxruntime" or "torch".
+            precision: what the torch engine's convolutions compute in: "float32", "bf16" or "fp16".
+                `drift` says what that changes.
+            threads: how many cores the onnxruntime engine may keep busy; None is all that this process may
+                run on.
+
+        Raises:
+            InputError: no such engine, device or precision, or an engine that does not run on the device or
+                in the precision; a number of threads below 1.
+            MissingDependency: the torch engine without torch.
+            BundleError: the weights or the graph cannot be loaded, are not those that the card names, or do
+                not compute what the weights of the card's fingerprint do.
+        """
+        _check(engine, precision, threads)
+        less = precision != "float32"
+        if device == "auto":
+            device = "cuda" if engine != "onnxruntime" and _has_gpu() else "cpu"
+        if engine == "auto":
+            engine = "onnxruntime" if device == "cpu" and not less else "torch"
+        if engine == "torch":
+            run = _torch_engine(bundle, device, precision)
+            return cls(bundle, device, engine, run, precision=precision)._proven()
+        if device != "cpu":
+            raise InputError(
+                f"The onnxruntime engine runs on the CPU, not on {device}; use the torch engine."
+            )
+        if less:
+            raise InputError(
+                f"The onnxruntime engine computes in float32, not in {precision}; use the torch engine."
+            )
+        from retrieval.models.onnx_engine import OnnxEngine
+
+        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
+        opened._threads = threads
+        return opened._proven()
+
+    @property
+    def drift(self) -> PrecisionDrift | None:
+        """How far `precision` moved distances between photos of the first batch, compared with float32.
+
+        None in float32, and until a batch with two different photos was embedded.
+        """
+        return self._run.drift
+
+    @property
+    def batch_size(self) -> int:
+        """How many pictures a call should bring, at least, for the device to be busy to the end of it."""
+        return self._run.batch_size
+
+    def tune(self, sample: NDArray[np.uint8], *, limit: int = 1024) -> int:
+        """Finds the size of a pass through the network at which a GPU is fastest; takes seconds.
+
+        Worth it before thousands of pictures. Sizes are doubled until that is no faster or the memory ends.
+
+        Args:
+            sample: a picture or more, as `embed` takes them; they are repeated as needed.
+            limit: the largest pass that is tried.
+
+        Returns:
+            The new `batch_size`.
+
+        Raises:
+            InputError: another dtype or shape, or no picture.
+        """
+        self._check_pixels(sample)
+        if not len(sample):
+            raise InputError("Finding the best batch size takes at least one picture.")
+        with self._tuning:
+            self._run.tune(sample, limit=limit)
+            self._tuned = True
+        return self.batch_size
+
+    @property
+    def tuned(self) -> bool:
+        """Whether `batch_size` was found by `tune`."""
+        return self._tuned
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes elsewhere than on the CPU."""
+        return self.device != "cpu"
+
+    def embed(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        """Embeds a batch; however large it is, it goes through the network in passes of bounded memory.
+
+        Where a GPU's memory ends, passes become half as large and the batch goes on.
+
+        Args:
+            pixels: uint8 (n, size, size, 3), RGB, as `pixels.read` gives them.
+
+        Raises:
+            InputError: another dtype or shape.
+            RunError: the device has no memory for one picture, numbers do not fit into fp16, or the process
+                of one of several devices ended.
+        """
+        self._check_pixels(pixels)
+        if not len(pixels):
+            empty = np.empty((0, self.bundle.dimension), np.float32)
+            return Embeddings(empty, np.empty((0, len(self.bundle.labels)), np.float32))
+        return Embeddings(*self._run(pixels))
+
+    def close(self) -> None:
+        """Ends threads and processes of the engine, which also end with the last reference to it."""
+        self._run.close()
+
+    def __enter__(self) -> "Embedder":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _proven(self) -> "Embedder":
+        """This embedder, once its answers are known to be those of the weights."""
+        # With fewer bits `drift` compares the answers with those in float32.
+        if self.precision == "float32":
+            try:
+                self_test.check(self.bundle, self.engine, self.device, self._run)
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def _check_pixels(self, pixels: NDArray[np.uint8]) -> None:
+        size = self.bundle.input_size
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"This model takes uint8 pixels of shape (n, {size}, {size}, 3), "
+                f"not {pixels.dtype} {pixels.shape}."
+            )
+
+
+def may_use_gpu(device: str, engine: str = "auto") -> bool:
+    """Whether `Embedder.open` would take a GPU, as far as can be said without importing torch."""
+    return _may_have_gpu() and engine != "onnxruntime" if device == "auto" else device != "cpu"
+
+
+def _check(engine: str, precision: str, threads: int | None) -> None:
+    if engine not in ENGINES:
+        raise InputError(f"There is no engine {engine}; choose one of {', '.join(ENGINES)}.")
+    if precision not in PRECISIONS:
+        raise InputError(f"There is no precision {precision}; choose one of {', '.join(PRECISIONS)}.")
+    if threads is not None and threads < 1:
+        raise InputError("The number of threads must be at least 1.")
+
+
+def _may_have_gpu() -> bool:
+    """Whether torch could find an NVIDIA GPU, without the seconds that importing torch takes."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"
+
+
+def _has_gpu() -> bool:
+    if not _may_have_gpu():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _torch_engine(bundle: ModelBundle, device: str, precision: str) -> Engine:
+    try:
+        from retrieval.models.torch_engine import TorchEngine
+    except ImportError as error:
+        raise MissingDependency(
+            "The torch engine needs torch; install it with pip install 'faceprint[gpu]', or use --device cpu."
+        ) from error
+    devices = [name.strip() for name in device.split(",")]
+    if len(devices) == 1:
+        return TorchEngine.load(bundle, device, precision=precision)
+    from retrieval.models.multi_device import SeveralDevices
+
+    return SeveralDevices(bundle, devices, precision=precision)
+
+
+def _opened(bundle: ModelBundle, device: str, engine: str, precision: str, threads: int | None) -> Embedder:
+    return Embedder.open(bundle, device=device, engine=engine, precision=precision, threads=threads)

@@ -1,0 +1,114 @@
+"""Does an engine compute what a bundle's weights say? Asked once for each model and runtime, and remembered.
+
+The fingerprint covers weights, architecture, preprocessing and embedding. What answers is a graph (a file of
+its own), a runtime and this machine's arithmetic. Here they are held to `models.numpy_network`, on a picture
+that nobody can foresee. A wrong graph, a wrong card and a broken runtime differ in it.
+"""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import BundleError
+from retrieval.models import numpy_network
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.engine import Answer, Engine
+from retrieval.system import remembered
+
+# The largest difference of the embeddings, as a share of their length, and of a probability. Engines and
+# numpy differ by 1e-6 (float32's rounding, summed in another order), other weights by more than 1e-1.
+TOLERANCE: Final = 1e-3
+
+# Raise it when the test finds more than before: models that passed are then tested again.
+_RULES: Final = 2
+# A picture of squares: smooth parts and edges, at any size.
+_SQUARES: Final = 8
+
+
+def check(bundle: ModelBundle, engine: str, device: str, run: Engine) -> None:
+    """Compares one answer of a loaded engine with the weights' own, unless that is remembered.
+
+    A model of another architecture than `ARCHITECTURES` is not tested. The architecture is part of
+    the fingerprint, so such a model cannot pass for one of ours.
+
+    Args:
+        bundle: the model.
+        engine: "onnxruntime" or "torch".
+        device: "cpu", "cuda:0", ...
+        run: the engine, in float32.
+
+    Raises:
+        BundleError: the answers differ by more than TOLERANCE, or the weights are of no known network.
+    """
+    fact = _fact(bundle, engine, device)
+    if bundle.architecture not in numpy_network.ARCHITECTURES or remembered.known(fact):
+        return
+    picture = _picture(bundle.input_size)
+    tensors = bundle.load_weights(_tensors)
+    try:
+        embedding, probabilities = numpy_network.embed(tensors, bundle.embedding, picture)
+    except (KeyError, ValueError, IndexError) as error:
+        raise BundleError(
+            f"{bundle.weights_path} are not the weights of a {bundle.architecture}; train the model again."
+        ) from error
+    if not _agree(run(picture[np.newaxis]), embedding, probabilities) or not _agree(
+        _among_others(run, picture), embedding, probabilities
+    ):
+        raise BundleError(
+            f"The model {bundle.folder} does not answer as its weights do: {_suspect(bundle, engine)} is "
+            "wrong; copy the model whole again, or install that package anew."
+        )
+    remembered.remember(fact)
+
+
+def _among_others(run: Engine, picture: NDArray[np.uint8]) -> Answer:
+    """The answer to a picture in the middle of a batch: a wrong graph may be right about the first."""
+    others = [_picture(len(picture)) for _ in range(2)]
+    vectors, probabilities = run(np.stack([others[0], picture, others[1]]))
+    return vectors[1:2], probabilities[1:2]
+
+
+def _agree(answer: Answer, embedding: NDArray[np.float32], probabilities: NDArray[np.float32]) -> bool:
+    vectors, chances = answer
+    if (vectors.shape, chances.shape) != ((1, *embedding.shape), (1, *probabilities.shape)):
+        return False
+    length = float(np.linalg.norm(embedding))
+    apart = float(np.linalg.norm(vectors[0] - embedding))
+    # NaN agrees with nothing.
+    return apart <= TOLERANCE * length and float(np.abs(chances[0] - probabilities).max()) <= TOLERANCE
+
+
+def _suspect(bundle: ModelBundle, engine: str) -> str:
+    return f"{bundle.graph_path.name} or onnxruntime" if engine == "onnxruntime" else "torch"
+
+
+def _fact(bundle: ModelBundle, engine: str, device: str) -> remembered.Fact:
+    """All that the verdict depends on."""
+    graph = bundle.files[bundle.graph_path.name] if engine == "onnxruntime" else ""
+    machine = (platform.machine(), os.uname().nodename if hasattr(os, "uname") else "")
+    return ("answers", _RULES, bundle.fingerprint, graph, engine, _version(engine), device, *machine)
+
+
+def _version(engine: str) -> str:
+    """The runtime's; where other processes run it, that of its package."""
+    module = sys.modules.get(engine)
+    return str(module.__version__) if module is not None else version(engine)
+
+
+def _tensors(weights: Path | bytes) -> dict[str, NDArray[Any]]:
+    from safetensors.numpy import load, load_file
+
+    return load(weights) if isinstance(weights, bytes) else load_file(weights)
+
+
+def _picture(size: int) -> NDArray[np.uint8]:
+    """uint8 (size, size, 3): squares of colours from the operating system's randomness."""
+    colours = np.random.default_rng().integers(0, 256, (_SQUARES, _SQUARES, 3), dtype=np.uint8)
+    nearest = np.arange(size) * _SQUARES // size
+    return colours[nearest[:, np.newaxis], nearest]

@@ -1,0 +1,703 @@
+"""Auditing: where a gallery's own distances contradict its names, and which photos spoil its answers.
+
+Nothing is changed and nothing is decided: each finding is a *doubt* for a person to look at. (Who did what to
+a gallery is another thing, its audit log.) `docs/audit.md` says how each score is defined.
+
+Neighbours are the exact ones of `index.knn`, some hundred queries at a time; vectors are gathered one
+person at a time. What is held beside the mapped vectors grows with the faces that are audited and with the
+number of faces, by some dozens of numbers each, never with their pairs; of one person's photos, at most 2,048
+are compared with each other.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.database.store import Reader
+from retrieval.errors import InputError, Interrupted
+from retrieval.gallery.gallery import Gallery
+from retrieval.index.knn import Block, nearest
+from retrieval.quality.audit_report import Audited, Doubt, Kind, Limit, doubt
+from retrieval.quality.outliers import (
+    FEWEST,
+    SMALLEST_GROUP,
+    Floats,
+    Rows,
+    Shape,
+    Usual,
+    skewness,
+    widest_gap,
+)
+from retrieval.search.people import gathered
+
+# From how many robust standard deviations on a value is doubted: the "very conservative" choice of Leys et
+# al., Detecting outliers, Journal of Experimental Social Psychology, 2013. A person looks at what is found.
+LIMIT: Final = 3.0
+
+# Up to how many faces all of them are audited, and how many of a larger gallery, unless the caller says so.
+EVERYBODY: Final = 50_000
+SAMPLE: Final = 20_000
+
+_TOGETHER: Final = 256
+
+# How many of a person's faces are compared with each other, at most.
+_OF_A_PERSON: Final = 2048
+
+# How many other people each person is compared with: those whose faces are nearest to most of theirs.
+_RIVALS: Final = 5
+
+# How many photos of each side a doubt shows.
+_SHOWN: Final = 4
+
+# How many doubts of a kind are kept, the most serious ones.
+_KEPT: Final = 500
+
+
+def audit(
+    gallery: Gallery,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    limit: float = LIMIT,
+    neighbours: int = 10,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Audited:
+    """Looks for names and photos that the gallery's distances contradict. Reads only, beside any writer.
+
+    Args:
+        gallery: read as it is now; what is written meanwhile is not seen.
+        sample: about how many faces are looked at, each compared with all; whole people are drawn. None is
+            everything up to 50,000 faces, and 20,000 of more.
+        seed: of the draw.
+        limit: how many robust standard deviations from the usual are a doubt.
+        neighbours: how many of the nearest faces count for hubs, at least 1.
+        on_progress: hears how much is done, and of how much.
+        should_stop: asked now and then.
+
+    Raises:
+        InputError: a sample or a number of neighbours below 1, or a limit that is not above 0.
+        Interrupted: `should_stop` said so.
+    """
+    if (sample is not None and sample < 1) or neighbours < 1 or not limit > 0:
+        raise InputError("A sample and neighbours must be at least 1, and the limit above 0.")
+    # No transaction is held while this runs: erasing would have to wait for it.
+    faces = gallery.vault.on_a_snapshot(lambda reader: _Faces.of(gallery, reader))
+    chosen = _chosen(faces, sample, seed)
+    work = _Work(len(chosen) + len(faces.numbers_of(chosen)), on_progress, should_stop)
+    near = _Near.of(faces, chosen, neighbours, work)
+    typical = _typical(faces, near)
+    found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, typical, limit)]
+    found += [*_people(faces, near, typical, limit, seed, work), _hubs(faces, near, limit)]
+    kept = [some.kept() for some in found]
+    raw = _without_repeats([one for some in kept for one in some])
+    stays = set(map(id, raw))
+    explained = [sum(id(one) not in stays for one in some) for some in kept]
+    with gallery.vault.store.read() as reader:
+        doubts = list(_worded(reader, faces, raw, str(gallery.folder)))
+    return Audited(
+        folder=str(gallery.folder),
+        faces=len(faces),
+        identities=int((faces.numbers > 0).sum()),
+        audited=len(chosen),
+        people=len(faces.numbers_of(chosen)),
+        seed=seed if len(chosen) < len(faces) else None,
+        neighbours=neighbours,
+        skewness=skewness(near.occurrences(len(faces))),
+        limits=tuple(some.limit(number) for some, number in zip(found, explained, strict=True)),
+        doubts=tuple(doubts),
+        gone=len(raw) - len(doubts),
+    )
+
+
+# The faces of a snapshot
+
+
+class _Faces:
+    """Every stored vector by its row, ascending by id, and the number of who is on it; 0 is nobody's."""
+
+    def __init__(self, blocks: Sequence[Block], owners: NDArray[np.int64], dimension: int) -> None:
+        self._blocks = blocks
+        self._firsts = np.cumsum([0] + [len(block) for block in blocks])
+        ids = np.concatenate([block.ids for block in blocks] or [np.empty(0, np.int64)])
+        self._places = np.argsort(ids, kind="stable")
+        self.ids = ids[self._places]
+        self.dimension = dimension
+        self.people = np.zeros(len(ids), np.int64)
+        rows = self.rows(owners[:, 0])
+        self.people[rows[rows >= 0]] = owners[rows >= 0, 1]
+        self._by_person = np.argsort(self.people, kind="stable")
+        self.numbers, starts = np.unique(self.people[self._by_person], return_index=True)
+        self._ends = np.append(starts, len(ids))
+        self.shape_of = lru_cache(maxsize=1024)(self._shape_of)
+
+    @classmethod
+    def of(cls, gallery: Gallery, reader: Reader) -> "_Faces":
+        state = gallery.vault.state(reader)
+        blocks = gallery.vault.vectors(state.generation).blocks(state.segments, state.coded)
+        return cls(blocks, reader.identity_of_every_face(), state.generation.dimension)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, ids: Rows) -> Rows:
+        """The rows of some ids; -1 where there is no vector."""
+        place = np.searchsorted(self.ids, ids)
+        place[place == len(self.ids)] = 0
+        return np.where(self.ids[place] == ids, place, -1) if len(self.ids) else np.full(len(ids), -1)
+
+    def numbers_of(self, rows: Rows) -> Rows:
+        """The numbers of who is on some rows, each once, nobody left out."""
+        numbers = np.unique(self.people[rows])
+        return numbers[numbers > 0]
+
+    def rows_of(self, person: int) -> Rows:
+        """A person's rows, ascending."""
+        place = int(np.searchsorted(self.numbers, person))
+        return self._by_person[self._ends[place] : self._ends[place + 1]]
+
+    def vectors(self, rows: Rows) -> Floats:
+        """(n, d) float64."""
+        return gathered(self._blocks, self._firsts, self._places[rows])
+
+    def nearest(self, rows: Rows, k: int, *, among: Rows | None = None) -> tuple[Rows, Floats]:
+        """The k nearest rows to each row, itself left out, and distances (n, k); -1 and infinity fill up."""
+        queries = self.vectors(rows).astype(np.float32)
+        exclude = self.ids[rows].tolist()
+        if among is not None and len(among) <= _OF_A_PERSON:
+            # Quicker than to look for them among all.
+            blocks = [Block(self.ids[among], self.vectors(among).astype(np.float32))]
+            answers = nearest(blocks, queries, k, exclude=exclude)
+        else:
+            allowed = None if among is None else self.ids[among]
+            answers = nearest(self._blocks, queries, k, allowed=allowed, exclude=exclude)
+        found, distances = np.full((len(rows), k), -1), np.full((len(rows), k), np.inf)
+        for number, (far, ids) in enumerate(answers):
+            found[number, : len(ids)], distances[number, : len(ids)] = self.rows(ids), far
+        return found, distances
+
+    def _shape_of(self, person: int) -> "Shape":
+        return Shape.of(self.vectors(part) for part in _parts(self.rows_of(person), _OF_A_PERSON))
+
+
+def _chosen(faces: _Faces, sample: int | None, seed: int) -> Rows:
+    """The rows to look at: everything, or whole people (and single photos of nobody) drawn at random."""
+    if sample is None:
+        sample = SAMPLE if len(faces) > EVERYBODY else len(faces)
+    if sample >= len(faces):
+        return np.arange(len(faces))
+    # Each photo that is nobody's is drawn for itself.
+    units = np.where(faces.people > 0, faces.people, -1 - np.arange(len(faces)))
+    _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    drawn = np.random.default_rng(seed).permutation(len(sizes))
+    count = int(np.searchsorted(np.cumsum(np.minimum(sizes[drawn], _OF_A_PERSON)), sample)) + 1
+    rows = np.flatnonzero(np.isin(unit, drawn[:count]))
+    some = [_some(faces.rows_of(one), seed) for one in faces.numbers_of(rows)]
+    return np.sort(np.concatenate([*some, rows[faces.people[rows] == 0]]))
+
+
+def _some(rows: Rows, seed: int) -> Rows:
+    """Rows, but no more of one person than can be compared with each other."""
+    if len(rows) <= _OF_A_PERSON:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, _OF_A_PERSON, replace=False))
+
+
+class _Work:
+    """How far an audit is, and whether it is to end."""
+
+    def __init__(
+        self, total: int, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool]
+    ) -> None:
+        self._done, self._total = 0, total
+        self._on_progress, self._should_stop = on_progress, should_stop
+        on_progress(0, total)
+
+    def did(self, number: int) -> None:
+        """So much more is done.
+
+        Raises:
+            Interrupted: somebody wants an end.
+        """
+        if self._should_stop():
+            raise Interrupted("Stopped; nothing was written.")
+        self._done += number
+        self._on_progress(self._done, self._total)
+
+
+# Neighbours
+
+
+@dataclass(frozen=True)
+class _Near:
+    """The nearest faces of those that are audited.
+
+    Attributes:
+        rows: (n,) the audited.
+        found, distances: (n, k) the nearest rows; -1 and infinity where there are no more.
+        own, own_distance: (n,) the nearest face of the same person; -1 and infinity where there is none.
+        other, other_distance: (n,) the nearest face of another person; the same.
+    """
+
+    rows: Rows
+    found: Rows
+    distances: Floats
+    own: Rows
+    own_distance: Floats
+    other: Rows
+    other_distance: Floats
+
+    @classmethod
+    def of(cls, faces: _Faces, rows: Rows, k: int, work: _Work) -> "_Near":
+        found, distances = np.full((len(rows), k), -1), np.full((len(rows), k), np.inf)
+        for part in _parts(np.arange(len(rows)), _TOGETHER):
+            found[part], distances[part] = faces.nearest(rows[part], k)
+            work.did(len(part))
+        person, theirs = faces.people[rows][:, None], np.where(found >= 0, faces.people[found], 0)
+        own = _first(found, distances, (theirs == person) & (person > 0))
+        other = _first(found, distances, (theirs != person) & (theirs > 0) & (person > 0))
+        near = cls(rows, found, distances, *own, *other)
+        near._complete(faces, work)
+        return near
+
+    def _complete(self, faces: _Faces, work: _Work) -> None:
+        """Looks for own and other faces that were not among the nearest, person by person."""
+        everybody = np.flatnonzero(faces.people > 0)
+        for person, places in _by_person(faces.people[self.rows]):
+            theirs = faces.rows_of(person)
+            alone = places[self.own[places] < 0] if len(theirs) > 1 else places[:0]
+            among = places[self.other[places] < 0]
+            for part in _parts(alone, _TOGETHER):
+                self._fill(self.own, self.own_distance, part, faces, theirs)
+            others = everybody[faces.people[everybody] != person] if len(among) else everybody[:0]
+            for part in _parts(among, _TOGETHER) if len(others) else ():
+                self._fill(self.other, self.other_distance, part, faces, others)
+            work.did(0)
+
+    def _fill(self, rows: Rows, far: Floats, part: Rows, faces: _Faces, among: Rows) -> None:
+        found, distances = faces.nearest(self.rows[part], 1, among=among)
+        rows[part], far[part] = found[:, 0], distances[:, 0]
+
+    def occurrences(self, count: int) -> Rows:
+        """(count,) among the nearest of how many audited faces each row is."""
+        return np.bincount(self.found[self.found >= 0], minlength=count)
+
+    @cached_property
+    def nothing(self) -> float:
+        """What stands for a distance of 0 where logarithms are taken: far below any other."""
+        known = self.distances[(self.distances > 0) & (self.distances < np.inf)]
+        return 1e-6 * float(np.median(known)) if len(known) else 1.0
+
+
+def _first(found: Rows, distances: Floats, which: NDArray[np.bool_]) -> tuple[Rows, Floats]:
+    """The first of each line that is meant."""
+    column, line = which.argmax(axis=1), np.arange(len(found))
+    there = which[line, column]
+    return np.where(there, found[line, column], -1), np.where(there, distances[line, column], np.inf)
+
+
+# Doubts
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A doubt in numbers: who, and the rows of the photos that show it."""
+
+    kind: Kind
+    score: float
+    people: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    measured: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Doubts of one kind, made when they are wanted: only the most serious are."""
+
+    kind: Kind
+    measures: str
+    usual: Usual
+    bound: float
+    scores: Floats
+    make: Callable[[int, float], _Raw]
+
+    def kept(self) -> list[_Raw]:
+        """The most serious ones."""
+        order = np.argsort(-self.scores, kind="stable")[:_KEPT]
+        return [self.make(int(place), float(self.scores[place])) for place in order]
+
+    def limit(self, explained: int) -> Limit:
+        """What was measured; some doubts are explained by others."""
+        known = self.usual.deviation > 0
+        return Limit(
+            self.kind,
+            self.measures,
+            self.usual.values,
+            self.usual.median,
+            self.bound if known else math.nan,
+            len(self.scores) - explained,
+        )
+
+
+def _same_photos(faces: _Faces, near: _Near, limit: float) -> list[_Some]:
+    """Faces that are much nearer to another one than faces are: across people, and within them."""
+    values = -np.log(np.maximum(near.distances[:, 0], near.nothing))
+    there = near.found[:, 0] >= 0
+    usual = Usual.of(values[there])
+    scores = usual.scores(values)
+    # What is no distance at all is the same photo, however alike the others are.
+    same = there & ((scores >= limit) | (near.distances[:, 0] == 0))
+    first, second = near.rows, near.found[:, 0]
+    pairs = np.sort(np.column_stack([first, second])[same], axis=1)
+    _, once = np.unique(pairs, axis=0, return_index=True)
+    places = np.flatnonzero(same)[once]
+    people = np.sort(np.column_stack([faces.people[first], faces.people[second]])[places], axis=1)
+    across = (people[:, 0] > 0) & (people[:, 0] != people[:, 1])
+
+    def make(some: Rows, kind: Kind, place: int, score: float) -> _Raw:
+        pair = sorted([int(first[some[place]]), int(second[some[place]])])
+        whose = tuple(dict.fromkeys(int(faces.people[row]) for row in pair if faces.people[row]))
+        distance = float(near.distances[some[place], 0])
+        return _Raw(kind, score, whose, tuple((row,) for row in pair), {"distance": distance})
+
+    measures, bound = "a face's distance to the nearest other one", math.exp(-usual.at(limit))
+    kinds = ((Kind.SAME_PHOTO_TWO_NAMES, places[across]), (Kind.SAME_PHOTO, places[~across]))
+    return [
+        _Some(kind, measures, _logged(usual), bound, scores[some], partial(make, some, kind))
+        for kind, some in kinds
+    ]
+
+
+def _anothers_photos(faces: _Faces, near: _Near, typical: float, limit: float) -> _Some:
+    """Faces that are far from their person's others, for these and for how near somebody else's are."""
+    known = np.flatnonzero((near.own >= 0) & (near.other >= 0))
+    values = _oddities(faces, near, known, typical)
+    usual = Usual.of(values)
+    scores = usual.scores(values)
+    beyond = (scores >= limit) & (near.other_distance[known] < near.own_distance[known])
+    places, scores, values = known[beyond], scores[beyond], values[beyond]
+
+    def make(place: int, score: float) -> _Raw:
+        row = near.rows[[places[place]]]
+        person, rival = int(faces.people[row[0]]), int(faces.people[near.other[places[place]]])
+        own, _ = faces.nearest(row, _SHOWN, among=faces.rows_of(person))
+        theirs, _ = faces.nearest(row, _SHOWN, among=faces.rows_of(rival))
+        measured = {
+            "own": float(near.own_distance[places[place]]),
+            "own_centroid": math.sqrt(faces.shape_of(person).without(faces.vectors(row)[0])[1]),
+            "other": float(near.other_distance[places[place]]),
+            "photos": float(len(faces.rows_of(person))),
+        }
+        groups = ((int(row[0]),), _there(own[0]), _there(theirs[0]))
+        return _Raw(Kind.ANOTHERS_PHOTO, score, (person, rival), groups, measured)
+
+    measures = (
+        "a face's distance to the centroid of its person's others, over what that is for these, and over its "
+        "distance to the nearest of another's"
+    )
+    bound = math.exp(usual.at(limit))
+    return _Some(Kind.ANOTHERS_PHOTO, measures, _logged(usual, sign=1), bound, scores, make)
+
+
+def _oddities(faces: _Faces, near: _Near, known: Rows, typical: float) -> Floats:
+    """(n,): the logarithm of c/e * c/o: c is a face's distance to the centroid of its person's others, e what
+    that is for them, o its distance to the nearest face of another person.
+
+    Of a cloud whose members are w apart (root mean square), one is sqrt(w^2 / 2 * (1 + 1 / n)) from the
+    centroid of n others.
+    """
+    values = np.empty(len(known))
+    for person, places in _by_person(faces.people[near.rows[known]]):
+        shape = faces.shape_of(person)
+        for part in _parts(places, _OF_A_PERSON):
+            for place, vector in zip(part, faces.vectors(near.rows[known[part]]), strict=True):
+                others, squared = shape.without(vector)
+                expected = _within([others], typical) / 2 * (1 + 1 / others.count)
+                values[place] = _log(squared, near.nothing) - 0.5 * _log(expected, near.nothing)
+    return values - np.log(np.maximum(near.other_distance[known], near.nothing))
+
+
+def _log(squared: float, nothing: float) -> float:
+    """Of a squared distance; one of 0 is taken for `nothing`."""
+    return math.log(max(squared, nothing**2))
+
+
+def _people(faces: _Faces, near: _Near, typical: float, limit: float, seed: int, work: _Work) -> list[_Some]:
+    """Two people who look like one, and those who look like two."""
+    pairs: list[_Pair] = []
+    gaps: list[_Gap] = []
+    for person, places in _by_person(faces.people[near.rows]):
+        pairs += [_pair(faces, person, rival, typical) for rival in _rivals(faces, near, places)]
+        gap = _gap(faces, near, person, places, seed)
+        if gap is not None:
+            gaps.append(gap)
+        work.did(1)
+    several = [pair for pair in pairs if pair.fewest > 1]
+    excess = [(pair.apart - pair.chance) / pair.within for pair in several if pair.within > 0]
+    usual = max(0.0, float(np.median(excess))) if len(excess) >= FEWEST else 0.0
+    single = [pair for pair in pairs if pair.fewest == 1]
+    return [
+        _two_like_one(faces, several, usual, "both with 2 photos or more", near.nothing, limit),
+        _two_like_one(faces, single, usual, "one with a single photo", near.nothing, limit),
+        _one_like_two(faces, near, gaps, typical, limit),
+    ]
+
+
+def _typical(faces: _Faces, near: _Near) -> float:
+    """The median, over people with several photos, of the mean squared distance between two of them."""
+    several = [person for person in faces.numbers_of(near.rows).tolist() if len(faces.rows_of(person)) > 1]
+    return float(np.median([faces.shape_of(person).within for person in several])) if several else math.nan
+
+
+def _rivals(faces: _Faces, near: _Near, places: Rows) -> list[int]:
+    """The people whose faces are nearest to most of a person's."""
+    there = places[near.other[places] >= 0]
+    numbers, votes = np.unique(faces.people[near.other[there]], return_counts=True)
+    return [int(one) for one in numbers[np.argsort(-votes, kind="stable")[:_RIVALS]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two people, all in squares.
+
+    Attributes:
+        apart: between their centroids.
+        within: the mean between two photos of one of them.
+        chance: what would be between the centroids of two such lots of photos of one person.
+        fewest: how many photos there are of the one with fewer.
+    """
+
+    person: int
+    rival: int
+    apart: float
+    within: float
+    chance: float
+    fewest: int
+
+
+def _pair(faces: _Faces, person: int, rival: int, typical: float) -> _Pair:
+    one, other = faces.shape_of(person), faces.shape_of(rival)
+    within = _within([one, other], typical)
+    apart = float(((one.centroid - other.centroid) ** 2).sum())
+    chance = within / 2 * (1 / one.count + 1 / other.count)
+    return _Pair(person, rival, apart, within, chance, min(one.count, other.count))
+
+
+def _within(shapes: Sequence[Shape], typical: float) -> float:
+    """The mean squared distance between two photos of one of these people; NaN where there is nothing to say.
+
+    The gallery's typical person counts as one more photo, so that who has a single one is judged by that.
+    """
+    several = [shape for shape in shapes if shape.count > 1]
+    known = math.isfinite(typical)
+    weight = sum(shape.count - 1 for shape in several) + known
+    squares = sum((shape.count - 1) * shape.within for shape in several) + (typical if known else 0.0)
+    return squares / weight if weight else math.nan
+
+
+def _two_like_one(
+    faces: _Faces, pairs: Sequence[_Pair], usual_excess: float, which: str, nothing: float, limit: float
+) -> _Some:
+    """Pairs whose centroids are nearer than those of similar people are, for so many photos."""
+    nearest_of: dict[int, tuple[float, _Pair]] = {}
+    for pair in pairs:
+        expected = pair.chance + usual_excess * pair.within
+        if expected > 0:
+            value = 0.5 * (_log(expected, nothing) - _log(pair.apart, nothing))
+            best = nearest_of.get(pair.person)
+            if best is None or value > best[0]:
+                nearest_of[pair.person] = value, pair
+    values = np.array([value for value, _ in nearest_of.values()])
+    usual = Usual.of(values)
+    doubted: dict[tuple[int, int], tuple[float, _Pair]] = {}
+    for score, (_, pair) in zip(usual.scores(values).tolist(), nearest_of.values(), strict=True):
+        if score >= limit:
+            doubted.setdefault((min(pair.person, pair.rival), max(pair.person, pair.rival)), (score, pair))
+    kept = list(doubted.items())
+
+    def make(place: int, score: float) -> _Raw:
+        (person, rival), (_, pair) = kept[place]
+        one, other = faces.shape_of(person), faces.shape_of(rival)
+        measured = {
+            "centroids": math.sqrt(pair.apart),
+            "within": math.sqrt(pair.within),
+            "by_chance": math.sqrt(pair.chance),
+            "usual": math.sqrt(pair.chance + usual_excess * pair.within),
+            "photos": float(one.count),
+            "other_photos": float(other.count),
+        }
+        groups = (_closest(faces, person, other.centroid), _closest(faces, rival, one.centroid))
+        return _Raw(Kind.TWO_LIKE_ONE, score, (person, rival), groups, measured)
+
+    measures = (
+        f"how far the centroids of two people are apart, over what is usual of similar people ({which})"
+    )
+    scores = np.array([score for _, (score, _) in kept])
+    return _Some(Kind.TWO_LIKE_ONE, measures, _logged(usual), math.exp(-usual.at(limit)), scores, make)
+
+
+def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
+    """The rows of a person's photos that are nearest to a place."""
+    rows = faces.rows_of(person)
+    far = np.concatenate(
+        [((faces.vectors(part) - place) ** 2).sum(axis=1) for part in _parts(rows, _OF_A_PERSON)]
+    )
+    return tuple(rows[np.argsort(far, kind="stable")[:_SHOWN]].tolist())
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """The widest gap among a person's photos, its two sides, and how near the smaller one is to others."""
+
+    person: int
+    width: float
+    group: Rows
+    rest: Rows
+    sides: tuple[Shape, Shape]
+    other: float
+    rival: int
+
+
+def _gap(faces: _Faces, near: _Near, person: int, places: Rows, seed: int) -> _Gap | None:
+    if len(places) < 2 * SMALLEST_GROUP:
+        return None
+    places = _some(places, seed)
+    vectors = faces.vectors(near.rows[places])
+    found = widest_gap(vectors)
+    if found is None:
+        return None
+    width, inside = found
+    group = places[inside]
+    closest = group[near.other_distance[group].argmin()]
+    if near.other[closest] < 0:
+        return None
+    sides = Shape.of([vectors[inside]]), Shape.of([vectors[~inside]])
+    rows, rest = near.rows[group], near.rows[places[~inside]]
+    rival = int(faces.people[near.other[closest]])
+    return _Gap(person, width, rows, rest, sides, float(near.other_distance[closest]), rival)
+
+
+def _one_like_two(faces: _Faces, near: _Near, gaps: Sequence[_Gap], typical: float, limit: float) -> _Some:
+    """People whose photos on two sides of a gap are as far apart as those of two people."""
+    across = np.array([one.across(other) for one, other in (gap.sides for gap in gaps)])
+    within = np.array([_within(gap.sides, typical) for gap in gaps])
+    values = 0.5 * _log_ratio(across, within, near.nothing**2)
+    usual = Usual.of(values)
+    scores = usual.scores(values)
+    apart = np.array([gap.width > gap.other for gap in gaps], bool)
+    places = np.flatnonzero((scores >= limit) & apart)
+
+    def make(place: int, score: float) -> _Raw:
+        gap = gaps[places[place]]
+        measured = {"gap": gap.width, "other": gap.other, "photos": float(len(gap.group))}
+        measured["other_photos"] = float(len(gap.rest))
+        groups = (
+            tuple(gap.group[:_SHOWN].tolist()),
+            tuple(gap.rest[:_SHOWN].tolist()),
+            _closest(faces, gap.rival, gap.sides[0].centroid),
+        )
+        return _Raw(Kind.ONE_LIKE_TWO, score, (gap.person, gap.rival), groups, measured)
+
+    measures = (
+        "how far photos on two sides of a person's widest gap are apart, over how far those of one side are"
+    )
+    bound = math.exp(usual.at(limit))
+    return _Some(Kind.ONE_LIKE_TWO, measures, _logged(usual, sign=1), bound, scores[places], make)
+
+
+def _hubs(faces: _Faces, near: _Near, limit: float) -> _Some:
+    """Faces that are among the nearest of unusually many faces of other people."""
+    there = near.found >= 0
+    theirs, whose = np.where(there, faces.people[near.found], 0), faces.people[near.rows][:, None]
+    foreign = there & ((theirs != whose) | (whose == 0))
+    counts = np.bincount(near.found[foreign], minlength=len(faces))
+    values = np.sqrt(counts)
+    usual = Usual.of(values)
+    scores = usual.scores(values)
+    rows = np.flatnonzero((scores >= limit) & (counts > 2))
+
+    def make(place: int, score: float) -> _Raw:
+        row = int(rows[place])
+        lines = np.flatnonzero((foreign & (near.found == row)).any(axis=1))
+        witnesses = near.rows[lines[_one_each(faces.people[near.rows[lines]])]]
+        measured = {"neighbour_of": float(counts[row]), "people": float(len(witnesses))}
+        person = int(faces.people[row])
+        groups = ((row,), tuple(witnesses[: 2 * _SHOWN].tolist()))
+        return _Raw(Kind.HUB, score, (person,) if person else (), groups, measured)
+
+    measures = f"of how many others' faces a face is among the {near.found.shape[1]} nearest"
+    plain = Usual(usual.values, usual.median**2, usual.deviation)
+    return _Some(Kind.HUB, measures, plain, usual.at(limit) ** 2, scores[rows], make)
+
+
+def _one_each(people: Rows) -> Rows:
+    """The first place of each person; of nobody's, each."""
+    apart = np.where(people > 0, people, -1 - np.arange(len(people)))
+    return np.sort(np.unique(apart, return_index=True)[1])
+
+
+def _log_ratio(above: Floats, below: Floats, nothing: float) -> Floats:
+    return np.asarray(np.log(np.maximum(above, nothing)) - np.log(np.maximum(below, nothing)))
+
+
+def _logged(usual: Usual, *, sign: int = -1) -> Usual:
+    """What is usual among logarithms, as the value itself."""
+    return Usual(usual.values, math.exp(sign * usual.median), usual.deviation)
+
+
+def _there(rows: Rows) -> tuple[int, ...]:
+    return tuple(rows[rows >= 0].tolist())
+
+
+def _parts(rows: Rows, size: int) -> Iterator[Rows]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _by_person(people: Rows) -> Iterator[tuple[int, Rows]]:
+    """The places of each person, by number; nobody left out."""
+    order = np.argsort(people, kind="stable")
+    order = order[people[order] > 0]
+    numbers, starts = np.unique(people[order], return_index=True)
+    return zip(numbers.tolist(), np.split(order, starts[1:]), strict=bool(len(numbers)))
+
+
+def _without_repeats(raw: Sequence[_Raw]) -> list[_Raw]:
+    """The most serious first, near duplicates last: they mislead nobody. What another doubt explains goes.
+
+    Somebody's photo under another's name is near to them, so theirs seem to be that one's. And who is two
+    people has photos that are so far apart that others seem to be near.
+    """
+    photos = {one.groups[0][0]: one.score for one in raw if one.kind is Kind.ANOTHERS_PHOTO}
+    twice = [one for one in raw if one.kind is Kind.SAME_PHOTO_TWO_NAMES]
+    same = {frozenset(row for group in one.groups for row in group) for one in twice}
+    double = {one.people[0] for one in raw if one.kind is Kind.ONE_LIKE_TWO}
+
+    def explained(one: _Raw) -> bool:
+        rows = frozenset(row for group in one.groups for row in group)
+        if one.kind is Kind.ANOTHERS_PHOTO:
+            nearest_other = one.groups[2][0]
+            pair = frozenset({one.groups[0][0], nearest_other})
+            return pair in same or photos.get(nearest_other, 0.0) > one.score
+        return one.kind is Kind.TWO_LIKE_ONE and (rows in same or not double.isdisjoint(one.people))
+
+    kept = (one for one in raw if not explained(one))
+    return sorted(kept, key=lambda one: (one.kind is Kind.SAME_PHOTO, -one.score))
+
+
+def _worded(reader: Reader, faces: _Faces, raw: Sequence[_Raw], folder: str) -> Iterator[Doubt]:
+    """Doubts with names and photos as they are today; those whose people or photos have gone are left out."""
+    names = reader.names_of_identities({person for one in raw for person in one.people})
+    ids = {int(faces.ids[row]) for one in raw for group in one.groups for row in group}
+    known = reader.faces(ids)
+    for one in raw:
+        groups = [[known.get(int(faces.ids[row])) for row in group] for group in one.groups]
+        people = [names.get(person) for person in one.people]
+        whole = [[face for face in group if face is not None] for group in groups]
+        named = tuple(name for name in people if name is not None)
+        if groups == whole and len(named) == len(people):
+            yield doubt(one.kind, one.score, named, tuple(map(tuple, whole)), one.measured, folder)

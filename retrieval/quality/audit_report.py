@@ -1,0 +1,346 @@
+"""Doubts: what an audit found, in words, as JSON, and as a page with the photos side by side."""
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+
+from retrieval.database.store import Face
+from retrieval.quality.photo_page import Group, Item, Picture, Section, Table, sheet
+from retrieval.sources.remote import NOTHING_FETCHED, Fetching
+
+
+class Kind(StrEnum):
+    """What is doubted. The values are stable: programs may rely on them."""
+
+    SAME_PHOTO_TWO_NAMES = "same-photo-two-names"
+    ANOTHERS_PHOTO = "anothers-photo"
+    TWO_LIKE_ONE = "two-like-one"
+    ONE_LIKE_TWO = "one-like-two"
+    SAME_PHOTO = "same-photo"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What is usual in this gallery, and from where on it is doubted.
+
+    Attributes:
+        kind: of the doubts.
+        measures: what is measured, in words.
+        values: of how many faces or people it was measured.
+        median: the usual value; NaN where there are too few values.
+        limit: the value beyond which it is a doubt; NaN where there are too few.
+        found: how many doubts there are, without those that others explain; at most 500 come back.
+    """
+
+    kind: Kind
+    measures: str
+    values: int
+    median: float
+    limit: float
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something that a person should look at.
+
+    Attributes:
+        kind: which doubt.
+        score: how many robust standard deviations from what is usual, at least the limit; more is worse.
+        identities: the people it is about.
+        groups: the photos that show it, side by side: the doubtful ones first.
+        measured: distances (Euclidean) and counts, by what they are.
+        says: what was seen, in a sentence.
+        next: what to do if it is true.
+    """
+
+    kind: Kind
+    score: float
+    identities: tuple[str, ...]
+    groups: tuple[tuple[Face, ...], ...]
+    measured: Mapping[str, float] = field(hash=False)
+    says: str
+    next: str
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit found in the snapshot that it saw.
+
+    Attributes:
+        folder: the gallery's.
+        faces, identities: how many there are.
+        audited, people: how many of them were looked at.
+        seed: of the sample; None where everything was looked at.
+        neighbours: how many nearest faces of each were looked at.
+        skewness: of how often a face is among them; far above 0, a few faces are close to everybody.
+        limits: by kind.
+        doubts: the most serious first.
+        gone: doubts that are left out, because their faces were removed meanwhile.
+    """
+
+    folder: str
+    faces: int
+    identities: int
+    audited: int
+    people: int
+    seed: int | None
+    neighbours: int
+    skewness: float
+    limits: tuple[Limit, ...]
+    doubts: tuple[Doubt, ...]
+    gone: int
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON can say it; a number that is not known is None."""
+        return {
+            "gallery": self.folder,
+            "faces": self.faces,
+            "identities": self.identities,
+            "audited": {"faces": self.audited, "identities": self.people, "seed": self.seed},
+            "neighbours": self.neighbours,
+            "skewness": _finite(self.skewness),
+            "limits": [_limit_json(limit) for limit in self.limits],
+            "doubts": [_doubt_json(doubt) for doubt in self.doubts],
+            "gone": self.gone,
+        }
+
+
+# Words
+
+
+def doubt(
+    kind: Kind,
+    score: float,
+    identities: tuple[str, ...],
+    groups: tuple[tuple[Face, ...], ...],
+    measured: Mapping[str, float],
+    folder: str,
+) -> Doubt:
+    """A doubt about the gallery in `folder`, with its sentences; the other arguments are its attributes."""
+    says, advice = _WORDS[kind](identities, groups, measured, shlex.quote(folder))
+    return Doubt(kind, score, identities, groups, measured, says, advice)
+
+
+_Words: TypeAlias = Callable[
+    [tuple[str, ...], tuple[tuple[Face, ...], ...], Mapping[str, float], str], tuple[str, str]
+]
+
+
+def _same_photo_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    (one,), (other,) = groups
+    who = names[0] if names else "nobody"
+    says = f"Faces {one.id} and {other.id} of {who} are {measured['distance']:.4g} apart."
+    advice = (
+        "It counts twice and does no harm; to have it once, delete the file of one and "
+        f"`faceprint forget {folder} --face {other.id}`."
+    )
+    return says, advice
+
+
+def _two_names_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    (one,), (other,) = groups
+    says = (
+        f"Face {one.id} of {one.identity} and face {other.id} of {other.identity} are "
+        f"{measured['distance']:.4g} apart: the same photo, or nearly."
+    )
+    merge = _merge(folder, str(one.identity), str(other.identity))
+    advice = (
+        f"If they are one person: {merge}. If one name is wrong: "
+        f"`faceprint forget {folder} --face {one.id}`, or --face {other.id}, and take its file away."
+    )
+    return says, advice
+
+
+def _anothers_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    ((face,), *_), (person, rival) = groups, names
+    says = (
+        f"Face {face.id} of {person} is {measured['own']:.4g} from the nearest of their other photos "
+        f"({measured['own_centroid']:.4g} from the centroid of the {measured['photos'] - 1:,.0f}), "
+        f"and {measured['other']:.4g} from {rival}."
+    )
+    return says, f"If it is not {person}: {_take_out(folder, [face])}."
+
+
+def _two_like_one_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    one, other = names
+    few, many = (one, other) if measured["photos"] < measured["other_photos"] else (other, one)
+    says = (
+        f"The centroids of {one} ({measured['photos']:,.0f} photos) and {other} "
+        f"({measured['other_photos']:,.0f}) are {measured['centroids']:.4g} apart; so many photos of one "
+        f"person would be {measured['by_chance']:.4g}, those of similar people {measured['usual']:.4g}."
+    )
+    return says, f"If they are one person: {_merge(folder, few, many)}."
+
+
+def _one_like_two_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    person, rival = names
+    says = (
+        f"{measured['photos']:,.0f} photos of {person} are {measured['gap']:.4g} from the nearest of the "
+        f"other {measured['other_photos']:,.0f}, and {measured['other']:.4g} from {rival}."
+    )
+    return says, f"If these are not {person}: {_take_out(folder, groups[0], more=measured['photos'])}."
+
+
+def _hub_words(
+    names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
+) -> tuple[str, str]:
+    (face,) = groups[0]
+    says = (
+        f"Face {face.id} of {names[0] if names else 'nobody'} is among the nearest of "
+        f"{measured['neighbour_of']:,.0f} faces of {measured['people']:,.0f} others."
+    )
+    advice = f"If the photo is blurred, dark or shows no face: {_take_out(folder, [face], rename=False)}."
+    return says, advice
+
+
+def _take_out(folder: str, some: Sequence[Face], *, more: float = 1, rename: bool = True) -> str:
+    """How photos are taken from a person."""
+    forget = ", ".join(f"`faceprint forget {folder} --face {face.id}`" for face in some)
+    also = f" (and the others, {more:,.0f} in all)" if more > len(some) else ""
+    where = (
+        ", move the file into the folder of who it is, and ingest that" if rename else " and delete the file"
+    )
+    return f"{forget}{also}{where.replace('file', 'files') if more > 1 else where}"
+
+
+def _merge(folder: str, name: str, into: str) -> str:
+    return f"`faceprint merge-identities {folder} {shlex.quote(name)} {shlex.quote(into)}`"
+
+
+_WORDS: Final[Mapping[Kind, _Words]] = {
+    Kind.SAME_PHOTO_TWO_NAMES: _two_names_words,
+    Kind.ANOTHERS_PHOTO: _anothers_words,
+    Kind.TWO_LIKE_ONE: _two_like_one_words,
+    Kind.ONE_LIKE_TWO: _one_like_two_words,
+    Kind.SAME_PHOTO: _same_photo_words,
+    Kind.HUB: _hub_words,
+}
+
+
+# Pages and JSON
+
+
+HEADINGS: Final[Mapping[Kind, str]] = {
+    Kind.SAME_PHOTO_TWO_NAMES: "One photo under two names",
+    Kind.ANOTHERS_PHOTO: "Photos unlike their person's others",
+    Kind.TWO_LIKE_ONE: "Two people who look like one",
+    Kind.ONE_LIKE_TWO: "One person who looks like two",
+    Kind.SAME_PHOTO: "Near duplicates",
+    Kind.HUB: "Photos that are close to everybody",
+}
+
+# What the groups of a doubt's photos are, when they are not called by the name of who is on them.
+_GROUP_NAMES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    Kind.ANOTHERS_PHOTO: ("doubted", "nearest of {0}", "nearest of {1}"),
+    Kind.ONE_LIKE_TWO: ("these of {0}", "others of {0}", "nearest of {1}"),
+    Kind.HUB: ("close to everybody", "among the nearest of these"),
+}
+
+# How many doubts of a kind a page shows.
+ON_A_PAGE: Final = 60
+
+
+def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED) -> bytes:
+    """One HTML file in UTF-8: what is usual, and the doubts with photos side by side, 60 of a kind at most.
+
+    Photos are read from their stored paths; one that cannot be read is a box with its name. Addresses are
+    fetched only as `fetching` allows it; see `Gallery.fetching`.
+    """
+    heads = ("doubt", "what is measured", "of", "usual", "doubted from", "found")
+    table = Table(heads, [limit_row(limit) for limit in audited.limits], frozenset({2, 3, 4, 5}))
+    sections = [_section(kind, audited) for kind in Kind]
+    return sheet(
+        f"Doubts about {audited.folder}",
+        [
+            scope(audited),
+            "Nothing was changed. Each doubt is for a person to look at; the number beside it says how many "
+            "robust standard deviations it is from what is usual here.",
+        ],
+        table,
+        [section for section in sections if section.items],
+        fetching,
+    )
+
+
+def scope(audited: Audited) -> str:
+    """In a sentence or two, what was looked at."""
+    every = audited.seed is None
+    what = f"{audited.faces:,} faces of {audited.identities:,} people"
+    drawn = f"{audited.audited:,} faces of {audited.people:,} people, drawn with seed {audited.seed}"
+    which = f"All {what}" if every else f"A sample of {drawn}, of {what}"
+    known = math.isfinite(audited.skewness)
+    skew = f" Skewness of how often a face is among the {audited.neighbours} nearest: {audited.skewness:.2f}."
+    gone = f" {audited.gone:,} doubts are about faces that were removed meanwhile." if audited.gone else ""
+    return f"{which} {'were' if every else 'was'} compared with all.{skew if known else ''}{gone}"
+
+
+def limit_row(limit: Limit) -> tuple[str, ...]:
+    """In words: which doubt, what is measured, of how many, the usual, doubted from, how many were found."""
+    said = [f"{number:.4g}" if math.isfinite(number) else "too few" for number in (limit.median, limit.limit)]
+    return HEADINGS[limit.kind], limit.measures, f"{limit.values:,}", *said, f"{limit.found:,}"
+
+
+def _section(kind: Kind, audited: Audited) -> Section:
+    doubts = [doubt for doubt in audited.doubts if doubt.kind == kind]
+    more = len(doubts) - ON_A_PAGE
+    words = f"{len(doubts):,}, the most serious first." + (
+        f" The first {ON_A_PAGE} are shown; all stand in what --json writes." if more > 0 else ""
+    )
+    return Section(HEADINGS[kind], words, [_item(doubt) for doubt in doubts[:ON_A_PAGE]])
+
+
+def _item(doubt: Doubt) -> Item:
+    names = _GROUP_NAMES.get(doubt.kind)
+    groups = []
+    for place, group in enumerate(doubt.groups):
+        named = (group[0].identity or "nobody") if names is None else names[place].format(*doubt.identities)
+        pictures = [
+            Picture(face.paths, face.sha256, f"face {face.id}, {face.identity or 'nobody'}") for face in group
+        ]
+        groups.append(Group(named, pictures, doubted=place == 0 and names is not None))
+    return Item(doubt.says, doubt.next, f"{doubt.score:.1f}", groups)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _limit_json(limit: Limit) -> dict[str, Any]:
+    return {
+        "kind": limit.kind,
+        "measures": limit.measures,
+        "values": limit.values,
+        "median": _finite(limit.median),
+        "limit": _finite(limit.limit),
+        "found": limit.found,
+    }
+
+
+def _doubt_json(doubt: Doubt) -> dict[str, Any]:
+    return {
+        "kind": doubt.kind,
+        "score": doubt.score,
+        "identities": list(doubt.identities),
+        "groups": [
+            [{"face_id": face.id, "identity": face.identity, "path": face.path} for face in group]
+            for group in doubt.groups
+        ],
+        "measured": dict(doubt.measured),
+        "says": doubt.says,
+        "next": doubt.next,
+    }

@@ -1,0 +1,101 @@
+"""A Check -> one HTML file with thumbnails, that opens anywhere and prints."""
+
+import base64
+import io
+import os
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from retrieval.errors import UnreadableImage
+from retrieval.images import pixels
+from retrieval.quality.dataset_check import Check, Finding, Kind, Shown
+from retrieval.sources import photos
+from retrieval.system.paths import is_url
+
+# Of each finding, how many cases are shown, and of each case how many photos.
+SHOWN: Final = 30
+PHOTOS_SHOWN: Final = 4
+
+# Twice the side at which they are shown, for screens of high resolution.
+_SIDE: Final = 256
+
+TITLES: Final = {
+    Kind.TOO_FEW_PEOPLE: "Too few identities",
+    Kind.TWO_NAMES: "One file under two names",
+    Kind.TWO_NAMES_NEAR: "One photograph under two names",
+    Kind.SINGLE_PHOTO: "Identities that cannot be split",
+    Kind.ACROSS_SPLIT: "Copies across the split",
+    Kind.UNREADABLE: "Unreadable files",
+    Kind.WRONG_LABEL: "Labels in doubt",
+    Kind.ACROSS_SPLIT_NEAR: "Near copies across the split",
+    Kind.COPY: "Copies",
+    Kind.NEAR_COPY: "Near copies",
+    Kind.TOO_FEW_PHOTOS: "Identities with too few photos",
+    Kind.FLAT: "Nearly constant pictures",
+    Kind.DARK: "Very dark pictures",
+    Kind.BRIGHT: "Very bright pictures",
+    Kind.STRETCHED: "Odd shapes",
+    Kind.TINY: "Smaller than the input",
+    Kind.GREY_AMONG_COLOUR: "Grey among coloured pictures",
+    Kind.COLOUR_AMONG_GREY: "Coloured among grey pictures",
+    Kind.UNEVEN: "Uneven identities",
+    Kind.NO_IDENTITY: "Photos of nobody",
+}
+
+
+def page(check: Check) -> str:
+    """The page, with its pictures in it; a photo that is gone meanwhile is an empty tile that says so."""
+    environment = Environment(
+        loader=PackageLoader("retrieval.quality", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= {
+        "thousands": lambda number: f"{number:,}",
+        "amount": amount,
+        "picture": _picture,
+        "file": lambda shown: os.path.basename(shown.path or "-"),
+    }
+    return environment.get_template("check.html.jinja").render(
+        check=check,
+        summary=summary(check),
+        usable=sum(1 for person in check.people if person.training),
+        titles=TITLES,
+        shown=SHOWN,
+        photos_shown=PHOTOS_SHOWN,
+    )
+
+
+def amount(finding: Finding) -> str:
+    """How many it is about."""
+    several = {"photo": "photos", "identity": "identities"}[finding.unit]
+    return f"{finding.count:,} {finding.unit if finding.count == 1 else several}"
+
+
+def summary(check: Check) -> str:
+    """What there is, in a sentence."""
+    usable = [person for person in check.people if person.training]
+    learned, held = sum(one.training for one in usable), sum(one.validation for one in usable)
+    photo = "photo" if check.readable == 1 else "photos"
+    identity = "identity" if len(check.people) == 1 else "identities"
+    return (
+        f"{check.readable:,} {photo} of {len(check.people):,} {identity}; train would learn from {learned:,} "
+        f"and hold out {held:,}, of {len(usable):,} identities."
+        + (f" Passed over: {check.passed_over}." if check.passed_over else "")
+    )
+
+
+def _picture(shown: Shown) -> Markup:
+    try:
+        if shown.path is None or is_url(shown.path):
+            return Markup('<div class="gone">not on this machine</div>')
+        picture: Any = pixels.thumbnail(photos.read_content(shown.path), side=_SIDE)
+    except UnreadableImage as error:
+        return Markup('<div class="gone">{}</div>').format(error.reason)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=80)
+    coded = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img alt="" src="data:image/jpeg;base64,{}">').format(coded)

@@ -1,0 +1,352 @@
+"""Searching: the photos or the people nearest to vectors, all from one snapshot, and what is decided on them.
+
+It knows nothing of pictures: `gallery.image_search` embeds them, and says what the classifier thinks.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.database.filters import Where
+from retrieval.database.store import Face, Reader
+from retrieval.errors import GalleryDamaged, InputError, ModelMismatch
+from retrieval.index.knn import Answer, Explanation
+from retrieval.index.segments import Ids
+from retrieval.search import decisions, people
+from retrieval.search.decisions import Decision
+from retrieval.search.people import Ranked, Rule
+from retrieval.storage.vault import Vault
+from retrieval.system.paths import is_below
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A stored photo and its Euclidean distance (not squared) to the query."""
+
+    face: Face
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The classifier's opinion: one of the identities it was trained on, and its softmax probability.
+
+    The classifier knows nobody else: a stranger too is given one of its names.
+    """
+
+    identity: str
+    probability: float
+
+
+class Found(tuple[_T, ...], Generic[_T]):
+    """What a search found, nearest first: a tuple, and with it the decision.
+
+    Attributes:
+        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
+    """
+
+    decision: Decision | None = None
+
+    @classmethod
+    def of(cls, found: Iterable[_T], decision: Decision | None) -> "Found[_T]":
+        """What was found, with a decision."""
+        made = cls(found)
+        made.decision = decision
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The answer to a picture.
+
+    Attributes:
+        matches: the nearest stored photos, nearest first, equal distances by face id.
+        prediction: from the same pass through the network.
+        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
+    """
+
+    matches: tuple[Match, ...]
+    prediction: Prediction
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PersonMatch:
+    """A person in an answer: how far by the rule that was asked for, and their nearest photos."""
+
+    identity: str
+    distance: float
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleResult:
+    """The people nearest to a picture, nearest first, the classifier's prediction, and the decision.
+
+    The decision is by the nearest photo, whatever the rule; see `SearchResult`.
+    """
+
+    people: tuple[PersonMatch, ...]
+    prediction: Prediction
+    decision: Decision | None = None
+
+
+class Question:
+    """What is asked: how many, how far, and of which faces; and how it is to be decided.
+
+    Raises:
+        InputError: k below 1, or None although no distance is given; or as `decisions.check_wanted`.
+    """
+
+    def __init__(
+        self,
+        k: int | None,
+        within: float | None,
+        where: Where | None,
+        explanation: Explanation | None,
+        fpir: float | None,
+        max_distance: float | None,
+    ) -> None:
+        decisions.check_wanted(fpir, max_distance)
+        if k is None and within is None:
+            raise InputError("Say how many neighbours, or within which distance.")
+        if k is not None and k < 1:
+            raise InputError(f"The number of neighbours must be at least 1, not {k}.")
+        self.k, self.within, self.where = k, within, where
+        self.fpir, self.max_distance = fpir, max_distance
+        self.explanation = Explanation() if explanation is None else explanation
+
+
+def nearest_faces(
+    vault: Vault,
+    vectors: NDArray[Any],
+    exclude: Sequence[int | None] | None = None,
+    *,
+    asked: Question,
+    generation: int | None = None,
+) -> list[Found[Match]]:
+    """The matches of each vector (n, d), all from one snapshot.
+
+    Args:
+        vault: the gallery's.
+        vectors: (n, d).
+        exclude: for each of them, a face that is no answer to it, or None.
+        asked: what is asked of all of them.
+        generation: the model that made them; None takes the caller's word.
+
+    Raises:
+        ModelMismatch: the snapshot is of another generation than the given one.
+        InputError: another shape, not finite, a distance that is negative or not finite, or an FPIR that the
+            gallery was not calibrated for.
+    """
+
+    def search(reader: Reader) -> list[Found[Match]]:
+        snapshot = _Snapshot(vault, reader, asked, generation)
+        found = snapshot.faces(vectors, exclude)
+        decided = snapshot.decide(vectors, exclude, found)
+        with asked.explanation.timed("look up"):
+            shown = snapshot.matches([(d[: asked.k], ids[: asked.k]) for d, ids in found])
+        return list(map(Found.of, shown, decided))
+
+    return vault.on_a_snapshot(search)
+
+
+def nearest_people(
+    vault: Vault,
+    vectors: NDArray[Any],
+    exclude: Sequence[int | None] | None = None,
+    *,
+    asked: Question,
+    rule: Rule,
+    mean_of: int,
+    photos: int,
+    generation: int | None = None,
+) -> list[Found[PersonMatch]]:
+    """The people nearest to each vector (n, d), all from one snapshot; otherwise as `nearest_faces`.
+
+    Args:
+        vault, vectors, exclude, asked, generation: see there.
+        rule, mean_of, photos: see `people.checked_rule` and `people.by_photos`.
+    """
+    left_out = [None] * len(vectors) if exclude is None else list(exclude)
+
+    def search(reader: Reader) -> list[Found[PersonMatch]]:
+        snapshot = _Snapshot(vault, reader, asked, generation)
+        queries = snapshot.flat.checked(vectors)
+        found: list[list[Ranked]] = []
+        # Centroids are computed once for all queries that leave out the same face, or none.
+        for face, places in groupby(range(len(queries)), key=left_out.__getitem__):
+            found += snapshot.rank(queries[list(places)], face, rule=rule, mean_of=mean_of, photos=photos)
+        decided = snapshot.decide(queries, exclude)
+        return list(map(Found.of, snapshot.named(found), decided))
+
+    return vault.on_a_snapshot(search)
+
+
+def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
+    """The vector (d,) of a stored face.
+
+    Raises:
+        InputError: there is no such face.
+    """
+
+    def find(reader: Reader) -> NDArray[np.float32]:
+        vector = vault.vector(reader, vault.state(reader).generation, face_id)
+        if vector is None:
+            raise InputError(f"There is no face {face_id} in {vault.folder}.")
+        return vector
+
+    return vault.on_a_snapshot(find)
+
+
+class _Snapshot:
+    """A snapshot of a gallery: what is asked of it, which of its faces may be an answer, and what decides.
+
+    Raises:
+        ModelMismatch: it is of another generation than the given one.
+        InputError: the gallery was not calibrated for the FPIR that is asked for.
+    """
+
+    def __init__(self, vault: Vault, reader: Reader, asked: Question, generation: int | None) -> None:
+        self.folder, self.reader, self.asked = vault.folder, reader, asked
+        self.state = vault.state(reader)
+        if generation not in (None, self.state.generation.id):
+            raise ModelMismatch(f"The gallery {self.folder} went over to another model meanwhile.")
+        self.allowed = self._allowed()
+        calibration, faces, name = self.state.calibration, self.state.faces, os.fspath(self.folder)
+        self.limit = decisions.limit(calibration, faces, asked.fpir, asked.max_distance, name)
+        self.flat = vault.vectors(self.state.generation)
+
+    def _allowed(self) -> Ids | None:
+        """The only faces that may be an answer; None is all."""
+        if self.asked.where is None:
+            return None
+        with self.asked.explanation.timed("where"):
+            return self.reader.face_ids_where(self.asked.where)
+
+    def search(
+        self,
+        queries: NDArray[Any],
+        count: int,
+        allowed: Ids | None,
+        exclude: Sequence[int | None] | None,
+    ) -> list[Answer]:
+        """The nearest faces to each query (n, d), so many of them."""
+        return self.flat.search(self.state.segments, queries, count, **self._options(allowed, exclude))
+
+    def _options(self, allowed: Ids | None, exclude: Sequence[int | None] | None) -> dict[str, Any]:
+        options: dict[str, Any] = {"coded": self.state.coded, "explanation": self.asked.explanation}
+        return options | {"allowed": allowed, "exclude": exclude}
+
+    def faces(self, vectors: NDArray[Any], exclude: Sequence[int | None] | None) -> list[Answer]:
+        """The nearest faces to each vector (n, d), as asked for; a few more where something is decided."""
+        asked = self.asked
+        if asked.within is not None:
+            options = self._options(self.allowed, exclude)
+            return self.flat.search_within(self.state.segments, vectors, asked.within, **options)
+        # A decision needs the second person too: mostly a few more faces show one.
+        count = asked.k or 1
+        count = count if self.limit is None else max(count, decisions.FIRST)
+        return self.search(vectors, count, self.allowed, exclude)
+
+    def rank(
+        self, queries: NDArray[np.float32], face: int | None, *, rule: Rule, mean_of: int, photos: int
+    ) -> list[list[Ranked]]:
+        """The nearest people to each query (n, d), all of which leave out the same face, or none."""
+        k, allowed = self.asked.k or 1, self.allowed
+
+        def ask(one: NDArray[np.float32], count: int, only: Ids | None) -> list[Answer]:
+            return self.search(one, count, only, [face])
+
+        if rule is not Rule.CENTROID:
+            number = mean_of if rule is Rule.MEAN else 1
+            return people.by_photos(
+                self.reader, ask, queries, k, mean_of=number, photos=photos, allowed=allowed
+            )
+        blocks = self.flat.blocks(self.state.segments, self.state.coded)
+        if face is not None:
+            everybody = np.fromiter(self.reader.face_ids(), np.int64) if allowed is None else allowed
+            allowed = everybody[everybody != face]
+        return people.by_centroid(self.reader, ask, blocks, queries, k, photos=photos, allowed=allowed)
+
+    def decide(
+        self,
+        vectors: NDArray[Any],
+        exclude: Sequence[int | None] | None,
+        beginnings: Sequence[Answer] | None = None,
+    ) -> list[Decision | None]:
+        """The decision on each vector (n, d), of which the nearest may be known already."""
+        if self.limit is None:
+            return [None] * len(vectors)
+        queries = self.flat.checked(vectors)
+        left_out = [None] * len(queries) if exclude is None else list(exclude)
+
+        def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Answer]:
+            some = self._intersected(only)
+            return self.search(queries[list(places)], count, some, [left_out[place] for place in places])
+
+        if beginnings is None:
+            beginnings = [(np.empty(0), np.empty(0, np.int64))] * len(queries)
+        explanation = self.asked.explanation
+        before, rows = explanation.queries, explanation.rows
+        with explanation.timed("decide"):
+            found = decisions.two_nearest(self.reader, ask, beginnings)
+            names = self.reader.names_of_identities(set(found.people.ravel().tolist()))
+        # The same questions, gone on with.
+        explanation.queries, explanation.rows = before, rows
+        return list(decisions.decide(found, names, self.limit))
+
+    def _intersected(self, only: Ids | None) -> Ids | None:
+        """Of some faces, or of all, those that may be an answer."""
+        if only is None:
+            return self.allowed
+        return only if self.allowed is None else np.intersect1d(only, self.allowed)
+
+    def named(self, found: Sequence[Sequence[Ranked]]) -> list[tuple[PersonMatch, ...]]:
+        """People with their names and photos."""
+        names = self.reader.names_of_identities({one.identity_id for some in found for one in some})
+        photos = [
+            (np.array(one.distances), np.array(one.face_ids, np.int64)) for some in found for one in some
+        ]
+        matches = iter(self.matches(photos))
+        return [
+            tuple(PersonMatch(names[one.identity_id], one.distance, next(matches)) for one in some)
+            for some in found
+        ]
+
+    def matches(self, found: Sequence[Answer]) -> list[tuple[Match, ...]]:
+        """Faces with what is stored of them.
+
+        Raises:
+            GalleryDamaged: there is a vector without a face.
+        """
+        faces = self.reader.faces({int(number) for _, ids in found for number in ids})
+        if self.asked.where is not None and self.asked.where.path_prefixes:
+            faces = {number: _meant_first(face, self.asked.where) for number, face in faces.items()}
+        try:
+            return [
+                tuple(
+                    Match(faces[number], distance)
+                    for distance, number in zip(distances.tolist(), ids.tolist(), strict=True)
+                )
+                for distances, ids in found
+            ]
+        except KeyError as error:
+            raise GalleryDamaged(
+                f"{self.folder} has a vector {error} without a face; see `faceprint verify {self.folder}`."
+            ) from error
+
+
+def _meant_first(face: Face, where: Where) -> Face:
+    """A face whose paths that meet a condition come first."""
+    meant = [path for path in face.paths if is_below(path, where.path_prefixes)]
+    others = [path for path in face.paths if not is_below(path, where.path_prefixes)]
+    return dataclasses.replace(face, paths=(*meant, *others), meant=len(meant))

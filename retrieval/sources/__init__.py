@@ -1,0 +1,1 @@
+"""Where photos come from, and what is said of them there."""

@@ -1,0 +1,510 @@
+"""Archives: the files in a tar or a zip, one after the other; nothing is ever extracted to the disk.
+
+A tar is read from its beginning to its end, without seeking, so that it may be a pipe. The bytes decide how
+it is compressed; the name decides only that it is an archive.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import posixpath
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Literal, TypeAlias, cast
+
+from retrieval.errors import Reason, UnreadableImage
+from retrieval.images.pixels import MAX_BYTES
+from retrieval.sources.exclusion import Exclusion, PassedOver
+from retrieval.system.paths import is_url
+
+Kind: TypeAlias = Literal["tar", "zip"]
+
+_TAR: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_COMPRESSED: Final = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
+
+# Headers of tar that only carry a long name or attributes for the next one.
+_CARRIERS: Final = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_LONGEST: Final = 2**20
+
+# What an archive may hold, all members together: so many bytes, and so many more for each of its own bytes. A
+# kilobyte of bzip2 may hold gigabytes; photos are compressed already.
+_SPARE: Final = 128 * 2**20
+_EXPANSION: Final = 200
+# Zeros in a row, between archives that are put one behind the other. Each 512 of them are a header to read.
+_ZEROS: Final = 16 * 2**20
+_BOMB: Final = f"it unpacks to more than {_EXPANSION} times its own bytes"
+
+_LINK: Final = "it is a link inside an archive, and only the file itself is taken"
+_TOO_LARGE: Final = f"it has more than {MAX_BYTES:,} bytes, which is the limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive.
+
+    Attributes:
+        name: its path in the archive, as `inside` gives it; empty for what is wrong with the archive itself.
+        content: its bytes; None where there is a problem.
+        problem, detail: why it cannot be had.
+    """
+
+    name: str
+    content: bytes | None = None
+    problem: Reason | None = None
+    detail: str | None = None
+
+
+def kind(name: str | os.PathLike[str]) -> Kind | None:
+    """Which archive a file of this name is, if any."""
+    lower = os.fspath(name).lower()
+    if lower.endswith(_TAR):
+        return "tar"
+    return "zip" if lower.endswith(".zip") else None
+
+
+def stem(name: str) -> str:
+    """The name of an archive without its folder and its suffix: photos for /x/photos.tar.gz."""
+    base = posixpath.basename(name)
+    suffixes = sorted((s for s in (*_TAR, ".zip") if base.lower().endswith(s)), key=len)
+    return base[: -len(suffixes[-1])] if suffixes else base
+
+
+def inside(name: str) -> str:
+    """The path of a member below its archive: never absolute, and never above it."""
+    return posixpath.normpath("/" + name).lstrip("/")
+
+
+def members(
+    name: str,
+    opened: Callable[[], BinaryIO],
+    *,
+    exclusion: Exclusion = Exclusion(),
+    passed_over: PassedOver | None = None,
+) -> Iterator[Member]:
+    """The files of an archive: of a tar in its order, of a zip by name. Folders and litter are passed over.
+
+    One member is in memory at a time, none of more than `MAX_BYTES`. Links, devices and whatever cannot be
+    had come out with their problem. So does damage: what comes before it in a tar is taken; a zip has its
+    list of contents at its end, and without that nothing.
+
+    Args:
+        name: says which kind it is.
+        opened: opens it for reading; a zip must be able to seek.
+        exclusion: what is passed over, as in a folder (see `folders.walk`).
+        passed_over: the files that were are added to it.
+    """
+    try:
+        file = opened()
+    except UnreadableImage as error:
+        yield Member("", None, error.reason, error.detail)
+        return
+    except OSError as error:
+        denied = isinstance(error, PermissionError)
+        reason = Reason.NO_PERMISSION if denied else Reason.IO_ERROR
+        yield Member("", None, reason, f"the archive cannot be opened: {error.strerror or error}")
+        return
+    with file:
+        found = _tar_members if kind(name) == "tar" else _zip_members
+        yield from found(file, _Taken(exclusion, passed_over))
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Which members are taken; the others are counted."""
+
+    exclusion: Exclusion
+    passed_over: PassedOver | None
+
+    def __call__(self, name: str) -> bool:
+        rule = self.exclusion.rule_of_member(name) if name else None
+        if rule is not None and self.passed_over is not None:
+            self.passed_over.add_file(rule)
+        return bool(name) and rule is None
+
+
+def on_disk(path: str) -> BinaryIO:
+    """An archive on this machine, opened; of a pipe, once somebody writes to it."""
+    return open(path, "rb")
+
+
+def split(path: str) -> tuple[str, str] | None:
+    """The archive that a path leads into, and the member's path in it; None where there is no such file."""
+    archive = os.path.dirname(path)
+    while archive not in ("", os.path.dirname(archive)):
+        if kind(archive) and os.path.isfile(archive):
+            return archive, path[len(archive) + 1 :]
+        archive = os.path.dirname(archive)
+    return None
+
+
+def first_present(paths: Sequence[str]) -> str | None:
+    """Of the paths that have the same bytes, one to show: the first that exists, else the first.
+
+    Nothing is read: a member is there when its archive is, and an address comes after what is here.
+    """
+    if len(paths) < 2:
+        return paths[0] if paths else None
+    here = (path for path in paths if not is_url(path) and _is_present(path))
+    return next(here, next((path for path in paths if is_url(path)), paths[0]))
+
+
+def _is_present(path: str) -> bool:
+    try:
+        os.stat(path)
+    except NotADirectoryError:
+        return split(path) is not None
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class Shelf:
+    """Members of archives on disk, by their paths. The archive of the last one stays open for the next."""
+
+    def __init__(self) -> None:
+        self._opened: _Opened | None = None
+
+    def read(self, archive: str, name: str) -> bytes:
+        """The bytes of a member.
+
+        Raises:
+            UnreadableImage: the archive or the member is missing, damaged or too large.
+        """
+        try:
+            return self._archive(archive).read(name)
+        except UnreadableImage:
+            raise
+        except KeyError as error:
+            raise UnreadableImage(Reason.MISSING, "there is no such file in the archive") from error
+        except Exception as error:
+            raise UnreadableImage(Reason.DAMAGED, f"its archive cannot be read: {_words(error)}") from error
+
+    def has(self, archive: str, name: str) -> bool:
+        """Whether an archive has a member; also True where that cannot be told."""
+        try:
+            return self._archive(archive).has(name)
+        except Exception:
+            # Damaged, barred, no archive at all: nothing shows that the member is gone.
+            return True
+
+    def close(self) -> None:
+        """Closes what is open."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> "Shelf":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _archive(self, path: str) -> "_Opened":
+        if self._opened is None or self._opened.path != path:
+            self.close()
+            self._opened = _ZipFile(path) if kind(path) == "zip" else _TarFile(path)
+        return self._opened
+
+
+# tar
+
+
+class _Damage(tarfile.ReadError):
+    """A header that is none. tarfile takes one in the middle for the end; we do not."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header; each archive has a subclass of its own, which counts zeros in their place."""
+
+    zeros = 0
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        if not any(buf):
+            cls.zeros += len(buf)
+            if cls.zeros > _ZEROS:
+                raise _Damage(f"it has more than {_ZEROS:,} zeros in a row")
+            return super().frombuf(buf, encoding, errors)  # the end, or zeros on the way to it
+        cls.zeros = 0
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            raise _Damage(str(error)) from error
+        if header.size < 0 or (header.type in _CARRIERS and header.size > _LONGEST):
+            raise _Damage("a header with a hostile size")
+        return header
+
+
+class _Counted(io.RawIOBase):
+    """A file that knows how many of its bytes were read, at most."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.count += len(data)
+        return data
+
+    def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class _Tail(io.RawIOBase):
+    """A tar's bytes, unpacked. Remembers the last block that was read: a whole tar ends with one of zeros.
+
+    Reading raises _Damage where there are too many bytes for those of the archive.
+    """
+
+    def __init__(self, file: BinaryIO, packed: _Counted | None) -> None:
+        self._file = file
+        self._packed = packed
+        self._last = b""
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
+        self._count += len(data)
+        if self._packed is not None and self._count > _SPARE + _EXPANSION * self._packed.count:
+            raise _Damage(_BOMB)
+        return data
+
+    def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
+        self._last = b""
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def ends_well(self) -> bool:
+        return self._last == bytes(tarfile.BLOCKSIZE)
+
+
+def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
+    tail: _Tail | None = None
+    tar: tarfile.TarFile | None = None
+    found = 0
+    while True:
+        member = None
+        try:
+            if tar is None or tail is None:
+                tail = _Tail(*_decompressed(file))
+                tar = _open_tar(tail, "r|")
+            info = _next(tar)
+            if info is not None:
+                member = _tar_member(tar, info, taken)
+            elif not tail.ends_well():
+                raise _Damage("it has no end mark, so it may have been cut")
+        except Exception as error:
+            # A parser fed hostile bytes may raise anything; one bad archive must never end a run.
+            detail = f"the archive is damaged after {found:,} files: {_words(error)}"
+            yield Member("", None, Reason.DAMAGED, detail)
+            return
+        if info is None:
+            return
+        if member is not None:
+            found += 1
+            yield member
+
+
+def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _Taken) -> Member | None:
+    name = inside(info.name)
+    if info.isdir() or not taken(name):
+        return None
+    if info.issym() or info.islnk():
+        return Member(name, None, Reason.NOT_A_FILE, _LINK)
+    if not info.isreg():
+        return Member(name, None, Reason.NOT_A_FILE, "it is not a regular file")
+    if info.size > MAX_BYTES:
+        return Member(name, None, Reason.TOO_MANY_BYTES, _TOO_LARGE)
+    content = cast(Any, tar.extractfile(info)).read()
+    if len(content) != info.size:
+        raise _Damage("unexpected end of data")
+    return Member(name, content)
+
+
+def _decompressed(file: BinaryIO) -> tuple[BinaryIO, _Counted | None]:
+    """The bytes of a tar, whatever it is compressed with; and those that it has, where it is compressed."""
+    buffered = file if hasattr(file, "peek") else io.BufferedReader(cast(io.RawIOBase, file))
+    head = cast(Any, buffered).peek(6)
+    for magic, decompress in _COMPRESSED:
+        if head.startswith(magic):
+            packed = _Counted(buffered)
+            return cast(BinaryIO, decompress(cast(BinaryIO, packed))), packed
+    return buffered, None
+
+
+def _open_tar(file: Any, mode: Any) -> tarfile.TarFile:
+    # Zeros are passed over: archives put one behind the other are all read, and a pipe to its end.
+    header = type("_ArchiveHeader", (_Header,), {})
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=header, ignore_zeros=True, encoding="utf-8")
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    info = tar.next()
+    # Otherwise tarfile remembers every member, to the last.
+    cast(Any, tar).members = []
+    return info
+
+
+class _TarFile:
+    """A tar that can seek: where each of its files begins. A compressed one is read through for that."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file = on_disk(path)
+        try:
+            self._data, packed = _decompressed(self._file)
+            self._places = dict(_places(self._data, packed))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def has(self, name: str) -> bool:
+        return inside(name) in self._places
+
+    def read(self, name: str) -> bytes:
+        start, size = self._places[inside(name)]
+        if size > MAX_BYTES:
+            raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE)
+        self._data.seek(start)
+        return self._data.read(size)
+
+    def close(self) -> None:
+        self._data.close()
+        self._file.close()
+
+
+def _places(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Where the bytes of each file lie, in bytes from the beginning, and how many there are."""
+    tail = _Tail(data, packed)
+    with closing(_open_tar(tail, "r:")) as tar:
+        before = -1
+        while (info := _next(tar)) is not None:
+            if info.offset <= before:
+                raise _Damage("headers that lead back")
+            before = info.offset
+            if info.isreg() and not info.issparse():
+                yield inside(info.name), (info.offset_data, info.size)
+        # A tar that was cut does not show that what it lacks is gone.
+        if not tail.ends_well():
+            raise _Damage("it has no end mark, so it may have been cut")
+
+
+# zip
+
+
+def _zip_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
+    try:
+        archive = zipfile.ZipFile(file)
+        listed = sorted(((_zip_name(info), info) for info in archive.infolist()), key=lambda one: one[0])
+    except Exception as error:
+        yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_words(error)}")
+        return
+    with archive:
+        left = _SPARE + _EXPANSION * file.seek(0, os.SEEK_END)
+        for name, info in listed:
+            if info.is_dir() or not taken(name):
+                continue
+            left -= min(info.file_size, MAX_BYTES)
+            if left < 0:
+                # Members may lie over each other, so that a small file promises much.
+                yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_BOMB}")
+                return
+            yield _zip_member(archive, info, name)
+
+
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:
+    try:
+        return Member(name, _zip_content(archive, info))
+    except UnreadableImage as error:
+        return Member(name, None, error.reason, error.detail)
+
+
+def _zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    file_type = stat.S_IFMT(info.external_attr >> 16)
+    if file_type not in (0, stat.S_IFREG):
+        link = file_type == stat.S_IFLNK
+        raise UnreadableImage(Reason.NOT_A_FILE, _LINK if link else "it is not a regular file")
+    if info.flag_bits & 1:
+        raise UnreadableImage(Reason.UNSUPPORTED_FORMAT, "it is encrypted; unpack the archive first")
+    if info.file_size > MAX_BYTES:
+        raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE)
+    try:
+        with archive.open(info) as file:
+            # What unpacks to more than it promised is cut there, and fails its checksum.
+            return file.read(MAX_BYTES)
+    except NotImplementedError as error:
+        raise UnreadableImage(
+            Reason.UNSUPPORTED_FORMAT,
+            "it is compressed in a way that we do not read; unpack the archive first",
+        ) from error
+    except Exception as error:
+        raise UnreadableImage(
+            Reason.DAMAGED, f"its data in the archive are damaged: {_words(error)}"
+        ) from error
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Many programs write UTF-8 without the flag that says so, and zipfile takes it for an old DOS page."""
+    if info.flag_bits & 0x800:
+        return inside(info.filename)
+    try:
+        return inside(info.filename.encode("cp437").decode())
+    except UnicodeError:
+        return inside(info.filename)
+
+
+class _ZipFile:
+    """A zip: its list of contents is in it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._archive = zipfile.ZipFile(path)
+        self._infos = {_zip_name(info): info for info in self._archive.infolist()}
+
+    def has(self, name: str) -> bool:
+        return inside(name) in self._infos
+
+    def read(self, name: str) -> bytes:
+        return _zip_content(self._archive, self._infos[inside(name)])
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+_Opened: TypeAlias = _TarFile | _ZipFile
+
+
+def _words(error: Exception) -> str:
+    """What a library says of bytes that it cannot read, as the end of a sentence."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

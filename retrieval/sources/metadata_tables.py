@@ -1,0 +1,391 @@
+"""Annotations: what people say about faces and identities, as JSON objects; and the files they come in."""
+
+import csv
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from retrieval.errors import InputError
+from retrieval.system.files import why
+from retrieval.system.parquet import opened, pyarrow
+from retrieval.system.paths import absolute, is_url
+
+Metadata: TypeAlias = dict[str, Any]
+
+# How long the metadata of one face or identity may be, in bytes of JSON.
+MOST_BYTES: Final = 64 * 1024
+
+# How many objects and lists may lie in one another. Databases have limits of their own, far above.
+_MOST_LEVELS: Final = 64
+
+# What every database holds exactly.
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+# How many rows of a file are read at a time.
+_ROWS: Final = 4096
+
+# As JSON spells numbers: 007 and +1 are texts.
+_INTEGER: Final = re.compile(r"-?[1-9][0-9]*|0")
+_FLOAT: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
+
+
+# JSON objects
+
+
+def to_json(value: Any) -> str:
+    """JSON as the database has it: the same value always gives the same text."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def encoded(metadata: Mapping[str, Any] | None, of: str) -> str | None:
+    """Metadata as JSON text; None for None and for an empty object.
+
+    Args:
+        metadata: keys are texts; values texts, integers of 64 bits, floats, booleans, None, lists and
+            objects of these.
+        of: whose they are, for the sentence of an error.
+
+    Raises:
+        InputError: something that JSON cannot say and every database keep, or more than 64 KiB of it.
+    """
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise InputError(
+            f"The metadata of {of} are {_kind(metadata)}; they must be an object, with a value for each key."
+        )
+    text = to_json(_checked(metadata, of, _MOST_LEVELS))
+    size = len(text.encode())
+    if size > MOST_BYTES:
+        raise InputError(
+            f"The metadata of {of} take {size:,} bytes as JSON; {MOST_BYTES:,} are allowed. Shorten them."
+        )
+    return text if metadata else None
+
+
+def decoded(text: str | None, of: str) -> Metadata:
+    """Metadata of JSON text; nothing for None and an empty text.
+
+    Raises:
+        InputError: it is not JSON, or not an object, or one that `encoded` would refuse.
+    """
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The metadata of {of} are not JSON.") from error
+    stored = encoded(found, of)
+    return json.loads(stored) if stored else {}
+
+
+def filled(own: Mapping[str, Any], others: Mapping[str, Any]) -> Metadata:
+    """One's own metadata, and of another's what one has no key for."""
+    return {**others, **own}
+
+
+def _checked(value: Any, of: str, levels: int) -> Any:
+    """A value of the types that JSON has.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _checked_text(value, of)
+    if isinstance(value, int):
+        if not _LEAST <= value <= _MOST:
+            raise InputError(f"The metadata of {of} have an integer beyond 64 bits; give it as text.")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"The metadata of {of} have the number {value}, which JSON does not know.")
+        return float(value)
+    if not isinstance(value, Mapping | list | tuple):
+        raise InputError(f"The metadata of {of} have {_kind(value)}, which JSON does not know.")
+    if not levels:
+        raise InputError(f"The metadata of {of} lie more than {_MOST_LEVELS} levels deep; flatten them.")
+    if isinstance(value, list | tuple):
+        return [_checked(one, of, levels - 1) for one in value]
+    for key in value:
+        if not isinstance(key, str):
+            raise InputError(f"The metadata of {of} have the key {key!r}; keys must be texts.")
+    return {_checked_text(key, of): _checked(one, of, levels - 1) for key, one in value.items()}
+
+
+def _checked_text(text: str, of: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"The metadata of {of} have the text {text!a}, not valid Unicode.") from error
+    if "\0" in text:
+        # SQLite's JSON functions end a text there, and PostgreSQL refuses it.
+        raise InputError(f"The metadata of {of} have a text with a zero character; leave it out.")
+    return str(text)
+
+
+def _kind(value: object) -> str:
+    return f"a value of the type {type(value).__name__}"
+
+
+# Files
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """A table of metadata that was read from end to end once, and found to be whole.
+
+    Attributes:
+        path: of the file.
+        about: "path" for the faces of these paths, "identity" for people.
+        rows: how many.
+    """
+
+    path: Path
+    about: str
+    rows: int
+
+    def batches(self) -> Iterator[dict[str, Metadata]]:
+        """Metadata by absolute path, or by name; some thousand rows at a time.
+
+        Raises:
+            InputError: the file is not what it was when it was read first.
+        """
+        for _, batch in _batches(self.path):
+            yield dict(batch)
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Opens a table of metadata: CSV, or Parquet where its name ends so. Reads it once, to check every row.
+
+    A column `path` says whose the metadata of a row are: the face's of that file. Relative paths begin in
+    the folder of the table; where nothing is there, but something from the current folder, then in that.
+    Without such a column, `identity` says which person's they are. Every other column is a key; `identity`
+    beside `path` is passed over.
+
+    A value of CSV is what it looks like: an integer, a number with a point or an exponent, true or false;
+    nothing where it is empty; any other is a text, also with a leading zero or plus. Parquet keeps its
+    types; dates and times become ISO 8601, a null or NaN becomes nothing.
+
+    Raises:
+        InputError: there is no such file, or it is something else, or a row has metadata that cannot be
+            stored or no path, or two rows are about the same.
+        MissingDependency: it is Parquet, and pyarrow is not installed.
+    """
+    rows, about = 0, "path"
+    first: dict[str, int] = {}
+    for kind, batch in _batches(path):
+        about = kind
+        for target, _ in batch:
+            rows += 1
+            if target in first:
+                raise InputError(f"Rows {first[target]:,} and {rows:,} of {path} are both about {target!a}.")
+            first[target] = rows
+    return Annotations(path, about, rows)
+
+
+def _batches(path: Path) -> Iterator[tuple[str, list[tuple[str, Metadata]]]]:
+    """What the rows are about, and some of them: (absolute path or name, metadata), as they can be stored."""
+    with closing(tables(path)) as read:
+        row = 0
+        for names, part in read:
+            about = what_about(path, names)
+            place = names.index(about)
+            keys = [(n, name) for n, name in enumerate(names) if name not in (about, "identity")]
+            find = paths_beside(path) if about == "path" else _composed
+            found: list[tuple[str, Metadata]] = []
+            for values in part:
+                if isinstance(values, InputError):
+                    raise values
+                row += 1
+                of = f"row {row:,} of {path}"
+                target = values[place]
+                if not isinstance(target, str) or not target:
+                    raise InputError(f"Row {row:,} of {path} has no {about}.")
+                _checked_text(target, of)
+                metadata = {name: values[n] for n, name in keys if not is_nothing(values[n])}
+                encoded(metadata, of)
+                found.append((find(target), metadata))
+            yield about, found
+
+
+def what_about(path: Path, names: Sequence[str]) -> str:
+    """What the rows of a table with these columns are about: "path" or "identity".
+
+    Raises:
+        InputError: neither, or columns that cannot be told apart.
+    """
+    for name in ("path", "identity"):
+        if name in names:
+            if len(set(names)) < len(names) or "" in names:
+                raise InputError(
+                    f"{path} has two columns of one name, or one without; name each differently."
+                )
+            return name
+    raise InputError(
+        f"{path} has neither a column `path` nor a column `identity`; its columns are "
+        f"{', '.join(names) or 'none'}."
+    )
+
+
+def paths_beside(table: Path) -> Callable[[str], str]:
+    """How the paths in a file are meant: from its folder, or from the current one where only that has it."""
+    folder = table.absolute().parent
+
+    def find(name: str) -> str:
+        if is_url(name):
+            return absolute(name)
+        if "\\" in name and not os.path.lexists(folder / name) and not os.path.lexists(name):
+            name = name.replace("\\", "/")  # as Windows writes paths
+        beside = os.path.abspath(folder / name)
+        here = os.path.abspath(name)
+        return here if not os.path.lexists(beside) and os.path.lexists(here) else beside
+
+    return find
+
+
+def _composed(name: str) -> str:
+    """A name in Unicode's composed form, as those of folders are."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a value of a table says nothing: a null or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+# Names of columns, and rows: a value for each column, or what is wrong with a line that is none.
+Table: TypeAlias = tuple[list[str], Iterable[Sequence[Any] | InputError]]
+
+
+def tables(path: Path, *, encoding_errors: str = "strict") -> Generator[Table, None, None]:
+    """A CSV file, or Parquet where its name ends so: first its columns alone, then some thousand rows a time.
+
+    Args:
+        path: of the file.
+        encoding_errors: "surrogateescape" lets CSV that is not UTF-8 through, marked as `is_utf8` sees.
+
+    Raises:
+        InputError: it cannot be read, or not as CSV or Parquet.
+        MissingDependency: it is Parquet, and pyarrow is not installed.
+    """
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return _read_parquet(path)
+    return _read_csv(path, encoding_errors)
+
+
+def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
+    try:
+        # A byte order mark is what Excel begins with; it is no letter of the first column's name.
+        with open(path, encoding="utf-8-sig", errors=encoding_errors, newline="") as file:
+            head = file.readline()
+            rest = chain([head] if head else [], file)
+            lines = csv.reader(rest, delimiter=_separator(head), strict=True)
+            names = next(lines, [])
+            part: list[Sequence[Any] | InputError] = []
+            yield names, part
+            while (values := _next_line(lines, path, names)) is not None:
+                if values == []:
+                    continue  # an empty line
+                part.append(values)
+                if len(part) == _ROWS:
+                    yield names, part
+                    part = []
+            if part:
+                yield names, part
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text in UTF-8; save it as CSV in UTF-8.") from error
+    except csv.Error as error:
+        raise InputError(f"{path} is not CSV as we read it: {error}.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def separator_of(path: Path) -> str:
+    """What stands between the columns of a CSV file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            return _separator(file.readline())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def _separator(head: str) -> str:
+    """That of a table with this first line: spreadsheets write semicolons where numbers have commas."""
+    return ";" if ";" in head and "," not in head else ","
+
+
+def _next_line(lines: Any, path: Path, names: Sequence[str]) -> list[Any] | InputError | None:
+    """The values of the next row that a csv.reader gives; [] for an empty line, None at the end."""
+    try:
+        values = next(lines, None)
+    except csv.Error as error:
+        if "field limit" in str(error):
+            most = csv.field_size_limit()
+            return InputError(f"Line {lines.line_num:,} of {path} has a value of more than {most:,} letters.")
+        return InputError(f"Line {lines.line_num:,} of {path} is not CSV as we read it: {error}.")
+    if not values:
+        return values
+    if len(values) != len(names):
+        return InputError(
+            f"Line {lines.line_num:,} of {path} has {len(values)} values; there are {len(names)} columns."
+        )
+    return [_typed(value, name) for value, name in zip(values, names, strict=True)]
+
+
+def _typed(text: str, column: str) -> Any:
+    """A value as it looks; paths and names are texts whatever they look like."""
+    if column in ("path", "identity"):
+        return text
+    if not text:
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if _INTEGER.fullmatch(text) and len(text) < 20 and _LEAST <= int(text) <= _MOST:
+        return int(text)
+    if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    return text
+
+
+def _read_parquet(path: Path) -> Generator[Table, None, None]:
+    pa, _ = pyarrow()
+    with opened(path) as parquet:
+        names = list(parquet.schema_arrow.names)
+        yield names, []
+        for piece in parquet.iter_batches(batch_size=_ROWS):
+            columns = []
+            for column in piece.columns:
+                if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+                    # Python's times end at microseconds.
+                    column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+                columns.append([_plain(value) for value in column.to_pylist()])
+            yield names, zip(*columns, strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of Parquet's as JSON has it, if it can."""
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return value

@@ -1,0 +1,103 @@
+"""Shards: what files beside a photo in an archive say about it, as in WebDataset.
+
+Members that follow each other and differ only in their last suffix belong together. Among them, `.cls` is
+the identity as text, `.json` an object whose `identity` is one and whose other keys are metadata, `.txt` a
+text: the identity where nothing else gives one, and otherwise the metadata `text`.
+"""
+
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from retrieval.errors import InputError, Reason
+from retrieval.images.pixels import MAX_BYTES
+from retrieval.sources.archives import Member
+from retrieval.sources.metadata_tables import decoded, encoded
+from retrieval.system.paths import composed
+
+_BESIDE: Final = (".cls", ".json", ".txt")
+_MOST_BYTES: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A member of an archive that is a photo, for all we know, and what is said about it."""
+
+    member: Member
+    identity: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def samples(members: Iterable[Member], whose: Callable[[str], str | None]) -> Iterator[Sample]:
+    """Members with what those beside them say, in their order.
+
+    Files without a photo beside them are photos for all we know. What cannot be understood beside a photo
+    is that photo's problem.
+
+    Args:
+        members: of one archive, in its order.
+        whose: the identity that a member's path gives.
+    """
+    group: list[Member] = []
+    held = 0
+    for member in members:
+        if group and (_key(member) != _key(group[0]) or held > MAX_BYTES):
+            yield from _resolved(group, whose)
+            group, held = [], 0
+        group.append(member)
+        held += len(member.content or b"")
+    yield from _resolved(group, whose)
+
+
+def _key(member: Member) -> str:
+    return posixpath.splitext(member.name)[0]
+
+
+def _suffix(member: Member) -> str:
+    return posixpath.splitext(member.name)[1].lower()
+
+
+def _resolved(group: list[Member], whose: Callable[[str], str | None]) -> Iterator[Sample]:
+    photos = [member for member in group if _suffix(member) not in _BESIDE]
+    beside = {_suffix(member): member for member in group if _suffix(member) in _BESIDE}
+    if not photos or not beside:
+        yield from (Sample(member, whose(member.name)) for member in group)
+        return
+    try:
+        identity, metadata = _said(beside, whose(photos[0].name))
+    except InputError as error:
+        for photo in photos:
+            yield Sample(Member(photo.name, None, Reason.BAD_METADATA, error.words), whose(photo.name))
+        return
+    yield from (Sample(photo, identity, metadata) for photo in photos)
+
+
+def _said(beside: dict[str, Member], folder: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The identity and the metadata that files beside a photo give.
+
+    Raises:
+        InputError: one cannot be understood.
+    """
+    texts = {suffix: _text(member) for suffix, member in beside.items()}
+    metadata = decoded(texts[".json"], beside[".json"].name) if ".json" in texts else {}
+    identity = metadata.pop("identity", None)
+    if not isinstance(identity, str | int | None):
+        raise InputError(f"The identity in {beside['.json'].name} is not a text.")
+    identity = (None if identity is None else str(identity)) or texts.get(".cls") or folder
+    if texts.get(".txt"):
+        if identity is None:
+            identity = texts[".txt"]
+        else:
+            metadata.setdefault("text", texts[".txt"])
+    encoded(metadata, beside[max(beside)].name)
+    return composed(identity) if identity else None, metadata
+
+
+def _text(member: Member) -> str:
+    if member.content is None or len(member.content) > _MOST_BYTES:
+        raise InputError(f"The file {member.name} beside it cannot be read.")
+    try:
+        return member.content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"The file {member.name} beside it is not a text in UTF-8.") from error

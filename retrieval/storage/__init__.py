@@ -1,0 +1,1 @@
+"""Rows and vectors of a gallery in step, and their backups."""

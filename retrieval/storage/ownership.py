@@ -1,0 +1,214 @@
+"""Ownership: which gallery a folder of vectors belongs to, so that no writer deletes what another one needs.
+
+A gallery's row and the file `gallery.id` in its folder of vectors hold the same random id. The file is
+durable before the transaction that names it. Two galleries that share a folder of vectors would each remove
+what they do not name, and the lock of one does not keep the other out: a writer refuses such a folder.
+
+A gallery that was copied whole has the same id. So the file also says where the gallery lay that wrote to the
+folder last: where a gallery lies there still, another one, and this very folder is in it too (as by a bind
+mount), the folder is that gallery's.
+"""
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, unquote_to_bytes
+
+from retrieval.errors import GalleryError, StorageError
+from retrieval.system.files import is_no_file, why, write_durably
+
+ID_NAME: Final = "gallery.id"
+
+# A path of 4096 bytes, each of them as %XX, and the rest.
+_MAX_BYTES: Final = 16384
+
+
+def new_id() -> str:
+    """A random id."""
+    return str(uuid.uuid4())
+
+
+def read_id(vectors: Path) -> str | None:
+    """The id in a folder of vectors; None where there is none, "" for what is damaged or no file.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    data = _read(vectors)
+    return None if data is None else _parsed(data)[0]
+
+
+def home(vectors: Path) -> Path | None:
+    """Where the gallery lay that wrote to a folder of vectors last; None where that is not said.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    return _parsed(_read(vectors) or b"")[1]
+
+
+def size(vectors: Path) -> int:
+    """Bytes of what is said; 0 where nothing is."""
+    return len(_read(vectors) or b"")
+
+
+def sharer(folder: Path, vectors: Path, database: str) -> Path | None:
+    """Another gallery that has the same folder of vectors, and wrote to it last; None where there is none.
+
+    Args:
+        folder, vectors: the gallery's.
+        database: the name of a gallery's database in its folder.
+
+    Raises:
+        StorageError: it cannot be read who wrote last.
+    """
+    other = home(vectors)
+    if other is None or not _is(other / vectors.name, vectors):
+        return None
+    there = (other / database).is_file() and not _is(other / database, folder / database)
+    return other if there else None
+
+
+def _is(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _parsed(data: bytes) -> tuple[str, Path | None]:
+    """The id and the gallery's path; exactly as they were written, or a damaged file could pass."""
+    lines = data.decode("ascii", "replace").split("\n")
+    if len(lines) == 2 and not lines[1]:  # of an older version, or of a gallery that was not written to yet
+        return lines[0], None
+    if len(lines) != 4 or data != _content(lines[0], lines[1]):
+        return "", None
+    return lines[0], Path(os.fsdecode(unquote_to_bytes(lines[1])))
+
+
+def _content(folder_id: str, quoted: str) -> bytes:
+    said = f"{folder_id}\n{quoted}\n"
+    return f"{said}{hashlib.sha256(said.encode()).hexdigest()}\n".encode()
+
+
+def _read(vectors: Path) -> bytes | None:
+    path = vectors / ID_NAME
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if is_no_file(error):
+            return b""
+        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+    try:
+        return os.read(descriptor, _MAX_BYTES)
+    except OSError as error:
+        if is_no_file(error):
+            return b""
+        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+    finally:
+        os.close(descriptor)
+
+
+def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
+    """Writes the id of a folder of vectors durably.
+
+    Args:
+        vectors: the folder.
+        folder_id: its id.
+        folder: the gallery's; None where it is still to be moved to its place.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    data = f"{folder_id}\n".encode()
+    if folder is not None:
+        data = _content(folder_id, quote(os.fsencode(os.path.realpath(folder)), safe="/"))
+    try:
+        write_durably(vectors / ID_NAME, data, inherit=True, anything=True)
+    except OSError as error:
+        raise StorageError(f"{vectors / ID_NAME} cannot be written: {why(error)}.") from error
+
+
+def settle(folder: Path, vectors: Path, folder_id: str, database: str) -> None:
+    """Says that a gallery writes to its folder of vectors now, unless that is said already.
+
+    A disk that is full is no reason not to write: whoever deletes needs no room.
+
+    Args:
+        folder, vectors, folder_id: the gallery's.
+        database: the name of a gallery's database in its folder.
+
+    Raises:
+        GalleryError: the folder is another gallery's.
+        StorageError: it cannot be read who wrote last.
+    """
+    with _alone(vectors):
+        if (other := sharer(folder, vectors, database)) is not None:
+            raise shared(folder, vectors, other)
+        known = home(vectors)
+        if known is None or not _is(known / database, folder / database):
+            with suppress(StorageError):
+                write_id(vectors, folder_id, folder)
+
+
+@contextmanager
+def _alone(vectors: Path) -> Iterator[None]:
+    """Keeps the writers of other galleries out, which have other locks; where folders can be locked."""
+    descriptor = None
+    try:
+        with suppress(OSError):
+            descriptor = os.open(vectors, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            # Not by closing alone: a process that was forked meanwhile has the descriptor too.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def links(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of a gallery's own folders that are symbolic links."""
+    return [name for name in names if (folder / name).is_symlink()]
+
+
+def linked(folder: Path, name: str) -> GalleryError:
+    """The refusal to write through a link."""
+    return GalleryError(
+        f"{folder / name} is a symbolic link, and a gallery that is written to must hold all its files "
+        "itself, or a copy of it would share them; move that folder into the link's place, or link the whole "
+        "gallery folder instead."
+    )
+
+
+def foreign(folder: Path, vectors: Path) -> GalleryError:
+    """The refusal to write into a folder that is not the gallery's."""
+    return GalleryError(
+        f"{vectors} is not the folder of vectors that belongs to {folder}; put the gallery's own one back, "
+        "or restore a backup. Galleries are copied whole, or with `faceprint backup` and `faceprint restore`."
+    )
+
+
+def shared(folder: Path, vectors: Path, other: Path) -> GalleryError:
+    """The refusal to write into a folder that two galleries have, as by a bind mount."""
+    return GalleryError(
+        f"{vectors} is also the folder of vectors of the gallery {other}, and each would delete what the "
+        f"other needs; give {folder} a copy of that folder instead of the same one, or use {other}."
+    )
+
+
+def emptied(folder: Path, vectors: Path) -> GalleryError:
+    """The refusal to write where vectors are missing, and nothing says that the folder is the gallery's."""
+    return GalleryError(
+        f"{vectors} has neither {ID_NAME} nor all vector files of {folder}: it may be another folder, or a "
+        "disk that is not mounted; put the gallery's own one back, or see what "
+        f"`faceprint repair {folder}` can mend."
+    )

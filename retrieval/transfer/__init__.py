@@ -1,0 +1,1 @@
+"""Galleries and vectors as files that other programs read and write."""

@@ -1,0 +1,62 @@
+"""What stands in the README and in the docs is run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (_ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def tour(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's tour has been walked, with drawn faces as its photos."""
+    folder = tmp_path_factory.mktemp("tour")
+    shutil.copytree(faces, folder / "photos")
+    (commands,) = _blocks("README.md", "sh tour")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands], cwd=folder, check=True, env={**os.environ, "PATH": path}
+    )
+    return folder
+
+
+def test_the_tours_commands_run_and_leave_what_the_readme_says(tour: Path) -> None:
+    assert (tour / "my.model" / "report.html").is_file()
+    assert (tour / "my.gallery" / "gallery.db").is_file()
+    assert (tour / "answer.png").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_python_of_a_page_runs(page: str, tour: Path, tmp_path: Path) -> None:
+    shutil.copytree(tour / "photos", tmp_path / "photos")
+    shutil.copytree(tour / "my.model", tmp_path / "my.model")
+    for code in _blocks(page, "python"):
+        subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+
+
+def test_every_page_that_a_page_links_to_exists() -> None:
+    for page in [_ROOT / "README.md", *(_ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_public_name_can_be_loaded_and_all_are_listed() -> None:
+    import retrieval
+
+    assert sorted(retrieval._HOMES) == retrieval.__all__
+    for name in retrieval.__all__:
+        assert getattr(retrieval, name).__name__ == name
+
+
+def test_ingest_is_the_function_even_after_its_module_was_imported() -> None:
+    code = "import retrieval.bulk.ingest; from retrieval import ingest; assert callable(ingest)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,370 @@
+"""A gallery writes only into its own folders: whatever was linked, copied, swapped or moved."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import GalleryDamaged, GalleryError, StorageError
+from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.integrity import Trouble, verify
+from retrieval.storage.vault import Vault
+from tests.cli.test_app import Faceprint, faceprint
+from tests.operations import add, contents, tiny_model
+
+__all__ = ["faceprint"]  # pytest finds the fixture by its name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A gallery of eleven faces in two segments."""
+    with Gallery.create(tmp_path / "g", tiny_model(tmp_path / "model")) as gallery:
+        add(gallery, range(8))
+        add(gallery, range(8, 11))
+    return tmp_path / "g"
+
+
+def folder_id(folder: Path) -> str | None:
+    with closing(Vault.open(folder, read_only=True)) as vault, vault.store.read() as reader:
+        return reader.gallery().folder_id
+
+
+def troubles(folder: Path) -> set[Trouble]:
+    return {finding.trouble for finding in verify(folder).findings}
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refused(folder: Path) -> str:
+    """The sentence with which a writer refuses a gallery; nothing in its folder of vectors changes."""
+    before = bytes_of(folder / "vectors")
+    said = set()
+    for work in (
+        lambda gallery: add(gallery, range(50, 52)),
+        lambda gallery: gallery.compact(),
+        lambda gallery: gallery.forget(face_id=1),
+    ):
+        with pytest.raises(GalleryError) as caught, Gallery.open(folder) as gallery:
+            work(gallery)
+        said.add(str(caught.value))
+    assert bytes_of(folder / "vectors") == before
+    (sentence,) = said
+    assert sentence.endswith(".")
+    return sentence
+
+
+@pytest.mark.parametrize("name", ["vectors", "model"])
+def test_a_gallery_with_a_linked_folder_is_read_and_not_written(name: str, folder: Path) -> None:
+    """A copy by `cp -a` shares what the link leads to: each copy would delete what the other needs."""
+    shutil.move(folder / name, folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
+    other = folder.with_name("copy")
+    shutil.copytree(folder, other, symlinks=True)
+    before = contents(folder)
+    for one in (folder, other):
+        sentence = refused(one)
+        assert sentence.startswith(f"{one / name} is a symbolic link")
+        assert "move that folder into the link's place" in sentence
+        assert troubles(one) == {Trouble.SYMBOLIC_LINK}
+        with pytest.raises(GalleryError, match="is a symbolic link"):
+            repair(one)
+    assert contents(folder) == contents(other) == before
+    # As the sentence says: moved in, and copied for the other.
+    (folder / name).unlink()
+    (other / name).unlink()
+    shutil.copytree(folder.parent / "elsewhere", other / name)
+    shutil.move(folder.parent / "elsewhere", folder / name)
+    for one in (folder, other):
+        with Gallery.open(one) as gallery:
+            add(gallery, range(50, 52))
+            gallery.compact()
+        assert verify(one).whole
+
+
+def test_a_gallery_that_is_moved_copied_or_linked_whole_goes_on_working(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("copied"))
+    folder.rename(folder.with_name("moved"))
+    folder.with_name("linked").symlink_to(folder.with_name("moved"))
+    for name in ("copied", "moved", "linked"):
+        with Gallery.open(folder.with_name(name)) as gallery:
+            add(gallery, range(50, 52))
+            gallery.compact()
+        assert verify(folder.with_name(name)).whole
+
+
+def test_two_galleries_whose_vectors_were_swapped_are_neither_written_nor_searched(folder: Path) -> None:
+    """Their files have the same names and sizes, so nothing else tells."""
+    other = folder.with_name("other")
+    with Gallery.create(other, tiny_model(folder.parent / "model-2")) as gallery:
+        add(gallery, range(20, 28))
+        add(gallery, range(28, 31))
+    before = contents(folder), contents(other)
+
+    def swap() -> None:
+        (folder / "vectors").rename(folder.with_name("aside"))
+        (other / "vectors").rename(folder / "vectors")
+        folder.with_name("aside").rename(other / "vectors")
+
+    swap()
+    for one in (folder, other):
+        assert "is not the folder of vectors that belongs to" in refused(one)
+        assert "faceprint backup" in refused(one)
+        assert Trouble.OTHER_FOLDER in troubles(one)
+        with pytest.raises(GalleryError, match="is not the folder of vectors"):
+            contents(one)
+        with pytest.raises(GalleryError):
+            repair(one)
+    swap()
+    assert (contents(folder), contents(other)) == before
+    assert verify(folder).whole
+
+
+def test_each_new_gallery_and_each_restored_one_has_an_id_of_its_own(folder: Path) -> None:
+    with Gallery.open(folder) as gallery:
+        gallery.backup(folder.parent / "backup")
+        before = folder_id(folder)
+    assert not list((folder.parent / "backup").rglob("gallery.id"))
+    Gallery.restore(folder.parent / "backup", folder.with_name("new"))
+    assert len({before, folder_id(folder.with_name("new")), None}) == 3
+    Gallery.restore(folder.parent / "backup", folder)
+    assert folder_id(folder) == before
+    assert verify(folder).whole
+    assert verify(folder.with_name("new")).whole
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_an_older_gallery_gets_an_id_from_its_first_writer_and_not_from_a_reader(
+    leave: bool, folder: Path
+) -> None:
+    """Also where a first writer died between the file and the transaction that names it."""
+    path = folder / "vectors" / "gallery.id"
+    with closing(sqlite3.connect(folder / "gallery.db")) as connection:
+        connection.execute("UPDATE gallery SET folder_id = NULL")
+        connection.commit()
+    if not leave:
+        path.unlink()
+    with Gallery.open(folder) as gallery:
+        assert gallery.info().faces == 11
+        assert (folder_id(folder), path.exists()) == (None, leave)
+        add(gallery, range(50, 51))
+    assert folder_id(folder) == path.read_text().splitlines()[0]
+
+
+def test_a_lost_id_is_written_again_where_every_vector_file_is_there(folder: Path) -> None:
+    path = folder / "vectors" / "gallery.id"
+    before = path.read_bytes()
+    path.unlink()
+    assert [finding.file for finding in verify(folder).findings] == ["vectors/gallery.id"]
+    with Gallery.open(folder) as gallery:
+        add(gallery, range(50, 51))
+    assert path.read_bytes() == before
+    assert verify(folder).whole
+
+
+def test_an_empty_folder_in_the_place_of_the_vectors_is_not_written_to(folder: Path) -> None:
+    """As of a disk that is not mounted."""
+    (folder / "vectors").rename(folder.with_name("aside"))
+    (folder / "vectors").mkdir()
+    assert "a disk that is not mounted" in refused(folder)
+    (folder / "vectors").rmdir()
+    folder.with_name("aside").rename(folder / "vectors")
+    assert verify(folder).whole
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
+def test_a_damaged_id_is_named_and_mended_where_each_vector_file_is_proven(damage: str, folder: Path) -> None:
+    path = folder / "vectors" / "gallery.id"
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "remove":
+        path.write_bytes({"flip": b"0" + data[1:], "cut": data[:-1], "empty": b""}[damage])
+    assert [finding.file for finding in verify(folder).findings] == ["vectors/gallery.id"]
+    assert repair(folder).after.whole
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+def test_something_else_in_the_place_of_the_id_is_refused(kind: str, folder: Path) -> None:
+    path = folder / "vectors" / "gallery.id"
+    data = path.read_bytes()
+    path.unlink()
+    if kind == "link":
+        path.symlink_to(folder.with_name("victim"))
+        folder.with_name("victim").write_bytes(data)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(GalleryError, match="folder of vectors"), Gallery.open(folder) as gallery:
+        add(gallery, range(50, 51))
+    assert Trouble.OTHER_FOLDER in troubles(folder)
+
+
+def test_a_copy_by_cp_that_lacks_a_file_names_backup(faceprint: Faceprint, folder: Path) -> None:
+    """As of a gallery that somebody wrote to meanwhile."""
+    other = Path(shutil.copytree(folder, folder.with_name("copy")))
+    next((other / "vectors").glob("*.faiss")).unlink()
+    with (
+        Gallery.open(other) as gallery,
+        pytest.raises(GalleryDamaged, match="copied with `faceprint backup`"),
+    ):
+        gallery.search_by_vector([0.0] * 8, 1)
+    assert faceprint("verify", other)[0] == 1
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """A folder that is at another place too, as by an administrator; skips where that is not permitted."""
+    done = subprocess.run(["mount", "--bind", source, target], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"bind mounts are not permitted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def writes(folder: Path, number: int) -> None:
+    with Gallery.open(folder) as gallery:
+        add(gallery, range(number, number + 1))
+
+
+@pytest.mark.parametrize("first", ["the original", "the copy"])
+def test_a_copy_whose_folder_of_vectors_is_mounted_from_the_original_is_refused(
+    first: str, folder: Path
+) -> None:
+    """Both databases have the same id. The one that wrote to the folder last has it, the other has none."""
+    with closing(sqlite3.connect(folder / "gallery.db")) as connection:
+        assert connection.execute("SELECT folder_id FROM gallery").fetchone() != (None,)
+    other = Path(shutil.copytree(folder, folder.with_name("copy")))
+    (folder / "vectors" / "gallery.id").write_text(f"{folder_id(folder)}\n")  # as of a version before
+    with bound(folder / "vectors", other / "vectors"):
+        owner, refused_one = (folder, other) if first == "the original" else (other, folder)
+        writes(owner, 50)
+        before = contents(owner)
+        sentence = refused(refused_one)
+        assert sentence.startswith(
+            f"{refused_one / 'vectors'} is also the folder of vectors of the gallery {owner}, and each would"
+        )
+        assert (Trouble.OTHER_FOLDER, "vectors") in {
+            (f.trouble, f.file) for f in verify(refused_one).findings
+        }
+        with pytest.raises(GalleryError, match="is also the folder of vectors"):
+            repair(refused_one)
+        writes(owner, 51)
+        assert verify(owner).whole
+        assert contents(owner).keys() > before.keys()
+
+
+def test_a_copy_has_its_own_folder_again_once_nothing_is_mounted(folder: Path) -> None:
+    writes(folder, 50)
+    other = Path(shutil.copytree(folder, folder.with_name("copy")))
+    with bound(folder / "vectors", other / "vectors"):
+        refused(other)
+    writes(other, 51)
+    writes(folder, 52)
+    # The other way round as well: the copy's folder is the copy's since it was written to.
+    with bound(other / "vectors", folder / "vectors"):
+        refused(folder)
+    for one in (folder, other):
+        writes(one, 53)
+        assert verify(one).whole
+
+
+def test_a_gallery_that_is_mounted_whole_at_another_place_is_one_gallery(folder: Path) -> None:
+    writes(folder, 50)
+    other = folder.with_name("elsewhere")
+    other.mkdir()
+    said = (folder / "vectors" / "gallery.id").read_bytes()
+    with bound(folder, other):
+        writes(other, 51)
+        assert verify(other).whole
+        writes(folder, 52)
+    assert (folder / "vectors" / "gallery.id").read_bytes() == said
+    assert verify(folder).whole
+
+
+def renumbered(folder: Path) -> tuple[Path, bytes]:
+    """A gallery of which one row has the number of another vector file; that file, and what is in it."""
+    (first, *_) = sorted((folder / "vectors").glob("*.faiss"))
+    with closing(sqlite3.connect(folder / "gallery.db")) as connection:
+        connection.execute("UPDATE segment SET id = 90 WHERE id = ?", (int(first.stem),))
+        connection.execute("UPDATE gallery SET next_segment_id = 91")
+        connection.commit()
+    (folder / "gallery.sums").unlink()  # the next write makes it anew
+    return first, first.read_bytes()
+
+
+def test_a_vector_file_whose_row_has_another_number_is_kept_and_mended(folder: Path) -> None:
+    before = contents(folder)
+    path, data = renumbered(folder)
+    leftover = folder / "vectors" / ".00000099.faiss.part"
+    leftover.write_bytes(b"left")
+    with Gallery.open(folder) as gallery:
+        gallery.rename_identity("Kim", "Zoë")
+    assert path.read_bytes() == data
+    assert not leftover.exists()
+    (said,) = [one for one in verify(folder).findings if one.trouble is Trouble.LEFTOVER]
+    assert said.detail == "nothing names it; it stays while vectors are missing"
+    with Gallery.open(folder) as gallery:
+        gallery.rename_identity("Zoë", "Kim")
+    done = repair(folder, give_up=True)
+    assert (done.after.findings, done.copied, done.given_up) == ((), 1, 0)
+    assert not path.exists()
+    assert contents(folder) == before
+
+
+def test_a_vector_file_whose_row_is_gone_is_kept_by_writers(folder: Path) -> None:
+    (first, *_) = sorted((folder / "vectors").glob("*.faiss"))
+    with closing(sqlite3.connect(folder / "gallery.db")) as connection:
+        connection.execute("DELETE FROM segment WHERE id = ?", (int(first.stem),))
+        connection.commit()
+    with Gallery.open(folder) as gallery:
+        gallery.rename_identity("Kim", "Zoë")
+    assert first.exists()
+
+
+def test_what_is_forgotten_is_gone_while_another_vector_file_is_missing(folder: Path) -> None:
+    """The file that its vector was in has been replaced by this very transaction; older ones stay."""
+    first, last = sorted((folder / "vectors").glob("*.faiss"))
+    with Gallery.open(folder) as gallery:
+        gallery.backup(folder.parent / "backup")
+    stray = folder / "vectors" / "00000077.faiss"
+    shutil.copyfile(first, stray)
+    kept = first.rename(folder.with_name("aside"))
+    with closing(Vault.open(folder)) as vault:
+        with vault.writing() as writer:
+            generation = vault.serving(writer)
+            (segment,) = [one for one in writer.segments() if one.id == int(last.stem)]
+            rows = vault.vectors(generation).stored(segment.id, segment.rows, segment.sha256)
+            vault.put(writer, generation, [segment.id], [rows])
+        assert not last.exists()
+        assert stray.exists()
+        # Erasing says that it is not done, and is done once nothing is missing.
+        with (
+            pytest.raises(StorageError, match="a vector file is missing; see `faceprint repair"),
+            vault.writing() as writer,
+        ):
+            vault.owe(writer, erase=True, labels={})
+        kept.rename(first)
+        writes(folder, 50)
+    assert not stray.exists()
+    assert verify(folder).whole
+
+
+def test_a_restore_in_place_ends_what_kept_files(folder: Path) -> None:
+    before = contents(folder)
+    with Gallery.open(folder) as gallery:
+        gallery.backup(folder.parent / "backup")
+    path, _ = renumbered(folder)
+    Gallery.restore(folder.parent / "backup", folder)
+    assert verify(folder).whole
+    assert contents(folder) == before
+    assert not path.exists()

@@ -1,0 +1,169 @@
+"""What the training commands show: progress, epochs, and where the results are."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from retrieval.errors import Interrupted
+from retrieval.models.bundle import Embedding, ModelBundle
+from retrieval.models.network import Network, Start, layer_table
+from retrieval.system.signals import graceful
+from training import derive as derivation
+from training import run
+from training.data.dataset import Split
+from training.fitting.fit import Epoch, Step, in_software, pick_device
+from training.fitting.recipes import RECIPES, FitConfig
+from training.run import Observer, TrainingOptions, TrainingResult
+
+__all__ = ["RECIPES", "TrainingOptions", "derive", "print_layers", "train"]
+
+
+def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> TrainingResult:
+    """Trains with a progress bar, and prints each epoch and the figures at the end.
+
+    Raises:
+        FaceprintError: as `training.run.train`; on Ctrl-C with the command that goes on from there.
+    """
+    bar = Console(stderr=True, highlight=False, soft_wrap=True)
+    # Where both go to one terminal, the bar's own console prints above the bar and not into it.
+    console = bar if sys.stdout.isatty() and bar.is_terminal else Console(highlight=False, soft_wrap=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=bar,
+        transient=True,
+    )
+    with graceful() as should_stop, progress:
+        _warn(bar, options)
+        observer = _observer(console, progress, config, should_stop)
+        try:
+            result = run.train(data, out, config=config, options=options, observer=observer)
+        except Interrupted as error:
+            raise Interrupted(f"{error} Go on with the same command and --resume.") from error
+    figures = result.bundle.figures
+    console.print(
+        f"validation accuracy [b]{figures['validation_accuracy']:.3f}[/b], closest-image agreement "
+        f"[b]{figures['closest_image_agreement']:.3f}[/b] on {figures['validation_images']:,} held-out photos"
+    )
+    console.print(Text(f"wrote {out} (report.html, metrics.json, MODELCARD.md)"))
+    return result
+
+
+def _warn(bar: Console, options: TrainingOptions) -> None:
+    if in_software(options.precision, pick_device(options.device)):
+        bar.print("note: this CPU computes bfloat16 in software, much slower; leave --precision bf16 out")
+
+
+def _observer(
+    console: Console, progress: Progress, config: FitConfig, should_stop: Callable[[], bool]
+) -> Observer:
+    task = progress.add_task("reading photos", total=None, loss="")
+
+    def on_data(split: Split) -> None:
+        console.print(
+            f"{len(split.train):,} photos to learn from, {len(split.validation):,} held out, of "
+            f"{len(split.labels):,} identities" + _left_out(split)
+        )
+        if split.passed_over:
+            console.print(Text(f"passed over: {split.passed_over}"))
+
+    def on_start(start: Start, device: object) -> None:
+        fresh = f"; starting fresh: {', '.join((*start.fresh, 'fc'))}" if start.fresh else ""
+        console.print(Text(f"weights: {start.source}{fresh}; device: {device}"))
+
+    def on_step(step: Step) -> None:
+        progress.update(
+            task,
+            description=f"epoch {step.epoch} of {config.epochs}",
+            total=step.steps * config.epochs,
+            completed=(step.epoch - 1) * step.steps + step.step,
+            loss=f"loss {step.loss:.3f}",
+        )
+
+    def on_epoch(epoch: Epoch) -> None:
+        console.print(
+            f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}, validation accuracy "
+            f"{epoch.validation_accuracy:.3f}, {epoch.seconds:.0f} s"
+        )
+
+    def on_stage(stage: str) -> None:
+        progress.update(task, description=stage, loss="")
+
+    return Observer(on_data, on_start, on_step, on_epoch, on_stage, should_stop)
+
+
+def _left_out(split: Split) -> str:
+    if not split.left_out:
+        return ""
+    reasons = Counter(reason for _, reason in split.left_out)
+    return "; left out: " + ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
+
+
+def derive(
+    model: ModelBundle, out: Path, embedding: Embedding, *, data: Path | None, device: str, workers: int
+) -> derivation.Derivation:
+    """Makes a bundle with other embeddings, and prints what they cost and save.
+
+    Raises:
+        FaceprintError: as `training.derive.derive`.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    with Console(stderr=True).status("") as status:
+        done = derivation.derive(
+            model,
+            out,
+            embedding,
+            data=data,
+            device=pick_device(device),
+            workers=workers,
+            on_stage=lambda stage: status.update(stage),
+        )
+    if done.missing:
+        console.print(f"left out: {len(done.missing):,} photos of the model's split that cannot be read")
+    console.print(_compared(model, done))
+    console.print(Text(f"wrote {out}, fingerprint {done.bundle.fingerprint[:12]}"))
+    return done
+
+
+def _compared(model: ModelBundle, done: derivation.Derivation) -> Table:
+    table = Table(box=None)
+    for heading in ("", "before", "after"):
+        table.add_column(heading, overflow="fold")
+    table.add_row("embedding", str(model.embedding), str(done.bundle.embedding))
+    for name, unit in (("numbers", 1), ("bytes a vector", 4)):
+        table.add_row(name, *(f"{unit * each.dimension:,}" for each in (model, done.bundle)))
+    if done.before is not None and done.after is not None:
+        rates = (done.before.agreement, done.after.agreement)
+        table.add_row(
+            f"closest-image agreement, {rates[0].n:,} held-out photos",
+            *(f"{rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f})" for rate in rates),
+        )
+    return table
+
+
+def print_layers(bundle: ModelBundle) -> None:
+    """Prints the layer table: name, type, activations, learnable sizes, states."""
+    network = Network(len(bundle.labels), architecture=bundle.architecture, embedding=bundle.embedding)
+    rows = layer_table(network, bundle.input_size)
+    table = Table(title=f"{sum(row.total_learnables for row in rows):,} learnable parameters", box=None)
+    for heading in ("", "name", "type", "activations", "learnables", "states"):
+        table.add_column(heading, overflow="fold")
+    for number, row in enumerate(rows, 1):
+        table.add_row(
+            str(number),
+            row.name,
+            row.kind,
+            " x ".join(map(str, row.activations)),
+            ", ".join(row.learnables),
+            ", ".join(row.states),
+        )
+    Console(highlight=False).print(table)

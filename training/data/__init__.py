@@ -1,0 +1,1 @@
+"""Data sets, and what they look like in training."""

@@ -1,0 +1,294 @@
+"""Data sets: identity folders, checked; the stratified split; augmented pixels for training."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from retrieval.errors import DataError, InputError, Reason, UnreadableImage
+from retrieval.images import pixels
+from retrieval.models.bundle import Preprocessing
+from retrieval.sources import lists
+from retrieval.sources.exclusion import Exclusion, PassedOver
+from retrieval.sources.folders import File, walk
+from retrieval.sources.holdout import held_out
+from retrieval.system.files import why
+from retrieval.system.paths import is_url, is_utf8_name, parent_name
+from training.data.augmentation import Augmentation, augmented
+
+# How many names an error spells out before it says "and N more".
+_NAMES_SHOWN = 8
+
+_Groups: TypeAlias = dict[str, list[File]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A readable photo and the index of its identity in `Split.labels`."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set, cut in two per identity.
+
+    Attributes:
+        labels: identities in code point order; a sample's label is an index into it.
+        train: the samples to learn from.
+        validation: the samples held out; every label occurs in both.
+        left_out: files that are in the folder and in neither half, each with the reason.
+        passed_over: files and folders that were not looked at.
+    """
+
+    labels: tuple[str, ...]
+    train: tuple[Sample, ...]
+    validation: tuple[Sample, ...]
+    left_out: tuple[tuple[Path, str], ...]
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+
+def load(
+    folder: Path,
+    *,
+    validation_fraction: float,
+    min_images: int | None,
+    seed: int,
+    exclude: Iterable[str] = (),
+) -> Split:
+    """Reads identity folders or a list, tries every photo, and splits each identity by itself.
+
+    A photo that cannot be decoded is left out and named in `left_out`. Loose files of the folder, which
+    have no identity, are left out too. Which photos of an identity are held out depends on the seed and
+    on that identity alone, so that a new identity does not reshuffle the others.
+
+    Args:
+        folder: one subfolder per identity; or a list of photos as `retrieval.sources.lists` reads it, whose
+            photos without an identity in the list have that of the folder that they lie in.
+        validation_fraction: share of each identity's photos to hold out, rounded to the nearest photo,
+            at least one and never all.
+        min_images: identities with fewer photos are left out; None refuses a set with an identity
+            that cannot be split.
+        seed: of the split.
+        exclude: patterns of files and folders that are passed over, as of `reread.photos.scan`; of a list
+            nothing is.
+
+    Raises:
+        DataError: no folder or list, no identity or only one, an identity with a single photo, nothing
+            readable.
+        InputError: a pattern that is none, or patterns with a list.
+    """
+    passed_over = PassedOver()
+    found = list(_found(folder, Exclusion.of(exclude), passed_over))
+    loose = [(photo.path, photo.problem or "no-identity") for photo in found if photo.identity is None]
+    groups, hopeless = _large_enough(_by_identity(found), min_images)
+    # Only what may be used is decoded: a large set with a high --min-images starts at once.
+    groups, unreadable = _readable(groups)
+    groups, too_few = _large_enough(groups, min_images)
+    left_out = loose + hopeless + unreadable + too_few
+    if not groups:
+        raise DataError(_nothing_found(folder, left_out, passed_over))
+    if len(groups) < 2:
+        raise DataError(
+            f"Telling people apart takes two identities at least, and {folder} has {len(groups)} "
+            f"with enough photos; add subfolders, or lower --min-images."
+        )
+    labels = tuple(groups)
+    train: list[Sample] = []
+    validation: list[Sample] = []
+    for label, photos in enumerate(groups.values()):
+        apart = held_out(labels[label], len(photos), validation_fraction, seed)
+        for index, photo in enumerate(photos):
+            (validation if index in apart else train).append(Sample(photo.path, label))
+    return Split(labels, tuple(train), tuple(validation), tuple(left_out), passed_over)
+
+
+def _found(data: Path, exclusion: Exclusion, passed_over: PassedOver) -> Iterator[File]:
+    """The files of identity folders, or those that a list names."""
+    if data.is_dir():
+        return walk(data, exclusion=exclusion.with_file_of(data), passed_over=passed_over)
+    if exclusion.patterns:
+        raise InputError("Patterns to exclude are about folders; a list names its photos itself.")
+    if data.is_file() and data.suffix.lower() in lists.SUFFIXES:
+        return _listed(data)
+    if data.is_file():
+        endings = ", ".join(lists.SUFFIXES)
+        raise DataError(f"There is no folder {data}; it is a file, and the name of a list ends in {endings}.")
+    raise DataError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
+
+
+def _listed(path: Path) -> Iterator[File]:
+    lists.check(path)
+    try:
+        for row in lists.rows(path, parent_name):
+            # Training reads files, each many times; an address would be asked as often.
+            problem = row.problem or (Reason.UNSUPPORTED_FORMAT if is_url(row.path or "") else None)
+            if not is_utf8_name(row.path or ""):
+                problem = Reason.NAME_NOT_UTF8
+            yield File(Path(row.path or path), row.identity, problem)
+    except InputError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"The list {path} cannot be read: {why(error)}.") from error
+
+
+def _by_identity(photos: Iterable[File]) -> dict[str, list[File]]:
+    groups: dict[str, list[File]] = {}
+    for photo in photos:
+        if photo.identity is not None:
+            groups.setdefault(photo.identity, []).append(photo)
+    return dict(sorted(groups.items()))
+
+
+def _readable(groups: _Groups) -> tuple[_Groups, list[tuple[Path, str]]]:
+    """The photos that decode, by identity, and the others with the reason."""
+    photos = [photo for group in groups.values() for photo in group]
+    with ThreadPoolExecutor() as threads:
+        problems = list(threads.map(_problem, photos))
+    pairs = list(zip(photos, problems, strict=True))
+    good = _by_identity(photo for photo, problem in pairs if problem is None)
+    return good, [(photo.path, problem) for photo, problem in pairs if problem is not None]
+
+
+def _problem(photo: File) -> str | None:
+    if photo.problem:
+        return photo.problem
+    try:
+        pixels.read(photo.path, size=8)
+    except UnreadableImage as error:
+        return error.reason
+    return None
+
+
+def _large_enough(groups: _Groups, min_images: int | None) -> tuple[_Groups, list[tuple[Path, str]]]:
+    """The identities that can be split, and the photos of the others."""
+    lowest = max(2, min_images or 0)
+    small = {name: photos for name, photos in groups.items() if len(photos) < lowest}
+    if small and min_images is None:
+        raise DataError(
+            f"{len(small)} of {len(groups)} identities have a single photo and cannot be split into "
+            f"training and validation: {_some(list(small))}; pass --min-images 2 (or more) to train "
+            f"without the identities that have fewer photos."
+        )
+    kept = {name: photos for name, photos in groups.items() if name not in small}
+    return kept, [(photo.path, "too-few-images") for photos in small.values() for photo in photos]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def _nothing_found(folder: Path, left_out: list[tuple[Path, str]], passed_over: PassedOver) -> str:
+    if not left_out:
+        return (
+            f"{folder} has no photos{passed_over.aside()}; it must hold one subfolder of photos per identity."
+        )
+    counts = Counter(reason for _, reason in left_out)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+    return (
+        f"{folder} has no identity with a readable photo ({reasons}); "
+        "it must hold one subfolder of photos per identity."
+    )
+
+
+class Photographs(Dataset[tuple[torch.Tensor, int]]):
+    """Samples as pixels: item i is (uint8 (size, size, 3), label)."""
+
+    def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
+        self.samples = samples
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        sample = self.samples[index]
+        picture = pixels.read(sample.path, **self.preprocessing.stated())
+        return torch.from_numpy(picture), sample.label
+
+
+class AugmentedPhotographs(Dataset[tuple[torch.Tensor, int]]):
+    """Samples changed at random; its keys are (epoch, index).
+
+    What happens to a photo is a function of (seed, epoch, index), whichever worker reads it and whatever
+    was read before, so that an interrupted epoch can go on and end as if it had not been interrupted.
+    """
+
+    def __init__(self, plain: Photographs, augmentation: Augmentation, *, seed: int) -> None:
+        self.plain = plain
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        epoch, index = key
+        picture, label = self.plain[index]
+        # Not 0: numpy pads seeds with zeros, and [seed, epoch] shuffles the epoch.
+        random = np.random.default_rng([self.seed, epoch, index + 1])
+        return augmented(picture, self.augmentation, random), label
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of one epoch: a shuffle that (seed, epoch) decides, from batch `start` on.
+
+    The last batch is dropped when it is not full (unless it is the only one): batch normalisation over
+    one or two photos does harm.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, seed: int, epoch: int, start: int = 0) -> None:
+        self.batch_size = min(batch_size, length)
+        self.steps = length // self.batch_size
+        self.start = start
+        self.epoch = epoch
+        self.order = np.random.default_rng([seed, epoch]).permutation(length).tolist()
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.steps):
+            chosen = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in chosen]
+
+
+def plain_batches(
+    photographs: Photographs, *, batch_size: int, workers: int, pin: bool
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """A loader of (pixels uint8 (n, size, size, 3), labels int64 (n,)), in the samples' order."""
+    return DataLoader(
+        photographs,
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=leave_interrupts_to_the_parent,
+    )
+
+
+def augmented_batches(
+    photographs: AugmentedPhotographs, batches: EpochBatches, *, workers: int, pin: bool
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """A loader of (pixels uint8 (n, size, size, 3), labels int64 (n,)) for one epoch."""
+    return DataLoader(
+        photographs,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=leave_interrupts_to_the_parent,
+    )
+
+
+def leave_interrupts_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the parent knows how to end well."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,297 @@
+"""A new bundle with other embeddings from a trained one, without training again."""
+
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from retrieval.errors import BundleError, DataError, InputError, StorageError, UnreadableImage
+from retrieval.images import pixels
+from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
+from retrieval.models.network import Network, Projection
+from retrieval.rates import Rate, wilson
+from retrieval.system.files import temporary_folder, why
+from training.data.dataset import Photographs, Sample, Split
+from training.fitting import projection
+from training.fitting.export import export
+from training.fitting.fit import outputs
+from training.metrics import identification
+from training.reports import model_card
+
+# How many pictures the exported graph is tried on.
+_CHECKED: Final = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model is worth on the photos that it held out.
+
+    Attributes:
+        accuracy: share that the classifier names rightly; embeddings have no part in it.
+        agreement: share whose nearest training photo shows the same person.
+    """
+
+    accuracy: Rate
+    agreement: Rate
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A derived bundle.
+
+    Attributes:
+        bundle: the new one.
+        before, after: both models, measured on the same photos; None without photos.
+        missing: photos of the model's split that are not there or cannot be read, as the card names them.
+    """
+
+    bundle: ModelBundle
+    before: Measured | None
+    after: Measured | None
+    missing: tuple[str, ...]
+
+
+def derive(
+    model: ModelBundle,
+    out: Path,
+    embedding: Embedding,
+    *,
+    data: Path | None = None,
+    device: torch.device = torch.device("cpu"),
+    workers: int = 0,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Derivation:
+    """Writes a bundle with a model's network and other embeddings, whole or not at all.
+
+    Args:
+        model: the trained one, which is left as it is.
+        out: a folder that does not exist yet.
+        embedding: how the new one embeds.
+        data: the folder of photos that the model was trained on: figures are measured on them, and a new
+            projection is learned from those of the training split alone.
+        device: what computes.
+        workers: processes that read photos.
+        on_stage: told of what begins.
+
+    Raises:
+        InputError: nothing would change, `embedding` cannot be had from what is given, or `out` exists.
+        DataError: `data` does not have the model's photos.
+        BundleError: the model's files are not what its card says.
+        StorageError: `out` cannot be written.
+    """
+    _check(model, out, embedding, data)
+    on_stage("reading the model")
+    network = _network(model)
+    on_stage("looking for the photos")
+    split, missing = (None, ()) if data is None else _split(model, data)
+    before = after = None
+    if split is None:
+        network.embed_as(embedding, _projection(network))
+    else:
+        before, after = _measured(
+            network.to(device), embedding, split, model.preprocessing, workers, on_stage
+        )
+    on_stage("exporting the model")
+    return Derivation(_written(network, model, out, split, before, after), before, after, missing)
+
+
+def _check(model: ModelBundle, out: Path, embedding: Embedding, data: Path | None) -> None:
+    if embedding == model.embedding:
+        raise InputError(f"{model.folder} embeds in that way already ({embedding}); choose another one.")
+    if data is None and _learns(model.embedding, embedding):
+        raise InputError(
+            "A projection is learned from the photos that the model was trained on; give their folder with "
+            "--data."
+        )
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another folder with --out.")
+    if data is not None and out.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"The model {out} would lie among the photos of {data}; choose another --out.")
+
+
+def _learns(before: Embedding, after: Embedding) -> bool:
+    """Whether it takes a projection that the model does not have."""
+    before, after = (replace(each, length="raw") for each in (before, after))
+    return after.dimensions is not None and after != before
+
+
+def _network(model: ModelBundle) -> Network:
+    model.verify()
+    try:
+        network = Network(len(model.labels), architecture=model.architecture, embedding=model.embedding)
+        network.load_state_dict(load_file(model.weights_path))
+    except (KeyError, RuntimeError) as error:
+        raise BundleError(
+            f"{model.weights_path} cannot be loaded into a {model.architecture}; upgrade faceprint."
+        ) from error
+    network.eval()
+    return network
+
+
+def _projection(network: Network) -> Projection | None:
+    if network.projection_mean is None or network.projection_matrix is None:
+        return None
+    return Projection(network.projection_mean, network.projection_matrix)
+
+
+def _split(model: ModelBundle, data: Path) -> tuple[Split, tuple[str, ...]]:
+    """The photos that a card names, as far as they can be read, and the names of the others."""
+    numbers = {label: number for number, label in enumerate(model.labels)}
+    parts = [_samples(model.split.get(part, []), data, numbers) for part in ("train", "validation")]
+    (train, lost), (validation, others) = parts
+    if not train or not validation:
+        raise DataError(
+            f"{data} does not have the photos that {model.folder} was trained on "
+            f"({len(lost) + len(others):,} of {len(train) + len(lost) + len(validation) + len(others):,} "
+            "are missing); give the folder that it was trained on."
+        )
+    return Split(model.labels, train, validation, ()), (*lost, *others)
+
+
+def _samples(
+    names: Iterable[str], data: Path, numbers: Mapping[str, int]
+) -> tuple[tuple[Sample, ...], list[str]]:
+    names = list(names)
+    with ThreadPoolExecutor() as threads:
+        readable = list(threads.map(_readable, (data / name for name in names)))
+    samples, missing = [], []
+    for name, found in zip(names, readable, strict=True):
+        label = numbers.get(unicodedata.normalize("NFC", name).partition("/")[0])
+        if found and label is not None:
+            samples.append(Sample(data / name, label))
+        else:
+            missing.append(name)
+    return tuple(samples), missing
+
+
+def _readable(path: Path) -> bool:
+    try:
+        pixels.read(path, size=8)
+    except UnreadableImage:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """What the photos of a split give, before projection and length.
+
+    Attributes:
+        train, validation: (n, f) float32, pooled.
+        predicted: (n,) label that the classifier gives each held-out photo.
+    """
+
+    train: Tensor
+    validation: Tensor
+    predicted: NDArray[np.int64]
+
+
+def _measured(
+    network: Network,
+    embedding: Embedding,
+    split: Split,
+    preprocessing: Preprocessing,
+    workers: int,
+    on_stage: Callable[[str], None],
+) -> tuple[Measured, Measured]:
+    """Makes a network embed as is wanted; what it is worth before and after."""
+    present, kept = network.embedding, _projection(network)
+    learns = _learns(present, embedding)
+    if learns:
+        projection.check(embedding, network, photos=len(split.train))
+    on_stage("measuring the model as it is")
+    found = _activations(network, present, split, preprocessing, workers)
+    network.embed_as(present, kept)
+    before = _worth(network, found, split)
+    on_stage("measuring the new embeddings")
+    if (present.layers, present.pooling) != (embedding.layers, embedding.pooling):
+        found = _activations(network, embedding, split, preprocessing, workers)
+    if learns and embedding.dimensions is not None:
+        train = found.train.cpu().numpy()
+        kept = projection.principal(train, embedding.dimensions, whiten=embedding.whiten)
+    network.embed_as(embedding, kept)
+    return before, _worth(network, found, split)
+
+
+def _activations(
+    network: Network, embedding: Embedding, split: Split, preprocessing: Preprocessing, workers: int
+) -> _Activations:
+    network.embed_as(Embedding(layers=embedding.layers, pooling=embedding.pooling))
+    parts: list[tuple[Tensor, Tensor]] = []
+    for samples in (split.train, split.validation):
+        batches = list(outputs(network, Photographs(samples, preprocessing), workers=workers))
+        features, logits, _ = (torch.cat(each) for each in zip(*batches, strict=True))
+        parts.append((features, logits))
+    (train, _), (validation, logits) = parts
+    return _Activations(train, validation, logits.argmax(1).cpu().numpy())
+
+
+def _worth(network: Network, found: _Activations, split: Split) -> Measured:
+    with torch.inference_mode():
+        train, held_out = (network.finish(each).cpu().numpy() for each in (found.train, found.validation))
+    _, closest = identification.nearest(held_out, train, 1)
+    labels, actual = (np.array([s.label for s in part]) for part in (split.train, split.validation))
+    hits = found.predicted == actual, labels[closest[:, 0]] == actual
+    return Measured(*(wilson(int(each.sum()), len(actual)) for each in hits))
+
+
+def _written(
+    network: Network,
+    model: ModelBundle,
+    out: Path,
+    split: Split | None,
+    before: Measured | None,
+    after: Measured | None,
+) -> ModelBundle:
+    """The new bundle, made beside its place and checked before it gets there."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(out.parent, f".{out.name}-") as temporary:
+            made = export(
+                network,
+                temporary / "bundle",
+                labels=model.labels,
+                preprocessing=model.preprocessing,
+                recipe={**model.recipe, "derived_from": model.fingerprint},
+                split=model.split,
+                figures=_figures(model, split, before, after),
+                sample=_sample(model, split),
+                describe=model_card.describe,
+            )
+            return made.save(out)
+    except OSError as error:
+        raise StorageError(f"The model cannot be written to {out}: {why(error)}.") from error
+
+
+def _figures(
+    model: ModelBundle, split: Split | None, before: Measured | None, after: Measured | None
+) -> dict[str, Any]:
+    """The model's figures; the one about its embeddings measured anew, or left out."""
+    figures = {name: value for name, value in model.figures.items() if name != "closest_image_agreement"}
+    if split is None or before is None or after is None:
+        return figures
+    return {
+        **figures,
+        "train_images": len(split.train),
+        "validation_images": len(split.validation),
+        "validation_accuracy": after.accuracy.value,
+        "closest_image_agreement": after.agreement.value,
+        "closest_image_agreement_before": before.agreement.value,
+    }
+
+
+def _sample(model: ModelBundle, split: Split | None) -> NDArray[np.uint8]:
+    """Photos to try the graph on; noise where there are none."""
+    if split is None:
+        shape = (_CHECKED, model.input_size, model.input_size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    photographs = Photographs(split.validation[:_CHECKED], model.preprocessing)
+    return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])

@@ -1,0 +1,1 @@
+"""How good a model is: protocols, measurements, and their files."""

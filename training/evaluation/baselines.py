@@ -1,0 +1,105 @@
+"""Baselines: other ways to measure how far two photos are apart, on the very photos of a model."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from retrieval.errors import InputError, RunError
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.network import build
+from retrieval.system.files import temporary_folder
+from training.evaluation.observe import GREY, Observed
+from training.fitting.export import export
+
+# Of principal components, at most: what eigenfaces are usually given.
+COMPONENTS: Final = 150
+
+
+@dataclass(frozen=True)
+class Space:
+    """A row of numbers for each observed photo, compared by Euclidean distance.
+
+    Attributes:
+        name: "pixels", "eigenfaces" or "before".
+        says: what it is, in words.
+        features: (n, k) float32.
+    """
+
+    name: str
+    says: str
+    features: NDArray[np.float32]
+
+
+def spaces(observed: Observed, fitted_on: NDArray[np.int64], before: Observed | None) -> Iterator[Space]:
+    """The baselines, one after the other, so that only one is in memory.
+
+    Args:
+        observed: n photos with their grey pictures.
+        fitted_on: (m,) rows that eigenfaces may learn from, m >= 2.
+        before: the same photos as the network saw them before it was fine-tuned.
+
+    Raises:
+        RunError: files changed between the two observations.
+    """
+    if observed.grey is None:
+        raise ValueError("the photos were observed without their grey pictures")
+    plain = observed.grey.astype(np.float32) / np.float32(255)
+    yield Space("pixels", f"raw pixels: the model's crop in grey at {GREY} x {GREY}, nothing else", plain)
+    yield _eigenfaces(plain, fitted_on)
+    if before is not None:
+        if before.paths != observed.paths:
+            raise RunError("Photos changed while they were measured; run it again.")
+        yield Space(
+            "before", "the same network with its initial weights, before it was fine-tuned", before.vectors
+        )
+
+
+def _eigenfaces(plain: NDArray[np.float32], fitted_on: NDArray[np.int64]) -> Space:
+    """Turk & Pentland, 1991: principal components of pixels, each divided by its spread (whitened)."""
+    number = min(COMPONENTS, len(fitted_on) - 1, plain.shape[1])
+    analysis = PCA(number, whiten=True, svd_solver="full").fit(plain[fitted_on].astype(np.float64))
+    says = (
+        f"eigenfaces: {number} principal components of the {GREY} x {GREY} grey pixels of "
+        f"{len(fitted_on):,} photos, whitened"
+    )
+    return Space("eigenfaces", says, analysis.transform(plain).astype(np.float32))
+
+
+@contextmanager
+def before_fine_tuning(bundle: ModelBundle, weights: str, sample: NDArray[np.uint8]) -> Iterator[ModelBundle]:
+    """A bundle's network as it was before training, as a bundle in a temporary folder.
+
+    Args:
+        bundle: the fine-tuned model.
+        weights: "imagenet" or a file, as of training; what it lacks starts from the recipe's seed.
+        sample: uint8 (n, size, size, 3), photos that the exported graph is tried on.
+
+    Raises:
+        InputError: "none": there is nothing that it was before.
+        WeightsError, RunError: as `retrieval.models.network.build` and `training.fitting.export.export`.
+    """
+    if weights == "none":
+        raise InputError("--weights none is no network to compare with; give imagenet or a FILE.")
+    torch.manual_seed(int(bundle.recipe.get("seed", 0)))
+    network, start = build(len(bundle.labels), weights=weights, architecture=bundle.architecture)
+    # As the model embeds, but for a projection, which is learned from what training has made.
+    network.embed_as(bundle.embedding.unprojected)
+    with temporary_folder(Path(tempfile.gettempdir()), "faceprint-before-") as folder:
+        yield export(
+            network,
+            folder,
+            labels=bundle.labels,
+            preprocessing=bundle.preprocessing,
+            recipe={"weights": start.source, "started_fresh": list(start.fresh)},
+            split={},
+            figures={},
+            sample=sample,
+        )

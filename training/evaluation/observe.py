@@ -1,0 +1,189 @@
+"""Observations: photos -> what a model and a plain eye see of each, in memory, in one pass over the files."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retrieval.bulk.embed import prepare_some
+from retrieval.bulk.ingest import checked_workers, decoding, in_looks, prepare_stage
+from retrieval.embedding.batches import Batches
+from retrieval.embedding.outcome import Outcome, Status
+from retrieval.embedding.reading import Meters, Prepared, squares
+from retrieval.errors import Interrupted
+from retrieval.images.decoders import processes_for
+from retrieval.models.embedder import Embedder
+from retrieval.sources.photos import Photo
+from retrieval.system.pipeline import Meter, Pipeline
+from training.evaluation.measurements import LeftOut, Speed
+
+# Side of the grey pictures that the plain baselines look at.
+GREY: Final = 32
+
+
+@dataclass(frozen=True)
+class Observed:
+    """n photos that could be read, in the order in which they were named.
+
+    Attributes:
+        paths: of the photos.
+        identities: (n,) names; "" for nobody.
+        digests: SHA-256 of the bytes.
+        vectors: (n, d) float32, embeddings.
+        probabilities: (n, c) float32; None where they were not wanted.
+        grey: (n, 1024) uint8, the model's crop in grey at 32 x 32; None where it was not wanted.
+        left_out: photos that could not be read.
+        speed: of reading, decoding and embedding together.
+    """
+
+    paths: tuple[str, ...]
+    identities: NDArray[np.str_]
+    digests: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
+    grey: NDArray[np.uint8] | None
+    left_out: tuple[LeftOut, ...]
+    speed: Speed
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is kept of each photo beside its embedding."""
+
+    probabilities: bool = False
+    grey: bool = False
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of progress, and may end it; the defaults tell nobody.
+
+    Attributes:
+        on_stage: what begins, in words, and of how many photos it is.
+        on_outcome: called for every photo.
+        should_stop: asked after each batch.
+    """
+
+    on_stage: Callable[[str, int], None] = lambda stage, total: None
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class _Batch:
+    outcomes: list[Outcome]
+    photos: list[Prepared]
+    vectors: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
+    grey: NDArray[np.uint8] | None
+
+
+def observe(
+    embedder: Embedder,
+    found: Sequence[Photo],
+    *,
+    wanted: Wanted = Wanted(),
+    watch: Watch = Watch(),
+    workers: int | None = None,
+) -> Observed:
+    """Reads, decodes and embeds photos by the stages of bulk embedding; what cannot be read is left out.
+
+    Memory: 4 x d bytes a photo, and 4 x c for probabilities, 1 KiB for grey.
+
+    Raises:
+        Interrupted: `watch.should_stop` said so.
+        RunError: the device, or a process that decodes, failed.
+    """
+    batches = Batches(None, lambda: embedder, beside_gpu=embedder.on_gpu)
+    decoders = processes_for(None, beside_gpu=embedder.on_gpu)
+    workers = checked_workers(workers, decoders)
+    preprocessing, meters, started = embedder.bundle.preprocessing, Meters(), time.monotonic()
+    parts: list[_Batch] = []
+    with (
+        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batches.largest) as decode,
+        Pipeline(
+            in_looks(found, Meter("scan")),
+            [
+                prepare_stage(
+                    partial(prepare_some, meters, preprocessing, decode),
+                    workers=workers,
+                    batch_size=batches.largest,
+                ),
+                batches.stage(partial(_see, embedder, wanted)),
+            ],
+        ) as pipeline,
+    ):
+        for batch in pipeline:
+            for outcome in batch.outcomes:
+                watch.on_outcome(outcome)
+            parts.append(batch)
+            if watch.should_stop():
+                raise Interrupted("Stopped; nothing was written.")
+    return _joined(parts, embedder, time.monotonic() - started)
+
+
+def _see(embedder: Embedder, wanted: Wanted, batch: Sequence[Prepared | Outcome]) -> _Batch:
+    ready = [photo for photo in batch if isinstance(photo, Prepared)]
+    size = embedder.bundle.input_size
+    pixels = np.stack(squares(ready)) if ready else np.empty((0, size, size, 3), np.uint8)
+    seen = embedder.embed(pixels)
+    outcomes = [
+        photo
+        if isinstance(photo, Outcome)
+        else Outcome(photo.face.path, photo.face.identity, Status.EMBEDDED)
+        for photo in batch
+    ]
+    return _Batch(
+        outcomes,
+        # Their pixels have been seen, and are not kept.
+        [Prepared(photo.face, None, 0) for photo in ready],
+        seen.vectors,
+        seen.probabilities if wanted.probabilities else None,
+        grey(pixels) if wanted.grey else None,
+    )
+
+
+def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures (n, H, W, 3) in grey (ITU-R 601), averaged down to 32 x 32, as rows (n, 1024)."""
+    rows = np.empty((len(pixels), GREY * GREY), np.uint8)
+    for row, picture in zip(rows, pixels, strict=True):
+        small = Image.fromarray(picture).convert("L").resize((GREY, GREY), Image.Resampling.BOX)
+        row[:] = np.asarray(small).ravel()
+    return rows
+
+
+def _joined(parts: Sequence[_Batch], embedder: Embedder, seconds: float) -> Observed:
+    faces = [photo.face for part in parts for photo in part.photos]
+    rejected = [one for part in parts for one in part.outcomes if one.status is Status.REJECTED]
+    bundle = embedder.bundle
+    return Observed(
+        tuple(face.path or "" for face in faces),
+        np.array([face.identity or "" for face in faces], np.str_),
+        tuple(face.sha256 for face in faces),
+        _stacked([part.vectors for part in parts], bundle.dimension, np.float32),
+        _wanted([part.probabilities for part in parts], len(bundle.labels), np.float32),
+        _wanted([part.grey for part in parts], GREY * GREY, np.uint8),
+        tuple(LeftOut(one.path or "", one.identity, str(one.reason), one.detail) for one in rejected),
+        Speed(len(faces), seconds, len(faces) / seconds, embedder.device, embedder.engine),
+    )
+
+
+def _stacked(parts: Iterable[NDArray[Any]], width: int, dtype: type) -> NDArray[Any]:
+    return np.concatenate([np.empty((0, width), dtype), *parts])
+
+
+def _wanted(parts: Iterable[NDArray[Any] | None], width: int, dtype: type) -> NDArray[Any] | None:
+    kept = [part for part in parts if part is not None]
+    return _stacked(kept, width, dtype) if kept else None
+
+
+def shown(path: str, root: str) -> str:
+    """A photo's path relative to the data folder, with / in it; as it is where it lies elsewhere."""
+    inside = os.path.abspath(root) + os.sep
+    return path.removeprefix(inside).replace(os.sep, "/") if path.startswith(inside) else path

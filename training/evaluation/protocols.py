@@ -1,0 +1,169 @@
+"""Division: which photos of a data folder are enrolled and which are searched for. Nothing is read."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrieval.errors import DataError
+from retrieval.models.bundle import ModelBundle
+from retrieval.sources.exclusion import PassedOver
+from retrieval.sources.holdout import held_out
+from retrieval.sources.photos import Photo, scan
+from training.evaluation.observe import shown
+
+
+@dataclass(frozen=True)
+class Division:
+    """Photos to be enrolled and photos to be searched for, and how they were told apart.
+
+    Attributes:
+        enrolled, probes: in the order of the files.
+        says: how, for a person.
+        trained_photos: photos that are in neither because the model was trained on them.
+        nobodys: photos that are in neither because nobody said who is on them.
+    """
+
+    enrolled: tuple[Photo, ...]
+    probes: tuple[Photo, ...]
+    says: str
+    trained_photos: int = 0
+    nobodys: int = 0
+
+
+def photos_of(
+    data: Path, *, exclude: Sequence[str] = (), passed_over: PassedOver | None = None
+) -> list[Photo]:
+    """Every file of a data folder; what is excluded (see `reread.photos.scan`) is added to `passed_over`.
+
+    Raises:
+        DataError: it does not exist, or has none.
+    """
+    if not data.exists():
+        raise DataError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
+    passed_over = PassedOver() if passed_over is None else passed_over
+    found = list(scan([data], exclude=exclude, passed_over=passed_over))
+    if not found:
+        raise DataError(
+            f"There are no photos in {data}{passed_over.aside()}; "
+            "it must hold one subfolder of photos per identity."
+        )
+    return found
+
+
+def closed(
+    found: Sequence[Photo], data: Path, bundle: ModelBundle, *, fraction: float, seed: int
+) -> Division:
+    """The photos that the model held out, against those that it was trained on; of other data a new split.
+
+    Raises:
+        DataError: some photos of the model's split are there and some are not, or nobody has two photos.
+    """
+    by_name = {shown(photo.path or "", str(data)): photo for photo in found}
+    train, validation = _card(bundle, "train"), _card(bundle, "validation")
+    there = [name for name in (*train, *validation) if name in by_name]
+    if there:
+        missing = [name for name in (*train, *validation) if name not in by_name]
+        if missing:
+            raise DataError(
+                f"{data} lacks {len(missing):,} of the {len(there) + len(missing):,} photos of the model's "
+                f"own split, such as {missing[0]}; give all that it was trained on, or other photos."
+            )
+        return Division(
+            tuple(by_name[name] for name in train),
+            tuple(by_name[name] for name in validation),
+            "the model's own split",
+        )
+    people = _people(found)
+    enrolled, probes = [], []
+    for name, photos in people.items():
+        if len(photos) > 1:
+            one, other = _cut(name, photos, fraction, seed)
+            enrolled += one
+            probes += other
+    if not probes:
+        raise DataError(
+            f"Nobody in {data} has two photos; it takes one to be enrolled and one to be searched for."
+        )
+    return Division(tuple(enrolled), tuple(probes), _says(fraction, seed), nobodys=_nobodys(found))
+
+
+def open_set(
+    found: Sequence[Photo], data: Path, bundle: ModelBundle, *, min_images: int, fraction: float, seed: int
+) -> Division:
+    """People with so many photos are enrolled, a share of each one's held out; all others are strangers.
+
+    A photo that the model was trained on is never searched for. Of people of the model's split, the photos of
+    its training half are enrolled and the others searched for.
+
+    Raises:
+        DataError: nobody has so many photos, or everybody has.
+    """
+    trained = frozenset(_card(bundle, "train"))
+    known = {name.split("/")[0] for name in trained}
+    enrolled: list[Photo] = []
+    probes: list[Photo] = []
+    strangers: list[Photo] = []
+    left_out = 0
+    for name, photos in _people(found).items():
+        fresh = [one for one in photos if shown(one.path or "", str(data)) not in trained]
+        if len(photos) < min_images:
+            strangers += fresh
+            left_out += len(photos) - len(fresh)
+        elif name in known and len(fresh) < len(photos):
+            enrolled += [one for one in photos if one not in fresh]
+            probes += fresh
+        else:
+            one, other = _cut(name, photos, fraction, seed)
+            enrolled += one
+            probes += other
+    if not enrolled or not strangers:
+        who = "Nobody" if not enrolled else "Everybody"
+        raise DataError(
+            f"{who} in {data} has {min_images} photos or more; choose another --min-images, so that some are "
+            "enrolled and some are strangers."
+        )
+    says = f"people with {min_images} photos or more enrolled, {_says(fraction, seed)}"
+    if known & {one.identity for one in enrolled}:
+        says += ", but for the model's own people, whose photos are cut as in training"
+    return Division(tuple(enrolled), (*probes, *strangers), says, left_out, _nobodys(found))
+
+
+def untrained(found: Sequence[Photo], data: Path, bundle: ModelBundle) -> Division:
+    """Every photo that somebody is named on and that the model was not trained on, to be searched for."""
+    trained = frozenset(_card(bundle, "train"))
+    named = [one for one in found if one.identity is not None]
+    fresh = [one for one in named if shown(one.path or "", str(data)) not in trained]
+    return Division(
+        (), tuple(fresh), "every photo", trained_photos=len(named) - len(fresh), nobodys=_nobodys(found)
+    )
+
+
+def _card(bundle: ModelBundle, half: str) -> tuple[str, ...]:
+    split: Mapping[str, Any] = bundle.split
+    return tuple(split.get(half, ()))
+
+
+def _people(found: Iterable[Photo]) -> dict[str, list[Photo]]:
+    people: dict[str, list[Photo]] = {}
+    for photo in found:
+        if photo.identity is not None:
+            people.setdefault(photo.identity, []).append(photo)
+    return people
+
+
+def _nobodys(found: Iterable[Photo]) -> int:
+    return sum(photo.identity is None for photo in found)
+
+
+def _cut(name: str, photos: Sequence[Photo], fraction: float, seed: int) -> tuple[list[Photo], list[Photo]]:
+    """As training cuts them: a person's photos, and the share that is held out."""
+    chosen = held_out(name, len(photos), fraction, seed)
+    return (
+        [photo for index, photo in enumerate(photos) if index not in chosen],
+        [photo for index, photo in enumerate(photos) if index in chosen],
+    )
+
+
+def _says(fraction: float, seed: int) -> str:
+    return f"{fraction:.0%} of each one's photos held out, seed {seed}"

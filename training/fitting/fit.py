@@ -1,0 +1,422 @@
+"""The training loop: SGD with momentum, as the paper; interruptible, and resumable to the same result."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from retrieval.errors import InputError, Interrupted, RunError, StorageError
+from retrieval.models.bundle import Preprocessing
+from retrieval.models.network import CosineClassifier, Network
+from retrieval.system.files import other_than_file, why, write_durably
+from retrieval.system.manifests import parse_tree
+from training.data.dataset import (
+    AugmentedPhotographs,
+    EpochBatches,
+    Photographs,
+    Split,
+    augmented_batches,
+    plain_batches,
+)
+from training.fitting.recipes import FitConfig
+
+_EVALUATION_BATCH: Final = 64
+
+
+# What to do about a checkpoint that cannot be used.
+_ANEW: Final = "remove it and train from the start"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training photos gave.
+
+    Attributes:
+        epoch: counted from 1.
+        loss: mean of what is minimised (the recipe's cross-entropy) over the epoch's steps, while learning.
+        accuracy: share of the training photos named rightly, while learning (augmented).
+        validation_loss: mean cross-entropy on the held-out photos, after the epoch.
+        validation_accuracy: share of the held-out photos named rightly, after the epoch.
+        seconds: of wall-clock time, validation included; summed over the sittings of a resumed run.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: a step was taken, in which a batch gave this loss and this accuracy."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of a run: its epochs, and loss and accuracy of every single step."""
+
+    epochs: tuple[Epoch, ...] = ()
+    losses: tuple[float, ...] = ()
+    accuracies: tuple[float, ...] = ()
+
+
+@dataclass
+class _Progress:
+    """Where a run stands. Everything here and in the tensors is in a checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    epochs: list[Epoch] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a name means; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device {name} here; use --device auto or --device cpu.") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """The precision that a name means; "auto" is bfloat16 on a GPU that has it, else float32.
+
+    bfloat16 keeps float32's range, so that the loss needs no scaling; parameters, their updates and batch
+    normalisation's statistics stay float32.
+
+    Raises:
+        InputError: the device has no bfloat16.
+    """
+    able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+    if name == "bf16" and not able:
+        raise InputError(f"The device {device} has no bfloat16; use --precision fp32.")
+    if name == "auto":
+        return "bf16" if able and device.type == "cuda" else "fp32"
+    return name
+
+
+def in_software(precision: str, device: torch.device) -> bool:
+    """Whether steps would be slower in that precision than in float32: a CPU's that cannot compute in it."""
+    plain = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return precision == "bf16" and device.type == "cpu" and plain
+
+
+def fit(
+    network: Network,
+    split: Split,
+    preprocessing: Preprocessing,
+    config: FitConfig,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    workers: int = 0,
+    weights: str = "none",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> History:
+    """Trains `network` in place.
+
+    Args:
+        network: gets its parameters changed and is moved to `device`.
+        split: trained on `train`, measured on `validation` after every epoch.
+        preprocessing: how photos become pixels.
+        config: the recipe.
+        device: CPU or CUDA, where loaders pin their memory.
+        precision: "fp32", or "bf16" for mixed precision while learning; figures are measured in float32.
+        workers: processes that read photos; 0 reads them in this one.
+        weights: where the network's parameters came from; a checkpoint remembers it.
+        checkpoint: a file that is rewritten after every epoch and on stopping.
+        resume: go on from `checkpoint` where there is one.
+        on_step, on_epoch: told of progress.
+        should_stop: asked after every step; True ends the run with a checkpoint.
+
+    Raises:
+        Interrupted: `should_stop` said so.
+        InputError: the checkpoint belongs to another run.
+        RunError: the loss became infinite or not a number.
+    """
+    run = _Run(network, split, preprocessing, config, device, precision, workers, weights)
+    if resume and checkpoint and checkpoint.exists():
+        run.restore(checkpoint)
+    while run.progress.epoch < config.epochs:
+        try:
+            run.one_epoch(on_step, should_stop)
+        except Interrupted:
+            if checkpoint:
+                run.save(checkpoint)
+            raise
+        if checkpoint:
+            run.save(checkpoint)
+        on_epoch(run.progress.epochs[-1])
+        if should_stop() and run.progress.epoch < config.epochs:
+            raise Interrupted(f"Stopped after epoch {run.progress.epoch}.")
+    progress = run.progress
+    return History(tuple(progress.epochs), tuple(progress.losses), tuple(progress.accuracies))
+
+
+class _Run:
+    """One training run: the network, its optimizer and where it stands."""
+
+    def __init__(
+        self,
+        network: Network,
+        split: Split,
+        preprocessing: Preprocessing,
+        config: FitConfig,
+        device: torch.device,
+        precision: str,
+        workers: int,
+        weights: str,
+    ) -> None:
+        self.network = network.to(device=device, memory_format=torch.channels_last)
+        self.config = config
+        self.device = device
+        self.precision = precision
+        self.workers = workers
+        self.train = AugmentedPhotographs(
+            Photographs(split.train, preprocessing), config.augmentation, seed=config.seed
+        )
+        self.validation = Photographs(split.validation, preprocessing)
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.progress = _Progress()
+        self.identity = _run_identity(split, preprocessing, config, precision, weights, network.architecture)
+
+    def one_epoch(self, on_step: Callable[[Step], None], should_stop: Callable[[], bool]) -> None:
+        """Trains from where the run stands to the end of the epoch, and validates.
+
+        Raises:
+            Interrupted: `should_stop` said so before the epoch's last step.
+            RunError: the loss became infinite or not a number.
+        """
+        started = time.monotonic()
+        progress, config = self.progress, self.config
+        batches = EpochBatches(
+            len(self.train),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=progress.epoch,
+            start=progress.step,
+        )
+        loader = augmented_batches(self.train, batches, workers=self.workers, pin=self.device.type == "cuda")
+        self.network.train()
+        for pixels, labels in loader:
+            loss, accuracy = self._step(pixels, labels, batches.steps)
+            progress.step += 1
+            progress.losses.append(loss)
+            progress.accuracies.append(accuracy)
+            on_step(Step(progress.epoch + 1, progress.step, batches.steps, loss, accuracy))
+            if should_stop() and progress.step < batches.steps:
+                progress.seconds += time.monotonic() - started
+                raise Interrupted(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}.")
+        self._finish_epoch(batches.steps, started)
+
+    def _step(self, pixels: Tensor, labels: Tensor, steps: int) -> tuple[float, float]:
+        rate = self._rate(self.progress.epoch * steps + self.progress.step, steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        labels = labels.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            _, logits = self.network(pixels.to(self.device, non_blocking=True))
+            loss = self._loss(logits, labels)
+        value = self._finite(loss.item())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return value, (logits.argmax(1) == labels).float().mean().item()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        config = self.config
+        if config.margin:
+            own = nn.functional.one_hot(labels, logits.shape[1])
+            logits = logits - CosineClassifier.scale * config.margin * own
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise RunError(
+                f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); lower --lr."
+            )
+        return loss
+
+    def _rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted over the whole run: a linear rise, then the schedule."""
+        config = self.config
+        rise = config.warmup_epochs * steps
+        if step + 1 < rise:
+            return config.learning_rate * (step + 1) / rise
+        if config.schedule == "constant":
+            return config.learning_rate
+        done = (step - rise) / max(1.0, config.epochs * steps - rise)
+        return config.learning_rate * (1 + math.cos(math.pi * max(0.0, done))) / 2
+
+    def _finish_epoch(self, steps: int, started: float) -> None:
+        progress = self.progress
+        validation_loss, validation_accuracy = self._validate()
+        self._finite(validation_loss)  # the epoch's last step has no next one to show what it did
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        seconds = progress.seconds + time.monotonic() - started
+        progress.seconds = 0.0
+        losses, accuracies = progress.losses[-steps:], progress.accuracies[-steps:]
+        progress.epochs.append(
+            Epoch(
+                epoch=progress.epoch,
+                loss=sum(losses) / steps,
+                accuracy=sum(accuracies) / steps,
+                validation_loss=validation_loss,
+                validation_accuracy=validation_accuracy,
+                seconds=seconds,
+            )
+        )
+
+    def _validate(self) -> tuple[float, float]:
+        loss = hits = 0.0
+        for _, logits, labels in outputs(self.network, self.validation, workers=self.workers):
+            loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            hits += (logits.argmax(1) == labels).sum().item()
+        return loss / len(self.validation), hits / len(self.validation)
+
+    def save(self, path: Path) -> None:
+        """Writes everything that the rest of the run depends on into one file, whole or not at all."""
+        from safetensors.torch import save
+
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        # safetensors stores plain row-major tensors; channels-last is restored on loading.
+        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        state = {"progress": json.dumps(asdict(self.progress)), "identity": self.identity}
+        try:
+            write_durably(path, save(plain, metadata=state))
+        except OSError as error:
+            raise StorageError(f"The checkpoint cannot be written to {path}: {why(error)}.") from error
+
+    def restore(self, path: Path) -> None:
+        """Puts the run back where a checkpoint left it."""
+        from safetensors import SafetensorError, safe_open
+
+        if (other := other_than_file(path)) is not None:
+            raise InputError(f"The checkpoint {path} is {other}, not a file; {_ANEW}.")
+        try:
+            with safe_open(path, framework="pt", device=str(self.device)) as file:
+                state = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            progress, identity = _progress(state["progress"], path), state["identity"]
+            parse_tree(identity, dict[str, Any], name=path, error=InputError, advice=_ANEW)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"The checkpoint {path} is damaged; {_ANEW}.") from error
+        if identity != self.identity:
+            raise InputError(
+                f"The checkpoint {path} was made {_difference(identity, self.identity)}; "
+                "resume with the same data and options, or train into another folder."
+            )
+        momentum = _below("momentum.", tensors)
+        try:
+            self.network.load_state_dict(_below("network.", tensors))
+            for name, parameter in self.network.named_parameters():
+                if name in momentum:
+                    kept = torch.empty_like(parameter).copy_(momentum[name])
+                    self.optimizer.state[parameter]["momentum_buffer"] = kept
+        except RuntimeError as error:
+            raise InputError(f"The checkpoint {path} holds another network; {_ANEW}.") from error
+        self.progress = progress
+
+
+def outputs(
+    network: Network, photographs: Photographs, *, workers: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Embeddings (n, 2048) and logits (n, c), both float32, and labels (n,) of photos, batch by batch.
+
+    In full precision, on the network's device, with batch normalisation's running statistics.
+    """
+    device = network.mean.device
+    loader = plain_batches(
+        photographs, batch_size=_EVALUATION_BATCH, workers=workers, pin=device.type == "cuda"
+    )
+    network.eval()
+    with torch.inference_mode():
+        for pixels, labels in loader:
+            embeddings, logits = network(pixels.to(device, non_blocking=True))
+            yield embeddings, logits, labels.to(device)
+
+
+def _progress(text: str, path: Path) -> _Progress:
+    """What a checkpoint says of its run; losses may be NaN, which JSON is read with.
+
+    Raises:
+        InputError: its fields have other types.
+    """
+    tree = parse_tree(text, _Progress, name=path, error=InputError, advice=_ANEW)
+    return replace(_Progress(**tree), epochs=[Epoch(**epoch) for epoch in tree.get("epochs", [])])
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _run_identity(
+    split: Split,
+    preprocessing: Preprocessing,
+    config: FitConfig,
+    precision: str,
+    weights: str,
+    architecture: str,
+) -> str:
+    """What two runs must share for one to go on from the other's checkpoint, as JSON."""
+    import hashlib
+
+    photos = hashlib.sha256()
+    for samples in (split.train, split.validation):
+        for sample in samples:
+            photos.update(f"{sample.path.name}\n{sample.label}\n".encode())
+    parts: dict[str, Any] = {
+        **config.plain(),
+        **preprocessing.stated(),
+        "precision": precision,
+        "weights": weights,
+        "architecture": architecture,
+        "photos": photos.hexdigest(),
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _difference(stored: str, wanted: str) -> str:
+    """In words, how the run of a checkpoint differs from the one that is asked for."""
+    before, now = json.loads(stored), json.loads(wanted)
+    names = [name for name in now if before.get(name) != now[name]]
+    said = [f"with {name} {before.get(name)} (now {now[name]})" for name in names if name != "photos"]
+    return " and ".join(said) or "from other photos"

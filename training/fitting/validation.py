@@ -1,0 +1,71 @@
+"""A model and a data set -> an Evaluation: how good the model is on photos that it has not seen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrieval.models.bundle import Preprocessing
+from retrieval.models.network import Network
+from training.data.dataset import Photographs, Sample, Split
+from training.fitting.fit import outputs
+from training.metrics import identification
+
+# How many of the closest training photos are kept for each held-out photo.
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on the held-out photos, against the training photos.
+
+    Attributes:
+        validation_accuracy: share of the held-out photos that the classifier names rightly.
+        closest_image_agreement: share whose nearest training photo, by Euclidean distance between
+            embeddings, shows the same person.
+        predicted: (n,) label that the classifier gives each held-out photo.
+        probability: (n,) its softmax probability.
+        actual: (n,) true label.
+        closest: (n, k) index into the training samples, nearest first.
+        distances: (n, k) Euclidean.
+    """
+
+    validation_accuracy: float
+    closest_image_agreement: float
+    predicted: NDArray[np.int64]
+    probability: NDArray[np.float32]
+    actual: NDArray[np.int64]
+    closest: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """(actual, predicted, how often) of every wrong pair, the most frequent first."""
+        return identification.confusions(self.predicted.tolist(), self.actual.tolist())
+
+
+def evaluate(network: Network, split: Split, preprocessing: Preprocessing, *, workers: int) -> Evaluation:
+    """Measures a network on its split: classifier and closest image."""
+    train, _, train_labels = _all_outputs(network, split.train, preprocessing, workers)
+    held_out, logits, actual = _all_outputs(network, split.validation, preprocessing, workers)
+    distances, closest = identification.nearest(held_out, train, NEIGHBOURS)
+    probabilities = torch.softmax(torch.from_numpy(logits), 1).numpy()
+    predicted = probabilities.argmax(1)
+    return Evaluation(
+        validation_accuracy=identification.accuracy(predicted, actual),
+        closest_image_agreement=identification.accuracy(train_labels[closest[:, 0]], actual),
+        predicted=predicted,
+        probability=probabilities.max(1),
+        actual=actual,
+        closest=closest,
+        distances=distances,
+    )
+
+
+def _all_outputs(
+    network: Network, samples: tuple[Sample, ...], preprocessing: Preprocessing, workers: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Embeddings (n, d), logits (n, c) and labels (n,) of samples."""
+    batches = list(outputs(network, Photographs(samples, preprocessing), workers=workers))
+    embeddings, logits, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*batches, strict=True))
+    return embeddings, logits, labels

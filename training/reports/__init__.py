@@ -1,0 +1,1 @@
+"""Reports and model cards: HTML, PNG, SVG, Markdown."""

@@ -1,0 +1,121 @@
+"""Templates: the pages and texts of this package, and the words that numbers become on all of them."""
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+
+def page(name: str) -> Template:
+    """The HTML template of a name; what is put into it is escaped."""
+    return _environment(escape=True).get_template(name)
+
+
+def text(name: str) -> Template:
+    """The Markdown template of a name; `plain` makes a name safe to stand in it."""
+    return _environment(escape=False).get_template(name)
+
+
+def _environment(*, escape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("training.reports", "."),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "thousands": lambda number: f"{number:,}",
+        "counted": counted,
+        "duration": duration,
+        "readable": readable,
+        "coded": coded,
+        "setting": setting,
+        "plain": plain,
+        "file": os.path.basename,
+        "share": share,
+        "bare": bare,
+        "measure": measure,
+        "architecture": architecture,
+    }
+    return environment
+
+
+def percent(value: float) -> str:
+    """A share in percent, with one decimal."""
+    return f"{100 * value:.1f} %"
+
+
+def architecture(name: str) -> str:
+    """The name of an architecture (a key of `retrieval.models.network.ARCHITECTURES`) as a person says it."""
+    family = name.removesuffix("-cosine")
+    said = "ResNet50" if family == "resnet50" else family
+    return said if family == name else f"{said} with a classifier of cosines"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number and what it counts."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def readable(words: str) -> str:
+    """A name as it can be shown: control characters and halves of letters become boxes."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in words)
+
+
+def coded(words: str) -> Markup:
+    """A sentence in which what stands between backquotes is code."""
+    pieces = readable(words).split("`")
+    if len(pieces) % 2 == 0:  # a name with a backquote of its own
+        return escape(readable(words))
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(one) if place % 2 else one for place, one in enumerate(pieces))
+
+
+def setting(value: Any) -> str:
+    """The value of a setting, a list as its members."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join(map(str, value)) or "-"
+
+
+def plain(words: str) -> str:
+    """A name as code in Markdown, on one line, whatever is in it."""
+    shown = readable(unicodedata.normalize("NFC", words)).strip()
+    fence = "`" * (1 + max((len(run) for run in _ticks(shown)), default=0))
+    space = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def _ticks(words: str) -> list[str]:
+    return "".join(one if one == "`" else " " for one in words).split()
+
+
+def share(value: float | None) -> Markup:
+    """A share in percent that a program can read too; a dash for none."""
+    return Markup("–") if value is None else _datum(value, percent(value))
+
+
+def bare(value: float) -> Markup:
+    """The same without the sign, for the first of two."""
+    return _datum(value, f"{100 * value:.1f}")
+
+
+def measure(value: float | None, digits: int = 3) -> Markup:
+    """Any number, likewise."""
+    return Markup("–") if value is None else _datum(value, f"{value:,.{digits}f}")
+
+
+def _datum(value: float, words: str) -> Markup:
+    return Markup('<data value="{}">{}</data>').format(repr(float(value)), words)
