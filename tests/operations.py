@@ -26,6 +26,7 @@ from PIL import Image
 
 from retrieval import errors
 from retrieval.bulk.ingest import ingest
+from retrieval.database.metadata import to_json
 from retrieval.database.store import NewFace
 from retrieval.errors import FaceprintError, InputError
 from retrieval.gallery.enrollment import Additions
@@ -33,7 +34,6 @@ from retrieval.gallery.gallery import Gallery, repair
 from retrieval.gallery.integrity import Trouble, verify
 from retrieval.index import quantization
 from retrieval.models.bundle import FORGOTTEN, ModelBundle, Preprocessing
-from retrieval.sources.metadata_tables import to_json
 from retrieval.sources.photos import Photo
 from retrieval.storage import vault
 from retrieval.storage.vault import Vault

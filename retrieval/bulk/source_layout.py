@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from retrieval.embedding.outcome import Outcome, Status
-from retrieval.sources import archives, lists
+from retrieval.sources import lists
 from retrieval.sources.identity_rules import Naming
 from retrieval.sources.photos import STANDARD_INPUT
+from retrieval.system import archive_paths
 from retrieval.system.paths import absolute, composed, is_below
 
 # Columns of lists that mostly say who is on a photo.
@@ -101,8 +102,8 @@ class Layout:
         if naming is None or naming.keyword == "first":
             if os.path.isdir(path):
                 self._trees.append((path, ""))
-            elif archives.kind(path):
-                self._trees.append((path, "" if naming else composed(archives.stem(path))))
+            elif archive_paths.kind(path):
+                self._trees.append((path, "" if naming else composed(archive_paths.stem(path))))
         if columns is not None and "identity" not in columns and naming is None:
             self._note_column(path, columns)
 
@@ -139,7 +140,7 @@ def _origin(path: str, columns: Sequence[str] | None, naming: Naming | None) -> 
         return "the pattern" if naming.keyword is None else words[naming.keyword]
     if os.path.isdir(path):
         return "folder names"
-    if archives.kind(path):
+    if archive_paths.kind(path):
         return "first folders in archives"
     is_list = os.path.splitext(path)[1].lower() in lists.SUFFIXES
     return "the folders of the files" if is_list or os.path.basename(path) == STANDARD_INPUT else "nothing"

@@ -49,6 +49,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from retrieval.database import page_checksums, schema
 from retrieval.database.filter_sql import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.database.filters import Where
+from retrieval.database.metadata import Metadata, to_json
 from retrieval.database.tables import (
     alias_table,
     audit_table,
@@ -69,9 +70,8 @@ from retrieval.database.tables import (
 )
 from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.rates import Rate, Upcoming
-from retrieval.sources.archives import first_present
-from retrieval.sources.metadata_tables import Metadata, to_json
 from retrieval.system import lock
+from retrieval.system.archive_paths import first_present
 from retrieval.system.files import Stamp, create, is_no_file, other_than_file, sync, why, why_not_written
 from retrieval.system.paths import host_of
 

@@ -11,9 +11,9 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeVar
 
+from retrieval.database.metadata import Metadata, encoded, filled
 from retrieval.database.store import Face, NewFace
 from retrieval.errors import InputError, Reason
-from retrieval.sources.metadata_tables import Metadata, encoded, filled
 from retrieval.system.files import Stamp
 
 _T = TypeVar("_T")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database import identity_names
+from retrieval.database.metadata import decoded, encoded
 from retrieval.database.store import Face, KnownFile, NewFace, Reader
 from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.errors import InputError, Reason, UnreadableImage
@@ -23,7 +24,6 @@ from retrieval.images.decoders import Content, Decode
 from retrieval.models.bundle import Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
-from retrieval.sources.metadata_tables import decoded, encoded
 from retrieval.sources.photos import Photo
 from retrieval.system.files import Stamp
 from retrieval.system.paths import host_of, is_absolute, is_utf8, readable

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.identity_names import check
+from retrieval.database.metadata import encoded
 from retrieval.database.store import Generation, NewFace, Reader, Writer
 from retrieval.database.tables import face_table
 from retrieval.embedding.outcome import Outcome, Status, Verdicts
@@ -19,7 +20,6 @@ from retrieval.gallery.active_model import Serving
 from retrieval.images.pixels import content_sha256, read_bytes
 from retrieval.index.segments import Ids
 from retrieval.models.engine import PrecisionDrift
-from retrieval.sources.metadata_tables import encoded
 from retrieval.system.paths import is_absolute, is_url, is_utf8
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")

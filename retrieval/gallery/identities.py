@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from retrieval.database.identity_names import check, nearest
+from retrieval.database.metadata import encoded, filled
 from retrieval.database.store import Reader, Receipt, Writer, utc_now
 from retrieval.database.tables import identity_table
 from retrieval.errors import InputError
 from retrieval.gallery.sync import Renamed
 from retrieval.models.bundle import FORGOTTEN, Relabel
-from retrieval.sources.metadata_tables import encoded, filled
 from retrieval.storage.vault import Vault, who
 from retrieval.system.paths import absolute, is_utf8, readable
 

@@ -14,6 +14,7 @@ from retrieval.sources import archives, photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.folders import walk
 from retrieval.sources.photos import Photo
+from retrieval.system import archive_paths
 from retrieval.system.files import Stamp
 from retrieval.system.paths import is_below, is_utf8_name, readable
 
@@ -214,7 +215,7 @@ def _state(path: str, stamp: Stamp | None, shelf: archives.Shelf) -> str:
     try:
         status = os.stat(path)
     except NotADirectoryError:
-        member = archives.split(path)
+        member = archive_paths.split(path)
         return "gone" if member is None or not shelf.has(*member) else "same"
     except FileNotFoundError:
         return "gone"

@@ -9,24 +9,20 @@ import gzip
 import io
 import lzma
 import os
-import posixpath
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images.pixels import MAX_BYTES
 from retrieval.sources.exclusion import Exclusion, PassedOver
-from retrieval.system.paths import is_url
+from retrieval.system.archive_paths import inside, kind
 
-Kind: TypeAlias = Literal["tar", "zip"]
-
-_TAR: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _COMPRESSED: Final = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
 # Headers of tar that only carry a long name or attributes for the next one.
@@ -65,26 +61,6 @@ class Member:
     content: bytes | None = None
     problem: Reason | None = None
     detail: str | None = None
-
-
-def kind(name: str | os.PathLike[str]) -> Kind | None:
-    """Which archive a file of this name is, if any."""
-    lower = os.fspath(name).lower()
-    if lower.endswith(_TAR):
-        return "tar"
-    return "zip" if lower.endswith(".zip") else None
-
-
-def stem(name: str) -> str:
-    """The name of an archive without its folder and its suffix: photos for /x/photos.tar.gz."""
-    base = posixpath.basename(name)
-    suffixes = sorted((s for s in (*_TAR, ".zip") if base.lower().endswith(s)), key=len)
-    return base[: -len(suffixes[-1])] if suffixes else base
-
-
-def inside(name: str) -> str:
-    """The path of a member below its archive: never absolute, and never above it."""
-    return posixpath.normpath("/" + name).lstrip("/")
 
 
 def members(
@@ -138,37 +114,6 @@ class _Taken:
 def on_disk(path: str) -> BinaryIO:
     """An archive on this machine, opened; of a pipe, once somebody writes to it."""
     return open(path, "rb")
-
-
-def split(path: str) -> tuple[str, str] | None:
-    """The archive that a path leads into, and the member's path in it; None where there is no such file."""
-    archive = os.path.dirname(path)
-    while archive not in ("", os.path.dirname(archive)):
-        if kind(archive) and os.path.isfile(archive):
-            return archive, path[len(archive) + 1 :]
-        archive = os.path.dirname(archive)
-    return None
-
-
-def first_present(paths: Sequence[str]) -> str | None:
-    """Of the paths that have the same bytes, one to show: the first that exists, else the first.
-
-    Nothing is read: a member is there when its archive is, and an address comes after what is here.
-    """
-    if len(paths) < 2:
-        return paths[0] if paths else None
-    here = (path for path in paths if not is_url(path) and _is_present(path))
-    return next(here, next((path for path in paths if is_url(path)), paths[0]))
-
-
-def _is_present(path: str) -> bool:
-    try:
-        os.stat(path)
-    except NotADirectoryError:
-        return split(path) is not None
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 class Shelf:

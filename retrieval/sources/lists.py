@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from retrieval.database import identity_names as people
+from retrieval.database.metadata import decoded, encoded
 from retrieval.errors import DataError, InputError, Reason
-from retrieval.sources.metadata_tables import (
-    decoded,
-    encoded,
-    is_nothing,
-    paths_beside,
-    separator_of,
-    tables,
-    what_about,
-)
+from retrieval.sources.metadata_tables import is_nothing, paths_beside, separator_of, tables, what_about
 from retrieval.system.files import why
 from retrieval.system.paths import composed, is_utf8
 

@@ -1,12 +1,11 @@
-"""Annotations: what people say about faces and identities, as JSON objects; and the files they come in."""
+"""Annotations: tables of what people say about faces and identities."""
 
 import csv
-import json
 import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -15,21 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from retrieval.database.metadata import INTEGERS, Metadata, checked_text, encoded
 from retrieval.errors import InputError
 from retrieval.system.files import why
 from retrieval.system.parquet import opened, pyarrow
 from retrieval.system.paths import absolute, is_url
-
-Metadata: TypeAlias = dict[str, Any]
-
-# How long the metadata of one face or identity may be, in bytes of JSON.
-MOST_BYTES: Final = 64 * 1024
-
-# How many objects and lists may lie in one another. Databases have limits of their own, far above.
-_MOST_LEVELS: Final = 64
-
-# What every database holds exactly.
-_LEAST, _MOST = -(2**63), 2**63 - 1
 
 # How many rows of a file are read at a time.
 _ROWS: Final = 4096
@@ -37,109 +26,6 @@ _ROWS: Final = 4096
 # As JSON spells numbers: 007 and +1 are texts.
 _INTEGER: Final = re.compile(r"-?[1-9][0-9]*|0")
 _FLOAT: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
-
-
-# JSON objects
-
-
-def to_json(value: Any) -> str:
-    """JSON as the database has it: the same value always gives the same text."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-
-
-def encoded(metadata: Mapping[str, Any] | None, of: str) -> str | None:
-    """Metadata as JSON text; None for None and for an empty object.
-
-    Args:
-        metadata: keys are texts; values texts, integers of 64 bits, floats, booleans, None, lists and
-            objects of these.
-        of: whose they are, for the sentence of an error.
-
-    Raises:
-        InputError: something that JSON cannot say and every database keep, or more than 64 KiB of it.
-    """
-    if metadata is None:
-        return None
-    if not isinstance(metadata, Mapping):
-        raise InputError(
-            f"The metadata of {of} are {_kind(metadata)}; they must be an object, with a value for each key."
-        )
-    text = to_json(_checked(metadata, of, _MOST_LEVELS))
-    size = len(text.encode())
-    if size > MOST_BYTES:
-        raise InputError(
-            f"The metadata of {of} take {size:,} bytes as JSON; {MOST_BYTES:,} are allowed. Shorten them."
-        )
-    return text if metadata else None
-
-
-def decoded(text: str | None, of: str) -> Metadata:
-    """Metadata of JSON text; nothing for None and an empty text.
-
-    Raises:
-        InputError: it is not JSON, or not an object, or one that `encoded` would refuse.
-    """
-    if not text:
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The metadata of {of} are not JSON.") from error
-    stored = encoded(found, of)
-    return json.loads(stored) if stored else {}
-
-
-def filled(own: Mapping[str, Any], others: Mapping[str, Any]) -> Metadata:
-    """One's own metadata, and of another's what one has no key for."""
-    return {**others, **own}
-
-
-def _checked(value: Any, of: str, levels: int) -> Any:
-    """A value of the types that JSON has.
-
-    Raises:
-        InputError: it holds something else.
-    """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return _checked_text(value, of)
-    if isinstance(value, int):
-        if not _LEAST <= value <= _MOST:
-            raise InputError(f"The metadata of {of} have an integer beyond 64 bits; give it as text.")
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InputError(f"The metadata of {of} have the number {value}, which JSON does not know.")
-        return float(value)
-    if not isinstance(value, Mapping | list | tuple):
-        raise InputError(f"The metadata of {of} have {_kind(value)}, which JSON does not know.")
-    if not levels:
-        raise InputError(f"The metadata of {of} lie more than {_MOST_LEVELS} levels deep; flatten them.")
-    if isinstance(value, list | tuple):
-        return [_checked(one, of, levels - 1) for one in value]
-    for key in value:
-        if not isinstance(key, str):
-            raise InputError(f"The metadata of {of} have the key {key!r}; keys must be texts.")
-    return {_checked_text(key, of): _checked(one, of, levels - 1) for key, one in value.items()}
-
-
-def _checked_text(text: str, of: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"The metadata of {of} have the text {text!a}, not valid Unicode.") from error
-    if "\0" in text:
-        # SQLite's JSON functions end a text there, and PostgreSQL refuses it.
-        raise InputError(f"The metadata of {of} have a text with a zero character; leave it out.")
-    return str(text)
-
-
-def _kind(value: object) -> str:
-    return f"a value of the type {type(value).__name__}"
-
-
-# Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +99,7 @@ def _batches(path: Path) -> Iterator[tuple[str, list[tuple[str, Metadata]]]]:
                 target = values[place]
                 if not isinstance(target, str) or not target:
                     raise InputError(f"Row {row:,} of {path} has no {about}.")
-                _checked_text(target, of)
+                checked_text(target, of)
                 metadata = {name: values[n] for n, name in keys if not is_nothing(values[n])}
                 encoded(metadata, of)
                 found.append((find(target), metadata))
@@ -356,7 +242,7 @@ def _typed(text: str, column: str) -> Any:
         return None
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if _INTEGER.fullmatch(text) and len(text) < 20 and _LEAST <= int(text) <= _MOST:
+    if _INTEGER.fullmatch(text) and len(text) < 20 and int(text) in INTEGERS:
         return int(text)
     if _FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)

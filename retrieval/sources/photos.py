@@ -19,6 +19,7 @@ from retrieval.images.pixels import MAX_BYTES, ImageSource
 from retrieval.sources import archives, folders, lists, remote, webdataset
 from retrieval.sources.exclusion import Exclusion, PassedOver
 from retrieval.sources.identity_rules import KEYWORDS, Naming, inside
+from retrieval.system import archive_paths
 from retrieval.system.files import Stamp, why
 from retrieval.system.manifests import parse_tree
 from retrieval.system.paths import absolute, composed, is_url, is_utf8, is_utf8_name, names_are_utf8
@@ -261,7 +262,7 @@ def _is_comparable(source: str | os.PathLike[str]) -> bool:
         return False
     if os.path.isdir(path) or not os.path.exists(path):
         return True  # nothing is there: whoever reads it says so
-    return not _is_list(path) and (archives.kind(path) is None or os.path.isfile(path))
+    return not _is_list(path) and (archive_paths.kind(path) is None or os.path.isfile(path))
 
 
 def read_content(path: str) -> bytes:
@@ -290,7 +291,7 @@ def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
     try:
         return pixels.read_file(path)
     except UnreadableImage as error:
-        member = archives.split(path) if error.reason is Reason.MISSING else None
+        member = archive_paths.split(path) if error.reason is Reason.MISSING else None
         if member is None:
             raise
     return shelf.read(*member), None
@@ -319,7 +320,7 @@ def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
             raise DataError("There is no standard input to read paths from; name a list of them.")
         return partial(_standard_input, _whose_below(os.getcwd(), naming or _PARENT))
     path = absolute(source)
-    kind = archives.kind(path)
+    kind = archive_paths.kind(path)
     if is_url(path):
         _check_address(path)
         opened = partial(remote.opened, path)
@@ -354,7 +355,7 @@ def _is_list(path: str) -> bool:
 def _is_stream(source: str | os.PathLike[str]) -> bool:
     if os.fspath(source) == STANDARD_INPUT:
         return True
-    return archives.kind(source) is not None and not os.path.isdir(source)
+    return archive_paths.kind(source) is not None and not os.path.isdir(source)
 
 
 def _whose_below(root: str, naming: Naming) -> _Whose:
@@ -363,7 +364,7 @@ def _whose_below(root: str, naming: Naming) -> _Whose:
 
 def _is_walked(source: str | os.PathLike[str]) -> bool:
     """Whether a source is a folder or an archive, in which files are found."""
-    return archives.kind(absolute(source)) is not None or os.path.isdir(absolute(source))
+    return archive_paths.kind(absolute(source)) is not None or os.path.isdir(absolute(source))
 
 
 def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = None) -> Photo:
@@ -422,7 +423,7 @@ def _unknown_address(url: str) -> str | None:
 
 
 def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[Photo]:
-    whose = partial(_whose_member, naming=how.naming, own=composed(archives.stem(path)))
+    whose = partial(_whose_member, naming=how.naming, own=composed(archive_paths.stem(path)))
     members = archives.members(path, opened, exclusion=how.exclusion, passed_over=how.passed_over)
     for sample in webdataset.samples(members, whose):
         member = sample.member
@@ -452,7 +453,7 @@ def _reported(line: dict[str, Any]) -> Photo:
         return Photo(path, identity, Reason.NAME_NOT_UTF8)
     if reason in (Reason.BAD_METADATA, Reason.BAD_ROW, Reason.BAD_IDENTITY):
         return Photo(path, identity, Reason(reason), detail=detail)
-    if archives.kind(path) and reason in _OF_ARCHIVES:
+    if archive_paths.kind(path) and reason in _OF_ARCHIVES:
         again = f"{detail or reason}; name the archive itself as a source again"
         return Photo(path, identity, Reason(reason), detail=again)
     if _is_list(path) and reason == Reason.DAMAGED:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from retrieval.database.metadata import decoded, encoded
 from retrieval.errors import InputError, Reason
 from retrieval.images.pixels import MAX_BYTES
 from retrieval.sources.archives import Member
-from retrieval.sources.metadata_tables import decoded, encoded
 from retrieval.system.paths import composed
 
 _BESIDE: Final = (".cls", ".json", ".txt")

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.database.metadata import Metadata, decoded, encoded, filled
 from retrieval.database.store import Calibration, Face, NewFace, Reader, Segment, utc_now
 from retrieval.database.tables import identity_table
 from retrieval.embedding.outcome import Outcome, Status
@@ -34,7 +35,6 @@ from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageE
 from retrieval.index.segments import Ids, SegmentMissing, Vectors
 from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.rates import Upcoming
-from retrieval.sources.metadata_tables import Metadata, decoded, encoded, filled
 from retrieval.storage.vault import Vault
 from retrieval.system.files import create, is_no_file, open_plain, replacing, whole_folder, why, write_durably
 from retrieval.system.manifests import read_manifest

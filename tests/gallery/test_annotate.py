@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.database.filters import Where
+from retrieval.database.metadata import MOST_BYTES, Metadata
 from retrieval.database.store import Face, NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import GalleryDamaged, InputError, StorageError
 from retrieval.gallery.annotate import Annotated
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
-from retrieval.sources.metadata_tables import MOST_BYTES, Metadata
 
 
 def sha256(number: int) -> str:

@@ -35,8 +35,8 @@ from retrieval.gallery.integrity import verify
 from retrieval.gallery.relocation import Relocated
 from retrieval.gallery.sync import Missing
 from retrieval.models.bundle import ModelBundle, Relabel
-from retrieval.sources.archives import first_present
 from retrieval.sources.photos import scan
+from retrieval.system.archive_paths import first_present
 from tests.cli.test_app import Faceprint, faceprint
 from tests.operations import GONE, face, photo, tiny_model, vector_of
 

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.sources import archives
-from retrieval.sources.archives import Member, Shelf, inside, kind, split, stem
+from retrieval.sources.archives import Member, Shelf
+from retrieval.system.archive_paths import inside, kind, split, stem
 
 Files = list[tuple[str, bytes]]
 

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval.database.metadata import MOST_BYTES, Metadata, decoded, encoded, filled
 from retrieval.errors import InputError
-from retrieval.sources.metadata_tables import MOST_BYTES, Metadata, decoded, encoded, filled, read_annotations
+from retrieval.sources.metadata_tables import read_annotations
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 VALUES = st.recursive(
