@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from retrieval.gallery.reembed import Drift, Reembedded
     from retrieval.gallery.relocation import Relocated
     from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
+    from retrieval.index.knn import Explanation
     from retrieval.models.bundle import ModelBundle, Preprocessing
     from retrieval.models.embedder import Embedder, Embeddings
     from retrieval.models.engine import PrecisionDrift
     from retrieval.quality.audit import audit
     from retrieval.quality.audit_report import Audited, Doubt
     from retrieval.search.decisions import Decision
-    from retrieval.search.nearest import Match, Prediction, SearchResult
+    from retrieval.search.nearest import Match, PeopleResult, PersonMatch, Prediction, SearchResult
     from retrieval.sources.photos import Photo
     from retrieval.storage.backup import BackedUp, Restored
     from retrieval.storage.vault import Compacted, Optimized

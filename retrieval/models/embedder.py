@@ -224,7 +224,7 @@ def _check(engine: str, precision: str, threads: int | None) -> None:
 
 def _may_have_gpu() -> bool:
     """Whether torch could find an NVIDIA GPU, without the seconds that importing torch takes."""
-    if importlib.util.find_spec("torch") is None:
+    if not all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
         return False
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"
 
@@ -232,9 +232,9 @@ def _may_have_gpu() -> bool:
 def _has_gpu() -> bool:
     if not _may_have_gpu():
         return False
-    import torch
+    from retrieval.models.torch_engine import has_gpu
 
-    return torch.cuda.is_available()
+    return has_gpu()
 
 
 def _torch_engine(bundle: ModelBundle, device: str, precision: str) -> Engine:

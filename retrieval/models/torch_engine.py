@@ -42,6 +42,11 @@ _RECORD_AT: Final = 3
 _GRAPHS: Final = 4
 
 
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU that torch can use."""
+    return torch.cuda.is_available()
+
+
 class TorchEngine:
     """See `engine.Engine`."""
 

@@ -390,7 +390,7 @@ def decoders_of_ours() -> list[int]:
     """The processes that decode for this one."""
     lists = Path("/proc/self/task").glob("*/children")
     children = [int(child) for one in lists for child in one.read_text().split()]
-    return [child for child in children if b"decoding" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children if b"decoders" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def test_a_decoder_that_is_killed_ends_the_run_with_the_batches_before_and_the_next_run_goes_on(

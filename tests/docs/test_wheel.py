@@ -40,9 +40,11 @@ def test_the_wheel_holds_the_migrations_below_retrieval_and_no_tests(wheel: Path
     names = zipfile.ZipFile(wheel).namelist()
     assert "retrieval/migrations/versions/0001_first_tables.py" in names
     assert {
-        "training/report.html.jinja",
-        "retrieval/check.html.jinja",
-        "retrieval/fonts/DejaVuSans.ttf",
+        "training/reports/report.html.jinja",
+        "retrieval/quality/check.html.jinja",
+        "retrieval/images/fonts/DejaVuSans.ttf",
+        "retrieval/py.typed",
+        "training/py.typed",
     } <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"retrieval", "training"}
