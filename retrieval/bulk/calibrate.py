@@ -1,6 +1,6 @@
 """Strangers: photos of people who are not enrolled -> searches that a gallery is calibrated by.
 
-They are read, decoded and embedded by the stages of `retrieval.bulk.ingest`, and nothing of them is kept.
+They are read, decoded and embedded by `retrieval.embedding.stages`, and nothing of them is kept.
 """
 
 import os
@@ -13,17 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bulk.ingest import (
-    Entry,
-    checked_workers,
-    decoding,
-    in_looks,
-    prepare_stage,
-)
 from retrieval.database.store import Calibration
 from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, Ready
+from retrieval.embedding.stages import Entry, checked_workers, decoding, in_chunks, prepare_stage
 from retrieval.errors import InputError, Interrupted, Reason
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.decoders import Decode, processes_for
@@ -124,7 +118,7 @@ def calibrate(
     with (
         decoding(decoders, size=size, workers=workers, batch_size=batches.largest) as decode,
         Pipeline(
-            in_looks(found, Meter("scan")),
+            in_chunks(found, Meter("scan")),
             [
                 prepare_stage(partial(prepare, decode), workers=workers, batch_size=batches.largest),
                 batches.stage(gallery.embed_prepared),

@@ -1,4 +1,4 @@
-"""Bulk embedding without a gallery: photos -> a file of vectors, by the stages of `retrieval.bulk.ingest`."""
+"""Bulk embedding without a gallery: photos -> a file of vectors, by `retrieval.embedding.stages`."""
 
 import csv
 import io
@@ -14,20 +14,20 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bulk.ingest import (
-    Entry,
-    Run,
-    checked_workers,
-    decoding,
-    in_looks,
-    peak_memory,
-    prepare_stage,
-    stages_in_order,
-)
+from retrieval.bulk.ingest import Run
 from retrieval.database.store import NewFace
 from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_photos, embedded, read_some
+from retrieval.embedding.stages import (
+    Entry,
+    checked_workers,
+    decoding,
+    in_chunks,
+    peak_memory,
+    prepare_stage,
+    stages_in_order,
+)
 from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.images.decoders import Decode, processes_for
 from retrieval.images.pixels import MAX_SECONDS
@@ -160,7 +160,7 @@ def embed_photos(
             seconds=photo_seconds,
         ) as decode,
         Pipeline(
-            in_looks(found, scan),
+            in_chunks(found, scan),
             [
                 prepare_stage(
                     partial(prepare_some, meters, preprocessing, decode),

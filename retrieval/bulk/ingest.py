@@ -1,48 +1,41 @@
 """Bulk enrollment: folders -> a gallery, and a report of what happened to each file."""
 
 import os
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from retrieval.bulk.source_layout import Layout
-from retrieval.embedding.batches import DEFAULT_BATCH_SIZE, LOOK, Batches
+from retrieval.embedding.batches import DEFAULT_BATCH_SIZE, Batches
 from retrieval.embedding.outcome import Outcome, Status, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, Ready
-from retrieval.errors import InputError, Interrupted, Reason
+from retrieval.embedding.stages import (
+    Entry,
+    checked_workers,
+    decoding,
+    in_chunks,
+    peak_memory,
+    prepare_stage,
+    stages_in_order,
+)
+from retrieval.errors import Interrupted, Reason
 from retrieval.gallery.gallery import Gallery
-from retrieval.images.decoders import SLOT, Decode, Decoders, decode_here, processes_for
+from retrieval.images.decoders import Decode, processes_for
 from retrieval.images.pixels import MAX_SECONDS
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.metadata_tables import Annotations
 from retrieval.sources.photos import Photo
-from retrieval.system.cpu import usable_cores
 from retrieval.system.pipeline import Meter, Pipeline, Stage
 from retrieval.transfer import exchange
-
-# How long such a snapshot waits for photos of a source that is slow, such as a pipe, in seconds.
-_PATIENCE: Final = 0.25
-
-# Bytes of photos that come with their content, in one such snapshot at most, and one photo more.
-_BYTES: Final = 16 * 2**20
 
 # Batches of the usual size that become durable together, if they are embedded within so many seconds.
 _TOGETHER: Final = 4
 _COMMIT_SECONDS: Final = 2.0
-
-# Photos that one thread reads, looks up and decodes at a time.
-_PIECE: Final = SLOT
-
-Entry: TypeAlias = Photo | Outcome
 
 
 @dataclass
@@ -290,7 +283,7 @@ def ingest_photos(
             decoders, size=size, workers=workers, batch_size=batches.largest, seconds=photo_seconds
         ) as decode,
         Pipeline(
-            in_looks(found, scan),
+            in_chunks(found, scan),
             [
                 *([] if rehash else [Stage("recognize", partial(_recognize, gallery), room=1)]),
                 prepare_stage(
@@ -350,47 +343,9 @@ def _in_commits(
         yield together, stopped
 
 
-def in_looks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Photo]]:
-    """Photos, some hundreds at a time or 16 MiB of content, with the time that finding them takes.
-
-    The first ones go on by twos, fours and so on, and those of a slow source by the quarter of a second: what
-    a pipe gives is enrolled while its writer still looks for more.
-    """
-    iterator, size = iter(found), 1
-    while True:
-        some: list[Photo] = []
-        held, started = 0, time.monotonic()
-        size = min(2 * size, LOOK)
-        with scan.working(0):
-            for photo in islice(iterator, size):
-                some.append(photo)
-                held += photo.held
-                if held > _BYTES or time.monotonic() - started > _PATIENCE:
-                    break
-        if not some:
-            return
-        scan.add(items=len(some))
-        yield some
-
-
 def _recognize(gallery: Gallery, offered: Sequence[Photo]) -> list[Entry]:
     """What is left to look at; photos whose files are unchanged are known."""
     return [known or photo for known, photo in zip(gallery.recognize(offered), offered, strict=True)]
-
-
-def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
-    """The same entries in pieces that have at most so many photos to be read."""
-    for chunk in chunks:
-        piece: list[Entry] = []
-        offered = 0
-        for entry in chunk:
-            piece.append(entry)
-            offered += isinstance(entry, Photo)
-            if offered == _PIECE:
-                yield piece
-                piece, offered = [], 0
-        if piece:
-            yield piece
 
 
 def _prepare(
@@ -398,63 +353,6 @@ def _prepare(
 ) -> list[Prepared | Outcome]:
     offered = [entry for entry in entries if isinstance(entry, Photo)]
     return in_their_places(entries, gallery.prepare_many(offered, meters=meters, decode=decode))
-
-
-def stages_in_order(scan: Meter, stages: dict[str, Meter], steps: Meters, last: Meter) -> tuple[Meter, ...]:
-    """The stages as a reader of the report thinks of them: the steps of preparing one by one."""
-    prepare = stages["prepare"]
-    taken = [
-        step for step in (steps.read, steps.look_up, steps.decode) if step.items or step is not steps.look_up
-    ]
-    for step in taken:
-        step.workers = prepare.workers
-    taken[0].add(starved=prepare.starved_seconds)
-    taken[-1].add(blocked=prepare.blocked_seconds)
-    before = [stages[name] for name in stages if name == "recognize"]
-    return (scan, *before, *taken, stages["embed"], last)
-
-
-def prepare_stage(work: Callable[[list[Entry]], Any], *, workers: int, batch_size: int) -> Stage:
-    """The stage that reads and decodes photos, about two batches ahead of the one that is embedded."""
-    room = _pieces(workers, batch_size)
-    return Stage("prepare", work, workers=workers, room=room, gather=in_pieces)
-
-
-def _pieces(workers: int, batch_size: int) -> int:
-    """How many pieces may be underway in the stage that prepares them."""
-    return max(workers, 2 * -(-batch_size // _PIECE)) + 1
-
-
-def decoding(
-    decoders: int, *, size: int, workers: int, batch_size: int, seconds: float = MAX_SECONDS
-) -> AbstractContextManager[Decode]:
-    """What decodes photos of a run: so many processes, or the threads themselves."""
-    if not decoders:
-        return nullcontext(partial(decode_here, seconds=seconds))
-    return Decoders(decoders, size=size, ahead=_pieces(workers, batch_size), seconds=seconds)
-
-
-def checked_workers(workers: int | None, decoders: int = 0) -> int:
-    """How many threads read photos: one per processor unless it is said, and one for each decoder.
-
-    Raises:
-        InputError: a number of workers below 1.
-    """
-    workers = max(usable_cores(), decoders) if workers is None else workers
-    if workers < 1:
-        raise InputError("The number of workers must be at least 1.")
-    return workers
-
-
-def peak_memory() -> int:
-    """The most that this process has had in memory so far, in bytes."""
-    # What getrusage says on Linux may be what the process that started this one had.
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    # In KiB, but for macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def ingest_embeddings(

@@ -15,7 +15,7 @@ from retrieval.system.pipeline import Stage
 DEFAULT_BATCH_SIZE: Final = 64
 
 # Photos in a batch when few of them or none are to be embedded.
-LOOK: Final = 512
+CHUNK: Final = 512
 
 # From how many new photos on it is worth the seconds that finding a GPU's size takes.
 _WORTH_TUNING: Final = 256
@@ -81,7 +81,7 @@ class Batches:
             new += isinstance(entry, Prepared) and entry.pixels is not None
             if self._open and new >= self._size:
                 self._decide(batch)
-            if new >= self.size or len(batch) >= max(2 * self.size, LOOK):
+            if new >= self.size or len(batch) >= max(2 * self.size, CHUNK):
                 yield batch
                 batch, new = [], 0
         if batch:

@@ -1,4 +1,4 @@
-"""Looks: what each photo of some sources is, without a model, by the stages of `retrieval.bulk.ingest`."""
+"""Looks: what each photo of some sources is, without a model, by `retrieval.embedding.stages`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from retrieval.bulk.ingest import Entry, checked_workers, in_looks, prepare_stage
 from retrieval.embedding.outcome import Outcome
 from retrieval.embedding.reading import Meters, ReadPhoto, read_some
+from retrieval.embedding.stages import Entry, checked_workers, in_chunks, prepare_stage
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images import pixels
 from retrieval.quality.near_duplicates import SIDE, Grey
@@ -73,7 +73,7 @@ def look_at(
     workers = checked_workers(workers)
     stage = prepare_stage(partial(_look_at_some, Meters()), workers=workers, batch_size=_AHEAD)
     looks: list[Look] = []
-    with Pipeline(in_looks(found, Meter("scan")), [stage]) as pipeline:
+    with Pipeline(in_chunks(found, Meter("scan")), [stage]) as pipeline:
         for some in pipeline:
             for look in some:
                 on_look(look)

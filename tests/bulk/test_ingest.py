@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.bulk.ingest import IngestReport, ingest, ingest_photos, peak_memory
+from retrieval.bulk.ingest import IngestReport, ingest, ingest_photos
 from retrieval.embedding.outcome import Outcome, Status
+from retrieval.embedding.stages import peak_memory
 from retrieval.errors import DataError, InputError, ModelMismatch, Reason, RunError
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
@@ -444,7 +445,7 @@ def test_ctrl_c_reaches_no_decoder_and_ends_the_run_with_a_whole_batch(
 
 def test_the_peak_of_memory_is_this_process_own_and_not_that_of_whoever_started_it() -> None:
     held = np.ones(300 * 2**20, np.uint8)
-    code = "from retrieval.bulk.ingest import peak_memory; print(peak_memory())"
+    code = "from retrieval.embedding.stages import peak_memory; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     own, held_here = int(done.stdout), peak_memory()
     assert held_here > held.nbytes

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = '''
+PROGRAM = """
 from retrieval import Gallery, Match, ModelBundle, PeopleResult, PersonMatch, ingest
 
 def nearest(folder: str, photo: str) -> list[Match]:
@@ -16,7 +16,7 @@ def nearest(folder: str, photo: str) -> list[Match]:
 
 def wrong(folder: str) -> str:
     return Gallery.open(folder)
-'''
+"""
 
 
 def test_mypy_sees_the_types_of_the_library_in_a_program_that_uses_it(tmp_path: Path) -> None:

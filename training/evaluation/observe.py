@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval.bulk.embed import prepare_some
-from retrieval.bulk.ingest import checked_workers, decoding, in_looks, prepare_stage
 from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.embedding.reading import Meters, Prepared, squares
+from retrieval.embedding.stages import checked_workers, decoding, in_chunks, prepare_stage
 from retrieval.errors import Interrupted
 from retrieval.images.decoders import processes_for
 from retrieval.models.embedder import Embedder
@@ -108,7 +108,7 @@ def observe(
     with (
         decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batches.largest) as decode,
         Pipeline(
-            in_looks(found, Meter("scan")),
+            in_chunks(found, Meter("scan")),
             [
                 prepare_stage(
                     partial(prepare_some, meters, preprocessing, decode),
