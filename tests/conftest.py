@@ -1,6 +1,10 @@
 """Small real things: drawn faces, a narrow network exported as a bundle, a gallery on disk."""
 
 import os
+
+# Threads of OpenMP that wait take no core from the other tests; read when FAISS and torch are loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import signal
 from collections.abc import Iterator
 from pathlib import Path
