@@ -417,10 +417,13 @@ class FlatVectors:
     def _map(self, path: Path) -> _Open:
         if not path.exists():
             raise SegmentMissing(
-                f"The vector file {path} is missing; restore the gallery from a backup. (A gallery in use is "
-                "copied with `faceprint backup`: other copies may lack files.)"
+                f"The vector file {path} is missing; bring it back with `faceprint repair`, or restore the "
+                "gallery from a backup. (A gallery in use is copied with `faceprint backup`: other copies "
+                "may lack files.)"
             )
-        damaged = GalleryDamaged(f"The vector file {path} is damaged; restore it from a backup.")
+        damaged = GalleryDamaged(
+            f"The vector file {path} is damaged; `faceprint repair` may mend it, or restore it from a backup."
+        )
         try:
             if not _is_whole(path):
                 raise damaged

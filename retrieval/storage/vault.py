@@ -107,7 +107,8 @@ _MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
 VECTORS: Final = "vectors"
 BACKUP_CARD: Final = "backup.json"
 # What a backup has from its beginning on, and no gallery.
-_OF_BACKUPS: Final = re.compile(r"models|gallery-[0-9a-f]{16}\.db|\.gallery\.part")
+# What a first backup makes before its card, beside its folders.
+_OF_BACKUPS: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
 MODEL: Final = "model"
 
 # From how many vectors on they are written while their rows are.
@@ -612,7 +613,9 @@ class Vault:
         except (BundleError, OSError) as error:
             if blames_machine(error):
                 raise StorageError(f"The gallery's model cannot be read: {error}") from error
-            raise
+            raise BundleError(
+                f"{error} `faceprint repair {self.folder} --backup BACKUP` does that, or --model MODEL."
+            ) from error
         if (generation.fingerprint, generation.dimension) != (bundle.fingerprint, bundle.dimension):
             raise ModelMismatch(
                 f"{bundle.folder} is not the model that the gallery was made with; put that one back."
@@ -957,7 +960,9 @@ def is_unfinished_backup(folder: Path) -> bool:
     if any(os.path.lexists(folder / name) for name in (BACKUP_CARD, DATABASE)):
         return False
     with suppress(OSError):
-        return any(map(_OF_BACKUPS.fullmatch, os.listdir(folder)))
+        names = os.listdir(folder)
+        # A folder with `models` alone may be anybody's.
+        return {"models", VECTORS} <= set(names) or any(map(_OF_BACKUPS.fullmatch, names))
     return False
 
 

@@ -452,7 +452,9 @@ def test_rows_stay_readable_after_their_segment_is_closed_and_cannot_be_written_
 
 @pytest.mark.parametrize("call", [lambda v: v.search([3], np.zeros((1, 8)), 1), lambda v: v.rows(3)])
 def test_a_missing_file_is_a_missing_segment(call: Callable[[FlatVectors], object], tmp_path: Path) -> None:
-    with pytest.raises(SegmentMissing, match=r"00000003\.faiss is missing; restore the gallery"):
+    with pytest.raises(
+        SegmentMissing, match=r"00000003\.faiss is missing; bring it back with `faceprint repair`"
+    ):
         call(FlatVectors(tmp_path, 8))
 
 
@@ -467,7 +469,10 @@ def test_a_file_of_something_else_is_damaged(garbage: bytes, tmp_path: Path) -> 
     with pytest.raises(GalleryDamaged) as caught:
         FlatVectors(tmp_path, 8).rows(1)
     assert type(caught.value) is GalleryDamaged
-    assert str(caught.value) == f"The vector file {path} is damaged; restore it from a backup."
+    assert (
+        str(caught.value)
+        == f"The vector file {path} is damaged; `faceprint repair` may mend it, or restore it from a backup."
+    )
 
 
 def test_a_file_that_was_cut_anywhere_is_damaged(tmp_path: Path) -> None:
@@ -520,7 +525,7 @@ def test_another_kind_of_index_is_damaged(make: Callable[[], Any], tmp_path: Pat
     index, (ids, stored) = make(), sample()
     index.add(stored) if isinstance(index, faiss.IndexFlatL2) else index.add_with_ids(stored, ids)
     faiss.write_index(index, os.fspath(tmp_path / "00000001.faiss"))
-    with pytest.raises(GalleryDamaged, match=r"00000001\.faiss is damaged; restore it from a backup"):
+    with pytest.raises(GalleryDamaged, match=r"00000001\.faiss is damaged; `faceprint repair` may mend it"):
         FlatVectors(tmp_path, 8).search([1], stored[:1], 1)
 
 

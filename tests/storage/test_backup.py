@@ -278,6 +278,12 @@ def test_a_first_backup_that_was_killed_is_called_unfinished_and_the_next_run_fi
     assert faceprint("verify", target)[0] == 0
 
 
+def test_a_folder_of_models_is_no_unfinished_backup(tmp_path: Path, faceprint: Faceprint) -> None:
+    (tmp_path / "project" / "models").mkdir(parents=True)
+    status, _, err = faceprint("info", tmp_path / "project")
+    assert (status, "unfinished" in err) == (2, False)
+
+
 def test_a_card_that_is_a_pipe_is_not_waited_for(root: Path) -> None:
     (root / "backup" / "backup.json").unlink()
     os.mkfifo(root / "backup" / "backup.json")
