@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from retrieval.errors import GalleryError, StorageError
+from retrieval.errors import GalleryBusy, GalleryError, StorageError
 from retrieval.system.files import is_no_file, why, write_durably
+from retrieval.system.lock import wait_for_lock
+from retrieval.system.paths import printable
 
 ID_NAME: Final = "gallery.id"
 
@@ -136,7 +138,7 @@ def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
         raise StorageError(f"{vectors / ID_NAME} cannot be written: {why(error)}.") from error
 
 
-def settle(folder: Path, vectors: Path, folder_id: str, database: str) -> None:
+def settle(folder: Path, vectors: Path, folder_id: str, database: str, *, timeout: float) -> None:
     """Says that a gallery writes to its folder of vectors now, unless that is said already.
 
     A disk that is full is no reason not to write: whoever deletes needs no room.
@@ -144,12 +146,14 @@ def settle(folder: Path, vectors: Path, folder_id: str, database: str) -> None:
     Args:
         folder, vectors, folder_id: the gallery's.
         database: the name of a gallery's database in its folder.
+        timeout: seconds to wait for another process that has locked the folder.
 
     Raises:
+        GalleryBusy: the other did not let go in time.
         GalleryError: the folder is another gallery's.
         StorageError: it cannot be read who wrote last.
     """
-    with _alone(vectors):
+    with _alone(vectors, timeout):
         if (other := sharer(folder, vectors, database)) is not None:
             raise shared(folder, vectors, other)
         known = home(vectors)
@@ -159,13 +163,17 @@ def settle(folder: Path, vectors: Path, folder_id: str, database: str) -> None:
 
 
 @contextmanager
-def _alone(vectors: Path) -> Iterator[None]:
+def _alone(vectors: Path, timeout: float) -> Iterator[None]:
     """Keeps the writers of other galleries out, which have other locks; where folders can be locked."""
     descriptor = None
     try:
         with suppress(OSError):
             descriptor = os.open(vectors, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not wait_for_lock(descriptor, timeout):
+                raise GalleryBusy(
+                    f"Another process has locked {printable(vectors)} and did not let go within {timeout:g} "
+                    "s; wait for it, or stop it, and run the command again."
+                )
         yield
     finally:
         if descriptor is not None:

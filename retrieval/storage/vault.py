@@ -692,6 +692,7 @@ class Vault:
         """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
 
         Raises:
+            GalleryBusy: another process has locked that folder, and did not let go in time.
             GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link.
         """
         with self.store.read() as reader:
@@ -702,7 +703,7 @@ class Vault:
         vectors = self.folder / VECTORS
         found = ownership.read_id(vectors)
         if known is not None and found == known:
-            ownership.settle(self.folder, vectors, known, DATABASE)
+            ownership.settle(self.folder, vectors, known, DATABASE, timeout=LOCK_TIMEOUT)
             return None
         if known is not None and found is not None:
             raise ownership.foreign(self.folder, vectors)

@@ -149,16 +149,30 @@ def _name(descriptor: int) -> str | None:
 
 
 def _acquire(descriptor: int, path: Path, timeout: float) -> None:
+    try:
+        acquired = wait_for_lock(descriptor, timeout)
+    except OSError as error:
+        raise _without_locks(path.parent, error) from error
+    if not acquired:
+        raise GalleryBusy(
+            f"Process {_name(descriptor) or 'unknown'} is writing to {path.parent} and did not finish "
+            f"within {timeout:g} s; wait for it, or stop it, and run the command again."
+        )
+
+
+def wait_for_lock(descriptor: int, timeout: float) -> bool:
+    """Locks an open file or folder for this descriptor alone; False where another one keeps its lock.
+
+    Args:
+        descriptor: of the file.
+        timeout: seconds to wait for another holder.
+
+    Raises:
+        OSError: the file system cannot lock files.
+    """
     deadline = time.monotonic() + timeout
-    while True:
-        try:
-            if try_lock(descriptor):
-                return
-        except OSError as error:
-            raise _without_locks(path.parent, error) from error
+    while not try_lock(descriptor):
         if time.monotonic() >= deadline:
-            raise GalleryBusy(
-                f"Process {_name(descriptor) or 'unknown'} is writing to {path.parent} and did not finish "
-                f"within {timeout:g} s; wait for it, or stop it, and run the command again."
-            )
+            return False
         time.sleep(_POLL_SECONDS)
+    return True

@@ -92,6 +92,14 @@ def readable(name: str | os.PathLike[str]) -> str:
         return os.fspath(name).encode("utf-8", "backslashreplace").decode()
 
 
+def printable(name: str | os.PathLike[str]) -> str:
+    """A name as a sentence shows it, on one line: `readable`, and control characters are spelled out, too."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in readable(name)
+    )
+
+
 def is_utf8_name(path: str) -> bool:
     """Whether a path can be stored, and found again, as the UTF-8 that its bytes on the disk are.
 

@@ -1,5 +1,6 @@
 """A gallery writes only into its own folders: whatever was linked, copied, swapped or moved."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.errors import GalleryDamaged, GalleryError, StorageError
+from retrieval.errors import GalleryBusy, GalleryDamaged, GalleryError, StorageError
 from retrieval.gallery.gallery import Gallery, repair
 from retrieval.gallery.integrity import Trouble, verify
 from retrieval.storage.vault import Vault
@@ -289,6 +290,31 @@ def test_a_gallery_that_is_mounted_whole_at_another_place_is_one_gallery(folder:
         writes(folder, 52)
     assert (folder / "vectors" / "gallery.id").read_bytes() == said
     assert verify(folder).whole
+
+
+@pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH])
+def test_a_writer_does_not_wait_for_ever_for_a_folder_of_vectors_that_is_locked(
+    kind: int, folder: Path, faceprint: Faceprint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrieval.storage.vault.LOCK_TIMEOUT", 0.05)
+    vectors, before = folder / "vectors", contents(folder)
+    sentence = (
+        f"Another process has locked {vectors} and did not let go within 0.05 s; wait for it, or stop it, "
+        "and run the command again."
+    )
+    descriptor = os.open(vectors, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, kind)
+        with pytest.raises(GalleryBusy) as caught, Gallery.open(folder) as gallery:
+            gallery.forget(face_id=1)
+        assert str(caught.value) == sentence
+        assert faceprint("forget", folder, "--face", "1")[::2] == (1, f"faceprint: {sentence}\n")
+        assert contents(folder) == before
+    finally:
+        os.close(descriptor)
+    with Gallery.open(folder) as gallery:
+        gallery.forget(face_id=1)
+    assert len(contents(folder)) == len(before) - 1
 
 
 def renumbered(folder: Path) -> tuple[Path, bytes]:
