@@ -122,7 +122,10 @@ def _run() -> None:
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    typer.echo(f"faceprint: {sentence}", err=True)
+    from retrieval.system.paths import printable
+
+    # It may name a path, which is bytes that anybody chose, and does not get to control the terminal.
+    typer.echo("\n".join(map(printable, f"faceprint: {sentence}".split("\n"))), err=True)
     raise SystemExit(status)
 
 

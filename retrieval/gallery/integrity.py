@@ -38,7 +38,7 @@ from retrieval.system.files import (
     why,
     write_durably,
 )
-from retrieval.system.paths import readable
+from retrieval.system.paths import printable, readable
 
 # How often reading starts over when segments are merged away meanwhile.
 _ATTEMPTS: Final = 20
@@ -275,7 +275,7 @@ def _check_ownership(vault: Vault, reader: Reader, book: _Notebook) -> None:
         book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{ownership.ID_NAME}", detail)
     other = None if vectors.is_symlink() else ownership.sharer(vault.folder, vectors, DATABASE)
     if other is not None:
-        detail = f"it is also the folder of vectors of {readable(other)}; give each a copy of its own"
+        detail = f"it is also the folder of vectors of {printable(other)}; give each a copy of its own"
         book.add(Trouble.OTHER_FOLDER, VECTORS, detail)
 
 

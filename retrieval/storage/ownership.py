@@ -107,13 +107,13 @@ def _read(vectors: Path) -> bytes | None:
     except OSError as error:
         if is_no_file(error):
             return b""
-        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+        raise StorageError(f"{printable(path)} cannot be read: {why(error)}.") from error
     try:
         return os.read(descriptor, _MAX_BYTES)
     except OSError as error:
         if is_no_file(error):
             return b""
-        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+        raise StorageError(f"{printable(path)} cannot be read: {why(error)}.") from error
     finally:
         os.close(descriptor)
 
@@ -135,7 +135,7 @@ def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
     try:
         write_durably(vectors / ID_NAME, data, inherit=True, anything=True)
     except OSError as error:
-        raise StorageError(f"{vectors / ID_NAME} cannot be written: {why(error)}.") from error
+        raise StorageError(f"{printable(vectors / ID_NAME)} cannot be written: {why(error)}.") from error
 
 
 def settle(folder: Path, vectors: Path, folder_id: str, database: str, *, timeout: float) -> None:
@@ -191,32 +191,36 @@ def links(folder: Path, names: Iterable[str]) -> list[str]:
 def linked(folder: Path, name: str) -> GalleryError:
     """The refusal to write through a link."""
     return GalleryError(
-        f"{folder / name} is a symbolic link, and a gallery that is written to must hold all its files "
-        "itself, or a copy of it would share them; move that folder into the link's place, or link the whole "
-        "gallery folder instead."
+        f"{printable(folder / name)} is a symbolic link, and a gallery that is written to must hold all its "
+        "files itself, or a copy of it would share them; move that folder into the link's place, or link the "
+        "whole gallery folder instead."
     )
 
 
 def foreign(folder: Path, vectors: Path) -> GalleryError:
     """The refusal to write into a folder that is not the gallery's."""
     return GalleryError(
-        f"{vectors} is not the folder of vectors that belongs to {folder}; put the gallery's own one back, "
-        "or restore a backup. Galleries are copied whole, or with `faceprint backup` and `faceprint restore`."
+        f"{printable(vectors)} is not the folder of vectors that belongs to {printable(folder)}; put the "
+        "gallery's own one back, or restore a backup. Galleries are copied whole, or with `faceprint backup` "
+        "and `faceprint restore`."
     )
 
 
 def shared(folder: Path, vectors: Path, other: Path) -> GalleryError:
     """The refusal to write into a folder that two galleries have, as by a bind mount."""
+    owner = printable(other)
     return GalleryError(
-        f"{vectors} is also the folder of vectors of the gallery {other}, and each would delete what the "
-        f"other needs; give {folder} a copy of that folder instead of the same one, or use {other}."
+        f"{printable(vectors)} is also the folder of vectors of the gallery {owner}, and each would delete "
+        f"what the other needs; give {printable(folder)} a copy of that folder instead of the same one, or "
+        f"use {owner}."
     )
 
 
 def emptied(folder: Path, vectors: Path) -> GalleryError:
     """The refusal to write where vectors are missing, and nothing says that the folder is the gallery's."""
+    gallery = printable(folder)
     return GalleryError(
-        f"{vectors} has neither {ID_NAME} nor all vector files of {folder}: it may be another folder, or a "
-        "disk that is not mounted; put the gallery's own one back, or see what "
-        f"`faceprint repair {folder}` can mend."
+        f"{printable(vectors)} has neither {ID_NAME} nor all vector files of {gallery}: it may be another "
+        "folder, or a disk that is not mounted; put the gallery's own one back, or see what "
+        f"`faceprint repair {gallery}` can mend."
     )

@@ -317,6 +317,31 @@ def test_a_writer_does_not_wait_for_ever_for_a_folder_of_vectors_that_is_locked(
     assert len(contents(folder)) == len(before) - 1
 
 
+def test_the_refusal_shows_the_other_gallery_s_path_on_one_line(folder: Path, faceprint: Faceprint) -> None:
+    """A path is bytes that anybody chose: no line of its own, no colours, and text that can be printed."""
+    other = folder.rename(os.fsdecode(os.fsencode(folder.parent) + b"/a\xff\nfaceprint: done\x1b[2J\xc3\xbc"))
+    writes(other, 50)
+    copy = Path(shutil.copytree(other, folder))
+    shown = f"{folder.parent}/a\\xff\\nfaceprint: done\\x1b[2J\xfc"
+    with bound(other / "vectors", copy / "vectors"):
+        sentence = refused(copy)
+        assert f"of the gallery {shown}, and each would" in sentence
+        assert sentence.endswith(f"or use {shown}.")
+        assert sentence.isprintable()
+        status, _, said = faceprint("compact", copy)
+        assert (status, said) == (2, f"faceprint: {sentence}\n")
+        assert [one.detail for one in verify(copy).findings] == [
+            f"it is also the folder of vectors of {shown}; give each a copy of its own"
+        ]
+
+
+def test_an_error_shows_no_bytes_that_control_the_terminal(tmp_path: Path, faceprint: Faceprint) -> None:
+    odd = tmp_path / os.fsdecode(b"a\xff\x1b[2Jb")
+    odd.mkdir()
+    said = f"faceprint: {tmp_path}/a\\xff\\x1b[2Jb is not a gallery: it has no gallery.db.\n"
+    assert faceprint("info", odd)[::2] == (2, said)
+
+
 def renumbered(folder: Path) -> tuple[Path, bytes]:
     """A gallery of which one row has the number of another vector file; that file, and what is in it."""
     (first, *_) = sorted((folder / "vectors").glob("*.faiss"))
