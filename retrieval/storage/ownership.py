@@ -90,7 +90,11 @@ def _parsed(data: bytes) -> tuple[str, Path | None]:
         return lines[0], None
     if len(lines) != 4 or data != _content(lines[0], lines[1]):
         return "", None
-    return lines[0], Path(os.fsdecode(unquote_to_bytes(lines[1])))
+    path = unquote_to_bytes(lines[1])
+    # Anybody can compute a checksum, and no writer names such a path.
+    if b"\0" in path or not path.startswith(b"/"):
+        return "", None
+    return lines[0], Path(os.fsdecode(path))
 
 
 def _content(folder_id: str, quoted: str) -> bytes:

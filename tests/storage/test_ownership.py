@@ -1,6 +1,7 @@
 """A gallery writes only into its own folders: whatever was linked, copied, swapped or moved."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -14,6 +15,7 @@ import pytest
 from retrieval.errors import GalleryBusy, GalleryDamaged, GalleryError, StorageError
 from retrieval.gallery.gallery import Gallery, repair
 from retrieval.gallery.integrity import Trouble, verify
+from retrieval.storage import ownership
 from retrieval.storage.vault import Vault
 from tests.cli.test_app import Faceprint, faceprint
 from tests.operations import add, contents, tiny_model
@@ -289,6 +291,33 @@ def test_a_gallery_that_is_mounted_whole_at_another_place_is_one_gallery(folder:
         assert verify(other).whole
         writes(folder, 52)
     assert (folder / "vectors" / "gallery.id").read_bytes() == said
+    assert verify(folder).whole
+
+
+def claimed(folder: Path, quoted: str) -> None:
+    """Lets the file of a gallery's vectors name any path, under a checksum that is right."""
+    said = f"{folder_id(folder)}\n{quoted}\n"
+    checksum = hashlib.sha256(said.encode()).hexdigest()
+    (folder / "vectors" / "gallery.id").write_text(f"{said}{checksum}\n")
+
+
+@pytest.mark.parametrize("quoted", ["/a%00b", "%00", "", "relative", "../g"])
+def test_an_id_with_a_path_that_no_writer_names_is_a_damaged_one(quoted: str, folder: Path) -> None:
+    before = contents(folder)
+    path = folder / "vectors" / "gallery.id"
+    claimed(folder, quoted)
+    assert (ownership.read_id(folder / "vectors"), ownership.home(folder / "vectors")) == ("", None)
+    assert "is not the folder of vectors that belongs to" in refused(folder)
+    assert [finding.file for finding in verify(folder).findings] == ["vectors/gallery.id"]
+    assert repair(folder).after.whole
+    assert ownership.home(path.parent) == folder
+    assert contents(folder) == before
+
+
+def test_a_path_that_is_too_long_for_the_disk_is_nobody_s_home(folder: Path) -> None:
+    claimed(folder, f"/{'a' * 5000}")
+    writes(folder, 50)
+    assert ownership.home(folder / "vectors") == folder
     assert verify(folder).whole
 
 
