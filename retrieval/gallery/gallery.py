@@ -59,8 +59,9 @@ from retrieval.sources.photos import Offered, Photo, scan
 from retrieval.sources.photos import of as photos_of
 from retrieval.sources.remote import Fetching
 from retrieval.storage import backup as backups
+from retrieval.storage import ownership
 from retrieval.storage.backup import BackedUp, Restored
-from retrieval.storage.vault import Compacted, Optimized, Vault
+from retrieval.storage.vault import VECTORS, Compacted, Optimized, Vault
 from retrieval.system import lock
 from retrieval.system.files import is_free, whole_folder, why
 from retrieval.system.paths import absolute
@@ -1012,6 +1013,7 @@ def _new_gallery(target: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         with whole_folder(target, shared=shared) as made:
             yield made
+            ownership.place(made / VECTORS, target)
     except FileExistsError as error:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
     except OSError as error:

@@ -4,9 +4,9 @@ A gallery's row and the file `gallery.id` in its folder of vectors hold the same
 durable before the transaction that names it. Two galleries that share a folder of vectors would each remove
 what they do not name, and the lock of one does not keep the other out: a writer refuses such a folder.
 
-A gallery that was copied whole has the same id. So the file also says where the gallery lay that wrote to the
-folder last: where a gallery lies there still, another one, and this very folder is in it too (as by a bind
-mount), the folder is that gallery's.
+A gallery that was copied whole has the same id. So the file also says where the gallery was made, or lay that
+wrote to the folder last: where a gallery lies there still, another one, and this very folder is in it too (as
+by a bind mount), the folder is that gallery's. Where none does (it was moved), the first that writes has it.
 """
 
 import fcntl
@@ -86,7 +86,7 @@ def _is(one: Path, other: Path) -> bool:
 def _parsed(data: bytes) -> tuple[str, Path | None]:
     """The id and the gallery's path; exactly as they were written, or a damaged file could pass."""
     lines = data.decode("ascii", "replace").split("\n")
-    if len(lines) == 2 and not lines[1]:  # of an older version, or of a gallery that was not written to yet
+    if len(lines) == 2 and not lines[1]:  # of an older version, or of a gallery in the making
         return lines[0], None
     if len(lines) != 4 or data != _content(lines[0], lines[1]):
         return "", None
@@ -140,6 +140,23 @@ def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
         write_durably(vectors / ID_NAME, data, inherit=True, anything=True)
     except OSError as error:
         raise StorageError(f"{printable(vectors / ID_NAME)} cannot be written: {why(error)}.") from error
+
+
+def place(vectors: Path, folder: Path) -> None:
+    """Says where a gallery that was just made will lie, before it is moved there.
+
+    Until the first write there, the file would name the folder that the gallery was made in, or none: a copy
+    of the gallery that shares the vectors would not be refused.
+
+    Args:
+        vectors: the folder, where it is now.
+        folder: the gallery's, where it will be.
+
+    Raises:
+        StorageError: the file cannot be read, or the disk refused.
+    """
+    if folder_id := read_id(vectors):
+        write_id(vectors, folder_id, folder)
 
 
 def settle(folder: Path, vectors: Path, folder_id: str, database: str, *, timeout: float) -> None:

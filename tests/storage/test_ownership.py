@@ -4,8 +4,10 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -292,6 +294,82 @@ def test_a_gallery_that_is_mounted_whole_at_another_place_is_one_gallery(folder:
         writes(folder, 52)
     assert (folder / "vectors" / "gallery.id").read_bytes() == said
     assert verify(folder).whole
+
+
+def a_backup(folder: Path) -> Path:
+    with Gallery.open(folder) as gallery:
+        gallery.backup(folder.with_name("backup"))
+    return folder.with_name("backup")
+
+
+@pytest.mark.parametrize("made", ["created", "restored"])
+def test_a_gallery_that_was_never_written_to_is_the_owner_of_its_vectors(made: str, folder: Path) -> None:
+    """It was made in a temporary folder, which is no place that a copy could be compared with."""
+    owner = folder.with_name("owner")
+    if made == "created":
+        Gallery.create(owner, tiny_model(folder.parent / "model-2")).close()
+    else:
+        Gallery.restore(a_backup(folder), owner)
+    assert ownership.home(owner / "vectors") == owner
+    other = Path(shutil.copytree(owner, owner.with_name("copy")))
+    before = bytes_of(owner / "vectors")
+    with bound(owner / "vectors", other / "vectors"):
+        with (
+            pytest.raises(GalleryError, match=f"is also the folder of vectors of the gallery {owner}, "),
+            Gallery.open(other) as gallery,
+        ):
+            gallery.forget(face_id=1) if made == "restored" else add(gallery, range(2))
+        assert bytes_of(owner / "vectors") == before
+        writes(owner, 50)
+        assert verify(owner).whole
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_restore_that_is_killed_at_its_rename_leaves_an_owner_or_nothing(moment: str, folder: Path) -> None:
+    target, backup = folder.with_name("new"), a_backup(folder)
+    rename = "" if moment == "before" else "rename(source, target); "
+    script = (
+        "import os, signal, sys\n"
+        "from retrieval.gallery.gallery import Gallery\n"
+        "rename = os.rename\n"
+        "def killed(source, target, **rest):\n"
+        "    if os.path.basename(source) != 'whole' or os.path.abspath(target) != sys.argv[2]:\n"
+        "        return rename(source, target, **rest)\n"
+        f"    {rename}os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.rename = killed\n"
+        "Gallery.restore(*sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, backup, target], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if moment == "before":
+        assert not target.exists()
+        Gallery.restore(backup, target)
+    assert ownership.home(target / "vectors") == target
+    # The empty folder that it was made in.
+    assert troubles(target) == ({Trouble.LEFTOVER} if moment == "after" else set())
+    assert contents(target) == contents(folder)
+    writes(target, 50)
+    assert verify(target).whole
+
+
+@pytest.mark.parametrize("instead", [False, True])
+@pytest.mark.parametrize("first", ["the moved one", "the copy"])
+def test_of_a_moved_gallery_and_its_copy_the_first_writer_has_the_vectors(
+    first: str, instead: bool, folder: Path
+) -> None:
+    """The place that wrote last holds nothing by now, or another gallery: that settles nothing."""
+    moved = folder.rename(folder.with_name("moved"))
+    other = Path(shutil.copytree(moved, folder.with_name("copy")))
+    if instead:
+        with Gallery.create(folder, tiny_model(folder.parent / "model-2")) as gallery:
+            add(gallery, range(3))
+    with bound(moved / "vectors", other / "vectors"):
+        owner, refused_one = (moved, other) if first == "the moved one" else (other, moved)
+        writes(owner, 50)
+        assert ownership.home(owner / "vectors") == owner
+        assert f"is also the folder of vectors of the gallery {owner}, and each" in refused(refused_one)
+        writes(owner, 51)
+        assert verify(owner).whole
 
 
 def claimed(folder: Path, quoted: str) -> None:
