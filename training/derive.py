@@ -18,7 +18,7 @@ from retrieval.images import pixels
 from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.models.network import Network, Projection
 from retrieval.rates import Rate, wilson
-from retrieval.system.files import temporary_folder, why
+from retrieval.system.files import path_in_utf8, temporary_folder, why
 from training.data.dataset import Photographs, Sample, Split
 from training.fitting import projection
 from training.fitting.export import export
@@ -127,7 +127,8 @@ def _network(model: ModelBundle) -> Network:
     model.verify()
     try:
         network = Network(len(model.labels), architecture=model.architecture, embedding=model.embedding)
-        network.load_state_dict(load_file(model.weights_path))
+        with path_in_utf8(model.weights_path) as name:
+            network.load_state_dict(load_file(name))
     except (KeyError, RuntimeError) as error:
         raise BundleError(
             f"{model.weights_path} cannot be loaded into a {model.architecture}; upgrade faceprint."

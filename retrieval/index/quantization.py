@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from retrieval.errors import GalleryDamaged, StorageError
-from retrieval.system.files import open_plain, why, write_durably
+from retrieval.system.files import open_plain, path_in_utf8, why, write_durably
 
 Codes: TypeAlias = NDArray[np.uint8]  # (n, m)
 
@@ -227,7 +227,8 @@ def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
     try:
         if not _is_whole(path, rows, basis.coordinates):
             raise GalleryDamaged(f"{path} is damaged.")
-        index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
+        with path_in_utf8(path) as name:
+            index = faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC)
     except (OSError, RuntimeError, MemoryError) as caught:
         if reason := machine_reason(caught):
             raise StorageError(f"{path} cannot be read: {reason}.") from caught

@@ -24,7 +24,7 @@ from retrieval.index.knn import Answer, Block, Explanation, nearest, within
 from retrieval.index.knn import Ids as Ids  # every user of vectors needs it
 from retrieval.index.quantization import Basis, Coded, basis_of, machine_reason
 from retrieval.index.quantization import read as read_codes
-from retrieval.system.files import create, is_no_file, open_plain, sync, why
+from retrieval.system.files import create, is_no_file, open_plain, path_in_utf8, sync, why
 
 Vectors: TypeAlias = NDArray[np.float32]  # (n, d)
 
@@ -427,7 +427,8 @@ class FlatVectors:
         try:
             if not _is_whole(path):
                 raise damaged
-            index = faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP_IFC)
+            with path_in_utf8(path) as name:
+                index = faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC)
             flat = faiss.downcast_index(index.index)
         except (OSError, RuntimeError, AttributeError, MemoryError) as error:
             # FAISS reports a file that vanished while it was opened as a RuntimeError too.

@@ -14,7 +14,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from retrieval.errors import InputError, WeightsError
 from retrieval.models.bundle import LAYERS, Embedding
-from retrieval.system.files import why
+from retrieval.system.files import path_in_utf8, why
+from retrieval.system.paths import readable
 
 # ImageNet's mean and standard deviation, in the 0..255 of a uint8 pixel.
 _MEAN: Final = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -229,7 +230,7 @@ def build(labels: int, *, weights: str, architecture: str = "resnet50") -> tuple
     elif weights == "imagenet":
         source, given = "imagenet", _download()
     else:
-        source, given = os.path.basename(weights), _read_weights(Path(weights))
+        source, given = readable(os.path.basename(weights)), _read_weights(Path(weights))
         if misfit := _misfit(given, _body(network)):
             raise WeightsError(
                 f"{source} is not a ResNet50's weights: {misfit}; give a file made for ResNet50."
@@ -258,7 +259,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: object = load_file(path)
+            with path_in_utf8(path) as name:
+                state: object = load_file(name)
         else:
             # weights_only: a pickle that could run code is refused by torch.
             state = torch.load(path, map_location="cpu", weights_only=True)

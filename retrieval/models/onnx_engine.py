@@ -5,6 +5,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from retrieval.errors import BundleError
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Pixels
 from retrieval.system.cpu import usable_cores
+from retrieval.system.files import path_in_utf8
 
 # Pictures in a pass, at most.
 _PASS: Final = 16
@@ -92,7 +94,8 @@ def _session(bundle: ModelBundle, threads: int) -> Any:
 
     def open_session(graph: Path | bytes) -> Any:
         try:
-            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            with nullcontext(graph) if isinstance(graph, bytes) else path_in_utf8(graph) as named:
+                return onnxruntime.InferenceSession(named, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # onnxruntime has a dozen exception classes and no common one.
             raise BundleError(f"{bundle.graph_path} cannot be loaded; copy the model whole again.") from error

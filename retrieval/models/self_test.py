@@ -20,6 +20,7 @@ from retrieval.models import numpy_network
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Engine
 from retrieval.system import remembered
+from retrieval.system.files import path_in_utf8
 
 # The largest difference of the embeddings, as a share of their length, and of a probability. Engines and
 # numpy differ by 1e-6 (float32's rounding, summed in another order), other weights by more than 1e-1.
@@ -104,7 +105,10 @@ def _version(engine: str) -> str:
 def _tensors(weights: Path | bytes) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load, load_file
 
-    return load(weights) if isinstance(weights, bytes) else load_file(weights)
+    if isinstance(weights, bytes):
+        return load(weights)
+    with path_in_utf8(weights) as name:
+        return load_file(name)
 
 
 def _picture(size: int) -> NDArray[np.uint8]:

@@ -27,6 +27,7 @@ from retrieval.errors import BundleError, InputError, RunError
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Pixels, PrecisionDrift, drift_between
 from retrieval.models.network import Network
+from retrieval.system.files import path_in_utf8
 
 _TYPES: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -225,7 +226,10 @@ class TorchEngine:
 
 
 def _tensors(weights: Path | bytes) -> dict[str, Tensor]:
-    return load(weights) if isinstance(weights, bytes) else load_file(weights)
+    if isinstance(weights, bytes):
+        return load(weights)
+    with path_in_utf8(weights) as name:
+        return load_file(name)
 
 
 def _placed(network: Network, device: torch.device, dtype: torch.dtype) -> Network:

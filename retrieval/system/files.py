@@ -49,6 +49,9 @@ _OTHERS: Final = {
     stat.S_IFBLK: "a device",
 }
 
+# Linux: opened by these names, a file is opened anew, and at its beginning.
+_DESCRIPTORS: Final = Path("/proc/self/fd")
+
 # In a temporary folder, the file that its process keeps locked; other versions had "bundle" and no lock.
 _LOCK: Final = ".faceprint-lock"
 _WHOLE: Final = "whole"
@@ -207,6 +210,30 @@ def open_plain(path: Path) -> BufferedReader:
         number = errno.EISDIR if other == "a folder" else errno.ENXIO
         raise OSError(number, f"It is {other}, not a file", os.fspath(path))
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+
+
+@contextmanager
+def path_in_utf8(path: Path) -> Iterator[str]:
+    """A path of a plain file for libraries that take UTF-8 alone, until the with statement ends.
+
+    FAISS, onnxruntime, safetensors and pyarrow encode a path as UTF-8, whatever the bytes of its name are. Of
+    a path that is other bytes they get that of an open descriptor, which they can map as any other.
+
+    Raises:
+        OSError: it has to be opened and cannot be.
+    """
+    if _is_same_in_utf8(path) or not _DESCRIPTORS.is_dir():
+        yield os.fspath(path)
+        return
+    with open_plain(path) as file:
+        yield os.fspath(_DESCRIPTORS / str(file.fileno()))
+
+
+def _is_same_in_utf8(path: Path) -> bool:
+    try:
+        return os.fsencode(path) == os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def make_room(path: Path) -> None:

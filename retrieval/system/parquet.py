@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from retrieval.errors import InputError, MissingDependency
+from retrieval.system.files import path_in_utf8
 
 # Bytes that pyarrow reads at a time. Otherwise it reads a whole column of a row group, however large.
 _READ_BYTES: Final = 2**20
@@ -35,9 +36,12 @@ def opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a Parquet file.")
     try:
-        with pq.ParquetFile(
-            path, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
-        ) as parquet:
+        with (
+            path_in_utf8(path) as name,
+            pq.ParquetFile(
+                Path(name), pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
+            ) as parquet,
+        ):
             yield parquet
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:

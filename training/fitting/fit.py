@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
 from retrieval.models.bundle import Preprocessing
 from retrieval.models.network import CosineClassifier, Network
-from retrieval.system.files import other_than_file, why, write_durably
+from retrieval.system.files import other_than_file, path_in_utf8, why, write_durably
 from retrieval.system.manifests import parse_tree
 from training.data.dataset import (
     AugmentedPhotographs,
@@ -332,7 +332,10 @@ class _Run:
         if (other := other_than_file(path)) is not None:
             raise InputError(f"The checkpoint {path} is {other}, not a file; {_ANEW}.")
         try:
-            with safe_open(path, framework="pt", device=str(self.device)) as file:
+            with (
+                path_in_utf8(path) as name,
+                safe_open(name, framework="pt", device=str(self.device)) as file,
+            ):
                 state = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             progress, identity = _progress(state["progress"], path), state["identity"]
