@@ -140,10 +140,16 @@ def _listed(path: Path) -> list[Path]:
     import os
     import sys
 
+    from retrieval.system.files import open_file_or_pipe
+
     try:
         if str(path) == "-" and sys.stdin is None:
             raise InputError("There is no standard input to read paths from; name a list of them.")
-        text = os.fsdecode(sys.stdin.buffer.read()) if str(path) == "-" else path.read_text("utf-8")
+        if str(path) == "-":
+            text = os.fsdecode(sys.stdin.buffer.read())
+        else:
+            with open_file_or_pipe(path) as file:
+                text = file.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(f"The list {path} cannot be read: {reason.lower()}.") from error

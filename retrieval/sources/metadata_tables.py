@@ -10,13 +10,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TextIO, TypeAlias
 
 from retrieval.database.metadata import INTEGERS, Metadata, checked_text, encoded
 from retrieval.errors import InputError
-from retrieval.system.files import why
+from retrieval.system.files import open_plain, why
 from retrieval.system.parquet import opened, pyarrow
 from retrieval.system.paths import absolute, is_url
 
@@ -173,8 +174,7 @@ def tables(path: Path, *, encoding_errors: str = "strict") -> Generator[Table, N
 
 def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
     try:
-        # A byte order mark is what Excel begins with; it is no letter of the first column's name.
-        with open(path, encoding="utf-8-sig", errors=encoding_errors, newline="") as file:
+        with _opened(path, encoding_errors) as file:
             head = file.readline()
             rest = chain([head] if head else [], file)
             lines = csv.reader(rest, delimiter=_separator(head), strict=True)
@@ -205,10 +205,16 @@ def separator_of(path: Path) -> str:
         InputError: it cannot be read.
     """
     try:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        with _opened(path, "replace") as file:
             return _separator(file.readline())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def _opened(path: Path, encoding_errors: str) -> TextIO:
+    # A byte order mark is what Excel begins with; it is no letter of the first column's name.
+    # A pipe is refused, since tables are read twice; and so is /dev/zero, which has no end.
+    return TextIOWrapper(open_plain(path), "utf-8-sig", encoding_errors, newline="")
 
 
 def _separator(head: str) -> str:

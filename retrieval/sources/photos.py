@@ -20,7 +20,7 @@ from retrieval.sources import archives, folders, lists, remote, webdataset
 from retrieval.sources.exclusion import Exclusion, PassedOver
 from retrieval.sources.identity_rules import KEYWORDS, Naming, inside
 from retrieval.system import archive_paths
-from retrieval.system.files import Stamp, why
+from retrieval.system.files import Stamp, open_file_or_pipe, why
 from retrieval.system.manifests import parse_tree
 from retrieval.system.paths import absolute, composed, is_url, is_utf8, is_utf8_name, names_are_utf8
 
@@ -200,7 +200,8 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
     """
     not_a_report = f"{path} is not a report of faceprint ingest; pass what --report wrote."
     try:
-        texts = Path(path).read_text("utf-8").splitlines()
+        with open_file_or_pipe(Path(path)) as file:
+            texts = file.read().decode().splitlines()
     except OSError as error:
         raise DataError(f"The report {path} cannot be read: {why(error)}.") from error
     except ValueError as error:

@@ -212,6 +212,17 @@ def open_plain(path: Path) -> BufferedReader:
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
 
 
+def open_file_or_pipe(path: Path) -> BufferedReader:
+    """Opens a plain file or a pipe for reading, and nothing else: /dev/zero has no end.
+
+    Raises:
+        OSError: it cannot be opened; `is_no_file` where nothing is there, or something else.
+    """
+    if other_than_file(path) == "a pipe":
+        return open(path, "rb")
+    return open_plain(path)
+
+
 @contextmanager
 def path_in_utf8(path: Path) -> Iterator[str]:
     """A path of a plain file for libraries that take UTF-8 alone, until the with statement ends.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from retrieval.errors import InputError, MissingDependency
-from retrieval.system.files import path_in_utf8
+from retrieval.system.files import other_than_file, path_in_utf8
 
 # Bytes that pyarrow reads at a time. Otherwise it reads a whole column of a row group, however large.
 _READ_BYTES: Final = 2**20
@@ -33,8 +33,8 @@ def pyarrow() -> tuple[Any, Any]:
 def opened(path: Path) -> Iterator[Any]:
     """A Parquet file; what pyarrow finds wrong with it, then or later, becomes an InputError."""
     pa, pq = pyarrow()
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a Parquet file.")
+    if (other := other_than_file(path)) is not None:
+        raise InputError(f"{path} is {other}; name a Parquet file.")
     try:
         with (
             path_in_utf8(path) as name,

@@ -686,3 +686,13 @@ def test_embed_of_nothing_but_broken_files_is_an_input_error_and_no_file(
         "faceprint: Not one of the 20 files could be embedded; --report FILE says why.",
     )
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_a_list_of_pictures_from_a_device_that_has_no_end_is_refused(
+    faceprint: Faceprint, enrolled: Path
+) -> None:
+    status, _, err = faceprint("search", enrolled, "--paths", "/dev/zero")
+    assert (status, err) == (
+        2,
+        "faceprint: The list /dev/zero cannot be read: it is a device, not a file.\n",
+    )

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -254,3 +255,17 @@ def test_a_table_that_is_missing_or_something_else_is_refused(tmp_path: Path) ->
         with pytest.raises(InputError) as caught:
             read_annotations(tmp_path / name)
         assert str(caught.value) == sentence.format(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t"])
+def test_a_table_is_a_plain_file_since_it_is_read_twice_and_a_device_has_no_end(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"is a device\b.*\.$"):
+        read_annotations(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"is a pipe\b.*\.$"):
+        read_annotations(path)

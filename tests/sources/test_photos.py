@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
-from retrieval.sources.photos import Photo, count, of, read_content, scan
+from retrieval.sources.photos import Photo, count, from_report, of, read_content, scan
 from retrieval.system.paths import absolute
 from tests.broken import without_rights
 
@@ -500,3 +500,13 @@ def test_addresses_inside_one_another_are_not_read(outer: str, inner: str, tmp_p
 def test_an_address_with_an_ipv6_host_is_none_inside_another(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("http://[::1]:8000/1.jpg\n")
     assert [photo.problem for photo in scan([tmp_path / "list.txt"])] == [None]
+
+
+def test_a_report_may_come_through_a_pipe_and_not_from_a_device() -> None:
+    with pytest.raises(DataError, match="cannot be read: it is a device, not a file"):
+        from_report("/dev/zero")
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb") as end:
+        end.write(b'{"status": "rejected", "path": "/a.jpg", "identity": null, "reason": "empty-file"}\n')
+        end.close()
+        assert [photo.path for photo in from_report(f"/dev/fd/{reading}")] == ["/a.jpg"]

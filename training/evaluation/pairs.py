@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import InputError
 from retrieval.sources.photos import Photo
-from retrieval.system.files import why
+from retrieval.system.files import open_file_or_pipe, why
 from training.evaluation import intervals
 from training.evaluation.baselines import spaces
 from training.evaluation.measurements import Curve, Pairs, PairsBaseline, Verification
@@ -53,7 +53,8 @@ def read_pairs(path: Path) -> list[Pair]:
         InputError: there is no such file, or a line is something else.
     """
     try:
-        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        with open_file_or_pipe(path) as file:
+            lines = [line.split() for line in file.read().decode().splitlines() if line.strip()]
     except OSError as error:
         raise InputError(
             f"The pairs {path} cannot be read: {why(error)}; name a file like LFW's pairs.txt."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
 from retrieval.errors import InputError, StorageError
-from retrieval.system.files import make_output_folder, why, write_durably
+from retrieval.system.files import make_output_folder, open_plain, why, write_durably
 from retrieval.system.manifests import parse_tree
 from training.evaluation.measurements import FORMAT, Comparison, Measured, as_json
 from training.evaluation.searches import Rows
@@ -100,6 +100,11 @@ def _table(rows: Rows) -> str:
     return file.getvalue()
 
 
+def _text(path: Path) -> str:
+    with open_plain(path) as file:
+        return file.read().decode()
+
+
 def read(folder: Path) -> Results:
     """Reads what `write` wrote.
 
@@ -108,8 +113,8 @@ def read(folder: Path) -> Results:
     """
     path, advice = folder / METRICS, "make the evaluation again"
     try:
-        text = path.read_text("utf-8")
-        rows = list(csv.DictReader(io.StringIO((folder / PHOTOS).read_text("utf-8"), newline="")))
+        text = _text(path)
+        rows = list(csv.DictReader(io.StringIO(_text(folder / PHOTOS), newline="")))
     except OSError as error:
         raise InputError(
             f"{folder} holds no evaluation ({why(error)}); make one with `faceprint evaluate --out {folder}`."

@@ -99,3 +99,8 @@ def test_lfws_own_pairs_are_ten_folds_of_300_and_300(shared: Path) -> None:
     for fold in range(10):
         kinds = [pair.same for pair in pairs if pair.fold == fold]
         assert kinds == [True] * 300 + [False] * 300
+
+
+def test_pairs_from_a_device_that_has_no_end_are_refused() -> None:
+    with pytest.raises(InputError, match="cannot be read: it is a device, not a file"):
+        read_pairs(Path("/dev/zero"))
