@@ -20,6 +20,9 @@ _RESTARTED: Final = "FACEPRINT_RESTARTED_IN_UTF8"
 # How letters that an encoding lacks are written: as JSON writes them, since what is printed may be JSON.
 _ESCAPED: Final = "faceprint-escaped"
 
+# A line with letters that many encodings lack, and one that all do. It is longer than a host's name may be.
+_ANY_TEXT: Final = f"{'name..: ' * 16}\u00e9\u9854\U0001f642\udcff\n"
+
 
 def restart_in_utf8() -> None:
     """Starts the program anew in Python's UTF-8 mode where the locale has another encoding.
@@ -87,7 +90,7 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
     if stream is not original:
         # A program's own, or a test's.
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and _escapes(stream.encoding):
             stream.reconfigure(errors=_ESCAPED)
         return stream
     if stream is not None:
@@ -103,9 +106,21 @@ def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
 
 
 def _encoding(stream: Any) -> str:
-    """That of a stream; UTF-8 for ASCII, which click takes for a mistake too and overrules."""
+    """That of a stream; UTF-8 for ASCII, which click takes for a mistake too and overrules.
+
+    It is UTF-8 too for a codec that is none for texts, such as idna, which is for names of hosts.
+    """
     encoding: str = getattr(stream, "encoding", "utf-8")
-    return "utf-8" if codecs.lookup(encoding).name == "ascii" else encoding
+    return encoding if codecs.lookup(encoding).name != "ascii" and _escapes(encoding) else "utf-8"
+
+
+def _escapes(encoding: str) -> bool:
+    """Whether an encoding takes any text, with letters that it lacks written as `_ESCAPED` has them."""
+    try:
+        codecs.getincrementalencoder(encoding)(_ESCAPED).encode(_ANY_TEXT, True)
+    except (UnicodeError, LookupError):
+        return False
+    return True
 
 
 def _open_if_closed(descriptor: int) -> None:

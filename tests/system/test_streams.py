@@ -249,3 +249,14 @@ def test_in_a_program_that_reads_names_by_another_encoding_such_names_are_reject
 def test_a_program_that_cannot_get_into_utf_8_mode_does_not_restart_for_ever(enrolled: Path) -> None:
     environment = {**C, "FACEPRINT_RESTARTED_IN_UTF8": "1"}
     assert run("info", enrolled, environment=environment)[0] == 0
+
+
+@pytest.mark.parametrize("encoding", ["idna", "undefined"])
+def test_an_encoding_that_is_none_for_texts_is_not_taken(encoding: str, tmp_path: Path) -> None:
+    """A codec for names of hosts takes no error handler, and the sentence would be lost with the stream."""
+    folder = tmp_path / "Zoë"
+    assert run("info", folder, environment={"PYTHONIOENCODING": encoding}) == (
+        2,
+        "",
+        f"faceprint: There is no gallery {folder}; make one with `faceprint ingest`.\n",
+    )
