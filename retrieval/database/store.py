@@ -435,7 +435,11 @@ class Reader:
         return found
 
     def counter_problems(self) -> list[str]:
-        """Which counters would give out a number that is in use, as sentences without their ends."""
+        """Which counters cannot be right, as sentences without their ends.
+
+        They would give out a number that is in use, or say of faces that there never were, whose vectors
+        would pass for proven, or for suspect, as soon as there are.
+        """
         row = self.gallery()
         counters = {
             face_table: row.next_face_id,
@@ -444,10 +448,27 @@ class Reader:
             generation_table: row.next_generation_id,
             basis_table: row.next_basis_id,
         }
-        return [
+        behind = [
             f"the next number of a {table.name} is {following}, which is not above all that are there"
             for table, following in counters.items()
             if (self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0) >= following
+        ]
+        return [*behind, *self._astray(row.next_face_id)]
+
+    def _astray(self, end: int) -> list[str]:
+        """What is said of the models' faces and is about none that there can have been; `end` is the next."""
+        checked = generation_table.c.checked_before
+        wrong = select(generation_table.c.id, checked).where((checked < 0) | (checked > end))
+        found = [
+            f"the faces of model {number} are compared up to number {before}, and the next face is {end}"
+            for number, before in self._connection.execute(wrong.order_by("id"))
+        ]
+        first, last = suspect_table.c.first_id, suspect_table.c.end_id
+        outside = (first < 0) | (first >= last) | (last > end)
+        suspects = select(suspect_table.c.generation_id, first, last).where(outside)
+        return found + [
+            f"the suspects of model {number} are from number {a} up to {b}, and the next face is {end}"
+            for number, a, b in self._connection.execute(suspects.order_by("generation_id", "first_id"))
         ]
 
     def generations(self) -> dict[int, Generation]:
