@@ -72,7 +72,16 @@ from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageEr
 from retrieval.rates import Rate, Upcoming
 from retrieval.system import lock
 from retrieval.system.archive_paths import first_present
-from retrieval.system.files import Stamp, create, is_no_file, other_than_file, sync, why, why_not_written
+from retrieval.system.files import (
+    Stamp,
+    create,
+    is_no_file,
+    make_room,
+    other_than_file,
+    sync,
+    why,
+    why_not_written,
+)
 from retrieval.system.paths import host_of
 
 # The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
@@ -1338,7 +1347,10 @@ class Store:
         """
         # A journal that an interrupted copy left would be played back into this one.
         for suffix in ("-journal", "-wal", "-shm"):
-            target.with_name(target.name + suffix).unlink(missing_ok=True)
+            journal = target.with_name(target.name + suffix)
+            make_room(journal)
+            journal.unlink(missing_ok=True)
+        make_room(target)
         create(target, inherit=True).close()
         with self.driver() as driver:
             try:
@@ -1403,12 +1415,14 @@ class Store:
         copy = self.path.with_name(f"{self.path.stem}-{version or '0000'}{self.path.suffix}")
         part = copy.with_suffix(".part")
         try:
+            make_room(copy)  # before the database is read for nothing
             self.copy(part)
             os.replace(part, copy)
             sync(copy.parent)
         except OSError as error:
             raise StorageError(
-                f"{self.path} has to be brought up to date and cannot be copied before: {why(error)}."
+                f"{self.path} has to be brought up to date and cannot be copied to "
+                f"{error.filename2 or error.filename or copy} before: {why(error)}."
             ) from error
         # Migrations change pages and leave the revision as it is.
         page_checksums.discard(self.path)

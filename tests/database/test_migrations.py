@@ -25,7 +25,8 @@ from retrieval.database.store import SCHEMA_VERSION, Generation, NewFace, Segmen
 from retrieval.database.tables import metadata
 from retrieval.embedding.outcome import Status
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
-from retrieval.gallery.gallery import Gallery
+from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.integrity import verify
 from retrieval.models.bundle import ModelBundle
 from retrieval.sources.photos import Photo
 from retrieval.system import lock
@@ -763,3 +764,22 @@ def test_a_gallery_with_suspects_goes_back_to_schema_0007_with_a_model_that_is_n
     execute(path, "INSERT INTO suspect VALUES (1, 1, 2)")
     assert downgraded() == [(None,)]
     assert {number: faces[:2] for number, faces in everything(seventh).items()} == FACES_OF_0007
+
+
+@pytest.mark.parametrize("name", ["gallery-0007.db", "gallery-0007.part", "gallery-0007.part-journal"])
+def test_what_is_in_the_way_of_the_copy_is_named_and_is_no_damage(name: str, seventh: Path) -> None:
+    """A folder with files in it, which may be somebody's; an empty one, or a pipe, makes room."""
+    (seventh / name).mkdir()
+    (seventh / name / "theirs").touch()
+    before = (seventh / "gallery.db").read_bytes()
+    for act in (Gallery.open, verify, repair):
+        with pytest.raises(StorageError) as caught:
+            act(seventh)
+        assert str(caught.value) == (
+            f"{seventh / 'gallery.db'} has to be brought up to date and cannot be copied to {seventh / name} "
+            "before: it is a folder with files in it, which has to be moved away."
+        )
+    assert (seventh / "gallery.db").read_bytes() == before
+    (seventh / name / "theirs").unlink()
+    Gallery.open(seventh).close()
+    assert (seventh / "gallery-0007.db").is_file()
