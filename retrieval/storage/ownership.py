@@ -218,6 +218,14 @@ def linked(folder: Path, name: str) -> GalleryError:
     )
 
 
+def hard_linked(database: Path) -> GalleryError:
+    """The refusal to write to a database that is in another folder as well, as after `cp -al`."""
+    return GalleryError(
+        f"{printable(database)} has another name (a hard link), and writing would break the gallery that has "
+        f"it; copy {printable(database.parent)} with `cp -a`, without links, and use that copy."
+    )
+
+
 def foreign(folder: Path, vectors: Path) -> GalleryError:
     """The refusal to write into a folder that is not the gallery's."""
     return GalleryError(

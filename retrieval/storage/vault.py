@@ -693,13 +693,17 @@ class Vault:
 
         Raises:
             GalleryBusy: another process has locked that folder, and did not let go in time.
-            GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link.
+            GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link; or
+                the database is another one's too.
         """
         with self.store.read() as reader:
             known, segments = reader.gallery().folder_id, reader.segments()
             names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
         for name in ownership.links(self.folder, names):
             raise ownership.linked(self.folder, name)
+        # SQLite writes into the file, whatever its names are.
+        if os.stat(self.folder / DATABASE).st_nlink > 1:
+            raise ownership.hard_linked(self.folder / DATABASE)
         vectors = self.folder / VECTORS
         found = ownership.read_id(vectors)
         if known is not None and found == known:

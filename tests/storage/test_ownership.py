@@ -34,6 +34,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "g"
 
 
+def test_a_copy_by_hard_links_is_read_and_not_written_to(folder: Path, tmp_path: Path) -> None:
+    """Snapshots are made so; SQLite would write into the database of all of them at once."""
+    snapshot = tmp_path / "snapshot"
+    shutil.copytree(folder, snapshot, copy_function=os.link)
+    before = contents(folder)
+    for one in (folder, snapshot):
+        assert "gallery.db has another name (a hard link)" in refused(one)
+        assert contents(one) == before
+        assert verify(one).whole
+    shutil.copytree(folder, tmp_path / "own")
+    with Gallery.open(tmp_path / "own") as gallery:
+        add(gallery, range(50, 52))
+    assert verify(tmp_path / "own").whole
+    assert contents(snapshot) == before
+
+
 def folder_id(folder: Path) -> str | None:
     with closing(Vault.open(folder, read_only=True)) as vault, vault.store.read() as reader:
         return reader.gallery().folder_id
