@@ -1,4 +1,4 @@
-"""Invented faces, drawn with polygons: the demo and the tests need photographs that nobody owns.
+"""Synthetic faces, drawn with polygons, for the demo and the tests.
 
 An identity is a set of `Traits`, a photo of it is a `Variation`. Points are complex numbers x + iy in head
 units: the origin is the middle of the head, x points right, y down, the crown is at -1i, the chin at +1i.

@@ -1,4 +1,4 @@
-"""Strangers: photos of people who are not enrolled -> searches that a gallery is calibrated by.
+"""Calibration from photos of strangers: reads and embeds them, and finds the threshold of a gallery.
 
 They are read, decoded and embedded by `retrieval.embedding.stages`, and nothing of them is kept.
 """

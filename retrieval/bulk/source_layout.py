@@ -1,4 +1,4 @@
-"""Layout: how many people the sources of a run have, what named them, and signs that this was not meant."""
+"""The layout of sources: how many identities they hold, what named them, and signs of a wrong layout."""
 
 import os
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The command that calibrates: beyond which distance a gallery's searches say UNKNOWN."""
+"""The command `calibrate`: finds the distance beyond which a gallery's searches answer UNKNOWN."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any

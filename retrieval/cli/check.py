@@ -1,4 +1,4 @@
-"""The command that judges data before it is trained on: check."""
+"""The command `check`: reports what is wrong with a data set before a model is trained on it."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The demo: draw (or take) faces, train, enroll, search, in one folder, with nothing from the network."""
+"""The command `demo`: draws faces, trains, enrolls and searches in one folder, without a network."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The commands that look after a gallery: verify, repair, forget, back up, move, embed anew."""
+"""The commands that maintain a gallery: verify, repair, forget, backup, restore, relocate, reembed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command that asks: search, by pictures, stored faces or vectors; photos or people; everybody or some."""
+"""The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Progress: what a person or a machine sees of a long run while it runs."""
+"""Progress of a long run: a bar for people, JSON lines for machines."""
 
 import json
 import sys

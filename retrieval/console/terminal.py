@@ -1,4 +1,4 @@
-"""What commands share: arguments, tables, names that cannot control the terminal, sizes, rates."""
+"""What commands share: arguments, tables, text without control characters, sizes and rates."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Selection: the faces that a `Where` means, by the tables.
+"""`Where` as SQL: the faces that meet its conditions.
 
 JSON is asked in each database's own words, because it is there that they differ: SQLite reads keys, numbers
 and truths out of a path with rules of its own (`true` comes out as 1, a quote in a key cannot be written), so

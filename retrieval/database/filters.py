@@ -1,4 +1,4 @@
-"""Where: which faces are meant, by what is known of them. `database.filter_sql` asks a database for them."""
+"""`Where`: conditions on faces and their metadata. `filter_sql` evaluates them in a database."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Names of people: which can be stored, and which are so alike that they may be one person's."""
+"""Names of identities: which can be stored, and which are so similar that they may be one person's."""
 
 import difflib
 import unicodedata

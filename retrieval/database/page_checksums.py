@@ -1,4 +1,4 @@
-"""Page sums: a checksum for each page of a gallery's database, so that no flipped byte of it stays unseen.
+"""A checksum for each page of a gallery's database, so that every flipped byte is found.
 
 `PRAGMA integrity_check` reads how rows and indexes hang together; what a cell's text says, and what lies
 in the unused parts of a page, it does not see. `gallery.sums` beside `gallery.db` is what each page is at

@@ -1,4 +1,4 @@
-"""Batching: how many photos are embedded together, and gathering them as they come from the decoders."""
+"""Batches: how many photos are embedded at once, collected as the decoders deliver them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain

@@ -1,4 +1,4 @@
-"""Verdicts: what becomes of each photo that is offered to a gallery. The content decides, never the path.
+"""Outcomes: what becomes of each photo offered to a gallery. Its content decides, never its path.
 
 The same bytes under a new path add a path to their face; other bytes under a known path take the path
 away from the face that had it; the same bytes for two people are a conflict, which nobody decides silently.

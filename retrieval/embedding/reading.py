@@ -1,4 +1,4 @@
-"""Preparation: photos that are offered -> what is left to do for each, before anything is written.
+"""Reading: photos are hashed, looked up and decoded, as far as each needs it; nothing is written.
 
 A photo whose file is what it was when it was enrolled is known without being opened. Any other is read and
 hashed, judged by what a snapshot of the tables says of its bytes, and decoded only if it has to be embedded.

@@ -1,4 +1,4 @@
-"""Sources: the photos that faces came from, embedded again where they still are what they were."""
+"""Rereading: the photos that stored faces came from are embedded again if their bytes are unchanged."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Serving: the model that answers for an open gallery, as of the last look into its tables."""
+"""The active model of an open gallery: the one that its tables name, reloaded when they change."""
 
 import threading
 from dataclasses import dataclass

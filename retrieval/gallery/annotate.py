@@ -1,4 +1,4 @@
-"""Metadata: what is said about faces and about identities, replaced in one transaction."""
+"""Annotating: metadata of faces and identities is replaced in one transaction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

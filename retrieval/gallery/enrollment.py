@@ -1,4 +1,4 @@
-"""Adding: faces and their vectors, judged by what is stored and made durable in one transaction."""
+"""Enrollment: faces and their vectors, compared with what is stored and committed in one transaction."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Gallery: a bundle, rows and vectors under one folder; enroll, search, forget, and everything in between.
+"""The `Gallery`: a model, rows and vectors in one folder; enrolls, searches and forgets.
 
 What is on disk, and in which order it is written, stands in `retrieval.storage.vault`.
 """

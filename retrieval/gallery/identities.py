@@ -1,4 +1,4 @@
-"""Identities: who is who, and that nothing is left of whom a gallery is to forget.
+"""Identities: rename, merge and forget them; after forgetting, nothing of them is left on disk.
 
 Who is nearest to a search stands in `retrieval.search.people`.
 """

@@ -1,4 +1,4 @@
-"""Pictures: a search by a picture embeds it first, and brings what the classifier thinks of it as well."""
+"""Search by an image: one pass through the network gives the embedding and the classifier's prediction."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence

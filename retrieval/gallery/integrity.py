@@ -1,4 +1,4 @@
-"""Verification: is every file, row and vector of a gallery what was written? What can be mended is mended.
+"""Integrity: whether every file, row and vector is what was written, and the repair of what is not.
 
 Nothing is guessed: a vector comes back from its own photo, as long as that has the same SHA-256, or from a
 segment of a backup that has the SHA-256 which the row states.

@@ -1,4 +1,4 @@
-"""Moves: a gallery follows photos that have moved on disk, or that are said to be somebody else.
+"""Moved and relabelled photos: the gallery follows files to new paths and new identities.
 
 What is on disk is read first (`retrieval.gallery.survey`); what follows from it is decided and written in one
 transaction, by what the sources hold as a whole and never by the order in which they are read.

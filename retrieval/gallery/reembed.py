@@ -1,4 +1,4 @@
-"""Reembedding: the next generation of vectors, made by another model beside the one that serves.
+"""Reembedding: a second generation of vectors by another model, built beside the active one.
 
 Every batch is durable by itself, so a run that was interrupted goes on where it stopped. The gallery goes
 over to the new generation in one transaction, and can go back for as long as the old one is kept.

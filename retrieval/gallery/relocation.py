@@ -1,4 +1,4 @@
-"""Relocation: a library that lies at another place now, as a whole; known paths follow without being read."""
+"""Relocation: paths below an old root get a new root in one transaction; no file is read."""
 
 import os
 from collections.abc import Iterable, Mapping

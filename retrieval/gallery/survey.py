@@ -1,4 +1,4 @@
-"""Survey: where the bytes of stored faces lie on disk now, for a gallery that follows moved photos."""
+"""A survey of sources: where on disk the bytes of stored faces are now."""
 
 import os
 import stat

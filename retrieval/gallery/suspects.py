@@ -1,4 +1,4 @@
-"""Suspects: faces that a damaged model may have embedded, compared with what their photos give now.
+"""Suspects: faces that a damaged model may have embedded, compared with new embeddings of their photos.
 
 A repair notes them in the database before it mends the model, so that neither its end nor another copy of the
 model makes them forgotten: they stay suspects until they are compared, or gone.

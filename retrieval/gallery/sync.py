@@ -1,4 +1,4 @@
-"""Missing: what became of known paths whose files are gone, and which sources can show it."""
+"""Sync: what becomes of faces whose files are gone, and which sources can show that they are."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Decoding some photos at a time: here, or in processes that put the pixels straight into shared memory.
+"""Decoders: threads, or processes that write pixels into shared memory.
 
 Processes are for machines whose GPU is quicker than threads decode: a thread holds the interpreter's lock
 for 0.4 of the time that a small JPEG takes (`benchmarks/decoding.py`): more than three wait for each other.

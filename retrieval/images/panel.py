@@ -1,4 +1,4 @@
-"""Pictures of answers: a query beside its closest photos (the paper's figure 5), drawn with Pillow alone."""
+"""Panels: a query beside its closest photos (the paper's figure 5), drawn with Pillow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

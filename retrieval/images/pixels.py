@@ -1,4 +1,4 @@
-"""From a picture to pixels: the only place that decodes, turns, crops and resizes.
+"""From an image file to pixels: the only module that decodes, rotates, crops and resizes.
 
 A photo may cost so many bytes of memory and so many seconds, whatever its file says. The memory is known from
 its header, before anything is decoded, and all threads share one budget of it. JPEG, PNG and WebP files whose

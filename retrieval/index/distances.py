@@ -1,4 +1,4 @@
-"""Squared Euclidean distances of many vectors to many by one matrix product, and how far off they may be.
+"""Squared Euclidean distances by one matrix product, with a bound on their rounding error.
 
 |a - b|² = |b|² - 2ab + |a|² is the quick way, and loses digits where two vectors are close. Whoever has to
 know which is nearer measures again what the bound leaves in doubt.

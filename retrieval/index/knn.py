@@ -1,4 +1,4 @@
-"""k-NN: the nearest stored vectors to each query, exactly those of a float64 brute force, much sooner.
+"""Exact k-nearest-neighbour search: the answers of a float64 brute force, by filter and refine.
 
 Filter and refine (Faloutsos et al. 1994; Seidl and Kriegel, Optimal multi-step k-nearest neighbor search,
 SIGMOD 1998): a lower bound on each distance comes from codes (`quantization`), or, where a block has none,

@@ -1,4 +1,4 @@
-"""Codes: a byte a coordinate for each vector, from which a lower bound on every distance follows.
+"""8-bit scalar quantization of vectors, which gives a lower bound on every distance.
 
 A basis is a mean, m - 1 orthonormal axes and a grid. A vector is placed at its m - 1 coordinates along the
 axes and, as the last one, at the length of what remains. For any two vectors the Euclidean distance between

@@ -1,4 +1,4 @@
-"""FlatVectors: the immutable FAISS segments of a gallery on disk; write, read, search exactly.
+"""Segments: the immutable, memory-mapped FAISS files of a gallery; write, read, search exactly.
 
 A segment is an IndexIDMap over an IndexFlatL2, written whole and never changed, opened memory-mapped.
 (Older versions wrote IndexIDMap2, which builds a table of all ids in memory whenever it is opened.)

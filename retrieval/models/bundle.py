@@ -1,4 +1,4 @@
-"""ModelBundle: a model on disk, whole. The contract between training and retrieval.
+"""The `ModelBundle`: a model on disk, complete. The contract between training and retrieval.
 
     my.model/
       model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std

@@ -1,4 +1,4 @@
-"""Embedder: a bundle on a device; batches of pixels -> embeddings and probabilities.
+"""The `Embedder`: a bundle on a device; batches of pixels give embeddings and probabilities.
 
 Two engines: onnxruntime on a CPU, torch on CUDA or by choice. Which one answers does not show in the
 answers beyond float32 rounding (`tests/models/test_embedder.py` holds them to each other).

@@ -1,4 +1,4 @@
-"""What every engine gives, however it runs a network: vectors and probabilities, number types, drift."""
+"""The interface of engines: vectors and probabilities, precisions, drift."""
 
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias

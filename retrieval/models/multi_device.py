@@ -1,4 +1,4 @@
-"""Several devices: a process for each with an engine of its own, pixels and answers in shared memory.
+"""Several devices: a process and an engine for each; pixels and answers go through shared memory.
 
 Each process has two lanes, so that it computes one pass while the pixels of the next one are written. A lane
 is memory that both share, for pixels and for the answer, and a pipe over which only a few bytes go.

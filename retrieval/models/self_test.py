@@ -1,4 +1,4 @@
-"""Does an engine compute what a bundle's weights say? Asked once for each model and runtime, and remembered.
+"""The self-test: whether an engine computes what a bundle's weights say. Run once, then remembered.
 
 The fingerprint covers weights, architecture, preprocessing and embedding. What answers is a graph (a file of
 its own), a runtime and this machine's arithmetic. Here they are held to `models.numpy_network`, on a picture

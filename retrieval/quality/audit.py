@@ -1,4 +1,4 @@
-"""Auditing: where a gallery's own distances contradict its names, and which photos spoil its answers.
+"""The audit of a gallery: where distances contradict names, and which photos degrade its answers.
 
 Nothing is changed and nothing is decided: each finding is a *doubt* for a person to look at. (Who did what to
 a gallery is another thing, its audit log.) `docs/audit.md` says how each score is defined.

@@ -1,4 +1,4 @@
-"""Doubts: what an audit found, in words, as JSON, and as a page with the photos side by side."""
+"""The report of an audit: in words, as JSON, and as a page that shows the photos side by side."""
 
 import math
 import shlex

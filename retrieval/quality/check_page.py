@@ -1,4 +1,4 @@
-"""A Check -> one HTML file with thumbnails, that opens anywhere and prints."""
+"""The page of a data set check: one HTML file with thumbnails."""
 
 import base64
 import io

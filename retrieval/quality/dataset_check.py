@@ -1,4 +1,4 @@
-"""Checking: what a data set is worth, before hours are spent on it.
+"""The check of a data set: what is wrong with it, before a model is trained on it.
 
 Findings come from what can be seen without a model (`photo_stats`): files that cannot be read, copies of
 a photo, people with too few photos, odd pictures. A model adds labels in doubt (`quality.label_errors`).

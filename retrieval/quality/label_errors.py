@@ -1,4 +1,4 @@
-"""Mislabels: photos that lie nearer to another person's than to their own person's others.
+"""Label errors: photos that are nearer to another identity than to the rest of their own.
 
 Each photo is left out and looked up among all the others: its nearest photo of its own person, its nearest of
 anybody else, and how far the middles of the two people are, its own person's middle without it. Distances are

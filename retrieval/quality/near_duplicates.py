@@ -1,4 +1,4 @@
-"""Likeness: copies of one photograph, known by what they show, however they were saved.
+"""Near duplicates: copies of one photograph, found by their content, however they were saved.
 
 A picture's print is 64 bits, the signs of its lowest frequencies (the "pHash" of C. Zauner, Implementation
 and Benchmarking of Perceptual Image Hash Functions, 2010). Prints rule out nearly every pair; what they leave

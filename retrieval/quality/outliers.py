@@ -1,4 +1,4 @@
-"""Shapes: how the vectors of a person lie, what is usual of some numbers, the widest gap among vectors."""
+"""Outliers: the spread of an identity's vectors, robust limits, and the widest gap among vectors."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Sheets: findings with photos side by side, as one HTML file that opens anywhere, light, dark or printed."""
+"""Pages of photos: findings with photos side by side, as one self-contained HTML file."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Looks: what each photo of some sources is, without a model, by `retrieval.embedding.stages`."""
+"""Statistics of photos that need no model, by `retrieval.embedding.stages`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

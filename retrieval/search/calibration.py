@@ -1,4 +1,4 @@
-"""Calibration: beyond which distance a search of this gallery should name nobody.
+"""Calibration: finds the distance threshold of a gallery from distances of non-mated searches.
 
 A stranger's search names somebody as soon as the nearest of all enrolled faces is near enough, so the
 threshold belongs to the gallery at its size and not to the model: the more faces, the nearer the nearest.

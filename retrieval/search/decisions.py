@@ -1,4 +1,4 @@
-"""Decisions: an identity, or UNKNOWN, for each search, by the nearest face of anybody and of somebody else.
+"""Decisions: an identity or UNKNOWN for each search, with the margin to the next identity.
 
 A search names the person of the nearest face that has one, unless that face is farther than the threshold.
 Faces without an identity are nobody's and decide nothing, as with the nearest people.

@@ -1,4 +1,4 @@
-"""Searching: the photos or the people nearest to vectors, all from one snapshot, and what is decided on them.
+"""Search: the photos or people nearest to vectors, from one snapshot, and the decisions on them.
 
 It knows nothing of pictures: `gallery.image_search` embeds them, and says what the classifier thinks.
 """

@@ -1,4 +1,4 @@
-"""People: who is nearest to each query, by the nearest photo, the mean of the nearest few, or the centroid.
+"""People: the identities nearest to each query, by nearest photo, mean of the nearest, or centroid.
 
 All three are exact. A person's score by photos is at least the distance of their nearest photo, so once the
 k-th best score is below the distance of every photo that was not looked at, nobody else can be better.

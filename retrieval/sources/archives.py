@@ -1,4 +1,4 @@
-"""Archives: the files in a tar or a zip, one after the other; nothing is ever extracted to the disk.
+"""Archives: the files in a tar or zip, read one after the other; nothing is extracted to disk.
 
 A tar is read from its beginning to its end, without seeking, so that it may be a pipe. The bytes decide how
 it is compressed; the name decides only that it is an archive.

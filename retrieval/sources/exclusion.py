@@ -1,4 +1,4 @@
-"""Exclusion: which files and folders of a source are passed over, by name or by pattern, and how many.
+"""Exclusion: which files and folders of a source are skipped, by name or pattern, and how many.
 
 Every walk of a folder and every reader of an archive asks here: enrolling, embedding, checking, training,
 calibrating and evaluating see the same files.

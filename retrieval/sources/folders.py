@@ -1,4 +1,4 @@
-"""Folders: the files below one, and who is on them, in an order that never varies."""
+"""Folders: the files below a folder, with their identities, always in the same order."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Splitting: which of an identity's photos are held out. Pure, and importable where there is no torch."""
+"""The holdout: which photos of each identity are held out. Pure, and importable without torch."""
 
 import hashlib
 

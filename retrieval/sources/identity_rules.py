@@ -1,4 +1,4 @@
-"""Naming: which part of a source says who is on a photo, as `--identity-from` chooses it."""
+"""Rules for identities: which part of a source names the person, as `--identity-from` selects it."""
 
 import os
 import re

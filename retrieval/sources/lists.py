@@ -1,4 +1,4 @@
-"""Lists: files that name photos, a text with a path a line or a table with the column `path`."""
+"""Lists: files that name photos, as text with a path a line, or a table with the column `path`."""
 
 import codecs
 import os

@@ -1,4 +1,4 @@
-"""Annotations: tables of what people say about faces and identities."""
+"""Tables of metadata (CSV, Parquet) about faces or identities."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""Photos: every place that photographs come from, as one stream in an order that never varies."""
+"""Photos: all sources as one stream of photos, always in the same order."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Files elsewhere: what fsspec reads, which is optional (http, https, s3 with s3fs, and so on).
+"""Remote files: http, https, s3 and others through fsspec, which is optional.
 
 An address that the user names is read as it is, and redirects are followed. An address that a gallery stores
 may come from anybody who made a file of embeddings, an export or a backup: `Fetching` reads it only when the

@@ -1,4 +1,4 @@
-"""Shards: what files beside a photo in an archive say about it, as in WebDataset.
+"""WebDataset shards: files beside a photo in an archive hold its identity and metadata.
 
 Members that follow each other and differ only in their last suffix belong together. Among them, `.cls` is
 the identity as text, `.json` an object whose `identity` is one and whose other keys are metadata, `.txt` a

@@ -1,4 +1,4 @@
-"""Backups: a consistent copy of a gallery taken while others write, and the way back.
+"""Backups: a consistent copy of a gallery, taken while others write, and its restoration.
 
 my.backup/
   backup.json                     what the backup is; written last, so it names only what is there

@@ -1,4 +1,4 @@
-"""Ownership: which gallery a folder of vectors belongs to, so that no writer deletes what another one needs.
+"""Ownership: which gallery a folder of vectors belongs to, so that no writer deletes another's files.
 
 A gallery's row and the file `gallery.id` in its folder of vectors hold the same random id. The file is
 durable before the transaction that names it. Two galleries that share a folder of vectors would each remove

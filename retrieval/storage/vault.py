@@ -1,4 +1,4 @@
-"""Vault: the rows and the vectors of a gallery, in step whatever happens; it knows nothing of pictures.
+"""The `Vault`: rows and vectors of a gallery, in step after any crash; it knows nothing of images.
 
     my.gallery/
       gallery.db               SQLite: which faces exist, whose they are

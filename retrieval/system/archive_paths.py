@@ -1,4 +1,4 @@
-"""Paths of files in archives: which names are archives, and which of some paths is there to show."""
+"""Paths into archives: which names are archives, and which of several paths exists."""
 
 import os
 import posixpath

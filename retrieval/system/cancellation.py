@@ -1,4 +1,4 @@
-"""Stopping: how long work in any thread learns that Ctrl-C has asked for an end."""
+"""Cancellation: how work in any thread learns that Ctrl-C was pressed."""
 
 import threading
 from collections.abc import Callable, Iterator

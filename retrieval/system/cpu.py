@@ -1,4 +1,4 @@
-"""Cores: how many there are to be kept busy."""
+"""The number of CPU cores that this process may use."""
 
 import os
 

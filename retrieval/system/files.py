@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a crash, a full disk or a lost machine leaves behind.
+"""Files that are complete or absent after a crash, a full disk or a power loss.
 
 Whatever is opened for writing, made or deleted goes through here, by three rules. A symbolic link is never
 followed: it is replaced or removed itself. What is made is readable by its owner only, whatever the umask,

@@ -1,4 +1,4 @@
-"""Isolation: work in processes that are killed when it takes too long, or when Ctrl-C asks for an end.
+"""Isolation: work in processes that are killed after a time limit, or on Ctrl-C.
 
 A decoder written in C cannot be interrupted in a thread. Such a process is a program of its own that is asked
 and answers through a pipe, one thing at a time; it waits for the next when it has answered, and ends with the

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that its holder's death releases, and that names its holder."""
+"""A lock for one writer at a time, released when its process dies, that names its holder."""
 
 import errno
 import fcntl

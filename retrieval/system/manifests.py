@@ -1,4 +1,4 @@
-"""Manifests: the JSON files that faceprint writes and reads back, checked strictly when they are read.
+"""Manifests: JSON files that faceprint writes, validated strictly when they are read back.
 
 A manifest may come from another machine or another person, so its types are checked, unknown fields are
 passed over, and whatever is wrong is one sentence that names the file and the field.

@@ -1,4 +1,4 @@
-"""Budget: bytes of memory that all threads of this process share."""
+"""A budget of memory, in bytes, that all threads of the process share."""
 
 import threading
 from collections.abc import Iterator

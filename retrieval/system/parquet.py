@@ -1,4 +1,4 @@
-"""Parquet: the one door to pyarrow, which is optional."""
+"""Parquet: the only module that imports pyarrow, which is optional."""
 
 import os
 from collections.abc import Iterator

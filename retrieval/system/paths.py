@@ -1,4 +1,4 @@
-"""Places: absolute paths of files, addresses (URLs), which are absolute by themselves, and names in them."""
+"""Paths and addresses (URLs): absolute, comparable, and safe to print."""
 
 import os
 import posixpath

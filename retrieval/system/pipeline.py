@@ -1,4 +1,4 @@
-"""Pipeline: ordered stages in threads, with bounded room between them; what comes out is in input order.
+"""A pipeline: stages in threads, with bounded queues between them; output is in input order.
 
 Each stage takes what the one before gives, works on it in as many threads as it has, and hands it on in the
 order in which it came. The last stage's results are taken by the caller, in the caller's own thread, at the

@@ -1,4 +1,4 @@
-"""Facts that were proven once about files, remembered for this user so that they need not be proven again.
+"""Facts proven about files, cached for this user so that they are proven once.
 
 A fact is remembered as the existence of an empty file whose name is the SHA-256 of the fact, in
 `$XDG_CACHE_HOME/faceprint/proofs` (or `~/.cache/...`). So there is nothing to parse, to merge or to tear,

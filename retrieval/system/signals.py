@@ -1,4 +1,4 @@
-"""Ctrl-C that ends a long run well: the first asks it to stop, the second stops it where it stands."""
+"""Ctrl-C in long runs: the first asks the run to stop, the second ends it at once."""
 
 import signal
 import threading

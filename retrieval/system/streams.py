@@ -1,4 +1,4 @@
-"""Standard streams of the console script: there whatever the launcher closed, in UTF-8, and never in the way.
+"""The standard streams of the command: UTF-8, and usable when closed or broken.
 
 Where somebody asks for another encoding, by Python's own PYTHONIOENCODING, that is taken.
 

@@ -1,4 +1,4 @@
-"""Exchange: a gallery as an open folder that any program can read, and embeddings that were made elsewhere.
+"""Exports and imports of galleries as Parquet, and files of vectors made elsewhere.
 
     OUT/
       faces-00000.parquet   ids, identities, SHA-256s, times, paths, metadata, vectors; as the segments lie

@@ -1,4 +1,4 @@
-"""Augmentation: a photo as it might have been taken, for the network never to see the same picture twice."""
+"""Augmentation: random flips, shifts and other changes, so that no image is seen twice."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Baselines: other ways to measure how far two photos are apart, on the very photos of a model."""
+"""Baselines: other distances between photos, on the photos that a model is evaluated on."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Closed set: held-out photos of people who are all enrolled. Who is it?"""
+"""Closed-set identification: held-out photos of enrolled people."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Comparison: two evaluations of the same photos, side by side, with paired tests."""
+"""The comparison of two evaluations of the same photos, with paired tests."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Figures with their 95% intervals, made by resampling identities; and when there are too few for either.
+"""95% intervals by resampling identities, and when there are too few for one.
 
 Photos of one person are alike: whoever is hard once is hard again. So it is people who are drawn with
 replacement, each with all their photos (the cluster bootstrap; Davison & Hinkley, 1997, 3.8), 2,000 times,

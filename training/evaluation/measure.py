@@ -1,4 +1,4 @@
-"""Measuring: a model and a data folder -> everything in `measurements.Measured`, and a row for each photo."""
+"""The measurement of a model on a data folder: `measurements.Measured`, and a row for each photo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Figures: everything that an evaluation measured, as one tree of frozen dataclasses that JSON can say.
+"""Measurements: all that an evaluation gives, as a tree of frozen dataclasses that is saved as JSON.
 
     Measured
     ├── ModelFacts, DataFacts, Speed, left_out, notes

@@ -1,4 +1,4 @@
-"""Observations: photos -> what a model and a plain eye see of each, in memory, in one pass over the files."""
+"""Observations: embeddings and small grey images of all photos, in memory, in one pass."""
 
 import os
 import time

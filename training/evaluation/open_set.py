@@ -1,4 +1,4 @@
-"""Open set: people who are enrolled, and strangers. Who is it, if it is anybody?"""
+"""Open-set identification: enrolled people and strangers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Division: which photos of a data folder are enrolled and which are searched for. Nothing is read."""
+"""Protocols: which photos of a data folder are enrolled and which are probes. Reads no file."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Results on disk: `metrics.json`, every figure; `photos.csv`, a row for each photo; and their report."""
+"""Results on disk: `metrics.json`, `photos.csv` with a row for each photo, and the report."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Charts: figures -> SVG that stands in a page, takes the page's colours and needs nothing else."""
+"""Charts as SVG that is part of a page and follows its colours."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Evaluation reports: an evaluation, or a comparison of two -> one HTML file that opens anywhere."""
+"""The report of an evaluation, or of a comparison of two, as one HTML file."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The model card: what a model is, what was measured of it and what was not, in Markdown, for people."""
+"""The model card in Markdown: what a model is, what was measured and what was not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

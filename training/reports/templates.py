@@ -1,4 +1,4 @@
-"""Templates: the pages and texts of this package, and the words that numbers become on all of them."""
+"""The templates of pages and texts, and the formats of numbers in them."""
 
 import os
 import unicodedata

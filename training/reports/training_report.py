@@ -1,4 +1,4 @@
-"""An Evaluation -> figures (PNG), metrics.json and report.html, one file that opens anywhere."""
+"""The report of a training: figures (PNG), `metrics.json` and `report.html`."""
 
 import base64
 import json
