@@ -63,7 +63,7 @@ identity_table = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    # A JSON object, as `retrieval.sources.metadata_tables` writes it; NULL where nobody said anything.
+    # A JSON object, as `retrieval.database.metadata` writes it; NULL where there is none.
     Column("metadata", JSON(none_as_null=True), nullable=True),
 )
 

@@ -695,7 +695,7 @@ class Gallery:
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Calibration:
-        """Finds the distance beyond which searches name nobody, and goes by it; see `reliability.calibrate`.
+        """Finds the distance beyond which searches name nobody, and goes by it; see `calibration.calibrate`.
 
         Args:
             fpir: the share of strangers' searches that may name somebody.

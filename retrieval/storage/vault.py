@@ -106,8 +106,7 @@ _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
 _MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
 VECTORS: Final = "vectors"
 BACKUP_CARD: Final = "backup.json"
-# What a backup has from its beginning on, and no gallery.
-# What a first backup makes before its card, beside its folders.
+# What a first backup makes before its card, beside its folders, and no gallery has.
 _OF_BACKUPS: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
 MODEL: Final = "model"
 

@@ -77,7 +77,7 @@ def load(
         min_images: identities with fewer photos are left out; None refuses a set with an identity
             that cannot be split.
         seed: of the split.
-        exclude: patterns of files and folders that are passed over, as of `reread.photos.scan`; of a list
+        exclude: patterns of files and folders that are passed over, as of `sources.photos.scan`; of a list
             nothing is.
 
     Raises:

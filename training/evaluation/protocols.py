@@ -34,7 +34,7 @@ class Division:
 def photos_of(
     data: Path, *, exclude: Sequence[str] = (), passed_over: PassedOver | None = None
 ) -> list[Photo]:
-    """Every file of a data folder; what is excluded (see `reread.photos.scan`) is added to `passed_over`.
+    """Every file of a data folder; what is excluded (see `photos.scan`) is added to `passed_over`.
 
     Raises:
         DataError: it does not exist, or has none.
