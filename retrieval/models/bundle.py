@@ -32,6 +32,7 @@ from retrieval.system.files import (
     make_output_folder,
     open_plain,
     other_than_file,
+    path_in_utf8,
     whole_folder,
     why,
     write_durably,
@@ -394,13 +395,13 @@ class ModelBundle:
             raise StorageError(f"The model cannot be copied to {target}: {why(error)}.") from error
         return dataclasses.replace(self, folder=target)
 
-    def load_graph(self, use: Callable[[Path | bytes], _T]) -> _T:
+    def load_graph(self, use: Callable[[str | bytes], _T]) -> _T:
         """Hands the graph to a loader, proven to be the one that the card names and to be plain operators.
 
         Proven once for each identity of the file (`retrieval.system.remembered`).
 
         Args:
-            use: loads a path or bytes.
+            use: loads bytes, or a file by a name in UTF-8 (see `files.path_in_utf8`).
 
         Raises:
             BundleError: it is another file, cannot be read, or holds what `onnx_graph.check` refuses.
@@ -408,13 +409,13 @@ class ModelBundle:
         """
         return self._load(_GRAPH, use, check=onnx_graph.check, checked=("graph", _GRAPH_RULES))
 
-    def load_weights(self, use: Callable[[Path | bytes], _T]) -> _T:
+    def load_weights(self, use: Callable[[str | bytes], _T]) -> _T:
         """Hands the weights to a loader, proven to have the card's SHA-256 and its fingerprint.
 
         Proven once for each identity of the file (`retrieval.system.remembered`).
 
         Args:
-            use: loads a path or bytes.
+            use: loads bytes, or a file by a name in UTF-8 (see `files.path_in_utf8`).
 
         Raises:
             BundleError: it is another file, cannot be read, or has another fingerprint.
@@ -426,15 +427,22 @@ class ModelBundle:
     def _load(
         self,
         name: str,
-        use: Callable[[Path | bytes], _T],
+        use: Callable[[str | bytes], _T],
         *,
         check: Callable[[bytes], None],
         checked: remembered.Fact,
     ) -> _T:
         path = self.folder / name
+
+        def load(found: Path | bytes) -> _T:
+            if isinstance(found, bytes):
+                return use(found)
+            with path_in_utf8(found) as named:
+                return use(named)
+
         try:
             return remembered.load(
-                path, self.files[name], check=check, checked=checked, use=use, most=_MOST_BYTES
+                path, self.files[name], check=check, checked=checked, use=load, most=_MOST_BYTES
             )
         except remembered.NotTheFile as error:
             raise _not_named(path) from error

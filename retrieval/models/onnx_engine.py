@@ -5,9 +5,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +14,6 @@ from retrieval.errors import BundleError
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Pixels
 from retrieval.system.cpu import usable_cores
-from retrieval.system.files import path_in_utf8
 
 # Pictures in a pass, at most.
 _PASS: Final = 16
@@ -92,10 +89,9 @@ def _session(bundle: ModelBundle, threads: int) -> Any:
     # A thread that waits in a loop takes the core of one that decodes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
-    def open_session(graph: Path | bytes) -> Any:
+    def open_session(graph: str | bytes) -> Any:
         try:
-            with nullcontext(graph) if isinstance(graph, bytes) else path_in_utf8(graph) as named:
-                return onnxruntime.InferenceSession(named, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # onnxruntime has a dozen exception classes and no common one.
             raise BundleError(f"{bundle.graph_path} cannot be loaded; copy the model whole again.") from error

@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +19,6 @@ from retrieval.models import numpy_network
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Engine
 from retrieval.system import remembered
-from retrieval.system.files import path_in_utf8
 
 # The largest difference of the embeddings, as a share of their length, and of a probability. Engines and
 # numpy differ by 1e-6 (float32's rounding, summed in another order), other weights by more than 1e-1.
@@ -102,13 +100,10 @@ def _version(engine: str) -> str:
     return str(module.__version__) if module is not None else version(engine)
 
 
-def _tensors(weights: Path | bytes) -> dict[str, NDArray[Any]]:
+def _tensors(weights: str | bytes) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load, load_file
 
-    if isinstance(weights, bytes):
-        return load(weights)
-    with path_in_utf8(weights) as name:
-        return load_file(name)
+    return load(weights) if isinstance(weights, bytes) else load_file(weights)
 
 
 def _picture(size: int) -> NDArray[np.uint8]:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -27,7 +26,6 @@ from retrieval.errors import BundleError, InputError, RunError
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Pixels, PrecisionDrift, drift_between
 from retrieval.models.network import Network
-from retrieval.system.files import path_in_utf8
 
 _TYPES: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -225,11 +223,8 @@ class TorchEngine:
                 self._exact = None
 
 
-def _tensors(weights: Path | bytes) -> dict[str, Tensor]:
-    if isinstance(weights, bytes):
-        return load(weights)
-    with path_in_utf8(weights) as name:
-        return load_file(name)
+def _tensors(weights: str | bytes) -> dict[str, Tensor]:
+    return load(weights) if isinstance(weights, bytes) else load_file(weights)
 
 
 def _placed(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
