@@ -7,6 +7,7 @@ passed over, and whatever is wrong is one sentence that names the file and the f
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -65,17 +66,22 @@ def parse_tree(
 ) -> Any:
     """As `read_tree`, of JSON that was read already."""
     try:
-        tree = json.loads(data, parse_int=_integer)
-        field = _unreadable_integer(tree)
-        if field is None and "\\ud" in (data if isinstance(data, str) else data.decode()).lower():
+        tree = json.loads(data)
+        if "\\ud" in (data if isinstance(data, str) else data.decode()).lower():
             json.dumps(tree, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as failure:
-        raise error(f"{os.fspath(name)} is damaged (it is not JSON); {advice}.") from failure
-    if field is not None:
-        where = f"the field {field}: " if field else ""
-        raise error(f"{os.fspath(name)} is damaged ({where}{_TOO_MANY_DIGITS}); {advice}.")
+        raise error(f"{os.fspath(name)} is damaged ({_problem(data)}); {advice}.") from failure
     check_tree(tree, kind, name=name, error=error, advice=advice)
     return tree
+
+
+def _problem(data: bytes | str) -> str:
+    """Why JSON cannot be read."""
+    with suppress(ValueError, RecursionError):
+        field = _unreadable_integer(json.loads(data, parse_int=_integer))
+        if field is not None:
+            return f"the field {field}: {_TOO_MANY_DIGITS}" if field else _TOO_MANY_DIGITS
+    return "it is not JSON"
 
 
 class _Unreadable:
