@@ -223,7 +223,7 @@ def _pages(numbers: Sequence[int]) -> str:
 
 def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
     """Files that nobody should have put there, or that nothing names any more."""
-    leftovers, removable = set(vault.unnamed(reader)), set(vault.removable(reader))
+    removed, kept = map(set, vault.leftovers(reader))
     folders = {generation.folder for generation in reader.generations().values()}
     copies = {path.name for path in vault.store.upgrade_copies()}
     ours = {
@@ -241,9 +241,9 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
     for folder, names in expected.items():
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             file = readable(path.relative_to(vault.folder))
-            if path in leftovers:
+            if path in removed | kept:
                 detail = (
-                    "the next write removes it" if path in removable else "it stays while vectors are missing"
+                    "the next write removes it" if path in removed else "it stays while vectors are missing"
                 )
                 book.add(Trouble.LEFTOVER, file, f"nothing names it; {detail}")
             elif path.name not in names:

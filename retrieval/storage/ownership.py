@@ -69,7 +69,10 @@ def sharer(folder: Path, vectors: Path, database: str) -> Path | None:
     Raises:
         StorageError: it cannot be read who wrote last.
     """
-    other = home(vectors)
+    return _sharer(home(vectors), folder, vectors, database)
+
+
+def _sharer(other: Path | None, folder: Path, vectors: Path, database: str) -> Path | None:
     if other is None or not _is(other / vectors.name, vectors):
         return None
     there = (other / database).is_file() and not _is(other / database, folder / database)
@@ -106,20 +109,16 @@ def _read(vectors: Path) -> bytes | None:
     path = vectors / ID_NAME
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            return os.read(descriptor, _MAX_BYTES)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         if is_no_file(error):
             return b""
         raise StorageError(f"{printable(path)} cannot be read: {why(error)}.") from error
-    try:
-        return os.read(descriptor, _MAX_BYTES)
-    except OSError as error:
-        if is_no_file(error):
-            return b""
-        raise StorageError(f"{printable(path)} cannot be read: {why(error)}.") from error
-    finally:
-        os.close(descriptor)
 
 
 def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
@@ -175,9 +174,9 @@ def settle(folder: Path, vectors: Path, folder_id: str, database: str, *, timeou
         StorageError: it cannot be read who wrote last.
     """
     with _alone(vectors, timeout):
-        if (other := sharer(folder, vectors, database)) is not None:
-            raise shared(folder, vectors, other)
         known = home(vectors)
+        if (other := _sharer(known, folder, vectors, database)) is not None:
+            raise shared(folder, vectors, other)
         if known is None or not _is(known / database, folder / database):
             with suppress(StorageError):
                 write_id(vectors, folder_id, folder)

@@ -785,18 +785,18 @@ class Vault:
     def _tidy(self, *, settled: bool = False) -> bool:
         """Removes what nothing names: what an interrupted write left, or what the last one replaced.
 
-        Vector files stay while one is missing (see `_sorted_out`); says whether none did.
+        Vector files stay while one is missing (see `leftovers`); says whether none did.
 
         A transaction whose commit failed may still come to life: its end may stand in the log, unnoticed
         until the log is read again after a crash. So before its files go, another commit takes its place.
         """
         with self.store.read() as reader:
-            unnamed, kept = self._sorted_out(reader)
+            unnamed, kept = self.leftovers(reader)
         if unnamed and not settled:
             with self.store.write() as writer:
                 writer.changed = True
             with self.store.read() as reader:
-                unnamed, kept = self._sorted_out(reader)
+                unnamed, kept = self.leftovers(reader)
         try:
             for path in unnamed:
                 remove(path)
@@ -804,12 +804,8 @@ class Vault:
             raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
         return not kept
 
-    def removable(self, reader: Reader) -> list[Path]:
-        """What nothing names, and the next writer removes."""
-        return self._sorted_out(reader)[0]
-
-    def _sorted_out(self, reader: Reader) -> tuple[list[Path], list[Path]]:
-        """What nothing names: what can be removed, and what has to stay.
+    def leftovers(self, reader: Reader) -> tuple[list[Path], list[Path]]:
+        """What nothing names: what the next writer removes, and what has to stay.
 
         Where a vector file is missing that a row names, or faces have no vectors, the row may be what is
         damaged, and a file that nothing names may be theirs. So vector files stay then, but those that the
