@@ -282,11 +282,7 @@ class _Process:
         if self._pipe is not None:
             self._pipe.close()
         if self._popen is not None:
-            try:
-                self._popen.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._popen.kill()
-                self._popen.wait()
+            isolation.end(self._popen, _END_SECONDS)
 
 
 def _place(memory: mmap.mmap, slot: int, size: int) -> Pixels:

@@ -227,11 +227,7 @@ def _end(lanes: list[_Lane], processes: "list[subprocess.Popen[bytes]]", threads
     for lane in lanes:
         lane.close()
     for process in processes:
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        isolation.end(process, _END_SECONDS)
 
 
 def serve(*descriptors: int) -> None:

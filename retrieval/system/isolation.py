@@ -74,6 +74,15 @@ def start(
     )
 
 
+def end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """Waits for a process whose pipes were closed; one that has not ended after so many seconds is killed."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def nameless_file(size: int) -> int:
     """A file without a name, to be shared; on Linux in memory, whatever the size of /dev/shm.
 
