@@ -55,7 +55,7 @@ from retrieval.search.nearest import (
 )
 from retrieval.search.people import checked_rule
 from retrieval.sources.exclusion import PassedOver
-from retrieval.sources.photos import Offered, Photo, scan
+from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.photos import of as photos_of
 from retrieval.sources.remote import Fetching
 from retrieval.storage import backup as backups
@@ -865,8 +865,6 @@ class Gallery:
         gone: Iterable[str | os.PathLike[str]] = (),
     ) -> Missing:
         """What `remove_missing` would do; changes nothing."""
-        sources, passed_over = list(sources), PassedOver() if passed_over is None else passed_over
-        photos = scan(sources, passed_over=passed_over) if photos is None else photos
         return moves.find_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
 
     def remove_missing(
@@ -907,8 +905,6 @@ class Gallery:
                 large together.
             StorageError, GalleryBusy: nothing was changed.
         """
-        sources, passed_over = list(sources), PassedOver() if passed_over is None else passed_over
-        photos = scan(sources, passed_over=passed_over) if photos is None else photos
         return moves.remove_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
 
     def relabel(self, photos: Iterable[Photo], *, dry_run: bool = False) -> Relabelled:

@@ -14,7 +14,7 @@ from retrieval.gallery import identities, sync
 from retrieval.gallery.survey import Survey, moved_files, other_names
 from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
 from retrieval.sources.exclusion import PassedOver
-from retrieval.sources.photos import Photo
+from retrieval.sources.photos import Photo, scan
 from retrieval.storage.vault import Vault
 from retrieval.system.paths import absolute
 
@@ -63,7 +63,7 @@ class _Plan:
 def find_missing(
     vault: Vault,
     sources: Iterable[str | os.PathLike[str]],
-    offered: Iterable[Photo],
+    offered: Iterable[Photo] | None,
     *,
     passed_over: PassedOver | None = None,
     gone: Iterable[str | os.PathLike[str]] = (),
@@ -78,7 +78,7 @@ def find_missing(
 def remove_missing(
     vault: Vault,
     sources: Iterable[str | os.PathLike[str]],
-    offered: Iterable[Photo],
+    offered: Iterable[Photo] | None,
     *,
     passed_over: PassedOver | None = None,
     gone: Iterable[str | os.PathLike[str]] = (),
@@ -104,11 +104,13 @@ def remove_missing(
 def _surveyed(
     vault: Vault,
     sources: Iterable[str | os.PathLike[str]],
-    offered: Iterable[Photo],
+    offered: Iterable[Photo] | None,
     passed_over: PassedOver | None,
     gone: Iterable[str | os.PathLike[str]],
 ) -> Survey:
-    gone = list(gone)
+    sources, gone = list(sources), list(gone)
+    passed_over = PassedOver() if passed_over is None else passed_over
+    offered = scan(sources, passed_over=passed_over) if offered is None else offered
     roots = sync.roots(sources, gone)
     absent = [absolute(folder) for folder in gone]
     return moved_files(vault.store, roots, offered, passed_over=passed_over, gone=absent)

@@ -115,7 +115,7 @@ def moved_files(
     roots: Sequence[str],
     offered: Iterable[Photo],
     *,
-    passed_over: PassedOver | None = None,
+    passed_over: PassedOver,
     gone: Sequence[str] = (),
 ) -> Survey:
     """Looks for the bytes of faces whose every known file is gone or has changed.
@@ -148,7 +148,6 @@ def moved_files(
         one = found.read(photo)
         if one is not None and (changed or one.sha256 in digests):
             found.seen[path] = one
-    passed_over = PassedOver() if passed_over is None else passed_over
     for photo in _hidden(passed_over.ours):
         found.reject(photo, lost)
     rules = {path: passed_over.rule_of(path) for path in lost.gone if not is_below(path, gone)}
