@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
+from retrieval.database.metadata import INTEGERS, MAX_LEVELS
 from retrieval.errors import InputError
 from retrieval.system.paths import absolute
 
@@ -31,16 +32,12 @@ ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 }
 _OPERATORS: Final = frozenset({"=", "!=", BEGINS, EXISTS, *ORDER})
 
-_LEAST, _MOST = -(2**63), 2**63 - 1
-
 # A key: names between dots; one with a dot, a quote or an operator's letter in it stands as a JSON text.
 _PLAIN: Final = '[^"=<>!~?.]+'
 _NAME: Final = rf'(?:"(?:[^"\\]|\\.)*"|{_PLAIN})'
 _CONDITION: Final = re.compile(rf"({_NAME}(?:\.{_NAME})*)(?:(>=|<=|!=|=|<|>|~)(.*)|(\?)\s*)", re.DOTALL)
 _NAMES: Final = re.compile(_NAME)
 
-# How many names a key may have: metadata lie no deeper.
-MAX_LEVELS: Final = 64
 # How many names the keys of all conditions may have: a database joins a table for each.
 MAX_NAMES: Final = 400
 
@@ -309,7 +306,7 @@ def is_number(value: object) -> bool:
 
 def _can_be(number: Any) -> bool:
     """Whether metadata can have a number: an integer of 64 bits, or a finite one."""
-    return _LEAST <= number <= _MOST if isinstance(number, int) else math.isfinite(number)
+    return number in INTEGERS if isinstance(number, int) else math.isfinite(number)
 
 
 def _are_comparable(one: object, other: object) -> bool:

@@ -13,7 +13,7 @@ Metadata: TypeAlias = dict[str, Any]
 MOST_BYTES: Final = 64 * 1024
 
 # How many objects and lists may lie in one another. Databases have limits of their own, far above.
-_MOST_LEVELS: Final = 64
+MAX_LEVELS: Final = 64
 
 # The integers that every database holds exactly.
 INTEGERS: Final = range(-(2**63), 2**63)
@@ -41,7 +41,7 @@ def encoded(metadata: Mapping[str, Any] | None, of: str) -> str | None:
         raise InputError(
             f"The metadata of {of} are {_kind(metadata)}; they must be an object, with a value for each key."
         )
-    text = to_json(_checked(metadata, of, _MOST_LEVELS))
+    text = to_json(_checked(metadata, of, MAX_LEVELS))
     size = len(text.encode())
     if size > MOST_BYTES:
         raise InputError(
@@ -92,7 +92,7 @@ def _checked(value: Any, of: str, levels: int) -> Any:
     if not isinstance(value, Mapping | list | tuple):
         raise InputError(f"The metadata of {of} have {_kind(value)}, which JSON does not know.")
     if not levels:
-        raise InputError(f"The metadata of {of} lie more than {_MOST_LEVELS} levels deep; flatten them.")
+        raise InputError(f"The metadata of {of} lie more than {MAX_LEVELS} levels deep; flatten them.")
     if isinstance(value, list | tuple):
         return [_checked(one, of, levels - 1) for one in value]
     for key in value:

@@ -397,6 +397,12 @@ class AuditEntry:
     detail: dict[str, Any]
 
 
+# That a face is in a range of suspects.
+_IS_SUSPECT: Final = (face_table.c.id >= suspect_table.c.first_id) & (
+    face_table.c.id < suspect_table.c.end_id
+)
+
+
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Ranges (first, end) in order, those that touch or overlap as one, without empty ones."""
     found: list[tuple[int, int]] = []
@@ -499,8 +505,7 @@ class Reader:
 
     def suspect_ids(self, generation: int) -> list[int]:
         """The faces in `suspects`, as far as they exist."""
-        inside = (face_table.c.id >= suspect_table.c.first_id) & (face_table.c.id < suspect_table.c.end_id)
-        query = select(face_table.c.id).join(suspect_table, inside).distinct().order_by(face_table.c.id)
+        query = select(face_table.c.id).join(suspect_table, _IS_SUSPECT).distinct().order_by(face_table.c.id)
         query = query.where(suspect_table.c.generation_id == generation)
         return list(self._connection.execute(query).scalars())
 
@@ -859,10 +864,7 @@ class Writer(Reader):
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         if ids:
             self.remove_lonely()
-            inside = (face_table.c.id >= suspect_table.c.first_id) & (
-                face_table.c.id < suspect_table.c.end_id
-            )
-            self._change(delete(suspect_table).where(~select(face_table.c.id).where(inside).exists()))
+            self._change(delete(suspect_table).where(~select(face_table.c.id).where(_IS_SUSPECT).exists()))
         self._remove_unused(hosts)
 
     def remove_lonely(self) -> None:

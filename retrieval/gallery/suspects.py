@@ -36,16 +36,16 @@ class Compared:
         lost: suspects whose photos are gone or have changed, among those that were to be looked at.
     """
 
-    @property
-    def all_looked_at(self) -> bool:
-        """Whether none was left alone because the others agree."""
-        return self.looked_at + len(self.lost) == self.suspects
-
     suspects: int
     looked_at: int
     ids: Ids
     vectors: Vectors
     lost: tuple[Face, ...]
+
+    @property
+    def all_looked_at(self) -> bool:
+        """Whether none was left alone because the others agree."""
+        return self.looked_at + len(self.lost) == self.suspects
 
 
 def compare(

@@ -512,6 +512,9 @@ def _what_is(data: bytes) -> tuple[Reason, str]:
     return Reason.NOT_AN_IMAGE, "its bytes are no image that we know"
 
 
+_PCX_HEADER: Final = 128
+
+
 def _is_pcx(data: bytes) -> bool:
     """Whether a file begins as PCX: four bytes of small numbers would be no proof, so its header must fit."""
     if len(data) < _PCX_HEADER or data[0] != 10 or data[1] not in (0, 2, 3, 4, 5) or data[2] > 1:
@@ -522,8 +525,6 @@ def _is_pcx(data: bytes) -> bool:
     fits = left <= right and top <= bottom and 8 * row >= (right - left + 1) * bits
     return bits in (1, 2, 4, 8) and 1 <= planes <= 4 and fits
 
-
-_PCX_HEADER: Final = 128
 
 _TOO_LARGE: Final = (
     Reason.TOO_MANY_PIXELS,

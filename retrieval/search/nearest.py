@@ -348,5 +348,5 @@ class _Snapshot:
 def _meant_first(face: Face, where: Where) -> Face:
     """A face whose paths that meet a condition come first."""
     meant = [path for path in face.paths if is_below(path, where.path_prefixes)]
-    others = [path for path in face.paths if not is_below(path, where.path_prefixes)]
+    others = [path for path in face.paths if path not in meant]
     return dataclasses.replace(face, paths=(*meant, *others), meant=len(meant))
