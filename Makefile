@@ -15,8 +15,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(READY)
 	$(BIN)/faceprint demo
 
-# A file of tests stays in one process, whose fixtures its tests share. In the order of the folders, which has
-# the long ones first, so that no process is left with one of them.
+# Tests of one file share fixtures, so they run in one process. Files run in the order of the folders: long ones
+# first, so that no process ends with one of them.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

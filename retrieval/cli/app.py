@@ -124,7 +124,7 @@ def _run() -> None:
 def _fail(sentence: str, status: int) -> NoReturn:
     from retrieval.system.paths import printable
 
-    # It may name a path, which is bytes that anybody chose, and does not get to control the terminal.
+    # It may contain a path, which may be any bytes and must not control the terminal.
     typer.echo("\n".join(map(printable, f"faceprint: {sentence}".split("\n"))), err=True)
     raise SystemExit(status)
 

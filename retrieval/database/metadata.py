@@ -30,7 +30,7 @@ def encoded(metadata: Mapping[str, Any] | None, of: str) -> str | None:
     Args:
         metadata: keys are texts; values texts, integers of 64 bits, floats, booleans, None, lists and
             objects of these.
-        of: whose they are, for the sentence of an error.
+        of: the owner, for the sentence of an error.
 
     Raises:
         InputError: something that JSON cannot say and every database keep, or more than 64 KiB of it.

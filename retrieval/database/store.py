@@ -151,7 +151,7 @@ class NewFace:
     """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it.
 
     `stamp` is what its file was when it was read; None where that says nothing about it later. `host` is from
-    where the photo was fetched, as `paths.host_of` spells it; None where it was not, or by somebody else.
+    where the photo was fetched, as `paths.host_of` spells it; None for a photo that faceprint did not fetch.
     """
 
     identity: str | None
@@ -452,8 +452,8 @@ class Reader:
     def counter_problems(self) -> list[str]:
         """Which counters cannot be right, as sentences without their ends.
 
-        They would give out a number that is in use, or say of faces that there never were, whose vectors
-        would pass for proven, or for suspect, as soon as there are.
+        They would give out a number that is in use, or cover ids that were never given out: the vectors of
+        later faces with these ids would count as proven, or as suspect.
         """
         row = self.gallery()
         counters = {

@@ -69,8 +69,8 @@ class Verdicts:
         paths: the face of each path that is new or has moved.
         stamps: what files were when they were read, by path; none where that says nothing, or is known.
         bereaved: faces that lost a path; those that have none left must go, unless they are contested.
-        contested: faces whose bytes were offered under another name than theirs, or lie at another known
-            path, to which the run may come later.
+        contested: faces that are offered under another name, or have their bytes at another known path
+            that the run may reach later.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Verdicts:
     ) -> None:
         """Takes what is stored: faces by SHA-256, the face of each path, and its stamp where it has one.
 
-        Also the faces that earlier batches of the same run found contested; and what gives the faces whose
-        bytes lie at known paths now, at those of these faces, and so on.
+        Also the faces that earlier batches of the same run found contested; and `follow`, which returns the
+        faces that have their bytes at the given known paths now, at the paths of these faces, and so on.
         """
         self.new: list[tuple[int, NewFace]] = []
         self.names: dict[int, str | None] = {}

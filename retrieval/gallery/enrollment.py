@@ -154,7 +154,7 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
 
 
 def _followed(reader: Reader, paths: Iterable[str]) -> set[int]:
-    """The faces whose bytes lie at known paths now, at those of these faces, and so on."""
+    """The faces that have their bytes at known paths now, at the paths of these faces, and so on."""
     found: set[int] = set()
     looked: set[str] = set()
     waiting = list(paths)

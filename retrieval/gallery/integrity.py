@@ -499,7 +499,7 @@ def repair(
     where these have them with the SHA-256 that was written down, lost vectors are embedded again from photos
     that still have their SHA-256. Where a model was damaged, faces that were enrolled since the last
     comparison are suspects, also after this repair has ended: they are embedded again (a sample; all of them
-    if any differs), vectors that differ are replaced, and those whose photos are gone stay suspects.
+    if any differs), vectors that differ are replaced, and faces without their photos stay suspects.
     A damaged database is not touched: restore a backup.
 
     Args:

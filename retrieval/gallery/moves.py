@@ -211,7 +211,7 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
 
 
 def _is_passed_over(face: Face, survey: Survey) -> bool:
-    """Whether a path of a face that is gone lies where nobody looked."""
+    """Whether a missing path of a face lies in a place that was not searched."""
     return not survey.passed_over.keys().isdisjoint(face.paths)
 
 

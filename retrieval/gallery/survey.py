@@ -56,7 +56,7 @@ class Survey:
     passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
-# What a photo is rejected for whose bytes nobody could look at, so that they may be any.
+# Reasons of rejected photos that could not be read: their bytes may be any.
 _UNSEEN: Final = frozenset(
     {
         *(reason for reason in Reason if reason.may_pass_when_retried),
@@ -263,7 +263,7 @@ def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
 
 
 def _may_be(photo: Photo, lost: _Lost) -> bool:
-    """Whether a photo has as many bytes as one that is looked for, or nobody can tell how many it has."""
+    """Whether a photo has as many bytes as one that is looked for, or its size is unknown."""
     if lost.sizes is None:
         return True
     if isinstance(photo.content, bytes):

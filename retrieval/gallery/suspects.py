@@ -169,7 +169,7 @@ def note(vault: Vault, folders: Collection[str]) -> None:
 
 
 def settle(vault: Vault, generation: Generation, found: Compared) -> None:
-    """Notes what a comparison has found: only those whose photos are gone are suspects from now on.
+    """Notes the result of a comparison: only faces without their photos are suspects from now on.
 
     Raises:
         StorageError, GalleryBusy: all stay suspects.

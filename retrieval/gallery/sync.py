@@ -1,4 +1,4 @@
-"""Sync: what becomes of faces whose files are gone, and which sources can show that they are."""
+"""Sync: what becomes of faces without their files, and which sources can show that these are gone."""
 
 import os
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ class Missing:
         moved: the faces that follow their bytes, as they were.
         renamed: the people all of whose photos were found under another name.
         kept: the faces that stay as they are, because somebody has to decide.
-        held: the faces that would go, but stay, because their bytes may be where nobody could look.
+        held: the faces that would be removed, but stay: their bytes may be in a place that was not readable.
         unseen: these places; empty where no face is held back.
     """
 

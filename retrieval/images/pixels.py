@@ -192,7 +192,7 @@ def read(
 def thumbnail(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> Image.Image:
     """The whole picture, upright, at most `side` pixels wide and high, for showing to a person.
 
-    In RGB with sRGB's colours; one whose profile is damaged or unknown as it is without.
+    In RGB with sRGB's colours; a damaged or unknown profile is ignored.
 
     Raises:
         UnreadableImage, RunError, Interrupted: as `read`.

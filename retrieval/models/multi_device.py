@@ -3,9 +3,9 @@
 Each process has two lanes, so that it computes one pass while the pixels of the next one are written. A lane
 is memory that both share, for pixels and for the answer, and a pipe over which only a few bytes go.
 
-Such a process is a program of its own, since CUDA does not survive a fork, and not one of `multiprocessing`,
-whose processes (and the tracker of its shared memory) look for modules in the current folder, among photos of
-anybody's.
+Such a process is a program of its own, since CUDA does not survive a fork. `multiprocessing` is not used: its
+processes, and the tracker of its shared memory, import modules from the current folder, which may hold files
+of strangers.
 """
 
 import mmap

@@ -105,7 +105,7 @@ class _Walk:
         """Whether an entry of a folder is not passed over."""
         folder = _is_folder(entry)
         rule = self.exclusion.rule(names, folder=folder)
-        # The patterns of the source itself are no photo that somebody might miss.
+        # The source's own file of patterns is not reported as skipped.
         if rule is not None and names != (IGNORE_FILE,):
             self.count(rule, entry.path, folder=folder)
         return rule is None

@@ -94,7 +94,7 @@ def _parsed(data: bytes) -> tuple[str, Path | None]:
     if len(lines) != 4 or data != _content(lines[0], lines[1]):
         return "", None
     path = unquote_to_bytes(lines[1])
-    # Anybody can compute a checksum, and no writer names such a path.
+    # A valid checksum proves little, and no writer records such a path.
     if b"\0" in path or not path.startswith(b"/"):
         return "", None
     return lines[0], Path(os.fsdecode(path))

@@ -6,7 +6,7 @@
       vectors/00000007.faiss   their vectors, immutable segments
       vectors/00000007-1.codes what searches read first: a byte a coordinate, in basis 1
       vectors/00000001.basis   where that places vectors (see `retrieval.index.quantization`)
-      vectors/gallery.id       whose folder this is (see `retrieval.storage.ownership`)
+      vectors/gallery.id       the gallery that owns this folder (see `retrieval.storage.ownership`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              who is writing
 
@@ -961,7 +961,7 @@ def is_unfinished_backup(folder: Path) -> bool:
         return False
     with suppress(OSError):
         names = os.listdir(folder)
-        # A folder with `models` alone may be anybody's.
+        # A folder with `models` alone may be another program's.
         return {"models", VECTORS} <= set(names) or any(map(_OF_BACKUPS.fullmatch, names))
     return False
 

@@ -37,7 +37,7 @@ _NO_MODES: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 
 # Nothing is there, or something else than a file.
 _NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
-# What is wrong with a path that somebody named: that, or it is not allowed.
+# What is wrong with a given path: that, or it is not allowed.
 _OF_PATHS: Final = _NO_FILE | {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 
 # What stands in the place of a file, by the type bits of its mode.
@@ -251,7 +251,7 @@ def make_room(path: Path) -> None:
     """Removes what is in the place of a file of ours and is none; a file, and a link to one, stay.
 
     Raises:
-        OSError: the disk refused, or it is a folder with anything in it, which may be somebody's.
+        OSError: the disk refused, or it is a folder with files in it, which are not ours to remove.
     """
     if not path.is_symlink() and path.is_dir():
         try:

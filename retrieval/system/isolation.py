@@ -62,7 +62,7 @@ def start(
         OSError: the system refused.
     """
     return subprocess.Popen(
-        # -P: never a module that lies in the current folder, among photos of anybody's.
+        # -P: never a module of the current folder, which may hold files of strangers.
         [sys.executable, "-P", "-c", program, *map(str, numbers)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """The standard streams of the command: UTF-8, and usable when closed or broken.
 
-Where somebody asks for another encoding, by Python's own PYTHONIOENCODING, that is taken.
+Another encoding is used if PYTHONIOENCODING asks for it.
 
 A command ends by its own outcome. Where the reader of its output has gone (`| head`), or none was there from
 the beginning (`>&-`, a windowed launcher), it goes on, and what it prints goes nowhere.

@@ -320,7 +320,7 @@ def test_what_stands_in_the_place_of_a_file_is_named_and_repair_replaces_it(
     with suppress(FaceprintError), Gallery.open(folder) as gallery:
         gallery.backup(folder.with_name("another backup"))
     repair(folder, backup=laid / "backup")
-    # Nobody can tell what the model was before; the photos to compare with are not there.
+    # What the model was before is unknown, and there are no photos to compare with.
     suspects = [Trouble.SUSPECT_VECTOR] if name.startswith("model/") else []
     assert [trouble for trouble, _ in found(folder)] == suspects
     assert contents(folder) == before
@@ -345,7 +345,7 @@ def test_a_pipe_in_the_place_of_a_folder_is_replaced_with_all_that_was_in_it(
     os.mkfifo(folder / name)
     assert not verify(folder).whole
     repair(folder, backup=laid / "backup")
-    # Of a model nobody can tell what it was before, and the photos to compare with are not there.
+    # What the model was before is unknown, and there are no photos to compare with.
     assert [trouble for trouble, _ in found(folder)] == [Trouble.SUSPECT_VECTOR] * (name == "model")
     assert contents(folder) == before
 
@@ -771,7 +771,7 @@ def test_suspects_whose_photos_are_gone_are_listed_and_the_gallery_is_not_called
     done = repair(tampered, model=ModelBundle.load(laid / "model"))
     assert found_suspects(done.after) == [6]
     assert (done.compared, done.replaced) == (5, 1)
-    # Nobody but the suspect itself needs to be looked at again.
+    # Only the suspect itself has to be compared again.
     assert (checked_before(tampered), noted(tampered)) == ([(7,)], [(1, 6, 7)])
 
 
