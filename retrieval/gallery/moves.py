@@ -199,6 +199,9 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
             plan.give |= dict.fromkeys(agreed, number)
         else:
             plan.kept.append(_kept(face, names))
+            # Other bytes took all of its paths: it gets those of its own, so that a sync sees when they go.
+            if survey.seen.keys() >= set(face.paths):
+                plan.give |= dict.fromkeys(names, number)
     moved, kept = {face.id for face in plan.moved}, {one.face.id for one in plan.kept} | held
     for path in dead:
         number, is_gone = owners[path], path not in survey.seen

@@ -391,6 +391,29 @@ def test_part_of_a_person_under_another_name_stays_and_is_said(gallery: Gallery,
     assert "A/0.png" not in found(gallery, library)
 
 
+def test_photos_that_were_exchanged_across_people_go_when_their_files_are_deleted(
+    gallery: Gallery, library: Path
+) -> None:
+    a, b = library / "A" / "0.png", library / "B" / "3.png"
+    a.rename(library / "spare")
+    b.rename(a)
+    (library / "spare").rename(b)
+    done, report = sync(gallery, library)
+    assert [(one.face.id, one.paths, one.identities) for one in done.kept] == [
+        (1, (str(b),), ("B",)),
+        (4, (str(a),), ("A",)),
+    ]
+    assert report.rejected == 2
+    assert (found(gallery, library)["B/3.png"], found(gallery, library)["A/0.png"]) == ((1, "A"), (4, "B"))
+    _, report = sync(gallery, library)
+    assert report.rejected == 2
+    a.unlink()
+    b.unlink()
+    done, _ = sync(gallery, library)
+    assert [face.id for face in done.faces] == [1, 4]
+    assert [face.id for face in faces_of(gallery)] == [2, 3, 5, 6]
+
+
 def test_bytes_that_a_run_saw_are_not_erased_when_their_path_is_given_to_others(
     gallery: Gallery, library: Path
 ) -> None:
@@ -643,6 +666,7 @@ class Enrolled:
 
     def after_sync(self, disk: dict[str, int]) -> None:
         """Follows what has moved, then enrolls, as `ingest --sync` is documented to do."""
+        before = {number: set(paths) for number, paths in self.paths.items()}
         owners = {path: number for number, paths in self.paths.items() for path in paths}
         dead = {path for path, number in owners.items() if disk.get(path) != number}
         lost = {number for number, paths in self.paths.items() if paths and paths <= dead}
@@ -660,6 +684,10 @@ class Enrolled:
                 for others in self.paths.values():
                     others -= agreed
                 self.paths[number] = agreed
+            elif before[number] <= disk.keys():  # other bytes have all of its paths
+                for others in self.paths.values():
+                    others -= paths
+                self.paths[number] = set(paths)
             else:  # it stays where it was, but for paths that other bytes have
                 self.paths[number] -= disk.keys()
         for number in self.paths.keys() - places.keys():
