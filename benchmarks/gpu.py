@@ -38,7 +38,8 @@ import numpy as np
 import torch
 
 from benchmarks import decoding
-from retrieval.bulk.ingest import IngestReport, ingest
+from retrieval.bulk.ingest import ingest
+from retrieval.bulk.reports import IngestReport
 from retrieval.errors import Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels

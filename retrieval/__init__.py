@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from retrieval.bulk.calibrate import Calibrated, StrangerReport, calibrate
     from retrieval.bulk.embed import EmbedReport, embed
-    from retrieval.bulk.ingest import IngestReport, ingest, ingest_photos
+    from retrieval.bulk.ingest import ingest, ingest_photos
+    from retrieval.bulk.reports import IngestReport
     from retrieval.database.filters import Condition, Where
     from retrieval.database.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
     from retrieval.embedding.outcome import Outcome, Status
@@ -127,7 +128,7 @@ _HOMES = {
     "Gallery": "gallery.gallery",
     "GalleryInfo": "gallery.info",
     "Imported": "transfer.exchange",
-    "IngestReport": "bulk.ingest",
+    "IngestReport": "bulk.reports",
     "Kept": "gallery.sync",
     "Match": "search.nearest",
     "Missing": "gallery.sync",

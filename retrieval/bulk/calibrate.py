@@ -14,19 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.store import Calibration
-from retrieval.embedding.batches import Batches
-from retrieval.embedding.outcome import Outcome, Status, in_their_places
+from retrieval.embedding.outcome import Outcome, Status
 from retrieval.embedding.reading import Meters, Prepared, Ready
-from retrieval.embedding.stages import Entry, checked_workers, decoding, in_chunks, prepare_stage
+from retrieval.embedding.stages import PhotoPipeline, Resources
 from retrieval.errors import InputError, Interrupted, Reason
 from retrieval.gallery.gallery import Gallery
-from retrieval.images.decoders import Decode, processes_for
+from retrieval.images.decoders import Decode
 from retrieval.search.calibration import SAMPLE
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo
 from retrieval.system.paths import is_utf8
-from retrieval.system.pipeline import Meter, Pipeline
 
 
 @dataclass
@@ -110,21 +108,15 @@ def calibrate(
         return Calibrated(ask(), None)
     report = StrangerReport()
     found = _found(list(strangers), exclude, report.passed_over)
-    batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
-    decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
-    workers = checked_workers(workers, decoders)
-    size, meters = gallery.bundle.preprocessing.size, Meters()
-    prepare = partial(_prepare, gallery, meters)
-    with (
-        decoding(decoders, size=size, workers=workers, batch_size=batches.largest) as decode,
-        Pipeline(
-            in_chunks(found, Meter("scan")),
-            [
-                prepare_stage(partial(prepare, decode), workers=workers, batch_size=batches.largest),
-                batches.stage(gallery.embed_prepared),
-            ],
-        ) as pipeline,
-    ):
+    with PhotoPipeline(
+        found,
+        prepare=partial(_prepare, gallery),
+        embed=gallery.embed_prepared,
+        embedder=lambda: gallery.embedder,
+        size=gallery.bundle.preprocessing.size,
+        on_gpu=gallery.may_use_gpu,
+        resources=Resources(batch_size, workers, decoders),
+    ) as pipeline:
         searches = _searches(gallery, pipeline, report, on_outcome, should_stop)
         return Calibrated(ask(strangers=searches), report)
 
@@ -143,18 +135,15 @@ def _found(
 
 
 def _prepare(
-    gallery: Gallery, meters: Meters, decode: Decode, entries: Sequence[Entry]
+    gallery: Gallery, photos: Sequence[Photo], *, meters: Meters, decode: Decode
 ) -> list[Prepared | Outcome]:
     """Reads and decodes the photos of those who are not enrolled."""
-    offered = [entry for entry in entries if isinstance(entry, Photo)]
     with gallery.vault.store.read() as reader:
-        named = {photo.identity for photo in offered if photo.identity is not None}
+        named = {photo.identity for photo in photos if photo.identity is not None}
         enrolled = reader.identities_named(filter(is_utf8, named))
-    strange = [photo for photo in offered if photo.identity not in enrolled]
+    strange = [photo for photo in photos if photo.identity not in enrolled]
     prepared = iter(gallery.prepare_many(strange, meters=meters, decode=decode))
-    return in_their_places(
-        entries, [_known(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in offered]
-    )
+    return [_known(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in photos]
 
 
 def _known(path: str | None, identity: str | None) -> Outcome:

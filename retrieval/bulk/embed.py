@@ -14,30 +14,20 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.bulk.ingest import Run
+from retrieval.bulk.reports import Run
 from retrieval.database.store import NewFace
-from retrieval.embedding.batches import Batches
-from retrieval.embedding.outcome import Outcome, Status, in_their_places
-from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_photos, embedded, read_some
-from retrieval.embedding.stages import (
-    Entry,
-    checked_workers,
-    decoding,
-    in_chunks,
-    peak_memory,
-    prepare_stage,
-    stages_in_order,
-)
+from retrieval.embedding.outcome import Outcome, Status
+from retrieval.embedding.reading import Prepared, embedded
+from retrieval.embedding.stages import PhotoPipeline, Resources, prepare_without_gallery
 from retrieval.errors import InputError, Interrupted, StorageError
-from retrieval.images.decoders import Decode, processes_for
 from retrieval.images.pixels import MAX_SECONDS
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo
 from retrieval.system.files import replacing, why
-from retrieval.system.pipeline import Meter, Pipeline
+from retrieval.system.pipeline import Meter
 from retrieval.transfer.exchange import write_embeddings
 
 # Rows that are written together: of 2048 numbers, 8 MiB.
@@ -143,32 +133,19 @@ def embed_photos(
     target = Path(target)
     check_target(target)
     embedder = model if isinstance(model, Embedder) else Embedder.open(model)
-    batches = Batches(batch_size, lambda: embedder, beside_gpu=embedder.on_gpu)
-    decoders = processes_for(decoders, beside_gpu=embedder.on_gpu)
-    workers = checked_workers(workers, decoders)
     bundle, started = embedder.bundle, time.monotonic()
-    report, meters, scan, write = EmbedReport(), Meters(), Meter("scan"), Meter("write")
+    report, write = EmbedReport(), Meter("write")
     report.passed_over = PassedOver() if passed_over is None else passed_over
-    preprocessing = bundle.preprocessing
     with (
         suppress(_NoFile),
-        decoding(
-            decoders,
-            size=preprocessing.size,
-            workers=workers,
-            batch_size=batches.largest,
-            seconds=photo_seconds,
-        ) as decode,
-        Pipeline(
-            in_chunks(found, scan),
-            [
-                prepare_stage(
-                    partial(prepare_some, meters, preprocessing, decode),
-                    workers=workers,
-                    batch_size=batches.largest,
-                ),
-                batches.stage(partial(_embed, embedder)),
-            ],
+        PhotoPipeline(
+            found,
+            prepare=partial(prepare_without_gallery, bundle.preprocessing),
+            embed=partial(_embed, embedder),
+            embedder=lambda: embedder,
+            size=bundle.preprocessing.size,
+            on_gpu=embedder.on_gpu,
+            resources=Resources(batch_size, workers, decoders, photo_seconds),
         ) as pipeline,
     ):
         rows = _rows(pipeline, report, write, on_outcome, should_stop)
@@ -176,11 +153,8 @@ def embed_photos(
             _write_npy(target, rows, bundle.dimension)
         else:
             write_embeddings(target, rows, fingerprint=bundle.fingerprint, dimension=bundle.dimension)
-    report.stages = stages_in_order(scan, pipeline.meters, meters, write)
-    report.batch_size = batches.size
-    report.bytes_read = meters.bytes.items
+    report.measure(pipeline, write)
     report.seconds = time.monotonic() - started
-    report.peak_memory = peak_memory()
     return report
 
 
@@ -201,35 +175,10 @@ def check_target(target: Path) -> None:
         raise InputError(f"{beside} would be overwritten, and is not of {target}; name another file.")
 
 
-def prepare_some(
-    meters: Meters, preprocessing: Preprocessing, decode: Decode, entries: Sequence[Entry]
-) -> list[Prepared | Outcome]:
-    """Reads and decodes photos; each comes out in its place, with pixels or with why it has none.
-
-    Raises:
-        RunError: a process that decodes was killed.
-    """
-    offered = [entry for entry in entries if isinstance(entry, Photo)]
-    prepared = [
-        one
-        for some in read_some(offered, meters)
-        for one in _decode_some(some, meters, preprocessing, decode)
-    ]
-    return in_their_places(entries, prepared)
+_Embedded: TypeAlias = tuple[list[Outcome], list[NewFace], NDArray[np.float32]]
 
 
-def _decode_some(
-    photos: Sequence[ReadPhoto | Outcome], meters: Meters, preprocessing: Preprocessing, decode: Decode
-) -> list[Prepared | Outcome]:
-    read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
-    with meters.decode.working(len(read)):
-        decoded = decode_photos(read, 0, preprocessing, decode)
-    return in_their_places(photos, decoded)
-
-
-def _embed(
-    embedder: Embedder, batch: Sequence[Prepared | Outcome]
-) -> tuple[list[Outcome], list[NewFace], NDArray[np.float32]]:
+def _embed(embedder: Embedder, batch: Sequence[Prepared | Outcome]) -> _Embedded:
     """A batch's outcomes, and its rows."""
     ready = [photo for photo in batch if isinstance(photo, Prepared)]
     outcomes = [
@@ -242,7 +191,7 @@ def _embed(
 
 
 def _rows(
-    pipeline: Pipeline,
+    batches: Iterable[_Embedded],
     report: EmbedReport,
     write: Meter,
     on_outcome: Callable[[Outcome], None],
@@ -256,7 +205,7 @@ def _rows(
     faces: list[NewFace] = []
     vectors: list[NDArray[np.float32]] = []
     try:
-        for outcomes, some, found in pipeline:
+        for outcomes, some, found in batches:
             for outcome in outcomes:
                 report.count(outcome)
                 on_outcome(outcome)

@@ -2,186 +2,29 @@
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from retrieval.bulk.reports import IngestReport, MetadataReport
 from retrieval.bulk.source_layout import Layout
-from retrieval.embedding.batches import DEFAULT_BATCH_SIZE, Batches
-from retrieval.embedding.outcome import Outcome, Status, in_their_places
-from retrieval.embedding.reading import Meters, Prepared, Ready
-from retrieval.embedding.stages import (
-    Entry,
-    checked_workers,
-    decoding,
-    in_chunks,
-    peak_memory,
-    prepare_stage,
-    stages_in_order,
-)
-from retrieval.errors import Interrupted, Reason
+from retrieval.embedding.batches import DEFAULT_BATCH_SIZE
+from retrieval.embedding.outcome import Outcome
+from retrieval.embedding.reading import Ready
+from retrieval.embedding.stages import PhotoPipeline, Resources, peak_memory
+from retrieval.errors import Interrupted
 from retrieval.gallery.gallery import Gallery
-from retrieval.images.decoders import Decode, processes_for
 from retrieval.images.pixels import MAX_SECONDS
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.metadata_tables import Annotations
 from retrieval.sources.photos import Photo
-from retrieval.system.pipeline import Meter, Pipeline, Stage
+from retrieval.system.pipeline import Meter
 from retrieval.transfer import exchange
 
 # Batches of the usual size that become durable together, if they are embedded within so many seconds.
-_TOGETHER: Final = 4
+_BATCHES_PER_COMMIT: Final = 4
 _COMMIT_SECONDS: Final = 2.0
-
-
-@dataclass
-class Run:
-    """What a run over photos took.
-
-    Attributes:
-        reasons: why photos were rejected, and how many each.
-        seconds: of wall-clock time.
-        optimizing_seconds: of them, making searches of a gallery that has grown quick.
-        stages: what each stage did, in the order of the stages, which run at the same time.
-        bytes_read: of files.
-        batch_size: how many photos were embedded together; None where vectors came from elsewhere.
-        peak_memory: the most that this process has had in memory until the last photo was durable, in bytes;
-            what making searches quick takes comes afterwards.
-        interrupted: whether it was stopped before the last photo.
-        passed_over: files and folders of the sources that were not looked at, and are not *found*.
-    """
-
-    reasons: Counter[Reason] = field(default_factory=Counter)
-    seconds: float = 0.0
-    optimizing_seconds: float = 0.0
-    stages: tuple[Meter, ...] = ()
-    bytes_read: int = 0
-    batch_size: int | None = None
-    peak_memory: int = 0
-    interrupted: bool = False
-    passed_over: PassedOver = field(default_factory=PassedOver)
-
-    @property
-    def rejected(self) -> int:
-        """Photos that came to nothing."""
-        return self.reasons.total()
-
-    @property
-    def found(self) -> int:
-        """Photos that were looked at."""
-        return sum(self.counts().values())
-
-    def counts(self) -> dict[str, int]:
-        """How many photos came to what: each is counted once."""
-        return {"rejected": self.rejected}
-
-    @property
-    def worth_retrying(self) -> int:
-        """Rejected photos whose reason lies in the machine and not in the file."""
-        return sum(number for reason, number in self.reasons.items() if reason.may_pass_when_retried)
-
-    @property
-    def bottleneck(self) -> Meter | None:
-        """The stage whose workers had the most to do: the others waited for it. None where nothing ran."""
-        return max(self.stages, key=lambda one: one.busy_seconds / one.workers, default=None)
-
-    @property
-    def photos_per_second(self) -> float:
-        """Photos that were looked at, by the seconds until the last was durable."""
-        seconds = self.seconds - self.optimizing_seconds
-        return self.found / seconds if seconds > 0 else 0.0
-
-    def summary(self) -> dict[str, Any]:
-        """The report as JSON can say it; see docs/cli.md."""
-        limit = self.bottleneck
-        return {
-            "found": self.found,
-            **self.counts(),
-            "reasons": {str(reason): number for reason, number in sorted(self.reasons.items())},
-            "passed_over": self.passed_over.as_json(),
-            "interrupted": self.interrupted,
-            "seconds": round(self.seconds, 3),
-            "optimizing_seconds": round(self.optimizing_seconds, 3),
-            "photos_per_second": round(self.photos_per_second, 2),
-            "bytes_read": self.bytes_read,
-            "megabytes_per_second": round(self.bytes_read / 1e6 / self.seconds, 3) if self.seconds else 0.0,
-            "batch_size": self.batch_size,
-            "peak_memory_bytes": self.peak_memory,
-            "bottleneck": None if limit is None else limit.name,
-            "stages": [
-                {
-                    "name": one.name,
-                    "workers": one.workers,
-                    "items": one.items,
-                    "busy_seconds": round(one.busy_seconds, 3),
-                    "starved_seconds": round(one.starved_seconds, 3),
-                    "blocked_seconds": round(one.blocked_seconds, 3),
-                }
-                for one in self.stages
-            ],
-        }
-
-
-@dataclass
-class IngestReport(Run):
-    """What an ingest did. `found` is always `enrolled + known + duplicate + rejected`.
-
-    Attributes:
-        enrolled: photos that became faces.
-        known: photos whose bytes and path were in the gallery already.
-        duplicate: photos whose bytes were in the gallery under another path.
-        identities: how many different people the sources name.
-        identities_from: what names them, in words; empty where the photos are of no sources.
-        notes: sentences about sources whose layout may not be what was meant.
-        twins: identities of enrolled photos, in groups with others whose names differ in no more than case,
-            width, spaces or how accents are composed: they may be one person.
-    """
-
-    enrolled: int = 0
-    known: int = 0
-    duplicate: int = 0
-    identities: int = 0
-    identities_from: str = ""
-    notes: tuple[str, ...] = ()
-    twins: tuple[tuple[str, ...], ...] = ()
-    _names: set[str] = field(default_factory=set, repr=False)
-
-    def counts(self) -> dict[str, int]:
-        """How many photos came to what: each is counted once."""
-        mine = {"enrolled": self.enrolled, "known": self.known, "duplicate": self.duplicate}
-        return mine | super().counts()
-
-    def summary(self) -> dict[str, Any]:
-        """The report as JSON can say it; see docs/cli.md."""
-        named = {"identities": self.identities, "identities_from": self.identities_from}
-        twins = [list(names) for names in self.twins]
-        return super().summary() | named | {"notes": list(self.notes), "twins": twins}
-
-    def describe(self, layout: Layout) -> None:
-        """Takes over what a layout shows."""
-        self.identities, self.identities_from = len(layout.identities), layout.origin
-        self.notes = tuple(layout.notes())
-
-    def count(self, outcome: Outcome) -> None:
-        """Adds one photo's fate."""
-        if outcome.status is Status.ENROLLED:
-            self.enrolled += 1
-            if outcome.identity is not None:
-                self._names.add(outcome.identity)
-        elif outcome.status is Status.KNOWN:
-            self.known += 1
-        elif outcome.status is Status.DUPLICATE:
-            self.duplicate += 1
-        else:
-            self.reasons[outcome.reason or Reason.IO_ERROR] += 1
-
-    def find_twins(self, gallery: Gallery) -> None:
-        """Looks for names like those that photos were enrolled under."""
-        self.twins = gallery.identity_twins(self._names) if self._names else ()
 
 
 def ingest(
@@ -269,30 +112,20 @@ def ingest_photos(
     counts in, and becomes the report's.
     """
     layout = Layout(()) if layout is None else layout
-    decoders = processes_for(decoders, beside_gpu=gallery.may_use_gpu)
-    workers = checked_workers(workers, decoders)
-    batches = Batches(batch_size, lambda: gallery.embedder, beside_gpu=gallery.may_use_gpu)
-    report, meters, commit = IngestReport(), Meters(), Meter("commit")
+    report, commit = IngestReport(), Meter("commit")
     report.passed_over = PassedOver() if passed_over is None else passed_over
-    scan = Meter("scan")
     contested: set[int] = set()
     started = time.monotonic()
-    size = gallery.bundle.preprocessing.size
-    with (
-        decoding(
-            decoders, size=size, workers=workers, batch_size=batches.largest, seconds=photo_seconds
-        ) as decode,
-        Pipeline(
-            in_chunks(found, scan),
-            [
-                *([] if rehash else [Stage("recognize", partial(_recognize, gallery), room=1)]),
-                prepare_stage(
-                    partial(_prepare, gallery, meters, decode), workers=workers, batch_size=batches.largest
-                ),
-                batches.stage(gallery.embed_prepared),
-            ],
-        ) as pipeline,
-    ):
+    with PhotoPipeline(
+        found,
+        prepare=gallery.prepare_many,
+        embed=gallery.embed_prepared,
+        embedder=lambda: gallery.embedder,
+        size=gallery.bundle.preprocessing.size,
+        on_gpu=gallery.may_use_gpu,
+        resources=Resources(batch_size, workers, decoders, photo_seconds),
+        recognize=None if rehash else gallery.recognize,
+    ) as pipeline:
         for together, last in _in_commits(pipeline, batch_size, should_stop):
             report.interrupted = last
             if not together:
@@ -303,11 +136,8 @@ def ingest_photos(
                 report.count(outcome)
                 layout.count(outcome)
                 on_outcome(outcome)
-    report.stages = stages_in_order(scan, pipeline.meters, meters, commit)
     report.describe(layout)
-    report.bytes_read = meters.bytes.items
-    report.batch_size = batches.size
-    report.peak_memory = peak_memory()
+    report.measure(pipeline, commit)
     report.find_twins(gallery)
     _optimize(gallery, report)
     report.seconds = time.monotonic() - started
@@ -324,7 +154,7 @@ def _in_commits(
     one.
     """
     together: list[Ready] = []
-    most = 1 if asked is not None and asked < DEFAULT_BATCH_SIZE else _TOGETHER
+    most = 1 if asked is not None and asked < DEFAULT_BATCH_SIZE else _BATCHES_PER_COMMIT
     since = 0.0
     stopped = False
     try:
@@ -341,18 +171,6 @@ def _in_commits(
         stopped = True
     if together or stopped:
         yield together, stopped
-
-
-def _recognize(gallery: Gallery, offered: Sequence[Photo]) -> list[Entry]:
-    """What is left to look at; photos whose files are unchanged are known."""
-    return [known or photo for known, photo in zip(gallery.recognize(offered), offered, strict=True)]
-
-
-def _prepare(
-    gallery: Gallery, meters: Meters, decode: Decode, entries: Sequence[Entry]
-) -> list[Prepared | Outcome]:
-    offered = [entry for entry in entries if isinstance(entry, Photo)]
-    return in_their_places(entries, gallery.prepare_many(offered, meters=meters, decode=decode))
 
 
 def ingest_embeddings(
@@ -406,22 +224,6 @@ def _optimize(gallery: Gallery, report: IngestReport) -> None:
         before = time.monotonic()
         gallery.optimize()
         report.optimizing_seconds = time.monotonic() - before
-
-
-@dataclass
-class MetadataReport:
-    """What setting metadata from a table did.
-
-    Attributes:
-        set, unchanged: how many faces, or people, have other metadata now, or had the same already.
-        unknown: how many paths, or names, the gallery does not have.
-        interrupted: whether it was stopped before the last row.
-    """
-
-    set: int = 0
-    unchanged: int = 0
-    unknown: int = 0
-    interrupted: bool = False
 
 
 def ingest_metadata(

@@ -34,7 +34,7 @@ from retrieval.system import streams
 
 if TYPE_CHECKING:
     from retrieval.bulk.embed import EmbedReport
-    from retrieval.bulk.ingest import IngestReport, Run
+    from retrieval.bulk.reports import IngestReport, Run
     from retrieval.console.progress import Progress
     from retrieval.database.store import Face
     from retrieval.embedding.outcome import Outcome

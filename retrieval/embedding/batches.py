@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ _LARGEST: Final = 2 * _LARGEST_PASS
 _IN_FLIGHT: Final = 2
 
 Batch: TypeAlias = list[Prepared | Outcome]
+
+Result = TypeVar("Result")
 
 
 class Batches:
@@ -66,7 +68,7 @@ class Batches:
         """How many photos are embedded together, as of now: less than before where a GPU's memory ended."""
         return self._size if self._found is None else self._found.batch_size
 
-    def stage(self, work: Callable[[Batch], Any]) -> Stage:
+    def stage(self, work: Callable[[Batch], Result]) -> Stage[Batch, Batch, Result]:
         """The stage that embeds; on a GPU with two batches in flight, in order all the same."""
         workers = _IN_FLIGHT if self._beside_gpu else 1
         room = 2 * _IN_FLIGHT if self._beside_gpu else 1

@@ -73,7 +73,7 @@ def look_at(
     workers = checked_workers(workers)
     stage = prepare_stage(partial(_look_at_some, Meters()), workers=workers, batch_size=_AHEAD)
     looks: list[Look] = []
-    with Pipeline(in_chunks(found, Meter("scan")), [stage]) as pipeline:
+    with Pipeline(in_chunks(found, Meter("scan"))).then(stage) as pipeline:
         for some in pipeline:
             for look in some:
                 on_look(look)

@@ -8,12 +8,12 @@ caller's pace: when the caller stops taking, everything behind comes to rest.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from retrieval.system import cancellation
 
@@ -24,9 +24,19 @@ _SOURCE_SECONDS: Final = 1.0
 _GLANCE: Final = 0.1
 
 
+Given = TypeVar("Given")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Other = TypeVar("Other")
+
+
+def _as_given(items: Iterator[Any]) -> Iterator[Any]:
+    return items
+
+
 @dataclass(frozen=True)
-class Stage:
-    """One step of a pipeline.
+class Stage(Generic[Given, Item, Result]):
+    """One step of a pipeline: what the stage before gives is gathered into items, each of which has a result.
 
     Attributes:
         name: what it is called in reports.
@@ -37,10 +47,10 @@ class Stage:
     """
 
     name: str
-    work: Callable[[Any], Any]
+    work: Callable[[Item], Result]
     workers: int = 1
     room: int = 2
-    gather: Callable[[Iterator[Any]], Iterable[Any]] = lambda items: items
+    gather: Callable[[Iterator[Given]], Iterable[Item]] = _as_given
 
 
 @dataclass
@@ -150,7 +160,7 @@ class _Channel:
 class _Runner:
     """A stage at work."""
 
-    def __init__(self, stage: Stage, before: Iterable[Any], meter: Meter) -> None:
+    def __init__(self, stage: Stage[Any, Any, Any], before: Iterable[Any], meter: Meter) -> None:
         self.stage = stage
         self.meter = meter
         self.results = _Channel(stage.room)
@@ -214,8 +224,10 @@ class _Runner:
             future.set_result(result)
 
 
-class Pipeline:
+class Pipeline(Generic[Result]):
     """Stages at work on a source, as a context manager; iterating gives the last stage's results.
+
+    `Pipeline(source).then(stage).then(another)`: at least one stage; the with statement starts the threads.
 
     An error of the source or of a stage is raised where its result would have come, after everything before.
     Leaving the with statement ends every thread and waits for it: each finishes the item that it is at, and
@@ -232,15 +244,18 @@ class Pipeline:
         meters: the figures of each stage, by its name, in order.
     """
 
-    def __init__(self, source: Iterable[Any], stages: Sequence[Stage]) -> None:
-        self.meters = {stage.name: Meter(stage.name, stage.workers) for stage in stages}
+    def __init__(self, source: Iterable[Result]) -> None:
+        self.meters: dict[str, Meter] = {}
         self._runners: list[_Runner] = []
-        items: Iterable[Any] = self._given(source)
-        for stage in stages:
-            runner = _Runner(stage, items, self.meters[stage.name])
-            self._runners.append(runner)
-            items = runner.results
-        self._results = self._runners[-1].results.taken(cancellation.check) if self._runners else iter(items)
+        self._results: Iterable[Any] = self._given(source)
+
+    def then(self, stage: Stage[Result, Any, Other]) -> "Pipeline[Other]":
+        """This pipeline with one stage more, which takes the results of the one before."""
+        self.meters[stage.name] = Meter(stage.name, stage.workers)
+        runner = _Runner(stage, self._results, self.meters[stage.name])
+        self._runners.append(runner)
+        self._results = runner.results
+        return cast("Pipeline[Other]", self)
 
     def _given(self, source: Iterable[Any]) -> Iterator[Any]:
         """The source's items; while one is waited for, that is written down."""
@@ -255,7 +270,7 @@ class Pipeline:
                 self._runners[0].asks_source = False
             yield item
 
-    def __enter__(self) -> "Pipeline":
+    def __enter__(self) -> Self:
         try:
             for runner in self._runners:
                 for thread in runner.threads:
@@ -270,8 +285,8 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Any]:
-        return self._results
+    def __iter__(self) -> Iterator[Result]:
+        return self._runners[-1].results.taken(cancellation.check)
 
     def close(self) -> None:
         """Ends every thread, after the item that it is at, and waits for it."""

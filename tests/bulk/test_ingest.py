@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.bulk.ingest import IngestReport, ingest, ingest_photos
+from retrieval.bulk.ingest import ingest, ingest_photos
+from retrieval.bulk.reports import IngestReport
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.embedding.stages import peak_memory
 from retrieval.errors import DataError, InputError, ModelMismatch, Reason, RunError

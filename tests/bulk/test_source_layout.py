@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.bulk.ingest import IngestReport, ingest
+from retrieval.bulk.ingest import ingest
+from retrieval.bulk.reports import IngestReport
 from retrieval.errors import DataError, InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from retrieval.bulk.embed import embed
-from retrieval.bulk.ingest import IngestReport, ingest
+from retrieval.bulk.ingest import ingest
+from retrieval.bulk.reports import IngestReport
 from retrieval.database.store import NewFace
 from retrieval.embedding import batches as batching
 from retrieval.embedding.batches import Batches

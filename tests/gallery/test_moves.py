@@ -26,7 +26,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from retrieval.bulk.ingest import IngestReport, ingest
+from retrieval.bulk.ingest import ingest
+from retrieval.bulk.reports import IngestReport
 from retrieval.database.filters import Where
 from retrieval.database.store import Face
 from retrieval.errors import InputError

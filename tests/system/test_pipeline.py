@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -49,9 +49,16 @@ def plans(draw: st.DrawFn) -> list[tuple[list[float], int, int]]:
     return draw(st.lists(st.tuples(DELAYS, WORKERS, ROOMS), min_size=1, max_size=3))
 
 
+def piped(source: Iterable[Any], *stages: Stage[Any, Any, Any]) -> Pipeline[Any]:
+    pipeline: Pipeline[Any] = Pipeline(source)
+    for stage in stages:
+        pipeline = pipeline.then(stage)
+    return pipeline
+
+
 def made(
     plan: list[tuple[list[float], int, int]], fails: dict[int, int]
-) -> tuple[list[Counted], list[Stage]]:
+) -> tuple[list[Counted], list[Stage[Any, Any, Any]]]:
     works = [Counted(delays, fails.get(number)) for number, (delays, _, _) in enumerate(plan)]
     stages = [
         Stage(f"stage {number}", work, workers=workers, room=room)
@@ -68,7 +75,7 @@ def ours() -> list[threading.Thread]:
 @given(plan=plans(), number=st.integers(0, 40))
 def test_everything_comes_out_once_and_in_order(plan: list[Any], number: int) -> None:
     works, stages = made(plan, {})
-    with Pipeline(range(number), stages) as pipeline:
+    with piped(range(number), *stages) as pipeline:
         assert list(pipeline) == list(range(number))
     assert [work.began for work in works] == [number] * len(plan)
     assert [meter.items for meter in pipeline.meters.values()] == [number] * len(plan)
@@ -82,10 +89,10 @@ def test_an_error_comes_where_its_result_would_have_come(plan: list[Any], number
     stage, bad = data.draw(st.integers(0, len(plan) - 1)), data.draw(st.integers(0, number - 1))
     _, stages = made(plan, {stage: bad})
     seen: list[int] = []
-    with pytest.raises(ValueError, match=f"^item {bad}$"), Pipeline(range(number), stages) as pipeline:
+    with pytest.raises(ValueError, match=f"^item {bad}$"), piped(range(number), *stages) as pipeline:
         seen.extend(pipeline)  # what came before the error is kept
     assert ours() == []
-    with Pipeline(range(number), stages) as pipeline:
+    with piped(range(number), *stages) as pipeline:
         results = iter(pipeline)
         assert list(islice(results, bad)) == list(range(bad))
         with pytest.raises(ValueError, match=f"^item {bad}$"):
@@ -106,7 +113,7 @@ def test_who_stops_taking_leaves_nothing_at_work_and_never_had_more_than_the_roo
             yield item
 
     works, stages = made(plan, {})
-    with Pipeline(source(), stages) as pipeline:
+    with piped(source(), *stages) as pipeline:
         results = list(islice(pipeline, taken))
     assert results == list(range(min(taken, number)))
     assert ours() == []
@@ -124,7 +131,7 @@ def test_room_bounds_what_is_underway_while_nobody_takes() -> None:
         Stage("stage a", lambda item: item, workers=3, room=4),
         Stage("stage b", lambda item: item, room=2),
     ]
-    with Pipeline((given_out.append(n) or n for n in range(1000)), stages):
+    with piped((given_out.append(n) or n for n in range(1000)), *stages):
         time.sleep(0.2)
         assert len(given_out) == (4 + 1) + (2 + 1)
 
@@ -137,7 +144,7 @@ def test_an_error_of_the_source_comes_after_what_it_gave() -> None:
     seen: list[int] = []
     with (
         pytest.raises(OSError, match="unplugged"),
-        Pipeline(source(), [Stage("stage", lambda n: n, workers=3)]) as pipeline,
+        piped(source(), Stage("stage", lambda n: n, workers=3)) as pipeline,
     ):
         seen.extend(pipeline)
     assert seen == list(range(5))
@@ -150,7 +157,7 @@ def test_a_stage_may_gather_other_items() -> None:
             yield some
 
     stages = [Stage("stage a", lambda n: n * n, workers=3, room=3), Stage("stage b", sum, gather=pairs)]
-    with Pipeline(range(5), stages) as pipeline:
+    with piped(range(5), *stages) as pipeline:
         assert list(pipeline) == [0 + 1, 4 + 9, 16]
 
 
@@ -161,13 +168,13 @@ def test_workers_work_at_the_same_time_and_stages_too() -> None:
         Stage("stage a", lambda n: n if n == 0 else (meeting.wait(), n)[1], workers=3, room=4),
         Stage("stage b", lambda n: (meeting.wait(), n)[1] if n == 0 else n),
     ]
-    with Pipeline(range(4), stages) as pipeline:
+    with piped(range(4), *stages) as pipeline:
         assert list(pipeline) == [0, 1, 2, 3]
 
 
 def test_the_meters_tell_who_worked_and_who_waited() -> None:
     stages = [Stage("stage slow", lambda n: (time.sleep(0.02), n)[1]), Stage("stage quick", lambda n: n)]
-    with Pipeline(range(10), stages) as pipeline:
+    with piped(range(10), *stages) as pipeline:
         list(pipeline)
     slow, quick = pipeline.meters.values()
     assert slow.busy_seconds >= 0.2 > quick.busy_seconds
@@ -175,7 +182,7 @@ def test_the_meters_tell_who_worked_and_who_waited() -> None:
 
 
 def test_a_caller_who_takes_slowly_blocks_the_stages() -> None:
-    with Pipeline(range(6), [Stage("stage", lambda n: n, room=1)]) as pipeline:
+    with piped(range(6), Stage("stage", lambda n: n, room=1)) as pipeline:
         for _ in pipeline:
             time.sleep(0.02)
     assert pipeline.meters["stage"].blocked_seconds >= 0.05
@@ -191,7 +198,7 @@ def test_a_source_that_gives_nothing_does_not_keep_the_caller(monkeypatch: pytes
         unplugged.wait(20)
         yield 2
 
-    with Pipeline(source(), [Stage("stage", worked.append)]) as pipeline:
+    with piped(source(), Stage("stage", worked.append)) as pipeline:
         next(iter(pipeline))
     left = ours()
     assert len(left) == 1
@@ -211,7 +218,7 @@ def test_what_was_taken_is_not_kept_in_memory() -> None:
         for _ in range(3):
             yield Item()
 
-    with Pipeline(source(), [Stage("stage", lambda item: item, room=1)]) as pipeline:
+    with piped(source(), Stage("stage", lambda item: item, room=1)) as pipeline:
         results = iter(pipeline)
         first = weakref.ref(next(results))
         next(results)

@@ -11,16 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.bulk.embed import prepare_some
-from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status
-from retrieval.embedding.reading import Meters, Prepared, squares
-from retrieval.embedding.stages import checked_workers, decoding, in_chunks, prepare_stage
+from retrieval.embedding.reading import Prepared, squares
+from retrieval.embedding.stages import PhotoPipeline, Resources, prepare_without_gallery
 from retrieval.errors import Interrupted
-from retrieval.images.decoders import processes_for
 from retrieval.models.embedder import Embedder
 from retrieval.sources.photos import Photo
-from retrieval.system.pipeline import Meter, Pipeline
 from training.evaluation.measurements import LeftOut, Speed
 
 # Side of the grey pictures that the plain baselines look at.
@@ -100,25 +96,17 @@ def observe(
         Interrupted: `watch.should_stop` said so.
         RunError: the device, or a process that decodes, failed.
     """
-    batches = Batches(None, lambda: embedder, beside_gpu=embedder.on_gpu)
-    decoders = processes_for(None, beside_gpu=embedder.on_gpu)
-    workers = checked_workers(workers, decoders)
-    preprocessing, meters, started = embedder.bundle.preprocessing, Meters(), time.monotonic()
+    preprocessing, started = embedder.bundle.preprocessing, time.monotonic()
     parts: list[_Batch] = []
-    with (
-        decoding(decoders, size=preprocessing.size, workers=workers, batch_size=batches.largest) as decode,
-        Pipeline(
-            in_chunks(found, Meter("scan")),
-            [
-                prepare_stage(
-                    partial(prepare_some, meters, preprocessing, decode),
-                    workers=workers,
-                    batch_size=batches.largest,
-                ),
-                batches.stage(partial(_see, embedder, wanted)),
-            ],
-        ) as pipeline,
-    ):
+    with PhotoPipeline(
+        found,
+        prepare=partial(prepare_without_gallery, preprocessing),
+        embed=partial(_see, embedder, wanted),
+        embedder=lambda: embedder,
+        size=preprocessing.size,
+        on_gpu=embedder.on_gpu,
+        resources=Resources(workers=workers),
+    ) as pipeline:
         for batch in pipeline:
             for outcome in batch.outcomes:
                 watch.on_outcome(outcome)
