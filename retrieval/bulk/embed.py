@@ -31,7 +31,7 @@ from retrieval.system.pipeline import Meter
 from retrieval.transfer.exchange import write_embeddings
 
 # Rows that are written together: of 2048 numbers, 8 MiB.
-_ROWS: Final = 1024
+_ROWS_PER_WRITE: Final = 1024
 
 _Rows: TypeAlias = tuple[list[NewFace], NDArray[np.float32]]
 
@@ -214,7 +214,7 @@ def _rows(
             report.interrupted = should_stop()
             if report.interrupted:
                 raise _NoFile
-            if len(faces) >= _ROWS:
+            if len(faces) >= _ROWS_PER_WRITE:
                 with write.working(len(faces)):
                     yield faces, np.concatenate(vectors)
                 faces, vectors = [], []

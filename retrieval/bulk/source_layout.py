@@ -14,11 +14,11 @@ from retrieval.system import archive_paths
 from retrieval.system.paths import absolute, composed, is_below
 
 # Columns of lists that mostly say who is on a photo.
-_LIKELY: Final = frozenset({"label", "labels", "name", "person", "subject", "class", "identity"})
+_IDENTITY_COLUMNS: Final = frozenset({"label", "labels", "name", "person", "subject", "class", "identity"})
 
 # Subfolders that are named in a note, and that are remembered at all.
-_SHOWN: Final = 3
-_REMEMBERED: Final = 50
+_MAX_SHOWN: Final = 3
+_MAX_REMEMBERED: Final = 50
 
 
 class Layout:
@@ -50,7 +50,7 @@ class Layout:
             return
         self.identities.add(outcome.identity)
         below = self._below(outcome.path or "")
-        if below is not None and len(below) > 2 and len(self._deeper[below[0]]) < _REMEMBERED:
+        if below is not None and len(below) > 2 and len(self._deeper[below[0]]) < _MAX_REMEMBERED:
             self._deeper[below[0]].add(below[1])
 
     @property
@@ -75,7 +75,7 @@ class Layout:
         deeper = {name: inner for name, inner in self._deeper.items() if inner}
         if deeper:
             name, inner = max(deeper.items(), key=lambda item: (len(item[1]), item[0]))
-            shown = ", ".join(sorted(inner)[:_SHOWN]) + (", ..." if len(inner) > _SHOWN else "")
+            shown = ", ".join(sorted(inner)[:_MAX_SHOWN]) + (", ..." if len(inner) > _MAX_SHOWN else "")
             others = f" (and so have {len(deeper) - 1:,} others)" if len(deeper) > 1 else ""
             found.append(
                 f"{name} has subfolders with photos: {shown}{others}; if these are the people, name the "
@@ -121,7 +121,7 @@ class Layout:
 
     def _note_column(self, path: str, names: Sequence[str]) -> None:
         for name in names:
-            if name.strip().lower() in _LIKELY:
+            if name.strip().lower() in _IDENTITY_COLUMNS:
                 self._notes.append(
                     f"{path} has the column `{name}` and none called `identity`, so identities come from the "
                     f"folders of the files; to take them from that column say --identity-from {name}"

@@ -14,11 +14,11 @@ from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import FaceprintError
 
 # How often a terminal, and a log, hear of progress, in seconds.
-_BAR_SECONDS: Final = 0.1
-_LOG_SECONDS: Final = 1.0
+_BAR_PERIOD: Final = 0.1
+_LOG_PERIOD: Final = 1.0
 
 # From how many seconds on it is worth counting what there is to do.
-_COUNT_SECONDS: Final = 1.0
+_MIN_SECONDS_TO_COUNT: Final = 1.0
 
 
 class Progress(Protocol):
@@ -45,7 +45,7 @@ class Total:
     def __init__(self, count: int | Callable[[], int | None] | None) -> None:
         self.number = None if callable(count) else count
         self._how = count if callable(count) else None
-        self._timer = threading.Timer(_COUNT_SECONDS, self._count)
+        self._timer = threading.Timer(_MIN_SECONDS_TO_COUNT, self._count)
         # Counting may take as long as it wants; nobody waits for it.
         self._timer.daemon = True
 
@@ -92,7 +92,7 @@ class Bar:
 
     def __init__(self, verb: str, total: Total) -> None:
         self._total = total
-        self._tally = _Tally(_BAR_SECONDS)
+        self._tally = _Tally(_BAR_PERIOD)
         self._bar = terminal.progress(verb)
 
     def __enter__(self) -> "Bar":
@@ -123,7 +123,7 @@ class JsonLog:
     def __init__(self, verb: str, total: Total) -> None:
         self._verb = verb
         self._total = total
-        self._tally = _Tally(_LOG_SECONDS)
+        self._tally = _Tally(_LOG_PERIOD)
 
     def __enter__(self) -> "JsonLog":
         self._total.start()

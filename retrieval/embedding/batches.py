@@ -18,17 +18,17 @@ DEFAULT_BATCH_SIZE: Final = 64
 CHUNK: Final = 512
 
 # From how many new photos on it is worth the seconds that finding a GPU's size takes.
-_WORTH_TUNING: Final = 256
+_MIN_PHOTOS_TO_TUNE: Final = 256
 
 # How many photos that is tried with, in copies.
-_SAMPLE: Final = 64
+_TUNING_SAMPLE: Final = 64
 
 # The largest pass that is tried then, and the batch for the two lanes of a GPU that it comes to.
-_LARGEST_PASS: Final = 512
-_LARGEST: Final = 2 * _LARGEST_PASS
+_MAX_PASS_SIZE: Final = 512
+_MAX_BATCH_SIZE: Final = 2 * _MAX_PASS_SIZE
 
 # On a GPU one batch is computed while the next one is copied, and as many wait while others become durable.
-_IN_FLIGHT: Final = 2
+_GPU_BATCHES_IN_FLIGHT: Final = 2
 
 Batch: TypeAlias = list[Prepared | Outcome]
 
@@ -61,7 +61,7 @@ class Batches:
         self._open = asked is None and beside_gpu
         self._beside_gpu = beside_gpu
         self._found: Embedder | None = None
-        self.largest = _LARGEST if self._open else self._size
+        self.largest = _MAX_BATCH_SIZE if self._open else self._size
 
     @property
     def size(self) -> int:
@@ -70,8 +70,8 @@ class Batches:
 
     def stage(self, work: Callable[[Batch], Result]) -> Stage[Batch, Batch, Result]:
         """The stage that embeds; on a GPU with two batches in flight, in order all the same."""
-        workers = _IN_FLIGHT if self._beside_gpu else 1
-        room = 2 * _IN_FLIGHT if self._beside_gpu else 1
+        workers = _GPU_BATCHES_IN_FLIGHT if self._beside_gpu else 1
+        room = 2 * _GPU_BATCHES_IN_FLIGHT if self._beside_gpu else 1
         return Stage("embed", work, workers=workers, room=room, gather=self.gather)
 
     def gather(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
@@ -95,12 +95,12 @@ class Batches:
         if not embedder.on_gpu:
             self._open = False
             return
-        if not embedder.tuned and self._size < _WORTH_TUNING:
-            self._size = _WORTH_TUNING
+        if not embedder.tuned and self._size < _MIN_PHOTOS_TO_TUNE:
+            self._size = _MIN_PHOTOS_TO_TUNE
             return
         if not embedder.tuned:
-            sample = squares(batch)[:_SAMPLE]
+            sample = squares(batch)[:_TUNING_SAMPLE]
             if not sample:
                 return
-            embedder.tune(np.stack(sample), limit=_LARGEST_PASS)
+            embedder.tune(np.stack(sample), limit=_MAX_PASS_SIZE)
         self._found, self._open = embedder, False

@@ -30,7 +30,7 @@ from retrieval.system.paths import host_of, is_absolute, is_utf8, readable
 from retrieval.system.pipeline import Meter
 
 # Of how many bytes of files the contents are held while they wait to be looked up and decoded.
-_BYTES: Final = 16 * 2**20
+_MAX_HELD_BYTES: Final = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhot
         size = some[-1].size if isinstance(some[-1], ReadPhoto) else 0
         meters.bytes.add(items=size)
         held += size
-        if held > _BYTES:
+        if held > _MAX_HELD_BYTES:
             yield some
             some, held = [], 0
     yield some

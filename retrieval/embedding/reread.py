@@ -17,7 +17,7 @@ from retrieval.sources import photos
 from retrieval.sources.archives import Shelf
 from retrieval.sources.remote import NOTHING_FETCHED, Fetching, NotFetched
 
-_BATCH = 64
+_BATCH_PHOTOS = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _in_batches(
     embedder: Embedder,
     square_of: Callable[[Face], pixels.Pixels | UnreadableImage],
 ) -> Iterator[Embedded]:
-    while batch := list(islice(faces, _BATCH)):
+    while batch := list(islice(faces, _BATCH_PHOTOS)):
         squares: list[pixels.Pixels] = []
         ids: list[int] = []
         lost: list[Face] = []

@@ -31,7 +31,7 @@ _FLUSH_SECONDS: Final = 0.25
 _CHUNK_BYTES: Final = 16 * 2**20
 
 # Photos that one thread reads, looks up and decodes at a time.
-_PIECE: Final = SLOT
+_PIECE_PHOTOS: Final = SLOT
 
 Entry: TypeAlias = Photo | Outcome
 
@@ -70,14 +70,14 @@ def in_chunks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
 
 
 def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
-    """The same entries in pieces of at most _PIECE photos that are to be read."""
+    """The same entries in pieces of at most _PIECE_PHOTOS photos that are to be read."""
     for chunk in chunks:
         piece: list[Entry] = []
         offered = 0
         for entry in chunk:
             piece.append(entry)
             offered += isinstance(entry, Photo)
-            if offered == _PIECE:
+            if offered == _PIECE_PHOTOS:
                 yield piece
                 piece, offered = [], 0
         if piece:
@@ -94,7 +94,7 @@ def prepare_stage(
 
 def _pieces(workers: int, batch_size: int) -> int:
     """How many pieces may be underway in the stage that prepares them."""
-    return max(workers, 2 * -(-batch_size // _PIECE)) + 1
+    return max(workers, 2 * -(-batch_size // _PIECE_PHOTOS)) + 1
 
 
 def checked_workers(workers: int | None, decoders: int = 0) -> int:

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image, ImageCms
 
 # What a profile's colours are, by the mode of the pictures that it may be for.
-_SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
-_DEVICES: Final = ("scnr", "mntr", "prtr", "spac")
+_COLOUR_SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
+_DEVICE_CLASSES: Final = ("scnr", "mntr", "prtr", "spac")
 # A profile that moves none of these colours by more than so many levels is sRGB.
-_SAME: Final = 2
+_MAX_SRGB_DIFFERENCE: Final = 2
 
 Transform: TypeAlias = ImageCms.ImageCmsTransform
 
@@ -38,7 +38,10 @@ def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 def _transform(profile: bytes, mode: str) -> Transform | None:
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if opened.profile.xcolor_space != _SPACES[mode] or opened.profile.device_class not in _DEVICES:
+        if (
+            opened.profile.xcolor_space != _COLOUR_SPACES[mode]
+            or opened.profile.device_class not in _DEVICE_CLASSES
+        ):
             return None
         target = ImageCms.createProfile("sRGB")
         found = ImageCms.buildTransform(opened, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
@@ -64,4 +67,4 @@ def _is_srgb(transform: Transform, mode: str) -> bool:
         levels = steps[None]
         expected = np.repeat(levels[..., None], 3, axis=2).astype(int)
     found = np.asarray(transform.apply(Image.fromarray(levels)))
-    return bool(np.abs(found - expected).max() <= _SAME)
+    return bool(np.abs(found - expected).max() <= _MAX_SRGB_DIFFERENCE)

@@ -40,10 +40,10 @@ Content: TypeAlias = bytes | Image | NDArray[np.uint8]
 SLOT: Final = 32
 
 # With fewer cores, threads decode as quickly as processes.
-_CORES: Final = 4
+_MIN_CORES: Final = 4
 
 # How long a process may take to end once its pipe is closed: it finishes what it decodes.
-_END_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 10.0
 
 _PROGRAM: Final = "import sys; from retrieval.images.decoders import serve; serve(*map(int, sys.argv[1:]))"
 
@@ -52,7 +52,7 @@ _PROGRAM: Final = "import sys; from retrieval.images.decoders import serve; serv
 _HEAVY: Final = "heavy"
 
 # How often a process that decodes is left for a look at whether the run is to stop, in seconds.
-_GLANCE: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 
 # For each photo why it has no pixels: a reason and its detail, or that it is heavy; None where it has.
 _Reply: TypeAlias = list[tuple[Reason, str] | str | None]
@@ -107,7 +107,7 @@ def processes_for(asked: int | None, *, beside_gpu: bool) -> int:
             raise InputError("The number of decoders must be at least 0; 0 decodes in threads.")
         return asked
     cores = usable_cores()
-    return cores if beside_gpu and cores >= _CORES else 0
+    return cores if beside_gpu and cores >= _MIN_CORES else 0
 
 
 class Decoders:
@@ -264,7 +264,7 @@ class _Process:
         assert self._pipe is not None  # it was started
         try:
             self._pipe.send(question)
-            while not self._pipe.poll(_GLANCE):
+            while not self._pipe.poll(_POLL_SECONDS):
                 cancellation.check()
             reply: _Reply = self._pipe.recv()
         except (EOFError, OSError) as error:
@@ -282,7 +282,7 @@ class _Process:
         if self._pipe is not None:
             self._pipe.close()
         if self._popen is not None:
-            isolation.end(self._popen, _END_SECONDS)
+            isolation.end(self._popen, _CLOSE_SECONDS)
 
 
 def _place(memory: mmap.mmap, slot: int, size: int) -> Pixels:

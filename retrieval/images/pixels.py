@@ -65,13 +65,13 @@ _DRAFT_MARGIN: Final = 2
 _LIGHT_BYTES: Final = 16 * 2**20
 _LIGHT_PIXELS: Final = {"JPEG": 16_000_000, "PNG": 16_000_000, "WEBP": 4_000_000}
 # Of a JPEG, each scan passes over all pixels before its reduction.
-_LIGHT_SCANNED: Final = 100_000_000
+_LIGHT_SCANNED_PIXELS: Final = 100_000_000
 
 # Bytes of a strip of rows while its colours are converted, at up to 24 a pixel, and of all its rows when they
 # are as short as those of the result.
-_STRIP: Final = 8 * 2**20
-_CONVERTED: Final = 24
-_NARROW: Final = 64 * 2**20
+_STRIP_BYTES: Final = 8 * 2**20
+_CONVERTED_PIXEL_BYTES: Final = 24
+_NARROW_BYTES: Final = 64 * 2**20
 # What decoders of whole pictures need for a pixel, besides the pixel as Pillow stores it. Measured with 12
 # and 88 million pixels; of JPEG 2000 for each component, of TIFF for those of a strip or tile.
 _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 12, "HEIF": 16}
@@ -94,7 +94,7 @@ _HEIC_BRANDS: Final = (
     b"msf1",
 )
 _RAW: Final = "it is a camera's raw photo; convert it to JPEG"
-_LOOKS_LIKE: Final[tuple[tuple[bytes, int, Reason, str], ...]] = (
+_KNOWN_SIGNATURES: Final[tuple[tuple[bytes, int, Reason, str], ...]] = (
     (b"<!doctype html", 0, Reason.NOT_AN_IMAGE, "it is a web page"),
     (b"<html", 0, Reason.NOT_AN_IMAGE, "it is a web page"),
     (b"%pdf", 0, Reason.NOT_AN_IMAGE, "it is a PDF document"),
@@ -133,8 +133,8 @@ _BINARY_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"IIRO", _RAW),
     (b"IIRS", _RAW),
 )
-_CUT: Final = (Reason.TRUNCATED, "the file ends before the picture does")
-_HEADER: Final = (Reason.DAMAGED, "its header is damaged")
+_TRUNCATED: Final = (Reason.TRUNCATED, "the file ends before the picture does")
+_DAMAGED_HEADER: Final = (Reason.DAMAGED, "its header is damaged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +320,7 @@ def _is_light(container: Container, task: _Task) -> bool:
         scale = max(by for by in (1, 2, 4, 8) if by == 1 or by * _DRAFT_MARGIN * task.size <= side)
     return (
         pixels <= _LIGHT_PIXELS[container.kind] * scale**2
-        and pixels * max(1, container.scans) <= _LIGHT_SCANNED
+        and pixels * max(1, container.scans) <= _LIGHT_SCANNED_PIXELS
         and len(container.data) <= _LIGHT_BYTES
         and container.buffered <= 4 * _LIGHT_BYTES
         and not container.animated
@@ -484,7 +484,7 @@ def _opened_container(container: Container) -> Image.Image:
 def _cut_or_damaged(data: bytes) -> tuple[Reason, str]:
     # A WebP says how long it is, and does not open at all when it is shorter.
     is_cut = data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") > len(data) - 8
-    return _CUT if is_cut else _HEADER
+    return _TRUNCATED if is_cut else _DAMAGED_HEADER
 
 
 def _known_formats() -> tuple[str, ...]:
@@ -501,14 +501,14 @@ def _what_is(data: bytes) -> tuple[Reason, str]:
     if _is_pcx(data):
         return Reason.UNSUPPORTED_FORMAT, "it is a PCX picture; convert it to PNG"
     head = data[:512].lstrip().lower()
-    for magic, offset, reason, words in _LOOKS_LIKE:
+    for magic, offset, reason, words in _KNOWN_SIGNATURES:
         if head[offset:].startswith(magic):
             return reason, words
     # A drawing may begin with an XML declaration, a comment or a doctype of its own.
     if head.startswith(b"<") and b"<svg" in head:
         return Reason.UNSUPPORTED_FORMAT, "it is an SVG drawing; convert it to PNG"
     if data.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")):
-        return _HEADER
+        return _DAMAGED_HEADER
     return Reason.NOT_AN_IMAGE, "its bytes are no image that we know"
 
 
@@ -612,13 +612,13 @@ def _converting(image: Image.Image, across: int) -> int:
     if image.mode == "RGB" and "transparency" not in image.info:
         return 0
     if _is_in_one(width, height, across):
-        return width * height * _CONVERTED
-    return max(_STRIP, width * _CONVERTED) + 4 * across * height
+        return width * height * _CONVERTED_PIXEL_BYTES
+    return max(_STRIP_BYTES, width * _CONVERTED_PIXEL_BYTES) + 4 * across * height
 
 
 def _is_in_one(width: int, height: int, across: int) -> bool:
     """Whether a picture is converted whole: it is small, or so tall that narrow rows are large as well."""
-    return width * height * _CONVERTED <= _STRIP or 4 * across * height > _NARROW
+    return width * height * _CONVERTED_PIXEL_BYTES <= _STRIP_BYTES or 4 * across * height > _NARROW_BYTES
 
 
 def _stored_bytes(mode: str) -> int:
@@ -644,13 +644,13 @@ def _turn_to_largest_page(image: Image.Image) -> None:
         )
     sizes = [image.size]
     with suppress(EOFError):
-        for page in range(1, _PAGES):
+        for page in range(1, _MAX_TIFF_PAGES):
             tiff.seek(page)
             sizes.append(tiff.size)
     areas = [width * height for width, height in sizes]
     largest = areas.index(max(areas))
     # Other pages of one document are of about one size, and the first is the one that counts.
-    tiff.seek(largest if is_reduced or areas[largest] >= _THUMBNAIL * areas[0] else 0)
+    tiff.seek(largest if is_reduced or areas[largest] >= _MIN_THUMBNAIL_RATIO * areas[0] else 0)
 
 
 # Tags of TIFF.
@@ -660,8 +660,8 @@ _TILE_WIDTH: Final = 322
 _TILE_HEIGHT: Final = 323
 _SUB_DIRECTORIES: Final = 330
 # How many pages of a TIFF are looked at, and how much larger than a thumbnail its picture is at least.
-_PAGES: Final = 16
-_THUMBNAIL: Final = 4
+_MAX_TIFF_PAGES: Final = 16
+_MIN_THUMBNAIL_RATIO: Final = 4
 
 
 def _work_on_container(container: Container, task: _Task, hold: _Hold) -> _Made:
@@ -689,12 +689,12 @@ def _without_end_mark(container: Container, task: _Task, hold: _Hold) -> _Made |
         completed = dataclasses.replace(container, data=data)
         with suppress(UnreadableImage):
             found.append(_work(_Picture(_opened_container(completed), completed), task, hold))
-    same = len(found) == _ENDS and all(np.array_equal(found[0][0], other[0]) for other in found)
+    same = len(found) == _END_MARKS and all(np.array_equal(found[0][0], other[0]) for other in found)
     return found[0] if same else None
 
 
 # In how many ways a missing end mark is put there.
-_ENDS: Final = 3
+_END_MARKS: Final = 3
 
 
 @contextmanager
@@ -712,7 +712,7 @@ def _reasons() -> Iterator[None]:
         # A decoder fed hostile bytes may raise anything; one bad file must never end a run.
         words = str(error).lower()
         if any(sign in words for sign in ("truncated", "end of file", "eof", "not enough", "incomplete")):
-            raise UnreadableImage(*_CUT) from error
+            raise UnreadableImage(*_TRUNCATED) from error
         raise UnreadableImage(Reason.DAMAGED, "its data are damaged") from error
 
 
@@ -754,7 +754,7 @@ def _glance(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
     _draft(picture, _DRAFT_MARGIN * task.size / min(width, height))
     with hold(picture.memory(task.size)):
         small = _resized(picture, (task.size, task.size), Image.Resampling.BILINEAR, None)
-    if picture.orientation in _LYING:
+    if picture.orientation in _SWAPS_SIDES:
         width, height = height, width
     return np.array(_upright(small, picture.orientation)), width, height
 
@@ -816,7 +816,7 @@ def _resized(
     across, down = size
     if _is_in_one(width, height, across) or not converted.changes:
         return converted(image).resize(size, resampling, box=box)
-    rows = max(1, _STRIP // (width * _CONVERTED))
+    rows = max(1, _STRIP_BYTES // (width * _CONVERTED_PIXEL_BYTES))
     narrow = Image.new("RGB", (across, height))
     # Beyond the box a filter reaches as far as 3 pixels of the result, or 3 of the picture.
     reach = math.ceil(3 * max(1.0, (box[3] - box[1]) / down)) + 1
@@ -828,7 +828,7 @@ def _resized(
     return narrow.resize(size, resampling, box=(0, box[1], across, box[3]))
 
 
-_TURNS: Final = {
+_TRANSPOSE_BY_ORIENTATION: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -840,7 +840,7 @@ _TURNS: Final = {
 
 
 # Of these orientations width and height are the other way round.
-_LYING: Final = frozenset({5, 6, 7, 8})
+_SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -854,7 +854,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:
     """`picture`, turned as an EXIF orientation says."""
-    turn = _TURNS.get(orientation or 1)
+    turn = _TRANSPOSE_BY_ORIENTATION.get(orientation or 1)
     return picture if turn is None else picture.transpose(turn)
 
 
@@ -895,7 +895,7 @@ class _Conversion:
 def _highest(image: Image.Image) -> float:
     """The highest of floating-point levels, strip by strip."""
     width, height = image.size
-    rows = max(1, _STRIP // (width * _CONVERTED))
+    rows = max(1, _STRIP_BYTES // (width * _CONVERTED_PIXEL_BYTES))
     highest = -math.inf
     for top in range(0, height, rows):
         levels = np.asarray(image.crop((0, top, width, min(height, top + rows))))

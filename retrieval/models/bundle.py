@@ -59,13 +59,13 @@ _GRAPH: Final = "model.onnx"
 _DESCRIPTION: Final = "MODELCARD.md"
 
 # What protobuf can hold, and far more than the weights of a ResNet.
-_MOST_BYTES: Final = 2**31 - 1
+_MAX_WEIGHT_BYTES: Final = 2**31 - 1
 # Sides in pixels and numbers of an embedding beyond any model's, whose arrays still fit into memory.
-_LARGEST_SIZE: Final = 4096
-_LARGEST_DIMENSION: Final = 65_536
+_MAX_SIZE: Final = 4096
+_MAX_DIMENSION: Final = 65_536
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 # Raise it when `onnx_graph.check` refuses more than before: graphs that passed are then looked at again.
-_GRAPH_RULES: Final = 1
+_GRAPH_RULES_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +407,7 @@ class ModelBundle:
             BundleError: it is another file, cannot be read, or holds what `onnx_graph.check` refuses.
             StorageError: the disk refused.
         """
-        return self._load(_GRAPH, use, check=onnx_graph.check, checked=("graph", _GRAPH_RULES))
+        return self._load(_GRAPH, use, check=onnx_graph.check, checked=("graph", _GRAPH_RULES_VERSION))
 
     def load_weights(self, use: Callable[[str | bytes], _T]) -> _T:
         """Hands the weights to a loader, proven to have the card's SHA-256 and its fingerprint.
@@ -442,7 +442,7 @@ class ModelBundle:
 
         try:
             return remembered.load(
-                path, self.files[name], check=check, checked=checked, use=load, most=_MOST_BYTES
+                path, self.files[name], check=check, checked=checked, use=load, most=_MAX_WEIGHT_BYTES
             )
         except remembered.NotTheFile as error:
             raise _not_named(path) from error
@@ -646,12 +646,12 @@ def _read_card(folder: Path) -> dict[str, Any]:
 def _implausible(card: Mapping[str, Any]) -> str | None:
     """What is wrong with values of the right types."""
     pixels, dimension = card["preprocessing"], card["dimension"]
-    if not 1 <= pixels["size"] <= _LARGEST_SIZE:
-        return f"the field preprocessing.size: {pixels['size']} is not between 1 and {_LARGEST_SIZE:,}"
+    if not 1 <= pixels["size"] <= _MAX_SIZE:
+        return f"the field preprocessing.size: {pixels['size']} is not between 1 and {_MAX_SIZE:,}"
     if not 0 < pixels["crop"] <= 1:
         return f"the field preprocessing.crop: {pixels['crop']} is not above 0 and at most 1"
-    if not 1 <= dimension <= _LARGEST_DIMENSION:
-        return f"the field dimension: {dimension} is not between 1 and {_LARGEST_DIMENSION:,}"
+    if not 1 <= dimension <= _MAX_DIMENSION:
+        return f"the field dimension: {dimension} is not between 1 and {_MAX_DIMENSION:,}"
     sums = {"fingerprint": card["fingerprint"], **{f"files.{n}": s for n, s in card["files"].items()}}
     for name, text in sums.items():
         if not _SHA256.fullmatch(text):

@@ -35,11 +35,11 @@ _PROGRAM: Final = (
     "import sys; from retrieval.models.multi_device import serve; serve(*map(int, sys.argv[1:]))"
 )
 # How long a process may take to end once its pipes are closed: it finishes what it computes. In seconds.
-_END_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 10.0
 
-_LANES: Final = 2
+_LANES_PER_DEVICE: Final = 2
 # How many pictures a lane holds. An engine passes them on in passes of its own size.
-_LANE_SIZE: Final = 256
+_LANE_PICTURES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,14 @@ class SeveralDevices:
             RunError: a process cannot be started, or ended while it started.
         """
         self.drift: PrecisionDrift | None = None
-        self.batch_size = _LANE_SIZE * _LANES * len(devices)
-        shapes = _Shapes(_LANE_SIZE, bundle.input_size, bundle.dimension, len(bundle.labels))
+        self.batch_size = _LANE_PICTURES * _LANES_PER_DEVICE * len(devices)
+        shapes = _Shapes(_LANE_PICTURES, bundle.input_size, bundle.dimension, len(bundle.labels))
         self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._lanes: list[_Lane] = []
-        self._threads = ThreadPoolExecutor(_LANES * len(devices), thread_name_prefix="faceprint-device")
+        self._threads = ThreadPoolExecutor(
+            _LANES_PER_DEVICE * len(devices), thread_name_prefix="faceprint-device"
+        )
         # Runs when close() is called, when nobody has this engine any more, or when Python ends.
         self._end = weakref.finalize(self, _end, self._lanes, self._processes, self._threads)
         try:
@@ -124,7 +126,7 @@ class SeveralDevices:
             RunError: a process ended, or its device has no memory for a single picture.
         """
         # A share for every lane, if there is enough to share.
-        size = min(_LANE_SIZE, max(1, -(-len(pixels) // len(self._lanes))))
+        size = min(_LANE_PICTURES, max(1, -(-len(pixels) // len(self._lanes))))
         parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
         vectors, probabilities = zip(*self._threads.map(self._one, parts), strict=True)
         return np.concatenate(vectors), np.concatenate(probabilities)
@@ -141,7 +143,7 @@ class SeveralDevices:
             lanes: list[_Lane] = []
             descriptors: list[int] = []
             try:
-                for _ in range(_LANES):
+                for _ in range(_LANES_PER_DEVICE):
                     file = isolation.nameless_file(task.shapes.bytes)
                     theirs.callback(os.close, file)
                     ours, other = socket.socketpair()
@@ -227,7 +229,7 @@ def _end(lanes: list[_Lane], processes: "list[subprocess.Popen[bytes]]", threads
     for lane in lanes:
         lane.close()
     for process in processes:
-        isolation.end(process, _END_SECONDS)
+        isolation.end(process, _CLOSE_SECONDS)
 
 
 def serve(*descriptors: int) -> None:

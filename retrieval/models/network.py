@@ -22,8 +22,8 @@ _MEAN: Final = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _STD: Final = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 # The generalized mean of activations x is the p-th root of the mean of x**p (Radenovic et al., 2018, who
 # begin with 3). Their floor: a root has no slope at 0.
-_P: Final = 3.0
-_FLOOR: Final = 1e-6
+_GEM_EXPONENT: Final = 3.0
+_GEM_FLOOR: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
 
 
 def _generalized_mean(x: Tensor) -> Tensor:
-    return x.clamp(min=_FLOOR).pow(_P).mean((2, 3)).pow(1 / _P)
+    return x.clamp(min=_GEM_FLOOR).pow(_GEM_EXPONENT).mean((2, 3)).pow(1 / _GEM_EXPONENT)
 
 
 @dataclass(frozen=True)

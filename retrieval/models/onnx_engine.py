@@ -16,7 +16,7 @@ from retrieval.models.engine import Answer, Pixels
 from retrieval.system.cpu import usable_cores
 
 # Pictures in a pass, at most.
-_PASS: Final = 16
+_MAX_PASS_SIZE: Final = 16
 
 
 class OnnxEngine:
@@ -45,7 +45,7 @@ class OnnxEngine:
     @property
     def batch_size(self) -> int:
         """A pass for every core; see `engine.Engine`."""
-        return _PASS * self._threads
+        return _MAX_PASS_SIZE * self._threads
 
     def __call__(self, pixels: Pixels) -> Answer:
         """See `engine.Engine`."""
@@ -66,11 +66,11 @@ class OnnxEngine:
         return self._threads > 1 and len(pixels) >= 2 * self._threads
 
     def _in_turn(self, pixels: Pixels) -> Answer:
-        return _joined([_run(self._wide, part) for part in _parts(pixels, _PASS)])
+        return _joined([_run(self._wide, part) for part in _parts(pixels, _MAX_PASS_SIZE)])
 
     def _side_by_side(self, pixels: Pixels) -> Answer:
         # As many passes for each lane, and all as large: at the end of a batch none waits long for another.
-        rounds = -(-len(pixels) // (_PASS * self._threads))
+        rounds = -(-len(pixels) // (_MAX_PASS_SIZE * self._threads))
         size = -(-len(pixels) // (rounds * self._threads))
         with self._opening:
             # A second copy of the weights, for those who embed by the batch.

@@ -28,12 +28,12 @@ _TENSOR_EXTERNAL: Final = 13
 _TENSOR_LOCATION: Final = 14
 _OPSET_DOMAIN: Final = 1
 
-_STANDARD: Final = (b"", b"ai.onnx")
+_STANDARD_DOMAINS: Final = (b"", b"ai.onnx")
 _CONTROL_FLOW: Final = (b"If", b"Loop", b"Scan", b"SequenceMap")
 
 # A ResNet50 has 130 nodes and fewer than 10,000 fields; these bound the walk and the work of a pass.
-_MOST_NODES: Final = 10_000
-_MOST_FIELDS: Final = 1_000_000
+_MAX_NODES: Final = 10_000
+_MAX_FIELDS: Final = 1_000_000
 
 # Field number and value: a number, the bytes of a string or message, or None for a fixed width.
 _Field: TypeAlias = tuple[int, int | memoryview | None]
@@ -76,8 +76,8 @@ def _check_graph(walk: "_Walk", graph: memoryview) -> None:
             _check_tensor(walk, value)
         elif number == _GRAPH_SPARSE_INITIALIZER:
             _check_sparse(walk, value)
-    if nodes > _MOST_NODES:
-        raise RefusedGraph(f"it has {nodes:,} nodes, and at most {_MOST_NODES:,} are allowed")
+    if nodes > _MAX_NODES:
+        raise RefusedGraph(f"it has {nodes:,} nodes, and at most {_MAX_NODES:,} are allowed")
 
 
 def _check_node(walk: "_Walk", node: memoryview) -> None:
@@ -113,7 +113,7 @@ def _check_tensor(walk: "_Walk", tensor: memoryview) -> None:
 
 
 def _check_domain(domain: memoryview) -> None:
-    if bytes(domain[:32]) not in _STANDARD:
+    if bytes(domain[:32]) not in _STANDARD_DOMAINS:
         shown = bytes(domain[:40]).decode("ascii", "replace")
         raise RefusedGraph(f"it uses operators of the domain {shown!r}")
 
@@ -122,7 +122,7 @@ class _Walk:
     """Reads messages field by field, and counts the fields of all of them."""
 
     def __init__(self) -> None:
-        self._left = _MOST_FIELDS
+        self._left = _MAX_FIELDS
 
     def messages(self, message: memoryview) -> Iterator[tuple[int, memoryview]]:
         """The strings and messages in a message, by field number."""
@@ -136,7 +136,7 @@ class _Walk:
         while position < end:
             self._left -= 1
             if self._left < 0:
-                raise RefusedGraph(f"it has more than {_MOST_FIELDS:,} fields")
+                raise RefusedGraph(f"it has more than {_MAX_FIELDS:,} fields")
             tag, position = _varint(message, position)
             if tag >= 2**32:
                 raise _not_protobuf()

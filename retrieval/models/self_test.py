@@ -25,9 +25,9 @@ from retrieval.system import remembered
 TOLERANCE: Final = 1e-3
 
 # Raise it when the test finds more than before: models that passed are then tested again.
-_RULES: Final = 2
+_RULES_VERSION: Final = 2
 # A picture of squares: smooth parts and edges, at any size.
-_SQUARES: Final = 8
+_SQUARES_PER_SIDE: Final = 8
 
 
 def check(bundle: ModelBundle, engine: str, device: str, run: Engine) -> None:
@@ -91,7 +91,7 @@ def _fact(bundle: ModelBundle, engine: str, device: str) -> remembered.Fact:
     """All that the verdict depends on."""
     graph = bundle.files[bundle.graph_path.name] if engine == "onnxruntime" else ""
     machine = (platform.machine(), os.uname().nodename if hasattr(os, "uname") else "")
-    return ("answers", _RULES, bundle.fingerprint, graph, engine, _version(engine), device, *machine)
+    return ("answers", _RULES_VERSION, bundle.fingerprint, graph, engine, _version(engine), device, *machine)
 
 
 def _version(engine: str) -> str:
@@ -108,6 +108,8 @@ def _tensors(weights: str | bytes) -> dict[str, NDArray[Any]]:
 
 def _picture(size: int) -> NDArray[np.uint8]:
     """uint8 (size, size, 3): squares of colours from the operating system's randomness."""
-    colours = np.random.default_rng().integers(0, 256, (_SQUARES, _SQUARES, 3), dtype=np.uint8)
-    nearest = np.arange(size) * _SQUARES // size
+    colours = np.random.default_rng().integers(
+        0, 256, (_SQUARES_PER_SIDE, _SQUARES_PER_SIDE, 3), dtype=np.uint8
+    )
+    nearest = np.arange(size) * _SQUARES_PER_SIDE // size
     return colours[nearest[:, np.newaxis], nearest]

@@ -27,18 +27,18 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Pixels, PrecisionDrift, drift_between
 from retrieval.models.network import Network
 
-_TYPES: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Pass sizes before `tune`.
-_PASS_ON_CPU: Final = 16
-_PASS_ON_GPU: Final = 64
+_CPU_PASS_SIZE: Final = 16
+_GPU_PASS_SIZE: Final = 64
 # `tune` goes on doubling while a doubling makes it this much faster.
-_WORTH_DOUBLING: Final = 1.03
-_LANES: Final = 2
+_MIN_SPEEDUP: Final = 1.03
+_GPU_LANES: Final = 2
 _DRIFT_PHOTOS: Final = 32
 # A pass size is recorded as a graph when it comes this often, and at most so many graphs are kept.
-_RECORD_AT: Final = 3
-_GRAPHS: Final = 4
+_PASSES_BEFORE_RECORDING: Final = 3
+_MAX_GRAPHS: Final = 4
 
 
 def has_gpu() -> bool:
@@ -70,7 +70,7 @@ class TorchEngine:
             RuntimeError, AssertionError: torch's own, where there is no such device.
         """
         on_gpu = device.type == "cuda"
-        self.pass_size = pass_size or (_PASS_ON_GPU if on_gpu else _PASS_ON_CPU)
+        self.pass_size = pass_size or (_GPU_PASS_SIZE if on_gpu else _CPU_PASS_SIZE)
         self.drift: PrecisionDrift | None = None
         self._precision = precision
         exact = _placed(network, device, torch.float32)
@@ -78,9 +78,9 @@ class TorchEngine:
         # Kept until the drift is measured.
         self._exact: _Lane | None = _Lane(exact, device) if less else None
         self._measuring = threading.Lock()
-        chosen = _placed(network, device, _TYPES[precision]) if less else exact
+        chosen = _placed(network, device, _DTYPES[precision]) if less else exact
         self._lanes: queue.SimpleQueue[_AnyLane] = queue.SimpleQueue()
-        for lane in _gpu_lanes(chosen, device) if on_gpu else [_Lane(chosen, device)] * _LANES:
+        for lane in _gpu_lanes(chosen, device) if on_gpu else [_Lane(chosen, device)] * _GPU_LANES:
             self._lanes.put(lane)
 
     @classmethod
@@ -134,7 +134,7 @@ class TorchEngine:
     @property
     def batch_size(self) -> int:
         """Passes for all lanes; see `engine.Engine`."""
-        return _LANES * self.pass_size
+        return _GPU_LANES * self.pass_size
 
     def tune(self, sample: Pixels, *, limit: int) -> None:
         """Doubles the pass size until that is no faster or memory ends, and keeps the best; see `Engine`."""
@@ -142,7 +142,7 @@ class TorchEngine:
         while size <= limit:
             pace = self._pace(sample, size)
             # Where memory ended, the size is smaller by now than what was asked for.
-            if pace < best_pace * _WORTH_DOUBLING or self.pass_size < size:
+            if pace < best_pace * _MIN_SPEEDUP or self.pass_size < size:
                 break
             best, best_pace, size = size, pace, 2 * size
         self.pass_size = min(best, self.pass_size)
@@ -159,7 +159,7 @@ class TorchEngine:
     def _pace(self, sample: Pixels, size: int) -> float:
         """Pictures a second in passes of a size."""
         self.pass_size = size
-        batch = np.resize(sample, (_RECORD_AT * size, *sample.shape[1:]))
+        batch = np.resize(sample, (_PASSES_BEFORE_RECORDING * size, *sample.shape[1:]))
         self._embed(batch)  # chooses kernels, and records them
         start = time.perf_counter()
         self._embed(batch)
@@ -363,7 +363,7 @@ class _Gpu:
         self._seen[size] += 1
         if size in self._recorded:
             return self._recorded[size]
-        if self._seen[size] < _RECORD_AT or len(self._recorded) >= _GRAPHS:
+        if self._seen[size] < _PASSES_BEFORE_RECORDING or len(self._recorded) >= _MAX_GRAPHS:
             return None
         try:
             self._recorded[size] = _Recorded(self._network, batch, self._stream, self._pool)
@@ -422,4 +422,4 @@ def _gpu_lanes(network: Network, device: torch.device) -> list[_GpuLane]:
         gpu = _Gpu(network, device)
         # The weights came on the default stream, for which the others do not wait.
         torch.cuda.synchronize(device)
-        return [_GpuLane(gpu) for _ in range(_LANES)]
+        return [_GpuLane(gpu) for _ in range(_GPU_LANES)]

@@ -23,28 +23,28 @@ from retrieval.images.pixels import MAX_BYTES
 from retrieval.sources.exclusion import Exclusion, PassedOver
 from retrieval.system.archive_paths import inside, kind
 
-_COMPRESSED: Final = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
+_OPENERS_BY_MAGIC: Final = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
 # Headers of tar that only carry a long name or attributes for the next one.
-_CARRIERS: Final = (
+_HEADER_ONLY_TYPES: Final = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-_LONGEST: Final = 2**20
+_MAX_HEADER_BYTES: Final = 2**20
 
 # What an archive may hold, all members together: so many bytes, and so many more for each of its own bytes. A
 # kilobyte of bzip2 may hold gigabytes; photos are compressed already.
-_SPARE: Final = 128 * 2**20
-_EXPANSION: Final = 200
+_UNPACKED_ALLOWANCE_BYTES: Final = 128 * 2**20
+_MAX_EXPANSION: Final = 200
 # Zeros in a row, between archives that are put one behind the other. Each 512 of them are a header to read.
-_ZEROS: Final = 16 * 2**20
-_BOMB: Final = f"it unpacks to more than {_EXPANSION} times its own bytes"
+_MAX_ZERO_BYTES: Final = 16 * 2**20
+_BOMB_DETAIL: Final = f"it unpacks to more than {_MAX_EXPANSION} times its own bytes"
 
-_LINK: Final = "it is a link inside an archive, and only the file itself is taken"
-_TOO_LARGE: Final = f"it has more than {MAX_BYTES:,} bytes, which is the limit"
+_LINK_DETAIL: Final = "it is a link inside an archive, and only the file itself is taken"
+_TOO_LARGE_DETAIL: Final = f"it has more than {MAX_BYTES:,} bytes, which is the limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +182,15 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         if not any(buf):
             cls.zeros += len(buf)
-            if cls.zeros > _ZEROS:
-                raise _Damage(f"it has more than {_ZEROS:,} zeros in a row")
+            if cls.zeros > _MAX_ZERO_BYTES:
+                raise _Damage(f"it has more than {_MAX_ZERO_BYTES:,} zeros in a row")
             return super().frombuf(buf, encoding, errors)  # the end, or zeros on the way to it
         cls.zeros = 0
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             raise _Damage(str(error)) from error
-        if header.size < 0 or (header.type in _CARRIERS and header.size > _LONGEST):
+        if header.size < 0 or (header.type in _HEADER_ONLY_TYPES and header.size > _MAX_HEADER_BYTES):
             raise _Damage("a header with a hostile size")
         return header
 
@@ -239,8 +239,11 @@ class _Tail(io.RawIOBase):
         data = self._file.read(size)
         self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
         self._count += len(data)
-        if self._packed is not None and self._count > _SPARE + _EXPANSION * self._packed.count:
-            raise _Damage(_BOMB)
+        if (
+            self._packed is not None
+            and self._count > _UNPACKED_ALLOWANCE_BYTES + _MAX_EXPANSION * self._packed.count
+        ):
+            raise _Damage(_BOMB_DETAIL)
         return data
 
     def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
@@ -286,11 +289,11 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _Taken) -> M
     if info.isdir() or not taken(name):
         return None
     if info.issym() or info.islnk():
-        return Member(name, None, Reason.NOT_A_FILE, _LINK)
+        return Member(name, None, Reason.NOT_A_FILE, _LINK_DETAIL)
     if not info.isreg():
         return Member(name, None, Reason.NOT_A_FILE, "it is not a regular file")
     if info.size > MAX_BYTES:
-        return Member(name, None, Reason.TOO_MANY_BYTES, _TOO_LARGE)
+        return Member(name, None, Reason.TOO_MANY_BYTES, _TOO_LARGE_DETAIL)
     content = cast(Any, tar.extractfile(info)).read()
     if len(content) != info.size:
         raise _Damage("unexpected end of data")
@@ -301,7 +304,7 @@ def _decompressed(file: BinaryIO) -> tuple[BinaryIO, _Counted | None]:
     """The bytes of a tar, whatever it is compressed with; and those that it has, where it is compressed."""
     buffered = file if hasattr(file, "peek") else io.BufferedReader(cast(io.RawIOBase, file))
     head = cast(Any, buffered).peek(6)
-    for magic, decompress in _COMPRESSED:
+    for magic, decompress in _OPENERS_BY_MAGIC:
         if head.startswith(magic):
             packed = _Counted(buffered)
             return cast(BinaryIO, decompress(cast(BinaryIO, packed))), packed
@@ -340,7 +343,7 @@ class _TarFile:
     def read(self, name: str) -> bytes:
         start, size = self._places[inside(name)]
         if size > MAX_BYTES:
-            raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE)
+            raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE_DETAIL)
         self._data.seek(start)
         return self._data.read(size)
 
@@ -376,14 +379,14 @@ def _zip_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
         yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_words(error)}")
         return
     with archive:
-        left = _SPARE + _EXPANSION * file.seek(0, os.SEEK_END)
+        left = _UNPACKED_ALLOWANCE_BYTES + _MAX_EXPANSION * file.seek(0, os.SEEK_END)
         for name, info in listed:
             if info.is_dir() or not taken(name):
                 continue
             left -= min(info.file_size, MAX_BYTES)
             if left < 0:
                 # Members may lie over each other, so that a small file promises much.
-                yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_BOMB}")
+                yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_BOMB_DETAIL}")
                 return
             yield _zip_member(archive, info, name)
 
@@ -399,11 +402,11 @@ def _zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     file_type = stat.S_IFMT(info.external_attr >> 16)
     if file_type not in (0, stat.S_IFREG):
         link = file_type == stat.S_IFLNK
-        raise UnreadableImage(Reason.NOT_A_FILE, _LINK if link else "it is not a regular file")
+        raise UnreadableImage(Reason.NOT_A_FILE, _LINK_DETAIL if link else "it is not a regular file")
     if info.flag_bits & 1:
         raise UnreadableImage(Reason.UNSUPPORTED_FORMAT, "it is encrypted; unpack the archive first")
     if info.file_size > MAX_BYTES:
-        raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE)
+        raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE_DETAIL)
     try:
         with archive.open(info) as file:
             # What unpacks to more than it promised is cut there, and fails its checksum.

@@ -20,7 +20,7 @@ from retrieval.system.paths import composed, is_below, is_utf8
 IGNORE_FILE: Final = ".faceprintignore"
 
 # Names, in any case, that programs give to their own files and folders among photographs.
-_LITTER: Final = (
+_SYSTEM_NAMES: Final = (
     # Windows and its file systems
     *("$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "FOUND.000", "WPSystem"),
     *("Thumbs.db", "Thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
@@ -37,12 +37,12 @@ _LITTER: Final = (
     # previews by any program
     *("Thumbs", "Thumbnails", "_thumbs", "_thumbnails"),
 )
-_LITTER_BY_NAME: Final = {name.casefold(): name for name in _LITTER}
+_SYSTEM_NAMES_FOLDED: Final = {name.casefold(): name for name in _SYSTEM_NAMES}
 
 # Names that begin with a dot: .Trash-1000, .@__thumb, .AppleDouble, .Spotlight-V100, .picasaoriginals, ...
-_HIDDEN: Final = "names that begin with a dot"
+_HIDDEN_RULE: Final = "names that begin with a dot"
 # Lightroom's "Catalog Previews.lrdata" and its siblings.
-_PREVIEWS: Final = ".lrdata"
+_PREVIEWS_SUFFIX: Final = ".lrdata"
 
 # Files in folders that are passed over are counted up to so many for each rule: a snapshot may hold millions.
 MAX_COUNTED: Final = 10_000
@@ -54,9 +54,9 @@ _MAX_RULES_SHOWN: Final = 8
 def litter_rule(name: str) -> str | None:
     """The rule that passes over files and folders of this name in every source; None where none does."""
     if name.startswith("."):
-        return _HIDDEN
+        return _HIDDEN_RULE
     folded = name.casefold()
-    return f"*{_PREVIEWS}" if folded.endswith(_PREVIEWS) else _LITTER_BY_NAME.get(folded)
+    return f"*{_PREVIEWS_SUFFIX}" if folded.endswith(_PREVIEWS_SUFFIX) else _SYSTEM_NAMES_FOLDED.get(folded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Pattern:
         for name in names:
             following = set()
             for place in reached:
-                segment = self.segments[place] if place < len(self.segments) else _NOTHING
+                segment = self.segments[place] if place < len(self.segments) else _MATCHES_NOTHING
                 if segment is None:
                     following.add(place)
                 elif segment.match(name):
@@ -125,7 +125,7 @@ class Pattern:
         return found
 
 
-_NOTHING: Final = re.compile(r"(?!)")
+_MATCHES_NOTHING: Final = re.compile(r"(?!)")
 
 
 def _without_trailing_spaces(text: str) -> str:

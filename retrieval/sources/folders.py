@@ -12,8 +12,8 @@ from retrieval.sources.exclusion import IGNORE_FILE, Exclusion, PassedOver
 from retrieval.system.paths import composed, is_utf8_name
 
 # What a model and a gallery are known by: their files are nobody's photos.
-_OURS: Final = frozenset({"bundle.json", "gallery.db", "backup.json"})
-_OURS_RULE: Final = "models, galleries and backups"
+_OWN_FILES: Final = frozenset({"bundle.json", "gallery.db", "backup.json"})
+_OWN_FILES_RULE: Final = "models, galleries and backups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class _Walk:
             self.passed_over.add_file(rule)
 
     def count_ours(self, path: str) -> None:
-        self.count(_OURS_RULE, path, folder=True)
+        self.count(_OWN_FILES_RULE, path, folder=True)
         if self.passed_over is not None:
             self.passed_over.ours.append(path)
 
@@ -130,7 +130,7 @@ def _inside(folder: _Found, walk: _Walk) -> Iterator[_Found] | None:
         return None
     with os.scandir(folder.path) as listed:
         entries = sorted(listed, key=lambda entry: entry.name)
-    if not walk.ours_too and any(entry.name in _OURS for entry in entries):
+    if not walk.ours_too and any(entry.name in _OWN_FILES for entry in entries):
         walk.count_ours(os.fspath(folder.path))
         return iter(())
     below = ((entry, (*folder.names, entry.name)) for entry in entries)

@@ -15,12 +15,12 @@ from retrieval.sources.metadata_tables import is_nothing, paths_beside, separato
 from retrieval.system.files import why
 from retrieval.system.paths import composed, is_utf8
 
-_TABLES: Final = (".csv", ".parquet", ".pq")
-SUFFIXES: Final = (".txt", *_TABLES)
+_TABLE_SUFFIXES: Final = (".csv", ".parquet", ".pq")
+SUFFIXES: Final = (".txt", *_TABLE_SUFFIXES)
 
-_BLOCK: Final = 2**16
+_BLOCK_BYTES: Final = 2**16
 # No name of a file is as long; what has no end of a line for so long is no list.
-_LONGEST: Final = 2**20
+_MAX_LINE_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Row:
 
 def has_columns(path: str | os.PathLike[str]) -> bool:
     """Whether a source is a list with columns, by its name."""
-    return os.path.splitext(os.fspath(path))[1].lower() in _TABLES
+    return os.path.splitext(os.fspath(path))[1].lower() in _TABLE_SUFFIXES
 
 
 def check(path: Path, column: str | None = None) -> None:
@@ -56,7 +56,7 @@ def check(path: Path, column: str | None = None) -> None:
     """
     if not path.is_file():
         raise DataError(f"The list {path} is not a regular file; give its lines on standard input, as -.")
-    if path.suffix.lower() in _TABLES:
+    if path.suffix.lower() in _TABLE_SUFFIXES:
         _check_table(path, column)
         return
     try:
@@ -111,7 +111,7 @@ def rows(path: Path, whose: Callable[[str], str | None], column: str | None = No
         InputError, OSError: the list cannot be read on.
     """
     find = paths_beside(path)
-    if path.suffix.lower() not in _TABLES:
+    if path.suffix.lower() not in _TABLE_SUFFIXES:
         with open(path, "rb") as file:
             for name in names(file):
                 place = find(name)
@@ -140,9 +140,9 @@ def names(file: BinaryIO) -> Iterator[str]:
         DataError: what would be a name is longer than any can be.
     """
     rest, end = b"", b""
-    while block := file.read1(_BLOCK):  # type: ignore[attr-defined]
+    while block := file.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]
         rest += block
-        if len(rest) > _LONGEST:
+        if len(rest) > _MAX_LINE_BYTES:
             raise DataError("What was given as a list of paths is none: it has no ends of lines.")
         end = end or (b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b"")
         if end:

@@ -22,7 +22,7 @@ from retrieval.system.parquet import opened, pyarrow
 from retrieval.system.paths import absolute, is_url
 
 # How many rows of a file are read at a time.
-_ROWS: Final = 4096
+_ROWS_PER_READ: Final = 4096
 
 # As JSON spells numbers: 007 and +1 are texts.
 _INTEGER: Final = re.compile(r"-?[1-9][0-9]*|0")
@@ -185,7 +185,7 @@ def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
                 if values == []:
                     continue  # an empty line
                 part.append(values)
-                if len(part) == _ROWS:
+                if len(part) == _ROWS_PER_READ:
                     yield names, part
                     part = []
             if part:
@@ -260,7 +260,7 @@ def _read_parquet(path: Path) -> Generator[Table, None, None]:
     with opened(path) as parquet:
         names = list(parquet.schema_arrow.names)
         yield names, []
-        for piece in parquet.iter_batches(batch_size=_ROWS):
+        for piece in parquet.iter_batches(batch_size=_ROWS_PER_READ):
             columns = []
             for column in piece.columns:
                 if pa.types.is_timestamp(column.type) and column.type.unit == "ns":

@@ -26,7 +26,7 @@ from retrieval.system.paths import absolute, composed, is_url, is_utf8, is_utf8_
 
 STANDARD_INPUT: Final = "-"
 
-_PROBLEMS: Final = {
+_PROBLEM_DETAILS: Final = {
     Reason.NAME_NOT_UTF8: "its name is not UTF-8; rename it",
     Reason.NO_PERMISSION: "its permissions do not allow listing it",
     Reason.IO_ERROR: "the folder cannot be listed",
@@ -74,14 +74,14 @@ class Photo:
         if self.problem is Reason.NAME_NOT_UTF8 and not names_are_utf8():
             encoding = sys.getfilesystemencoding()
             return f"names of files are read as {encoding} here; start Python with -X utf8 or PYTHONUTF8=1"
-        return self.detail or _PROBLEMS.get(self.problem) if self.problem else None
+        return self.detail or _PROBLEM_DETAILS.get(self.problem) if self.problem else None
 
 
 _FIRST: Final = Naming(keyword="first")
 _PARENT: Final = Naming(keyword="parent")
 
 # What may be said of an archive as a whole; a zip that is found in a folder is just no image.
-_OF_ARCHIVES: Final = (Reason.DAMAGED, Reason.NO_PERMISSION, Reason.IO_ERROR, Reason.UNREACHABLE)
+_ARCHIVE_REASONS: Final = (Reason.DAMAGED, Reason.NO_PERMISSION, Reason.IO_ERROR, Reason.UNREACHABLE)
 
 Offered: TypeAlias = Photo | str | os.PathLike[str] | tuple[ImageSource, str | None]
 
@@ -454,7 +454,7 @@ def _reported(line: dict[str, Any]) -> Photo:
         return Photo(path, identity, Reason.NAME_NOT_UTF8)
     if reason in (Reason.BAD_METADATA, Reason.BAD_ROW, Reason.BAD_IDENTITY):
         return Photo(path, identity, Reason(reason), detail=detail)
-    if archive_paths.kind(path) and reason in _OF_ARCHIVES:
+    if archive_paths.kind(path) and reason in _ARCHIVE_REASONS:
         again = f"{detail or reason}; name the archive itself as a source again"
         return Photo(path, identity, Reason(reason), detail=again)
     if _is_list(path) and reason == Reason.DAMAGED:

@@ -15,8 +15,8 @@ from urllib.parse import urljoin
 from retrieval.errors import DataError, MissingDependency, Reason, UnreadableImage
 from retrieval.system.paths import host_of
 
-_REFUSED: Final = (401, 403)
-_GONE: Final = (404, 410)
+_REFUSED_STATUSES: Final = (401, 403)
+_GONE_STATUSES: Final = (404, 410)
 _IPV6: Final = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
 
 _NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -190,9 +190,9 @@ def _said(error: Exception) -> Exception:
     if isinstance(cause, _Redirected):
         return cause
     status = getattr(cause, "status", None)
-    if status in _GONE or isinstance(cause, FileNotFoundError):
+    if status in _GONE_STATUSES or isinstance(cause, FileNotFoundError):
         return UnreadableImage(Reason.MISSING, "there is no such file at this address")
-    if status in _REFUSED or isinstance(cause, PermissionError):
+    if status in _REFUSED_STATUSES or isinstance(cause, PermissionError):
         return UnreadableImage(Reason.NO_PERMISSION, "the server does not allow reading it")
     words = " ".join(str(cause).split())[:200] or type(cause).__name__
     return UnreadableImage(Reason.UNREACHABLE, f"its server could not be asked: {words}")

@@ -16,8 +16,8 @@ from retrieval.images.pixels import MAX_BYTES
 from retrieval.sources.archives import Member
 from retrieval.system.paths import composed
 
-_BESIDE: Final = (".cls", ".json", ".txt")
-_MOST_BYTES: Final = 2**20
+_LABEL_SUFFIXES: Final = (".cls", ".json", ".txt")
+_MAX_LABEL_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def _suffix(member: Member) -> str:
 
 
 def _resolved(group: list[Member], whose: Callable[[str], str | None]) -> Iterator[Sample]:
-    photos = [member for member in group if _suffix(member) not in _BESIDE]
-    beside = {_suffix(member): member for member in group if _suffix(member) in _BESIDE}
+    photos = [member for member in group if _suffix(member) not in _LABEL_SUFFIXES]
+    beside = {_suffix(member): member for member in group if _suffix(member) in _LABEL_SUFFIXES}
     if not photos or not beside:
         yield from (Sample(member, whose(member.name)) for member in group)
         return
@@ -95,7 +95,7 @@ def _said(beside: dict[str, Member], folder: str | None) -> tuple[str | None, di
 
 
 def _text(member: Member) -> str:
-    if member.content is None or len(member.content) > _MOST_BYTES:
+    if member.content is None or len(member.content) > _MAX_LABEL_BYTES:
         raise InputError(f"The file {member.name} beside it cannot be read.")
     try:
         return member.content.decode("utf-8-sig").strip()

@@ -25,23 +25,25 @@ from retrieval.errors import FaceprintError
 
 # How much older than its reading a file's time must be to be trusted, in nanoseconds. A file that is written
 # right after it was read may keep its time, which some file systems count in steps of 2 seconds.
-_SETTLED: Final = 3 * 10**9
+_SETTLED_NANOSECONDS: Final = 3 * 10**9
 
-_PRIVATE: Final = 0o700
+_PRIVATE_MODE: Final = 0o700
 # What `shared=True` makes of a folder. The set-group-ID bit gives new files the folder's group, whoever makes
 # them, so that `chgrp -R` is enough to share a gallery with another group.
-_SHARED: Final = 0o2750
+_SHARED_MODE: Final = 0o2750
 
 # What a file system without Unix modes (FAT, some network shares) says to fchmod.
-_NO_MODES: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_MODES_UNSUPPORTED: Final = frozenset(
+    {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+)
 
 # Nothing is there, or something else than a file.
-_NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
+_NO_FILE_ERRORS: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
 # What is wrong with a given path: that, or it is not allowed.
-_OF_PATHS: Final = _NO_FILE | {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+_PATH_ERRORS: Final = _NO_FILE_ERRORS | {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 
 # What stands in the place of a file, by the type bits of its mode.
-_OTHERS: Final = {
+_KINDS_BY_TYPE_BITS: Final = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -53,11 +55,11 @@ _OTHERS: Final = {
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 
 # In a temporary folder, the file that its process keeps locked; other versions had "bundle" and no lock.
-_LOCK: Final = ".faceprint-lock"
+_LOCK_NAME: Final = ".faceprint-lock"
 _WHOLE: Final = "whole"
 _UNLOCKED: Final = frozenset({_WHOLE, "bundle"})
 # What is put behind a prefix, by this version and by older ones.
-_RANDOM: Final = "[a-z0-9_]{8}"
+_RANDOM_SUFFIX: Final = "[a-z0-9_]{8}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Stamp:
 
     def settled(self, now_ns: int) -> bool:
         """Whether a file that has changed since `now_ns` must have another stamp."""
-        return self.mtime_ns < now_ns - _SETTLED
+        return self.mtime_ns < now_ns - _SETTLED_NANOSECONDS
 
 
 def create(path: Path, *, inherit: bool = False) -> BinaryIO:
@@ -150,14 +152,14 @@ def make_folder(
         OSError: the disk refused.
     """
     try:
-        os.mkdir(path, _PRIVATE)
+        os.mkdir(path, _PRIVATE_MODE)
     except FileExistsError as error:
         if path.is_symlink():
             error.strerror = "A symbolic link is in its place"
         if not exist_ok or path.is_symlink() or not path.is_dir():
             raise
         return
-    _set_folder_mode(path, _SHARED if shared else _PRIVATE if like is None else _of_folder(like))
+    _set_folder_mode(path, _SHARED_MODE if shared else _PRIVATE_MODE if like is None else _of_folder(like))
 
 
 def make_output_folder(path: Path) -> None:
@@ -175,7 +177,7 @@ def make_output_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path)
     elif not any(path.iterdir()):
-        _set_folder_mode(path.resolve(), _PRIVATE)
+        _set_folder_mode(path.resolve(), _PRIVATE_MODE)
 
 
 def remove(path: Path) -> None:
@@ -196,7 +198,7 @@ def other_than_file(path: Path) -> str | None:
     None where a plain file is there, or nothing, or where that cannot be told.
     """
     with suppress(OSError):
-        return _OTHERS.get(stat.S_IFMT(os.stat(path).st_mode))
+        return _KINDS_BY_TYPE_BITS.get(stat.S_IFMT(os.stat(path).st_mode))
     return None
 
 
@@ -395,12 +397,12 @@ def why_not_written(folder: Path) -> str | None:
 
 def is_no_file(error: OSError) -> bool:
     """Whether an error says that nothing is there, or something else than a file."""
-    return error.errno in _NO_FILE
+    return error.errno in _NO_FILE_ERRORS
 
 
 def is_about_path(error: OSError) -> bool:
     """Whether an error is about what was named; any other (disk, memory, open files) is the machine's."""
-    return error.errno in _OF_PATHS
+    return error.errno in _PATH_ERRORS
 
 
 def is_free(folder: Path) -> bool:
@@ -564,7 +566,7 @@ def _remove_abandoned_file(path: Path) -> None:
 
 def _of_folder(folder: Path) -> int:
     """The mode of what is made in a folder for those who may use the folder."""
-    return os.stat(folder).st_mode & 0o077 | _PRIVATE
+    return os.stat(folder).st_mode & 0o077 | _PRIVATE_MODE
 
 
 def _set_folder_mode(path: Path, mode: int) -> None:
@@ -582,13 +584,13 @@ def _set_mode(descriptor: int, mode: int) -> None:
     try:
         os.fchmod(descriptor, mode)
     except OSError as error:
-        if error.errno not in _NO_MODES:
+        if error.errno not in _MODES_UNSUPPORTED:
             raise
 
 
 def _candidates(parent: Path, prefix: str) -> list[Path]:
     """This user's folders that are named and filled as temporary ones are."""
-    pattern = re.compile(re.escape(prefix) + _RANDOM)
+    pattern = re.compile(re.escape(prefix) + _RANDOM_SUFFIX)
     found = []
     with os.scandir(parent) as entries:
         for entry in entries:
@@ -596,7 +598,7 @@ def _candidates(parent: Path, prefix: str) -> list[Path]:
                 with suppress(OSError):  # removed meanwhile
                     mine = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
                     names = set(os.listdir(entry.path))
-                    if mine and (_LOCK in names or names <= _UNLOCKED):
+                    if mine and (_LOCK_NAME in names or names <= _UNLOCKED):
                         found.append(Path(entry.path))
     return sorted(found)
 
@@ -629,7 +631,7 @@ def _claimed(folder: Path) -> int | None:
     Raises:
         OSError: the folder is gone, or the file system cannot lock.
     """
-    path = folder / _LOCK
+    path = folder / _LOCK_NAME
     descriptor = open_or_create(path)
     try:
         if try_lock(descriptor) and _is_at(path, descriptor):
@@ -644,7 +646,7 @@ def _claimed(folder: Path) -> int | None:
 def _in_use(folder: Path) -> bool:
     """Whether the process of a temporary folder lives, or nobody can tell; changes nothing."""
     try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     except OSError:

@@ -26,11 +26,11 @@ from retrieval.system.cpu import usable_cores
 from retrieval.system.files import why
 
 # How often a process that works is left for a look at whether the run is to stop, in seconds.
-_GLANCE: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 # How long a new process may take until it can be asked, in seconds.
 _START_SECONDS: Final = 120.0
 # Signals by which a process ends that has stumbled over its data.
-_CRASHES: Final = frozenset(
+_CRASH_SIGNALS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
 )
 
@@ -156,7 +156,7 @@ class Process:
         """
         deadline = time.monotonic() + seconds
         try:
-            while not self._pipe.poll(max(0.0, min(_GLANCE, deadline - time.monotonic()))):
+            while not self._pipe.poll(max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))):
                 cancellation.check()
                 if time.monotonic() >= deadline:
                     raise TooSlow
@@ -174,7 +174,7 @@ class Process:
         """Why there is no process any more."""
         status = self._popen.wait(_START_SECONDS)
         # Above 0 it ended itself, by an error that nothing in it had expected.
-        if status > 0 or -status in _CRASHES:
+        if status > 0 or -status in _CRASH_SIGNALS:
             return Crashed()
         return Ended(
             f"A process that decodes photos was ended from outside (signal {-status}); run the command "
@@ -192,7 +192,7 @@ class _Pool:
 
     @contextmanager
     def process(self, program: str) -> Iterator[Process]:
-        while not self._room.acquire(timeout=_GLANCE):
+        while not self._room.acquire(timeout=_POLL_SECONDS):
             cancellation.check()
         try:
             with self._lock:

@@ -17,10 +17,10 @@ from retrieval.system.files import open_or_create, other_than_file, try_lock, wh
 _POLL_SECONDS: Final = 0.02
 
 # What says that the disk or the machine fails, and not that the file system has no locks.
-_FAILING: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ESTALE, errno.EINTR)
+_DISK_ERRORS: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ESTALE, errno.EINTR)
 
 # More than a process id has digits.
-_NAME_BYTES: Final = 32
+_MAX_PID_BYTES: Final = 32
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _check_open(descriptor: int, folder: Path) -> None:
 
 
 def _without_locks(folder: Path, error: OSError) -> StorageError:
-    if error.errno in _FAILING:
+    if error.errno in _DISK_ERRORS:
         return StorageError(f"No file can be locked in {folder}: {why(error)}.")
     return StorageError(
         f"{folder} lies on a file system that cannot lock files ({why(error)}); use a local disk."
@@ -143,8 +143,8 @@ def _sign(descriptor: int, name: str) -> None:
 
 def _name(descriptor: int) -> str | None:
     """The process id in a lock file, "" where there is none; None of a file with any other text."""
-    text = os.pread(descriptor, _NAME_BYTES + 1, 0)
-    named = len(text) <= _NAME_BYTES and (text.strip() == b"" or text.strip().isdigit())
+    text = os.pread(descriptor, _MAX_PID_BYTES + 1, 0)
+    named = len(text) <= _MAX_PID_BYTES and (text.strip() == b"" or text.strip().isdigit())
     return text.decode().strip() if named else None
 
 

@@ -18,10 +18,10 @@ from typing import Any, Final, Generic, Self, TypeVar, cast
 from retrieval.system import cancellation
 
 # How long leaving waits for a source that gives nothing, such as standard input, in seconds.
-_SOURCE_SECONDS: Final = 1.0
+_SOURCE_CLOSE_SECONDS: Final = 1.0
 
 # How often waiting for a result is left for a look at whether the run is to stop, in seconds.
-_GLANCE: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 
 
 Given = TypeVar("Given")
@@ -132,7 +132,7 @@ class _Channel:
         """The same; while nothing is underway, `check` is called now and then, which may raise."""
         while True:
             with self._changed:
-                while not self._changed.wait_for(lambda: self._closed or len(self._items) > 0, _GLANCE):
+                while not self._changed.wait_for(lambda: self._closed or len(self._items) > 0, _POLL_SECONDS):
                     check()
                 if self._closed:
                     raise _Stopped
@@ -292,7 +292,7 @@ class Pipeline(Generic[Result]):
         """Ends every thread, after the item that it is at, and waits for it."""
         for runner in self._runners:
             runner.results.close()
-        deadline = time.monotonic() + _SOURCE_SECONDS
+        deadline = time.monotonic() + _SOURCE_CLOSE_SECONDS
         for runner in self._runners:
             for thread in runner.threads:
                 while thread.is_alive() and not (runner.asks_source and time.monotonic() > deadline):

@@ -23,10 +23,10 @@ Fact: TypeAlias = tuple[str | int, ...]
 
 # A file that is written right after it was read may keep its times, which some file systems count in steps
 # of 2 seconds; nothing is remembered of a file that was changed more recently than this, in nanoseconds.
-_SETTLED: Final = 3 * 10**9
+_SETTLED_NANOSECONDS: Final = 3 * 10**9
 # More facts than this are not kept: the oldest go.
-_MOST: Final = 1024
-_KEPT: Final = 512
+_MAX_FACTS: Final = 1024
+_FACTS_KEPT: Final = 512
 
 
 class NotTheFile(Exception):
@@ -76,7 +76,7 @@ def load(
         raise NotTheFile
     check(data)
     loaded = use(data)
-    if unchanged and max(status.st_mtime_ns, status.st_ctime_ns) < now - _SETTLED:
+    if unchanged and max(status.st_mtime_ns, status.st_ctime_ns) < now - _SETTLED_NANOSECONDS:
         remember(("file", *_identity(status), sha256, *checked))
     return loaded
 
@@ -111,10 +111,10 @@ def remember(fact: Fact) -> None:
 
 def _prune(folder: Path) -> None:
     entries = list(os.scandir(folder))
-    if len(entries) < _MOST:
+    if len(entries) < _MAX_FACTS:
         return
     entries.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)
-    for entry in entries[:-_KEPT]:
+    for entry in entries[:-_FACTS_KEPT]:
         os.unlink(entry.path)
 
 

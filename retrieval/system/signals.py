@@ -11,7 +11,7 @@ from typing import Final
 from retrieval.system.cancellation import stoppable
 
 # What comes within so many seconds of a signal is that signal: `timeout`, for one, sends every one twice.
-_AT_ONCE: Final = 0.25
+_REPEAT_SECONDS: Final = 0.25
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def graceful() -> Iterator[Callable[[], bool]]:
         if not asked.is_set():
             first = time.monotonic()
             asked.set()
-        elif time.monotonic() - first > _AT_ONCE:
+        elif time.monotonic() - first > _REPEAT_SECONDS:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

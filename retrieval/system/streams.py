@@ -14,14 +14,14 @@ import sys
 from typing import Any, Final
 
 # Set for the program that is started anew, so that it is not started again.
-_RESTARTED: Final = "FACEPRINT_RESTARTED_IN_UTF8"
+_RESTARTED_VARIABLE: Final = "FACEPRINT_RESTARTED_IN_UTF8"
 
 
 # How letters that an encoding lacks are written: as JSON writes them, since what is printed may be JSON.
-_ESCAPED: Final = "faceprint-escaped"
+_ERROR_HANDLER: Final = "faceprint-escaped"
 
 # A line with letters that many encodings lack, and one that all do. It is longer than a host's name may be.
-_ANY_TEXT: Final = f"{'name..: ' * 16}\u00e9\u9854\U0001f642\udcff\n"
+_SAMPLE_TEXT: Final = f"{'name..: ' * 16}\u00e9\u9854\U0001f642\udcff\n"
 
 
 def restart_in_utf8() -> None:
@@ -29,11 +29,11 @@ def restart_in_utf8() -> None:
 
     Otherwise names of files that are UTF-8 could neither be told from others nor be stored as they are.
     """
-    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or _RESTARTED in os.environ:
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or _RESTARTED_VARIABLE in os.environ:
         return
     if not sys.executable or getattr(sys, "frozen", False):
         return
-    environment = {**os.environ, "PYTHONUTF8": "1", _RESTARTED: "1"}
+    environment = {**os.environ, "PYTHONUTF8": "1", _RESTARTED_VARIABLE: "1"}
     arguments = [sys.orig_argv[0], "-X", "utf8", *sys.orig_argv[1:]]
     try:
         os.execve(sys.executable, arguments, environment)
@@ -46,7 +46,7 @@ def prepare() -> None:
     """Puts streams in place of closed ones, and lets the others outlive their readers."""
     for descriptor in range(3):
         _open_if_closed(descriptor)
-    codecs.register_error(_ESCAPED, _escape)
+    codecs.register_error(_ERROR_HANDLER, _escape)
     sys.stdout = _prepared(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _prepared(sys.stderr, sys.__stderr__, 2)
 
@@ -91,7 +91,7 @@ def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
     if stream is not original:
         # A program's own, or a test's.
         if isinstance(stream, io.TextIOWrapper) and _escapes(stream.encoding):
-            stream.reconfigure(errors=_ESCAPED)
+            stream.reconfigure(errors=_ERROR_HANDLER)
         return stream
     if stream is not None:
         stream.flush()
@@ -99,7 +99,7 @@ def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
         io.BufferedWriter(_Output(descriptor, "w", closefd=False)),
         encoding=_encoding(stream),
         # An encoding that lacks a letter of a name gets its code instead of an error.
-        errors=_ESCAPED,
+        errors=_ERROR_HANDLER,
         line_buffering=getattr(stream, "line_buffering", False),
         write_through=getattr(stream, "write_through", False),
     )
@@ -115,9 +115,9 @@ def _encoding(stream: Any) -> str:
 
 
 def _escapes(encoding: str) -> bool:
-    """Whether an encoding takes any text, with letters that it lacks written as `_ESCAPED` has them."""
+    """Whether an encoding takes any text, with letters that it lacks written as `_ERROR_HANDLER` has them."""
     try:
-        codecs.getincrementalencoder(encoding)(_ESCAPED).encode(_ANY_TEXT, True)
+        codecs.getincrementalencoder(encoding)(_ERROR_HANDLER).encode(_SAMPLE_TEXT, True)
     except (UnicodeError, LookupError):
         return False
     return True

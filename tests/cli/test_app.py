@@ -605,7 +605,7 @@ def test_progress_is_logged_every_second_with_what_is_left(
     from retrieval.console import progress
     from retrieval.embedding.outcome import Outcome, Status
 
-    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LOG_PERIOD", 0.0)
     with progress.JsonLog("enrolling", progress.Total(4)) as log:
         log.note(Outcome("/a.jpg", None, Status.ENROLLED, 1))
         log.note(Outcome("/b.jpg", "Kim", Status.KNOWN, 2))
@@ -619,7 +619,7 @@ def test_progress_is_logged_every_second_with_what_is_left(
 def test_a_total_is_counted_beside_a_run_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     from retrieval.console import progress
 
-    monkeypatch.setattr(progress, "_COUNT_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_MIN_SECONDS_TO_COUNT", 0.01)
     counted = threading.Event()
     total = progress.Total(lambda: (counted.set(), 7)[1])
     total.start()

@@ -38,7 +38,7 @@ def below(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is proven when it was read once, and loaded by its path from then on, however new it is."""
-    monkeypatch.setattr(remembered, "_SETTLED", -(10**12))
+    monkeypatch.setattr(remembered, "_SETTLED_NANOSECONDS", -(10**12))
 
 
 def _life(folder: Path, photos: Path) -> None:

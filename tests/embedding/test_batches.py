@@ -33,8 +33,8 @@ from retrieval.models.torch_engine import TorchEngine
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes for 36 photos: the first batch of 8 is worth finding a size, with passes of up to 8."""
     monkeypatch.setattr(batching, "DEFAULT_BATCH_SIZE", 4)
-    monkeypatch.setattr(batching, "_WORTH_TUNING", 8)
-    monkeypatch.setattr(batching, "_LARGEST_PASS", 8)
+    monkeypatch.setattr(batching, "_MIN_PHOTOS_TO_TUNE", 8)
+    monkeypatch.setattr(batching, "_MAX_PASS_SIZE", 8)
 
 
 def embedder_of(network: Network, bundle: ModelBundle, device: str = "cuda:0") -> Embedder:

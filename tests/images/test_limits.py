@@ -279,7 +279,7 @@ def test_conversion_in_strips_gives_the_very_pixels_of_conversion_at_once(
     large.info = image.info
     at_once = [pixels.read(large, size=size, crop=crop) for size in (7, 61, 97, 150)]
     small = np.asarray(pixels.thumbnail(large, side=40))
-    monkeypatch.setattr(pixels, "_STRIP", 131 * 24 * 5)
+    monkeypatch.setattr(pixels, "_STRIP_BYTES", 131 * 24 * 5)
     in_strips = [pixels.read(large, size=size, crop=crop) for size in (7, 61, 97, 150)]
     assert all(np.array_equal(a, b) for a, b in zip(at_once, in_strips, strict=True))
     assert np.array_equal(small, np.asarray(pixels.thumbnail(large, side=40)))

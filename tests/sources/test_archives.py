@@ -393,7 +393,7 @@ def test_a_tar_of_nothing_but_zeros_is_damaged_once_16_mib_of_them_are_read(
 def test_an_archive_that_unpacks_to_far_more_than_its_bytes_is_damaged(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_SPARE", 2**20)
+    monkeypatch.setattr(archives, "_UNPACKED_ALLOWANCE_BYTES", 2**20)
     path = tmp_path / f"a{suffix}"
     files = [("Ada/1.jpg", b"a photo"), ("Ada/2.jpg", bytes(2**19)), ("Ada/3.jpg", bytes(32 * 2**20))]
     packed = {

@@ -190,7 +190,7 @@ def test_a_caller_who_takes_slowly_blocks_the_stages() -> None:
 
 def test_a_source_that_gives_nothing_does_not_keep_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """As standard input may do; its thread ends when it gives something after all, which is dropped."""
-    monkeypatch.setattr("retrieval.system.pipeline._SOURCE_SECONDS", 0.1)
+    monkeypatch.setattr("retrieval.system.pipeline._SOURCE_CLOSE_SECONDS", 0.1)
     unplugged, worked = threading.Event(), []
 
     def source() -> Iterator[int]:

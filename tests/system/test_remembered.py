@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written just now count as settled."""
-    monkeypatch.setattr(remembered, "_SETTLED", -(10**12))
+    monkeypatch.setattr(remembered, "_SETTLED_NANOSECONDS", -(10**12))
 
 
 @pytest.fixture
@@ -160,8 +160,8 @@ def test_without_a_place_for_facts_everything_is_proven_each_time(
 
 
 def test_the_oldest_facts_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "_MOST", 8)
-    monkeypatch.setattr(remembered, "_KEPT", 4)
+    monkeypatch.setattr(remembered, "_MAX_FACTS", 8)
+    monkeypatch.setattr(remembered, "_FACTS_KEPT", 4)
     for number in range(20):
         remembered.remember(("fact", number))
         assert remembered.known(("fact", number))
