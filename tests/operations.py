@@ -29,7 +29,7 @@ from retrieval.bulk.ingest import ingest
 from retrieval.database.metadata import to_json
 from retrieval.database.store import NewFace
 from retrieval.errors import FaceprintError, InputError
-from retrieval.gallery.enrollment import Additions
+from retrieval.gallery.face_writer import Additions
 from retrieval.gallery.gallery import Gallery, repair
 from retrieval.gallery.integrity import Trouble, verify
 from retrieval.index import quantization

@@ -28,7 +28,7 @@ from retrieval.gallery import identities, integrity, moves, relocation
 from retrieval.gallery import reembed as reembedding
 from retrieval.gallery.active_model import Serving
 from retrieval.gallery.annotate import Annotated
-from retrieval.gallery.enrollment import Additions
+from retrieval.gallery.face_writer import Additions
 from retrieval.gallery.image_search import search_pictures
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.integrity import Repaired, Verification
