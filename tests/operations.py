@@ -29,7 +29,7 @@ from retrieval.bulk.ingest import ingest
 from retrieval.database.metadata import to_json
 from retrieval.database.store import NewFace
 from retrieval.errors import FaceprintError, InputError
-from retrieval.gallery.face_writer import Additions
+from retrieval.gallery.face_writer import FaceWriter
 from retrieval.gallery.gallery import Gallery, repair
 from retrieval.gallery.integrity import Trouble, verify
 from retrieval.index import quantization
@@ -587,18 +587,18 @@ def all_states(root: Path, name: str) -> list[Contents | None]:
     if operation.work is not upgrade and operation.work is not mend:
         look()
     if operation.stages:
-        original = Additions.add
+        original = FaceWriter.add
 
-        def watched(self: Additions, *arguments: object, **options: object) -> object:
+        def watched(self: FaceWriter, *arguments: object, **options: object) -> object:
             outcomes = original(self, *arguments, **options)  # type: ignore[arg-type]
             look()
             return outcomes
 
-        Additions.add = watched  # type: ignore[method-assign, assignment]
+        FaceWriter.add = watched  # type: ignore[method-assign, assignment]
         try:
             operation.work(root)
         finally:
-            Additions.add = original  # type: ignore[method-assign]
+            FaceWriter.add = original  # type: ignore[method-assign]
     else:
         operation.work(root)
     look()

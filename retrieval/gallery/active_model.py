@@ -12,13 +12,13 @@ from retrieval.storage.vault import Vault
 
 
 @dataclass(frozen=True)
-class _Model:
+class _Active:
     generation: Generation
     bundle: ModelBundle
 
 
-class Serving:
-    """The model that serves, loaded when it is first needed. Safe to share between threads.
+class ActiveModel:
+    """The model that answers searches, loaded when it is first needed. Safe to share between threads.
 
     Args:
         vault: the gallery's.
@@ -37,7 +37,7 @@ class Serving:
         self._loading = threading.Lock()
         with vault.store.read() as reader:
             generation = vault.serving(reader)
-            self._model = _Model(generation, vault.bundle(reader, generation))
+            self._active = _Active(generation, vault.bundle(reader, generation))
 
     def close(self) -> None:
         """Ends what the engine started."""
@@ -48,7 +48,16 @@ class Serving:
     @property
     def bundle(self) -> ModelBundle:
         """The model as of the last call."""
-        return self._model.bundle
+        return self._active.bundle
+
+    def require(self, bundle: ModelBundle) -> None:
+        """Checks that a bundle is the active model; see `Gallery.require`."""
+        if bundle.fingerprint != self.bundle.fingerprint:
+            raise ModelMismatch(
+                f"The gallery {self.vault.folder} was made with another model (fingerprint "
+                f"{self.bundle.fingerprint[:12]}, not {bundle.fingerprint[:12]}); "
+                "leave --model out, or enroll into a new gallery."
+            )
 
     @property
     def may_use_gpu(self) -> bool:
@@ -68,33 +77,36 @@ class Serving:
                 self._embedder = Embedder.open(
                     self.bundle, device=self.device, engine=self.engine, precision=self.precision
                 )
-            return self._model.generation.id, self._embedder
+            return self._active.generation.id, self._embedder
 
-    def take(self, embedder: Embedder, fingerprint: str) -> None:
-        """Takes a model that was loaded already, and closes it where another one serves by now."""
+    def adopt(self, embedder: Embedder, fingerprint: str) -> None:
+        """Uses a model that was loaded already; closes it where another one is active by now."""
         with self._loading:
-            if self._embedder is None and fingerprint == self._model.bundle.fingerprint:
+            if self._embedder is None and fingerprint == self._active.bundle.fingerprint:
                 self._embedder = embedder
                 return
         embedder.close()
 
     def refresh(self, reader: Reader) -> Generation:
-        """The generation of a snapshot, whose model serves from now on."""
+        """The generation of a snapshot, whose model is the active one from now on."""
         generation = self.vault.state(reader).generation
         with self._loading:
-            if generation != self._model.generation:
-                before, self._model = self._model, _Model(generation, self.vault.bundle(reader, generation))
-                if before.bundle.fingerprint != self._model.bundle.fingerprint:
+            if generation != self._active.generation:
+                before, self._active = (
+                    self._active,
+                    _Active(generation, self.vault.bundle(reader, generation)),
+                )
+                if before.bundle.fingerprint != self._active.bundle.fingerprint:
                     self._embedder = None
         return generation
 
     def current(self) -> Generation:
-        """The generation that serves now."""
+        """The generation that is active now."""
         with self.vault.store.read() as reader:
             return self.refresh(reader)
 
-    def went_over(self) -> ModelMismatch:
-        """What to raise where photos were prepared for a model that serves no longer."""
+    def switched(self) -> ModelMismatch:
+        """What to raise where photos were prepared for a model that is no longer the active one."""
         return ModelMismatch(
             f"The gallery {self.vault.folder} went over to another model meanwhile; "
             "run the same command again."

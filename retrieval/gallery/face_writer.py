@@ -16,7 +16,7 @@ from retrieval.database.tables import face_table
 from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.embedding.reading import Stored
 from retrieval.errors import InputError, ModelMismatch, UnreadableImage
-from retrieval.gallery.active_model import Serving
+from retrieval.gallery.active_model import ActiveModel
 from retrieval.images.pixels import content_sha256, read_bytes
 from retrieval.index.segments import Ids
 from retrieval.models.engine import PrecisionDrift
@@ -28,12 +28,12 @@ _SHA256: Final = re.compile("[0-9a-f]{64}")
 _MAX_FOLLOWED: Final = 10_000
 
 
-class Additions:
+class FaceWriter:
     """What an open gallery adds; one entry of the audit log tells of all of it, until another is written."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-        self._vault = serving.vault
+    def __init__(self, model: ActiveModel) -> None:
+        self._model = model
+        self._vault = model.vault
         self._entry: int | None = None
         self._drift: PrecisionDrift | None = None
 
@@ -42,7 +42,7 @@ class Additions:
     ) -> list[Outcome]:
         """Adds faces whose embeddings exist already; see `Gallery.enroll_vectors`."""
         _check(faces, vectors)
-        generation = self._serving.current()
+        generation = self._model.current()
         if fingerprint not in (None, generation.fingerprint):
             raise ModelMismatch(
                 f"The gallery {self._vault.folder} has another model (fingerprint "
@@ -82,7 +82,7 @@ class Additions:
         with self._vault.writing() as writer:
             current = self._vault.serving(writer)
             if generation not in (None, current.id):
-                raise self._serving.went_over()
+                raise self._model.switched()
             checked = self._vault.vectors(current).checked(vectors)
             stored = Stored.of(writer, faces)
             faces = [stored.under_todays_name(face) for face in faces]
@@ -103,7 +103,7 @@ class Additions:
 
     def _log_enrolled(self, writer: Writer, faces: int) -> None:
         """Writes the audit log; once it is known how far distances drift, an entry says so."""
-        drift = self._serving.drift
+        drift = self._model.drift
         extend = self._entry if drift == self._drift else None
         self._drift = drift
         detail = {} if drift is None else dataclasses.asdict(drift)

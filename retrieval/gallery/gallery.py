@@ -22,13 +22,13 @@ from retrieval.database.store import AuditEntry, Calibration, NewFace, Receipt
 from retrieval.embedding import reading
 from retrieval.embedding.outcome import Outcome, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, Ready, Stored
-from retrieval.errors import GalleryError, ModelMismatch, StorageError
+from retrieval.errors import GalleryError, StorageError
 from retrieval.gallery import annotate as metadata
 from retrieval.gallery import identities, integrity, moves, relocation
 from retrieval.gallery import reembed as reembedding
-from retrieval.gallery.active_model import Serving
+from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
-from retrieval.gallery.face_writer import Additions
+from retrieval.gallery.face_writer import FaceWriter
 from retrieval.gallery.image_search import search_pictures
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.integrity import Repaired, Verification
@@ -75,11 +75,11 @@ _BATCH: Final = 32
 class Gallery:
     """Faces under one folder. Safe to share between threads; any number of processes may read."""
 
-    def __init__(self, serving: Serving) -> None:
-        self.folder = serving.vault.folder
-        self.vault = serving.vault
-        self._serving = serving
-        self._additions = Additions(serving)
+    def __init__(self, model: ActiveModel) -> None:
+        self.folder = model.vault.folder
+        self.vault = model.vault
+        self._model = model
+        self._writer = FaceWriter(model)
 
     @classmethod
     def create(
@@ -110,7 +110,7 @@ class Gallery:
             Vault.create(made, bundle)
         gallery = cls.open(folder, device=device, engine=engine, precision=precision, via=via)
         if embedder is not None:
-            gallery._serving.take(embedder, bundle.fingerprint)
+            gallery._model.adopt(embedder, bundle.fingerprint)
         return gallery
 
     @classmethod
@@ -139,11 +139,11 @@ class Gallery:
         """
         vault = Vault.open(Path(folder), read_only=read_only, via=via)
         try:
-            serving = Serving(vault, device=device, engine=engine, precision=precision)
+            model = ActiveModel(vault, device=device, engine=engine, precision=precision)
         except BaseException:
             vault.close()
             raise
-        return cls(serving)
+        return cls(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as where it is and how it was opened: another process opens it for itself.
@@ -152,8 +152,8 @@ class Gallery:
             InputError: it is closed.
         """
         self.vault.store.check_open()
-        serving, vault = self._serving, self.vault
-        options = {"device": serving.device, "engine": serving.engine, "precision": serving.precision}
+        model, vault = self._model, self.vault
+        options = {"device": model.device, "engine": model.engine, "precision": model.precision}
         options |= {"via": vault.via}
         return _reopened, (os.path.abspath(self.folder), vault.read_only, options)
 
@@ -163,7 +163,7 @@ class Gallery:
         Every later call is an InputError, but for closing it again.
         """
         self.vault.close()
-        self._serving.close()
+        self._model.close()
 
     def __enter__(self) -> "Gallery":
         return self
@@ -176,7 +176,7 @@ class Gallery:
     @property
     def bundle(self) -> ModelBundle:
         """The model that answers searches, as of the last call."""
-        return self._serving.bundle
+        return self._model.bundle
 
     def require(self, bundle: ModelBundle) -> None:
         """Checks that a bundle is the gallery's own.
@@ -184,22 +184,17 @@ class Gallery:
         Raises:
             ModelMismatch: it has another fingerprint, so its embeddings cannot be compared.
         """
-        if bundle.fingerprint != self.bundle.fingerprint:
-            raise ModelMismatch(
-                f"The gallery {self.folder} was made with another model (fingerprint "
-                f"{self.bundle.fingerprint[:12]}, not {bundle.fingerprint[:12]}); "
-                "leave --model out, or enroll into a new gallery."
-            )
+        self._model.require(bundle)
 
     @property
     def may_use_gpu(self) -> bool:
         """Whether photos are embedded on a GPU, as far as can be said before the model is loaded."""
-        return self._serving.may_use_gpu
+        return self._model.may_use_gpu
 
     @property
     def embedder(self) -> Embedder:
         """The model, loaded."""
-        return self._serving.loaded()[1]
+        return self._model.loaded()[1]
 
     # Enrolling
 
@@ -292,7 +287,7 @@ class Gallery:
         if not read:
             return [photo for photo in photos if isinstance(photo, Outcome)]
         with meters.look_up.working(len(read)), self.vault.store.read() as reader:
-            generation = self._serving.refresh(reader).id
+            generation = self._model.refresh(reader).id
             preprocessing = self.bundle.preprocessing
             stored = Stored.of(reader, [photo.face for photo in read])
         found = [reading.settled(photo, stored, generation) for photo in read]
@@ -320,9 +315,9 @@ class Gallery:
         ready = [photo for photo in photos if isinstance(photo, Prepared)]
         vectors = np.empty((0, self.bundle.dimension), np.float32)
         if any(photo.is_new for photo in ready):
-            generation, embedder = self._serving.loaded()
+            generation, embedder = self._model.loaded()
             if any(photo.generation != generation for photo in ready):
-                raise self._serving.went_over()
+                raise self._model.switched()
             vectors = reading.embedded(ready, embedder)
         kept = [
             dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
@@ -349,7 +344,7 @@ class Gallery:
         generation = min(photo.generation for photo in ready)
         faces = [photo.face for photo in ready]
         options: dict[str, Any] = {"has_vector": batch.has_vector, "generation": generation}
-        found = self._additions.add(faces, batch.vectors, contested=contested, **options)
+        found = self._writer.add(faces, batch.vectors, contested=contested, **options)
         added = [o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)]
         return in_their_places(batch.photos, added)
 
@@ -379,7 +374,7 @@ class Gallery:
             InputError: not as many vectors as faces, another shape, not finite, a malformed SHA-256 or name.
             StorageError, GalleryBusy: the rows in flight were not enrolled; those before them were.
         """
-        return self._additions.add_vectors(faces, vectors, fingerprint)
+        return self._writer.add_vectors(faces, vectors, fingerprint)
 
     # Searching
 
@@ -432,7 +427,7 @@ class Gallery:
         """As `search`, for many pictures; one result each, in order."""
         asked = Question(k, within, where, explanation, fpir, max_distance)
         search = partial(nearest_faces, self.vault, asked=asked)
-        found = search_pictures(self._serving, images, exclude_self, asked, search)
+        found = search_pictures(self._model, images, exclude_self, asked, search)
         return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
 
     def search_by_vector(
@@ -522,7 +517,7 @@ class Gallery:
         options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
         options |= {"mean_of": mean_of, "photos": photos}
         search = partial(nearest_people, self.vault, asked=asked, **options)
-        found = search_pictures(self._serving, images, exclude_self, asked, search)
+        found = search_pictures(self._model, images, exclude_self, asked, search)
         return [PeopleResult(people, prediction, decision) for people, prediction, decision in found]
 
     def search_people_by_vectors(
@@ -675,7 +670,7 @@ class Gallery:
                 and their traces will be erased by the next write.
         """
         receipt = identities.forget(self.vault, identity, face_id, path)
-        self._serving.current()  # this process too has the name in its memory
+        self._model.current()  # this process too has the name in its memory
         return receipt
 
     def receipts(self) -> list[Receipt]:
@@ -742,7 +737,7 @@ class Gallery:
         """Mends what can be mended without a guess; see `repair`."""
         self.vault.store.check_open()
         options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up, "fetch": fetch}
-        return repair(self.folder, device=self._serving.device, engine=self._serving.engine, **options)
+        return repair(self.folder, device=self._model.device, engine=self._model.engine, **options)
 
     def backup(self, target: str | os.PathLike[str], *, verify: bool = True) -> BackedUp:
         """Copies one snapshot of the gallery while others write; a second time only what is new.
@@ -828,14 +823,14 @@ class Gallery:
         done = reembedding.reembed(
             self.vault,
             bundle,
-            lambda loaded: Embedder.open(loaded, device=self._serving.device, engine=self._serving.engine),
+            lambda loaded: Embedder.open(loaded, device=self._model.device, engine=self._model.engine),
             switch=switch,
             give_up=give_up,
             fetch=fetch,
             on_progress=on_progress,
             should_stop=should_stop,
         )
-        self._serving.current()
+        self._model.current()
         if done.switched:
             self.vault.optimize()
         return done
@@ -955,7 +950,7 @@ class Gallery:
 
     def info(self) -> GalleryInfo:
         """What the gallery holds."""
-        return gallery_info(self._serving)
+        return gallery_info(self._model)
 
 
 def repair(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import GalleryDamaged, ModelMismatch
-from retrieval.gallery.active_model import Serving
+from retrieval.gallery.active_model import ActiveModel
 from retrieval.images import pixels
 from retrieval.models.bundle import FORGOTTEN
 from retrieval.search.decisions import Decision
@@ -28,7 +28,7 @@ _ATTEMPTS: Final = 5
 
 
 def search_pictures(
-    serving: Serving,
+    model: ActiveModel,
     images: Iterable[pixels.ImageSource],
     exclude_self: bool,
     asked: Question,
@@ -37,31 +37,29 @@ def search_pictures(
     """Embeds pictures, some at a time, and asks for each; with the classifier's predictions."""
     images = iter(images)
     while batch := list(islice(images, _BATCH)):
-        yield from _search_batch(serving, batch, exclude_self, asked, search)
+        yield from _search_batch(model, batch, exclude_self, asked, search)
 
 
 def _search_batch(
-    serving: Serving,
+    model: ActiveModel,
     images: Sequence[pixels.ImageSource],
     exclude_self: bool,
     asked: Question,
     search: Callable[..., list[Found[_T]]],
 ) -> list[tuple[tuple[_T, ...], Prediction, Decision | None]]:
     for _ in range(_ATTEMPTS):
-        generation = serving.current()
+        generation = model.current()
         with asked.explanation.timed("load"):
-            preprocessing, embedder = serving.bundle.preprocessing, serving.loaded()[1]
+            preprocessing, embedder = model.bundle.preprocessing, model.loaded()[1]
         with asked.explanation.timed("read"):
             squares = np.stack([pixels.read(image, **preprocessing.stated()) for image in images])
         with asked.explanation.timed("embed"):
             embedded = embedder.embed(squares)
-        exclude = _stored(serving.vault, images) if exclude_self else None
+        exclude = _stored(model.vault, images) if exclude_self else None
         with suppress(ModelMismatch):
             found = search(embedded.vectors, exclude, generation=generation.id)
-            return list(map(partial(_with_prediction, serving.bundle.labels), found, embedded.probabilities))
-    raise GalleryDamaged(
-        f"The model of {serving.vault.folder} changes faster than it can be asked; try again."
-    )
+            return list(map(partial(_with_prediction, model.bundle.labels), found, embedded.probabilities))
+    raise GalleryDamaged(f"The model of {model.vault.folder} changes faster than it can be asked; try again.")
 
 
 def _with_prediction(

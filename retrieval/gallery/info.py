@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retrieval.database.identity_names import twins
-from retrieval.gallery.active_model import Serving
+from retrieval.gallery.active_model import ActiveModel
 from retrieval.storage.vault import DATABASE
 
 
@@ -42,19 +42,19 @@ class GalleryInfo:
     twins: tuple[tuple[str, ...], ...] = ()
 
 
-def gallery_info(serving: Serving) -> GalleryInfo:
+def gallery_info(model: ActiveModel) -> GalleryInfo:
     """What the gallery holds of which this is the model."""
-    with serving.vault.store.read() as reader:
-        generation = serving.refresh(reader)
+    with model.vault.store.read() as reader:
+        generation = model.refresh(reader)
         row, segments, identities = reader.gallery(), reader.segments(), reader.identities()
         others = [one for one in reader.generations().values() if one.id != generation.id]
         files, erasures = reader.file_count(), len(reader.receipts())
-        coded, codes_bytes = reader.codes(), serving.vault.codes_size(reader)
+        coded, codes_bytes = reader.codes(), model.vault.codes_size(reader)
         bases = list(reader.bases(generation.id).values())
-        calibration = serving.vault.state(reader).calibration
+        calibration = model.vault.state(reader).calibration
     named = [(name, number) for name, number in identities if name is not None]
     return GalleryInfo(
-        folder=os.fspath(serving.vault.folder),
+        folder=os.fspath(model.vault.folder),
         uuid=row.uuid,
         created_at=row.created_at,
         faces=sum(number for _, number in identities),
@@ -67,12 +67,12 @@ def gallery_info(serving: Serving) -> GalleryInfo:
         codes_bytes=codes_bytes,
         coded_faces=sum(one.rows for one in segments if one.generation == generation.id and one.id in coded),
         coordinates=bases[-1].coordinates if bases else None,
-        database_bytes=(serving.vault.folder / DATABASE).stat().st_size,
+        database_bytes=(model.vault.folder / DATABASE).stat().st_size,
         fingerprint=generation.fingerprint,
         other_fingerprint=others[0].fingerprint if others else None,
         dimension=generation.dimension,
-        classifier_labels=len(serving.bundle.labels),
-        input_size=serving.bundle.input_size,
+        classifier_labels=len(model.bundle.labels),
+        input_size=model.bundle.input_size,
         erasures=erasures,
         calibration=None if calibration is None else calibration.fields(),
         twins=twins(name for name, _ in named),

@@ -166,7 +166,7 @@ def test_a_pickled_gallery_is_opened_anew_as_it_was_in_another_process(
             assert pool.apply(_asked, (gallery,)) == ("Ada", True, "night")
         monkeypatch.chdir("/")
         with pickle.loads(pickled) as again:
-            assert (again._serving.device, again._serving.engine) == ("cpu", "onnxruntime")
+            assert (again._model.device, again._model.engine) == ("cpu", "onnxruntime")
 
 
 def test_a_pickled_embedder_embeds_as_it_did(bundle: ModelBundle) -> None:

@@ -51,7 +51,7 @@ def on_gpu(network: Network, bundle: ModelBundle) -> Embedder:
 def gallery_of(folder: Path, bundle: ModelBundle, embedder: Embedder) -> Gallery:
     """A gallery that was asked to use a GPU."""
     gallery = Gallery.create(folder, bundle, device="cuda")
-    gallery._serving._embedder = embedder
+    gallery._model._embedder = embedder
     return gallery
 
 
@@ -183,7 +183,7 @@ def test_a_run_over_what_is_known_loads_no_model_to_find_a_size(
 ) -> None:
     with gallery_of(tmp_path / "gallery", bundle, on_gpu) as gallery:
         ingested(gallery, faces)
-        gallery._serving._embedder = None  # loading it would fail: there is no cuda
+        gallery._model._embedder = None  # loading it would fail: there is no cuda
         for rehash in (False, True):
             report, _ = ingested(gallery, faces, rehash=rehash)
             assert (report.known, report.batch_size) == (36, 4)

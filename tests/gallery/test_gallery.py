@@ -91,7 +91,7 @@ def draw(gallery: Gallery, rows: int, seed: int = 0) -> NDArray[np.float32]:
 def add(gallery: Gallery, vectors: NDArray[np.float32], identity: str | None = None) -> list[int]:
     """Adds vectors as if photos had given them; returns their ids."""
     faces = [NewFace(identity, None, hashlib.sha256(vector.tobytes()).hexdigest()) for vector in vectors]
-    outcomes = gallery._additions.add(faces, vectors)
+    outcomes = gallery._writer.add(faces, vectors)
     assert {outcome.status for outcome in outcomes} <= {Status.ENROLLED}
     return [outcome.face_id for outcome in outcomes if outcome.face_id is not None]
 
@@ -634,7 +634,7 @@ def test_a_face_that_does_not_exist_has_no_neighbours(number: int, enrolled: Gal
 
 def test_a_face_is_left_out_of_its_own_neighbours_even_among_its_equals(gallery: Gallery) -> None:
     vectors = np.repeat(draw(gallery, 1), 6, axis=0)
-    gallery._additions.add([NewFace(None, None, str(number)) for number in range(6)], vectors)
+    gallery._writer.add([NewFace(None, None, str(number)) for number in range(6)], vectors)
     assert [bare(gallery.search_by_face(number, 2)) for number in (1, 2, 6)] == [
         [(2, 0.0), (3, 0.0)],
         [(1, 0.0), (3, 0.0)],
@@ -678,7 +678,7 @@ def test_batches_of_any_sizes_leave_few_files(seed: int | None, gallery: Gallery
 
 
 def test_segments_stop_growing_at_the_ceiling(gallery: Gallery) -> None:
-    gallery.vault.vectors(gallery._serving.current()).ceiling = 8
+    gallery.vault.vectors(gallery._model.current()).ceiling = 8
     for number, vector in enumerate(draw(gallery, 50), start=1):
         add(gallery, vector[None])
         assert max(sizes(gallery)) <= 8
@@ -749,7 +749,7 @@ def test_no_byte_of_the_forgotten_remains_in_any_file(gallery: Gallery, tmp_path
     add(gallery, first[4:5], "Kim")
     add(gallery, second[:1], "Zephyr Kant")
     faces = [NewFace("Zephyr Kant", "/private/zephyr.jpg", "d" * 64)]
-    gallery._additions.add(faces, second[1:])
+    gallery._writer.add(faces, second[1:])
     gone = [first[0], first[3], second[0], second[1]]
     needles = [b"Zephyr Kant", b"/private/zephyr.jpg", b"d" * 64, *(vector[:8].tobytes() for vector in gone)]
     before = outside_the_model(gallery.folder)

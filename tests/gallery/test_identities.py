@@ -1048,7 +1048,7 @@ def test_a_search_asks_for_the_revision_and_for_what_it_found_when_nothing_has_c
     assert tables == ["gallery", "face", "file"]
     assert asked[0] == "SELECT gallery.revision FROM gallery"
     with statements(three) as asked:
-        three._serving.current()
+        three._model.current()
     assert asked == ["SELECT gallery.revision FROM gallery"]
 
 
@@ -1178,7 +1178,7 @@ def test_no_vectors_are_enrolled_without_a_trace(gallery: Gallery) -> None:
 
 def test_rows_before_those_that_are_refused_are_enrolled(gallery: Gallery) -> None:
     """Each step of at most as many rows as a segment takes is a transaction of its own."""
-    gallery.vault.vectors(gallery._serving.current()).ceiling = 2
+    gallery.vault.vectors(gallery._model.current()).ceiling = 2
     vectors = np.stack([vector_of(sha256(number)) for number in range(4)])
     vectors[3, 7] = np.nan
     with pytest.raises(InputError):
@@ -1189,7 +1189,7 @@ def test_rows_before_those_that_are_refused_are_enrolled(gallery: Gallery) -> No
 @pytest.mark.parametrize("ceiling", [1, 3, 7])
 def test_more_rows_than_a_segment_takes_become_several(ceiling: int, gallery: Gallery) -> None:
     """Whatever was stored before; an odd one out among them is an outcome, not an error."""
-    gallery.vault.vectors(gallery._serving.current()).ceiling = ceiling
+    gallery.vault.vectors(gallery._model.current()).ceiling = ceiling
     enroll(gallery, new("Kim", 0))
     outcomes = enroll(gallery, *(new("Kim", number) for number in range(1, 18)), new("Adi", 4))
     assert [outcome.face_id for outcome in outcomes] == [*range(2, 19), 5]
@@ -1203,9 +1203,9 @@ def test_more_rows_than_a_segment_takes_become_several(ceiling: int, gallery: Ga
 
 def test_one_batch_larger_than_a_segment_becomes_several(gallery: Gallery) -> None:
     """As when the ceiling was higher in the batch's first step than it is now."""
-    gallery.vault.vectors(gallery._serving.current()).ceiling = 4
+    gallery.vault.vectors(gallery._model.current()).ceiling = 4
     photos = [new("Kim", number) for number in range(11)]
-    gallery._additions.add(photos, np.stack([vector_of(face.sha256) for face in photos]))
+    gallery._writer.add(photos, np.stack([vector_of(face.sha256) for face in photos]))
     with gallery.vault.store.read() as reader:
         assert [segment.rows for segment in reader.segments()] == [4, 4, 3]
     assert len(contents(gallery)) == 11
@@ -1219,7 +1219,7 @@ def test_a_photo_that_replaces_nobody_does_not_open_the_segments_of_others(galle
     enroll(gallery, *(new("Kim", number) for number in range(16)))
     with Gallery.open(gallery.folder) as writer:
         enroll(writer, new("Kim", 99))
-        vectors = writer.vault.vectors(writer._serving.current())
+        vectors = writer.vault.vectors(writer._model.current())
         assert 1 not in vectors._open
 
 

@@ -381,7 +381,7 @@ def test_merged_segments_keep_the_codes_that_they_have_and_broken_ones_are_made_
         with quick.vault.store.read() as reader:
             (row,) = reader.codes().values()
         everything = np.concatenate([vectors_of(range(FACES)), vectors_of(range(1000, 1200))])
-        _, errors = encode(quick.vault.vectors(quick._serving.current()).basis(row.basis), everything)
+        _, errors = encode(quick.vault.vectors(quick._model.current()).basis(row.basis), everything)
         assert row.error >= error
         assert row.error == pytest.approx(errors.max(), rel=1e-9)
     assert_whole(quick)
@@ -392,7 +392,7 @@ def test_merged_segments_keep_the_codes_that_they_have_and_broken_ones_are_made_
 def test_nothing_of_the_forgotten_is_left_in_codes(quick: Gallery) -> None:
     """The old segment's file of codes goes with it, and the new one has no row for them."""
     gone = range(3, FACES, PEOPLE)
-    made, _ = quick.vault.vectors(quick._serving.current()).basis(1).encode(vectors_of(gone))
+    made, _ = quick.vault.vectors(quick._model.current()).basis(1).encode(vectors_of(gone))
     (old,) = vector_files(quick, "codes")
     assert all(row.tobytes() in (quick.folder / "vectors" / old).read_bytes() for row in made)
     quick.forget("person 3")
