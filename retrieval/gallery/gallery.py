@@ -8,10 +8,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +18,15 @@ from numpy.typing import NDArray
 from retrieval.database.filters import Where
 from retrieval.database.identity_names import twins
 from retrieval.database.store import AuditEntry, Calibration, NewFace, Receipt
-from retrieval.embedding import reading
-from retrieval.embedding.outcome import Outcome, in_their_places
-from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, Ready, Stored
+from retrieval.embedding.outcome import Outcome
+from retrieval.embedding.reading import Meters, Prepared, Ready
 from retrieval.errors import GalleryError, StorageError
 from retrieval.gallery import annotate as metadata
 from retrieval.gallery import identities, integrity, moves, relocation
 from retrieval.gallery import reembed as reembedding
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
-from retrieval.gallery.face_writer import FaceWriter
+from retrieval.gallery.enrollment import Enrollment
 from retrieval.gallery.image_search import search_pictures
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.integrity import Repaired, Verification
@@ -36,8 +34,8 @@ from retrieval.gallery.moves import Relabelled
 from retrieval.gallery.reembed import Reembedded
 from retrieval.gallery.relocation import Relocated
 from retrieval.gallery.sync import Missing
-from retrieval.images import pixels
 from retrieval.images.decoders import Decode, decode_here
+from retrieval.images.pixels import ImageSource
 from retrieval.index.knn import Explanation
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
@@ -56,7 +54,6 @@ from retrieval.search.nearest import (
 from retrieval.search.people import checked_rule
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Offered, Photo
-from retrieval.sources.photos import of as photos_of
 from retrieval.sources.remote import Fetching
 from retrieval.storage import backup as backups
 from retrieval.storage import ownership
@@ -64,12 +61,8 @@ from retrieval.storage.backup import BackedUp, Restored
 from retrieval.storage.vault import VECTORS, Compacted, Optimized, Vault
 from retrieval.system import lock
 from retrieval.system.files import is_free, whole_folder, why
-from retrieval.system.paths import absolute
 from retrieval.transfer import exchange
 from retrieval.transfer.exchange import Export, Imported
-
-# How many photos are enrolled at a time by the calls of this module.
-_BATCH: Final = 32
 
 
 class Gallery:
@@ -79,7 +72,7 @@ class Gallery:
         self.folder = model.vault.folder
         self.vault = model.vault
         self._model = model
-        self._writer = FaceWriter(model)
+        self.enrollment = Enrollment(model)
 
     @classmethod
     def create(
@@ -212,148 +205,7 @@ class Gallery:
             InputError: what is offered is no photo, or as `prepare`.
             StorageError, GalleryBusy: the batch in flight was not enrolled; those before it were.
         """
-        outcomes: list[Outcome] = []
-        found = photos_of(photos)
-        while batch := list(islice(found, _BATCH)):
-            outcomes += self.enroll_prepared(self.prepare_many(batch))
-        return outcomes
-
-    def recognize(self, photos: Sequence[Photo]) -> list[Outcome | None]:
-        """Tells photos whose files are as they were when they were enrolled, without opening one.
-
-        Returns:
-            For each photo, in order: that it is known; None where its bytes have to be looked at, because
-            the file has another size, time or inode, or something else is said about it than is stored.
-        """
-        with self.vault.store.read() as reader:
-            return reading.recognize(reader, photos)
-
-    def prepare(
-        self,
-        source: pixels.ImageSource,
-        identity: str | None,
-        *,
-        path: str | None = None,
-        metadata: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Prepared | Outcome:
-        """Reads a picture, unless its bytes are enrolled already; the part of enrolling that runs in threads.
-
-        Args:
-            source: a path or an address, bytes, a PIL image or a uint8 array.
-            identity: who is on it, or None.
-            path: what a picture is known by that is no path itself, such as a member of an archive.
-            metadata: a new face's; of a known one, they fill in what it has no key for.
-
-        Returns:
-            What `enroll_prepared` takes; an Outcome when there is nothing left to do.
-
-        Raises:
-            InputError: an array that is not a picture, an identity that is not valid Unicode, a `path` that
-                is not absolute, or metadata that cannot be stored.
-            MissingDependency: an address, and fsspec is not installed.
-        """
-        if isinstance(source, str | os.PathLike):
-            photo = Photo(absolute(source), identity, metadata=metadata)
-        else:
-            photo = Photo(path, identity, metadata=metadata, content=source)
-        return self.prepare_many([photo])[0]
-
-    def prepare_many(
-        self, photos: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
-    ) -> list[Prepared | Outcome]:
-        """As `prepare`, for some photos, with one look into the tables for all.
-
-        Bytes are held of at most 16 MiB of files and of one file more; see `pixels.MAX_BYTES`.
-
-        Args:
-            photos: some dozens; one with a problem is rejected for it.
-            meters: what each step takes is added to them.
-            decode: decodes those that have to be embedded.
-
-        Raises:
-            InputError, MissingDependency: as `prepare`.
-            RunError: as `decode`.
-        """
-        meters = Meters() if meters is None else meters
-        return [
-            one for some in reading.read_some(photos, meters) for one in self._prepare(some, meters, decode)
-        ]
-
-    def _prepare(
-        self, photos: Sequence[Outcome | ReadPhoto], meters: Meters, decode: Decode
-    ) -> list[Prepared | Outcome]:
-        """What is left to do for photos that were read; those that are to be embedded are decoded."""
-        read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
-        if not read:
-            return [photo for photo in photos if isinstance(photo, Outcome)]
-        with meters.look_up.working(len(read)), self.vault.store.read() as reader:
-            generation = self._model.refresh(reader).id
-            preprocessing = self.bundle.preprocessing
-            stored = Stored.of(reader, [photo.face for photo in read])
-        found = [reading.settled(photo, stored, generation) for photo in read]
-        left = [photo for photo, one in zip(read, found, strict=True) if one is None]
-        with meters.decode.working(len(left)):
-            made = reading.decode_photos(left, generation, preprocessing, decode, stored=stored.faces)
-            decoded = iter(made)
-        return in_their_places(photos, [next(decoded) if one is None else one for one in found])
-
-    def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
-        """Embeds one batch and makes it durable in one step. Outcomes among the photos pass through.
-
-        Raises:
-            StorageError, GalleryBusy: nothing of the batch was enrolled.
-            ModelMismatch: the gallery went over to another model after the photos were prepared.
-        """
-        return self.enroll_ready(self.embed_prepared(photos))
-
-    def embed_prepared(self, photos: Sequence[Prepared | Outcome]) -> Ready:
-        """Embeds one batch; the part of enrolling that keeps the processor or the GPU busy.
-
-        Raises:
-            ModelMismatch: the gallery went over to another model after the photos were prepared.
-        """
-        ready = [photo for photo in photos if isinstance(photo, Prepared)]
-        vectors = np.empty((0, self.bundle.dimension), np.float32)
-        if any(photo.is_new for photo in ready):
-            generation, embedder = self._model.loaded()
-            if any(photo.generation != generation for photo in ready):
-                raise self._model.switched()
-            vectors = reading.embedded(ready, embedder)
-        kept = [
-            dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
-            for one in photos
-        ]
-        return Ready(tuple(kept), vectors, tuple(photo.is_new for photo in ready))
-
-    def enroll_ready(self, batch: Ready, *, contested: set[int] | None = None) -> list[Outcome]:
-        """Makes a batch durable in one step. Outcomes in it pass through.
-
-        Args:
-            batch: as `embed_prepared` made it.
-            contested: ids of faces whose bytes this run was offered under another name; they are not
-                removed, and more are added to it. None is a run of one batch.
-
-        Raises:
-            StorageError, GalleryBusy: nothing of the batch was enrolled.
-            ModelMismatch: the gallery went over to another model after the photos were prepared.
-        """
-        ready = [photo for photo in batch.photos if isinstance(photo, Prepared)]
-        if not ready:
-            return [photo for photo in batch.photos if isinstance(photo, Outcome)]
-        # The oldest of them: if any was prepared for another model, none of the batch is added.
-        generation = min(photo.generation for photo in ready)
-        faces = [photo.face for photo in ready]
-        options: dict[str, Any] = {"has_vector": batch.has_vector, "generation": generation}
-        found = self._writer.add(faces, batch.vectors, contested=contested, **options)
-        added = [o or self._once_more(photo) for o, photo in zip(found, ready, strict=True)]
-        return in_their_places(batch.photos, added)
-
-    def _once_more(self, photo: Prepared) -> Outcome:
-        """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
-        if photo.pixels is not None:
-            return self.enroll_prepared([dataclasses.replace(photo, spare=False)])[0]
-        assert photo.photo is not None  # kept where there are no pixels
-        return self.enroll_prepared(self.prepare_many([photo.photo]))[0]
+        return self.enrollment.enroll(photos)
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
@@ -370,17 +222,52 @@ class Gallery:
             One Outcome a face, in order.
 
         Raises:
-            ModelMismatch: another model than `fingerprint` serves, maybe since a moment ago.
+            ModelMismatch: another model than `fingerprint` is active, maybe since a moment ago.
             InputError: not as many vectors as faces, another shape, not finite, a malformed SHA-256 or name.
             StorageError, GalleryBusy: the rows in flight were not enrolled; those before them were.
         """
-        return self._writer.add_vectors(faces, vectors, fingerprint)
+        return self.enrollment.enroll_vectors(faces, vectors, fingerprint=fingerprint)
+
+    # The stages of enrolling, for programs that overlap them
+
+    def recognize(self, photos: Sequence[Photo]) -> list[Outcome | None]:
+        """Tells photos whose files are unchanged, without opening one; see `Enrollment.recognize`."""
+        return self.enrollment.recognize(photos)
+
+    def prepare(
+        self,
+        source: ImageSource,
+        identity: str | None,
+        *,
+        path: str | None = None,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Prepared | Outcome:
+        """Reads a picture, unless its bytes are enrolled already; see `Enrollment.prepare`."""
+        return self.enrollment.prepare(source, identity, path=path, metadata=metadata)
+
+    def prepare_many(
+        self, photos: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
+    ) -> list[Prepared | Outcome]:
+        """As `prepare`, for some dozens of photos with one lookup; see `Enrollment.prepare_many`."""
+        return self.enrollment.prepare_many(photos, meters=meters, decode=decode)
+
+    def embed_prepared(self, photos: Sequence[Prepared | Outcome]) -> Ready:
+        """Embeds one batch; see `Enrollment.embed_prepared`."""
+        return self.enrollment.embed_prepared(photos)
+
+    def enroll_ready(self, batch: Ready, *, contested: set[int] | None = None) -> list[Outcome]:
+        """Makes an embedded batch durable in one transaction; see `Enrollment.enroll_ready`."""
+        return self.enrollment.enroll_ready(batch, contested=contested)
+
+    def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
+        """Embeds one batch and makes it durable; see `Enrollment.enroll_prepared`."""
+        return self.enrollment.enroll_prepared(photos)
 
     # Searching
 
     def search(
         self,
-        image: pixels.ImageSource,
+        image: ImageSource,
         k: int | None = 5,
         *,
         within: float | None = None,
@@ -414,7 +301,7 @@ class Gallery:
 
     def search_many(
         self,
-        images: Iterable[pixels.ImageSource],
+        images: Iterable[ImageSource],
         k: int | None = 5,
         *,
         within: float | None = None,
@@ -486,7 +373,7 @@ class Gallery:
 
     def search_people(
         self,
-        images: Iterable[pixels.ImageSource],
+        images: Iterable[ImageSource],
         k: int = 5,
         *,
         rule: str = "nearest",

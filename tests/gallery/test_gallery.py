@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-import retrieval.gallery.gallery
 import retrieval.storage.vault
 from retrieval.database.store import NewFace
 from retrieval.embedding.outcome import Outcome, Status
@@ -41,6 +40,7 @@ from retrieval.errors import (
 )
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.info import GalleryInfo
+from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 from retrieval.search.nearest import Match, Prediction
@@ -91,7 +91,7 @@ def draw(gallery: Gallery, rows: int, seed: int = 0) -> NDArray[np.float32]:
 def add(gallery: Gallery, vectors: NDArray[np.float32], identity: str | None = None) -> list[int]:
     """Adds vectors as if photos had given them; returns their ids."""
     faces = [NewFace(identity, None, hashlib.sha256(vector.tobytes()).hexdigest()) for vector in vectors]
-    outcomes = gallery._writer.add(faces, vectors)
+    outcomes = gallery.enrollment._writer.add(faces, vectors)
     assert {outcome.status for outcome in outcomes} <= {Status.ENROLLED}
     return [outcome.face_id for outcome in outcomes if outcome.face_id is not None]
 
@@ -568,8 +568,8 @@ def test_three_doors_lead_to_the_same_room(enrolled: Gallery, photos: Photos) ->
 
 
 def test_a_prediction_is_the_models_most_probable_label(enrolled: Gallery, photos: Photos) -> None:
-    pixels = retrieval.gallery.gallery.pixels.read(photos[0][0], size=32)
-    probabilities = enrolled.embedder.embed(pixels[None]).probabilities[0]
+    square = pixels.read(photos[0][0], size=32)
+    probabilities = enrolled.embedder.embed(square[None]).probabilities[0]
     best = int(probabilities.argmax())
     assert enrolled.search(photos[0][0]).prediction == Prediction(
         enrolled.bundle.labels[best], float(probabilities[best])
@@ -634,7 +634,7 @@ def test_a_face_that_does_not_exist_has_no_neighbours(number: int, enrolled: Gal
 
 def test_a_face_is_left_out_of_its_own_neighbours_even_among_its_equals(gallery: Gallery) -> None:
     vectors = np.repeat(draw(gallery, 1), 6, axis=0)
-    gallery._writer.add([NewFace(None, None, str(number)) for number in range(6)], vectors)
+    gallery.enrollment._writer.add([NewFace(None, None, str(number)) for number in range(6)], vectors)
     assert [bare(gallery.search_by_face(number, 2)) for number in (1, 2, 6)] == [
         [(2, 0.0), (3, 0.0)],
         [(1, 0.0), (3, 0.0)],
@@ -749,7 +749,7 @@ def test_no_byte_of_the_forgotten_remains_in_any_file(gallery: Gallery, tmp_path
     add(gallery, first[4:5], "Kim")
     add(gallery, second[:1], "Zephyr Kant")
     faces = [NewFace("Zephyr Kant", "/private/zephyr.jpg", "d" * 64)]
-    gallery._writer.add(faces, second[1:])
+    gallery.enrollment._writer.add(faces, second[1:])
     gone = [first[0], first[3], second[0], second[1]]
     needles = [b"Zephyr Kant", b"/private/zephyr.jpg", b"d" * 64, *(vector[:8].tobytes() for vector in gone)]
     before = outside_the_model(gallery.folder)

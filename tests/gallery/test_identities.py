@@ -1205,7 +1205,7 @@ def test_one_batch_larger_than_a_segment_becomes_several(gallery: Gallery) -> No
     """As when the ceiling was higher in the batch's first step than it is now."""
     gallery.vault.vectors(gallery._model.current()).ceiling = 4
     photos = [new("Kim", number) for number in range(11)]
-    gallery._writer.add(photos, np.stack([vector_of(face.sha256) for face in photos]))
+    gallery.enrollment._writer.add(photos, np.stack([vector_of(face.sha256) for face in photos]))
     with gallery.vault.store.read() as reader:
         assert [segment.rows for segment in reader.segments()] == [4, 4, 3]
     assert len(contents(gallery)) == 11
