@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from retrieval.quality.audit_report import Audited, Doubt
     from retrieval.search.decisions import Decision
     from retrieval.search.nearest import Match, PeopleResult, PersonMatch, Prediction, SearchResult
+    from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
     from retrieval.sources.photos import Photo
     from retrieval.storage.backup import BackedUp, Restored
     from retrieval.storage.vault import Compacted, Optimized
@@ -75,8 +76,10 @@ __all__ = [
     "Optimized",
     "Outcome",
     "PeopleResult",
+    "PeopleSearchOptions",
     "PersonMatch",
     "Photo",
+    "PhotoSearchOptions",
     "PrecisionDrift",
     "Prediction",
     "Preprocessing",
@@ -88,6 +91,7 @@ __all__ = [
     "Renamed",
     "Repaired",
     "Restored",
+    "SearchOptions",
     "SearchResult",
     "Status",
     "StrangerReport",
@@ -138,8 +142,10 @@ _HOMES = {
     "Optimized": "storage.vault",
     "Outcome": "embedding.outcome",
     "PeopleResult": "search.nearest",
+    "PeopleSearchOptions": "search.question",
     "PersonMatch": "search.nearest",
     "Photo": "sources.photos",
+    "PhotoSearchOptions": "search.question",
     "PrecisionDrift": "models.engine",
     "Prediction": "search.nearest",
     "Preprocessing": "models.bundle",
@@ -151,6 +157,7 @@ _HOMES = {
     "Renamed": "gallery.sync",
     "Repaired": "gallery.integrity",
     "Restored": "storage.backup",
+    "SearchOptions": "search.question",
     "SearchResult": "search.nearest",
     "Status": "embedding.outcome",
     "StrangerReport": "bulk.calibrate",

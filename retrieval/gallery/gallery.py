@@ -10,12 +10,11 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.filters import Where
 from retrieval.database.identity_names import twins
 from retrieval.database.store import AuditEntry, Calibration, NewFace, Receipt
 from retrieval.embedding.outcome import Outcome
@@ -27,7 +26,7 @@ from retrieval.gallery import reembed as reembedding
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
 from retrieval.gallery.enrollment import Enrollment
-from retrieval.gallery.image_search import search_pictures
+from retrieval.gallery.image_search import faces_nearest_to_images, people_nearest_to_images
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.integrity import Repaired, Verification
 from retrieval.gallery.moves import Relabelled
@@ -36,7 +35,6 @@ from retrieval.gallery.relocation import Relocated
 from retrieval.gallery.sync import Missing
 from retrieval.images.decoders import Decode, decode_here
 from retrieval.images.pixels import ImageSource
-from retrieval.index.knn import Explanation
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.search import calibration
@@ -45,13 +43,18 @@ from retrieval.search.nearest import (
     Match,
     PeopleResult,
     PersonMatch,
-    Question,
     SearchResult,
     nearest_faces,
+    nearest_faces_to_face,
     nearest_people,
-    vector_of,
+    nearest_people_to_face,
 )
-from retrieval.search.people import checked_rule
+from retrieval.search.question import (
+    PeopleQuestion,
+    PeopleSearchOptions,
+    PhotoQuestion,
+    PhotoSearchOptions,
+)
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.remote import Fetching
@@ -270,181 +273,100 @@ class Gallery:
         image: ImageSource,
         k: int | None = 5,
         *,
-        within: float | None = None,
-        where: Where | None = None,
         exclude_self: bool = False,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        **options: Unpack[PhotoSearchOptions],
     ) -> SearchResult:
-        """The k nearest stored photos to a picture, and the classifier's prediction.
+        """The k nearest stored photos to an image, the classifier's prediction, and the decision.
 
         Args:
-            image: a path, bytes, a PIL image or a uint8 array.
-            k: how many; a gallery that has fewer gives them all. None, with `within`, is all.
-            within: the greatest Euclidean distance.
-            where: the only faces that may be an answer; this is decided before any is ranked.
-            exclude_self: leave out the stored face that has the very bytes of the picture.
-            explanation: what answering took is added to it.
-            fpir: decide by the threshold for this share of strangers, which the gallery was calibrated for;
-                None is the one that `calibrate` was asked for.
-            max_distance: decide by this Euclidean distance instead. Neither changes which photos are found.
+            image: a path, bytes, a PIL image or a uint8 array (h, w), (h, w, 3) or (h, w, 4).
+            k: how many, at least 1; a gallery that has fewer gives them all. None, with `within`, is all.
+            exclude_self: leave out the stored face that has the very bytes of the image.
+            options: see `PhotoSearchOptions`.
 
         Raises:
-            UnreadableImage: the picture cannot be read.
-            InputError: k below 1, a distance that is negative or not finite, or an FPIR that the gallery was
-                not calibrated for.
+            UnreadableImage: the image cannot be read.
+            InputError: k below 1, or as the options.
         """
-        options: dict[str, Any] = {"within": within, "where": where, "exclude_self": exclude_self}
-        options |= {"explanation": explanation, "fpir": fpir, "max_distance": max_distance}
-        return self.search_many([image], k, **options)[0]
+        return self.search_many([image], k, exclude_self=exclude_self, **options)[0]
 
     def search_many(
         self,
         images: Iterable[ImageSource],
         k: int | None = 5,
         *,
-        within: float | None = None,
-        where: Where | None = None,
         exclude_self: bool = False,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        **options: Unpack[PhotoSearchOptions],
     ) -> list[SearchResult]:
-        """As `search`, for many pictures; one result each, in order."""
-        asked = Question(k, within, where, explanation, fpir, max_distance)
-        search = partial(nearest_faces, self.vault, asked=asked)
-        found = search_pictures(self._model, images, exclude_self, asked, search)
-        return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
+        """As `search`, for many images; one result each, in order."""
+        asked = PhotoQuestion(k, **options)
+        return faces_nearest_to_images(self._model, images, asked, exclude_self=exclude_self)
 
     def search_by_vector(
-        self,
-        vector: NDArray[Any],
-        k: int | None = 5,
-        *,
-        within: float | None = None,
-        where: Where | None = None,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        self, vector: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
     ) -> Found[Match]:
-        """The k nearest stored photos to an embedding (d,); otherwise as `search`."""
-        asked = Question(k, within, where, explanation, fpir, max_distance)
-        return nearest_faces(self.vault, np.asarray(vector)[None], asked=asked)[0]
+        """The k nearest stored photos to an embedding (d,); otherwise as `search_by_vectors`."""
+        return self.search_by_vectors(np.asarray(vector)[None], k, **options)[0]
 
     def search_by_vectors(
-        self,
-        vectors: NDArray[Any],
-        k: int | None = 5,
-        *,
-        within: float | None = None,
-        where: Where | None = None,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        self, vectors: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
     ) -> list[Found[Match]]:
-        """The k nearest stored photos to each of some embeddings (n, d); otherwise as `search`.
+        """The k nearest stored photos to each of some embeddings, nearest first, with the decision.
+
+        Args:
+            vectors: (n, d), made by this gallery's model.
+            k: as of `search`.
+            options: see `PhotoSearchOptions`.
 
         Raises:
-            InputError: another shape, not finite, or k below 1.
+            InputError: another shape, not finite, k below 1, or as the options.
         """
-        asked = Question(k, within, where, explanation, fpir, max_distance)
-        return nearest_faces(self.vault, vectors, asked=asked)
+        return nearest_faces(self.vault, vectors, asked=PhotoQuestion(k, **options))
 
     def search_by_face(
-        self,
-        face_id: int,
-        k: int | None = 5,
-        *,
-        within: float | None = None,
-        where: Where | None = None,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        self, face_id: int, k: int | None = 5, **options: Unpack[PhotoSearchOptions]
     ) -> Found[Match]:
-        """The k nearest stored photos to a stored one, itself left out; otherwise as `search`.
+        """The k nearest stored photos to a stored one, itself left out; otherwise as `search_by_vectors`.
 
         Raises:
-            InputError: there is no such face, or k below 1.
+            InputError: there is no such face, k below 1, or as the options.
         """
-        asked = Question(k, within, where, explanation, fpir, max_distance)
-        vectors = vector_of(self.vault, face_id)[None]
-        return nearest_faces(self.vault, vectors, [face_id], asked=asked)[0]
+        return nearest_faces_to_face(self.vault, face_id, asked=PhotoQuestion(k, **options))
 
     def search_people(
         self,
         images: Iterable[ImageSource],
         k: int = 5,
         *,
-        rule: str = "nearest",
-        mean_of: int = 3,
-        photos: int = 3,
-        where: Where | None = None,
         exclude_self: bool = False,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        **options: Unpack[PeopleSearchOptions],
     ) -> list[PeopleResult]:
-        """The k nearest people to each picture, each with their nearest photos; exact.
+        """The k nearest people to each image, each with their nearest photos; exact.
 
         Args:
             images: as of `search`.
-            k: how many people, at least 1. Photos without an identity are nobody's.
-            rule: how far a person is. "nearest": as their nearest photo. "mean": the mean distance of their
-                nearest `mean_of` photos, or of all where there are fewer. "centroid": as the mean of their
-                vectors, rounded to float32. Equal people are ordered by when they became known.
-            mean_of: see there.
-            photos: how many photos of each come back, at most.
-            where, exclude_self, explanation, fpir, max_distance: as of `search`.
+            k: how many people, at least 1. Photos without an identity belong to nobody.
+            exclude_self: as of `search`.
+            options: see `PeopleSearchOptions`.
 
         Raises:
-            InputError: k or `mean_of` below 1, or no such rule.
+            UnreadableImage: an image cannot be read.
+            InputError: k below 1, or as the options.
         """
-        asked = Question(k, None, where, explanation, fpir, max_distance)
-        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
-        options |= {"mean_of": mean_of, "photos": photos}
-        search = partial(nearest_people, self.vault, asked=asked, **options)
-        found = search_pictures(self._model, images, exclude_self, asked, search)
-        return [PeopleResult(people, prediction, decision) for people, prediction, decision in found]
+        asked = PeopleQuestion(k, **options)
+        return people_nearest_to_images(self._model, images, asked, exclude_self=exclude_self)
 
     def search_people_by_vectors(
-        self,
-        vectors: NDArray[Any],
-        k: int = 5,
-        *,
-        rule: str = "nearest",
-        mean_of: int = 3,
-        photos: int = 3,
-        where: Where | None = None,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        self, vectors: NDArray[Any], k: int = 5, **options: Unpack[PeopleSearchOptions]
     ) -> list[Found[PersonMatch]]:
         """As `search_people`, for embeddings (n, d)."""
-        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
-        options |= {"mean_of": mean_of, "photos": photos}
-        asked = Question(k, None, where, explanation, fpir, max_distance)
-        return nearest_people(self.vault, vectors, asked=asked, **options)
+        return nearest_people(self.vault, vectors, asked=PeopleQuestion(k, **options))
 
     def search_people_by_face(
-        self,
-        face_id: int,
-        k: int = 5,
-        *,
-        rule: str = "nearest",
-        mean_of: int = 3,
-        photos: int = 3,
-        where: Where | None = None,
-        explanation: Explanation | None = None,
-        fpir: float | None = None,
-        max_distance: float | None = None,
+        self, face_id: int, k: int = 5, **options: Unpack[PeopleSearchOptions]
     ) -> Found[PersonMatch]:
-        """As `search_people`, for a stored face, itself left out."""
-        options: dict[str, Any] = {"rule": checked_rule(rule, mean_of, photos)}
-        options |= {"mean_of": mean_of, "photos": photos}
-        asked = Question(k, None, where, explanation, fpir, max_distance)
-        vectors = vector_of(self.vault, face_id)[None]
-        return nearest_people(self.vault, vectors, [face_id], asked=asked, **options)[0]
+        """As `search_people`, for a stored face, itself left out; an InputError where there is none."""
+        return nearest_people_to_face(self.vault, face_id, asked=PeopleQuestion(k, **options))
 
     # What is said about them
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,38 +15,86 @@ from retrieval.gallery.active_model import ActiveModel
 from retrieval.images import pixels
 from retrieval.models.bundle import FORGOTTEN
 from retrieval.search.decisions import Decision
-from retrieval.search.nearest import Found, Prediction, Question
+from retrieval.search.nearest import (
+    Found,
+    Match,
+    PeopleResult,
+    PersonMatch,
+    Prediction,
+    SearchResult,
+    nearest_faces,
+    nearest_people,
+)
+from retrieval.search.question import PeopleQuestion, PhotoQuestion, Question
 from retrieval.storage.vault import Vault
 
 _T = TypeVar("_T")
 
-# How many pictures are embedded at a time.
+# Images that are embedded together.
 _BATCH: Final = 32
 
-# How often a search starts over when the gallery goes over to another model meanwhile.
+# How often a search starts over when the gallery switches models meanwhile.
 _ATTEMPTS: Final = 5
 
+# Embeddings (n, d).
+Vectors: TypeAlias = NDArray[np.float32]
 
-def search_pictures(
+# For each embedding, a face that is no answer to it, or None; None as a whole where all may be.
+Exclude: TypeAlias = Sequence[int | None] | None
+
+# Finds what is nearest to each embedding, in a snapshot of the model of that number.
+Nearest: TypeAlias = Callable[[Vectors, Exclude, int], list[Found[_T]]]
+
+# What was found for an image, the classifier's prediction, and the decision that knows of both.
+_Answered: TypeAlias = tuple[tuple[_T, ...], Prediction, Decision | None]
+
+
+def faces_nearest_to_images(
+    model: ActiveModel, images: Iterable[pixels.ImageSource], asked: PhotoQuestion, *, exclude_self: bool
+) -> list[SearchResult]:
+    """The nearest stored photos to each image, in their order; see `Gallery.search_many`."""
+
+    def nearest(vectors: Vectors, exclude: Exclude, generation: int) -> list[Found[Match]]:
+        return nearest_faces(model.vault, vectors, exclude, asked=asked, generation=generation)
+
+    found = _answers(model, images, asked, nearest, exclude_self=exclude_self)
+    return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
+
+
+def people_nearest_to_images(
+    model: ActiveModel, images: Iterable[pixels.ImageSource], asked: PeopleQuestion, *, exclude_self: bool
+) -> list[PeopleResult]:
+    """The nearest people to each image, in their order; see `Gallery.search_people`."""
+
+    def nearest(vectors: Vectors, exclude: Exclude, generation: int) -> list[Found[PersonMatch]]:
+        return nearest_people(model.vault, vectors, exclude, asked=asked, generation=generation)
+
+    found = _answers(model, images, asked, nearest, exclude_self=exclude_self)
+    return [PeopleResult(people, prediction, decision) for people, prediction, decision in found]
+
+
+def _answers(
     model: ActiveModel,
     images: Iterable[pixels.ImageSource],
-    exclude_self: bool,
     asked: Question,
-    search: Callable[..., list[Found[_T]]],
-) -> Iterator[tuple[tuple[_T, ...], Prediction, Decision | None]]:
-    """Embeds pictures, some at a time, and asks for each; with the classifier's predictions."""
+    nearest: Nearest[_T],
+    *,
+    exclude_self: bool,
+) -> Iterator[_Answered[_T]]:
+    """Embeds images, some at a time, and searches for each; with the classifier's predictions."""
     images = iter(images)
     while batch := list(islice(images, _BATCH)):
-        yield from _search_batch(model, batch, exclude_self, asked, search)
+        yield from _answers_of_batch(model, batch, asked, nearest, exclude_self=exclude_self)
 
 
-def _search_batch(
+def _answers_of_batch(
     model: ActiveModel,
     images: Sequence[pixels.ImageSource],
-    exclude_self: bool,
     asked: Question,
-    search: Callable[..., list[Found[_T]]],
-) -> list[tuple[tuple[_T, ...], Prediction, Decision | None]]:
+    nearest: Nearest[_T],
+    *,
+    exclude_self: bool,
+) -> list[_Answered[_T]]:
     for _ in range(_ATTEMPTS):
         generation = model.current()
         with asked.explanation.timed("load"):
@@ -57,14 +105,14 @@ def _search_batch(
             embedded = embedder.embed(squares)
         exclude = _stored(model.vault, images) if exclude_self else None
         with suppress(ModelMismatch):
-            found = search(embedded.vectors, exclude, generation=generation.id)
+            found = nearest(embedded.vectors, exclude, generation.id)
             return list(map(partial(_with_prediction, model.bundle.labels), found, embedded.probabilities))
     raise GalleryDamaged(f"The model of {model.vault.folder} changes faster than it can be asked; try again.")
 
 
 def _with_prediction(
     labels: Sequence[str], found: Found[_T], probabilities: NDArray[np.float32]
-) -> tuple[tuple[_T, ...], Prediction, Decision | None]:
+) -> _Answered[_T]:
     """What was found, beside what the classifier says, and a decision that knows of both."""
     prediction, decision = _prediction(labels, probabilities), found.decision
     if decision is not None:

@@ -278,9 +278,14 @@ def _search(
     left_out = [None] * len(queries) if exclude is None else exclude
 
     def ask(places: Sequence[int], count: int, allowed: Ids | None) -> list[Answer]:
-        without = [left_out[place] for place in places]
-        options: dict[str, Any] = {"coded": state.coded, "allowed": allowed, "exclude": without}
-        return flat.search(state.segments, queries[list(places)], count, **options)
+        return flat.search(
+            state.segments,
+            queries[list(places)],
+            count,
+            coded=state.coded,
+            allowed=allowed,
+            exclude=[left_out[place] for place in places],
+        )
 
     nothing = (np.empty(0), np.empty(0, np.int64))
     return two_nearest(reader, ask, [nothing] * len(queries))

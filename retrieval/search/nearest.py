@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from retrieval.database.filters import Where
 from retrieval.database.store import Face, Reader
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch
-from retrieval.index.knn import Answer, Explanation
+from retrieval.index.knn import Answer
 from retrieval.index.segments import Ids
 from retrieval.search import decisions, people
 from retrieval.search.decisions import Decision
 from retrieval.search.people import Ranked, Rule
+from retrieval.search.question import PeopleQuestion, PhotoQuestion, Question
 from retrieval.storage.vault import Vault
 from retrieval.system.paths import is_below
 
@@ -99,38 +100,12 @@ class PeopleResult:
     decision: Decision | None = None
 
 
-class Question:
-    """What is asked: how many, how far, and of which faces; and how it is to be decided.
-
-    Raises:
-        InputError: k below 1, or None although no distance is given; or as `decisions.check_wanted`.
-    """
-
-    def __init__(
-        self,
-        k: int | None,
-        within: float | None,
-        where: Where | None,
-        explanation: Explanation | None,
-        fpir: float | None,
-        max_distance: float | None,
-    ) -> None:
-        decisions.check_wanted(fpir, max_distance)
-        if k is None and within is None:
-            raise InputError("Say how many neighbours, or within which distance.")
-        if k is not None and k < 1:
-            raise InputError(f"The number of neighbours must be at least 1, not {k}.")
-        self.k, self.within, self.where = k, within, where
-        self.fpir, self.max_distance = fpir, max_distance
-        self.explanation = Explanation() if explanation is None else explanation
-
-
 def nearest_faces(
     vault: Vault,
     vectors: NDArray[Any],
     exclude: Sequence[int | None] | None = None,
     *,
-    asked: Question,
+    asked: PhotoQuestion,
     generation: int | None = None,
 ) -> list[Found[Match]]:
     """The matches of each vector (n, d), all from one snapshot.
@@ -150,7 +125,7 @@ def nearest_faces(
 
     def search(reader: Reader) -> list[Found[Match]]:
         snapshot = _Snapshot(vault, reader, asked, generation)
-        found = snapshot.faces(vectors, exclude)
+        found = snapshot.faces(vectors, exclude, within=asked.within)
         decided = snapshot.decide(vectors, exclude, found)
         with asked.explanation.timed("look up"):
             shown = snapshot.matches([(d[: asked.k], ids[: asked.k]) for d, ids in found])
@@ -164,18 +139,10 @@ def nearest_people(
     vectors: NDArray[Any],
     exclude: Sequence[int | None] | None = None,
     *,
-    asked: Question,
-    rule: Rule,
-    mean_of: int,
-    photos: int,
+    asked: PeopleQuestion,
     generation: int | None = None,
 ) -> list[Found[PersonMatch]]:
-    """The people nearest to each vector (n, d), all from one snapshot; otherwise as `nearest_faces`.
-
-    Args:
-        vault, vectors, exclude, asked, generation: see there.
-        rule, mean_of, photos: see `people.checked_rule` and `people.by_photos`.
-    """
+    """The people nearest to each vector (n, d), all from one snapshot; otherwise as `nearest_faces`."""
     left_out = [None] * len(vectors) if exclude is None else list(exclude)
 
     def search(reader: Reader) -> list[Found[PersonMatch]]:
@@ -184,14 +151,28 @@ def nearest_people(
         found: list[list[Ranked]] = []
         # Centroids are computed once for all queries that leave out the same face, or none.
         for face, places in groupby(range(len(queries)), key=left_out.__getitem__):
-            found += snapshot.rank(queries[list(places)], face, rule=rule, mean_of=mean_of, photos=photos)
+            found += snapshot.rank(queries[list(places)], face, asked)
         decided = snapshot.decide(queries, exclude)
         return list(map(Found.of, snapshot.named(found), decided))
 
     return vault.on_a_snapshot(search)
 
 
-def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
+def nearest_faces_to_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Found[Match]:
+    """The matches of a stored face, itself left out.
+
+    Raises:
+        InputError: there is no such face; or as `nearest_faces`.
+    """
+    return nearest_faces(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+
+
+def nearest_people_to_face(vault: Vault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
+    """The people nearest to a stored face, itself left out; otherwise as `nearest_faces_to_face`."""
+    return nearest_people(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+
+
+def _vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
     """The vector (d,) of a stored face.
 
     Raises:
@@ -240,34 +221,46 @@ class _Snapshot:
         exclude: Sequence[int | None] | None,
     ) -> list[Answer]:
         """The nearest faces to each query (n, d), so many of them."""
-        return self.flat.search(self.state.segments, queries, count, **self._options(allowed, exclude))
+        return self.flat.search(
+            self.state.segments,
+            queries,
+            count,
+            coded=self.state.coded,
+            allowed=allowed,
+            exclude=exclude,
+            explanation=self.asked.explanation,
+        )
 
-    def _options(self, allowed: Ids | None, exclude: Sequence[int | None] | None) -> dict[str, Any]:
-        options: dict[str, Any] = {"coded": self.state.coded, "explanation": self.asked.explanation}
-        return options | {"allowed": allowed, "exclude": exclude}
-
-    def faces(self, vectors: NDArray[Any], exclude: Sequence[int | None] | None) -> list[Answer]:
+    def faces(
+        self, vectors: NDArray[Any], exclude: Sequence[int | None] | None, *, within: float | None
+    ) -> list[Answer]:
         """The nearest faces to each vector (n, d), as asked for; a few more where something is decided."""
-        asked = self.asked
-        if asked.within is not None:
-            options = self._options(self.allowed, exclude)
-            return self.flat.search_within(self.state.segments, vectors, asked.within, **options)
+        if within is not None:
+            return self.flat.search_within(
+                self.state.segments,
+                vectors,
+                within,
+                coded=self.state.coded,
+                allowed=self.allowed,
+                exclude=exclude,
+                explanation=self.asked.explanation,
+            )
         # A decision needs the second person too: mostly a few more faces show one.
-        count = asked.k or 1
+        count = self.asked.k or 1
         count = count if self.limit is None else max(count, decisions.FIRST)
         return self.search(vectors, count, self.allowed, exclude)
 
     def rank(
-        self, queries: NDArray[np.float32], face: int | None, *, rule: Rule, mean_of: int, photos: int
+        self, queries: NDArray[np.float32], face: int | None, asked: PeopleQuestion
     ) -> list[list[Ranked]]:
         """The nearest people to each query (n, d), all of which leave out the same face, or none."""
-        k, allowed = self.asked.k or 1, self.allowed
+        k, photos, allowed = asked.k or 1, asked.photos, self.allowed
 
         def ask(one: NDArray[np.float32], count: int, only: Ids | None) -> list[Answer]:
             return self.search(one, count, only, [face])
 
-        if rule is not Rule.CENTROID:
-            number = mean_of if rule is Rule.MEAN else 1
+        if asked.rule is not Rule.CENTROID:
+            number = asked.mean_of if asked.rule is Rule.MEAN else 1
             return people.by_photos(
                 self.reader, ask, queries, k, mean_of=number, photos=photos, allowed=allowed
             )

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-from retrieval import Gallery, Match, ModelBundle, PeopleResult, PersonMatch, ingest
+from typing import Unpack
+
+from retrieval import Gallery, Match, ModelBundle, PeopleResult, PersonMatch, PhotoSearchOptions, ingest
 
 def nearest(folder: str, photo: str) -> list[Match]:
     with Gallery.open(folder) as gallery:
@@ -14,8 +16,15 @@ def nearest(folder: str, photo: str) -> list[Match]:
         count: int = report.found
         return list(gallery.search(photo, k=5).matches)
 
+def near(gallery: Gallery, photo: str, **options: Unpack[PhotoSearchOptions]) -> tuple[Match, ...]:
+    return gallery.search(photo, k=None, exclude_self=True, **options).matches
+
 def wrong(folder: str) -> str:
-    return Gallery.open(folder)
+    gallery = Gallery.open(folder)
+    near(gallery, "who.jpg", within="2 km")
+    gallery.search_people(["who.jpg"], within=2.0)
+    gallery.search_by_face(7, mean_of=3)
+    return gallery
 """
 
 
@@ -24,8 +33,12 @@ def test_mypy_sees_the_types_of_the_library_in_a_program_that_uses_it(tmp_path: 
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "mypy", "--strict", os.fspath(tmp_path / "program.py")]
     ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert ended.stdout.splitlines() == [
-        f"{tmp_path}/program.py:11: error: Incompatible return value type "
-        '(got "Gallery", expected "str")  [return-value]',
-        "Found 1 error in 1 file (checked 1 source file)",
+    found = [line.partition(": ")[2] for line in ended.stdout.splitlines() if "note:" not in line]
+    assert found == [
+        'error: Argument "within" to "near" has incompatible type "str"; expected "float | None"  [arg-type]',
+        'error: Unexpected keyword argument "within" for "search_people" of "Gallery"  [call-arg]',
+        'error: Unexpected keyword argument "mean_of" for "search_by_face" of "Gallery"  [call-arg]',
+        'error: Incompatible return value type (got "Gallery", expected "str")  [return-value]',
+        "",
     ], ended.stdout + ended.stderr
+    assert ended.stdout.endswith("Found 4 errors in 1 file (checked 1 source file)\n")
