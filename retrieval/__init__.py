@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from retrieval.embedding.outcome import Outcome, Status
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.gallery.annotate import Annotated
-    from retrieval.gallery.gallery import Gallery, repair
+    from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.info import GalleryInfo
     from retrieval.gallery.integrity import Finding, Repaired, Trouble, Verification, verify
     from retrieval.gallery.moves import Relabelled
     from retrieval.gallery.reembed import Drift, Reembedded
     from retrieval.gallery.relocation import Relocated
+    from retrieval.gallery.repair import repair
     from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
     from retrieval.index.knn import Explanation
     from retrieval.models.bundle import ModelBundle, Preprocessing
@@ -171,7 +172,7 @@ _HOMES = {
     "embed": "bulk.embed",
     "ingest": "bulk.ingest",
     "ingest_photos": "bulk.ingest",
-    "repair": "gallery.gallery",
+    "repair": "gallery.repair",
     "verify": "gallery.integrity",
 }
 

@@ -30,8 +30,9 @@ from retrieval.database.metadata import to_json
 from retrieval.database.store import NewFace
 from retrieval.errors import FaceprintError, InputError
 from retrieval.gallery.face_writer import FaceWriter
-from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
+from retrieval.gallery.repair import repair
 from retrieval.index import quantization
 from retrieval.models.bundle import FORGOTTEN, ModelBundle, Preprocessing
 from retrieval.sources.photos import Photo

@@ -111,7 +111,7 @@ def calibrate(
     with PhotoPipeline(
         found,
         prepare=partial(_prepare, gallery),
-        embed=gallery.embed_prepared,
+        embed=gallery.enrollment.embed_prepared,
         embedder=lambda: gallery.embedder,
         size=gallery.bundle.preprocessing.size,
         on_gpu=gallery.may_use_gpu,
@@ -142,7 +142,7 @@ def _prepare(
         named = {photo.identity for photo in photos if photo.identity is not None}
         enrolled = reader.identities_named(filter(is_utf8, named))
     strange = [photo for photo in photos if photo.identity not in enrolled]
-    prepared = iter(gallery.prepare_many(strange, meters=meters, decode=decode))
+    prepared = iter(gallery.enrollment.prepare_many(strange, meters=meters, decode=decode))
     return [_known(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in photos]
 
 

@@ -118,20 +118,20 @@ def ingest_photos(
     started = time.monotonic()
     with PhotoPipeline(
         found,
-        prepare=gallery.prepare_many,
-        embed=gallery.embed_prepared,
+        prepare=gallery.enrollment.prepare_many,
+        embed=gallery.enrollment.embed_prepared,
         embedder=lambda: gallery.embedder,
         size=gallery.bundle.preprocessing.size,
         on_gpu=gallery.may_use_gpu,
         resources=Resources(batch_size, workers, decoders, photo_seconds),
-        recognize=None if rehash else gallery.recognize,
+        recognize=None if rehash else gallery.enrollment.recognize,
     ) as pipeline:
         for together, last in _in_commits(pipeline, batch_size, should_stop):
             report.interrupted = last
             if not together:
                 break
             with commit.working(sum(len(batch.photos) for batch in together)):
-                outcomes = gallery.enroll_ready(Ready.joined(together), contested=contested)
+                outcomes = gallery.enrollment.enroll_ready(Ready.joined(together), contested=contested)
             for outcome in outcomes:
                 report.count(outcome)
                 layout.count(outcome)

@@ -80,7 +80,7 @@ def repair(
 
     Exit status: 0 when everything is whole, 1 when something is left.
     """
-    from retrieval.gallery.gallery import repair as repair_gallery
+    from retrieval.gallery.repair import repair as repair_gallery
     from retrieval.models.bundle import ModelBundle
 
     bundle = ModelBundle.load(model) if model is not None else None

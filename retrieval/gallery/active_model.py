@@ -39,6 +39,10 @@ class ActiveModel:
             generation = vault.serving(reader)
             self._active = _Active(generation, vault.bundle(reader, generation))
 
+    def opened(self, bundle: ModelBundle) -> Embedder:
+        """Another model, loaded on the same device by the same engine, in full precision."""
+        return Embedder.open(bundle, device=self.device, engine=self.engine)
+
     def close(self) -> None:
         """Ends what the engine started."""
         with self._loading:

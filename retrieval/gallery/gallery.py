@@ -3,10 +3,8 @@
 What is on disk, and in which order it is written, stands in `retrieval.storage.vault`.
 """
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -18,58 +16,54 @@ from numpy.typing import NDArray
 from retrieval.database.identity_names import twins
 from retrieval.database.store import AuditEntry, Calibration, NewFace, Receipt
 from retrieval.embedding.outcome import Outcome
-from retrieval.embedding.reading import Meters, Prepared, Ready
-from retrieval.errors import GalleryError, StorageError
-from retrieval.gallery import annotate as metadata
-from retrieval.gallery import identities, integrity, moves, relocation
-from retrieval.gallery import reembed as reembedding
+from retrieval.gallery import (
+    annotate,
+    creation,
+    identities,
+    image_search,
+    integrity,
+    moves,
+    reembed,
+    relocation,
+    repair,
+)
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
 from retrieval.gallery.enrollment import Enrollment
-from retrieval.gallery.image_search import faces_nearest_to_images, people_nearest_to_images
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.integrity import Repaired, Verification
 from retrieval.gallery.moves import Relabelled
 from retrieval.gallery.reembed import Reembedded
 from retrieval.gallery.relocation import Relocated
 from retrieval.gallery.sync import Missing
-from retrieval.images.decoders import Decode, decode_here
 from retrieval.images.pixels import ImageSource
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
-from retrieval.search import calibration
-from retrieval.search.nearest import (
-    Found,
-    Match,
-    PeopleResult,
-    PersonMatch,
-    SearchResult,
-    nearest_faces,
-    nearest_faces_to_face,
-    nearest_people,
-    nearest_people_to_face,
-)
-from retrieval.search.question import (
-    PeopleQuestion,
-    PeopleSearchOptions,
-    PhotoQuestion,
-    PhotoSearchOptions,
-)
+from retrieval.search import calibration, nearest
+from retrieval.search.nearest import Found, Match, PeopleResult, PersonMatch, SearchResult
+from retrieval.search.question import PeopleQuestion, PeopleSearchOptions, PhotoQuestion, PhotoSearchOptions
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.remote import Fetching
-from retrieval.storage import backup as backups
-from retrieval.storage import ownership
+from retrieval.storage import backup
 from retrieval.storage.backup import BackedUp, Restored
-from retrieval.storage.vault import VECTORS, Compacted, Optimized, Vault
-from retrieval.system import lock
-from retrieval.system.files import is_free, whole_folder, why
+from retrieval.storage.vault import Compacted, Optimized, Vault
 from retrieval.transfer import exchange
 from retrieval.transfer.exchange import Export, Imported
 
 
 class Gallery:
-    """Faces under one folder. Safe to share between threads; any number of processes may read."""
+    """Faces under one folder. Safe to share between threads; any number of processes may read.
+
+    Every change is one transaction, or several where its method says so. Where the disk refuses
+    (StorageError) or another process writes for too long (GalleryBusy), the transaction in flight changed
+    nothing.
+
+    Attributes:
+        folder: where it is.
+        vault: its rows and vectors.
+        enrollment: the stages of enrolling, for programs that overlap them, such as `retrieval.ingest`.
+    """
 
     def __init__(self, model: ActiveModel) -> None:
         self.folder = model.vault.folder
@@ -92,9 +86,13 @@ class Gallery:
     ) -> "Gallery":
         """Makes an empty gallery with a copy of the bundle, whole or not at all.
 
-        Only its owner may read it, whatever the umask; with `shared` the group of its folder may, too.
-        `embedder` is the bundle, loaded already on the device, by the engine and in the precision; once the
-        gallery is there, it is closed with it.
+        Args:
+            folder: the gallery's; missing or empty.
+            bundle: the model.
+            device, engine, precision, via: as of `open`.
+            shared: let the group of its folder read it. Otherwise only its owner may, whatever the umask.
+            embedder: the bundle, loaded already on that device, by that engine and in that precision. It is
+                closed with the gallery.
 
         Raises:
             GalleryError: `folder` exists and is not empty.
@@ -102,8 +100,7 @@ class Gallery:
             StorageError: the disk refused, or `folder` is a place that cannot be replaced, such as a mount
                 point; name a folder below it.
         """
-        with _new_gallery(Path(folder), shared=shared) as made:
-            Vault.create(made, bundle)
+        creation.create(Path(folder), bundle, shared=shared)
         gallery = cls.open(folder, device=device, engine=engine, precision=precision, via=via)
         if embedder is not None:
             gallery._model.adopt(embedder, bundle.fingerprint)
@@ -149,9 +146,15 @@ class Gallery:
         """
         self.vault.store.check_open()
         model, vault = self._model, self.vault
-        options = {"device": model.device, "engine": model.engine, "precision": model.precision}
-        options |= {"via": vault.via}
-        return _reopened, (os.path.abspath(self.folder), vault.read_only, options)
+        reopen = partial(
+            Gallery.open,
+            device=model.device,
+            engine=model.engine,
+            precision=model.precision,
+            read_only=vault.read_only,
+            via=vault.via,
+        )
+        return reopen, (os.path.abspath(self.folder),)
 
     def close(self) -> None:
         """Closes the database and the mapped files; ends what the engine started.
@@ -168,6 +171,8 @@ class Gallery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    # The model
 
     @property
     def bundle(self) -> ModelBundle:
@@ -231,41 +236,6 @@ class Gallery:
         """
         return self.enrollment.enroll_vectors(faces, vectors, fingerprint=fingerprint)
 
-    # The stages of enrolling, for programs that overlap them
-
-    def recognize(self, photos: Sequence[Photo]) -> list[Outcome | None]:
-        """Tells photos whose files are unchanged, without opening one; see `Enrollment.recognize`."""
-        return self.enrollment.recognize(photos)
-
-    def prepare(
-        self,
-        source: ImageSource,
-        identity: str | None,
-        *,
-        path: str | None = None,
-        metadata: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Prepared | Outcome:
-        """Reads a picture, unless its bytes are enrolled already; see `Enrollment.prepare`."""
-        return self.enrollment.prepare(source, identity, path=path, metadata=metadata)
-
-    def prepare_many(
-        self, photos: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
-    ) -> list[Prepared | Outcome]:
-        """As `prepare`, for some dozens of photos with one lookup; see `Enrollment.prepare_many`."""
-        return self.enrollment.prepare_many(photos, meters=meters, decode=decode)
-
-    def embed_prepared(self, photos: Sequence[Prepared | Outcome]) -> Ready:
-        """Embeds one batch; see `Enrollment.embed_prepared`."""
-        return self.enrollment.embed_prepared(photos)
-
-    def enroll_ready(self, batch: Ready, *, contested: set[int] | None = None) -> list[Outcome]:
-        """Makes an embedded batch durable in one transaction; see `Enrollment.enroll_ready`."""
-        return self.enrollment.enroll_ready(batch, contested=contested)
-
-    def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
-        """Embeds one batch and makes it durable; see `Enrollment.enroll_prepared`."""
-        return self.enrollment.enroll_prepared(photos)
-
     # Searching
 
     def search(
@@ -300,7 +270,7 @@ class Gallery:
     ) -> list[SearchResult]:
         """As `search`, for many images; one result each, in order."""
         asked = PhotoQuestion(k, **options)
-        return faces_nearest_to_images(self._model, images, asked, exclude_self=exclude_self)
+        return image_search.faces_near_images(self._model, images, asked, exclude_self=exclude_self)
 
     def search_by_vector(
         self, vector: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
@@ -321,7 +291,7 @@ class Gallery:
         Raises:
             InputError: another shape, not finite, k below 1, or as the options.
         """
-        return nearest_faces(self.vault, vectors, asked=PhotoQuestion(k, **options))
+        return nearest.faces_near_vectors(self.vault, vectors, asked=PhotoQuestion(k, **options))
 
     def search_by_face(
         self, face_id: int, k: int | None = 5, **options: Unpack[PhotoSearchOptions]
@@ -331,7 +301,7 @@ class Gallery:
         Raises:
             InputError: there is no such face, k below 1, or as the options.
         """
-        return nearest_faces_to_face(self.vault, face_id, asked=PhotoQuestion(k, **options))
+        return nearest.faces_near_face(self.vault, face_id, asked=PhotoQuestion(k, **options))
 
     def search_people(
         self,
@@ -354,21 +324,56 @@ class Gallery:
             InputError: k below 1, or as the options.
         """
         asked = PeopleQuestion(k, **options)
-        return people_nearest_to_images(self._model, images, asked, exclude_self=exclude_self)
+        return image_search.people_near_images(self._model, images, asked, exclude_self=exclude_self)
 
     def search_people_by_vectors(
         self, vectors: NDArray[Any], k: int = 5, **options: Unpack[PeopleSearchOptions]
     ) -> list[Found[PersonMatch]]:
         """As `search_people`, for embeddings (n, d)."""
-        return nearest_people(self.vault, vectors, asked=PeopleQuestion(k, **options))
+        return nearest.people_near_vectors(self.vault, vectors, asked=PeopleQuestion(k, **options))
 
     def search_people_by_face(
         self, face_id: int, k: int = 5, **options: Unpack[PeopleSearchOptions]
     ) -> Found[PersonMatch]:
         """As `search_people`, for a stored face, itself left out; an InputError where there is none."""
-        return nearest_people_to_face(self.vault, face_id, asked=PeopleQuestion(k, **options))
+        return nearest.people_near_face(self.vault, face_id, asked=PeopleQuestion(k, **options))
 
-    # What is said about them
+    # Deciding
+
+    def calibrate(
+        self,
+        fpir: float = 0.01,
+        *,
+        strangers: calibration.Strangers | None = None,
+        sample: int = calibration.SAMPLE,
+        seed: int = 0,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Calibration:
+        """Finds the distance beyond which searches name nobody, and goes by it; see `calibration.calibrate`.
+
+        Args:
+            fpir: the share of strangers' searches that may name somebody, above 0 and at most 0.5.
+            strangers: embeddings (n, d) of people who are not enrolled, and a name or None for each, some at
+                a time. None lets the gallery answer for itself. For photos there is `retrieval.calibrate`.
+            sample, seed, on_progress, should_stop: see there.
+        """
+        return calibration.calibrate(
+            self.vault,
+            fpir,
+            strangers=strangers,
+            sample=sample,
+            seed=seed,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+
+    def calibration(self) -> Calibration | None:
+        """The thresholds of the active model; None where it was not calibrated."""
+        with self.vault.store.read() as reader:
+            return self.vault.state(reader).calibration
+
+    # Metadata
 
     def annotate(
         self,
@@ -390,16 +395,15 @@ class Gallery:
 
         Raises:
             InputError: metadata that JSON cannot say or that are too large; nothing was changed.
-            StorageError, GalleryBusy: nothing was changed.
         """
-        return metadata.annotate(self.vault, faces=faces, paths=paths, identities=identities)
+        return annotate.annotate(self.vault, faces=faces, paths=paths, identities=identities)
 
     def identity_metadata(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """What is said about people, by their names, today's or former ones; strangers are not in it."""
         with self.vault.store.read() as reader:
             return reader.identity_metadata(names)
 
-    # Who is who
+    # Identities
 
     def require_identities(self, names: Iterable[str]) -> None:
         """Checks that somebody has each of some names, today's or former ones; searches take any name.
@@ -487,178 +491,7 @@ class Gallery:
         with self.vault.store.read() as reader:
             return reader.receipts()
 
-    # Deciding
-
-    def calibrate(
-        self,
-        fpir: float = 0.01,
-        *,
-        strangers: calibration.Strangers | None = None,
-        sample: int = calibration.SAMPLE,
-        seed: int = 0,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> Calibration:
-        """Finds the distance beyond which searches name nobody, and goes by it; see `calibration.calibrate`.
-
-        Args:
-            fpir: the share of strangers' searches that may name somebody.
-            strangers: embeddings (n, d) of people who are not enrolled, and a name or None for each, some at
-                a time. None lets the gallery answer for itself. For photos there is `retrieval.calibrate`.
-            sample, seed, on_progress, should_stop: see there.
-        """
-        options: dict[str, Any] = {"sample": sample, "seed": seed}
-        options |= {"on_progress": on_progress, "should_stop": should_stop}
-        return calibration.calibrate(self.vault, fpir, strangers=strangers, **options)
-
-    def calibration(self) -> Calibration | None:
-        """What is known of the distances of the model that serves; None where nobody has looked."""
-        with self.vault.store.read() as reader:
-            return self.vault.state(reader).calibration
-
-    # Looking after it
-
-    def optimize(self, *, anew: bool = False) -> Optimized:
-        """Makes searches quick, if that is due; see `Vault.optimize`. Answers stay what they are."""
-        return self.vault.optimize(anew=anew)
-
-    def compact(self) -> Compacted:
-        """Merges segments into as few as there can be, and writes the database anew without gaps.
-
-        Raises:
-            StorageError, GalleryBusy: what was merged before stays merged.
-        """
-        return self.vault.compact()
-
-    def verify(self) -> Verification:
-        """Reads every byte and compares; see `retrieval.gallery.integrity.verify`."""
-        self.vault.store.check_open()
-        return integrity.verify(self.folder)
-
-    def repair(
-        self,
-        *,
-        backup: str | os.PathLike[str] | None = None,
-        model: ModelBundle | None = None,
-        give_up: bool = False,
-        fetch: bool = False,
-    ) -> Repaired:
-        """Mends what can be mended without a guess; see `repair`."""
-        self.vault.store.check_open()
-        options: dict[str, Any] = {"backup": backup, "model": model, "give_up": give_up, "fetch": fetch}
-        return repair(self.folder, device=self._model.device, engine=self._model.engine, **options)
-
-    def backup(self, target: str | os.PathLike[str], *, verify: bool = True) -> BackedUp:
-        """Copies one snapshot of the gallery while others write; a second time only what is new.
-
-        Args:
-            target: the folder of the backup. Files that it has are read; a damaged one is copied again.
-            verify: read each copied file back and compare its SHA-256.
-
-        Raises:
-            InputError: `target` is something else than a backup of this gallery.
-            GalleryDamaged: a file is not what was written; the older backup stays as it was.
-            StorageError, GalleryBusy: the older backup stays as it was.
-        """
-        return backups.back_up(self.vault, Path(target), verify=verify)
-
-    def export(self, target: str | os.PathLike[str]) -> Export:
-        """Writes one snapshot as Parquet, with the model's contract and checksums; see `transfer.exchange`.
-
-        Raises:
-            InputError: `target` exists and is not empty.
-            StorageError, GalleryBusy: nothing was exported.
-            MissingDependency: pyarrow is not installed.
-        """
-        return exchange.export(self.vault, Path(target))
-
-    def import_export(
-        self,
-        exported: Export,
-        *,
-        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> Imported:
-        """Enrolls what another gallery exported (`exchange.read_export`); see there."""
-        enroll = partial(self.enroll_vectors, fingerprint=exported.fingerprint)
-        return exchange.import_export(
-            self.vault, exported, enroll, on_outcome=on_outcome, should_stop=should_stop
-        )
-
-    @classmethod
-    def restore(
-        cls,
-        backup: str | os.PathLike[str],
-        folder: str | os.PathLike[str],
-        *,
-        receipts: Sequence[Receipt] = (),
-        via: str = "library",
-    ) -> Restored:
-        """Makes a gallery what a backup says: a new one, or an existing one of which it is a backup.
-
-        What was forgotten since stays forgotten: by the tombstones of the existing gallery, and by
-        `receipts` where that is lost.
-
-        Raises:
-            DataError: there is no backup, or one of its files is not what was written; nothing was changed.
-            InputError: the gallery in `folder` is another one than the backup's.
-            StorageError, GalleryBusy: nothing was changed.
-        """
-        source, target = Path(backup), Path(folder)
-        if not is_free(target):
-            with closing(Vault.open(target, via=via)) as vault:
-                restored = backups.restore(source, vault, receipts=receipts)
-                vault.optimize()
-                return restored
-        bundle = backups.gallery_model(source)
-        with _new_gallery(target) as made:
-            Vault.create(made, bundle)
-            with closing(Vault.open(made, via=via)) as vault:
-                restored = backups.restore(source, vault, receipts=receipts, fresh=True)
-                vault.optimize()
-        return dataclasses.replace(restored, folder=os.fspath(target))
-
-    def reembed(
-        self,
-        bundle: ModelBundle,
-        *,
-        switch: bool = True,
-        give_up: bool = False,
-        fetch: bool = False,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> Reembedded:
-        """Embeds every face with another model and goes over to it; see `gallery.reembed.reembed`."""
-        done = reembedding.reembed(
-            self.vault,
-            bundle,
-            lambda loaded: Embedder.open(loaded, device=self._model.device, engine=self._model.engine),
-            switch=switch,
-            give_up=give_up,
-            fetch=fetch,
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
-        self._model.current()
-        if done.switched:
-            self.vault.optimize()
-        return done
-
-    def other_model(self) -> ModelBundle:
-        """The model that does not serve: the former one, to go back to, or one in the making.
-
-        Raises:
-            InputError: there is none.
-        """
-        return reembedding.other_model(self.vault)
-
-    def drop_other_model(self) -> int:
-        """Deletes the model that does not serve, with its vectors; returns how many those were.
-
-        Raises:
-            InputError: there is none.
-        """
-        return reembedding.drop_other(self.vault)
+    # Following files that moved
 
     def missing_files(
         self,
@@ -707,7 +540,6 @@ class Gallery:
             InputError: there is not one photo in a source: it may not be mounted; or it is one that does not
                 show what is gone (`photos.check_comparable`); or people became one whose metadata are too
                 large together.
-            StorageError, GalleryBusy: nothing was changed.
         """
         return moves.remove_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
 
@@ -724,7 +556,6 @@ class Gallery:
 
         Raises:
             InputError: people became one whose metadata are too large together.
-            StorageError, GalleryBusy: nothing was changed.
         """
         return (moves.find_relabelled if dry_run else moves.relabel)(self.vault, photos)
 
@@ -743,78 +574,144 @@ class Gallery:
 
         Raises:
             InputError: no known path is `old` or lies below it, or both are the same.
-            StorageError, GalleryBusy: nothing was changed.
         """
         return relocation.relocate(self.vault, old, new, dry_run=dry_run)
 
-    def fetching(self, *, fetch: bool) -> Fetching:
-        """What `audit_report.page` needs to show photos at addresses, from the hosts of enrolled photos."""
-        with self.vault.store.read() as reader:
-            return Fetching(fetch, reader.hosts())
+    # Switching models
+
+    def reembed(
+        self,
+        bundle: ModelBundle,
+        *,
+        switch: bool = True,
+        give_up: bool = False,
+        fetch: bool = False,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Reembedded:
+        """Embeds every face with another model and switches to it; see `gallery.reembed.reembed`."""
+        done = reembed.reembed(
+            self.vault,
+            bundle,
+            self._model.opened,
+            switch=switch,
+            give_up=give_up,
+            fetch=fetch,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+        self._model.current()
+        if done.switched:
+            self.vault.optimize()
+        return done
+
+    def other_model(self) -> ModelBundle:
+        """The model that is not active: the former one, to go back to, or one in the making.
+
+        Raises:
+            InputError: there is none.
+        """
+        return reembed.other_model(self.vault)
+
+    def drop_other_model(self) -> int:
+        """Deletes the model that is not active, with its vectors; returns how many those were.
+
+        Raises:
+            InputError: there is none.
+        """
+        return reembed.drop_other(self.vault)
+
+    # Integrity and speed
+
+    def verify(self) -> Verification:
+        """Reads every byte and compares it with what was written; see `integrity.verify`."""
+        self.vault.store.check_open()
+        return integrity.verify(self.folder)
+
+    def repair(
+        self,
+        *,
+        backup: str | os.PathLike[str] | None = None,
+        model: ModelBundle | None = None,
+        give_up: bool = False,
+        fetch: bool = False,
+    ) -> Repaired:
+        """Mends what can be mended without a guess; see `retrieval.repair`, which needs no open gallery."""
+        self.vault.store.check_open()
+        return repair.repair(
+            self.folder,
+            backup=backup,
+            model=model,
+            give_up=give_up,
+            fetch=fetch,
+            device=self._model.device,
+            engine=self._model.engine,
+        )
+
+    def optimize(self, *, anew: bool = False) -> Optimized:
+        """Makes searches quick, if that is due; see `Vault.optimize`. Answers stay what they are."""
+        return self.vault.optimize(anew=anew)
+
+    def compact(self) -> Compacted:
+        """Merges segments into as few as there can be, and writes the database anew without gaps.
+
+        Raises:
+            StorageError, GalleryBusy: what was merged before stays merged.
+        """
+        return self.vault.compact()
+
+    # Copies
+
+    def backup(self, target: str | os.PathLike[str], *, verify: bool = True) -> BackedUp:
+        """Copies one snapshot while others write; a second time only what is new; see `backup.back_up`."""
+        return backup.back_up(self.vault, Path(target), verify=verify)
+
+    @classmethod
+    def restore(
+        cls,
+        backup: str | os.PathLike[str],
+        folder: str | os.PathLike[str],
+        *,
+        receipts: Sequence[Receipt] = (),
+        via: str = "library",
+    ) -> Restored:
+        """Makes a new gallery, or one of which there is a backup, what that says; see `creation.restore`."""
+        return creation.restore(Path(backup), Path(folder), receipts=receipts, via=via)
+
+    def export(self, target: str | os.PathLike[str]) -> Export:
+        """Writes one snapshot as Parquet, with the model's contract and checksums; see `transfer.exchange`.
+
+        Raises:
+            InputError: `target` exists and is not empty.
+            MissingDependency: pyarrow is not installed.
+        """
+        return exchange.export(self.vault, Path(target))
+
+    def import_export(
+        self,
+        exported: Export,
+        *,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Imported:
+        """Enrolls what another gallery exported (`exchange.read_export`); see there."""
+        enroll = partial(self.enroll_vectors, fingerprint=exported.fingerprint)
+        return exchange.import_export(
+            self.vault, exported, enroll, on_outcome=on_outcome, should_stop=should_stop
+        )
+
+    # About the gallery
+
+    def info(self) -> GalleryInfo:
+        """What the gallery holds."""
+        return gallery_info(self._model)
 
     def audit_log(self) -> list[AuditEntry]:
         """What was done to the gallery, oldest first."""
         with self.vault.store.read() as reader:
             return reader.audit_log()
 
-    def info(self) -> GalleryInfo:
-        """What the gallery holds."""
-        return gallery_info(self._model)
-
-
-def repair(
-    folder: str | os.PathLike[str],
-    *,
-    backup: str | os.PathLike[str] | None = None,
-    model: ModelBundle | None = None,
-    give_up: bool = False,
-    fetch: bool = False,
-    device: str = "auto",
-    engine: str = "auto",
-) -> Repaired:
-    """Mends what can be mended of a gallery, also one that can no longer be opened.
-
-    Args:
-        folder: the gallery's.
-        backup: a backup of it, for files that have the SHA-256 which was written down.
-        model: another copy of its model.
-        give_up: remove faces whose vectors nothing can bring back.
-        fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
-        device, engine: see `Embedder.open`.
-
-    Raises:
-        GalleryError: there is no gallery.
-        StorageError, GalleryBusy: what was mended until then stays mended.
-    """
-    files = backups.files_by_sha256(Path(backup)) if backup is not None else {}
-    return integrity.repair(
-        Path(folder),
-        lambda loaded: Embedder.open(loaded, device=device, engine=engine),
-        backup=files.get,
-        model=model,
-        give_up=give_up,
-        fetch=fetch,
-    )
-
-
-def _reopened(folder: str, read_only: bool, options: dict[str, str]) -> Gallery:
-    return Gallery.open(folder, read_only=read_only, **options)
-
-
-@contextmanager
-def _new_gallery(target: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A new folder that becomes the gallery `target` when everything in it is there.
-
-    Raises:
-        GalleryError: `target` exists and is not empty.
-        StorageError: the disk refused.
-    """
-    lock.check(target)
-    try:
-        with whole_folder(target, shared=shared) as made:
-            yield made
-            ownership.place(made / VECTORS, target)
-    except FileExistsError as error:
-        raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
-    except OSError as error:
-        raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
+    def fetching(self, *, fetch: bool) -> Fetching:
+        """What `audit_report.page` needs to show photos at addresses, of hosts of enrolled photos."""
+        with self.vault.store.read() as reader:
+            return Fetching(fetch, reader.hosts())

@@ -22,8 +22,8 @@ from retrieval.search.nearest import (
     PersonMatch,
     Prediction,
     SearchResult,
-    nearest_faces,
-    nearest_people,
+    faces_near_vectors,
+    people_near_vectors,
 )
 from retrieval.search.question import PeopleQuestion, PhotoQuestion, Question
 from retrieval.storage.vault import Vault
@@ -49,25 +49,25 @@ Nearest: TypeAlias = Callable[[Vectors, Exclude, int], list[Found[_T]]]
 _Answered: TypeAlias = tuple[tuple[_T, ...], Prediction, Decision | None]
 
 
-def faces_nearest_to_images(
+def faces_near_images(
     model: ActiveModel, images: Iterable[pixels.ImageSource], asked: PhotoQuestion, *, exclude_self: bool
 ) -> list[SearchResult]:
     """The nearest stored photos to each image, in their order; see `Gallery.search_many`."""
 
     def nearest(vectors: Vectors, exclude: Exclude, generation: int) -> list[Found[Match]]:
-        return nearest_faces(model.vault, vectors, exclude, asked=asked, generation=generation)
+        return faces_near_vectors(model.vault, vectors, exclude, asked=asked, generation=generation)
 
     found = _answers(model, images, asked, nearest, exclude_self=exclude_self)
     return [SearchResult(matches, prediction, decision) for matches, prediction, decision in found]
 
 
-def people_nearest_to_images(
+def people_near_images(
     model: ActiveModel, images: Iterable[pixels.ImageSource], asked: PeopleQuestion, *, exclude_self: bool
 ) -> list[PeopleResult]:
     """The nearest people to each image, in their order; see `Gallery.search_people`."""
 
     def nearest(vectors: Vectors, exclude: Exclude, generation: int) -> list[Found[PersonMatch]]:
-        return nearest_people(model.vault, vectors, exclude, asked=asked, generation=generation)
+        return people_near_vectors(model.vault, vectors, exclude, asked=asked, generation=generation)
 
     found = _answers(model, images, asked, nearest, exclude_self=exclude_self)
     return [PeopleResult(people, prediction, decision) for people, prediction, decision in found]

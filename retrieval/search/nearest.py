@@ -100,7 +100,7 @@ class PeopleResult:
     decision: Decision | None = None
 
 
-def nearest_faces(
+def faces_near_vectors(
     vault: Vault,
     vectors: NDArray[Any],
     exclude: Sequence[int | None] | None = None,
@@ -134,7 +134,7 @@ def nearest_faces(
     return vault.on_a_snapshot(search)
 
 
-def nearest_people(
+def people_near_vectors(
     vault: Vault,
     vectors: NDArray[Any],
     exclude: Sequence[int | None] | None = None,
@@ -142,7 +142,7 @@ def nearest_people(
     asked: PeopleQuestion,
     generation: int | None = None,
 ) -> list[Found[PersonMatch]]:
-    """The people nearest to each vector (n, d), all from one snapshot; otherwise as `nearest_faces`."""
+    """The people nearest to each vector (n, d), all from one snapshot; otherwise as `faces_near_vectors`."""
     left_out = [None] * len(vectors) if exclude is None else list(exclude)
 
     def search(reader: Reader) -> list[Found[PersonMatch]]:
@@ -158,18 +158,18 @@ def nearest_people(
     return vault.on_a_snapshot(search)
 
 
-def nearest_faces_to_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Found[Match]:
+def faces_near_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Found[Match]:
     """The matches of a stored face, itself left out.
 
     Raises:
-        InputError: there is no such face; or as `nearest_faces`.
+        InputError: there is no such face; or as `faces_near_vectors`.
     """
-    return nearest_faces(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+    return faces_near_vectors(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
 
 
-def nearest_people_to_face(vault: Vault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
-    """The people nearest to a stored face, itself left out; otherwise as `nearest_faces_to_face`."""
-    return nearest_people(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+def people_near_face(vault: Vault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
+    """The people nearest to a stored face, itself left out; otherwise as `faces_near_face`."""
+    return people_near_vectors(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
 
 
 def _vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:

@@ -25,8 +25,9 @@ from retrieval.database.store import SCHEMA_VERSION, Generation, NewFace, Segmen
 from retrieval.database.tables import metadata
 from retrieval.embedding.outcome import Status
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
-from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
+from retrieval.gallery.repair import repair
 from retrieval.models.bundle import ModelBundle
 from retrieval.sources.photos import Photo
 from retrieval.system import lock
@@ -570,9 +571,9 @@ def test_a_gallery_of_schema_0004_keeps_every_row_and_no_file_is_taken_for_uncha
     with Gallery.open(fourth) as gallery:
         for number in FACES_OF_0004:
             assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
-        assert gallery.recognize([Photo(p, None) for _, paths in FACES_OF_0004.values() for p in paths]) == (
-            [None] * 5
-        )
+        assert gallery.enrollment.recognize(
+            [Photo(p, None) for _, paths in FACES_OF_0004.values() for p in paths]
+        ) == ([None] * 5)
 
 
 def test_a_gallery_goes_back_to_schema_0004_and_loses_only_stamps(fourth: Path) -> None:

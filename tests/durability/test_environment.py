@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from retrieval.storage import backup
 from retrieval.errors import FaceprintError
-from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.gallery import Gallery
+from retrieval.gallery.repair import repair
 from retrieval.gallery.integrity import verify
 
 folder, target = Path(sys.argv[1]), Path(sys.argv[2])
@@ -84,7 +85,8 @@ FULL = """
 import json, sys
 from pathlib import Path
 from retrieval.errors import FaceprintError
-from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.gallery import Gallery
+from retrieval.gallery.repair import repair
 from retrieval.gallery.integrity import verify
 from tests.disks import filled
 from tests.operations import add, tiny_model

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from retrieval.bulk.embed import embed_photos
 from retrieval.cli.app import app
 from retrieval.errors import FaceprintError, GalleryDamaged, GalleryError
-from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
+from retrieval.gallery.repair import repair
 from retrieval.models.bundle import ModelBundle
 from retrieval.sources.photos import scan
 from retrieval.system.files import is_free

@@ -24,8 +24,9 @@ from retrieval.cli import app
 from retrieval.database.store import Face, NewFace
 from retrieval.errors import FaceprintError, GalleryError, StorageError
 from retrieval.gallery import integrity, suspects
-from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, Verification, verify
+from retrieval.gallery.repair import repair
 from retrieval.gallery.suspects import Compared
 from retrieval.models.bundle import ModelBundle
 from retrieval.storage import vault
@@ -1041,7 +1042,7 @@ READ_ONLY = """
 import json, os, sys
 from pathlib import Path
 from retrieval.errors import FaceprintError
-from retrieval.gallery.gallery import repair
+from retrieval.gallery.repair import repair
 from retrieval.gallery.integrity import verify
 if os.geteuid() == 0:
     os.setgid(65534)

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import GalleryBusy, GalleryDamaged, GalleryError, StorageError
-from retrieval.gallery.gallery import Gallery, repair
+from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
+from retrieval.gallery.repair import repair
 from retrieval.storage import ownership
 from retrieval.storage.vault import Vault
 from tests.cli.test_app import Faceprint, faceprint

@@ -1,0 +1,74 @@
+"""Creation: the folder of a new gallery appears with everything in it, or not at all."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from retrieval.database.store import Receipt
+from retrieval.errors import GalleryError, StorageError
+from retrieval.models.bundle import ModelBundle
+from retrieval.storage import backup, ownership
+from retrieval.storage.backup import Restored
+from retrieval.storage.vault import VECTORS, Vault
+from retrieval.system import lock
+from retrieval.system.files import is_free, whole_folder, why
+
+
+def create(folder: Path, bundle: ModelBundle, *, shared: bool) -> None:
+    """Makes an empty gallery with a copy of the bundle; see `Gallery.create`."""
+    with _new_folder(folder, shared=shared) as made:
+        Vault.create(made, bundle)
+
+
+def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str) -> Restored:
+    """Makes a gallery what a backup says: a new one, or an existing one of which it is a backup.
+
+    What was forgotten since stays forgotten: by the tombstones of the existing gallery, and by `receipts`
+    where that is lost.
+
+    Args:
+        source: the folder of the backup.
+        folder: the gallery's.
+        receipts: of erasures that neither the backup nor the gallery knows.
+        via: what the audit log says of the caller.
+
+    Raises:
+        DataError: there is no backup, or one of its files is not what was written; nothing was changed.
+        InputError: the gallery in `folder` is another one than the backup's.
+        StorageError, GalleryBusy: nothing was changed.
+    """
+    if not is_free(folder):
+        return _restore(source, folder, receipts=receipts, via=via, fresh=False)
+    bundle = backup.gallery_model(source)
+    with _new_folder(folder) as made:
+        Vault.create(made, bundle)
+        restored = _restore(source, made, receipts=receipts, via=via, fresh=True)
+    return dataclasses.replace(restored, folder=os.fspath(folder))
+
+
+def _restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str, fresh: bool) -> Restored:
+    with closing(Vault.open(folder, via=via)) as vault:
+        restored = backup.restore(source, vault, receipts=receipts, fresh=fresh)
+        vault.optimize()
+    return restored
+
+
+@contextmanager
+def _new_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A new folder that becomes the gallery `target` when everything in it is there.
+
+    Raises:
+        GalleryError: `target` exists and is not empty.
+        StorageError: the disk refused.
+    """
+    lock.check(target)
+    try:
+        with whole_folder(target, shared=shared) as made:
+            yield made
+            ownership.place(made / VECTORS, target)
+    except FileExistsError as error:
+        raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
+    except OSError as error:
+        raise StorageError(f"The gallery {target} cannot be made: {why(error)}.") from error
