@@ -164,15 +164,15 @@ def faces_near_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Foun
     Raises:
         InputError: there is no such face; or as `faces_near_vectors`.
     """
-    return faces_near_vectors(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+    return faces_near_vectors(vault, vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
 
 
 def people_near_face(vault: Vault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
     """The people nearest to a stored face, itself left out; otherwise as `faces_near_face`."""
-    return people_near_vectors(vault, _vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+    return people_near_vectors(vault, vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
 
 
-def _vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
+def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
     """The vector (d,) of a stored face.
 
     Raises:
