@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from retrieval.gallery.annotate import Annotated
     from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.info import GalleryInfo
-    from retrieval.gallery.integrity import Finding, Repaired, Trouble, Verification, verify
+    from retrieval.gallery.integrity import Finding, Trouble, Verification, verify
     from retrieval.gallery.moves import Relabelled
     from retrieval.gallery.reembed import Drift, Reembedded
     from retrieval.gallery.relocation import Relocated
-    from retrieval.gallery.repair import repair
+    from retrieval.gallery.repair import Repaired, repair
     from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
     from retrieval.index.knn import Explanation
     from retrieval.models.bundle import ModelBundle, Preprocessing
@@ -156,7 +156,7 @@ _HOMES = {
     "Relabelled": "gallery.moves",
     "Relocated": "gallery.relocation",
     "Renamed": "gallery.sync",
-    "Repaired": "gallery.integrity",
+    "Repaired": "gallery.repair",
     "Restored": "storage.backup",
     "SearchOptions": "search.question",
     "SearchResult": "search.nearest",

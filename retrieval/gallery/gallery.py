@@ -31,10 +31,11 @@ from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
 from retrieval.gallery.enrollment import Enrollment
 from retrieval.gallery.info import GalleryInfo, gallery_info
-from retrieval.gallery.integrity import Repaired, Verification
+from retrieval.gallery.integrity import Verification
 from retrieval.gallery.moves import Relabelled
 from retrieval.gallery.reembed import Reembedded
 from retrieval.gallery.relocation import Relocated
+from retrieval.gallery.repair import Repaired
 from retrieval.gallery.sync import Missing
 from retrieval.images.pixels import ImageSource
 from retrieval.models.bundle import ModelBundle

@@ -23,10 +23,10 @@ from retrieval.bulk.ingest import ingest
 from retrieval.cli import app
 from retrieval.database.store import Face, NewFace
 from retrieval.errors import FaceprintError, GalleryError, StorageError
-from retrieval.gallery import integrity, suspects
+from retrieval.gallery import suspects
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, Verification, verify
-from retrieval.gallery.repair import repair
+from retrieval.gallery.repair import mend, repair
 from retrieval.gallery.suspects import Compared
 from retrieval.models.bundle import ModelBundle
 from retrieval.storage import vault
@@ -853,7 +853,7 @@ def test_a_repair_that_ends_once_the_model_is_mended_leaves_suspects(laid: Path,
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        integrity.repair(tampered, killed, model=ModelBundle.load(laid / "model"))
+        mend(tampered, killed, model=ModelBundle.load(laid / "model"))
     assert found_suspects(verify(tampered)) == [1, 2, 3, 4, 5, 6]
     done = repair(tampered)
     assert (done.after.findings, done.suspects, done.compared, done.replaced) == ((), 6, 6, 2)
