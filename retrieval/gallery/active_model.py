@@ -39,7 +39,20 @@ class ActiveModel:
             generation = vault.serving(reader)
             self._active = _Active(generation, vault.bundle(reader, generation))
 
-    def opened(self, bundle: ModelBundle) -> Embedder:
+    @classmethod
+    def of(cls, vault: Vault, *, device: str, engine: str, precision: str) -> "ActiveModel":
+        """The active model of a gallery that was just opened, and is closed where it has none.
+
+        Raises:
+            BundleError, ModelMismatch: the model is missing, damaged or another one.
+        """
+        try:
+            return cls(vault, device=device, engine=engine, precision=precision)
+        except BaseException:
+            vault.close()
+            raise
+
+    def open_other(self, bundle: ModelBundle) -> Embedder:
         """Another model, loaded on the same device by the same engine, in full precision."""
         return Embedder.open(bundle, device=self.device, engine=self.engine)
 

@@ -132,12 +132,7 @@ class Gallery:
             BundleError, ModelMismatch: its model is missing, damaged or another one.
         """
         vault = Vault.open(Path(folder), read_only=read_only, via=via)
-        try:
-            model = ActiveModel(vault, device=device, engine=engine, precision=precision)
-        except BaseException:
-            vault.close()
-            raise
-        return cls(model)
+        return cls(ActiveModel.of(vault, device=device, engine=engine, precision=precision))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as where it is and how it was opened: another process opens it for itself.
@@ -211,7 +206,7 @@ class Gallery:
             One Outcome a photo, in order. A photo that cannot be read is a rejected one, not an error.
 
         Raises:
-            InputError: what is offered is no photo, or as `prepare`.
+            InputError: what is offered is no photo, or as `Enrollment.prepare`.
             StorageError, GalleryBusy: the batch in flight was not enrolled; those before it were.
         """
         return self.enrollment.enroll(photos)
@@ -594,7 +589,7 @@ class Gallery:
         done = reembed.reembed(
             self.vault,
             bundle,
-            self._model.opened,
+            self._model.open_other,
             switch=switch,
             give_up=give_up,
             fetch=fetch,

@@ -1,4 +1,4 @@
-"""Integrity: whether every file, row and vector of a gallery is what was written; `repair` mends what is not."""
+"""Integrity: whether every file, row and vector of a gallery is what was written."""
 
 import hashlib
 import os
