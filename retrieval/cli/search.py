@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -16,10 +17,14 @@ from retrieval.console.terminal import DeviceOption, GalleryArgument, JsonOption
 from retrieval.errors import InputError, UnreadableImage
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from retrieval.database.filters import Where
     from retrieval.gallery.gallery import Gallery
     from retrieval.index.knn import Explanation
     from retrieval.search.decisions import Decision
-    from retrieval.search.nearest import Match, PersonMatch, Prediction
+    from retrieval.search.nearest import Found, Match, PeopleResult, PersonMatch, Prediction, SearchResult
+    from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
 
 app = typer.Typer()
 
@@ -40,6 +45,16 @@ class _Answer:
     prediction: "Prediction | None" = None
     error: UnreadableImage | None = None
     decision: "Decision | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Searches:
+    """The searches of an open gallery, for photos or for people, with every option that was asked for."""
+
+    by_person: bool
+    images: "Callable[[Sequence[Path]], Sequence[SearchResult | PeopleResult]]"
+    face: "Callable[[int], Found[Any]]"
+    vectors: "Callable[[NDArray[Any]], Sequence[Found[Any]]]"
 
 
 @app.command()
@@ -83,19 +98,26 @@ def search(
     from retrieval.index.knn import Explanation
 
     explanation = Explanation()
-    options: dict[str, Any] = {"where": _where(identity, where), "explanation": explanation}
-    options |= {"fpir": fpir, "max_distance": max_distance}
-    if by_person:
-        options |= {"k": k or _DEFAULT_K, "rule": rule, "mean_of": mean_of, "photos": photos}
-    else:
-        options |= {"k": k or (None if within is not None else _DEFAULT_K), "within": within}
+    wanted = _where(identity, where)
+    common: SearchOptions = {
+        "where": wanted,
+        "explanation": explanation,
+        "fpir": fpir,
+        "max_distance": max_distance,
+    }
+    people: PeopleSearchOptions = {**common, "rule": rule, "mean_of": mean_of, "photos": photos}
     with maintenance.open_gallery(gallery, "search", device=device, precision=precision) as opened:
-        if options["where"] is not None:
-            opened.require_identities(options["where"].identities)
+        if wanted is not None:
+            opened.require_identities(wanted.identities)
+        if by_person:
+            searches = _for_people(opened, k or _DEFAULT_K, exclude_self, people)
+        else:
+            number = k or (None if within is not None else _DEFAULT_K)
+            searches = _for_photos(opened, number, exclude_self, {**common, "within": within})
         answers = [
-            *_of_images(opened, asked, by_person, {**options, "exclude_self": exclude_self}),
-            *_of_faces(opened, face or [], by_person, options),
-            *(_of_vectors(opened, vectors, by_person, options) if vectors is not None else []),
+            *_of_images(searches, asked),
+            *_of_faces(searches, face or []),
+            *(_of_vectors(searches, vectors, opened.bundle.dimension) if vectors is not None else []),
         ]
     decisions = [answer.decision for answer in answers if answer.error is None]
     _tell_about_decisions(gallery, decisions, foretell=not as_json)
@@ -120,7 +142,27 @@ def search(
         raise InputError("\nfaceprint: ".join(unreadable))
 
 
-def _where(identities: list[str] | None, conditions: list[str] | None) -> Any:
+def _for_photos(
+    gallery: "Gallery", k: int | None, exclude_self: bool, options: "PhotoSearchOptions"
+) -> _Searches:
+    return _Searches(
+        by_person=False,
+        images=partial(gallery.search_many, k=k, exclude_self=exclude_self, **options),
+        face=partial(gallery.search_by_face, k=k, **options),
+        vectors=partial(gallery.search_by_vectors, k=k, **options),
+    )
+
+
+def _for_people(gallery: "Gallery", k: int, exclude_self: bool, options: "PeopleSearchOptions") -> _Searches:
+    return _Searches(
+        by_person=True,
+        images=partial(gallery.search_people, k=k, exclude_self=exclude_self, **options),
+        face=partial(gallery.search_people_by_face, k=k, **options),
+        vectors=partial(gallery.search_people_by_vectors, k=k, **options),
+    )
+
+
+def _where(identities: list[str] | None, conditions: list[str] | None) -> "Where | None":
     if not (identities or conditions):
         return None
     from retrieval.database.filters import Where
@@ -159,19 +201,16 @@ def _listed(path: Path) -> list[Path]:
     return found
 
 
-def _of_images(
-    gallery: "Gallery", images: Sequence[Path], by_person: bool, options: dict[str, Any]
-) -> Iterator[_Answer]:
+def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[_Answer]:
     """Answers for pictures, many at a time; one that cannot be read costs its neighbours nothing but time."""
-    ask: Callable[..., list[Any]] = gallery.search_people if by_person else gallery.search_many
     for start in range(0, len(images), _TOGETHER):
         some = images[start : start + _TOGETHER]
         try:
-            yield from map(_of_image, some, ask(some, **options))
+            yield from map(_of_image, some, searches.images(some))
         except UnreadableImage:
             for image in some:
                 try:
-                    yield _of_image(image, ask([image], **options)[0])
+                    yield _of_image(image, searches.images([image])[0])
                 except UnreadableImage as error:
                     yield _Answer(str(image), image, error=error)
 
@@ -181,23 +220,18 @@ def _of_image(image: Path, found: Any) -> _Answer:
     return _Answer(str(image), image, matches, people, found.prediction, decision=found.decision)
 
 
-def _of_faces(
-    gallery: "Gallery", faces: Sequence[int], by_person: bool, options: dict[str, Any]
-) -> Iterator[_Answer]:
-    ask: Callable[..., Any] = gallery.search_people_by_face if by_person else gallery.search_by_face
+def _of_faces(searches: _Searches, faces: Sequence[int]) -> Iterator[_Answer]:
     for number in faces:
-        yield _of_found(f"face {number}", ask(number, **options), by_person)
+        yield _of_found(f"face {number}", searches.face(number), searches.by_person)
 
 
-def _of_found(query: str, found: Any, by_person: bool) -> _Answer:
+def _of_found(query: str, found: "Found[Any]", by_person: bool) -> _Answer:
     if by_person:
         return _Answer(query, None, people=found, decision=found.decision)
     return _Answer(query, None, matches=found, decision=found.decision)
 
 
-def _of_vectors(
-    gallery: "Gallery", path: Path, by_person: bool, options: dict[str, Any]
-) -> Iterator[_Answer]:
+def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[_Answer]:
     import numpy as np
 
     try:
@@ -210,14 +244,11 @@ def _of_vectors(
     except ValueError as error:
         raise InputError(f"{path} is not a .npy file of numbers.") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-        raise InputError(f"{path} must hold numbers of shape (n, {gallery.bundle.dimension}).")
-    ask: Callable[..., list[Any]] = (
-        gallery.search_people_by_vectors if by_person else gallery.search_by_vectors
-    )
+        raise InputError(f"{path} must hold numbers of shape (n, {dimension}).")
     for start in range(0, len(vectors), _TOGETHER):
-        found = ask(np.asarray(vectors[start : start + _TOGETHER]), **options)
+        found = searches.vectors(np.asarray(vectors[start : start + _TOGETHER]))
         for row, one in enumerate(found, start):
-            yield _of_found(f"{path} row {row}", one, by_person)
+            yield _of_found(f"{path} row {row}", one, searches.by_person)
 
 
 def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
