@@ -1,4 +1,4 @@
-"""Tables: what a gallery's database holds. `migrations/` makes them; `retrieval.database.store` uses them."""
+"""Tables: what a gallery's database holds. `migrations/` makes them; `reader` and `writer` use them."""
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
@@ -143,7 +143,7 @@ codes_table = Table(
 )
 
 # Beyond which distance a search of a generation's vectors names nobody, and how that was found; the operating
-# points are JSON, as `retrieval.database.store` writes them.
+# points are JSON, as `Calibration.fields` gives them.
 calibration_table = Table(
     "calibration",
     metadata,
