@@ -24,16 +24,10 @@ from typing import IO, Any, Final, TypeVar
 
 import numpy as np
 
-from retrieval.database.store import (
-    SCHEMA_VERSION,
-    Generation,
-    Reader,
-    Receipt,
-    Segment,
-    Store,
-    Writer,
-    utc_now,
-)
+from retrieval.database.migrations import SCHEMA_VERSION
+from retrieval.database.reader import Reader
+from retrieval.database.records import Generation, Receipt, Segment, utc_now
+from retrieval.database.store import Store
 from retrieval.database.tables import (
     alias_table,
     audit_table,
@@ -44,6 +38,7 @@ from retrieval.database.tables import (
     identity_table,
     merger_table,
 )
+from retrieval.database.writer import Writer
 from retrieval.errors import BundleError, DataError, GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.index.segments import FlatVectors
 from retrieval.models.bundle import FORGOTTEN, ModelBundle, Relabel

@@ -33,23 +33,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database import page_checksums
-from retrieval.database.store import (
-    LOCK_NAME,
+from retrieval.database.reader import Reader
+from retrieval.database.records import (
     MODEL_FOLDER,
     AuditEntry,
     BasisRow,
     Calibration,
     CodesRow,
     Generation,
-    Reader,
     Segment,
-    SnapshotLost,
-    Store,
-    Writer,
-    blames_machine,
     check_name,
     utc_now,
 )
+from retrieval.database.sqlite_errors import blames_machine
+from retrieval.database.store import LOCK_NAME, SnapshotLost, Store
+from retrieval.database.writer import Writer
 from retrieval.errors import (
     BundleError,
     GalleryBusy,

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.metadata import Metadata, decoded, encoded, filled
-from retrieval.database.store import Calibration, Face, NewFace, Reader, Segment, utc_now
+from retrieval.database.reader import Reader
+from retrieval.database.records import Calibration, Face, NewFace, Segment, utc_now
 from retrieval.database.tables import identity_table
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, StorageError

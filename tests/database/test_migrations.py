@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 
 import retrieval.storage.vault
-from retrieval.database.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, migrations_folder
+from retrieval.database.migrations import SCHEMA_VERSION, migrations_folder
+from retrieval.database.records import Generation, NewFace, Segment
+from retrieval.database.store import Store
 from retrieval.database.tables import metadata
 from retrieval.embedding.outcome import Status
 from retrieval.errors import GalleryBusy, GalleryError, StorageError

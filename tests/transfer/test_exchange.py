@@ -22,7 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import GalleryBusy, GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.gallery.gallery import Gallery
