@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retrieval.bulk.embed import EmbedReport, embed
     from retrieval.bulk.ingest import IngestReport, ingest, ingest_photos
     from retrieval.database.filters import Condition, Where
-    from retrieval.database.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
+    from retrieval.database.records import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
     from retrieval.embedding.outcome import Outcome, Status
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.gallery.annotate import Annotated
@@ -106,11 +106,11 @@ __all__ = [
 
 _HOMES = {
     "Annotated": "gallery.annotate",
-    "AuditEntry": "database.store",
+    "AuditEntry": "database.records",
     "Audited": "quality.audit_report",
     "BackedUp": "storage.backup",
     "Calibrated": "bulk.calibrate",
-    "Calibration": "database.store",
+    "Calibration": "database.records",
     "Compacted": "storage.vault",
     "Condition": "database.filters",
     "Decision": "search.decisions",
@@ -121,7 +121,7 @@ _HOMES = {
     "Embeddings": "models.embedder",
     "Explanation": "index.knn",
     "Export": "transfer.exchange",
-    "Face": "database.store",
+    "Face": "database.records",
     "FaceprintError": "errors",
     "Finding": "gallery.integrity",
     "Gallery": "gallery.gallery",
@@ -132,8 +132,8 @@ _HOMES = {
     "Match": "search.nearest",
     "Missing": "gallery.sync",
     "ModelBundle": "models.bundle",
-    "NewFace": "database.store",
-    "OperatingPoint": "database.store",
+    "NewFace": "database.records",
+    "OperatingPoint": "database.records",
     "Optimized": "storage.vault",
     "Outcome": "embedding.outcome",
     "PeopleResult": "search.nearest",
@@ -143,7 +143,7 @@ _HOMES = {
     "Prediction": "search.nearest",
     "Preprocessing": "models.bundle",
     "Reason": "errors",
-    "Receipt": "database.store",
+    "Receipt": "database.records",
     "Reembedded": "gallery.reembed",
     "Relabelled": "gallery.moves",
     "Relocated": "gallery.relocation",

@@ -27,7 +27,7 @@ from PIL import Image
 from retrieval import errors
 from retrieval.bulk.ingest import ingest
 from retrieval.database.metadata import to_json
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.errors import FaceprintError, InputError
 from retrieval.gallery.enrollment import Additions
 from retrieval.gallery.gallery import Gallery, repair
@@ -480,7 +480,7 @@ def _lay_old(root: Path, model: ModelBundle) -> None:
     from alembic.config import Config
     from sqlalchemy import URL, create_engine
 
-    from retrieval.database.store import migrations_folder
+    from retrieval.database.migrations import migrations_folder
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()))

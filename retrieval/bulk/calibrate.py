@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import Calibration
+from retrieval.database.records import Calibration
 from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, Ready

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bulk.ingest import Run
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_photos, embedded, read_some

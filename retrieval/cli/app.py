@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from retrieval.bulk.embed import EmbedReport
     from retrieval.bulk.ingest import IngestReport, Run
     from retrieval.console.progress import Progress
-    from retrieval.database.store import Face
+    from retrieval.database.records import Face
     from retrieval.embedding.outcome import Outcome
     from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.info import GalleryInfo
@@ -552,7 +552,7 @@ def _how_searched(facts: "GalleryInfo") -> str:
 
 def _how_decided(facts: "GalleryInfo") -> str:
     """By which threshold searches decide, and what that makes one expect, in words."""
-    from retrieval.database.store import Calibration
+    from retrieval.database.records import Calibration
     from retrieval.search.calibration import foretold
 
     if facts.calibration is None:

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from retrieval.database.identity_names import check
 from retrieval.database.metadata import encoded
-from retrieval.database.store import Generation, NewFace, Reader, Writer
+from retrieval.database.reader import Reader
+from retrieval.database.records import Generation, NewFace
 from retrieval.database.tables import face_table
+from retrieval.database.writer import Writer
 from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.embedding.reading import Stored
 from retrieval.errors import InputError, ModelMismatch, UnreadableImage

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retrieval.database.filters import Where
 from retrieval.database.identity_names import twins
-from retrieval.database.store import AuditEntry, Calibration, NewFace, Receipt
+from retrieval.database.records import AuditEntry, Calibration, NewFace, Receipt
 from retrieval.embedding import reading
 from retrieval.embedding.outcome import Outcome, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, Ready, Stored

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from retrieval.database.identity_names import check, nearest
 from retrieval.database.metadata import encoded, filled
-from retrieval.database.store import Reader, Receipt, Writer, utc_now
+from retrieval.database.reader import Reader
+from retrieval.database.records import Receipt, utc_now
 from retrieval.database.tables import identity_table
+from retrieval.database.writer import Writer
 from retrieval.errors import InputError
 from retrieval.gallery.sync import Renamed
 from retrieval.models.bundle import FORGOTTEN, Relabel

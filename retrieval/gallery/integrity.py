@@ -17,7 +17,10 @@ import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
 from retrieval.database import page_checksums
-from retrieval.database.store import LOCK_NAME, Face, Generation, Reader, Segment, blames_machine
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face, Generation, Segment
+from retrieval.database.sqlite_errors import blames_machine
+from retrieval.database.store import LOCK_NAME
 from retrieval.embedding.reread import Embedded, embed_again
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
 from retrieval.gallery import suspects

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
-from retrieval.database.store import Face, Reader
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face
 from retrieval.gallery import identities, sync
 from retrieval.gallery.survey import Survey, moved_files, other_names
 from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen

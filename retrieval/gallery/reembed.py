@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import Face, Generation, Reader, utc_now
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face, Generation, utc_now
 from retrieval.embedding.reread import Embedded, embed_again
 from retrieval.errors import InputError
 from retrieval.index.segments import Ids

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.models.bundle import ModelBundle
 from retrieval.transfer.exchange import write_embeddings
 from tests.cli.test_app import Faceprint, faceprint

@@ -15,7 +15,7 @@ import torch
 
 from retrieval.bulk.embed import embed
 from retrieval.bulk.ingest import IngestReport, ingest
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding import batches as batching
 from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status

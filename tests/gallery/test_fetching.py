@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retrieval.bulk.ingest import ingest, ingest_embeddings
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.database.tables import host_table
 from retrieval.embedding.outcome import Status
 from retrieval.gallery.gallery import Gallery

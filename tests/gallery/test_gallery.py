@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 
 import retrieval.gallery.gallery
 import retrieval.storage.vault
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import (
     BundleError,

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from sqlalchemy import event
 
-from retrieval.database.store import Face, NewFace, Store
+from retrieval.database.records import Face, NewFace
+from retrieval.database.store import Store
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import FaceprintError, GalleryBusy, InputError, Reason, StorageError
 from retrieval.gallery.gallery import Gallery

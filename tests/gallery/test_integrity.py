@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from retrieval.bulk.ingest import ingest
 from retrieval.cli import app
-from retrieval.database.store import Face, NewFace
+from retrieval.database.records import Face, NewFace
 from retrieval.errors import FaceprintError, GalleryError, StorageError
 from retrieval.gallery import integrity, suspects
 from retrieval.gallery.gallery import Gallery, repair

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.errors import GalleryDamaged, StorageError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify

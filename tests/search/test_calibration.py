@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from retrieval import rates
 from retrieval.bulk.calibrate import calibrate
 from retrieval.database.filters import Where
-from retrieval.database.store import Calibration, NewFace, OperatingPoint
+from retrieval.database.records import Calibration, NewFace, OperatingPoint
 from retrieval.errors import GalleryBusy, InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
