@@ -26,57 +26,13 @@ from retrieval.database.migrations import (
     stored_version,
 )
 from retrieval.database.reader import Reader
-from retrieval.database.records import (
-    MODEL_FOLDER,
-    AuditEntry,
-    BasisRow,
-    Calibration,
-    CodesRow,
-    Face,
-    GalleryRow,
-    Generation,
-    KnownFile,
-    NewFace,
-    OperatingPoint,
-    Receipt,
-    Segment,
-    check_name,
-    utc_now,
-)
+from retrieval.database.records import Generation, utc_now
 from retrieval.database.sqlite_errors import blames_machine, translated
 from retrieval.database.tables import gallery_table, generation_table
 from retrieval.database.writer import Writer
 from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.system import lock
 from retrieval.system.files import create, make_room, other_than_file, sync, why, why_not_written
-
-# Until every importer names the module that has it.
-__all__ = [
-    "LOCK_NAME",
-    "MODEL_FOLDER",
-    "SCHEMA_VERSION",
-    "AuditEntry",
-    "BasisRow",
-    "Calibration",
-    "CodesRow",
-    "Face",
-    "GalleryRow",
-    "Generation",
-    "KnownFile",
-    "NewFace",
-    "OperatingPoint",
-    "Reader",
-    "Receipt",
-    "Segment",
-    "SnapshotLost",
-    "Store",
-    "Writer",
-    "blames_machine",
-    "check_name",
-    "check_no_link",
-    "migrations_folder",
-    "utc_now",
-]
 
 # The file that a writer locks, beside the database.
 LOCK_NAME: Final = "writer.lock"
