@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from retrieval.sources.photos import Photo
     from retrieval.storage.backup import BackedUp, Restored
     from retrieval.storage.vault import Compacted, Optimized
-    from retrieval.transfer.exchange import Export, Imported
+    from retrieval.transfer.import_ import Imported
+    from retrieval.transfer.manifest import Export
 
 __all__ = [
     "Annotated",
@@ -120,13 +121,13 @@ _HOMES = {
     "Embedder": "models.embedder",
     "Embeddings": "models.embedder",
     "Explanation": "index.knn",
-    "Export": "transfer.exchange",
+    "Export": "transfer.manifest",
     "Face": "database.records",
     "FaceprintError": "errors",
     "Finding": "gallery.integrity",
     "Gallery": "gallery.gallery",
     "GalleryInfo": "gallery.info",
-    "Imported": "transfer.exchange",
+    "Imported": "transfer.import_",
     "IngestReport": "bulk.ingest",
     "Kept": "gallery.sync",
     "Match": "search.nearest",

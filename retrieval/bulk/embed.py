@@ -38,7 +38,7 @@ from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo
 from retrieval.system.files import replacing, why
 from retrieval.system.pipeline import Meter, Pipeline
-from retrieval.transfer.exchange import write_embeddings
+from retrieval.transfer.vector_files import write_embeddings
 
 # Rows that are written together: of 2048 numbers, 8 MiB.
 _ROWS: Final = 1024

@@ -640,7 +640,7 @@ def _found(
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
     from retrieval.bulk.ingest import ingest_embeddings
-    from retrieval.transfer.exchange import count_embeddings
+    from retrieval.transfer.vector_files import count_embeddings
 
     def run(gallery: "Gallery", *, on_outcome: Any, should_stop: Any, **about_photos: Any) -> "IngestReport":
         return ingest_embeddings(

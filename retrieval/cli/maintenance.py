@@ -316,7 +316,7 @@ def import_(
 ) -> None:  # fmt: skip
     """Enroll what another gallery exported. A new gallery needs --model."""
     from retrieval.system.signals import graceful
-    from retrieval.transfer.exchange import read_export
+    from retrieval.transfer.export_reader import read_export
 
     exported = read_export(source)
     # Nothing is embedded: the model is loaded to know that it runs.

@@ -65,8 +65,9 @@ from retrieval.storage.vault import VECTORS, Compacted, Optimized, Vault
 from retrieval.system import lock
 from retrieval.system.files import is_free, whole_folder, why
 from retrieval.system.paths import absolute
-from retrieval.transfer import exchange
-from retrieval.transfer.exchange import Export, Imported
+from retrieval.transfer import export, import_
+from retrieval.transfer.import_ import Imported
+from retrieval.transfer.manifest import Export
 
 # How many photos are enrolled at a time by the calls of this module.
 _BATCH: Final = 32
@@ -766,7 +767,7 @@ class Gallery:
             StorageError, GalleryBusy: nothing was exported.
             MissingDependency: pyarrow is not installed.
         """
-        return exchange.export(self.vault, Path(target))
+        return export.export(self.vault, Path(target))
 
     def import_export(
         self,
@@ -775,9 +776,9 @@ class Gallery:
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Imported:
-        """Enrolls what another gallery exported (`exchange.read_export`); see there."""
+        """Enrolls what another gallery exported (`export_reader.read_export`); see there."""
         enroll = partial(self.enroll_vectors, fingerprint=exported.fingerprint)
-        return exchange.import_export(
+        return import_.import_export(
             self.vault, exported, enroll, on_outcome=on_outcome, should_stop=should_stop
         )
 

@@ -388,7 +388,7 @@ def test_an_export_brings_its_calibration_into_a_gallery_that_becomes_the_same(
 ) -> None:
     """Not into one that has other faces beside, nor over one that it has."""
     pytest.importorskip("pyarrow")
-    from retrieval.transfer.exchange import read_export
+    from retrieval.transfer.export_reader import read_export
 
     found = line.calibrate(0.5)
     line.export(tmp_path / "out")
