@@ -21,7 +21,6 @@ from retrieval.database.migrations import (
     SCHEMA_VERSION,
     check_schema,
     migrate,
-    migrations_folder,
     runner,
     stored_version,
 )
