@@ -205,6 +205,15 @@ class Store:
         with self.driver() as driver:
             driver.execute("VACUUM")
 
+    def checkpoint(self, *, timeout: float) -> bool:
+        """Copies SQLite's log into the database and empties it; says whether nothing is left of it."""
+        with self.driver() as driver:
+            driver.execute(f"PRAGMA busy_timeout = {int(1000 * timeout)}")
+            try:
+                return page_checksums.checkpoint(driver, self.path, mode="TRUNCATE")
+            finally:
+                driver.execute("PRAGMA busy_timeout = 30000")
+
     def copy(self, target: Path) -> None:
         """Copies one snapshot of the database to a new file, durably; writers are not disturbed.
 

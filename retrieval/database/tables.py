@@ -26,7 +26,7 @@ gallery_table = Table(
     Column("revision_check", Integer, nullable=False),
     Column("next_identity_id", Integer, nullable=False),
     Column("next_generation_id", Integer, nullable=False),
-    # JSON of what a committed transaction still owes (see `Unfinished`); the next writer pays it.
+    # JSON of the work that committed transactions have deferred (see `retrieval.storage.deferred`).
     Column("unfinished", Text, nullable=True),
     Column("next_basis_id", Integer, nullable=False),
     # Stands in the folder of vectors too, so that a writer never takes another gallery's for its own; NULL

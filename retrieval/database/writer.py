@@ -65,13 +65,13 @@ class Writer(Reader):
 
     Attributes:
         changed: whether it has changed anything yet.
-        owes: whether something has to be done once it is committed.
+        defers: whether something has to be done once it is committed.
     """
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.changed = False
-        self.owes = False
+        self.defers = False
 
     def add_faces(self, first_id: int, faces: Sequence[NewFace]) -> None:
         """Inserts faces with consecutive ids from `first_id`, which `gallery().next_face_id` gave.
@@ -103,17 +103,17 @@ class Writer(Reader):
             self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         if ids:
-            self.remove_lonely()
+            self.remove_orphaned_identities()
             self._change(delete(suspect_table).where(~select(face_table.c.id).where(IS_SUSPECT).exists()))
         self._remove_unused(hosts)
 
-    def remove_lonely(self) -> None:
+    def remove_orphaned_identities(self) -> None:
         """Deletes identities that have no faces, with their older names."""
         alive = select(face_table.c.id)
-        lonely = alive.where(face_table.c.identity_id == alias_table.c.identity_id)
-        self._change(delete(alias_table).where(~lonely.exists()))
-        lonely = alive.where(face_table.c.identity_id == identity_table.c.id)
-        self._change(delete(identity_table).where(~lonely.exists()))
+        faces_of = alive.where(face_table.c.identity_id == alias_table.c.identity_id)
+        self._change(delete(alias_table).where(~faces_of.exists()))
+        faces_of = alive.where(face_table.c.identity_id == identity_table.c.id)
+        self._change(delete(identity_table).where(~faces_of.exists()))
 
     def remove_files(self, paths: Iterable[str]) -> None:
         """Makes paths unknown; their faces stay."""
@@ -139,7 +139,7 @@ class Writer(Reader):
         self._insert(host_table, [{"name": name} for name in sorted(set(hosts) - self.hosts())])
 
     def name_face(self, face_id: int, identity: str | None) -> None:
-        """Says who is on a face; identities that nobody has then go with `remove_lonely`."""
+        """Says who is on a face; identities that nobody has then go with `remove_orphaned_identities`."""
         number = None if identity is None else self._identity_ids({identity})[identity]
         self._change(update(face_table).where(face_table.c.id == face_id).values(identity_id=number))
 

@@ -127,7 +127,7 @@ class Restored:
 
 
 class _Unfinished(Exception):
-    """The gallery owes something to its last transaction."""
+    """The gallery has deferred work, which changes the database."""
 
 
 class _CardDamaged(DataError):
@@ -608,7 +608,7 @@ def _restore(
     count = writer.count()
     vault.log(writer, "restore", faces=count, taken_at=backup.taken_at, forgotten_again=len(gone))
     # Of what stood here before, and of the forgotten, no trace is to stay.
-    vault.owe(writer, erase=True, labels={})
+    vault.defer(writer, erase=True, labels={})
     return Restored(os.fspath(vault.folder), count, len(gone), backup.taken_at)
 
 

@@ -18,31 +18,26 @@ down in the transaction, and the next writer does it if this one cannot.
 
 import getpass
 import hashlib
-import json
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.database import page_checksums
 from retrieval.database.reader import Reader
 from retrieval.database.records import (
-    MODEL_FOLDER,
     AuditEntry,
-    BasisRow,
     Calibration,
     CodesRow,
     Generation,
     Segment,
-    check_name,
     utc_now,
 )
 from retrieval.database.sqlite_errors import blames_machine
@@ -57,23 +52,21 @@ from retrieval.errors import (
     ModelMismatch,
     StorageError,
 )
-from retrieval.index import quantization
-from retrieval.index.quantization import Basis, Codes, WrittenCodes
 from retrieval.index.segments import (
     CodesOf,
     FlatVectors,
     Ids,
     Part,
     SegmentMissing,
-    Stored,
     Vectors,
     Written,
     basis_name,
     codes_name,
-    in_blocks,
 )
 from retrieval.models.bundle import ModelBundle, Relabel
-from retrieval.storage import ownership
+from retrieval.storage import deferred, ownership
+from retrieval.storage.codes import Coding, encode
+from retrieval.storage.deferred import DeferredWork
 from retrieval.system import lock
 from retrieval.system.files import (
     abandoned,
@@ -111,17 +104,6 @@ MODEL: Final = "model"
 # From how many vectors on they are written while their rows are.
 _AT_ONCE: Final = 1024
 
-# From how many rows on a segment has codes: fewer are read as quickly as they are.
-CODES_FROM = 256
-
-# From how many faces on it is worth learning a basis, and after which growth learning another.
-OPTIMIZE_FROM = 4096
-_GROWTH: Final = 4
-
-# How many vectors a basis is learned from, and how many segments get their codes in one transaction.
-_SAMPLE: Final = 8192
-_ENCODED_AT_ONCE: Final = 16
-
 # How long a writer waits for another one, in seconds.
 LOCK_TIMEOUT: Final = 30.0
 
@@ -130,9 +112,6 @@ _ATTEMPTS: Final = 20
 
 # How long SQLite's log may become, in bytes, before it is copied into the database.
 _LOG_BYTES: Final = 32 * 2**20
-
-# How long erasing waits for those who still read an older state, in seconds.
-ERASE_TIMEOUT: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,31 +127,6 @@ class State:
     coded: Mapping[int, CodesOf]
     faces: int
     calibration: Calibration | None
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """What compacting did: segments and bytes on disk (vectors and database) before and after."""
-
-    segments_before: int
-    segments_after: int
-    bytes_before: int
-    bytes_after: int
-
-
-@dataclass(frozen=True, slots=True)
-class Optimized:
-    """What optimizing did.
-
-    Attributes:
-        coordinates: bytes of a code; 0 where codes do not pay, None where there are too few faces to learn.
-        learned: whether a basis was learned, or found not to pay, this time.
-        encoded: vector files that got their codes.
-    """
-
-    coordinates: int | None
-    learned: bool
-    encoded: int
 
 
 class Vault:
@@ -335,15 +289,15 @@ class Vault:
             if not self._wrote:
                 self._prepare()
             self._tidy()
-            self.pay_debts(insist=False)
+            self._run_deferred_work(insist=False)
             self._wrote = True
             with self.store.write() as writer:
                 if given is not None:
                     writer.set_gallery(folder_id=given)
                 self._replaceable = self.named(writer)
                 yield writer
-                owed = writer.owes
-            self.pay_debts(insist=owed)
+                insist = writer.defers
+            self._run_deferred_work(insist=insist)
             # The transaction stands. What is left to do can wait for the next writer.
             with suppress(StorageError):
                 self._tidy(settled=True)
@@ -363,13 +317,13 @@ class Vault:
                 yield writer
 
     def settle(self) -> None:
-        """Does what the last transaction still owes.
+        """Does what earlier transactions have deferred.
 
         Raises:
             GalleryBusy, StorageError: it cannot be done now.
         """
         with self.writing() as writer:
-            writer.owes = True
+            writer.defers = True
 
     @contextmanager
     def appending(self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors) -> Iterator[None]:
@@ -388,7 +342,7 @@ class Vault:
             rest -= flat.ceiling
         if rest:
             plan.append(self._merge(writer, generation, ids[-rest:], vectors[-rest:]))
-        first, coding = writer.gallery().next_segment_id, _Coding.of(writer, generation)
+        first, coding = writer.gallery().next_segment_id, Coding.of(writer, generation)
         if len(ids) < _AT_ONCE:
             yield
             written = [self._write(flat, coding, first + n, parts) for n, (_, parts) in enumerate(plan)]
@@ -440,19 +394,6 @@ class Vault:
                     self.put(writer, generation, [segment.id], [left] if kept.any() else [])
         writer.remove_faces(ids)
 
-    def compact(self) -> Compacted:
-        """Merges segments into as few as there can be, and writes the database anew without gaps."""
-        with self.store.read() as reader:
-            before, bytes_before = len(reader.segments()), self.size(reader)
-        while self._merge_once():
-            pass
-        self.optimize()
-        with self.writing() as writer:
-            self.owe(writer, erase=True, labels={})
-            self.log(writer, "compact", segments_before=before, segments_after=len(writer.segments()))
-        with self.store.read() as reader:
-            return Compacted(before, len(reader.segments()), bytes_before, self.size(reader))
-
     def size(self, reader: Reader) -> int:
         """Bytes on disk, of vectors, their codes, and the database."""
         database = self.store.path.stat().st_size
@@ -464,140 +405,11 @@ class Vault:
         codes_bytes = sum(one.bytes for one in reader.codes().values())
         return codes_bytes + sum(basis.bytes for basis in reader.bases().values())
 
-    def optimize(self, *, anew: bool = False) -> Optimized:
-        """Makes searches of the serving model's vectors quick: learns a basis if that is due, and encodes.
-
-        Answers are the same before, meanwhile and afterwards. Interrupted, it goes on where it stopped.
-
-        Args:
-            anew: learn another basis, whether due or not.
-
-        Raises:
-            StorageError, GalleryBusy: what was encoded before stays so.
-        """
-        with self.store.read() as reader:
-            generation = self.serving(reader)
-            basis = _newest(reader, generation)
-            rows = sum(segment.rows for segment in reader.segments(generation.id))
-        learned = rows > 1 and (anew or rows >= max(OPTIMIZE_FROM, _GROWTH * (basis.rows if basis else 0)))
-        if learned:
-            sample = self.on_a_snapshot(lambda reader: self._sample(reader, generation))
-            basis = self._learn(generation, sample, rows)
-        if basis is None:
-            return Optimized(None, learned, 0)
-        return Optimized(basis.coordinates, learned, self._encode_all(generation, basis))
-
-    def _sample(self, reader: Reader, generation: Generation) -> Vectors:
-        """Some vectors of a generation, spread over all of them; the same for the same vectors."""
-        flat, segments = self.vectors(generation), reader.segments(generation.id)
-        rows = sum(segment.rows for segment in segments)
-        chosen = np.random.default_rng(0).choice(rows, min(_SAMPLE, rows), replace=False)
-        chosen.sort()
-        parts, first = [np.empty((0, generation.dimension), np.float32)], 0
-        for segment in segments:
-            mine = chosen[(chosen >= first) & (chosen < first + segment.rows)] - first
-            parts.append(flat.rows(segment.id)[1][mine])
-            first += segment.rows
-        return np.concatenate(parts)
-
-    def _learn(self, generation: Generation, sample: Vectors, rows: int) -> BasisRow:
-        """Learns a basis and makes it the newest of a generation; without one that pays, none has codes."""
-        found = quantization.learn(sample)
-        data = found.basis.data() if found.basis is not None else b""
-        with self.writing() as writer:
-            number = writer.gallery().next_basis_id
-            if found.basis is not None:
-                quantization.write_file(self.vectors(generation).basis_path(number), data)
-            row = BasisRow(
-                number,
-                generation.id,
-                rows,
-                found.basis.coordinates if found.basis is not None else 0,
-                len(data),
-                hashlib.sha256(data).hexdigest(),
-                utc_now(),
-                {
-                    "sample": len(sample),
-                    "scan_cost": found.scan_cost,
-                    "trials": [asdict(trial) for trial in found.trials],
-                },
-            )
-            if generation.id in writer.generations():
-                writer.add_basis(row)
-            self.log(writer, "optimize", coordinates=row.coordinates, sample=len(sample))
-        return row
-
-    def _encode_all(self, generation: Generation, basis: BasisRow) -> int:
-        """Gives every segment codes in a basis, then older bases go; returns how many it gave."""
-        with self.store.read() as reader:
-            known = reader.codes()
-            lacking = [
-                segment.id
-                for segment in reader.segments(generation.id)
-                if segment.rows >= CODES_FROM and getattr(known.get(segment.id), "basis", None) != basis.id
-            ]
-            older = [number for number in reader.bases(generation.id) if number != basis.id]
-        encoded = 0
-        for start in range(0, len(lacking) if basis.coordinates else 0, _ENCODED_AT_ONCE):
-            with self.writing() as writer:
-                alive = {segment.id: segment for segment in writer.segments(generation.id)}
-                for number in lacking[start : start + _ENCODED_AT_ONCE]:
-                    if number in alive and basis.id in writer.bases(generation.id):
-                        flat = self.vectors(generation)
-                        rows = flat.stored(number, alive[number].rows, alive[number].sha256)
-                        made = self._encode(flat, _Coding(basis, {}), number, [rows])
-                        if made is not None:
-                            writer.set_codes(CodesRow(number, basis.id, made.bytes, made.sha256, made.error))
-                            encoded += 1
-        if older:
-            with self.writing() as writer:
-                writer.remove_bases(older)
-        return encoded
-
     def _write(
-        self, flat: FlatVectors, coding: "_Coding", segment: int, parts: Sequence[Part]
+        self, flat: FlatVectors, coding: Coding, segment: int, parts: Sequence[Part]
     ) -> tuple[Written, CodesRow | None]:
         """Writes a segment and its codes, both durable; the second is None where it has none."""
-        written = flat.write(segment, parts)
-        made = self._encode(flat, coding, segment, parts)
-        if made is None or coding.basis is None:
-            return written, None
-        return written, CodesRow(segment, coding.basis.id, made.bytes, made.sha256, made.error)
-
-    def _encode(
-        self, flat: FlatVectors, coding: "_Coding", segment: int, parts: Sequence[Part]
-    ) -> WrittenCodes | None:
-        """Writes the codes of a segment; None where it is too small, or too odd for the basis to help."""
-        basis = coding.basis
-        if basis is None or not basis.coordinates or sum(len(ids) for ids, _ in parts) < CODES_FROM:
-            return None
-        try:
-            learned: Basis = flat.basis(basis.id)
-        except GalleryDamaged:
-            return None  # what codes are for is speed; `verify` will tell, and `repair` mend it
-        pieces = [piece for _, vectors in parts for piece in _coded(flat, learned, coding, vectors)]
-        made, errors = (np.concatenate(some) for some in zip(*pieces, strict=True))
-        if not quantization.tolerable(learned, errors):
-            return None
-        return quantization.write(flat.codes_path(segment, basis.id), made, errors)
-
-    def owe(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
-        """Writes down what has to be done once the transaction stands, beside what is owed already.
-
-        Args:
-            writer: of the transaction, which is then not over before this is done.
-            erase: leave no trace of deleted rows in the database's file and log.
-            labels: new labels by their number, by the folder of their model.
-        """
-        debts = _Debts.read(writer)
-        for generation in writer.generations().values():
-            if generation.folder in labels:
-                debts.labels.setdefault(generation.folder, {}).update(labels[generation.folder])
-                changed = debts.relabelled(ModelBundle.load(self.folder / generation.folder))
-                writer.set_card(generation.id, hashlib.sha256(changed.card().encode()).hexdigest())
-        debts.erase = "all" if erase else debts.erase
-        debts.write(writer)
-        writer.owes = bool(debts)
+        return flat.write(segment, parts), encode(flat, coding, segment, parts)
 
     def bundle(self, reader: Reader, generation: Generation) -> ModelBundle:
         """The model of a generation, under the labels that it has in this snapshot.
@@ -618,32 +430,14 @@ class Vault:
                 f"{bundle.folder} is not the model that the gallery was made with; put that one back."
             )
         # The snapshot is there at once; the card follows.
-        return _Debts.read(reader).relabelled(bundle)
+        return DeferredWork.read(reader).relabelled(bundle)
 
-    def pay_debts(self, *, insist: bool) -> None:
-        """Does what a committed transaction still owes, whoever committed it. Only for the one writer.
+    def defer(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
+        """Writes down what has to be done once the transaction stands; see `deferred.defer`."""
+        deferred.defer(self.folder, writer, erase=erase, labels=labels)
 
-        Args:
-            insist: wait for those who still read an older state, and raise if they do not finish.
-
-        Raises:
-            StorageError: `insist`, and it cannot be done now; later writers will try again.
-        """
-        with self.store.read() as reader:
-            debts, owed = _Debts.read(reader), _Debts.read(reader)
-        if not debts:
-            return
-        try:
-            for folder in list(debts.labels):
-                debts.relabelled(ModelBundle.load(self.folder / folder)).rewrite_card()
-                del debts.labels[folder]
-            self._erase_traces(debts, timeout=ERASE_TIMEOUT if insist else 0.0)
-        except StorageError:
-            if insist:
-                raise
-        if debts != owed:
-            with self.store.write() as writer:
-                debts.write(writer)
+    def _run_deferred_work(self, *, insist: bool) -> None:
+        deferred.run(self.store, self.folder, insist=insist, tidy=lambda: self._tidy(settled=True))
 
     def log(
         self, writer: Writer, action: str, *, faces: int = 0, extend: int | None = None, **detail: Any
@@ -666,19 +460,8 @@ class Vault:
             writer.replace_segments(old, [])
             return
         flat, number = self.vectors(generation), writer.gallery().next_segment_id
-        coding = _Coding.of(writer, generation)
+        coding = Coding.of(writer, generation)
         _replace(writer, generation, old, *self._write(flat, coding, number, parts))
-
-    def _merge_once(self) -> bool:
-        """Merges the first neighbours that fit into one segment, in a transaction of their own."""
-        with self.writing() as writer:
-            for generation in writer.generations().values():
-                flat, segments = self.vectors(generation), writer.segments(generation.id)
-                for group in _groups(segments, flat.ceiling):
-                    parts = [flat.stored(one.id, one.rows, one.sha256) for one in group]
-                    self.put(writer, generation, [segment.id for segment in group], parts)
-                    return True
-        return False
 
     @contextmanager
     def _locked(self, *, timeout: float) -> Iterator[None]:
@@ -862,95 +645,7 @@ class Vault:
             self._log_tried = 0
         # Where a reader keeps an old snapshot the log stays; the next try waits until it has grown again.
         if size >= at_least and (at_least == 1 or size >= self._log_tried + at_least):
-            self._log_tried = 0 if self._checkpoint(timeout=0.0) else size
-
-    def _erase_traces(self, debts: "_Debts", *, timeout: float) -> None:
-        """Writes the database anew and empties its log, as far as that is owed.
-
-        Raises:
-            StorageError: it cannot be done now; `debts` says what is left.
-        """
-        if not debts.erase:
-            return
-        later = f"run `faceprint compact {self.folder}`"
-        try:
-            if not self._tidy(settled=True):
-                raise StorageError(f"a vector file is missing; see `faceprint repair {self.folder}`")
-            if debts.erase == "all":
-                for copy in self.store.upgrade_copies():
-                    remove(copy)
-                page_checksums.discard(self.store.path)
-                self.store.vacuum()
-                debts.erase = "log"
-            done = self._checkpoint(timeout=timeout)
-        except (OSError, StorageError) as error:
-            reason = why(error) if isinstance(error, OSError) else str(error).rstrip(".")
-            raise StorageError(
-                "What was deleted is gone from every answer, but its traces cannot be erased from "
-                f"{self.store.path} ({reason}); {later} when that is mended."
-            ) from error
-        if not done:
-            raise StorageError(
-                "What was deleted is gone from every answer, but another process still reads an older state "
-                f"of {self.folder}; {later} when it has finished."
-            )
-        debts.erase = ""
-
-    def _checkpoint(self, *, timeout: float) -> bool:
-        """Copies SQLite's log into the database and empties it; says whether nothing is left of it."""
-        with self.store.driver() as driver:
-            driver.execute(f"PRAGMA busy_timeout = {int(1000 * timeout)}")
-            try:
-                return page_checksums.checkpoint(driver, self.store.path, mode="TRUNCATE")
-            finally:
-                driver.execute("PRAGMA busy_timeout = 30000")
-
-
-@dataclass
-class _Debts:
-    """What a transaction owes once it stands. It stands in the gallery's row, as JSON.
-
-    Attributes:
-        erase: "all" for writing the database anew and emptying its log, "log" where only that is left.
-        labels: new labels by their number, by the folder of their model.
-    """
-
-    erase: str
-    labels: dict[str, dict[int, Relabel]]
-
-    def __bool__(self) -> bool:
-        return bool(self.erase or self.labels)
-
-    @classmethod
-    def read(cls, reader: Reader) -> "_Debts":
-        unfinished = reader.gallery().unfinished
-        if unfinished is None:
-            return cls("", {})
-        try:
-            stored = json.loads(unfinished)
-            for folder in stored["labels"]:
-                check_name(MODEL_FOLDER, folder)
-            labels = {
-                folder: {int(number): Relabel(*change) for number, change in changes.items()}
-                for folder, changes in stored["labels"].items()
-            }
-            return cls(stored["erase"], labels)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise GalleryDamaged(
-                "What the gallery has to finish after its last write cannot be read; restore it from a "
-                "backup."
-            ) from error
-
-    def write(self, writer: Writer) -> None:
-        labels = {
-            folder: {number: (change.label, change.keep_photos) for number, change in changes.items()}
-            for folder, changes in self.labels.items()
-        }
-        stored = json.dumps({"erase": self.erase, "labels": labels})
-        writer.set_gallery(unfinished=stored if self else None)
-
-    def relabelled(self, bundle: ModelBundle) -> ModelBundle:
-        return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
+            self._log_tried = 0 if self.store.checkpoint(timeout=0.0) else size
 
 
 def is_unfinished_backup(folder: Path) -> bool:
@@ -993,28 +688,8 @@ def who() -> str:
         return f"uid {os.getuid()}"
 
 
-@dataclass(frozen=True)
-class _Coding:
-    """In which basis new segments get their codes, and what is known of the codes in it that there are."""
-
-    basis: BasisRow | None
-    known: Mapping[int, CodesRow]
-
-    @classmethod
-    def of(cls, reader: Reader, generation: Generation) -> "_Coding":
-        basis = _newest(reader, generation)
-        number = None if basis is None else basis.id
-        return cls(basis, {one.segment: one for one in reader.codes().values() if one.basis == number})
-
-
 def _segment(written: Written, generation: Generation) -> Segment:
     return Segment(written.id, written.rows, written.bytes, written.sha256, generation.id)
-
-
-def _newest(reader: Reader, generation: Generation) -> BasisRow | None:
-    """The basis in which a generation's new segments get their codes."""
-    bases = list(reader.bases(generation.id).values())
-    return bases[-1] if bases else None
 
 
 def _replace(
@@ -1024,34 +699,3 @@ def _replace(
     writer.replace_segments(old, [_segment(written, generation)])
     if made is not None:
         writer.set_codes(made)
-
-
-def _coded(
-    flat: FlatVectors, learned: Basis, coding: "_Coding", vectors: Vectors | Stored
-) -> Iterator[tuple[Codes, NDArray[np.float64]]]:
-    """Codes of a part's vectors, and bounds on how far off they are; those that a whole segment has already.
-
-    A forgotten face must leave no trace, so of a segment without it even the bound is made anew.
-    """
-    if isinstance(vectors, Stored) and vectors.kept is None and vectors.segment in coding.known:
-        row = coding.known[vectors.segment]
-        path = flat.codes_path(row.segment, row.basis)
-        copied = quantization.copy(path, vectors.rows, learned.coordinates, row.sha256)
-        if copied is not None:
-            yield copied, np.array([row.error])
-            return
-    for block in in_blocks(vectors):
-        yield learned.encode(block)
-
-
-def _groups(segments: Sequence[Segment], ceiling: int) -> Iterator[list[Segment]]:
-    """Runs of two or more neighbours that fit into one segment together."""
-    group: list[Segment] = []
-    for segment in segments:
-        if group and sum(one.rows for one in group) + segment.rows > ceiling:
-            if len(group) > 1:
-                yield group
-            group = []
-        group.append(segment)
-    if len(group) > 1:
-        yield group
