@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from retrieval.search.nearest import Match, PeopleResult, PersonMatch, Prediction, SearchResult
     from retrieval.sources.photos import Photo
     from retrieval.storage.backup import BackedUp, Restored
-    from retrieval.storage.vault import Compacted, Optimized
+    from retrieval.storage.compaction import Compacted
+    from retrieval.storage.optimization import Optimized
     from retrieval.transfer.import_ import Imported
     from retrieval.transfer.manifest import Export
 
@@ -112,7 +113,7 @@ _HOMES = {
     "BackedUp": "storage.backup",
     "Calibrated": "bulk.calibrate",
     "Calibration": "database.records",
-    "Compacted": "storage.vault",
+    "Compacted": "storage.compaction",
     "Condition": "database.filters",
     "Decision": "search.decisions",
     "Doubt": "quality.audit_report",
@@ -135,7 +136,7 @@ _HOMES = {
     "ModelBundle": "models.bundle",
     "NewFace": "database.records",
     "OperatingPoint": "database.records",
-    "Optimized": "storage.vault",
+    "Optimized": "storage.optimization",
     "Outcome": "embedding.outcome",
     "PeopleResult": "search.nearest",
     "PersonMatch": "search.nearest",

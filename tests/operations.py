@@ -35,7 +35,7 @@ from retrieval.gallery.integrity import Trouble, verify
 from retrieval.index import quantization
 from retrieval.models.bundle import FORGOTTEN, ModelBundle, Preprocessing
 from retrieval.sources.photos import Photo
-from retrieval.storage import vault
+from retrieval.storage import codes
 from retrieval.storage.vault import Vault
 from retrieval.system.files import is_free
 
@@ -65,7 +65,7 @@ def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
         with (
             patch.object(quantization, "CHOICES", (DIMENSION,)),
             patch.object(quantization, "_LOOK", 0.0),
-            patch.object(vault, "CODES_FROM", 2),
+            patch.object(codes, "CODES_FROM", 2),
         ):
             work(root)
 

@@ -193,4 +193,4 @@ def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
     for number, name in verdicts.names.items():
         writer.name_face(number, name)
     if verdicts.names:
-        writer.remove_lonely()
+        writer.remove_orphaned_identities()

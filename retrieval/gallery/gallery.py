@@ -59,9 +59,11 @@ from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.photos import of as photos_of
 from retrieval.sources.remote import Fetching
 from retrieval.storage import backup as backups
-from retrieval.storage import ownership
+from retrieval.storage import compaction, optimization, ownership
 from retrieval.storage.backup import BackedUp, Restored
-from retrieval.storage.vault import VECTORS, Compacted, Optimized, Vault
+from retrieval.storage.compaction import Compacted
+from retrieval.storage.optimization import Optimized
+from retrieval.storage.vault import VECTORS, Vault
 from retrieval.system import lock
 from retrieval.system.files import is_free, whole_folder, why
 from retrieval.system.paths import absolute
@@ -717,7 +719,7 @@ class Gallery:
 
     def optimize(self, *, anew: bool = False) -> Optimized:
         """Makes searches quick, if that is due; see `Vault.optimize`. Answers stay what they are."""
-        return self.vault.optimize(anew=anew)
+        return optimization.optimize(self.vault, anew=anew)
 
     def compact(self) -> Compacted:
         """Merges segments into as few as there can be, and writes the database anew without gaps.
@@ -725,7 +727,7 @@ class Gallery:
         Raises:
             StorageError, GalleryBusy: what was merged before stays merged.
         """
-        return self.vault.compact()
+        return compaction.compact(self.vault)
 
     def verify(self) -> Verification:
         """Reads every byte and compares; see `retrieval.gallery.integrity.verify`."""
@@ -760,7 +762,7 @@ class Gallery:
         return backups.back_up(self.vault, Path(target), verify=verify)
 
     def export(self, target: str | os.PathLike[str]) -> Export:
-        """Writes one snapshot as Parquet, with the model's contract and checksums; see `transfer.exchange`.
+        """Writes one snapshot as Parquet, with the model's contract and checksums; see `transfer.export`.
 
         Raises:
             InputError: `target` exists and is not empty.
@@ -805,14 +807,14 @@ class Gallery:
         if not is_free(target):
             with closing(Vault.open(target, via=via)) as vault:
                 restored = backups.restore(source, vault, receipts=receipts)
-                vault.optimize()
+                optimization.optimize(vault)
                 return restored
         bundle = backups.gallery_model(source)
         with _new_gallery(target) as made:
             Vault.create(made, bundle)
             with closing(Vault.open(made, via=via)) as vault:
                 restored = backups.restore(source, vault, receipts=receipts, fresh=True)
-                vault.optimize()
+                optimization.optimize(vault)
         return dataclasses.replace(restored, folder=os.fspath(target))
 
     def reembed(
@@ -838,7 +840,7 @@ class Gallery:
         )
         self._serving.current()
         if done.switched:
-            self.vault.optimize()
+            optimization.optimize(self.vault)
         return done
 
     def other_model(self) -> ModelBundle:

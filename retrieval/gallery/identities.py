@@ -120,7 +120,7 @@ def rename_together(vault: Vault, writer: Writer, people: Mapping[str, str]) -> 
                 said[head] = merged
             writer.merge_identities(number, head)
     if labels:
-        vault.owe(writer, erase=False, labels=labels)
+        vault.defer(writer, erase=False, labels=labels)
     return done
 
 
@@ -187,7 +187,7 @@ def _relabel(vault: Vault, writer: Writer, names: Collection[str], change: Relab
     """Lets the labels of some names, in every model, go with the names."""
     labels = _labels(vault, writer, names, change)
     if erase or labels:
-        vault.owe(writer, erase=erase, labels=labels)
+        vault.defer(writer, erase=erase, labels=labels)
 
 
 def forget(

@@ -28,7 +28,7 @@ from retrieval.index.segments import Ids, SegmentMissing, basis_name, codes_name
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import Fetching
-from retrieval.storage import ownership
+from retrieval.storage import optimization, ownership
 from retrieval.storage.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault, leftovers_beside
 from retrieval.system import lock
 from retrieval.system.files import (
@@ -543,7 +543,7 @@ def repair(
                 mender.mend_suspects(embedder)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
-                vault.optimize()
+                optimization.optimize(vault)
     found = verify(folder)
     after = replace(found, notes=(*found.notes, *mender.notes))
     return Repaired(
