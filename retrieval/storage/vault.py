@@ -234,9 +234,9 @@ class Vault:
         # Another gallery has files of the same names: its vectors would be answered as this one's.
         if folder_id is not None and ownership.read_id(vectors) not in (None, folder_id):
             raise ownership.foreign(self.folder, vectors)
+        self._close_replaced(reader)
         rows = reader.segments(generation.id)
         segments = tuple(segment.id for segment in rows)
-        self.vectors(generation).forget_all_but(segments)
         coded = {
             one.segment: CodesOf(one.basis, one.error)
             for one in reader.codes().values()
@@ -245,6 +245,19 @@ class Vault:
         faces, calibration = sum(segment.rows for segment in rows), reader.calibration(generation)
         self._state = State(revision, generation, segments, coded, faces, calibration)
         return self._state
+
+    def _close_replaced(self, reader: Reader) -> None:
+        """Closes the mapped files of segments that no longer exist, of every generation.
+
+        While it is mapped, a deleted file keeps its room on the disk, and what was to be erased.
+        """
+        existing: dict[int, list[int]] = {}
+        for segment in reader.segments():
+            existing.setdefault(segment.generation, []).append(segment.id)
+        with self._opening:
+            vectors = dict(self._vectors)
+        for generation, flat in vectors.items():
+            flat.forget_all_but(existing.get(generation, ()))
 
     def serving(self, reader: Reader) -> Generation:
         """The generation that answers searches."""
@@ -573,6 +586,7 @@ class Vault:
         """
         with self.store.read() as reader:
             unnamed, kept = self.leftovers(reader)
+            self._close_replaced(reader)
         if unnamed and not settled:
             with self.store.write() as writer:
                 writer.changed = True
