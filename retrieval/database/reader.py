@@ -162,12 +162,10 @@ class Reader:
         query = select(basis_table).order_by(basis_table.c.id)
         if generation is not None:
             query = query.where(basis_table.c.generation_id == generation)
-        found = {}
-        for row in self._connection.execute(query).mappings():
-            fields = {name: value for name, value in row.items() if name != "generation_id"}
-            fields |= {"generation": row["generation_id"], "detail": json.loads(row["detail"])}
-            found[row["id"]] = checked(BasisRow(**fields))
-        return found
+        return {
+            row["id"]: checked(BasisRow(**{**row, "detail": json.loads(row["detail"])}))
+            for row in self._connection.execute(query).mappings()
+        }
 
     def codes(self) -> dict[int, CodesRow]:
         """The files of codes by their segment."""

@@ -88,7 +88,7 @@ class Segment:
     rows: int
     bytes: int
     sha256: str
-    generation: int
+    generation_id: int
 
     def __post_init__(self) -> None:
         check_name(_SHA256, self.sha256)
@@ -129,7 +129,7 @@ class BasisRow:
 
     Attributes:
         id: the name of its file; never used again.
-        generation: whose vectors'.
+        generation_id: whose vectors'.
         rows: how many there were.
         coordinates: bytes of a code; 0 where codes would not make searches cheaper, and there is no file.
         bytes, sha256: of the file.
@@ -138,7 +138,7 @@ class BasisRow:
     """
 
     id: int
-    generation: int
+    generation_id: int
     rows: int
     coordinates: int
     bytes: int
@@ -151,8 +151,8 @@ class BasisRow:
 class CodesRow:
     """A file of codes that exists: of a segment, in a basis; bytes, SHA-256 in hex, error of the codes."""
 
-    segment: int
-    basis: int
+    segment_id: int
+    basis_id: int
     bytes: int
     sha256: str
     error: float

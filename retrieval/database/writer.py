@@ -178,18 +178,13 @@ class Writer(Reader):
             self.remove_codes(part)
             self._change(delete(segment_table).where(segment_table.c.id.in_(part)))
         for segment in new:
-            values = {**asdict(segment), "generation_id": segment.generation}
-            del values["generation"]
-            self._insert(segment_table, [values])
+            self._insert(segment_table, [asdict(segment)])
             self.set_gallery(next_segment_id=segment.id + 1)
 
     def set_codes(self, codes: CodesRow) -> None:
         """Makes a file of codes exist, in place of another of the same segment."""
-        self.remove_codes([codes.segment])
-        values = asdict(codes)
-        self._insert(
-            codes_table, [{f"{n}_id" if n in ("segment", "basis") else n: v for n, v in values.items()}]
-        )
+        self.remove_codes([codes.segment_id])
+        self._insert(codes_table, [asdict(codes)])
 
     def remove_codes(self, segments: Iterable[int]) -> None:
         """Makes the files of codes of some segments not exist."""
@@ -198,9 +193,7 @@ class Writer(Reader):
 
     def add_basis(self, basis: BasisRow) -> None:
         """Adds a basis; its id is `gallery().next_basis_id`."""
-        values = {**asdict(basis), "generation_id": basis.generation, "detail": json.dumps(basis.detail)}
-        del values["generation"]
-        self._insert(basis_table, [values])
+        self._insert(basis_table, [{**asdict(basis), "detail": json.dumps(basis.detail)}])
         self.set_gallery(next_basis_id=basis.id + 1)
 
     def remove_bases(self, ids: Iterable[int]) -> None:

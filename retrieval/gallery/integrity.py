@@ -334,7 +334,7 @@ def _check_codes(vault: Vault, reader: Reader, book: _Notebook) -> None:
 
 def _codes_files(reader: Reader) -> dict[str, str]:
     """The SHA-256 of each file of codes and each basis."""
-    files = {codes_name(one.segment, one.basis): one.sha256 for one in reader.codes().values()}
+    files = {codes_name(one.segment_id, one.basis_id): one.sha256 for one in reader.codes().values()}
     return files | {
         basis_name(number): basis.sha256 for number, basis in reader.bases().items() if basis.coordinates
     }
@@ -357,7 +357,7 @@ def _read_segments(vault: Vault, book: _Notebook, verified: dict[int, Ids | None
             continue
         path = vault.folder / VECTORS / f"{segment.id:08d}.faiss"
         try:
-            size, ids = _proven(vault, segment, generations[segment.generation], path)
+            size, ids = _proven(vault, segment, generations[segment.generation_id], path)
         except (FileNotFoundError, SegmentMissing):
             with vault.store.read() as newer:
                 if segment.id not in {one.id for one in newer.segments()}:
@@ -389,7 +389,7 @@ def _check_rows(vault: Vault, reader: Reader, book: _Notebook, verified: Mapping
     segments = reader.segments()
     book.faces, book.segments = len(faces), len(segments)
     for generation in reader.generations().values():
-        mine = [segment for segment in segments if segment.generation == generation.id]
+        mine = [segment for segment in segments if segment.generation_id == generation.id]
         parts = [ids for segment in mine if (ids := verified[segment.id]) is not None]
         ids, counts = np.unique(np.concatenate([*parts, np.empty(0, np.int64)]), return_counts=True)
         astray = np.concatenate([np.setdiff1d(ids, faces), ids[counts > 1]]).tolist()
@@ -631,9 +631,9 @@ class _Mender:
             broken = {finding.file for finding in book.findings}
             bases = [n for n in reader.bases() if f"{VECTORS}/{basis_name(n)}" in broken]
             segments = [
-                one.segment
+                one.segment_id
                 for one in reader.codes().values()
-                if f"{VECTORS}/{codes_name(one.segment, one.basis)}" in broken
+                if f"{VECTORS}/{codes_name(one.segment_id, one.basis_id)}" in broken
             ]
         if bases or segments:
             with self._vault.writing() as writer:

@@ -584,7 +584,7 @@ def _restore(
     generations = _bring_models(backup, reader, vault, writer, reader.names_of(people))
     writer.replace_segments([segment.id for segment in writer.segments()], [])
     for segment in reader.segments():
-        _bring_segment(backup, vault, writer, segment, generations[segment.generation], gone)
+        _bring_segment(backup, vault, writer, segment, generations[segment.generation_id], gone)
     _bring_rows(reader, writer, fresh=fresh)
     _bring_calibrations(reader, writer, generations)
     _bring_suspects(reader, writer, generations, old)
@@ -781,9 +781,9 @@ def _check_against(backup: _Backup, reader: Reader) -> None:
 
 def _check_segment(backup: _Backup, segment: Segment, generations: Mapping[int, Generation]) -> None:
     path = backup.vectors(segment)
-    if segment.generation not in generations:
+    if segment.generation_id not in generations:
         raise _contradiction(backup, "name vectors of no model")
-    flat = FlatVectors(backup.folder / VECTORS, generations[segment.generation].dimension)
+    flat = FlatVectors(backup.folder / VECTORS, generations[segment.generation_id].dimension)
     try:
         ids, _ = flat.rows_of_file(path)
     except GalleryDamaged as error:

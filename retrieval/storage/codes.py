@@ -31,7 +31,7 @@ class Coding:
     def of(cls, reader: Reader, generation: Generation) -> "Coding":
         basis = newest_basis(reader, generation)
         number = None if basis is None else basis.id
-        return cls(basis, {one.segment: one for one in reader.codes().values() if one.basis == number})
+        return cls(basis, {one.segment_id: one for one in reader.codes().values() if one.basis_id == number})
 
 
 def newest_basis(reader: Reader, generation: Generation) -> BasisRow | None:
@@ -66,7 +66,7 @@ def _coded(
     """
     if isinstance(vectors, Stored) and vectors.kept is None and vectors.segment in coding.known:
         row = coding.known[vectors.segment]
-        path = flat.codes_path(row.segment, row.basis)
+        path = flat.codes_path(row.segment_id, row.basis_id)
         copied = quantization.copy(path, vectors.rows, learned.coordinates, row.sha256)
         if copied is not None:
             yield copied, np.array([row.error])

@@ -106,11 +106,11 @@ def _learn(vault: Vault, generation: Generation, sample: Vectors, rows: int) -> 
 def _encode_all(vault: Vault, generation: Generation, basis: BasisRow) -> int:
     """Gives every segment codes in a basis, then older bases go; returns how many it gave."""
     with vault.store.read() as reader:
-        known = reader.codes()
+        encoded_in_it = {one.segment_id for one in reader.codes().values() if one.basis_id == basis.id}
         lacking = [
             segment.id
             for segment in reader.segments(generation.id)
-            if segment.rows >= codes.CODES_FROM and getattr(known.get(segment.id), "basis", None) != basis.id
+            if segment.rows >= codes.CODES_FROM and segment.id not in encoded_in_it
         ]
         older = [number for number in reader.bases(generation.id) if number != basis.id]
     encoded = 0

@@ -238,9 +238,9 @@ class Vault:
         rows = reader.segments(generation.id)
         segments = tuple(segment.id for segment in rows)
         coded = {
-            one.segment: CodesOf(one.basis, one.error)
+            one.segment_id: CodesOf(one.basis_id, one.error)
             for one in reader.codes().values()
-            if one.segment in segments
+            if one.segment_id in segments
         }
         faces, calibration = sum(segment.rows for segment in rows), reader.calibration(generation)
         self._state = State(revision, generation, segments, coded, faces, calibration)
@@ -253,7 +253,7 @@ class Vault:
         """
         existing: dict[int, list[int]] = {}
         for segment in reader.segments():
-            existing.setdefault(segment.generation, []).append(segment.id)
+            existing.setdefault(segment.generation_id, []).append(segment.id)
         with self._opening:
             vectors = dict(self._vectors)
         for generation, flat in vectors.items():
@@ -617,7 +617,7 @@ class Vault:
 
     def _lacks_vectors(self, reader: Reader) -> bool:
         segments, serving = reader.segments(), self.serving(reader).id
-        rows = sum(segment.rows for segment in segments if segment.generation == serving)
+        rows = sum(segment.rows for segment in segments if segment.generation_id == serving)
         return rows < reader.count() or not all(
             (self.folder / VECTORS / f"{segment.id:08d}.faiss").exists() for segment in segments
         )
@@ -628,7 +628,7 @@ class Vault:
         return {
             ownership.ID_NAME,
             *(f"{segment.id:08d}.faiss" for segment in reader.segments()),
-            *(codes_name(one.segment, one.basis) for one in reader.codes().values()),
+            *(codes_name(one.segment_id, one.basis_id) for one in reader.codes().values()),
             *map(basis_name, bases),
         }
 

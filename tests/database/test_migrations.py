@@ -307,7 +307,7 @@ def test_an_older_gallery_knows_itself_and_its_model(old: Path, bundle: ModelBun
         assert (row.generation_id, row.next_generation_id, row.unfinished) == (1, 2, None)
         generation = Generation(1, bundle.fingerprint, 2048, "model", bundle.card_sha256(), created_at)
         assert reader.generations() == {1: generation}
-        assert [(one.id, one.rows, one.generation) for one in reader.segments()] == [
+        assert [(one.id, one.rows, one.generation_id) for one in reader.segments()] == [
             (2, 4, 1),
             (3, 2, 1),
             (4, 1, 1),
