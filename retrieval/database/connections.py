@@ -1,4 +1,4 @@
-"""Connections: how SQLite is opened, for one writer and any number of readers, and by which files."""
+"""Connections: how SQLite is opened for the writer and for readers, and what must not lie in its way."""
 
 import os
 import sqlite3
@@ -17,8 +17,9 @@ _CACHE_KIB: Final = 256 * 1024
 
 
 def make_engine(path: Path, *, read_only: bool = False) -> Engine:
+    """SQLAlchemy's engine of a database, whose connections are set up for writing or for reading only."""
     if read_only:
-        # Where it was decided that nobody can write, the next connection has to decide again.
+        # Whether the database is read without locks is decided anew for each connection.
         pool = QueuePool if os.access(path.parent, os.W_OK) else NullPool
         engine = create_engine("sqlite://", creator=lambda: _connect_to_read(path), poolclass=pool)
     else:
@@ -38,10 +39,10 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
 
 
 def is_still(path: Path) -> bool:
-    """Whether a database lies where this user cannot write, and nobody else has it open for writing.
+    """Whether a database lies where this user cannot write, and no other process has it open for writing.
 
     WAL needs a file beside the database even for reading. Where it is not there and cannot be made, SQLite
-    reads the database only when it is told that nobody changes it.
+    reads the database only when it is told that it does not change.
     """
     log = path.with_name(f"{path.name}-wal")
     return not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size > 0)
@@ -70,7 +71,7 @@ def _prepare_to_read(driver: Any, _record: object) -> None:
 
 
 def _distrust(driver: Any) -> None:
-    """Whoever made the database may have been anybody: nothing in it is run, and broken cells are noticed."""
+    """The database may come from an untrusted source: nothing in it is run, and broken cells are noticed."""
     driver.execute("PRAGMA trusted_schema = OFF")
     driver.execute("PRAGMA cell_size_check = ON")
 

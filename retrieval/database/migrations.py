@@ -20,10 +20,16 @@ _MIGRATING: Final = threading.Lock()
 
 
 def runner(connection: Connection) -> Callable[[str], Sequence[Any]]:
+    """A function that runs a statement and returns its rows, as `schema` takes it."""
     return lambda statement: connection.exec_driver_sql(statement).all()
 
 
 def check_schema(connection: Connection, path: Path, *, exact: bool, only: str | None = None) -> None:
+    """Checks the tables; see `schema.problems`.
+
+    Raises:
+        GalleryDamaged: they are not those that faceprint makes.
+    """
     if found := schema.problems(runner(connection), exact=exact, only=only):
         raise GalleryDamaged(
             f"{path} is not a database as faceprint makes it: {found[0]}; restore it from a backup."
@@ -31,6 +37,12 @@ def check_schema(connection: Connection, path: Path, *, exact: bool, only: str |
 
 
 def stored_version(connection: Connection, path: Path) -> str | None:
+    """The version of a database's tables; None where a migration was interrupted before it wrote one.
+
+    Raises:
+        GalleryDamaged: it is not a gallery's.
+        GalleryError: a newer version of faceprint made it.
+    """
     if not inspect(connection).has_table("alembic_version"):
         raise GalleryDamaged(f"{path} is a database, but not a gallery's; restore it from a backup.")
     check_schema(connection, path, exact=False, only=schema.VERSION_TABLE)
@@ -50,6 +62,7 @@ def migrations_folder() -> Path:
 
 
 def migrate(connection: Connection) -> None:
+    """Runs the migrations that a database lacks, in the transaction of the connection."""
     from alembic import command
     from alembic.config import Config
 

@@ -109,10 +109,10 @@ class Reader:
             for table, following in counters.items()
             if (self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0) >= following
         ]
-        return [*behind, *self._astray(row.next_face_id)]
+        return [*behind, *self._out_of_range(row.next_face_id)]
 
-    def _astray(self, end: int) -> list[str]:
-        """What is said of the models' faces and is about none that there can have been; `end` is the next."""
+    def _out_of_range(self, end: int) -> list[str]:
+        """Ids in `checked_before` and `suspects` that no face can have had; `end` is the next id."""
         checked = generation_table.c.checked_before
         wrong = select(generation_table.c.id, checked).where((checked < 0) | (checked > end))
         found = [
@@ -145,7 +145,7 @@ class Reader:
         return [(first, end) for first, end in self._connection.execute(query.order_by("first_id"))]
 
     def suspect_ids(self, generation: int) -> list[int]:
-        """The faces in `suspects`, as far as they exist."""
+        """The ids of faces that are in `suspects` and exist, ascending."""
         query = select(face_table.c.id).join(suspect_table, IS_SUSPECT).distinct().order_by(face_table.c.id)
         query = query.where(suspect_table.c.generation_id == generation)
         return list(self._connection.execute(query).scalars())
@@ -172,7 +172,7 @@ class Reader:
         return {row[0]: checked(CodesRow(*row)) for row in self._connection.execute(select(codes_table))}
 
     def calibration(self, generation: Generation) -> Calibration | None:
-        """What was found out about a generation's distances; None where nobody has looked."""
+        """The thresholds of a generation; None where it was not calibrated."""
         query = select(calibration_table).where(calibration_table.c.generation_id == generation.id)
         row = self._connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -238,7 +238,7 @@ class Reader:
         ]
 
     def identities_of_faces(self, face_ids: Iterable[int]) -> dict[int, int]:
-        """The number of the person on each of some faces; a face that has no identity is absent."""
+        """The identity ids of some faces; a face that has no identity is absent."""
         query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
         return {
             number: person
@@ -247,13 +247,13 @@ class Reader:
         }
 
     def identity_of_every_face(self) -> NDArray[np.int64]:
-        """(n, 2): the number of each face that has an identity, ascending, and that of the person."""
+        """(n, 2): the ids of all faces that have an identity, ascending, and those of their identities."""
         query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
         rows = self._connection.execute(query.order_by(face_table.c.id)).all()
         return np.array([tuple(row) for row in rows], np.int64).reshape(-1, 2)
 
     def names_of_identities(self, identity_ids: Iterable[int]) -> dict[int, str]:
-        """What some people are called today, by number."""
+        """Today's names of some identities, by id."""
         query = select(identity_table.c.id, identity_table.c.name)
         return {
             number: name
@@ -266,14 +266,14 @@ class Reader:
         return select_faces(self._connection, where)
 
     def identity_metadata(self, names: Iterable[str]) -> dict[str, Metadata]:
-        """What is said about people, by the names that were asked for, today's or former.
+        """Metadata of identities, by the names that were asked for, today's or former.
 
-        Unknown names are absent; of whom nothing is said, the metadata are empty.
+        Unknown names are absent; an identity without metadata has an empty object.
         """
         return {name: metadata for name, (_, metadata) in self.identities_named(names).items()}
 
     def identities_named(self, names: Iterable[str]) -> dict[str, tuple[int, Metadata]]:
-        """Numbers and metadata of people, by the names that were asked for, today's or former."""
+        """Ids and metadata of identities, by the names that were asked for, today's or former."""
         today = select(identity_table.c.name, identity_table.c.id, identity_table.c.metadata)
         before = select(alias_table.c.name, identity_table.c.id, identity_table.c.metadata).select_from(
             alias_table.join(identity_table)
@@ -303,17 +303,17 @@ class Reader:
         }
 
     def identity_id(self, name: str) -> int | None:
-        """An identity's number; None when there is nobody of that name."""
+        """The id of the identity of a name; None where there is none."""
         query = select(identity_table.c.id).where(identity_table.c.name == name)
         return self._connection.execute(query).scalar_one_or_none()
 
     def identity_names(self) -> list[str]:
-        """What people are called today, in the order in which they became known."""
+        """Today's names of all identities, oldest first."""
         query = select(identity_table.c.name).order_by(identity_table.c.id)
         return list(self._connection.execute(query).scalars())
 
     def current_names(self, names: Iterable[str]) -> dict[str, str]:
-        """What those are called today who were once called so; nobody else is in it."""
+        """Today's names of identities by former names; names that are no former ones are absent."""
         query = select(alias_table.c.name, identity_table.c.name).select_from(
             alias_table.join(identity_table)
         )

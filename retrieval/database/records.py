@@ -27,13 +27,13 @@ class Face:
 
     Attributes:
         id: the vector's id too; never used again.
-        identity: who is on it; None when nobody said.
+        identity: the name of the person on it; None where it is not known.
         paths: the files that have its bytes, in the order in which they became known; none for bytes or
             arrays given by a library call. In the answer to a search below some paths, those that are there
             come first.
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
-        metadata: what people said about it: a JSON object, empty where nobody said anything.
+        metadata: a JSON object given by the user; empty where none was given.
         meant: in such an answer, how many of its paths are those; 0 where none was asked for.
     """
 
@@ -56,7 +56,7 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class NewFace:
-    """A photo about to be stored: who, where, the SHA-256 of its bytes in hex, and what is said about it.
+    """A photo about to be stored: identity, path, the SHA-256 of its bytes in hex, and metadata.
 
     `stamp` is what its file was when it was read; None where that says nothing about it later. `host` is from
     where the photo was fetched, as `paths.host_of` spells it; None for a photo that faceprint did not fetch.
@@ -72,7 +72,7 @@ class NewFace:
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """A path of a face: the face, who is on it and what is said about it, and what the file was when read."""
+    """A known path: its face with identity and metadata, and the stamp of the file when it was read."""
 
     face_id: int
     identity: str | None
@@ -82,7 +82,7 @@ class KnownFile:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A file of vectors that exists: its id is its name; rows, bytes, SHA-256 in hex, whose generation's."""
+    """An immutable file of vectors of one generation; its id is its name, `sha256` in hex."""
 
     id: int
     rows: int
@@ -129,8 +129,8 @@ class BasisRow:
 
     Attributes:
         id: the name of its file; never used again.
-        generation_id: whose vectors'.
-        rows: how many there were.
+        generation_id: of the vectors that it was learned from.
+        rows: how many vectors there were.
         coordinates: bytes of a code; 0 where codes would not make searches cheaper, and there is no file.
         bytes, sha256: of the file.
         learned_at: ISO 8601, UTC.
@@ -149,7 +149,7 @@ class BasisRow:
 
 @dataclass(frozen=True, slots=True)
 class CodesRow:
-    """A file of codes that exists: of a segment, in a basis; bytes, SHA-256 in hex, error of the codes."""
+    """A file of codes: of a segment, in a basis; `sha256` in hex, `error` bounds that of every code."""
 
     segment_id: int
     basis_id: int
@@ -163,12 +163,12 @@ class OperatingPoint:
     """A threshold, and what to expect of it.
 
     Attributes:
-        fpir: the share of strangers' searches that may name somebody, as it was wanted.
-        threshold: Euclidean distance; who is farther is named nobody.
-        seen: the share of the strangers' searches that did name somebody.
-        missed: FNIR, the share of enrolled faces that did not name their own person when searched for
-            among all others; of no trial where nobody has two faces.
-        upcoming: how many of as many further strangers' searches may name somebody; None where an older
+        fpir: the target: the share of non-mated searches that may return an identity.
+        threshold: Euclidean distance; a search whose nearest face is farther returns no identity.
+        seen: the share of the non-mated searches of the calibration that returned an identity.
+        missed: FNIR, the share of enrolled faces that did not return their own identity when searched for
+            among all others; of no trial where no identity has two faces.
+        upcoming: how many of as many further non-mated searches may return an identity; None where an older
             version calibrated, which did not say.
     """
 
@@ -184,14 +184,14 @@ class Calibration:
     """What was found out about the distances of a gallery, at the size and with the model that it had.
 
     Attributes:
-        generation: whose vectors'.
+        generation: the id of the generation. As an export and `--json` call it, not as its column.
         fingerprint: of the model.
         found_at: ISO 8601, UTC.
-        strangers: "photos" of people who were not enrolled, or "gallery": the enrolled, each without their
-            own faces.
+        strangers: where the non-mated probes came from: "photos" of people who were not enrolled, or
+            "gallery": the enrolled, each without the faces of their own identity.
         faces, identities: how many the gallery had.
-        searches: how many strangers' searches there were.
-        people: how many different strangers those were, as far as somebody said; 0 where nobody did.
+        searches: how many non-mated searches there were.
+        people: how many different people those were of; 0 where that was not given.
         trained: of these people, how many the model was trained on.
         fpir: what was asked for; searches go by it unless they ask for another.
         points: by falling `fpir`.

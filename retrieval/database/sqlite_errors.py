@@ -1,4 +1,4 @@
-"""SQLite's errors: what they are in this project's terms, and whether the machine is to blame for one."""
+"""Errors of SQLite: their translation into faceprint's, and whether the machine is to blame for one."""
 
 import errno
 import json
@@ -15,8 +15,8 @@ from retrieval.errors import GalleryDamaged, StorageError
 from retrieval.system import lock
 from retrieval.system.files import is_no_file
 
-# Less room than this is none: what SQLite makes beside a database that is read.
-_PAGE: Final = 32 * 1024
+# With less free space than this a disk counts as full: the size of the -shm file that SQLite makes to read.
+_MIN_FREE_BYTES: Final = 32 * 1024
 
 # https://www.sqlite.org/rescode.html: what the machine is to blame for, and not what is in the file ...
 _MACHINE: Final = frozenset(
@@ -41,7 +41,12 @@ _NOT_MACHINE: Final = frozenset(
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns SQLAlchemy's errors into ours."""
+    """Turns the errors of SQLAlchemy and SQLite into faceprint's.
+
+    Raises:
+        StorageError: the machine is to blame.
+        GalleryDamaged: the content of the file is.
+    """
     try:
         yield
     except MemoryError as error:
@@ -83,4 +88,6 @@ def _no_space(path: Path) -> str:
         free = os.statvfs(path.parent)
     except OSError:
         return ""
-    return f" ({os.strerror(errno.ENOSPC).lower()})" if free.f_bavail * free.f_frsize < _PAGE else ""
+    return (
+        f" ({os.strerror(errno.ENOSPC).lower()})" if free.f_bavail * free.f_frsize < _MIN_FREE_BYTES else ""
+    )

@@ -38,7 +38,7 @@ LOCK_NAME: Final = "writer.lock"
 
 
 class SnapshotLost(StorageError):
-    """Somebody wrote to a database that could only be read without a lock."""
+    """Another process wrote to a database that could only be read without a lock."""
 
 
 class Store:
@@ -110,7 +110,7 @@ class Store:
         Raises:
             GalleryError: there is none, a newer version made it, or an older one and `read_only` is asked.
             GalleryDamaged: the file is not a gallery's database.
-            GalleryBusy: somebody else is writing while it has to be brought up to date.
+            GalleryBusy: another process is writing while it has to be brought up to date.
             StorageError: the file system cannot lock files, or cannot be written to.
         """
         if (other := other_than_file(path)) is not None:
@@ -244,21 +244,21 @@ class Store:
         try:
             with self.driver() as driver:
                 lines = [str(row[0]) for row in driver.execute("PRAGMA integrity_check")]
-                astray = driver.execute("PRAGMA foreign_key_check").fetchall()
+                dangling = driver.execute("PRAGMA foreign_key_check").fetchall()
                 lines += schema.misplaced(driver.execute)
         except (GalleryDamaged, StorageError) as error:
             if blames_machine(error):
                 raise
             return [str(error)]
         problems = [line for line in lines if line != "ok"]
-        return problems + [f"a row of {row[0]} refers to nothing" for row in astray]
+        return problems + [f"a row of {row[0]} refers to nothing" for row in dangling]
 
     def upgrade_copies(self) -> list[Path]:
         """Copies that were taken of the database before it was brought up to date."""
         return sorted(self.path.parent.glob(f"{self.path.stem}-[0-9][0-9][0-9][0-9]{self.path.suffix}"))
 
     def _stamp(self) -> tuple[int, int] | None:
-        """Changes when somebody writes; None where SQLite itself takes care of that."""
+        """Size and modification time, which change with every write; None where SQLite's locks suffice."""
         if not is_still(self.path):
             return None
         status = self.path.stat()
@@ -278,7 +278,7 @@ class Store:
             return schema.leftovers(runner(connection))
 
     def _drop_leftovers(self) -> None:
-        """Removes what a migration left whose command was killed."""
+        """Removes temporary tables of a migration that was killed."""
         if names := self._leftovers():
             page_checksums.discard(self.path)
             with self._translated(), self._engine.begin() as connection:

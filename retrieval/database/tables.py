@@ -142,8 +142,8 @@ codes_table = Table(
     Column("error", Float, nullable=False),
 )
 
-# Beyond which distance a search of a generation's vectors names nobody, and how that was found; the operating
-# points are JSON, as `Calibration.fields` gives them.
+# The distances beyond which a search of a generation's vectors returns no identity, and how they were found;
+# the operating points are JSON, as `Calibration.fields` gives them.
 calibration_table = Table(
     "calibration",
     metadata,

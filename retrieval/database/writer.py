@@ -139,32 +139,32 @@ class Writer(Reader):
         self._insert(host_table, [{"name": name} for name in sorted(set(hosts) - self.hosts())])
 
     def name_face(self, face_id: int, identity: str | None) -> None:
-        """Says who is on a face; identities that nobody has then go with `remove_orphaned_identities`."""
+        """Sets the identity of a face; `remove_orphaned_identities` removes one that has no face then."""
         number = None if identity is None else self._identity_ids({identity})[identity]
         self._change(update(face_table).where(face_table.c.id == face_id).values(identity_id=number))
 
     def set_metadata(self, table: Table, metadata: Mapping[int, Mapping[str, Any] | None]) -> None:
-        """Replaces what is said about faces (`face_table`) or identities (`identity_table`), by number."""
+        """Replaces the metadata of faces (`face_table`) or identities (`identity_table`), by id."""
         rows = [{"number": number, "said": said or None} for number, said in metadata.items()]
         if rows:
             changed = update(table).where(table.c.id == bindparam("number"))
             self._change(changed.values(metadata=bindparam("said")), rows)
 
     def rename_identity(self, identity_id: int, name: str) -> None:
-        """Gives an identity another name, which nobody has."""
+        """Gives an identity another name, which must be free."""
         self._change(update(identity_table).where(identity_table.c.id == identity_id).values(name=name))
 
     def add_alias(self, name: str, identity_id: int) -> None:
-        """Makes a name, which nobody has, mean an identity of another name."""
+        """Makes a free name a former name of an identity."""
         self.remove_alias(name)
         self._insert(alias_table, [{"name": name, "identity_id": identity_id}])
 
     def remove_alias(self, name: str) -> None:
-        """Makes a name mean nobody but who is called so."""
+        """Removes a former name."""
         self._change(delete(alias_table).where(alias_table.c.name == name))
 
     def merge_identities(self, identity_id: int, into_id: int) -> None:
-        """Makes an identity's faces another one's, and the identity not exist."""
+        """Moves an identity's faces and former names to another one, and deletes it."""
         faces = update(face_table).where(face_table.c.identity_id == identity_id)
         self._change(faces.values(identity_id=into_id))
         aliases = update(alias_table).where(alias_table.c.identity_id == identity_id)
@@ -203,7 +203,7 @@ class Writer(Reader):
             self._change(delete(basis_table).where(basis_table.c.id.in_(part)))
 
     def set_calibration(self, calibration: Calibration) -> None:
-        """Stores what was found out about a generation's distances, in place of what was known of them."""
+        """Stores the thresholds of a generation, in place of those that it had."""
         self.remove_calibration(calibration.generation)
         fields = calibration.fields()
         left_out = ("generation", "fingerprint", "points")
@@ -212,7 +212,7 @@ class Writer(Reader):
         self._insert(calibration_table, [row])
 
     def remove_calibration(self, generation: int) -> None:
-        """Forgets what was found out about a generation's distances."""
+        """Removes the thresholds of a generation."""
         self._change(delete(calibration_table).where(calibration_table.c.generation_id == generation))
 
     def add_generation(self, generation: Generation) -> None:

@@ -177,7 +177,7 @@ def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
     try:
         lock.check(target)
         if target.is_dir():
-            _check_target(vault, target)  # before a lock file is made among somebody's files
+            _check_target(vault, target)  # before a lock file is made among other files
         make_output_folder(target)
         with lock.exclusive(target / "writer.lock", timeout=LOCK_TIMEOUT):
             done = _back_up(vault, target, verify=verify)
@@ -505,7 +505,7 @@ def _seal(fields: Mapping[str, Any]) -> str:
 
 
 def _remove_unnamed(backup: _Backup) -> None:
-    """Removes what only an older backup needed, or an interrupted one left; nothing of anybody else's."""
+    """Removes what only an older backup needed, or an interrupted one left; no other files."""
     named = {backup.folder / name for name in backup.files}
     keep = named | {path.parent for path in named}
     for path in (
@@ -575,7 +575,7 @@ def _restore(
     erased = {receipt.id: receipt for receipt in (*receipts, *reader.receipts(), *writer.receipts())}
     numbers = {number for receipt in erased.values() for number in receipt.face_ids}
     people = {number for receipt in erased.values() for number in receipt.identity_ids}
-    # A receipt may know numbers that neither gallery nor backup has reached: they are nobody else's.
+    # A receipt may know numbers that neither gallery nor backup has reached: they stay reserved.
     next_face, next_identity = max(numbers, default=0) + 1, max(people, default=0) + 1
     numbers |= set(reader.face_ids_of_identities(people))
     gone = [number for number in reader.face_ids() if number in numbers]

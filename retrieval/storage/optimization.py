@@ -19,7 +19,7 @@ _GROWTH: Final = 4
 
 # How many vectors a basis is learned from, and how many segments get their codes in one transaction.
 _SAMPLE: Final = 8192
-_ENCODED_AT_ONCE: Final = 16
+_SEGMENTS_PER_TRANSACTION: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,10 @@ def _encode_all(vault: Vault, generation: Generation, basis: BasisRow) -> int:
         ]
         older = [number for number in reader.bases(generation.id) if number != basis.id]
     encoded = 0
-    for start in range(0, len(lacking) if basis.coordinates else 0, _ENCODED_AT_ONCE):
+    for start in range(0, len(lacking) if basis.coordinates else 0, _SEGMENTS_PER_TRANSACTION):
         with vault.writing() as writer:
             alive = {segment.id: segment for segment in writer.segments(generation.id)}
-            for number in lacking[start : start + _ENCODED_AT_ONCE]:
+            for number in lacking[start : start + _SEGMENTS_PER_TRANSACTION]:
                 if number in alive and basis.id in writer.bases(generation.id):
                     flat = vault.vectors(generation)
                     rows = flat.stored(number, alive[number].rows, alive[number].sha256)

@@ -1,11 +1,11 @@
 """The `Vault`: rows and vectors of a gallery, in step after any crash; it knows nothing of images.
 
     my.gallery/
-      gallery.db               SQLite: which faces exist, whose they are
+      gallery.db               SQLite: which faces exist, and their identities
       gallery.sums             a checksum for each page of gallery.db
       vectors/00000007.faiss   their vectors, immutable segments
-      vectors/00000007-1.codes what searches read first: a byte a coordinate, in basis 1
-      vectors/00000001.basis   where that places vectors (see `retrieval.index.quantization`)
+      vectors/00000007-1.codes 8-bit codes that searches read first, in basis 1
+      vectors/00000001.basis   the transform that codes are made with (see `retrieval.index.quantization`)
       vectors/gallery.id       the gallery that owns this folder (see `retrieval.storage.ownership`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              who is writing
@@ -84,7 +84,7 @@ from retrieval.system.files import (
 _T = TypeVar("_T")
 
 DATABASE: Final = "gallery.db"
-# A segment, codes or a basis, whole or in the making; anything else in the folder is somebody else's.
+# A segment, codes or a basis, whole or in the making; anything else in the folder is left alone.
 _SEGMENT_NAME: Final = re.compile(
     r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$"
     r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
@@ -101,8 +101,8 @@ BACKUP_CARD: Final = "backup.json"
 _OF_BACKUPS: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
 MODEL: Final = "model"
 
-# From how many vectors on they are written while their rows are.
-_AT_ONCE: Final = 1024
+# From how many vectors on a thread writes them while their rows are inserted.
+_PARALLEL_WRITE_MIN: Final = 1024
 
 # How long a writer waits for another one, in seconds.
 LOCK_TIMEOUT: Final = 30.0
@@ -207,7 +207,7 @@ class Vault:
         if self.store.closed:
             return
         if self._wrote:
-            # Whoever writes at this moment will do it; nobody else's log is in danger.
+            # A process that writes at this moment will copy the log itself.
             with suppress(GalleryBusy, StorageError), self._locked(timeout=0):
                 self._copy_log(at_least=1)
         for vectors in self._vectors.values():
@@ -356,7 +356,7 @@ class Vault:
         if rest:
             plan.append(self._merge(writer, generation, ids[-rest:], vectors[-rest:]))
         first, coding = writer.gallery().next_segment_id, Coding.of(writer, generation)
-        if len(ids) < _AT_ONCE:
+        if len(ids) < _PARALLEL_WRITE_MIN:
             yield
             written = [self._write(flat, coding, first + n, parts) for n, (_, parts) in enumerate(plan)]
         else:
@@ -623,7 +623,7 @@ class Vault:
         )
 
     def named(self, reader: Reader) -> set[str]:
-        """The files of vectors, codes and bases that exist, and the one that says whose they are."""
+        """The files of vectors, codes and bases that exist, and the one that names their gallery."""
         bases = {number for number, basis in reader.bases().items() if basis.coordinates}
         return {
             ownership.ID_NAME,

@@ -27,7 +27,7 @@ from retrieval.transfer.manifest import (
     ExportedFile,
     export_schema,
 )
-from retrieval.transfer.parquet_blocks import GROUP, write_groups
+from retrieval.transfer.parquet_blocks import ROW_GROUP, write_groups
 
 
 def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Export:
@@ -83,7 +83,7 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
     faces = sum(len(ids) for ids, _ in segments)
     if faces != reader.count():
         raise _damaged(vault, f"has {faces:,} vectors and {reader.count():,} faces")
-    group = min(GROUP, rows_per_file)
+    group = min(ROW_GROUP, rows_per_file)
     per_file = rows_per_file // group
     groups = _groups(segments, group)
     records = _records(vault, reader, groups)

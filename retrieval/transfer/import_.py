@@ -17,8 +17,8 @@ from retrieval.transfer.export_reader import Batch, rows
 from retrieval.transfer.manifest import Export
 from retrieval.transfer.parquet_blocks import BLOCK
 
-# Of several verdicts on the paths of one face, the first of these is the face's.
-_WEIGHTS: Final = (Status.ENROLLED, Status.REJECTED, Status.DUPLICATE, Status.KNOWN)
+# Of the statuses of the paths of one face, the first of these is the face's.
+_STATUS_ORDER: Final = (Status.ENROLLED, Status.REJECTED, Status.DUPLICATE, Status.KNOWN)
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Imported:
         enrolled: rows that became faces.
         known: rows of which the gallery knew everything.
         duplicate: rows whose bytes the gallery had, under other paths or none.
-        rejected: rows whose bytes the gallery has as somebody else's.
+        rejected: rows whose bytes the gallery has under another identity.
         replaced: paths that led to other faces of the gallery until now.
         interrupted: whether it was stopped before the last row.
     """
@@ -137,7 +137,7 @@ def _import_batch(
         for row, outcome in zip(numbers, enroll(faces, vectors), strict=True):
             outcomes[row].append(outcome)
     for found in outcomes:
-        outcome = min(found, key=lambda one: _WEIGHTS.index(one.status))
+        outcome = min(found, key=lambda one: _STATUS_ORDER.index(one.status))
         report.replaced += sum(one.replaced is not None for one in found)
         if outcome.status is Status.ENROLLED:
             report.enrolled += 1
@@ -149,7 +149,7 @@ def _import_batch(
 
 
 def _import_people(vault: Vault, batch: Batch) -> None:
-    """Fills in what is said about the people of a batch. Who has no faces here is nobody here."""
+    """Fills in the metadata of a batch's identities; one that has no faces here is passed over."""
 
     def missing(reader: Reader) -> dict[int, Metadata]:
         own: dict[int, Metadata] = {}

@@ -34,8 +34,8 @@ _FILE_NAME: Final = re.compile(r"faces-\d{5,}\.parquet")
 SHA256: Final = re.compile("[0-9a-f]{64}")
 _UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # The greatest number that SQLite and Parquet keep, and more than any model's dimension or input size.
-_MOST: Final = 2**63 - 1
-_MOST_NUMBERS: Final = 2**20
+_MAX_INTEGER: Final = 2**63 - 1
+_MAX_SIZE: Final = 2**20
 _COLUMNS: Final = {
     "id": "int64: the face's number in the gallery, never used again there",
     "identity": "string or null: who is on the photo, null where nobody said",
@@ -238,12 +238,12 @@ def _holds(manifest: _Manifest) -> Iterator[tuple[str, bool]]:
     model, names = manifest.model, [file.name for file in manifest.files]
     yield "version", manifest.version >= 1
     yield "gallery", _UUID.fullmatch(manifest.gallery) is not None
-    yield "revision", 0 <= manifest.revision <= _MOST
-    yield "faces", 0 <= manifest.faces <= _MOST
+    yield "revision", 0 <= manifest.revision <= _MAX_INTEGER
+    yield "faces", 0 <= manifest.faces <= _MAX_INTEGER
     yield "identities", 0 <= manifest.identities <= manifest.faces
     yield "model.fingerprint", SHA256.fullmatch(model.fingerprint) is not None
-    yield "model.dimension", 1 <= model.dimension <= _MOST_NUMBERS
-    yield "model.preprocessing.size", 1 <= model.preprocessing.size <= _MOST_NUMBERS
+    yield "model.dimension", 1 <= model.dimension <= _MAX_SIZE
+    yield "model.preprocessing.size", 1 <= model.preprocessing.size <= _MAX_SIZE
     yield "model.preprocessing.crop", 0 < model.preprocessing.crop <= 1
     yield "files", bool(names) and len(set(names)) == len(names)
     for place, file in enumerate(manifest.files):
@@ -255,7 +255,7 @@ def _holds(manifest: _Manifest) -> Iterator[tuple[str, bool]]:
         yield "calibration.fingerprint", found.fingerprint == model.fingerprint
         yield "calibration.strangers", found.strangers in ("photos", "gallery")
         for name in ("generation", "faces", "identities", "searches", "people", "trained"):
-            yield f"calibration.{name}", 0 <= getattr(found, name) <= _MOST
+            yield f"calibration.{name}", 0 <= getattr(found, name) <= _MAX_INTEGER
         yield "calibration.fpir", any(point.fpir == found.fpir for point in found.points)
         for place, point in enumerate(found.points):
             yield f"calibration.points[{place}]", _can_be(point)

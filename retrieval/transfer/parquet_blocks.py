@@ -22,9 +22,9 @@ from retrieval.system.parquet import opened, pyarrow
 # Rows of a block that is read: as many as the vectors of 2048 numbers that one segment holds.
 BLOCK: Final = 8192
 # Rows of a row group that is written: 32 MiB of vectors of 2048 numbers.
-GROUP: Final = 4096
-# Rows that pyarrow decodes at a time. It needs some times their size for that; in the cache it is fastest.
-_PIECE: Final = 1024
+ROW_GROUP: Final = 4096
+# Rows that pyarrow decodes at a time. It needs a multiple of their size for that; in the cache it is fastest.
+_DECODED_ROWS: Final = 1024
 FINGERPRINT: Final = b"faceprint.fingerprint"
 
 
@@ -105,7 +105,7 @@ def _read_blocks(
         InputError: the file is damaged, or a vector has another length or is not finite.
     """
     with opened(path) as parquet:
-        pieces = parquet.iter_batches(batch_size=min(_PIECE, size), columns=[*names, "vector"])
+        pieces = parquet.iter_batches(batch_size=min(_DECODED_ROWS, size), columns=[*names, "vector"])
         row, block, columns = 0, np.empty((size, dimension), np.float32), _empty(names)
         for piece in pieces:
             start = 0

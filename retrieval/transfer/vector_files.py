@@ -20,7 +20,7 @@ from retrieval.transfer.manifest import SHA256
 from retrieval.transfer.parquet_blocks import (
     BLOCK,
     FINGERPRINT,
-    GROUP,
+    ROW_GROUP,
     metadata_column,
     read_blocks_ahead,
     vector_field,
@@ -203,12 +203,12 @@ def _embedding_columns(
                 f"not {np.shape(vectors)}."
             )
         vectors = np.ascontiguousarray(vectors, np.float32)
-        for start in range(0, len(faces), GROUP):
-            part = faces[start : start + GROUP]
+        for start in range(0, len(faces), ROW_GROUP):
+            part = faces[start : start + ROW_GROUP]
             yield {
                 "sha256": [face.sha256 for face in part],
                 "identity": [face.identity for face in part],
                 "path": [face.path for face in part],
                 "metadata": [encoded(face.metadata, face.path or face.sha256) for face in part],
-                "vector": vectors[start : start + GROUP],
+                "vector": vectors[start : start + ROW_GROUP],
             }
