@@ -42,15 +42,9 @@ from retrieval.database.writer import Writer
 from retrieval.errors import BundleError, DataError, GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.index.segments import FlatVectors
 from retrieval.models.bundle import FORGOTTEN, ModelBundle, Relabel
-from retrieval.storage.vault import (
-    BACKUP_CARD,
-    LOCK_TIMEOUT,
-    MODEL,
-    VECTORS,
-    Vault,
-    is_unfinished_backup,
-    unfinished_backup,
-)
+from retrieval.storage.layout import BACKUP_CARD, MODEL, VECTORS
+from retrieval.storage.leftovers import is_unfinished_backup, unfinished_backup
+from retrieval.storage.vault import LOCK_TIMEOUT, Vault
 from retrieval.system import lock
 from retrieval.system.files import (
     copy_durably,

@@ -17,9 +17,7 @@ down in the transaction, and the next writer does it if this one cannot.
 """
 
 import getpass
-import hashlib
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,20 +58,15 @@ from retrieval.index.segments import (
     SegmentMissing,
     Vectors,
     Written,
-    basis_name,
-    codes_name,
 )
 from retrieval.models.bundle import ModelBundle, Relabel
-from retrieval.storage import deferred, ownership
+from retrieval.storage import deferred, leftovers, ownership
 from retrieval.storage.codes import Coding, encode
 from retrieval.storage.deferred import DeferredWork
+from retrieval.storage.layout import BACKUP_CARD, DATABASE, MODEL, VECTORS
 from retrieval.system import lock
 from retrieval.system.files import (
-    abandoned,
-    is_no_file,
     make_folder,
-    make_room,
-    open_plain,
     remove,
     remove_abandoned,
     sync,
@@ -82,24 +75,6 @@ from retrieval.system.files import (
 )
 
 _T = TypeVar("_T")
-
-DATABASE: Final = "gallery.db"
-# A segment, codes or a basis, whole or in the making; anything else in the folder is left alone.
-_SEGMENT_NAME: Final = re.compile(
-    r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$"
-    r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
-    r"|\.gallery\.id\.part$"
-)
-_VECTORS_NAME: Final = re.compile(r"\d{8,}\.faiss$")
-# A file in the making; SQLite may have put others beside it.
-_PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
-# A model's folder, whole or in the making.
-_MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
-VECTORS: Final = "vectors"
-BACKUP_CARD: Final = "backup.json"
-# What a first backup makes before its card, beside its folders, and no gallery has.
-_OF_BACKUPS: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
-MODEL: Final = "model"
 
 # From how many vectors on a thread writes them while their rows are inserted.
 _PARALLEL_WRITE_MIN: Final = 1024
@@ -188,7 +163,7 @@ class Vault:
         if folder.is_file():
             raise GalleryError(f"{folder} is a file; a gallery is a folder.")
         if not folder.is_dir():
-            left = ", ".join(path.name for path in leftovers_beside(folder))
+            left = ", ".join(path.name for path in leftovers.beside(folder))
             raise GalleryError(
                 f"There is no gallery {folder}; make one with `faceprint ingest`"
                 + (f", which also removes what a killed one left ({left})." if left else ".")
@@ -197,8 +172,8 @@ class Vault:
             raise GalleryError(
                 f"{folder} is a backup; make a gallery of it with `faceprint restore {folder} GALLERY`."
             )
-        if is_unfinished_backup(folder):
-            raise GalleryError(unfinished_backup(folder))
+        if leftovers.is_unfinished_backup(folder):
+            raise GalleryError(leftovers.unfinished_backup(folder))
         store = Store.open(folder / DATABASE, read_only=read_only, timeout=LOCK_TIMEOUT)
         return cls(folder, store, read_only=read_only, via=via)
 
@@ -298,7 +273,7 @@ class Vault:
                 raise StorageError(f"{self.folder} cannot be written to: {reason}.")
             raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
-            given = self._check_ownership()
+            given = ownership.check(self.folder, self.store, timeout=LOCK_TIMEOUT)
             if not self._wrote:
                 self._prepare()
             self._tidy()
@@ -307,7 +282,7 @@ class Vault:
             with self.store.write() as writer:
                 if given is not None:
                     writer.set_gallery(folder_id=given)
-                self._replaceable = self.named(writer)
+                self._replaceable = leftovers.named_files(writer)
                 yield writer
                 insist = writer.defers
             self._run_deferred_work(insist=insist)
@@ -481,45 +456,6 @@ class Vault:
         with lock.exclusive(self.folder / LOCK_NAME, timeout=timeout):
             yield
 
-    def _check_ownership(self) -> str | None:
-        """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
-
-        Raises:
-            GalleryBusy: another process has locked that folder, and did not let go in time.
-            GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link; or
-                the database is another one's too.
-        """
-        with self.store.read() as reader:
-            known, segments = reader.gallery().folder_id, reader.segments()
-            names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
-        for name in ownership.links(self.folder, names):
-            raise ownership.linked(self.folder, name)
-        # SQLite writes into the file, whatever its names are.
-        if os.stat(self.folder / DATABASE).st_nlink > 1:
-            raise ownership.hard_linked(self.folder / DATABASE)
-        vectors = self.folder / VECTORS
-        found = ownership.read_id(vectors)
-        if known is not None and found == known:
-            ownership.settle(self.folder, vectors, known, DATABASE, timeout=LOCK_TIMEOUT)
-            return None
-        if known is not None and found is not None:
-            raise ownership.foreign(self.folder, vectors)
-        if (other := ownership.sharer(self.folder, vectors, DATABASE)) is not None:
-            raise ownership.shared(self.folder, vectors, other)
-        if not all(self._seems_there(segment) for segment in segments):
-            if known is not None:
-                raise ownership.emptied(self.folder, vectors)
-            return None
-        # The transaction that named the id in the file may have been lost, and may still come to life.
-        given = known or found or ownership.new_id()
-        if found != given:
-            ownership.write_id(vectors, given, self.folder)
-        return given if known is None else None
-
-    def _seems_there(self, segment: Segment) -> bool:
-        path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
-        return path.is_file() and path.stat().st_size == segment.bytes
-
     def claim(self) -> None:
         """Says that the folder of vectors is this gallery's, where that was lost. Only for who mends.
 
@@ -529,39 +465,11 @@ class Vault:
             GalleryError: it is another gallery's.
         """
         with self._locked(timeout=LOCK_TIMEOUT):
-            with self.store.read() as reader:
-                known, segments = reader.gallery().folder_id, reader.segments()
-                names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
-                stray = list(self.unnamed(reader))
-            for name in ownership.links(self.folder, names):
-                raise ownership.linked(self.folder, name)
-            vectors = self.folder / VECTORS
-            found = ownership.read_id(vectors)
-            if (other := ownership.sharer(self.folder, vectors, DATABASE)) is not None:
-                raise ownership.shared(self.folder, vectors, other)
-            if known is None or found == known:
-                return
-            if found is not None and (
-                any(path.parent == vectors for path in stray) or not all(map(self._is_proven, segments))
-            ):
-                raise ownership.foreign(self.folder, vectors)
-            try:
-                if not vectors.is_dir():
-                    make_room(vectors)
-                make_folder(vectors, like=self.folder, exist_ok=True)
-            except OSError as error:
-                raise StorageError(f"{vectors} cannot be made: {why(error)}.") from error
-            ownership.write_id(vectors, known, self.folder)
+            ownership.claim(self.folder, self.store)
 
-    def _is_proven(self, segment: Segment) -> bool:
-        path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
-        try:
-            with open_plain(path) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == segment.sha256
-        except OSError as error:
-            if is_no_file(error):
-                return False
-            raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+    def leftovers(self, reader: Reader) -> tuple[list[Path], list[Path]]:
+        """What no row names: what the next writer removes, and what has to stay (see `leftovers`)."""
+        return leftovers.removable(self.folder, reader, replaced=self._replaceable)
 
     def _prepare(self) -> None:
         """What is done once, before the first thing is written.
@@ -574,7 +482,7 @@ class Vault:
                 raise GalleryDamaged(f"In the database of {self.folder} {problems[0]}; restore a backup.")
         # The folder above may be one that this user cannot write to, and a gallery in it all the same.
         with suppress(OSError):
-            remove_abandoned(*_in_the_making(self.folder))
+            remove_abandoned(*leftovers.in_the_making(self.folder))
 
     def _tidy(self, *, settled: bool = False) -> bool:
         """Removes what nothing names: what an interrupted write left, or what the last one replaced.
@@ -599,58 +507,6 @@ class Vault:
             raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
         return not kept
 
-    def leftovers(self, reader: Reader) -> tuple[list[Path], list[Path]]:
-        """What nothing names: what the next writer removes, and what has to stay.
-
-        Where a vector file is missing that a row names, or faces have no vectors, the row may be what is
-        damaged, and a file that nothing names may be theirs. So vector files stay then, but those that the
-        transaction at hand has replaced.
-        """
-        found = list(self.unnamed(reader))
-        strange = {path for path in found if self._is_vectors(path) and path.name not in self._replaceable}
-        if not strange or not self._lacks_vectors(reader):
-            return found, []
-        return [path for path in found if path not in strange], sorted(strange)
-
-    def _is_vectors(self, path: Path) -> bool:
-        return path.parent.name == VECTORS and _VECTORS_NAME.match(path.name) is not None
-
-    def _lacks_vectors(self, reader: Reader) -> bool:
-        segments, serving = reader.segments(), self.serving(reader).id
-        rows = sum(segment.rows for segment in segments if segment.generation_id == serving)
-        return rows < reader.count() or not all(
-            (self.folder / VECTORS / f"{segment.id:08d}.faiss").exists() for segment in segments
-        )
-
-    def named(self, reader: Reader) -> set[str]:
-        """The files of vectors, codes and bases that exist, and the one that names their gallery."""
-        bases = {number for number, basis in reader.bases().items() if basis.coordinates}
-        return {
-            ownership.ID_NAME,
-            *(f"{segment.id:08d}.faiss" for segment in reader.segments()),
-            *(codes_name(one.segment_id, one.basis_id) for one in reader.codes().values()),
-            *map(basis_name, bases),
-        }
-
-    def unnamed(self, reader: Reader) -> Iterator[Path]:
-        """Files and folders that only faceprint can have made, and that no row names."""
-        folders = {generation.folder for generation in reader.generations().values()}
-        named = self.named(reader)
-        try:
-            vectors = self.folder / VECTORS
-            for path in sorted(vectors.iterdir()) if vectors.is_dir() else ():
-                if _SEGMENT_NAME.match(path.name) and path.name not in named:
-                    yield path
-            for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
-                ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()
-                if (ours and entry.name not in folders) or _PART.search(entry.name):
-                    yield Path(entry.path)
-            for folder in sorted(self.folder / name for name in folders):
-                # What is behind a link is not this gallery's.
-                yield from sorted(folder.glob(".*.part")) if not folder.is_symlink() else ()
-        except OSError as error:
-            raise StorageError(f"{self.folder} cannot be listed: {why(error)}.") from error
-
     def _copy_log(self, *, at_least: int) -> None:
         """Copies SQLite's log into the database once it is long."""
         log = self.store.path.with_name(f"{DATABASE}-wal")
@@ -660,38 +516,6 @@ class Vault:
         # Where a reader keeps an old snapshot the log stays; the next try waits until it has grown again.
         if size >= at_least and (at_least == 1 or size >= self._log_tried + at_least):
             self._log_tried = 0 if self.store.checkpoint(timeout=0.0) else size
-
-
-def is_unfinished_backup(folder: Path) -> bool:
-    """Whether a folder is what a killed first `backup` left: its card is written last."""
-    if any(os.path.lexists(folder / name) for name in (BACKUP_CARD, DATABASE)):
-        return False
-    with suppress(OSError):
-        names = os.listdir(folder)
-        # A folder with `models` alone may be another program's.
-        return {"models", VECTORS} <= set(names) or any(map(_OF_BACKUPS.fullmatch, names))
-    return False
-
-
-def unfinished_backup(folder: Path) -> str:
-    """What to do with one."""
-    return (
-        f"{folder} is an unfinished backup: the run that made it was stopped; run `faceprint backup GALLERY "
-        f"{folder}` again, which goes on from here."
-    )
-
-
-def leftovers_beside(folder: Path) -> list[Path]:
-    """Folders beside a gallery's that killed creations and restores of it left."""
-    with suppress(OSError):  # the folder above may be one that cannot be listed
-        return abandoned(*_in_the_making(folder))
-    return []
-
-
-def _in_the_making(folder: Path) -> tuple[Path, str]:
-    """Where the folder lies that becomes a gallery's, and how its name begins; see `files.whole_folder`."""
-    folder = Path(os.path.abspath(folder))
-    return folder.parent, f".{folder.name}-"
 
 
 def who() -> str:
