@@ -62,8 +62,9 @@ from retrieval.storage import backup as backups
 from retrieval.storage import compaction, optimization, ownership
 from retrieval.storage.backup import BackedUp, Restored
 from retrieval.storage.compaction import Compacted
+from retrieval.storage.layout import VECTORS
 from retrieval.storage.optimization import Optimized
-from retrieval.storage.vault import VECTORS, Vault
+from retrieval.storage.vault import Vault
 from retrieval.system import lock
 from retrieval.system.files import is_free, whole_folder, why
 from retrieval.system.paths import absolute

@@ -6,7 +6,7 @@ from typing import Any
 
 from retrieval.database.identity_names import twins
 from retrieval.gallery.active_model import Serving
-from retrieval.storage.vault import DATABASE
+from retrieval.storage.layout import DATABASE
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from retrieval.index.segments import Ids, SegmentMissing, basis_name, codes_name
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import Fetching
-from retrieval.storage import optimization, ownership
-from retrieval.storage.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault, leftovers_beside
+from retrieval.storage import layout, leftovers, optimization, ownership
+from retrieval.storage.layout import DATABASE, VECTORS
+from retrieval.storage.vault import LOCK_TIMEOUT, Vault
 from retrieval.system import lock
 from retrieval.system.files import (
     is_no_file,
@@ -239,7 +240,10 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
         *copies,
         *folders,
     }
-    expected: dict[Path, Collection[str]] = {vault.folder: ours, vault.folder / VECTORS: vault.named(reader)}
+    expected: dict[Path, Collection[str]] = {
+        vault.folder: ours,
+        vault.folder / VECTORS: leftovers.named_files(reader),
+    }
     expected |= {vault.folder / name: _MODEL_FILES for name in folders}
     for folder, names in expected.items():
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -251,7 +255,7 @@ def _check_files(vault: Vault, reader: Reader, book: _Notebook) -> None:
                 book.add(Trouble.LEFTOVER, file, f"nothing names it; {detail}")
             elif path.name not in names:
                 book.add(Trouble.UNKNOWN_FILE, file, "it does not belong to the gallery; move it away")
-    for path in leftovers_beside(vault.folder):
+    for path in leftovers.beside(vault.folder):
         detail = "a killed creation or restore of the gallery left it; the next write removes it"
         book.add(Trouble.LEFTOVER, f"../{readable(path.name)}", detail)
     if (others := who_else_reads(vault.folder)) is not None:
@@ -274,8 +278,8 @@ def _check_ownership(vault: Vault, reader: Reader, book: _Notebook) -> None:
     book.bytes += ownership.size(vectors)
     if known is not None and found != known:
         detail = "it is missing" if found is None else "the folder has another gallery's id, or a damaged one"
-        detail = _is_other(vault.folder / VECTORS / ownership.ID_NAME) or detail
-        book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{ownership.ID_NAME}", detail)
+        detail = _is_other(vault.folder / VECTORS / layout.ID_NAME) or detail
+        book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{layout.ID_NAME}", detail)
     other = None if vectors.is_symlink() else ownership.sharer(vault.folder, vectors, DATABASE)
     if other is not None:
         detail = f"it is also the folder of vectors of {printable(other)}; give each a copy of its own"
@@ -644,7 +648,7 @@ class _Mender:
         """Brings damaged segments back from the backup, and lost vectors from their photos."""
         with self._vault.store.read() as reader:
             # Where the number in a row is damaged, its file is there under the right one.
-            unnamed = list(self._vault.unnamed(reader))
+            unnamed = list(leftovers.unnamed(self._vault.folder, reader))
             for segment in reader.segments():
                 path = self._vault.folder / VECTORS / f"{segment.id:08d}.faiss"
                 self._mend_file(path, segment.sha256, beside=unnamed)

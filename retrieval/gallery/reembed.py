@@ -19,7 +19,8 @@ from retrieval.index.segments import Ids
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import Fetching
-from retrieval.storage.vault import MODEL, Vault
+from retrieval.storage.layout import MODEL
+from retrieval.storage.vault import Vault
 
 # Vectors that become durable together.
 _COMMIT: Final = 512
