@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.models.bundle import ModelBundle, Preprocessing
 
 

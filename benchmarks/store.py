@@ -29,7 +29,7 @@ from benchmarks.galleries import faces, model
 from retrieval.bulk.ingest import ingest_embeddings
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
-from retrieval.transfer.exchange import write_embeddings
+from retrieval.transfer.vector_files import write_embeddings
 
 DIMENSION = 2048
 BLOCK = 8192

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from retrieval.bulk.ingest import ingest, ingest_photos
     from retrieval.bulk.reports import IngestReport
     from retrieval.database.filters import Condition, Where
-    from retrieval.database.store import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
+    from retrieval.database.records import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
     from retrieval.embedding.outcome import Outcome, Status
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.gallery.annotate import Annotated
@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
     from retrieval.sources.photos import Photo
     from retrieval.storage.backup import BackedUp, Restored
-    from retrieval.storage.vault import Compacted, Optimized
-    from retrieval.transfer.exchange import Export, Imported
+    from retrieval.storage.compaction import Compacted
+    from retrieval.storage.optimization import Optimized
+    from retrieval.transfer.import_ import Imported
+    from retrieval.transfer.manifest import Export
 
 __all__ = [
     "Annotated",
@@ -112,12 +114,12 @@ __all__ = [
 
 _HOMES = {
     "Annotated": "gallery.annotate",
-    "AuditEntry": "database.store",
+    "AuditEntry": "database.records",
     "Audited": "quality.audit_report",
     "BackedUp": "storage.backup",
     "Calibrated": "bulk.calibrate",
-    "Calibration": "database.store",
-    "Compacted": "storage.vault",
+    "Calibration": "database.records",
+    "Compacted": "storage.compaction",
     "Condition": "database.filters",
     "Decision": "search.decisions",
     "Doubt": "quality.audit_report",
@@ -126,21 +128,21 @@ _HOMES = {
     "Embedder": "models.embedder",
     "Embeddings": "models.embedder",
     "Explanation": "index.knn",
-    "Export": "transfer.exchange",
-    "Face": "database.store",
+    "Export": "transfer.manifest",
+    "Face": "database.records",
     "FaceprintError": "errors",
     "Finding": "gallery.integrity",
     "Gallery": "gallery.gallery",
     "GalleryInfo": "gallery.info",
-    "Imported": "transfer.exchange",
+    "Imported": "transfer.import_",
     "IngestReport": "bulk.reports",
     "Kept": "gallery.sync",
     "Match": "search.nearest",
     "Missing": "gallery.sync",
     "ModelBundle": "models.bundle",
-    "NewFace": "database.store",
-    "OperatingPoint": "database.store",
-    "Optimized": "storage.vault",
+    "NewFace": "database.records",
+    "OperatingPoint": "database.records",
+    "Optimized": "storage.optimization",
     "Outcome": "embedding.outcome",
     "PeopleResult": "search.nearest",
     "PeopleSearchOptions": "search.question",
@@ -151,7 +153,7 @@ _HOMES = {
     "Prediction": "search.nearest",
     "Preprocessing": "models.bundle",
     "Reason": "errors",
-    "Receipt": "database.store",
+    "Receipt": "database.records",
     "Reembedded": "gallery.reembed",
     "Relabelled": "gallery.moves",
     "Relocated": "gallery.relocation",

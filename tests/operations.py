@@ -27,7 +27,7 @@ from PIL import Image
 from retrieval import errors
 from retrieval.bulk.ingest import ingest
 from retrieval.database.metadata import to_json
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.errors import FaceprintError, InputError
 from retrieval.gallery.face_writer import FaceWriter
 from retrieval.gallery.gallery import Gallery
@@ -36,7 +36,7 @@ from retrieval.gallery.repair import repair
 from retrieval.index import quantization
 from retrieval.models.bundle import FORGOTTEN, ModelBundle, Preprocessing
 from retrieval.sources.photos import Photo
-from retrieval.storage import vault
+from retrieval.storage import codes
 from retrieval.storage.vault import Vault
 from retrieval.system.files import is_free
 
@@ -66,7 +66,7 @@ def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
         with (
             patch.object(quantization, "CHOICES", (DIMENSION,)),
             patch.object(quantization, "_LOOK", 0.0),
-            patch.object(vault, "CODES_FROM", 2),
+            patch.object(codes, "CODES_FROM", 2),
         ):
             work(root)
 
@@ -481,7 +481,7 @@ def _lay_old(root: Path, model: ModelBundle) -> None:
     from alembic.config import Config
     from sqlalchemy import URL, create_engine
 
-    from retrieval.database.store import migrations_folder
+    from retrieval.database.migrations import migrations_folder
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()))

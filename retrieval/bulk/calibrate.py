@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import Calibration
+from retrieval.database.records import Calibration
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.embedding.reading import Meters, Prepared, Ready
 from retrieval.embedding.stages import PhotoPipeline, Resources

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bulk.reports import Run
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.embedding.reading import Prepared, embedded
 from retrieval.embedding.stages import PhotoPipeline, Resources, prepare_without_gallery
@@ -28,7 +28,7 @@ from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo
 from retrieval.system.files import replacing, why
 from retrieval.system.pipeline import Meter
-from retrieval.transfer.exchange import write_embeddings
+from retrieval.transfer.vector_files import write_embeddings
 
 # Rows that are written together: of 2048 numbers, 8 MiB.
 _ROWS_PER_WRITE: Final = 1024

@@ -20,7 +20,7 @@ from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.metadata_tables import Annotations
 from retrieval.sources.photos import Photo
 from retrieval.system.pipeline import Meter
-from retrieval.transfer import exchange
+from retrieval.transfer import vector_files
 
 # Batches of the usual size that become durable together, if they are embedded within so many seconds.
 _BATCHES_PER_COMMIT: Final = 4
@@ -181,7 +181,7 @@ def ingest_embeddings(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """Enrolls the vectors of a Parquet file (see `exchange.read_embeddings`), some thousand rows at a time.
+    """Enrolls the vectors of a Parquet file (see `vector_files.read_embeddings`), block by block.
 
     Args:
         gallery: where to.
@@ -198,7 +198,9 @@ def ingest_embeddings(
     report, commit, layout = IngestReport(), Meter("commit"), Layout(())
     started = time.monotonic()
     fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
-    rows = exchange.read_embeddings(Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted)
+    rows = vector_files.read_embeddings(
+        Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted
+    )
     for faces, vectors in rows:
         with commit.working(len(faces)):
             outcomes = gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from retrieval.bulk.embed import EmbedReport
     from retrieval.bulk.reports import IngestReport, Run
     from retrieval.console.progress import Progress
-    from retrieval.database.store import Face
+    from retrieval.database.records import Face
     from retrieval.embedding.outcome import Outcome
     from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.info import GalleryInfo
@@ -552,7 +552,7 @@ def _how_searched(facts: "GalleryInfo") -> str:
 
 def _how_decided(facts: "GalleryInfo") -> str:
     """By which threshold searches decide, and what that makes one expect, in words."""
-    from retrieval.database.store import Calibration
+    from retrieval.database.records import Calibration
     from retrieval.search.calibration import foretold
 
     if facts.calibration is None:
@@ -640,7 +640,7 @@ def _found(
 
 def _embeddings_of(path: Path, model: Path | None) -> _Work:
     from retrieval.bulk.ingest import ingest_embeddings
-    from retrieval.transfer.exchange import count_embeddings
+    from retrieval.transfer.vector_files import count_embeddings
 
     def run(gallery: "Gallery", *, on_outcome: Any, should_stop: Any, **about_photos: Any) -> "IngestReport":
         return ingest_embeddings(
@@ -723,7 +723,7 @@ def _tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
 def _fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *, strict: bool) -> None:
     """Ends the command with an error where rejected files are one."""
     where = report or "--report FILE"
-    if done.rejected == done.found:
+    if done.found and done.rejected == done.found:
         raise InputError(f"Not one of the {done.found:,} files could be {verb}; {where} says why.")
     if done.worth_retrying:
         raise RunError(

@@ -18,7 +18,7 @@ from retrieval.errors import InputError
 
 if TYPE_CHECKING:
     from retrieval.bulk.calibrate import Calibrated, StrangerReport
-    from retrieval.database.store import Calibration
+    from retrieval.database.records import Calibration
     from retrieval.gallery.gallery import Gallery
     from retrieval.rates import Rate
 

@@ -14,7 +14,7 @@ from retrieval.console.terminal import DeviceOption, GalleryArgument, JsonOption
 from retrieval.errors import DataError, InputError, Interrupted, RunError
 
 if TYPE_CHECKING:
-    from retrieval.database.store import Face, Receipt
+    from retrieval.database.records import Face, Receipt
     from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.integrity import Finding, Verification
     from retrieval.gallery.reembed import Reembedded
@@ -316,7 +316,7 @@ def import_(
 ) -> None:  # fmt: skip
     """Enroll what another gallery exported. A new gallery needs --model."""
     from retrieval.system.signals import graceful
-    from retrieval.transfer.exchange import read_export
+    from retrieval.transfer.export_reader import read_export
 
     exported = read_export(source)
     # Nothing is embedded: the model is loaded to know that it runs.
@@ -613,7 +613,7 @@ def _print_reembedded(done: "Reembedded") -> None:
 
 
 def _read_receipt(path: Path) -> "Receipt":
-    from retrieval.database.store import Receipt
+    from retrieval.database.records import Receipt
     from retrieval.system.manifests import read_manifest
 
     advice = "pass a file that `faceprint forget --receipt` wrote"

@@ -1,4 +1,4 @@
-"""Tables: what a gallery's database holds. `migrations/` makes them; `retrieval.database.store` uses them."""
+"""Tables: what a gallery's database holds. `migrations/` makes them; `reader` and `writer` use them."""
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
@@ -26,7 +26,7 @@ gallery_table = Table(
     Column("revision_check", Integer, nullable=False),
     Column("next_identity_id", Integer, nullable=False),
     Column("next_generation_id", Integer, nullable=False),
-    # JSON of what a committed transaction still owes (see `Unfinished`); the next writer pays it.
+    # JSON of the work that committed transactions have deferred (see `retrieval.storage.deferred`).
     Column("unfinished", Text, nullable=True),
     Column("next_basis_id", Integer, nullable=False),
     # Stands in the folder of vectors too, so that a writer never takes another gallery's for its own; NULL
@@ -142,8 +142,8 @@ codes_table = Table(
     Column("error", Float, nullable=False),
 )
 
-# Beyond which distance a search of a generation's vectors names nobody, and how that was found; the operating
-# points are JSON, as `retrieval.database.store` writes them.
+# The distances beyond which a search of a generation's vectors returns no identity, and how they were found;
+# the operating points are JSON, as `Calibration.fields` gives them.
 calibration_table = Table(
     "calibration",
     metadata,

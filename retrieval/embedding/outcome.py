@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from retrieval.database.metadata import Metadata, encoded, filled
-from retrieval.database.store import Face, NewFace
+from retrieval.database.records import Face, NewFace
 from retrieval.errors import InputError, Reason
 from retrieval.system.files import Stamp
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from retrieval.database import identity_names
 from retrieval.database.metadata import decoded, encoded
-from retrieval.database.store import Face, KnownFile, NewFace, Reader
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face, KnownFile, NewFace
 from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import pixels

@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from retrieval.database.store import Face
+from retrieval.database.records import Face
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images import pixels
 from retrieval.index.segments import Ids, Vectors

@@ -3,7 +3,8 @@
 import threading
 from dataclasses import dataclass
 
-from retrieval.database.store import Generation, Reader
+from retrieval.database.reader import Reader
+from retrieval.database.records import Generation
 from retrieval.errors import ModelMismatch
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder, may_use_gpu

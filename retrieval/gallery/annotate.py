@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retrieval.database.metadata import decoded, encoded
-from retrieval.database.store import Reader
+from retrieval.database.reader import Reader
 from retrieval.database.tables import face_table, identity_table
 from retrieval.storage.vault import Vault
 from retrieval.system.paths import absolute, is_utf8

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from retrieval.database.store import Receipt
+from retrieval.database.records import Receipt
 from retrieval.errors import GalleryError, StorageError
 from retrieval.models.bundle import ModelBundle
-from retrieval.storage import backup, ownership
+from retrieval.storage import backup, optimization, ownership
 from retrieval.storage.backup import Restored
-from retrieval.storage.vault import VECTORS, Vault
+from retrieval.storage.layout import VECTORS
+from retrieval.storage.vault import Vault
 from retrieval.system import lock
 from retrieval.system.files import is_free, whole_folder, why
 
@@ -51,7 +52,7 @@ def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str
 def _restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str, fresh: bool) -> Restored:
     with closing(Vault.open(folder, via=via)) as vault:
         restored = backup.restore(source, vault, receipts=receipts, fresh=fresh)
-        vault.optimize()
+        optimization.optimize(vault)
     return restored
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding import reading
 from retrieval.embedding.outcome import Outcome, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, Ready, Stored

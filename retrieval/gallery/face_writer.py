@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from retrieval.database.identity_names import check
 from retrieval.database.metadata import encoded
-from retrieval.database.store import Generation, NewFace, Reader, Writer
+from retrieval.database.reader import Reader
+from retrieval.database.records import Generation, NewFace
 from retrieval.database.tables import face_table
+from retrieval.database.writer import Writer
 from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.embedding.reading import Stored
 from retrieval.errors import InputError, ModelMismatch, UnreadableImage
@@ -191,4 +193,4 @@ def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
     for number, name in verdicts.names.items():
         writer.name_face(number, name)
     if verdicts.names:
-        writer.remove_lonely()
+        writer.remove_orphaned_identities()

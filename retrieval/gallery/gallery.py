@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.identity_names import twins
-from retrieval.database.store import AuditEntry, Calibration, NewFace, Receipt
+from retrieval.database.records import AuditEntry, Calibration, NewFace, Receipt
 from retrieval.embedding.outcome import Outcome
 from retrieval.gallery import (
     annotate,
@@ -46,11 +46,14 @@ from retrieval.search.question import PeopleQuestion, PeopleSearchOptions, Photo
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.remote import Fetching
-from retrieval.storage import backup
+from retrieval.storage import backup, compaction, optimization
 from retrieval.storage.backup import BackedUp, Restored
-from retrieval.storage.vault import Compacted, Optimized, Vault
-from retrieval.transfer import exchange
-from retrieval.transfer.exchange import Export, Imported
+from retrieval.storage.compaction import Compacted
+from retrieval.storage.optimization import Optimized
+from retrieval.storage.vault import Vault
+from retrieval.transfer import export, import_
+from retrieval.transfer.import_ import Imported
+from retrieval.transfer.manifest import Export
 
 
 class Gallery:
@@ -598,7 +601,7 @@ class Gallery:
         )
         self._model.current()
         if done.switched:
-            self.vault.optimize()
+            optimization.optimize(self.vault)
         return done
 
     def other_model(self) -> ModelBundle:
@@ -646,7 +649,7 @@ class Gallery:
 
     def optimize(self, *, anew: bool = False) -> Optimized:
         """Makes searches quick, if that is due; see `Vault.optimize`. Answers stay what they are."""
-        return self.vault.optimize(anew=anew)
+        return optimization.optimize(self.vault, anew=anew)
 
     def compact(self) -> Compacted:
         """Merges segments into as few as there can be, and writes the database anew without gaps.
@@ -654,7 +657,7 @@ class Gallery:
         Raises:
             StorageError, GalleryBusy: what was merged before stays merged.
         """
-        return self.vault.compact()
+        return compaction.compact(self.vault)
 
     # Copies
 
@@ -675,13 +678,13 @@ class Gallery:
         return creation.restore(Path(backup), Path(folder), receipts=receipts, via=via)
 
     def export(self, target: str | os.PathLike[str]) -> Export:
-        """Writes one snapshot as Parquet, with the model's contract and checksums; see `transfer.exchange`.
+        """Writes one snapshot as Parquet, with the model's contract and checksums; see `transfer.export`.
 
         Raises:
             InputError: `target` exists and is not empty.
             MissingDependency: pyarrow is not installed.
         """
-        return exchange.export(self.vault, Path(target))
+        return export.export(self.vault, Path(target))
 
     def import_export(
         self,
@@ -690,9 +693,9 @@ class Gallery:
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Imported:
-        """Enrolls what another gallery exported (`exchange.read_export`); see there."""
+        """Enrolls what another gallery exported (`export_reader.read_export`); see there."""
         enroll = partial(self.enroll_vectors, fingerprint=exported.fingerprint)
-        return exchange.import_export(
+        return import_.import_export(
             self.vault, exported, enroll, on_outcome=on_outcome, should_stop=should_stop
         )
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from retrieval.database.identity_names import check, nearest
 from retrieval.database.metadata import encoded, filled
-from retrieval.database.store import Reader, Receipt, Writer, utc_now
+from retrieval.database.reader import Reader
+from retrieval.database.records import Receipt, utc_now
 from retrieval.database.tables import identity_table
+from retrieval.database.writer import Writer
 from retrieval.errors import InputError
 from retrieval.gallery.sync import Renamed
 from retrieval.models.bundle import FORGOTTEN, Relabel
@@ -118,7 +120,7 @@ def rename_together(vault: Vault, writer: Writer, people: Mapping[str, str]) -> 
                 said[head] = merged
             writer.merge_identities(number, head)
     if labels:
-        vault.owe(writer, erase=False, labels=labels)
+        vault.defer(writer, erase=False, labels=labels)
     return done
 
 
@@ -185,7 +187,7 @@ def _relabel(vault: Vault, writer: Writer, names: Collection[str], change: Relab
     """Lets the labels of some names, in every model, go with the names."""
     labels = _labels(vault, writer, names, change)
     if erase or labels:
-        vault.owe(writer, erase=erase, labels=labels)
+        vault.defer(writer, erase=erase, labels=labels)
 
 
 def forget(

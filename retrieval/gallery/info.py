@@ -6,7 +6,7 @@ from typing import Any
 
 from retrieval.database.identity_names import twins
 from retrieval.gallery.active_model import ActiveModel
-from retrieval.storage.vault import DATABASE
+from retrieval.storage.layout import DATABASE
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         segments=len(segments),
         vector_bytes=sum(segment.bytes for segment in segments),
         codes_bytes=codes_bytes,
-        coded_faces=sum(one.rows for one in segments if one.generation == generation.id and one.id in coded),
+        coded_faces=sum(
+            one.rows for one in segments if one.generation_id == generation.id and one.id in coded
+        ),
         coordinates=bases[-1].coordinates if bases else None,
         database_bytes=(model.vault.folder / DATABASE).stat().st_size,
         fingerprint=generation.fingerprint,

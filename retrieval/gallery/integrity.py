@@ -13,12 +13,16 @@ import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
 from retrieval.database import page_checksums
-from retrieval.database.store import LOCK_NAME, Generation, Reader, Segment, blames_machine
+from retrieval.database.reader import Reader
+from retrieval.database.records import Generation, Segment
+from retrieval.database.sqlite_errors import blames_machine
+from retrieval.database.store import LOCK_NAME
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
 from retrieval.index.segments import Ids, SegmentMissing, basis_name, codes_name
 from retrieval.models.bundle import ModelBundle
-from retrieval.storage import ownership
-from retrieval.storage.vault import DATABASE, LOCK_TIMEOUT, VECTORS, Vault, leftovers_beside
+from retrieval.storage import layout, leftovers, ownership
+from retrieval.storage.layout import DATABASE, VECTORS
+from retrieval.storage.vault import LOCK_TIMEOUT, Vault
 from retrieval.system import lock
 from retrieval.system.files import (
     is_no_file,
@@ -229,7 +233,10 @@ def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
         *copies,
         *folders,
     }
-    expected: dict[Path, Collection[str]] = {vault.folder: ours, vault.folder / VECTORS: vault.named(reader)}
+    expected: dict[Path, Collection[str]] = {
+        vault.folder: ours,
+        vault.folder / VECTORS: leftovers.named_files(reader),
+    }
     expected |= {vault.folder / name: _MODEL_FILES for name in folders}
     for folder, names in expected.items():
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -241,7 +248,7 @@ def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
                 book.add(Trouble.LEFTOVER, file, f"nothing names it; {detail}")
             elif path.name not in names:
                 book.add(Trouble.UNKNOWN_FILE, file, "it does not belong to the gallery; move it away")
-    for path in leftovers_beside(vault.folder):
+    for path in leftovers.beside(vault.folder):
         detail = "a killed creation or restore of the gallery left it; the next write removes it"
         book.add(Trouble.LEFTOVER, f"../{readable(path.name)}", detail)
     if (others := who_else_reads(vault.folder)) is not None:
@@ -264,8 +271,8 @@ def _check_ownership(vault: Vault, reader: Reader, book: Notebook) -> None:
     book.bytes += ownership.size(vectors)
     if known is not None and found != known:
         detail = "it is missing" if found is None else "the folder has another gallery's id, or a damaged one"
-        detail = _is_other(vault.folder / VECTORS / ownership.ID_NAME) or detail
-        book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{ownership.ID_NAME}", detail)
+        detail = _is_other(vault.folder / VECTORS / layout.ID_NAME) or detail
+        book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{layout.ID_NAME}", detail)
     other = None if vectors.is_symlink() else ownership.sharer(vault.folder, vectors, DATABASE)
     if other is not None:
         detail = f"it is also the folder of vectors of {printable(other)}; give each a copy of its own"
@@ -325,7 +332,7 @@ def check_codes(vault: Vault, reader: Reader, book: Notebook) -> None:
 
 def _codes_files(reader: Reader) -> dict[str, str]:
     """The SHA-256 of each file of codes and each basis."""
-    files = {codes_name(one.segment, one.basis): one.sha256 for one in reader.codes().values()}
+    files = {codes_name(one.segment_id, one.basis_id): one.sha256 for one in reader.codes().values()}
     return files | {
         basis_name(number): basis.sha256 for number, basis in reader.bases().items() if basis.coordinates
     }
@@ -348,7 +355,7 @@ def read_segments(vault: Vault, book: Notebook, verified: dict[int, Ids | None])
             continue
         path = vault.folder / VECTORS / f"{segment.id:08d}.faiss"
         try:
-            size, ids = _proven(vault, segment, generations[segment.generation], path)
+            size, ids = _proven(vault, segment, generations[segment.generation_id], path)
         except (FileNotFoundError, SegmentMissing):
             with vault.store.read() as newer:
                 if segment.id not in {one.id for one in newer.segments()}:
@@ -380,7 +387,7 @@ def check_rows(vault: Vault, reader: Reader, book: Notebook, verified: Mapping[i
     segments = reader.segments()
     book.faces, book.segments = len(faces), len(segments)
     for generation in reader.generations().values():
-        mine = [segment for segment in segments if segment.generation == generation.id]
+        mine = [segment for segment in segments if segment.generation_id == generation.id]
         parts = [ids for segment in mine if (ids := verified[segment.id]) is not None]
         ids, counts = np.unique(np.concatenate([*parts, np.empty(0, np.int64)]), return_counts=True)
         astray = np.concatenate([np.setdiff1d(ids, faces), ids[counts > 1]]).tolist()

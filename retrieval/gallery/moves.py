@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
-from retrieval.database.store import Face, Reader
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face
 from retrieval.gallery import identities, sync
 from retrieval.gallery.survey import Survey, moved_files, other_names
 from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
@@ -95,7 +96,7 @@ def remove_missing(
         stamps = {path: survey.seen[path].stamp for path in plan.give}
         writer.add_files(plan.give.items(), {path: one for path, one in stamps.items() if one is not None})
         vault.remove(writer, [face.id for face in plan.gone])
-        vault.owe(writer, erase=True, labels={})
+        vault.defer(writer, erase=True, labels={})
         counts = {"moved": len(plan.moved), "renamed": len(renamed), "kept": len(plan.kept)}
         vault.log(writer, "sync", faces=len(plan.gone), files=len(done.paths), **counts)
     return done
@@ -133,7 +134,7 @@ def relabel(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
         for number, name in plan.names.items():
             writer.name_face(number, name)
         if plan.names:
-            writer.remove_lonely()
+            writer.remove_orphaned_identities()
         if changed:
             vault.log(writer, "relabel", faces=len(changed), renamed=len(renamed), kept=len(plan.kept))
     return _relabelled(plan, changed, renamed)

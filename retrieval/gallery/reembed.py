@@ -11,14 +11,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import Face, Generation, Reader, utc_now
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face, Generation, utc_now
 from retrieval.embedding.reread import Embedded, embed_again
 from retrieval.errors import InputError
 from retrieval.index.segments import Ids
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import Fetching
-from retrieval.storage.vault import MODEL, Vault
+from retrieval.storage.layout import MODEL
+from retrieval.storage.vault import Vault
 
 # Vectors that become durable together.
 _COMMIT: Final = 512

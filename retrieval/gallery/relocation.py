@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from retrieval.database.store import Reader
+from retrieval.database.reader import Reader
 from retrieval.errors import InputError
 from retrieval.storage.vault import Vault
 from retrieval.system.files import Stamp

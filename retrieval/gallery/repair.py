@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.database import page_checksums
-from retrieval.database.store import Face, Generation
+from retrieval.database.records import Face, Generation
 from retrieval.embedding.reread import Embedded, embed_again
 from retrieval.errors import BundleError, GalleryDamaged, StorageError
 from retrieval.gallery import suspects
@@ -33,8 +33,10 @@ from retrieval.index.segments import Ids, basis_name, codes_name
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import Fetching
+from retrieval.storage import leftovers, optimization
 from retrieval.storage.backup import files_by_sha256
-from retrieval.storage.vault import DATABASE, VECTORS, Vault
+from retrieval.storage.layout import DATABASE, VECTORS
+from retrieval.storage.vault import Vault
 from retrieval.system.files import make_folder, make_room, why, write_durably
 
 
@@ -154,7 +156,7 @@ def mend(
                 mender.mend_suspects(embedder)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
-                vault.optimize()
+                optimization.optimize(vault)
     found = verify(folder)
     after = replace(found, notes=(*found.notes, *mender.notes))
     return Repaired(
@@ -242,9 +244,9 @@ class _Mender:
             broken = {finding.file for finding in book.findings}
             bases = [n for n in reader.bases() if f"{VECTORS}/{basis_name(n)}" in broken]
             segments = [
-                one.segment
+                one.segment_id
                 for one in reader.codes().values()
-                if f"{VECTORS}/{codes_name(one.segment, one.basis)}" in broken
+                if f"{VECTORS}/{codes_name(one.segment_id, one.basis_id)}" in broken
             ]
         if bases or segments:
             with self._vault.writing() as writer:
@@ -255,7 +257,7 @@ class _Mender:
         """Brings damaged segments back from the backup, and lost vectors from their photos."""
         with self._vault.store.read() as reader:
             # Where the number in a row is damaged, its file is there under the right one.
-            unnamed = list(self._vault.unnamed(reader))
+            unnamed = list(leftovers.unnamed(self._vault.folder, reader))
             for segment in reader.segments():
                 path = self._vault.folder / VECTORS / f"{segment.id:08d}.faiss"
                 self._mend_file(path, segment.sha256, beside=unnamed)

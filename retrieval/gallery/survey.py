@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, TypeVar
 
-from retrieval.database.store import KnownFile, Store
+from retrieval.database.records import KnownFile
+from retrieval.database.store import Store
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images.pixels import content_sha256
 from retrieval.sources import archives, photos

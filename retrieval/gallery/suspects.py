@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from retrieval.database.store import Face, Generation, Reader
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face, Generation
 from retrieval.embedding.reread import embed_again
 from retrieval.index.segments import Ids, Vectors
 from retrieval.models.embedder import Embedder

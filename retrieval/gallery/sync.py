@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from retrieval.database.store import Face
+from retrieval.database.records import Face
 from retrieval.errors import InputError
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import check_comparable, scan

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import Reader
+from retrieval.database.reader import Reader
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.index.knn import Block, nearest

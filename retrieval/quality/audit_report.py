@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
-from retrieval.database.store import Face
+from retrieval.database.records import Face
 from retrieval.quality.photo_page import Group, Item, Picture, Section, Table, sheet
 from retrieval.sources.remote import NOTHING_FETCHED, Fetching
 

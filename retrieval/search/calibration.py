@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import rates
-from retrieval.database.store import Calibration, Generation, OperatingPoint, Reader, utc_now
+from retrieval.database.reader import Reader
+from retrieval.database.records import Calibration, Generation, OperatingPoint, utc_now
 from retrieval.errors import InputError, Interrupted, ModelMismatch
 from retrieval.index.knn import Answer, Ids
 from retrieval.index.segments import Vectors

@@ -13,7 +13,8 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import Calibration, Reader
+from retrieval.database.reader import Reader
+from retrieval.database.records import Calibration
 from retrieval.errors import InputError
 from retrieval.index.knn import Answer, Ids
 from retrieval.rates import Upcoming

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.filters import Where
-from retrieval.database.store import Face, Reader
+from retrieval.database.reader import Reader
+from retrieval.database.records import Face
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch
 from retrieval.index.knn import Answer
 from retrieval.index.segments import Ids

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.store import Reader
+from retrieval.database.reader import Reader
 from retrieval.errors import InputError
 from retrieval.index.knn import Answer, Block, Ids, nearest
 

@@ -24,16 +24,10 @@ from typing import IO, Any, Final, TypeVar
 
 import numpy as np
 
-from retrieval.database.store import (
-    SCHEMA_VERSION,
-    Generation,
-    Reader,
-    Receipt,
-    Segment,
-    Store,
-    Writer,
-    utc_now,
-)
+from retrieval.database.migrations import SCHEMA_VERSION
+from retrieval.database.reader import Reader
+from retrieval.database.records import Generation, Receipt, Segment, utc_now
+from retrieval.database.store import Store
 from retrieval.database.tables import (
     alias_table,
     audit_table,
@@ -44,18 +38,13 @@ from retrieval.database.tables import (
     identity_table,
     merger_table,
 )
+from retrieval.database.writer import Writer
 from retrieval.errors import BundleError, DataError, GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.index.segments import FlatVectors
 from retrieval.models.bundle import FORGOTTEN, ModelBundle, Relabel
-from retrieval.storage.vault import (
-    BACKUP_CARD,
-    LOCK_TIMEOUT,
-    MODEL,
-    VECTORS,
-    Vault,
-    is_unfinished_backup,
-    unfinished_backup,
-)
+from retrieval.storage.layout import BACKUP_CARD, MODEL, VECTORS
+from retrieval.storage.leftovers import is_unfinished_backup, unfinished_backup
+from retrieval.storage.vault import LOCK_TIMEOUT, Vault
 from retrieval.system import lock
 from retrieval.system.files import (
     copy_durably,
@@ -132,7 +121,7 @@ class Restored:
 
 
 class _Unfinished(Exception):
-    """The gallery owes something to its last transaction."""
+    """The gallery has deferred work, which changes the database."""
 
 
 class _CardDamaged(DataError):
@@ -182,7 +171,7 @@ def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
     try:
         lock.check(target)
         if target.is_dir():
-            _check_target(vault, target)  # before a lock file is made among somebody's files
+            _check_target(vault, target)  # before a lock file is made among other files
         make_output_folder(target)
         with lock.exclusive(target / "writer.lock", timeout=LOCK_TIMEOUT):
             done = _back_up(vault, target, verify=verify)
@@ -510,7 +499,7 @@ def _seal(fields: Mapping[str, Any]) -> str:
 
 
 def _remove_unnamed(backup: _Backup) -> None:
-    """Removes what only an older backup needed, or an interrupted one left; nothing of anybody else's."""
+    """Removes what only an older backup needed, or an interrupted one left; no other files."""
     named = {backup.folder / name for name in backup.files}
     keep = named | {path.parent for path in named}
     for path in (
@@ -580,7 +569,7 @@ def _restore(
     erased = {receipt.id: receipt for receipt in (*receipts, *reader.receipts(), *writer.receipts())}
     numbers = {number for receipt in erased.values() for number in receipt.face_ids}
     people = {number for receipt in erased.values() for number in receipt.identity_ids}
-    # A receipt may know numbers that neither gallery nor backup has reached: they are nobody else's.
+    # A receipt may know numbers that neither gallery nor backup has reached: they stay reserved.
     next_face, next_identity = max(numbers, default=0) + 1, max(people, default=0) + 1
     numbers |= set(reader.face_ids_of_identities(people))
     gone = [number for number in reader.face_ids() if number in numbers]
@@ -589,7 +578,7 @@ def _restore(
     generations = _bring_models(backup, reader, vault, writer, reader.names_of(people))
     writer.replace_segments([segment.id for segment in writer.segments()], [])
     for segment in reader.segments():
-        _bring_segment(backup, vault, writer, segment, generations[segment.generation], gone)
+        _bring_segment(backup, vault, writer, segment, generations[segment.generation_id], gone)
     _bring_rows(reader, writer, fresh=fresh)
     _bring_calibrations(reader, writer, generations)
     _bring_suspects(reader, writer, generations, old)
@@ -613,7 +602,7 @@ def _restore(
     count = writer.count()
     vault.log(writer, "restore", faces=count, taken_at=backup.taken_at, forgotten_again=len(gone))
     # Of what stood here before, and of the forgotten, no trace is to stay.
-    vault.owe(writer, erase=True, labels={})
+    vault.defer(writer, erase=True, labels={})
     return Restored(os.fspath(vault.folder), count, len(gone), backup.taken_at)
 
 
@@ -786,9 +775,9 @@ def _check_against(backup: _Backup, reader: Reader) -> None:
 
 def _check_segment(backup: _Backup, segment: Segment, generations: Mapping[int, Generation]) -> None:
     path = backup.vectors(segment)
-    if segment.generation not in generations:
+    if segment.generation_id not in generations:
         raise _contradiction(backup, "name vectors of no model")
-    flat = FlatVectors(backup.folder / VECTORS, generations[segment.generation].dimension)
+    flat = FlatVectors(backup.folder / VECTORS, generations[segment.generation_id].dimension)
     try:
         ids, _ = flat.rows_of_file(path)
     except GalleryDamaged as error:

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
+from retrieval.database.records import Segment
+from retrieval.database.store import Store
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
-from retrieval.system.files import is_no_file, why, write_durably
+from retrieval.storage.layout import DATABASE, ID_NAME, VECTORS, segment_path
+from retrieval.storage.leftovers import unnamed
+from retrieval.system.files import is_no_file, make_folder, make_room, open_plain, why, write_durably
 from retrieval.system.lock import wait_for_lock
 from retrieval.system.paths import printable
-
-ID_NAME: Final = "gallery.id"
 
 # A path of 4096 bytes, each of them as %XX, and the rest.
 _MAX_BYTES: Final = 16384
@@ -201,6 +203,91 @@ def _alone(vectors: Path, timeout: float) -> Iterator[None]:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def check(folder: Path, store: Store, *, timeout: float) -> str | None:
+    """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
+
+    Raises:
+        GalleryBusy: another process has locked that folder, and did not let go in time.
+        GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link; or
+            the database is another one's too.
+    """
+    with store.read() as reader:
+        known, segments = reader.gallery().folder_id, reader.segments()
+        names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
+    for name in links(folder, names):
+        raise linked(folder, name)
+    # SQLite writes into the file, whatever its names are.
+    if os.stat(folder / DATABASE).st_nlink > 1:
+        raise hard_linked(folder / DATABASE)
+    vectors = folder / VECTORS
+    found = read_id(vectors)
+    if known is not None and found == known:
+        settle(folder, vectors, known, DATABASE, timeout=timeout)
+        return None
+    if known is not None and found is not None:
+        raise foreign(folder, vectors)
+    if (other := sharer(folder, vectors, DATABASE)) is not None:
+        raise shared(folder, vectors, other)
+    if not all(_seems_there(folder, segment) for segment in segments):
+        if known is not None:
+            raise emptied(folder, vectors)
+        return None
+    # The transaction that named the id in the file may have been lost, and may still come to life.
+    given = known or found or new_id()
+    if found != given:
+        write_id(vectors, given, folder)
+    return given if known is None else None
+
+
+def _seems_there(folder: Path, segment: Segment) -> bool:
+    path = segment_path(folder, segment.id)
+    return path.is_file() and path.stat().st_size == segment.bytes
+
+
+def claim(folder: Path, store: Store) -> None:
+    """Says that the folder of vectors is this gallery's, where that was lost. Only for the one writer.
+
+    Where the folder has another id, each vector file must be what was written, and no other be there.
+
+    Raises:
+        GalleryError: it is another gallery's.
+    """
+    with store.read() as reader:
+        known, segments = reader.gallery().folder_id, reader.segments()
+        names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
+        stray = list(unnamed(folder, reader))
+    for name in links(folder, names):
+        raise linked(folder, name)
+    vectors = folder / VECTORS
+    found = read_id(vectors)
+    if (other := sharer(folder, vectors, DATABASE)) is not None:
+        raise shared(folder, vectors, other)
+    if known is None or found == known:
+        return
+    if found is not None and any(path.parent == vectors for path in stray):
+        raise foreign(folder, vectors)
+    if found is not None and not all(_is_proven(folder, segment) for segment in segments):
+        raise foreign(folder, vectors)
+    try:
+        if not vectors.is_dir():
+            make_room(vectors)
+        make_folder(vectors, like=folder, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{vectors} cannot be made: {why(error)}.") from error
+    write_id(vectors, known, folder)
+
+
+def _is_proven(folder: Path, segment: Segment) -> bool:
+    path = segment_path(folder, segment.id)
+    try:
+        with open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == segment.sha256
+    except OSError as error:
+        if is_no_file(error):
+            return False
+        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
 
 
 def links(folder: Path, names: Iterable[str]) -> list[str]:

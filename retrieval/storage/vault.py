@@ -1,11 +1,11 @@
 """The `Vault`: rows and vectors of a gallery, in step after any crash; it knows nothing of images.
 
     my.gallery/
-      gallery.db               SQLite: which faces exist, whose they are
+      gallery.db               SQLite: which faces exist, and their identities
       gallery.sums             a checksum for each page of gallery.db
       vectors/00000007.faiss   their vectors, immutable segments
-      vectors/00000007-1.codes what searches read first: a byte a coordinate, in basis 1
-      vectors/00000001.basis   where that places vectors (see `retrieval.index.quantization`)
+      vectors/00000007-1.codes 8-bit codes that searches read first, in basis 1
+      vectors/00000001.basis   the transform that codes are made with (see `retrieval.index.quantization`)
       vectors/gallery.id       the gallery that owns this folder (see `retrieval.storage.ownership`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              who is writing
@@ -17,39 +17,30 @@ down in the transaction, and the next writer does it if this one cannot.
 """
 
 import getpass
-import hashlib
-import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.database import page_checksums
-from retrieval.database.store import (
-    LOCK_NAME,
-    MODEL_FOLDER,
+from retrieval.database.reader import Reader
+from retrieval.database.records import (
     AuditEntry,
-    BasisRow,
     Calibration,
     CodesRow,
     Generation,
-    Reader,
     Segment,
-    SnapshotLost,
-    Store,
-    Writer,
-    blames_machine,
-    check_name,
     utc_now,
 )
+from retrieval.database.sqlite_errors import blames_machine
+from retrieval.database.store import LOCK_NAME, SnapshotLost, Store
+from retrieval.database.writer import Writer
 from retrieval.errors import (
     BundleError,
     GalleryBusy,
@@ -59,30 +50,23 @@ from retrieval.errors import (
     ModelMismatch,
     StorageError,
 )
-from retrieval.index import quantization
-from retrieval.index.quantization import Basis, Codes, WrittenCodes
 from retrieval.index.segments import (
     CodesOf,
     FlatVectors,
     Ids,
     Part,
     SegmentMissing,
-    Stored,
     Vectors,
     Written,
-    basis_name,
-    codes_name,
-    in_blocks,
 )
 from retrieval.models.bundle import ModelBundle, Relabel
-from retrieval.storage import ownership
+from retrieval.storage import deferred, leftovers, ownership
+from retrieval.storage.codes import Coding, encode
+from retrieval.storage.deferred import DeferredWork
+from retrieval.storage.layout import BACKUP_CARD, DATABASE, MODEL, VECTORS
 from retrieval.system import lock
 from retrieval.system.files import (
-    abandoned,
-    is_no_file,
     make_folder,
-    make_room,
-    open_plain,
     remove,
     remove_abandoned,
     sync,
@@ -92,37 +76,8 @@ from retrieval.system.files import (
 
 _T = TypeVar("_T")
 
-DATABASE: Final = "gallery.db"
-# A segment, codes or a basis, whole or in the making; anything else in the folder is somebody else's.
-_SEGMENT_NAME: Final = re.compile(
-    r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$"
-    r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
-    r"|\.gallery\.id\.part$"
-)
-_VECTORS_NAME: Final = re.compile(r"\d{8,}\.faiss$")
-# A file in the making; SQLite may have put others beside it.
-_PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
-# A model's folder, whole or in the making.
-_MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
-VECTORS: Final = "vectors"
-BACKUP_CARD: Final = "backup.json"
-# What a first backup makes before its card, beside its folders, and no gallery has.
-_OF_BACKUPS: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
-MODEL: Final = "model"
-
-# From how many vectors on they are written while their rows are.
-_AT_ONCE: Final = 1024
-
-# From how many rows on a segment has codes: fewer are read as quickly as they are.
-CODES_FROM = 256
-
-# From how many faces on it is worth learning a basis, and after which growth learning another.
-OPTIMIZE_FROM = 4096
-_GROWTH: Final = 4
-
-# How many vectors a basis is learned from, and how many segments get their codes in one transaction.
-_SAMPLE: Final = 8192
-_ENCODED_AT_ONCE: Final = 16
+# From how many vectors on a thread writes them while their rows are inserted.
+_PARALLEL_WRITE_MIN: Final = 1024
 
 # How long a writer waits for another one, in seconds.
 LOCK_TIMEOUT: Final = 30.0
@@ -132,9 +87,6 @@ _ATTEMPTS: Final = 20
 
 # How long SQLite's log may become, in bytes, before it is copied into the database.
 _LOG_BYTES: Final = 32 * 2**20
-
-# How long erasing waits for those who still read an older state, in seconds.
-ERASE_TIMEOUT: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,31 +102,6 @@ class State:
     coded: Mapping[int, CodesOf]
     faces: int
     calibration: Calibration | None
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """What compacting did: segments and bytes on disk (vectors and database) before and after."""
-
-    segments_before: int
-    segments_after: int
-    bytes_before: int
-    bytes_after: int
-
-
-@dataclass(frozen=True, slots=True)
-class Optimized:
-    """What optimizing did.
-
-    Attributes:
-        coordinates: bytes of a code; 0 where codes do not pay, None where there are too few faces to learn.
-        learned: whether a basis was learned, or found not to pay, this time.
-        encoded: vector files that got their codes.
-    """
-
-    coordinates: int | None
-    learned: bool
-    encoded: int
 
 
 class Vault:
@@ -236,7 +163,7 @@ class Vault:
         if folder.is_file():
             raise GalleryError(f"{folder} is a file; a gallery is a folder.")
         if not folder.is_dir():
-            left = ", ".join(path.name for path in leftovers_beside(folder))
+            left = ", ".join(path.name for path in leftovers.beside(folder))
             raise GalleryError(
                 f"There is no gallery {folder}; make one with `faceprint ingest`"
                 + (f", which also removes what a killed one left ({left})." if left else ".")
@@ -245,8 +172,8 @@ class Vault:
             raise GalleryError(
                 f"{folder} is a backup; make a gallery of it with `faceprint restore {folder} GALLERY`."
             )
-        if is_unfinished_backup(folder):
-            raise GalleryError(unfinished_backup(folder))
+        if leftovers.is_unfinished_backup(folder):
+            raise GalleryError(leftovers.unfinished_backup(folder))
         store = Store.open(folder / DATABASE, read_only=read_only, timeout=LOCK_TIMEOUT)
         return cls(folder, store, read_only=read_only, via=via)
 
@@ -255,7 +182,7 @@ class Vault:
         if self.store.closed:
             return
         if self._wrote:
-            # Whoever writes at this moment will do it; nobody else's log is in danger.
+            # A process that writes at this moment will copy the log itself.
             with suppress(GalleryBusy, StorageError), self._locked(timeout=0):
                 self._copy_log(at_least=1)
         for vectors in self._vectors.values():
@@ -282,17 +209,30 @@ class Vault:
         # Another gallery has files of the same names: its vectors would be answered as this one's.
         if folder_id is not None and ownership.read_id(vectors) not in (None, folder_id):
             raise ownership.foreign(self.folder, vectors)
+        self._close_replaced(reader)
         rows = reader.segments(generation.id)
         segments = tuple(segment.id for segment in rows)
-        self.vectors(generation).forget_all_but(segments)
         coded = {
-            one.segment: CodesOf(one.basis, one.error)
+            one.segment_id: CodesOf(one.basis_id, one.error)
             for one in reader.codes().values()
-            if one.segment in segments
+            if one.segment_id in segments
         }
         faces, calibration = sum(segment.rows for segment in rows), reader.calibration(generation)
         self._state = State(revision, generation, segments, coded, faces, calibration)
         return self._state
+
+    def _close_replaced(self, reader: Reader) -> None:
+        """Closes the mapped files of segments that no longer exist, of every generation.
+
+        While it is mapped, a deleted file keeps its room on the disk, and what was to be erased.
+        """
+        existing: dict[int, list[int]] = {}
+        for segment in reader.segments():
+            existing.setdefault(segment.generation_id, []).append(segment.id)
+        with self._opening:
+            vectors = dict(self._vectors)
+        for generation, flat in vectors.items():
+            flat.forget_all_but(existing.get(generation, ()))
 
     def serving(self, reader: Reader) -> Generation:
         """The generation that answers searches."""
@@ -333,19 +273,19 @@ class Vault:
                 raise StorageError(f"{self.folder} cannot be written to: {reason}.")
             raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
-            given = self._check_ownership()
+            given = ownership.check(self.folder, self.store, timeout=LOCK_TIMEOUT)
             if not self._wrote:
                 self._prepare()
             self._tidy()
-            self.pay_debts(insist=False)
+            self._run_deferred_work(insist=False)
             self._wrote = True
             with self.store.write() as writer:
                 if given is not None:
                     writer.set_gallery(folder_id=given)
-                self._replaceable = self.named(writer)
+                self._replaceable = leftovers.named_files(writer)
                 yield writer
-                owed = writer.owes
-            self.pay_debts(insist=owed)
+                insist = writer.defers
+            self._run_deferred_work(insist=insist)
             # The transaction stands. What is left to do can wait for the next writer.
             with suppress(StorageError):
                 self._tidy(settled=True)
@@ -365,13 +305,13 @@ class Vault:
                 yield writer
 
     def settle(self) -> None:
-        """Does what the last transaction still owes.
+        """Does what earlier transactions have deferred.
 
         Raises:
             GalleryBusy, StorageError: it cannot be done now.
         """
         with self.writing() as writer:
-            writer.owes = True
+            writer.defers = True
 
     @contextmanager
     def appending(self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors) -> Iterator[None]:
@@ -390,8 +330,8 @@ class Vault:
             rest -= flat.ceiling
         if rest:
             plan.append(self._merge(writer, generation, ids[-rest:], vectors[-rest:]))
-        first, coding = writer.gallery().next_segment_id, _Coding.of(writer, generation)
-        if len(ids) < _AT_ONCE:
+        first, coding = writer.gallery().next_segment_id, Coding.of(writer, generation)
+        if len(ids) < _PARALLEL_WRITE_MIN:
             yield
             written = [self._write(flat, coding, first + n, parts) for n, (_, parts) in enumerate(plan)]
         else:
@@ -442,19 +382,6 @@ class Vault:
                     self.put(writer, generation, [segment.id], [left] if kept.any() else [])
         writer.remove_faces(ids)
 
-    def compact(self) -> Compacted:
-        """Merges segments into as few as there can be, and writes the database anew without gaps."""
-        with self.store.read() as reader:
-            before, bytes_before = len(reader.segments()), self.size(reader)
-        while self._merge_once():
-            pass
-        self.optimize()
-        with self.writing() as writer:
-            self.owe(writer, erase=True, labels={})
-            self.log(writer, "compact", segments_before=before, segments_after=len(writer.segments()))
-        with self.store.read() as reader:
-            return Compacted(before, len(reader.segments()), bytes_before, self.size(reader))
-
     def size(self, reader: Reader) -> int:
         """Bytes on disk, of vectors, their codes, and the database."""
         database = self.store.path.stat().st_size
@@ -466,140 +393,11 @@ class Vault:
         codes_bytes = sum(one.bytes for one in reader.codes().values())
         return codes_bytes + sum(basis.bytes for basis in reader.bases().values())
 
-    def optimize(self, *, anew: bool = False) -> Optimized:
-        """Makes searches of the serving model's vectors quick: learns a basis if that is due, and encodes.
-
-        Answers are the same before, meanwhile and afterwards. Interrupted, it goes on where it stopped.
-
-        Args:
-            anew: learn another basis, whether due or not.
-
-        Raises:
-            StorageError, GalleryBusy: what was encoded before stays so.
-        """
-        with self.store.read() as reader:
-            generation = self.serving(reader)
-            basis = _newest(reader, generation)
-            rows = sum(segment.rows for segment in reader.segments(generation.id))
-        learned = rows > 1 and (anew or rows >= max(OPTIMIZE_FROM, _GROWTH * (basis.rows if basis else 0)))
-        if learned:
-            sample = self.on_a_snapshot(lambda reader: self._sample(reader, generation))
-            basis = self._learn(generation, sample, rows)
-        if basis is None:
-            return Optimized(None, learned, 0)
-        return Optimized(basis.coordinates, learned, self._encode_all(generation, basis))
-
-    def _sample(self, reader: Reader, generation: Generation) -> Vectors:
-        """Some vectors of a generation, spread over all of them; the same for the same vectors."""
-        flat, segments = self.vectors(generation), reader.segments(generation.id)
-        rows = sum(segment.rows for segment in segments)
-        chosen = np.random.default_rng(0).choice(rows, min(_SAMPLE, rows), replace=False)
-        chosen.sort()
-        parts, first = [np.empty((0, generation.dimension), np.float32)], 0
-        for segment in segments:
-            mine = chosen[(chosen >= first) & (chosen < first + segment.rows)] - first
-            parts.append(flat.rows(segment.id)[1][mine])
-            first += segment.rows
-        return np.concatenate(parts)
-
-    def _learn(self, generation: Generation, sample: Vectors, rows: int) -> BasisRow:
-        """Learns a basis and makes it the newest of a generation; without one that pays, none has codes."""
-        found = quantization.learn(sample)
-        data = found.basis.data() if found.basis is not None else b""
-        with self.writing() as writer:
-            number = writer.gallery().next_basis_id
-            if found.basis is not None:
-                quantization.write_file(self.vectors(generation).basis_path(number), data)
-            row = BasisRow(
-                number,
-                generation.id,
-                rows,
-                found.basis.coordinates if found.basis is not None else 0,
-                len(data),
-                hashlib.sha256(data).hexdigest(),
-                utc_now(),
-                {
-                    "sample": len(sample),
-                    "scan_cost": found.scan_cost,
-                    "trials": [asdict(trial) for trial in found.trials],
-                },
-            )
-            if generation.id in writer.generations():
-                writer.add_basis(row)
-            self.log(writer, "optimize", coordinates=row.coordinates, sample=len(sample))
-        return row
-
-    def _encode_all(self, generation: Generation, basis: BasisRow) -> int:
-        """Gives every segment codes in a basis, then older bases go; returns how many it gave."""
-        with self.store.read() as reader:
-            known = reader.codes()
-            lacking = [
-                segment.id
-                for segment in reader.segments(generation.id)
-                if segment.rows >= CODES_FROM and getattr(known.get(segment.id), "basis", None) != basis.id
-            ]
-            older = [number for number in reader.bases(generation.id) if number != basis.id]
-        encoded = 0
-        for start in range(0, len(lacking) if basis.coordinates else 0, _ENCODED_AT_ONCE):
-            with self.writing() as writer:
-                alive = {segment.id: segment for segment in writer.segments(generation.id)}
-                for number in lacking[start : start + _ENCODED_AT_ONCE]:
-                    if number in alive and basis.id in writer.bases(generation.id):
-                        flat = self.vectors(generation)
-                        rows = flat.stored(number, alive[number].rows, alive[number].sha256)
-                        made = self._encode(flat, _Coding(basis, {}), number, [rows])
-                        if made is not None:
-                            writer.set_codes(CodesRow(number, basis.id, made.bytes, made.sha256, made.error))
-                            encoded += 1
-        if older:
-            with self.writing() as writer:
-                writer.remove_bases(older)
-        return encoded
-
     def _write(
-        self, flat: FlatVectors, coding: "_Coding", segment: int, parts: Sequence[Part]
+        self, flat: FlatVectors, coding: Coding, segment: int, parts: Sequence[Part]
     ) -> tuple[Written, CodesRow | None]:
         """Writes a segment and its codes, both durable; the second is None where it has none."""
-        written = flat.write(segment, parts)
-        made = self._encode(flat, coding, segment, parts)
-        if made is None or coding.basis is None:
-            return written, None
-        return written, CodesRow(segment, coding.basis.id, made.bytes, made.sha256, made.error)
-
-    def _encode(
-        self, flat: FlatVectors, coding: "_Coding", segment: int, parts: Sequence[Part]
-    ) -> WrittenCodes | None:
-        """Writes the codes of a segment; None where it is too small, or too odd for the basis to help."""
-        basis = coding.basis
-        if basis is None or not basis.coordinates or sum(len(ids) for ids, _ in parts) < CODES_FROM:
-            return None
-        try:
-            learned: Basis = flat.basis(basis.id)
-        except GalleryDamaged:
-            return None  # what codes are for is speed; `verify` will tell, and `repair` mend it
-        pieces = [piece for _, vectors in parts for piece in _coded(flat, learned, coding, vectors)]
-        made, errors = (np.concatenate(some) for some in zip(*pieces, strict=True))
-        if not quantization.tolerable(learned, errors):
-            return None
-        return quantization.write(flat.codes_path(segment, basis.id), made, errors)
-
-    def owe(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
-        """Writes down what has to be done once the transaction stands, beside what is owed already.
-
-        Args:
-            writer: of the transaction, which is then not over before this is done.
-            erase: leave no trace of deleted rows in the database's file and log.
-            labels: new labels by their number, by the folder of their model.
-        """
-        debts = _Debts.read(writer)
-        for generation in writer.generations().values():
-            if generation.folder in labels:
-                debts.labels.setdefault(generation.folder, {}).update(labels[generation.folder])
-                changed = debts.relabelled(ModelBundle.load(self.folder / generation.folder))
-                writer.set_card(generation.id, hashlib.sha256(changed.card().encode()).hexdigest())
-        debts.erase = "all" if erase else debts.erase
-        debts.write(writer)
-        writer.owes = bool(debts)
+        return flat.write(segment, parts), encode(flat, coding, segment, parts)
 
     def bundle(self, reader: Reader, generation: Generation) -> ModelBundle:
         """The model of a generation, under the labels that it has in this snapshot.
@@ -620,32 +418,14 @@ class Vault:
                 f"{bundle.folder} is not the model that the gallery was made with; put that one back."
             )
         # The snapshot is there at once; the card follows.
-        return _Debts.read(reader).relabelled(bundle)
+        return DeferredWork.read(reader).relabelled(bundle)
 
-    def pay_debts(self, *, insist: bool) -> None:
-        """Does what a committed transaction still owes, whoever committed it. Only for the one writer.
+    def defer(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
+        """Writes down what has to be done once the transaction stands; see `deferred.defer`."""
+        deferred.defer(self.folder, writer, erase=erase, labels=labels)
 
-        Args:
-            insist: wait for those who still read an older state, and raise if they do not finish.
-
-        Raises:
-            StorageError: `insist`, and it cannot be done now; later writers will try again.
-        """
-        with self.store.read() as reader:
-            debts, owed = _Debts.read(reader), _Debts.read(reader)
-        if not debts:
-            return
-        try:
-            for folder in list(debts.labels):
-                debts.relabelled(ModelBundle.load(self.folder / folder)).rewrite_card()
-                del debts.labels[folder]
-            self._erase_traces(debts, timeout=ERASE_TIMEOUT if insist else 0.0)
-        except StorageError:
-            if insist:
-                raise
-        if debts != owed:
-            with self.store.write() as writer:
-                debts.write(writer)
+    def _run_deferred_work(self, *, insist: bool) -> None:
+        deferred.run(self.store, self.folder, insist=insist, tidy=lambda: self._tidy(settled=True))
 
     def log(
         self, writer: Writer, action: str, *, faces: int = 0, extend: int | None = None, **detail: Any
@@ -668,63 +448,13 @@ class Vault:
             writer.replace_segments(old, [])
             return
         flat, number = self.vectors(generation), writer.gallery().next_segment_id
-        coding = _Coding.of(writer, generation)
+        coding = Coding.of(writer, generation)
         _replace(writer, generation, old, *self._write(flat, coding, number, parts))
-
-    def _merge_once(self) -> bool:
-        """Merges the first neighbours that fit into one segment, in a transaction of their own."""
-        with self.writing() as writer:
-            for generation in writer.generations().values():
-                flat, segments = self.vectors(generation), writer.segments(generation.id)
-                for group in _groups(segments, flat.ceiling):
-                    parts = [flat.stored(one.id, one.rows, one.sha256) for one in group]
-                    self.put(writer, generation, [segment.id for segment in group], parts)
-                    return True
-        return False
 
     @contextmanager
     def _locked(self, *, timeout: float) -> Iterator[None]:
         with lock.exclusive(self.folder / LOCK_NAME, timeout=timeout):
             yield
-
-    def _check_ownership(self) -> str | None:
-        """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
-
-        Raises:
-            GalleryBusy: another process has locked that folder, and did not let go in time.
-            GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link; or
-                the database is another one's too.
-        """
-        with self.store.read() as reader:
-            known, segments = reader.gallery().folder_id, reader.segments()
-            names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
-        for name in ownership.links(self.folder, names):
-            raise ownership.linked(self.folder, name)
-        # SQLite writes into the file, whatever its names are.
-        if os.stat(self.folder / DATABASE).st_nlink > 1:
-            raise ownership.hard_linked(self.folder / DATABASE)
-        vectors = self.folder / VECTORS
-        found = ownership.read_id(vectors)
-        if known is not None and found == known:
-            ownership.settle(self.folder, vectors, known, DATABASE, timeout=LOCK_TIMEOUT)
-            return None
-        if known is not None and found is not None:
-            raise ownership.foreign(self.folder, vectors)
-        if (other := ownership.sharer(self.folder, vectors, DATABASE)) is not None:
-            raise ownership.shared(self.folder, vectors, other)
-        if not all(self._seems_there(segment) for segment in segments):
-            if known is not None:
-                raise ownership.emptied(self.folder, vectors)
-            return None
-        # The transaction that named the id in the file may have been lost, and may still come to life.
-        given = known or found or ownership.new_id()
-        if found != given:
-            ownership.write_id(vectors, given, self.folder)
-        return given if known is None else None
-
-    def _seems_there(self, segment: Segment) -> bool:
-        path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
-        return path.is_file() and path.stat().st_size == segment.bytes
 
     def claim(self) -> None:
         """Says that the folder of vectors is this gallery's, where that was lost. Only for who mends.
@@ -735,39 +465,11 @@ class Vault:
             GalleryError: it is another gallery's.
         """
         with self._locked(timeout=LOCK_TIMEOUT):
-            with self.store.read() as reader:
-                known, segments = reader.gallery().folder_id, reader.segments()
-                names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
-                stray = list(self.unnamed(reader))
-            for name in ownership.links(self.folder, names):
-                raise ownership.linked(self.folder, name)
-            vectors = self.folder / VECTORS
-            found = ownership.read_id(vectors)
-            if (other := ownership.sharer(self.folder, vectors, DATABASE)) is not None:
-                raise ownership.shared(self.folder, vectors, other)
-            if known is None or found == known:
-                return
-            if found is not None and (
-                any(path.parent == vectors for path in stray) or not all(map(self._is_proven, segments))
-            ):
-                raise ownership.foreign(self.folder, vectors)
-            try:
-                if not vectors.is_dir():
-                    make_room(vectors)
-                make_folder(vectors, like=self.folder, exist_ok=True)
-            except OSError as error:
-                raise StorageError(f"{vectors} cannot be made: {why(error)}.") from error
-            ownership.write_id(vectors, known, self.folder)
+            ownership.claim(self.folder, self.store)
 
-    def _is_proven(self, segment: Segment) -> bool:
-        path = self.folder / VECTORS / f"{segment.id:08d}.faiss"
-        try:
-            with open_plain(path) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == segment.sha256
-        except OSError as error:
-            if is_no_file(error):
-                return False
-            raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+    def leftovers(self, reader: Reader) -> tuple[list[Path], list[Path]]:
+        """What no row names: what the next writer removes, and what has to stay (see `leftovers`)."""
+        return leftovers.removable(self.folder, reader, replaced=self._replaceable)
 
     def _prepare(self) -> None:
         """What is done once, before the first thing is written.
@@ -780,7 +482,7 @@ class Vault:
                 raise GalleryDamaged(f"In the database of {self.folder} {problems[0]}; restore a backup.")
         # The folder above may be one that this user cannot write to, and a gallery in it all the same.
         with suppress(OSError):
-            remove_abandoned(*_in_the_making(self.folder))
+            remove_abandoned(*leftovers.in_the_making(self.folder))
 
     def _tidy(self, *, settled: bool = False) -> bool:
         """Removes what nothing names: what an interrupted write left, or what the last one replaced.
@@ -792,6 +494,7 @@ class Vault:
         """
         with self.store.read() as reader:
             unnamed, kept = self.leftovers(reader)
+            self._close_replaced(reader)
         if unnamed and not settled:
             with self.store.write() as writer:
                 writer.changed = True
@@ -804,58 +507,6 @@ class Vault:
             raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
         return not kept
 
-    def leftovers(self, reader: Reader) -> tuple[list[Path], list[Path]]:
-        """What nothing names: what the next writer removes, and what has to stay.
-
-        Where a vector file is missing that a row names, or faces have no vectors, the row may be what is
-        damaged, and a file that nothing names may be theirs. So vector files stay then, but those that the
-        transaction at hand has replaced.
-        """
-        found = list(self.unnamed(reader))
-        strange = {path for path in found if self._is_vectors(path) and path.name not in self._replaceable}
-        if not strange or not self._lacks_vectors(reader):
-            return found, []
-        return [path for path in found if path not in strange], sorted(strange)
-
-    def _is_vectors(self, path: Path) -> bool:
-        return path.parent.name == VECTORS and _VECTORS_NAME.match(path.name) is not None
-
-    def _lacks_vectors(self, reader: Reader) -> bool:
-        segments, serving = reader.segments(), self.serving(reader).id
-        rows = sum(segment.rows for segment in segments if segment.generation == serving)
-        return rows < reader.count() or not all(
-            (self.folder / VECTORS / f"{segment.id:08d}.faiss").exists() for segment in segments
-        )
-
-    def named(self, reader: Reader) -> set[str]:
-        """The files of vectors, codes and bases that exist, and the one that says whose they are."""
-        bases = {number for number, basis in reader.bases().items() if basis.coordinates}
-        return {
-            ownership.ID_NAME,
-            *(f"{segment.id:08d}.faiss" for segment in reader.segments()),
-            *(codes_name(one.segment, one.basis) for one in reader.codes().values()),
-            *map(basis_name, bases),
-        }
-
-    def unnamed(self, reader: Reader) -> Iterator[Path]:
-        """Files and folders that only faceprint can have made, and that no row names."""
-        folders = {generation.folder for generation in reader.generations().values()}
-        named = self.named(reader)
-        try:
-            vectors = self.folder / VECTORS
-            for path in sorted(vectors.iterdir()) if vectors.is_dir() else ():
-                if _SEGMENT_NAME.match(path.name) and path.name not in named:
-                    yield path
-            for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
-                ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()
-                if (ours and entry.name not in folders) or _PART.search(entry.name):
-                    yield Path(entry.path)
-            for folder in sorted(self.folder / name for name in folders):
-                # What is behind a link is not this gallery's.
-                yield from sorted(folder.glob(".*.part")) if not folder.is_symlink() else ()
-        except OSError as error:
-            raise StorageError(f"{self.folder} cannot be listed: {why(error)}.") from error
-
     def _copy_log(self, *, at_least: int) -> None:
         """Copies SQLite's log into the database once it is long."""
         log = self.store.path.with_name(f"{DATABASE}-wal")
@@ -864,127 +515,7 @@ class Vault:
             self._log_tried = 0
         # Where a reader keeps an old snapshot the log stays; the next try waits until it has grown again.
         if size >= at_least and (at_least == 1 or size >= self._log_tried + at_least):
-            self._log_tried = 0 if self._checkpoint(timeout=0.0) else size
-
-    def _erase_traces(self, debts: "_Debts", *, timeout: float) -> None:
-        """Writes the database anew and empties its log, as far as that is owed.
-
-        Raises:
-            StorageError: it cannot be done now; `debts` says what is left.
-        """
-        if not debts.erase:
-            return
-        later = f"run `faceprint compact {self.folder}`"
-        try:
-            if not self._tidy(settled=True):
-                raise StorageError(f"a vector file is missing; see `faceprint repair {self.folder}`")
-            if debts.erase == "all":
-                for copy in self.store.upgrade_copies():
-                    remove(copy)
-                page_checksums.discard(self.store.path)
-                self.store.vacuum()
-                debts.erase = "log"
-            done = self._checkpoint(timeout=timeout)
-        except (OSError, StorageError) as error:
-            reason = why(error) if isinstance(error, OSError) else str(error).rstrip(".")
-            raise StorageError(
-                "What was deleted is gone from every answer, but its traces cannot be erased from "
-                f"{self.store.path} ({reason}); {later} when that is mended."
-            ) from error
-        if not done:
-            raise StorageError(
-                "What was deleted is gone from every answer, but another process still reads an older state "
-                f"of {self.folder}; {later} when it has finished."
-            )
-        debts.erase = ""
-
-    def _checkpoint(self, *, timeout: float) -> bool:
-        """Copies SQLite's log into the database and empties it; says whether nothing is left of it."""
-        with self.store.driver() as driver:
-            driver.execute(f"PRAGMA busy_timeout = {int(1000 * timeout)}")
-            try:
-                return page_checksums.checkpoint(driver, self.store.path, mode="TRUNCATE")
-            finally:
-                driver.execute("PRAGMA busy_timeout = 30000")
-
-
-@dataclass
-class _Debts:
-    """What a transaction owes once it stands. It stands in the gallery's row, as JSON.
-
-    Attributes:
-        erase: "all" for writing the database anew and emptying its log, "log" where only that is left.
-        labels: new labels by their number, by the folder of their model.
-    """
-
-    erase: str
-    labels: dict[str, dict[int, Relabel]]
-
-    def __bool__(self) -> bool:
-        return bool(self.erase or self.labels)
-
-    @classmethod
-    def read(cls, reader: Reader) -> "_Debts":
-        unfinished = reader.gallery().unfinished
-        if unfinished is None:
-            return cls("", {})
-        try:
-            stored = json.loads(unfinished)
-            for folder in stored["labels"]:
-                check_name(MODEL_FOLDER, folder)
-            labels = {
-                folder: {int(number): Relabel(*change) for number, change in changes.items()}
-                for folder, changes in stored["labels"].items()
-            }
-            return cls(stored["erase"], labels)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise GalleryDamaged(
-                "What the gallery has to finish after its last write cannot be read; restore it from a "
-                "backup."
-            ) from error
-
-    def write(self, writer: Writer) -> None:
-        labels = {
-            folder: {number: (change.label, change.keep_photos) for number, change in changes.items()}
-            for folder, changes in self.labels.items()
-        }
-        stored = json.dumps({"erase": self.erase, "labels": labels})
-        writer.set_gallery(unfinished=stored if self else None)
-
-    def relabelled(self, bundle: ModelBundle) -> ModelBundle:
-        return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
-
-
-def is_unfinished_backup(folder: Path) -> bool:
-    """Whether a folder is what a killed first `backup` left: its card is written last."""
-    if any(os.path.lexists(folder / name) for name in (BACKUP_CARD, DATABASE)):
-        return False
-    with suppress(OSError):
-        names = os.listdir(folder)
-        # A folder with `models` alone may be another program's.
-        return {"models", VECTORS} <= set(names) or any(map(_OF_BACKUPS.fullmatch, names))
-    return False
-
-
-def unfinished_backup(folder: Path) -> str:
-    """What to do with one."""
-    return (
-        f"{folder} is an unfinished backup: the run that made it was stopped; run `faceprint backup GALLERY "
-        f"{folder}` again, which goes on from here."
-    )
-
-
-def leftovers_beside(folder: Path) -> list[Path]:
-    """Folders beside a gallery's that killed creations and restores of it left."""
-    with suppress(OSError):  # the folder above may be one that cannot be listed
-        return abandoned(*_in_the_making(folder))
-    return []
-
-
-def _in_the_making(folder: Path) -> tuple[Path, str]:
-    """Where the folder lies that becomes a gallery's, and how its name begins; see `files.whole_folder`."""
-    folder = Path(os.path.abspath(folder))
-    return folder.parent, f".{folder.name}-"
+            self._log_tried = 0 if self.store.checkpoint(timeout=0.0) else size
 
 
 def who() -> str:
@@ -995,28 +526,8 @@ def who() -> str:
         return f"uid {os.getuid()}"
 
 
-@dataclass(frozen=True)
-class _Coding:
-    """In which basis new segments get their codes, and what is known of the codes in it that there are."""
-
-    basis: BasisRow | None
-    known: Mapping[int, CodesRow]
-
-    @classmethod
-    def of(cls, reader: Reader, generation: Generation) -> "_Coding":
-        basis = _newest(reader, generation)
-        number = None if basis is None else basis.id
-        return cls(basis, {one.segment: one for one in reader.codes().values() if one.basis == number})
-
-
 def _segment(written: Written, generation: Generation) -> Segment:
     return Segment(written.id, written.rows, written.bytes, written.sha256, generation.id)
-
-
-def _newest(reader: Reader, generation: Generation) -> BasisRow | None:
-    """The basis in which a generation's new segments get their codes."""
-    bases = list(reader.bases(generation.id).values())
-    return bases[-1] if bases else None
 
 
 def _replace(
@@ -1026,34 +537,3 @@ def _replace(
     writer.replace_segments(old, [_segment(written, generation)])
     if made is not None:
         writer.set_codes(made)
-
-
-def _coded(
-    flat: FlatVectors, learned: Basis, coding: "_Coding", vectors: Vectors | Stored
-) -> Iterator[tuple[Codes, NDArray[np.float64]]]:
-    """Codes of a part's vectors, and bounds on how far off they are; those that a whole segment has already.
-
-    A forgotten face must leave no trace, so of a segment without it even the bound is made anew.
-    """
-    if isinstance(vectors, Stored) and vectors.kept is None and vectors.segment in coding.known:
-        row = coding.known[vectors.segment]
-        path = flat.codes_path(row.segment, row.basis)
-        copied = quantization.copy(path, vectors.rows, learned.coordinates, row.sha256)
-        if copied is not None:
-            yield copied, np.array([row.error])
-            return
-    for block in in_blocks(vectors):
-        yield learned.encode(block)
-
-
-def _groups(segments: Sequence[Segment], ceiling: int) -> Iterator[list[Segment]]:
-    """Runs of two or more neighbours that fit into one segment together."""
-    group: list[Segment] = []
-    for segment in segments:
-        if group and sum(one.rows for one in group) + segment.rows > ceiling:
-            if len(group) > 1:
-                yield group
-            group = []
-        group.append(segment)
-    if len(group) > 1:
-        yield group

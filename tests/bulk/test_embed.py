@@ -18,7 +18,7 @@ from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
-from retrieval.transfer.exchange import read_embeddings
+from retrieval.transfer.vector_files import read_embeddings
 from tests.broken import make_broken
 
 KINDS = pytest.mark.parametrize("name", ["out.parquet", "out.npy"])

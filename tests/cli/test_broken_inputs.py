@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from retrieval.gallery.gallery import Gallery
-from retrieval.transfer.exchange import MANIFEST
+from retrieval.transfer.manifest import MANIFEST
 from tests.cli.test_app import Faceprint, faceprint
 from tests.operations import add, tiny_model, write_photos
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.models.bundle import ModelBundle
-from retrieval.transfer.exchange import write_embeddings
+from retrieval.transfer.vector_files import write_embeddings
 from tests.cli.test_app import Faceprint, faceprint
 from tests.operations import GONE, PEOPLE, tiny_model, vector_of, write_photos
 

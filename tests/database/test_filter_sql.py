@@ -17,7 +17,8 @@ from sqlalchemy.dialects import postgresql
 from retrieval.database.filter_sql import _in_postgresql
 from retrieval.database.filters import Condition, Where
 from retrieval.database.metadata import Metadata
-from retrieval.database.store import NewFace, Store
+from retrieval.database.records import NewFace
+from retrieval.database.store import Store
 from retrieval.database.tables import face_table, file_table, identity_table
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from retrieval import ingest
 from retrieval.bulk.ingest import ingest_photos
 from retrieval.database.identity_names import MAX_BYTES, folded, nearest, problem, twins
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.errors import FaceprintError, InputError, Reason
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle

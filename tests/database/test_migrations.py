@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 
 import retrieval.storage.vault
-from retrieval.database.store import SCHEMA_VERSION, Generation, NewFace, Segment, Store, migrations_folder
+from retrieval.database.migrations import SCHEMA_VERSION, migrations_folder
+from retrieval.database.records import Generation, NewFace, Segment
+from retrieval.database.store import Store
 from retrieval.database.tables import metadata
 from retrieval.embedding.outcome import Status
 from retrieval.errors import GalleryBusy, GalleryError, StorageError
@@ -306,7 +308,7 @@ def test_an_older_gallery_knows_itself_and_its_model(old: Path, bundle: ModelBun
         assert (row.generation_id, row.next_generation_id, row.unfinished) == (1, 2, None)
         generation = Generation(1, bundle.fingerprint, 2048, "model", bundle.card_sha256(), created_at)
         assert reader.generations() == {1: generation}
-        assert [(one.id, one.rows, one.generation) for one in reader.segments()] == [
+        assert [(one.id, one.rows, one.generation_id) for one in reader.segments()] == [
             (2, 4, 1),
             (3, 2, 1),
             (4, 1, 1),

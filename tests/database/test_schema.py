@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.database.store import SCHEMA_VERSION, Store
+from retrieval.database.migrations import SCHEMA_VERSION
+from retrieval.database.store import Store
 from retrieval.errors import GalleryDamaged
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify

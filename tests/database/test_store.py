@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.database.store import Face, GalleryRow, Generation, NewFace, Segment, Store
+from retrieval.database.records import Face, GalleryRow, Generation, NewFace, Segment
+from retrieval.database.store import Store
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 
 

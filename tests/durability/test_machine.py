@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
-from retrieval.database.store import NewFace, Receipt
+from retrieval.database.records import NewFace, Receipt
 from retrieval.embedding.outcome import Status
 from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery

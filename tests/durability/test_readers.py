@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
 from retrieval.storage.backup import check

@@ -16,7 +16,7 @@ import torch
 from retrieval.bulk.embed import embed
 from retrieval.bulk.ingest import ingest
 from retrieval.bulk.reports import IngestReport
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding import batches as batching
 from retrieval.embedding.batches import Batches
 from retrieval.embedding.outcome import Outcome, Status

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retrieval.database.store import Face, NewFace
+from retrieval.database.records import Face, NewFace
 from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.errors import Reason
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from retrieval.bulk.ingest import ingest, ingest_photos
-from retrieval.database.store import Face
+from retrieval.database.records import Face
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import InputError, Reason
 from retrieval.gallery.gallery import Gallery

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.bulk.ingest import ingest, ingest_photos
-from retrieval.database.store import NewFace, Store
+from retrieval.database.records import NewFace
+from retrieval.database.store import Store
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import Reason
 from retrieval.gallery.gallery import Gallery

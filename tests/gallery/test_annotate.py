@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.database.filters import Where
 from retrieval.database.metadata import MOST_BYTES, Metadata
-from retrieval.database.store import Face, NewFace
+from retrieval.database.records import Face, NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import GalleryDamaged, InputError, StorageError
 from retrieval.gallery.annotate import Annotated

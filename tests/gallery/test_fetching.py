@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from retrieval.bulk.ingest import ingest, ingest_embeddings
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.database.tables import host_table
 from retrieval.embedding.outcome import Status
 from retrieval.gallery.gallery import Gallery
@@ -20,7 +20,7 @@ from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.models.network import Network
 from retrieval.quality.photo_page import Group, Item, Picture, Section, Table, sheet
 from retrieval.system.paths import host_of
-from retrieval.transfer import exchange
+from retrieval.transfer import export_reader, vector_files
 from tests.cli.test_app import Faceprint, faceprint
 from training.fitting.export import export
 
@@ -103,7 +103,7 @@ def write_rows(path: Path, urls: list[str], server: Server, model: ModelBundle) 
     vectors = np.random.default_rng(0).standard_normal((len(urls), model.dimension)).astype(np.float32)
     digests = [pixels.content_sha256(server.files[url.removeprefix(server.url)]) for url in urls]
     rows = [NewFace("Ann", url, digest) for url, digest in zip(urls, digests, strict=True)]
-    exchange.write_embeddings(
+    vector_files.write_embeddings(
         path, [(rows, vectors)], fingerprint=model.fingerprint, dimension=model.dimension
     )
     return path
@@ -237,7 +237,7 @@ def test_hosts_are_in_a_backup_and_in_no_export(
         assert hosts(restored) == {server.host}
     gallery.export(tmp_path / "export")
     with Gallery.create(tmp_path / "imported", bundle) as imported:
-        imported.import_export(exchange.read_export(tmp_path / "export"))
+        imported.import_export(export_reader.read_export(tmp_path / "export"))
         assert imported.info().faces == 2
         assert hosts(imported) == frozenset()
 

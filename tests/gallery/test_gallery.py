@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import retrieval.storage.vault
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import (
     BundleError,

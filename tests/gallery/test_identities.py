@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from sqlalchemy import event
 
-from retrieval.database.store import Face, NewFace, Store
+from retrieval.database.records import Face, NewFace
+from retrieval.database.store import Store
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import FaceprintError, GalleryBusy, InputError, Reason, StorageError
 from retrieval.gallery.gallery import Gallery
@@ -798,7 +799,7 @@ def test_an_erasure_that_the_disk_refuses_says_so_and_is_finished_by_the_next_wr
 def test_an_erasure_waits_for_one_who_reads_an_older_state_and_says_so(
     zephyr: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retrieval.storage.vault.ERASE_TIMEOUT", 0.1)
+    monkeypatch.setattr("retrieval.storage.deferred.ERASE_TIMEOUT", 0.1)
     with Gallery.open(zephyr.folder) as other:
         with other.vault.store.read() as reader:
             assert reader.count() == 3

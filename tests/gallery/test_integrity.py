@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from retrieval.bulk.ingest import ingest
 from retrieval.cli import app
-from retrieval.database.store import Face, NewFace
+from retrieval.database.records import Face, NewFace
 from retrieval.errors import FaceprintError, GalleryError, StorageError
 from retrieval.gallery import suspects
 from retrieval.gallery.gallery import Gallery
@@ -29,7 +29,7 @@ from retrieval.gallery.integrity import Trouble, Verification, verify
 from retrieval.gallery.repair import mend, repair
 from retrieval.gallery.suspects import Compared
 from retrieval.models.bundle import ModelBundle
-from retrieval.storage import vault
+from retrieval.storage import deferred
 from retrieval.storage.ownership import ID_NAME
 from retrieval.storage.vault import Vault
 from tests.operations import (
@@ -594,7 +594,7 @@ def test_an_erasure_that_a_reader_held_up_is_finished(folder: Path, monkeypatch:
     """No byte of the forgotten is left in any file then."""
     traces = (b"/photos/5.png", GONE.encode(), vector_of(face(5).sha256).tobytes())
     assert [trace in b"".join(files(folder).values()) for trace in traces] == [True] * 3
-    monkeypatch.setattr(vault, "ERASE_TIMEOUT", 0.05)
+    monkeypatch.setattr(deferred, "ERASE_TIMEOUT", 0.05)
     with Gallery.open(folder) as gallery:
         with gallery.vault.store.read() as reader:
             reader.count()

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from retrieval.bulk.ingest import ingest
 from retrieval.bulk.reports import IngestReport
 from retrieval.database.filters import Where
-from retrieval.database.store import Face
+from retrieval.database.records import Face
 from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify

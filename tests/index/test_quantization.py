@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.errors import GalleryDamaged, StorageError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
@@ -21,8 +21,8 @@ from retrieval.index.knn import Explanation
 from retrieval.index.quantization import Basis, WrittenCodes, basis_of
 from retrieval.index.segments import Vectors
 from retrieval.models.bundle import ModelBundle
-from retrieval.storage import vault
-from retrieval.storage.vault import Optimized
+from retrieval.storage import codes, optimization
+from retrieval.storage.optimization import Optimized
 from tests.gallery.test_identities import sha256
 
 FACES, PEOPLE = 320, 40
@@ -253,16 +253,16 @@ def templates(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> 
         before = answers(gallery)
     shutil.copytree(bare, quick)
     with pytest.MonkeyPatch.context() as patch, Gallery.open(quick) as gallery:
-        patch.setattr(vault, "OPTIMIZE_FROM", 200)
-        patch.setattr(vault, "CODES_FROM", 50)
+        patch.setattr(optimization, "OPTIMIZE_FROM", 200)
+        patch.setattr(codes, "CODES_FROM", 50)
         assert gallery.optimize() == Optimized(64, True, 1)
     return bare, quick, before
 
 
 @pytest.fixture
 def small_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault, "OPTIMIZE_FROM", 200)
-    monkeypatch.setattr(vault, "CODES_FROM", 50)
+    monkeypatch.setattr(optimization, "OPTIMIZE_FROM", 200)
+    monkeypatch.setattr(codes, "CODES_FROM", 50)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from retrieval.cli.app import app
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from retrieval import rates
 from retrieval.bulk.calibrate import calibrate
 from retrieval.database.filters import Where
-from retrieval.database.store import Calibration, NewFace, OperatingPoint
+from retrieval.database.records import Calibration, NewFace, OperatingPoint
 from retrieval.errors import GalleryBusy, InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
@@ -388,7 +388,7 @@ def test_an_export_brings_its_calibration_into_a_gallery_that_becomes_the_same(
 ) -> None:
     """Not into one that has other faces beside, nor over one that it has."""
     pytest.importorskip("pyarrow")
-    from retrieval.transfer.exchange import read_export
+    from retrieval.transfer.export_reader import read_export
 
     found = line.calibrate(0.5)
     line.export(tmp_path / "out")

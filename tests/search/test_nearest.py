@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.database.filters import Condition, Where
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.index.segments import Vectors

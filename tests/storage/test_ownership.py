@@ -527,7 +527,7 @@ def test_what_is_forgotten_is_gone_while_another_vector_file_is_missing(folder: 
             pytest.raises(StorageError, match="a vector file is missing; see `faceprint repair"),
             vault.writing() as writer,
         ):
-            vault.owe(writer, erase=True, labels={})
+            vault.defer(writer, erase=True, labels={})
         kept.rename(first)
         writes(folder, 50)
     assert not stray.exists()

@@ -22,22 +22,18 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from retrieval.database.store import NewFace
+from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import GalleryBusy, GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.models.network import Network
-from retrieval.transfer import exchange
-from retrieval.transfer.exchange import (
-    Export,
-    Imported,
-    export,
-    import_export,
-    read_embeddings,
-    read_export,
-    rows,
-)
+from retrieval.transfer import import_
+from retrieval.transfer.export import export
+from retrieval.transfer.export_reader import read_export, rows
+from retrieval.transfer.import_ import Imported, import_export
+from retrieval.transfer.manifest import Export, _checksum
+from retrieval.transfer.vector_files import count_embeddings, read_embeddings, write_embeddings
 from tests.faults import FaultServer, Kind, needs_shim, power_loss_images, sweep, trace
 from tests.faults import Outcome as Ended
 from training.fitting.export import export as export_model
@@ -243,7 +239,7 @@ def test_a_face_with_very_many_paths_gets_them_all(
     gallery.enroll_vectors(offers, np.stack([vector_of(0)] * len(paths)))
     add(gallery, 1, 3)
     export(gallery.vault, tmp_path / "out")
-    monkeypatch.setattr(exchange, "BLOCK", 16)
+    monkeypatch.setattr(import_, "BLOCK", 16)
     assert import_into(other, tmp_path / "out") == Imported(enrolled=4)
     assert contents(other) == contents(gallery)
 
@@ -463,7 +459,7 @@ def test_a_gallery_that_somebody_else_writes_to_is_exported_as_soon_as_the_log_c
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultServer]:
     with FaultServer(
-        ["retrieval.gallery.gallery", "retrieval.transfer.exchange", "pyarrow.parquet"]
+        ["retrieval.gallery.gallery", "retrieval.transfer.export", "pyarrow.parquet"]
     ) as started:
         yield started
 
@@ -842,7 +838,7 @@ def test_written_embeddings_are_read_and_enrolled_as_they_were(
         for part in (range(5), range(5, count))
     ]
     model = {"fingerprint": gallery.bundle.fingerprint, "dimension": D}
-    assert exchange.write_embeddings(path, batches, **model) == exchange.count_embeddings(path) == count
+    assert write_embeddings(path, batches, **model) == count_embeddings(path) == count
     assert read(path, gallery, trusted=False, size=size) == offered(count)
     for faces, vectors in read_embeddings(path, **model, trusted=False, size=size):
         assert {one.status for one in gallery.enroll_vectors(faces, vectors)} == {Status.ENROLLED}
@@ -1004,7 +1000,7 @@ def test_a_flipped_bit_among_written_vectors_does_not_go_unnoticed(gallery: Gall
     """Pages have checksums."""
     path = tmp_path / "e.parquet"
     batch = [face(n) for n in range(8)], np.stack([vector_of(n) for n in range(8)])
-    exchange.write_embeddings(path, [batch], fingerprint=gallery.bundle.fingerprint, dimension=D)
+    write_embeddings(path, [batch], fingerprint=gallery.bundle.fingerprint, dimension=D)
     data = path.read_bytes()
     for number in range(8):
         damaged = bytearray(data)
@@ -1019,7 +1015,7 @@ def test_a_full_disk_leaves_the_older_file_of_embeddings(gallery: Gallery, tmp_p
     path = tmp_path / "e.parquet"
     model: dict[str, Any] = {"fingerprint": gallery.bundle.fingerprint, "dimension": D}
     batch = [face(0)], vector_of(0)[None]
-    exchange.write_embeddings(path, [batch], **model)
+    write_embeddings(path, [batch], **model)
 
     def stopped() -> Iterator[tuple[Sequence[NewFace], NDArray[np.float32]]]:
         yield batch
@@ -1027,11 +1023,11 @@ def test_a_full_disk_leaves_the_older_file_of_embeddings(gallery: Gallery, tmp_p
 
     before = sorted(entry.name for entry in tmp_path.iterdir())
     with disk_that_takes(1000), pytest.raises(StorageError, match="cannot be written: file too large"):
-        exchange.write_embeddings(path, [batch] * 2, **model)
+        write_embeddings(path, [batch] * 2, **model)
     with pytest.raises(InputError, match=r"2 faces need vectors of shape \(2, 2048\), not \(1, 2048\)"):
-        exchange.write_embeddings(path, [([face(0), face(1)], batch[1])], **model)
+        write_embeddings(path, [([face(0), face(1)], batch[1])], **model)
     with pytest.raises(KeyboardInterrupt):
-        exchange.write_embeddings(path, stopped(), **model)
+        write_embeddings(path, stopped(), **model)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == before
     assert read(path, gallery, trusted=False) == offered(1)
 
@@ -1054,12 +1050,13 @@ def test_without_pyarrow_a_sentence_says_what_to_install(tmp_path: Path) -> None
 import sys
 sys.modules["pyarrow"] = None
 from pathlib import Path
-from retrieval.transfer import exchange
+from retrieval.transfer.export import export
+from retrieval.transfer.vector_files import read_embeddings, write_embeddings
 from retrieval.errors import MissingDependency
 calls = [
-    lambda: exchange.export(None, Path("out")),
-    lambda: exchange.read_embeddings(Path("e"), fingerprint="", dimension=1, trusted=True),
-    lambda: exchange.write_embeddings(Path("e"), [], fingerprint="", dimension=1),
+    lambda: export(None, Path("out")),
+    lambda: read_embeddings(Path("e"), fingerprint="", dimension=1, trusted=True),
+    lambda: write_embeddings(Path("e"), [], fingerprint="", dimension=1),
 ]
 for call in calls:
     try:
@@ -1135,7 +1132,7 @@ def test_an_export_of_version_1_can_be_imported(people: Gallery, other: Gallery,
         "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    manifest.write_text(json.dumps({**card, "checksum": exchange._checksum(card)}))
+    manifest.write_text(json.dumps({**card, "checksum": _checksum(card)}))
     assert read_export(tmp_path / "out").version == 1
     import_into(other, tmp_path / "out")
     assert contents(other) == contents(people)
@@ -1147,7 +1144,7 @@ def test_embeddings_may_come_with_metadata(gallery: Gallery, tmp_path: Path) -> 
     path = tmp_path / "e.parquet"
     options = {"fingerprint": gallery.bundle.fingerprint, "dimension": D}
     faces = [dataclasses.replace(face(1), metadata={"é": 1}), face(2)]
-    exchange.write_embeddings(path, [(faces, np.stack([vector_of(1), vector_of(2)]))], **options)
+    write_embeddings(path, [(faces, np.stack([vector_of(1), vector_of(2)]))], **options)
     assert pq.read_table(path)["metadata"].to_pylist() == ['{"é":1}', None]
     for found, vectors in read_embeddings(path, trusted=False, **options):
         assert found == faces

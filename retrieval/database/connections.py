@@ -1,0 +1,110 @@
+"""Connections: how SQLite is opened for the writer and for readers, and what must not lie in its way."""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.pool import NullPool, QueuePool
+
+from retrieval.database.metadata import to_json
+from retrieval.errors import GalleryError
+from retrieval.system.files import other_than_file
+
+_CACHE_KIB: Final = 256 * 1024
+
+
+def make_engine(path: Path, *, read_only: bool = False) -> Engine:
+    """SQLAlchemy's engine of a database, whose connections are set up for writing or for reading only."""
+    if read_only:
+        # Whether the database is read without locks is decided anew for each connection.
+        pool = QueuePool if os.access(path.parent, os.W_OK) else NullPool
+        engine = create_engine("sqlite://", creator=lambda: _connect_to_read(path), poolclass=pool)
+    else:
+        # Not a URL in one string: in that a ? or a % of the path has a meaning.
+        url = URL.create("sqlite", database=os.fspath(path))
+        engine = create_engine(url, connect_args={"timeout": 30}, json_serializer=to_json)
+    event.listen(engine, "connect", _prepare_to_read if read_only else _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    # Not merely `query_only`: the last of such connections to close would still copy the log.
+    options = "mode=ro&immutable=1" if is_still(path) else "mode=ro"
+    uri = f"file:{quote(os.fsencode(path.absolute()))}?{options}"
+    return sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
+
+
+def is_still(path: Path) -> bool:
+    """Whether a database lies where this user cannot write, and no other process has it open for writing.
+
+    WAL needs a file beside the database even for reading. Where it is not there and cannot be made, SQLite
+    reads the database only when it is told that it does not change.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    return not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size > 0)
+
+
+def _prepare(driver: Any, _record: object) -> None:
+    # The driver's own idea of transactions is older than WAL; SQLAlchemy's documentation says to
+    # switch it off and to emit BEGIN oneself.
+    driver.isolation_level = None
+    _distrust(driver)
+    driver.execute("PRAGMA journal_mode = WAL")
+    driver.execute("PRAGMA synchronous = FULL")
+    driver.execute("PRAGMA foreign_keys = ON")
+    # Deleted rows are overwritten with zeros and do not linger on free pages.
+    driver.execute("PRAGMA secure_delete = ON")
+    # The log is copied into the database by `page_checksums.checkpoint`, which writes down the pages.
+    driver.execute("PRAGMA wal_autocheckpoint = 0")
+    # The index of SHA-256 is met at random: of a million faces it has 90 MB. Taken only as it is needed.
+    driver.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+
+def _prepare_to_read(driver: Any, _record: object) -> None:
+    driver.isolation_level = None
+    _distrust(driver)
+    driver.execute("PRAGMA query_only = ON")
+
+
+def _distrust(driver: Any) -> None:
+    """The database may come from an untrusted source: nothing in it is run, and broken cells are noticed."""
+    driver.execute("PRAGMA trusted_schema = OFF")
+    driver.execute("PRAGMA cell_size_check = ON")
+
+
+def _begin(connection: Connection) -> None:
+    write = connection.get_execution_options().get("faceprint_write", False)
+    # A reader's snapshot begins with its first SELECT; a writer takes its place at once.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def check_no_link(path: Path) -> None:
+    """Checks that a part of a gallery lies in it: others may write, and lock, what a link leads to.
+
+    Raises:
+        GalleryError: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise GalleryError(
+            f"{path} is a symbolic link, and a gallery that is written to must hold all its files itself; "
+            f"put what it leads to in its place."
+        )
+
+
+def check_beside(path: Path) -> None:
+    """Checks the files that SQLite has beside a database: of others it says only that it cannot open one.
+
+    Raises:
+        GalleryError: one is a symbolic link, or no file.
+    """
+    for suffix in ("-wal", "-shm", "-journal"):
+        beside = path.with_name(path.name + suffix)
+        check_no_link(beside)
+        if (other := other_than_file(beside)) is not None:
+            raise GalleryError(
+                f"{beside} is {other}, and SQLite keeps a file of its own there; move it away."
+            )

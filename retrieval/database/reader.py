@@ -1,0 +1,459 @@
+"""Reader: one snapshot of a gallery's tables."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Column, Connection, Table, func, select
+
+from retrieval.database.filter_sql import LIST_LENGTH, is_below, parts, select_faces
+from retrieval.database.filters import Where
+from retrieval.database.metadata import Metadata
+from retrieval.database.records import (
+    RESTORE,
+    AuditEntry,
+    BasisRow,
+    Calibration,
+    CodesRow,
+    Face,
+    GalleryRow,
+    Generation,
+    KnownFile,
+    Receipt,
+    Segment,
+    checked,
+)
+from retrieval.database.tables import (
+    alias_table,
+    audit_table,
+    basis_table,
+    calibration_table,
+    codes_table,
+    erasure_table,
+    face_table,
+    file_table,
+    gallery_table,
+    generation_table,
+    host_table,
+    identity_table,
+    merger_table,
+    segment_table,
+    suspect_table,
+    tombstone_table,
+)
+from retrieval.errors import GalleryDamaged
+from retrieval.system.files import Stamp
+
+_NO_ROW: Final = f"The gallery's database has lost its own row; {RESTORE}."
+
+# More than any network gives.
+_MAX_DIMENSION: Final = 1 << 20
+
+# That a face is in a range of suspects.
+IS_SUSPECT: Final = (face_table.c.id >= suspect_table.c.first_id) & (face_table.c.id < suspect_table.c.end_id)
+
+_REVISION: Final = select(gallery_table.c.revision)
+
+
+class Reader:
+    """One snapshot of the tables: whatever others commit meanwhile is not seen."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def revision(self) -> int:
+        """A number that rises with every transaction that changes anything."""
+        found = self._connection.execute(_REVISION).scalar_one_or_none()
+        if found is None:
+            raise GalleryDamaged(_NO_ROW)
+        return int(found)
+
+    def gallery(self) -> GalleryRow:
+        """The gallery's own row."""
+        left_out = ("id", "revision_check")
+        columns = [column for column in gallery_table.c if column.name not in left_out]
+        row = self._connection.execute(select(*columns)).one_or_none()
+        if row is None:
+            raise GalleryDamaged(_NO_ROW)
+        return checked(GalleryRow(*row))
+
+    def serving_generation(self) -> Generation:
+        """The generation that answers searches.
+
+        Raises:
+            GalleryDamaged: there is none.
+        """
+        found = self.generations().get(self.gallery().generation_id)
+        if found is None:
+            raise GalleryDamaged(f"The gallery's database lacks the row of its model; {RESTORE}.")
+        return found
+
+    def counter_problems(self) -> list[str]:
+        """Which counters cannot be right, as sentences without their ends.
+
+        They would give out a number that is in use, or cover ids that were never given out: the vectors of
+        later faces with these ids would count as proven, or as suspect.
+        """
+        row = self.gallery()
+        counters = {
+            face_table: row.next_face_id,
+            identity_table: row.next_identity_id,
+            segment_table: row.next_segment_id,
+            generation_table: row.next_generation_id,
+            basis_table: row.next_basis_id,
+        }
+        behind = [
+            f"the next number of a {table.name} is {following}, which is not above all that are there"
+            for table, following in counters.items()
+            if (self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0) >= following
+        ]
+        return [*behind, *self._out_of_range(row.next_face_id)]
+
+    def _out_of_range(self, end: int) -> list[str]:
+        """Ids in `checked_before` and `suspects` that no face can have had; `end` is the next id."""
+        checked = generation_table.c.checked_before
+        wrong = select(generation_table.c.id, checked).where((checked < 0) | (checked > end))
+        found = [
+            f"the faces of model {number} are compared up to number {before}, and the next face is {end}"
+            for number, before in self._connection.execute(wrong.order_by("id"))
+        ]
+        first, last = suspect_table.c.first_id, suspect_table.c.end_id
+        outside = (first < 0) | (first >= last) | (last > end)
+        suspects = select(suspect_table.c.generation_id, first, last).where(outside)
+        return found + [
+            f"the suspects of model {number} are from number {a} up to {b}, and the next face is {end}"
+            for number, a, b in self._connection.execute(suspects.order_by("generation_id", "first_id"))
+        ]
+
+    def generations(self) -> dict[int, Generation]:
+        """Every generation by its id."""
+        rows = self._connection.execute(select(generation_table).order_by(generation_table.c.id))
+        found = {row[0]: checked(Generation(*row)) for row in rows}
+        for generation in found.values():
+            if not 1 <= generation.dimension <= _MAX_DIMENSION:
+                raise GalleryDamaged(
+                    f"The gallery's database states a model of {generation.dimension} dimensions; {RESTORE}."
+                )
+        return found
+
+    def suspects(self, generation: int) -> list[tuple[int, int]]:
+        """Ranges (first, end) of ids of faces that a model may have embedded while damaged, in order."""
+        query = select(suspect_table.c.first_id, suspect_table.c.end_id)
+        query = query.where(suspect_table.c.generation_id == generation)
+        return [(first, end) for first, end in self._connection.execute(query.order_by("first_id"))]
+
+    def suspect_ids(self, generation: int) -> list[int]:
+        """The ids of faces that are in `suspects` and exist, ascending."""
+        query = select(face_table.c.id).join(suspect_table, IS_SUSPECT).distinct().order_by(face_table.c.id)
+        query = query.where(suspect_table.c.generation_id == generation)
+        return list(self._connection.execute(query).scalars())
+
+    def segments(self, generation: int | None = None) -> list[Segment]:
+        """The segments that exist, of one generation or of all, oldest first."""
+        query = select(segment_table).order_by(segment_table.c.id)
+        if generation is not None:
+            query = query.where(segment_table.c.generation_id == generation)
+        return [checked(Segment(*row)) for row in self._connection.execute(query)]
+
+    def bases(self, generation: int | None = None) -> dict[int, BasisRow]:
+        """The bases of one generation or of all, by id, oldest first."""
+        query = select(basis_table).order_by(basis_table.c.id)
+        if generation is not None:
+            query = query.where(basis_table.c.generation_id == generation)
+        return {
+            row["id"]: checked(BasisRow(**{**row, "detail": json.loads(row["detail"])}))
+            for row in self._connection.execute(query).mappings()
+        }
+
+    def codes(self) -> dict[int, CodesRow]:
+        """The files of codes by their segment."""
+        return {row[0]: checked(CodesRow(*row)) for row in self._connection.execute(select(codes_table))}
+
+    def calibration(self, generation: Generation) -> Calibration | None:
+        """The thresholds of a generation; None where it was not calibrated."""
+        query = select(calibration_table).where(calibration_table.c.generation_id == generation.id)
+        row = self._connection.execute(query).mappings().one_or_none()
+        if row is None:
+            return None
+        fields = {name: value for name, value in row.items() if name != "generation_id"}
+        fields |= {"generation": generation.id, "fingerprint": generation.fingerprint}
+        try:
+            points = json.loads(row["points"])
+            if not isinstance(points, list):
+                raise TypeError("points are a list")
+            return checked(Calibration.of({**fields, "points": points}))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise GalleryDamaged(f"The gallery's calibration cannot be read; {RESTORE}.") from error
+
+    def count(self) -> int:
+        """How many faces there are."""
+        return self._connection.execute(select(func.count()).select_from(face_table)).scalar_one()
+
+    def file_count(self) -> int:
+        """How many paths there are."""
+        return self._connection.execute(select(func.count()).select_from(file_table)).scalar_one()
+
+    def faces(self, ids: Iterable[int]) -> dict[int, Face]:
+        """Faces by id; an id that does not exist is absent."""
+        return {face.id: face for face in self._faces(face_table.c.id, ids)}
+
+    def faces_by_sha256(self, digests: Iterable[str]) -> dict[str, Face]:
+        """Faces by the SHA-256 of their bytes; a digest that is not stored is absent."""
+        return {face.sha256: face for face in self._faces(face_table.c.sha256, digests)}
+
+    def all_faces(self, size: int = 4096) -> Iterator[list[Face]]:
+        """Every face, by id, in lists of at most `size`."""
+        last = 0
+        while True:
+            query = select(face_table.c.id).where(face_table.c.id > last).order_by(face_table.c.id)
+            ids = list(self._connection.execute(query.limit(size)).scalars())
+            if not ids:
+                return
+            yield list(self.faces(ids).values())
+            last = ids[-1]
+
+    def face_ids(self) -> Iterator[int]:
+        """Every face's id, ascending."""
+        yield from self._connection.execute(select(face_table.c.id).order_by(face_table.c.id)).scalars()
+
+    def face_ids_of(self, identity: str) -> list[int]:
+        """The ids of an identity's faces, ascending."""
+        rows = self._connection.execute(
+            select(face_table.c.id)
+            .join(identity_table)
+            .where(identity_table.c.name == identity)
+            .order_by(face_table.c.id)
+        )
+        return list(rows.scalars())
+
+    def face_ids_of_identities(self, identity_ids: Iterable[int]) -> list[int]:
+        """The ids of the faces of some identities, by number."""
+        query = select(face_table.c.id)
+        return [
+            number
+            for part in parts(identity_ids)
+            for number in self._connection.execute(query.where(face_table.c.identity_id.in_(part))).scalars()
+        ]
+
+    def identities_of_faces(self, face_ids: Iterable[int]) -> dict[int, int]:
+        """The identity ids of some faces; a face that has no identity is absent."""
+        query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
+        return {
+            number: person
+            for part in parts(face_ids)
+            for number, person in self._connection.execute(query.where(face_table.c.id.in_(part)))
+        }
+
+    def identity_of_every_face(self) -> NDArray[np.int64]:
+        """(n, 2): the ids of all faces that have an identity, ascending, and those of their identities."""
+        query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
+        rows = self._connection.execute(query.order_by(face_table.c.id)).all()
+        return np.array([tuple(row) for row in rows], np.int64).reshape(-1, 2)
+
+    def names_of_identities(self, identity_ids: Iterable[int]) -> dict[int, str]:
+        """Today's names of some identities, by id."""
+        query = select(identity_table.c.id, identity_table.c.name)
+        return {
+            number: name
+            for part in parts(identity_ids)
+            for number, name in self._connection.execute(query.where(identity_table.c.id.in_(part)))
+        }
+
+    def face_ids_where(self, where: Where) -> NDArray[np.int64]:
+        """The ids of the faces that are meant, ascending."""
+        return select_faces(self._connection, where)
+
+    def identity_metadata(self, names: Iterable[str]) -> dict[str, Metadata]:
+        """Metadata of identities, by the names that were asked for, today's or former.
+
+        Unknown names are absent; an identity without metadata has an empty object.
+        """
+        return {name: metadata for name, (_, metadata) in self.identities_named(names).items()}
+
+    def identities_named(self, names: Iterable[str]) -> dict[str, tuple[int, Metadata]]:
+        """Ids and metadata of identities, by the names that were asked for, today's or former."""
+        today = select(identity_table.c.name, identity_table.c.id, identity_table.c.metadata)
+        before = select(alias_table.c.name, identity_table.c.id, identity_table.c.metadata).select_from(
+            alias_table.join(identity_table)
+        )
+        return {
+            name: (number, said or {})
+            for part in parts(names)
+            for query in (
+                before.where(alias_table.c.name.in_(part)),
+                today.where(identity_table.c.name.in_(part)),
+            )
+            for name, number, said in self._connection.execute(query)
+        }
+
+    def names_of(self, identity_ids: Iterable[int]) -> set[str]:
+        """Every name that some identities have or had, by number."""
+        today = select(identity_table.c.name)
+        before = select(alias_table.c.name)
+        return {
+            name
+            for part in parts(identity_ids)
+            for query in (
+                today.where(identity_table.c.id.in_(part)),
+                before.where(alias_table.c.identity_id.in_(part)),
+            )
+            for name in self._connection.execute(query).scalars()
+        }
+
+    def identity_id(self, name: str) -> int | None:
+        """The id of the identity of a name; None where there is none."""
+        query = select(identity_table.c.id).where(identity_table.c.name == name)
+        return self._connection.execute(query).scalar_one_or_none()
+
+    def identity_names(self) -> list[str]:
+        """Today's names of all identities, oldest first."""
+        query = select(identity_table.c.name).order_by(identity_table.c.id)
+        return list(self._connection.execute(query).scalars())
+
+    def current_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Today's names of identities by former names; names that are no former ones are absent."""
+        query = select(alias_table.c.name, identity_table.c.name).select_from(
+            alias_table.join(identity_table)
+        )
+        return {
+            old: new
+            for part in parts(names)
+            for old, new in self._connection.execute(query.where(alias_table.c.name.in_(part)))
+        }
+
+    def identities(self) -> list[tuple[str | None, int]]:
+        """(identity, number of faces), the most photographed first, then by name."""
+        number = func.count().label("number")
+        rows = self._connection.execute(
+            select(identity_table.c.name, number)
+            .select_from(face_table.outerjoin(identity_table))
+            .group_by(identity_table.c.name)
+            .order_by(number.desc(), identity_table.c.name)
+        )
+        return [(name, count) for name, count in rows]
+
+    def files(self, paths: Iterable[str]) -> dict[str, int]:
+        """The face of each path; a path that is not known is absent."""
+        query = select(file_table.c.path, file_table.c.face_id)
+        return {
+            path: number
+            for part in parts(paths)
+            for path, number in self._connection.execute(query.where(file_table.c.path.in_(part)))
+        }
+
+    def known_files(self, paths: Iterable[str]) -> dict[str, KnownFile]:
+        """What is known of each path; one that is not known is absent."""
+        joined = file_table.join(face_table).outerjoin(identity_table)
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        query = select(
+            file_table.c.path, face_table.c.id, identity_table.c.name, face_table.c.metadata, *stamp
+        ).select_from(joined)
+        return {
+            path: KnownFile(number, name, said or {}, None if size is None else Stamp(size, mtime_ns, inode))
+            for part in parts(paths)
+            for path, number, name, said, size, mtime_ns, inode in self._connection.execute(
+                query.where(file_table.c.path.in_(part))
+            )
+        }
+
+    def all_files(self) -> Iterator[tuple[str, int, Stamp | None]]:
+        """Every known path, its face, and the stamp of its file where there is one."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id, *stamp))
+        for path, number, size, mtime_ns, inode in rows:
+            yield path, number, None if size is None else Stamp(size, mtime_ns, inode)
+
+    def files_below(self, root: str) -> dict[str, tuple[int, Stamp | None]]:
+        """Faces and stamps of known paths that are a file or folder, or lie below it, oldest first."""
+        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
+        query = select(file_table.c.path, file_table.c.face_id, *stamp).order_by(file_table.c.id)
+        rows = self._connection.execute(query.where(is_below(file_table.c.path, root)))
+        return {
+            path: (number, None if size is None else Stamp(size, mtime_ns, inode))
+            for path, number, size, mtime_ns, inode in rows
+        }
+
+    def hosts(self) -> frozenset[str]:
+        """The hosts that photos were enrolled from, as `paths.host_of` spells them."""
+        return frozenset(self._connection.execute(select(host_table.c.name)).scalars())
+
+    def without_files(self, ids: Iterable[int]) -> list[int]:
+        """Those of some faces that no path leads to."""
+        query = select(face_table.c.id).outerjoin(file_table).where(file_table.c.id.is_(None))
+        return [
+            number
+            for part in parts(ids)
+            for number in self._connection.execute(query.where(face_table.c.id.in_(part))).scalars()
+        ]
+
+    def merged_into(self, identity_id: int) -> list[int]:
+        """The identities that became part of one, directly or not."""
+        found, waiting = [], [identity_id]
+        while waiting:
+            query = select(merger_table.c.identity_id).where(merger_table.c.into_id == waiting.pop())
+            before = list(self._connection.execute(query).scalars())
+            found += before
+            waiting += before
+        return sorted(found)
+
+    def receipts(self) -> list[Receipt]:
+        """Every erasure, oldest first."""
+        gallery = self.gallery().uuid
+        rows = self._connection.execute(
+            select(erasure_table).order_by(erasure_table.c.at, erasure_table.c.id)
+        )
+        targets: dict[tuple[str, str], list[int]] = {}
+        tombstones = select(tombstone_table.c.erasure_id, tombstone_table.c.kind, tombstone_table.c.target)
+        for erasure, kind, target in self._connection.execute(tombstones.order_by(tombstone_table.c.id)):
+            targets.setdefault((erasure, kind), []).append(target)
+        return [
+            Receipt(
+                number,
+                gallery,
+                at,
+                who,
+                what,
+                faces,
+                tuple(targets.get((number, "face"), ())),
+                tuple(targets.get((number, "identity"), ())),
+            )
+            for number, at, who, what, faces in rows
+        ]
+
+    def audit_log(self) -> list[AuditEntry]:
+        """What was done, oldest first."""
+        entries = self._connection.execute(select(audit_table).order_by(audit_table.c.id)).mappings()
+        return [
+            AuditEntry(**{**entry, "detail": json.loads(entry["detail"])})
+            for entry in ({name: row[name] for name in row if name != "id"} for row in entries)
+        ]
+
+    def rows(self, table: Table) -> Iterator[list[dict[str, Any]]]:
+        """A table as it stands, in lists of dictionaries: what a restored gallery is made of."""
+        found = self._connection.execute(select(table).order_by(*table.primary_key.columns))
+        for part in found.mappings().partitions(LIST_LENGTH):
+            yield [dict(row) for row in part]
+
+    def _faces(self, column: Column[Any], values: Iterable[Any]) -> Iterator[Face]:
+        query = select(
+            face_table.c.id,
+            identity_table.c.name,
+            face_table.c.sha256,
+            face_table.c.enrolled_at,
+            face_table.c.metadata,
+        ).select_from(face_table.outerjoin(identity_table))
+        for part in parts(values):
+            rows = self._connection.execute(query.where(column.in_(part))).all()
+            paths = self._paths([row[0] for row in rows])
+            for number, identity, sha256, enrolled_at, said in rows:
+                yield Face(number, identity, tuple(paths.get(number, ())), sha256, enrolled_at, said or {})
+
+    def _paths(self, ids: list[int]) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        if ids:
+            query = select(file_table.c.face_id, file_table.c.path).order_by(file_table.c.id)
+            for number, path in self._connection.execute(query.where(file_table.c.face_id.in_(ids))):
+                found.setdefault(number, []).append(path)
+        return found

@@ -1,0 +1,93 @@
+"""Errors of SQLite: their translation into faceprint's, and whether the machine is to blame for one."""
+
+import errno
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from retrieval.errors import GalleryDamaged, StorageError
+from retrieval.system import lock
+from retrieval.system.files import is_no_file
+
+# With less free space than this a disk counts as full: the size of the -shm file that SQLite makes to read.
+_MIN_FREE_BYTES: Final = 32 * 1024
+
+# https://www.sqlite.org/rescode.html: what the machine is to blame for, and not what is in the file ...
+_MACHINE: Final = frozenset(
+    (
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    )
+)
+# ... and the exceptions: a page that is cut off, or that the file system or a checksum says is not the same.
+_NOT_MACHINE: Final = frozenset(
+    (sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA)
+)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turns the errors of SQLAlchemy and SQLite into faceprint's.
+
+    Raises:
+        StorageError: the machine is to blame.
+        GalleryDamaged: the content of the file is.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise StorageError(f"The database {path} cannot be used: out of memory.") from error
+    except OperationalError as error:
+        if "locked" in str(error.orig):
+            lock.check(path.parent)
+        raise StorageError(f"The database {path} cannot be used: {error.orig}{_no_space(path)}.") from error
+    except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.
+        reason = error.orig if isinstance(error, DatabaseError) else error
+        raise GalleryDamaged(
+            f"{path} is not a gallery's database, or it is damaged ({reason}); restore it from a backup."
+        ) from error
+
+
+def blames_machine(error: BaseException | None) -> bool:
+    """Whether an error was caused by the machine (disk full, no permission, too many open files, no memory).
+
+    Such an error says nothing about what is in a file, so it is no finding of damage. A file that is missing,
+    or a folder in its place, is one.
+    """
+    while error is not None:
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        if isinstance(cause, sqlite3.Error):
+            code = int(getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR))
+            return code & 0xFF in _MACHINE and code not in _NOT_MACHINE
+        if isinstance(error, OSError):
+            return error.errno is not None and not is_no_file(error)
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _no_space(path: Path) -> str:
+    """Says that the disk is full where it is: SQLite calls that an I/O error in some places."""
+    try:
+        free = os.statvfs(path.parent)
+    except OSError:
+        return ""
+    return (
+        f" ({os.strerror(errno.ENOSPC).lower()})" if free.f_bavail * free.f_frsize < _MIN_FREE_BYTES else ""
+    )

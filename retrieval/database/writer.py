@@ -1,0 +1,372 @@
+"""Writer: one transaction that changes a gallery's tables."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Any, Final
+
+from sqlalchemy import JSON, Connection, Executable, Table, bindparam, delete, func, insert, select, update
+
+from retrieval.database.filter_sql import LIST_LENGTH, parts
+from retrieval.database.metadata import to_json
+from retrieval.database.reader import IS_SUSPECT, Reader
+from retrieval.database.records import (
+    AuditEntry,
+    BasisRow,
+    Calibration,
+    CodesRow,
+    Generation,
+    NewFace,
+    Receipt,
+    Segment,
+    utc_now,
+)
+from retrieval.database.tables import (
+    alias_table,
+    audit_table,
+    basis_table,
+    calibration_table,
+    codes_table,
+    erasure_table,
+    face_table,
+    file_table,
+    gallery_table,
+    generation_table,
+    host_table,
+    identity_table,
+    merger_table,
+    segment_table,
+    suspect_table,
+    tombstone_table,
+)
+from retrieval.system.files import Stamp
+from retrieval.system.paths import host_of
+
+_NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (first, end) in order, those that touch or overlap as one, without empty ones."""
+    found: list[tuple[int, int]] = []
+    for first, end in sorted(ranges):
+        if first >= end:
+            continue
+        if found and first <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((first, end))
+    return found
+
+
+class Writer(Reader):
+    """A Reader that changes the tables; everything it does is committed together or not at all.
+
+    Attributes:
+        changed: whether it has changed anything yet.
+        defers: whether something has to be done once it is committed.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.changed = False
+        self.defers = False
+
+    def add_faces(self, first_id: int, faces: Sequence[NewFace]) -> None:
+        """Inserts faces with consecutive ids from `first_id`, which `gallery().next_face_id` gave.
+
+        Their paths are another call, `add_files`: one path may belong to one face after the other.
+        """
+        identities = self._identity_ids({face.identity for face in faces if face.identity is not None})
+        now = utc_now()
+        self._insert(
+            face_table,
+            [
+                {
+                    "id": first_id + offset,
+                    "identity_id": None if face.identity is None else identities[face.identity],
+                    "sha256": face.sha256,
+                    "enrolled_at": now,
+                    "metadata": face.metadata or None,
+                }
+                for offset, face in enumerate(faces)
+            ],
+        )
+        self.set_gallery(next_face_id=first_id + len(faces))
+
+    def remove_faces(self, ids: Iterable[int]) -> None:
+        """Deletes faces with their paths; identities, hosts and ranges of suspects that have none left go."""
+        ids = list(ids)
+        hosts = self._hosts_of(ids)
+        for part in parts(ids):
+            self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
+            self._change(delete(face_table).where(face_table.c.id.in_(part)))
+        if ids:
+            self.remove_orphaned_identities()
+            self._change(delete(suspect_table).where(~select(face_table.c.id).where(IS_SUSPECT).exists()))
+        self._remove_unused(hosts)
+
+    def remove_orphaned_identities(self) -> None:
+        """Deletes identities that have no faces, with their older names."""
+        alive = select(face_table.c.id)
+        faces_of = alive.where(face_table.c.identity_id == alias_table.c.identity_id)
+        self._change(delete(alias_table).where(~faces_of.exists()))
+        faces_of = alive.where(face_table.c.identity_id == identity_table.c.id)
+        self._change(delete(identity_table).where(~faces_of.exists()))
+
+    def remove_files(self, paths: Iterable[str]) -> None:
+        """Makes paths unknown; their faces stay."""
+        for part in parts(paths):
+            self._change(delete(file_table).where(file_table.c.path.in_(part)))
+
+    def add_files(self, files: Iterable[tuple[str, int]], stamps: Mapping[str, Stamp] = _NO_STAMPS) -> None:
+        """Adds paths, each to a face; of some it is known what the file was when it was read."""
+        self._insert(
+            file_table,
+            [{"path": path, "face_id": number, **_stamped(stamps.get(path))} for path, number in files],
+        )
+
+    def set_stamps(self, stamps: Mapping[str, Stamp]) -> None:
+        """Says of known paths what the file was when it was read."""
+        rows = [{"known": path, **_stamped(stamp)} for path, stamp in stamps.items()]
+        if rows:
+            changed = update(file_table).where(file_table.c.path == bindparam("known"))
+            self._change(changed.values({name: bindparam(name) for name in _stamped(None)}), rows)
+
+    def add_hosts(self, hosts: Iterable[str]) -> None:
+        """Says that photos were enrolled from some hosts, so that they may be fetched from there again."""
+        self._insert(host_table, [{"name": name} for name in sorted(set(hosts) - self.hosts())])
+
+    def name_face(self, face_id: int, identity: str | None) -> None:
+        """Sets the identity of a face; `remove_orphaned_identities` removes one that has no face then."""
+        number = None if identity is None else self._identity_ids({identity})[identity]
+        self._change(update(face_table).where(face_table.c.id == face_id).values(identity_id=number))
+
+    def set_metadata(self, table: Table, metadata: Mapping[int, Mapping[str, Any] | None]) -> None:
+        """Replaces the metadata of faces (`face_table`) or identities (`identity_table`), by id."""
+        rows = [{"number": number, "said": said or None} for number, said in metadata.items()]
+        if rows:
+            changed = update(table).where(table.c.id == bindparam("number"))
+            self._change(changed.values(metadata=bindparam("said")), rows)
+
+    def rename_identity(self, identity_id: int, name: str) -> None:
+        """Gives an identity another name, which must be free."""
+        self._change(update(identity_table).where(identity_table.c.id == identity_id).values(name=name))
+
+    def add_alias(self, name: str, identity_id: int) -> None:
+        """Makes a free name a former name of an identity."""
+        self.remove_alias(name)
+        self._insert(alias_table, [{"name": name, "identity_id": identity_id}])
+
+    def remove_alias(self, name: str) -> None:
+        """Removes a former name."""
+        self._change(delete(alias_table).where(alias_table.c.name == name))
+
+    def merge_identities(self, identity_id: int, into_id: int) -> None:
+        """Moves an identity's faces and former names to another one, and deletes it."""
+        faces = update(face_table).where(face_table.c.identity_id == identity_id)
+        self._change(faces.values(identity_id=into_id))
+        aliases = update(alias_table).where(alias_table.c.identity_id == identity_id)
+        self._change(aliases.values(identity_id=into_id))
+        self._insert(merger_table, [{"identity_id": identity_id, "into_id": into_id}])
+        self._change(delete(identity_table).where(identity_table.c.id == identity_id))
+
+    def replace_segments(self, old: Iterable[int], new: Sequence[Segment]) -> None:
+        """Makes `old` not exist and `new` exist; new ids begin at `gallery().next_segment_id`."""
+        for part in parts(old):
+            self.remove_codes(part)
+            self._change(delete(segment_table).where(segment_table.c.id.in_(part)))
+        for segment in new:
+            self._insert(segment_table, [asdict(segment)])
+            self.set_gallery(next_segment_id=segment.id + 1)
+
+    def set_codes(self, codes: CodesRow) -> None:
+        """Makes a file of codes exist, in place of another of the same segment."""
+        self.remove_codes([codes.segment_id])
+        self._insert(codes_table, [asdict(codes)])
+
+    def remove_codes(self, segments: Iterable[int]) -> None:
+        """Makes the files of codes of some segments not exist."""
+        for part in parts(segments):
+            self._change(delete(codes_table).where(codes_table.c.segment_id.in_(part)))
+
+    def add_basis(self, basis: BasisRow) -> None:
+        """Adds a basis; its id is `gallery().next_basis_id`."""
+        self._insert(basis_table, [{**asdict(basis), "detail": json.dumps(basis.detail)}])
+        self.set_gallery(next_basis_id=basis.id + 1)
+
+    def remove_bases(self, ids: Iterable[int]) -> None:
+        """Makes bases not exist, with the codes in them."""
+        for part in parts(ids):
+            self._change(delete(codes_table).where(codes_table.c.basis_id.in_(part)))
+            self._change(delete(basis_table).where(basis_table.c.id.in_(part)))
+
+    def set_calibration(self, calibration: Calibration) -> None:
+        """Stores the thresholds of a generation, in place of those that it had."""
+        self.remove_calibration(calibration.generation)
+        fields = calibration.fields()
+        left_out = ("generation", "fingerprint", "points")
+        row = {name: value for name, value in fields.items() if name not in left_out}
+        row |= {"generation_id": calibration.generation, "points": json.dumps(fields["points"])}
+        self._insert(calibration_table, [row])
+
+    def remove_calibration(self, generation: int) -> None:
+        """Removes the thresholds of a generation."""
+        self._change(delete(calibration_table).where(calibration_table.c.generation_id == generation))
+
+    def add_generation(self, generation: Generation) -> None:
+        """Adds a model that has no vectors yet."""
+        self._insert(generation_table, [asdict(generation)])
+        self.set_gallery(next_generation_id=generation.id + 1)
+
+    def remove_generation(self, generation: int) -> None:
+        """Makes a generation that has no segments, and does not serve, not exist."""
+        self.remove_bases(self.bases(generation))
+        self.remove_calibration(generation)
+        self.set_suspects(generation, [])
+        self._change(delete(generation_table).where(generation_table.c.id == generation))
+
+    def set_card(self, generation: int, card_sha256: str) -> None:
+        """Says what a generation's card is from now on."""
+        changed = update(generation_table).where(generation_table.c.id == generation)
+        self._change(changed.values(card_sha256=card_sha256))
+
+    def set_suspects(self, generation: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Says which faces a model may have embedded while it was damaged, in place of what was said.
+
+        Args:
+            generation: the model's.
+            ranges: of ids, (first, end); they may overlap, and empty ones count for nothing.
+        """
+        self._change(delete(suspect_table).where(suspect_table.c.generation_id == generation))
+        rows = [{"generation_id": generation, "first_id": a, "end_id": b} for a, b in merged(ranges)]
+        self._insert(suspect_table, rows)
+
+    def set_checked_before(self, generation: int, face_id: int | None) -> None:
+        """Says that the faces below an id, but the suspects, were compared with their photos."""
+        changed = update(generation_table).where(generation_table.c.id == generation)
+        self._change(changed.values(checked_before=face_id))
+
+    def set_gallery(self, **values: Any) -> None:
+        """Changes the gallery's own row."""
+        self._change(update(gallery_table).values(**values))
+
+    def add_receipt(self, receipt: Receipt) -> None:
+        """Stores a receipt and its tombstones, unless it is stored already."""
+        known = select(erasure_table.c.id).where(erasure_table.c.id == receipt.id)
+        if self._connection.execute(known).first() is not None:
+            return
+        fields = {column.name: getattr(receipt, column.name) for column in erasure_table.c}
+        self._insert(erasure_table, [fields])
+        targets = {"face": receipt.face_ids, "identity": receipt.identity_ids}
+        self._insert(
+            tombstone_table,
+            [
+                {"erasure_id": receipt.id, "kind": kind, "target": target}
+                for kind, numbers in targets.items()
+                for target in numbers
+            ],
+        )
+
+    def add_audit(self, entry: AuditEntry) -> int:
+        """Writes an entry of the audit log; returns its number."""
+        values = {**asdict(entry), "detail": json.dumps(entry.detail, sort_keys=True)}
+        self._insert(audit_table, [values])
+        return int(self._connection.execute(select(func.max(audit_table.c.id))).scalar_one())
+
+    def extend_audit(self, number: int, faces: int) -> bool:
+        """Adds to the newest entry, if that is still `number`; says whether it was."""
+        if self._connection.execute(select(func.max(audit_table.c.id))).scalar_one() != number:
+            return False
+        grown = update(audit_table).where(audit_table.c.id == number)
+        self._change(grown.values(faces=audit_table.c.faces + faces, ended_at=utc_now()))
+        return True
+
+    def clear(self, table: Table) -> None:
+        """Empties a table."""
+        self._change(delete(table))
+
+    def fill(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds rows to a table as they stand in another gallery's."""
+        self._insert(table, rows)
+
+    def finish(self) -> None:
+        """Counts the transaction, if it has changed anything: readers see by it that there is news."""
+        if self.changed:
+            self.set_gallery(
+                revision=gallery_table.c.revision + 1, revision_check=-(gallery_table.c.revision + 1)
+            )
+
+    def _change(self, statement: Executable, rows: Sequence[dict[str, Any]] | None = None) -> None:
+        self._connection.execute(statement, rows)
+        self.changed = True
+
+    def _insert(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        self.changed = True
+        compiled = insert(table).compile(dialect=self._connection.dialect, column_keys=list(rows[0]))
+        if compiled.positiontup is None:  # a driver that wants names
+            self._connection.execute(insert(table), list(rows))
+            return
+        # SQLAlchemy would look at each value of each row: twice the time, and only JSON needs it.
+        for name in [column.name for column in table.c if isinstance(column.type, JSON)]:
+            if name in rows[0]:
+                rows = [row if row[name] is None else {**row, name: to_json(row[name])} for row in rows]
+        values = map(itemgetter(*compiled.positiontup), rows)
+        several = len(compiled.positiontup) > 1
+        self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
+
+    def _hosts_of(self, ids: Iterable[int]) -> set[str]:
+        """The known hosts that paths of some faces lie at."""
+        known = self.hosts()
+        if not known:
+            return set()
+        query = select(file_table.c.path)
+        paths = (
+            path
+            for part in parts(ids)
+            for path in self._connection.execute(query.where(file_table.c.face_id.in_(part))).scalars()
+        )
+        return {host for path in paths if (host := host_of(path)) in known}
+
+    def _remove_unused(self, hosts: set[str]) -> None:
+        """Makes those of some hosts unknown at which no path lies any more."""
+        if not hosts:
+            return
+        unused = set(hosts)
+        # By the index of paths; those of files on this machine begin with a slash.
+        addresses = select(file_table.c.path).where(file_table.c.path >= "A").order_by(file_table.c.path)
+        for path in self._connection.execute(addresses).yield_per(LIST_LENGTH).scalars():
+            unused.discard(host_of(path) or "")
+            if not unused:
+                return
+        self._change(delete(host_table).where(host_table.c.name.in_(sorted(unused))))
+
+    def _identity_ids(self, names: set[str]) -> dict[str, int]:
+        """The ids of identities, which are made where they are new."""
+        found = self._find_identities(names)
+        missing = sorted(names - found.keys())
+        if missing:
+            first = self.gallery().next_identity_id
+            made = {name: first + offset for offset, name in enumerate(missing)}
+            self._insert(identity_table, [{"id": number, "name": name} for name, number in made.items()])
+            self.set_gallery(next_identity_id=first + len(made))
+            found |= made
+        return found
+
+    def _find_identities(self, names: Iterable[str]) -> dict[str, int]:
+        query = select(identity_table.c.name, identity_table.c.id)
+        return {
+            name: number
+            for part in parts(names)
+            for name, number in self._connection.execute(query.where(identity_table.c.name.in_(part)))
+        }
+
+
+def _stamped(stamp: Stamp | None) -> dict[str, int | None]:
+    """The columns of a file's stamp."""
+    if stamp is None:
+        return {"size": None, "mtime_ns": None, "inode": None}
+    return {"size": stamp.size, "mtime_ns": stamp.mtime_ns, "inode": stamp.inode}

@@ -1,0 +1,118 @@
+"""Leftovers: files and folders that only faceprint can have made, and that no row names.
+
+An interrupted write leaves them, or the last write replaced them; the next writer removes them.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from retrieval.database.reader import Reader
+from retrieval.errors import StorageError
+from retrieval.index.segments import basis_name, codes_name
+from retrieval.storage.layout import BACKUP_CARD, DATABASE, ID_NAME, VECTORS, segment_path
+from retrieval.system.files import abandoned, why
+
+# A segment, codes or a basis, whole or in the making; anything else in the folder is left alone.
+_SEGMENT_NAME: Final = re.compile(
+    r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$"
+    r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
+    r"|\.gallery\.id\.part$"
+)
+_VECTORS_NAME: Final = re.compile(r"\d{8,}\.faiss$")
+# A file in the making; SQLite may have put others beside it.
+_PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
+# A model's folder, whole or in the making.
+_MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
+# What a first backup makes before its card, beside its folders, and no gallery has.
+_OF_BACKUPS: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
+
+
+def removable(folder: Path, reader: Reader, *, replaced: Collection[str]) -> tuple[list[Path], list[Path]]:
+    """What nothing names: what the next writer removes, and what has to stay.
+
+    Where a vector file is missing that a row names, or faces have no vectors, the row may be what is
+    damaged, and a file that nothing names may be theirs. So vector files stay then, but those that the
+    transaction at hand has replaced.
+    """
+    found = list(unnamed(folder, reader))
+    strange = {path for path in found if _is_vectors(path) and path.name not in replaced}
+    if not strange or not _lacks_vectors(folder, reader):
+        return found, []
+    return [path for path in found if path not in strange], sorted(strange)
+
+
+def _is_vectors(path: Path) -> bool:
+    return path.parent.name == VECTORS and _VECTORS_NAME.match(path.name) is not None
+
+
+def _lacks_vectors(folder: Path, reader: Reader) -> bool:
+    segments, serving = reader.segments(), reader.serving_generation().id
+    rows = sum(segment.rows for segment in segments if segment.generation_id == serving)
+    return rows < reader.count() or not all(segment_path(folder, segment.id).exists() for segment in segments)
+
+
+def named_files(reader: Reader) -> set[str]:
+    """The files of vectors, codes and bases that exist, and the one that names their gallery."""
+    bases = {number for number, basis in reader.bases().items() if basis.coordinates}
+    return {
+        ID_NAME,
+        *(f"{segment.id:08d}.faiss" for segment in reader.segments()),
+        *(codes_name(one.segment_id, one.basis_id) for one in reader.codes().values()),
+        *map(basis_name, bases),
+    }
+
+
+def unnamed(folder: Path, reader: Reader) -> Iterator[Path]:
+    """Files and folders that only faceprint can have made, and that no row names."""
+    folders = {generation.folder for generation in reader.generations().values()}
+    named = named_files(reader)
+    try:
+        vectors = folder / VECTORS
+        for path in sorted(vectors.iterdir()) if vectors.is_dir() else ():
+            if _SEGMENT_NAME.match(path.name) and path.name not in named:
+                yield path
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()
+            if (ours and entry.name not in folders) or _PART.search(entry.name):
+                yield Path(entry.path)
+        for model in sorted(folder / name for name in folders):
+            # What is behind a link is not this gallery's.
+            yield from sorted(model.glob(".*.part")) if not model.is_symlink() else ()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be listed: {why(error)}.") from error
+
+
+def is_unfinished_backup(folder: Path) -> bool:
+    """Whether a folder is what a killed first `backup` left: its card is written last."""
+    if any(os.path.lexists(folder / name) for name in (BACKUP_CARD, DATABASE)):
+        return False
+    with suppress(OSError):
+        names = os.listdir(folder)
+        # A folder with `models` alone may be another program's.
+        return {"models", VECTORS} <= set(names) or any(map(_OF_BACKUPS.fullmatch, names))
+    return False
+
+
+def unfinished_backup(folder: Path) -> str:
+    """What to do with one."""
+    return (
+        f"{folder} is an unfinished backup: the run that made it was stopped; run `faceprint backup GALLERY "
+        f"{folder}` again, which goes on from here."
+    )
+
+
+def beside(folder: Path) -> list[Path]:
+    """Folders beside a gallery's that killed creations and restores of it left."""
+    with suppress(OSError):  # the folder above may be one that cannot be listed
+        return abandoned(*in_the_making(folder))
+    return []
+
+
+def in_the_making(folder: Path) -> tuple[Path, str]:
+    """Where the folder lies that becomes a gallery's, and how its name begins; see `files.whole_folder`."""
+    folder = Path(os.path.abspath(folder))
+    return folder.parent, f".{folder.name}-"

@@ -1,0 +1,190 @@
+"""Exporting: one snapshot of a gallery as Parquet files and a manifest."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.database.metadata import encoded
+from retrieval.database.reader import Reader
+from retrieval.database.records import Segment, utc_now
+from retrieval.errors import GalleryDamaged, InputError, StorageError
+from retrieval.index.segments import Ids, SegmentMissing, Vectors
+from retrieval.models.bundle import ModelBundle
+from retrieval.storage.vault import Vault
+from retrieval.system.files import create, is_no_file, open_plain, whole_folder, why, write_durably
+from retrieval.system.parquet import pyarrow
+from retrieval.transfer.manifest import (
+    MANIFEST,
+    VERSION_WITH_COLOUR_PROFILES,
+    VERSION_WITH_METADATA,
+    Export,
+    ExportedFile,
+    export_schema,
+)
+from retrieval.transfer.parquet_blocks import ROW_GROUP, write_groups
+
+
+def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Export:
+    """Writes one snapshot of a gallery as an open folder, whole or not at all, and into the audit log.
+
+    What is forgotten later stays in the export, names and paths too: it is a copy outside of the gallery.
+
+    Args:
+        vault: the gallery's; nothing is logged where it was opened for reading only.
+        target: a folder that does not exist, or is empty.
+        rows_per_file: at most.
+
+    Raises:
+        InputError: `target` exists and is not empty, or less than one row a file.
+        StorageError, GalleryBusy: nothing was exported.
+        GalleryDamaged: the vectors are not what was written, or not those of the rows.
+        MissingDependency: pyarrow is not installed.
+    """
+    pyarrow()
+    if rows_per_file < 1:
+        raise InputError(f"A file must have at least one row, not {rows_per_file}.")
+    try:
+        with whole_folder(target) as made:
+            checked: set[int] = set()
+            written = vault.on_a_snapshot(lambda reader: _write(vault, reader, made, rows_per_file, checked))
+            # Before the folder gets its name: what leaves the gallery is in its log.
+            if not vault.read_only:
+                with vault.writing() as writer:
+                    vault.log(writer, "export", faces=written.faces)
+    except FileExistsError as error:
+        raise InputError(f"{target} exists already and is not empty; choose another folder.") from error
+    except OSError as error:
+        raise StorageError(f"The export {target} cannot be written: {why(error)}.") from error
+    return dataclasses.replace(written, folder=target)
+
+
+def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, checked: set[int]) -> Export:
+    """Writes a snapshot's files; `checked` are segments whose files were read and found right before.
+
+    Raises:
+        SegmentMissing: a writer merged a segment away meanwhile; nothing was written.
+    """
+    state, row = vault.state(reader), reader.gallery()
+    flat = vault.vectors(state.generation)
+    # A mapped file can be read even when its name is gone.
+    segments = [flat.rows(segment) for segment in state.segments]
+    # The new checksums must not vouch for what was damaged before. Small segments go first, as in merges.
+    for segment in sorted(reader.segments(state.generation.id), key=lambda segment: segment.rows):
+        if segment.id not in checked:
+            _check_segment(vault, flat.path(segment.id), segment)
+            checked.add(segment.id)
+    model = ModelBundle.load(vault.folder / state.generation.folder)
+    faces = sum(len(ids) for ids, _ in segments)
+    if faces != reader.count():
+        raise _damaged(vault, f"has {faces:,} vectors and {reader.count():,} faces")
+    group = min(ROW_GROUP, rows_per_file)
+    per_file = rows_per_file // group
+    groups = _groups(segments, group)
+    records = _records(vault, reader, groups)
+    schema = export_schema(model.fingerprint, model.dimension, gallery=row.uuid)
+    ignores_profiles = model.preprocessing.colour == "ignore"
+    exported = Export(
+        folder=folder,
+        created_at=utc_now(),
+        gallery=row.uuid,
+        revision=state.revision,
+        faces=faces,
+        identities=sum(name is not None for name, _ in reader.identities()),
+        fingerprint=model.fingerprint,
+        architecture=model.architecture,
+        dimension=model.dimension,
+        preprocessing=model.preprocessing,
+        version=VERSION_WITH_METADATA if ignores_profiles else VERSION_WITH_COLOUR_PROFILES,
+        calibration=None if state.calibration is None else state.calibration.fields(),
+        files=tuple(
+            _write_file(folder / f"faces-{number:05d}.parquet", schema, islice(records, per_file))
+            # An empty gallery gives one file, so that its columns can be read.
+            for number in range(max(1, -(-faces // (group * per_file))))
+        ),
+    )
+    write_durably(folder / MANIFEST, exported.manifest().encode(), inherit=True)
+    return exported
+
+
+def _check_segment(vault: Vault, path: Path, segment: Segment) -> None:
+    try:
+        with open_plain(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise SegmentMissing(f"{path} is missing; see `faceprint verify {vault.folder}`.") from error
+    except OSError as error:
+        if not is_no_file(error):
+            raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+        found = ""
+    if found != segment.sha256:
+        raise GalleryDamaged(f"{path} is not what was written; see `faceprint verify {vault.folder}`.")
+
+
+def _groups(segments: Sequence[tuple[Ids, Vectors]], rows: int) -> Iterator[tuple[Ids, Vectors]]:
+    """All rows, `rows` at a time; views of the segments where a group lies in one of them."""
+    parts: list[tuple[Ids, Vectors]] = []
+    missing = rows
+    for ids, vectors in segments:
+        start = 0
+        while start < len(ids):
+            end = min(start + missing, len(ids))
+            parts.append((ids[start:end], vectors[start:end]))
+            missing -= end - start
+            start = end
+            if not missing:
+                yield _joined(parts)
+                parts, missing = [], rows
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: Sequence[tuple[Ids, Vectors]]) -> tuple[Ids, Vectors]:
+    if len(parts) == 1:
+        return parts[0]
+    ids, vectors = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(vectors)
+
+
+def _records(vault: Vault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]) -> Iterator[dict[str, Any]]:
+    """The columns of each row group."""
+    for ids, vectors in groups:
+        found = reader.faces(ids.tolist())
+        try:
+            faces = [found[number] for number in ids.tolist()]
+        except KeyError as error:
+            raise _damaged(vault, f"has a vector {error} without a face") from error
+        names = {face.identity for face in faces if face.identity is not None}
+        people = {name: encoded(said, name) for name, said in reader.identity_metadata(names).items()}
+        yield {
+            "id": ids,
+            "identity": [face.identity for face in faces],
+            "sha256": [face.sha256 for face in faces],
+            "enrolled_at": [face.enrolled_at for face in faces],
+            "paths": [face.paths for face in faces],
+            "metadata": [encoded(face.metadata, f"face {face.id}") for face in faces],
+            "identity_metadata": [None if f.identity is None else people[f.identity] for f in faces],
+            "vector": vectors,
+        }
+
+
+def _damaged(vault: Vault, what: str) -> GalleryDamaged:
+    return GalleryDamaged(f"{vault.folder} {what}; see `faceprint verify {vault.folder}`.")
+
+
+def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> ExportedFile:
+    """Writes row groups to a Parquet file, durably.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    with create(path, inherit=True) as file:
+        rows, sha256 = write_groups(file, schema, groups)
+        file.flush()
+        os.fsync(file.fileno())
+        return ExportedFile(path.name, rows, file.tell(), sha256)

@@ -1,0 +1,170 @@
+"""Importing: what another gallery exported is offered to this one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from retrieval.database.metadata import Metadata, encoded, filled
+from retrieval.database.reader import Reader
+from retrieval.database.records import Calibration, NewFace
+from retrieval.database.tables import identity_table
+from retrieval.embedding.outcome import Outcome, Status
+from retrieval.errors import ModelMismatch
+from retrieval.storage.vault import Vault
+from retrieval.transfer.export_reader import Batch, rows
+from retrieval.transfer.manifest import Export
+from retrieval.transfer.parquet_blocks import BLOCK
+
+# Of the statuses of the paths of one face, the first of these is the face's.
+_STATUS_ORDER: Final = (Status.ENROLLED, Status.REJECTED, Status.DUPLICATE, Status.KNOWN)
+
+
+@dataclass(slots=True)
+class Imported:
+    """What an import did. `found` is always `enrolled + known + duplicate + rejected`: each row once.
+
+    Attributes:
+        enrolled: rows that became faces.
+        known: rows of which the gallery knew everything.
+        duplicate: rows whose bytes the gallery had, under other paths or none.
+        rejected: rows whose bytes the gallery has under another identity.
+        replaced: paths that led to other faces of the gallery until now.
+        interrupted: whether it was stopped before the last row.
+    """
+
+    enrolled: int = 0
+    known: int = 0
+    duplicate: int = 0
+    rejected: int = 0
+    replaced: int = 0
+    interrupted: bool = False
+
+    @property
+    def found(self) -> int:
+        """Rows that were looked at."""
+        return self.enrolled + self.known + self.duplicate + self.rejected
+
+
+def import_export(
+    vault: Vault,
+    exported: Export,
+    enroll: Callable[[Sequence[NewFace], NDArray[Any]], list[Outcome]],
+    *,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Imported:
+    """Offers every face of an export to a gallery: its SHA-256, its identity, all of its paths, its vector.
+
+    Duplicates, conflicts and older names are judged as always. Face ids are new, and so are the times of
+    enrolling. What the gallery says about a face or a person stays; metadata of the export fill in what it
+    has no key for. A path that leads to other bytes in the gallery leads to the exported face from then on.
+
+    Args:
+        vault: the gallery's.
+        exported: what `read_export` gave.
+        enroll: `Gallery.enroll_vectors`.
+        on_outcome: called once for every row that was not enrolled, after its batch is durable.
+        should_stop: asked between batches; True ends the import, with everything so far enrolled.
+
+    Raises:
+        ModelMismatch: the gallery's model is not the one that made the vectors.
+        InputError: a file of the export cannot be read any more.
+        StorageError, GalleryBusy: the rows in flight were not enrolled; those before them were.
+    """
+    report = Imported()
+    _require(vault, exported)
+    for batch in rows(exported):
+        if should_stop():
+            report.interrupted = True
+            break
+        _require(vault, exported)
+        _import_batch(batch, enroll, report, on_outcome)
+        _import_people(vault, batch)
+    if not (report.interrupted or report.rejected):
+        _import_calibration(vault, exported)
+    return report
+
+
+def _import_calibration(vault: Vault, exported: Export) -> None:
+    """Takes over the thresholds of a gallery that this one has become: it has these faces and no other."""
+
+    def wanted(reader: Reader) -> Calibration | None:
+        serving = vault.serving(reader)
+        if exported.calibration is None or reader.calibration(serving) is not None:
+            return None
+        same = serving.fingerprint == exported.fingerprint and reader.count() == exported.faces
+        return Calibration.of({**exported.calibration, "generation": serving.id}) if same else None
+
+    with vault.store.read() as reader:
+        if wanted(reader) is None:
+            return
+    with vault.writing() as writer:
+        found = wanted(writer)
+        if found is not None:
+            writer.set_calibration(found)
+            vault.log(writer, "calibrate", faces=found.faces, fpir=found.fpir, searches=found.searches)
+
+
+def _require(vault: Vault, exported: Export) -> None:
+    with vault.store.read() as reader:
+        fingerprint = vault.state(reader).generation.fingerprint
+    if fingerprint != exported.fingerprint:
+        raise ModelMismatch(
+            f"The export {exported.folder} was made with another model (fingerprint "
+            f"{exported.fingerprint[:12]}, not {fingerprint[:12]}); import it into a gallery of that model."
+        )
+
+
+def _import_batch(
+    batch: Batch,
+    enroll: Callable[[Sequence[NewFace], NDArray[Any]], list[Outcome]],
+    report: Imported,
+    on_outcome: Callable[[Outcome], None],
+) -> None:
+    """Offers a row once for each of its paths; the later ones are found to be duplicates of the first."""
+    offers = [
+        (row, NewFace(face.identity, path, face.sha256, face.metadata))
+        for row, face in enumerate(batch.faces)
+        for path in face.paths or (None,)
+    ]
+    outcomes: list[list[Outcome]] = [[] for _ in batch.faces]
+    for start in range(0, len(offers), BLOCK):
+        numbers, faces = zip(*offers[start : start + BLOCK], strict=True)
+        once = len(offers) == len(batch.faces) <= BLOCK
+        vectors = batch.vectors if once else batch.vectors[list(numbers)]
+        for row, outcome in zip(numbers, enroll(faces, vectors), strict=True):
+            outcomes[row].append(outcome)
+    for found in outcomes:
+        outcome = min(found, key=lambda one: _STATUS_ORDER.index(one.status))
+        report.replaced += sum(one.replaced is not None for one in found)
+        if outcome.status is Status.ENROLLED:
+            report.enrolled += 1
+            continue
+        report.known += outcome.status is Status.KNOWN
+        report.duplicate += outcome.status is Status.DUPLICATE
+        report.rejected += outcome.status is Status.REJECTED
+        on_outcome(outcome)
+
+
+def _import_people(vault: Vault, batch: Batch) -> None:
+    """Fills in the metadata of a batch's identities; one that has no faces here is passed over."""
+
+    def missing(reader: Reader) -> dict[int, Metadata]:
+        own: dict[int, Metadata] = {}
+        said: dict[int, Metadata] = {}
+        for name, (number, here) in reader.identities_named(batch.people).items():
+            own[number] = here
+            said[number] = filled(said.get(number, here), batch.people[name])
+        return {number: one for number, one in said.items() if one.keys() != own[number].keys()}
+
+    with vault.store.read() as reader:
+        if not missing(reader):
+            return
+    with vault.writing() as writer:
+        people = missing(writer)
+        for metadata in people.values():
+            encoded(metadata, "somebody together with those of the export")
+        writer.set_metadata(identity_table, people)
+        vault.log(writer, "annotate", identities=len(people))
