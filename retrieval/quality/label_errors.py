@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index.distances import expanded, squared_lengths
+from retrieval.index.brute_force import expanded, squared_lengths
 
 _QUERIES: Final = 256
 _ROWS: Final = 8192

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index.distances import expanded, squared_lengths
+from retrieval.index.brute_force import expanded, squared_lengths
 
 # Distances that are in memory at a time.
 _CELLS: Final = 2**22

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.index.distances import expanded, squared_lengths
+from retrieval.index.brute_force import expanded, squared_lengths
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
