@@ -100,7 +100,8 @@ class Refiner:
                 found = self._compare_least(found, self._batch.k + OVERFETCH)
             self._pending = [found]
             self._pending = [self._in_reach()]
-        self._size = sum(len(one.row) for one in (*self._pending, *self._bounded))
+        self._size = sum(len(one.row) for one in self._pending)
+        self._size += sum(len(one.row) for one in self._bounded)
 
     def relieve(self) -> None:
         """Compares every candidate where more than half of what may wait has stayed."""
