@@ -15,6 +15,7 @@ from torch import Tensor
 
 from retrieval.errors import BundleError, DataError, InputError, StorageError, UnreadableImage
 from retrieval.images import pixels
+from retrieval.index import brute_force
 from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.models.network import Network, Projection
 from retrieval.rates import Rate, wilson
@@ -23,7 +24,6 @@ from training.data.dataset import Photographs, Sample, Split
 from training.fitting import projection
 from training.fitting.export import export
 from training.fitting.fit import outputs
-from training.metrics import identification
 from training.reports import model_card
 
 # How many pictures the exported graph is tried on.
@@ -238,7 +238,7 @@ def _activations(
 def _worth(network: Network, found: _Activations, split: Split) -> Measured:
     with torch.inference_mode():
         train, held_out = (network.finish(each).cpu().numpy() for each in (found.train, found.validation))
-    _, closest = identification.nearest(held_out, train, 1)
+    _, closest = brute_force.nearest(held_out, train, 1)
     labels, actual = (np.array([s.label for s in part]) for part in (split.train, split.validation))
     hits = found.predicted == actual, labels[closest[:, 0]] == actual
     return Measured(*(wilson(int(each.sum()), len(actual)) for each in hits))

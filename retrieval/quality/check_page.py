@@ -10,7 +10,9 @@ from markupsafe import Markup
 
 from retrieval.errors import UnreadableImage
 from retrieval.images import pixels
-from retrieval.quality.dataset_check import Check, Finding, Kind, Shown
+from retrieval.quality.dataset_check import Check
+from retrieval.quality.finding_rules import RULES
+from retrieval.quality.findings import Finding, Shown
 from retrieval.sources import photos
 from retrieval.system.paths import is_url
 
@@ -21,28 +23,7 @@ PHOTOS_SHOWN: Final = 4
 # Twice the side at which they are shown, for screens of high resolution.
 _SIDE: Final = 256
 
-TITLES: Final = {
-    Kind.TOO_FEW_PEOPLE: "Too few identities",
-    Kind.TWO_NAMES: "One file under two names",
-    Kind.TWO_NAMES_NEAR: "One photograph under two names",
-    Kind.SINGLE_PHOTO: "Identities that cannot be split",
-    Kind.ACROSS_SPLIT: "Copies across the split",
-    Kind.UNREADABLE: "Unreadable files",
-    Kind.WRONG_LABEL: "Labels in doubt",
-    Kind.ACROSS_SPLIT_NEAR: "Near copies across the split",
-    Kind.COPY: "Copies",
-    Kind.NEAR_COPY: "Near copies",
-    Kind.TOO_FEW_PHOTOS: "Identities with too few photos",
-    Kind.FLAT: "Nearly constant pictures",
-    Kind.DARK: "Very dark pictures",
-    Kind.BRIGHT: "Very bright pictures",
-    Kind.STRETCHED: "Odd shapes",
-    Kind.TINY: "Smaller than the input",
-    Kind.GREY_AMONG_COLOUR: "Grey among coloured pictures",
-    Kind.COLOUR_AMONG_GREY: "Coloured among grey pictures",
-    Kind.UNEVEN: "Uneven identities",
-    Kind.NO_IDENTITY: "Photos of nobody",
-}
+TITLES: Final = {rule.kind: rule.title for rule in RULES}
 
 
 def page(check: Check) -> str:

@@ -13,8 +13,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from retrieval.index import knn, quantization
+from retrieval.index.blocks import Numbering, selections
+from retrieval.index.candidates import Batch
+from retrieval.index.filter import Filter
+from retrieval.index.kernels import pairwise_squares
 from retrieval.index.knn import Block, Explanation
 from retrieval.index.quantization import Basis, Coded
+from retrieval.index.refine import Refiner
 from retrieval.index.segments import Ids, Vectors
 from tests.index.test_segments import KINDS, Answer, Part, around, assert_same, brute_force, scaled, split
 
@@ -307,18 +312,19 @@ def test_a_distance_lies_between_the_bounds_of_its_float32_comparison(
         for shape, rows in zip(shapes, (8, queries), strict=True)
     )
     asked[0] = stored[0]
-    (part,) = knn._parts([Block(np.arange(8), stored)], None)
-    one = knn._Asked([part.block], [part], asked, None, Explanation())
+    (selection,) = selections([Block(np.arange(8), stored)], None)
+    batch = Batch(asked, None, k=1, radius=np.inf, explanation=Explanation())
+    scan, refiner = Filter(batch), Refiner(batch, Numbering([selection.block]))
     differences = asked[:, None].astype(np.longdouble) - stored.astype(np.longdouble)
     true = np.sqrt((differences**2).sum(axis=2)).ravel()
     query, row = np.divmod(np.arange(8 * queries), 8)
 
-    squares = one._vector_squares(part).astype(np.float64)
-    assert (one._above(squares.ravel(), query) >= true).all()
-    slack = one._rounding(one._lengths + true.reshape(queries, 8).max(axis=1).astype(np.float64))
+    squares = scan._vector_squares(selection).astype(np.float64)
+    assert (scan._upper_bound(squares.ravel(), query) >= true).all()
+    slack = scan._rounding(batch.lengths + true.reshape(queries, 8).max(axis=1).astype(np.float64))
     assert (squares - slack[:, None] <= (true**2).reshape(queries, 8)).all()
 
-    compared = one._compare(query, row)
+    compared = refiner._compare(query, row)
     assert (compared.lower <= true).all()
     assert (compared.upper >= true).all()
 
@@ -352,9 +358,7 @@ def test_distances_between_codes_are_the_same_whole_numbers_by_every_kernel(
         moved = np.empty((61, coordinates), np.float32)
         read.centred(slice(None), moved)
         assert np.array_equal(moved, quantization.centred(some))
-        assert np.array_equal(
-            knn._squared_distances(quantization.centred(some[:number]), moved), true[:number]
-        )
+        assert np.array_equal(pairwise_squares(quantization.centred(some[:number]), moved), true[:number])
 
 
 # What it takes

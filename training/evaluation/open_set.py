@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from retrieval import rates
 from retrieval.errors import DataError
 from retrieval.gallery.gallery import Gallery
+from retrieval.index import brute_force
 from retrieval.search.nearest import PersonMatch
 from training.evaluation import intervals
 from training.evaluation.baselines import spaces
@@ -153,7 +154,7 @@ def _searched(
     place[mated], precision[mated] = ranked.place, ranked.precision
     distance[mated], row[mated] = ranked.distance, ranked.row
     # Of strangers only the nearest counts, which spares the ranking.
-    nearest, rows = identification.nearest(features[probes[~mated]], stored, 1)
+    nearest, rows = brute_force.nearest(features[probes[~mated]], stored, 1)
     distance[~mated], row[~mated] = nearest[:, 0], rows[:, 0]
     photos = gallery[row].tolist()
     who = observed.identities[gallery[row]].tolist()

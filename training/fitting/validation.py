@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retrieval.index import brute_force
 from retrieval.models.bundle import Preprocessing
 from retrieval.models.network import Network
 from training.data.dataset import Photographs, Sample, Split
@@ -48,7 +49,7 @@ def evaluate(network: Network, split: Split, preprocessing: Preprocessing, *, wo
     """Measures a network on its split: classifier and closest image."""
     train, _, train_labels = _all_outputs(network, split.train, preprocessing, workers)
     held_out, logits, actual = _all_outputs(network, split.validation, preprocessing, workers)
-    distances, closest = identification.nearest(held_out, train, NEIGHBOURS)
+    distances, closest = brute_force.nearest(held_out, train, NEIGHBOURS)
     probabilities = torch.softmax(torch.from_numpy(logits), 1).numpy()
     predicted = probabilities.argmax(1)
     return Evaluation(

@@ -6,24 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from retrieval.index import brute_force
+from tests.index.test_brute_force import naive
 from training.metrics import identification
-
-
-def naive(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The k nearest, one pair at a time in float64; of equally near rows the first."""
-    distances, rows = [], []
-    for query in queries.astype(np.float64):
-        pairs = sorted(
-            (float(np.sqrt(((query - row) ** 2).sum())), number)
-            for number, row in enumerate(gallery.astype(np.float64))
-        )[:k]
-        distances.append([distance for distance, _ in pairs])
-        rows.append([number for _, number in pairs])
-    return np.array(distances), np.array(rows, np.int64)
 
 
 @pytest.mark.parametrize(
@@ -36,81 +22,6 @@ def test_accuracy_is_the_share_of_equal_labels(predicted: list[int], actual: lis
 
 def test_the_accuracy_of_nothing_is_no_number() -> None:
     assert math.isnan(identification.accuracy(np.empty(0, np.int64), np.empty(0, np.int64)))
-
-
-@settings(deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    n=st.integers(0, 9),
-    m=st.integers(1, 20),
-    d=st.integers(1, 9),
-    k=st.integers(1, 25),
-)
-def test_nearest_is_the_naive_loop_ties_included(seed: int, n: int, m: int, d: int, k: int) -> None:
-    """Coordinates are 0, 1 or 2: nearly every query has rows at the same distance."""
-    random = np.random.default_rng(seed)
-    queries = random.integers(0, 3, (n, d)).astype(np.float32)
-    gallery = random.integers(0, 3, (m, d)).astype(np.float32)
-    distances, rows = identification.nearest(queries, gallery, k)
-    expected_distances, expected_rows = naive(queries, gallery, k)
-    assert rows.shape == (n, min(k, m))
-    assert np.array_equal(rows, expected_rows.reshape(rows.shape))
-    assert np.array_equal(distances, expected_distances.reshape(rows.shape))
-
-
-@pytest.mark.parametrize("noise", [1e-2, 1e-7])
-def test_of_many_copies_of_a_row_the_first_are_nearest(noise: float) -> None:
-    """In up to as many dimensions as embeddings have; a matrix product may tell copies apart."""
-    random = np.random.default_rng(1)
-    for _ in range(100):
-        originals = random.normal(size=(5, random.integers(3, 2049))).astype(np.float32)
-        gallery = originals[random.integers(0, 5, random.integers(10, 60))]
-        queries = originals + (noise * random.normal(size=originals.shape)).astype(np.float32)
-        distances, rows = identification.nearest(queries, gallery, 3)
-        expected_distances, expected_rows = naive(queries, gallery, 3)
-        assert np.array_equal(rows, expected_rows)
-        np.testing.assert_allclose(distances, expected_distances, rtol=1e-12)
-
-
-@pytest.mark.parametrize("k", [1, 3, 30])
-def test_vectors_that_differ_in_their_last_bits_are_told_apart(k: int) -> None:
-    """Thirty at 0 to 29 of the smallest steps: squared, far below the rounding of their squared lengths."""
-    random = np.random.default_rng(2)
-    for _ in range(20):
-        large, small = random.uniform(1e3, 2e3, 64), random.uniform(0, 1, 64)
-        query = np.concatenate([large, small]).astype(np.float32)
-        steps = random.permutation(30)
-        gallery = np.tile(query, (30, 1))
-        gallery[np.arange(30), np.arange(30)] += steps * np.spacing(np.float32(1e3))
-        distances, rows = identification.nearest(query[None], gallery, k)
-        expected_distances, expected_rows = naive(query[None], gallery, k)
-        assert np.array_equal(rows, expected_rows)
-        np.testing.assert_allclose(distances, expected_distances, rtol=1e-12)
-
-
-def test_blocks_of_queries_do_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(3)
-    queries = random.normal(size=(23, 7)).astype(np.float32)
-    gallery = random.normal(size=(31, 7)).astype(np.float32)
-    whole = identification.nearest(queries, gallery, 5)
-    monkeypatch.setattr(identification, "_CELLS", 4 * 31)
-    blocks = identification.nearest(queries, gallery, 5)
-    assert np.array_equal(blocks[1], whole[1])
-    assert np.array_equal(blocks[1], naive(queries, gallery, 5)[1])
-    np.testing.assert_allclose(blocks[0], whole[0], rtol=1e-14)
-
-
-def test_more_neighbours_than_rows_are_all_rows() -> None:
-    gallery = np.array([[3.0], [1.0]], np.float32)
-    distances, rows = identification.nearest(np.array([[0.0], [2.5]], np.float32), gallery, 9)
-    assert rows.tolist() == [[1, 0], [0, 1]]
-    assert distances.tolist() == [[1.0, 3.0], [0.5, 1.5]]
-
-
-def test_no_queries_have_no_neighbours() -> None:
-    distances, rows = identification.nearest(np.empty((0, 4), np.float32), np.ones((3, 4), np.float32), 2)
-    assert (distances.shape, distances.dtype) == ((0, 2), np.float64)
-    assert (rows.shape, rows.dtype) == ((0, 2), np.int64)
 
 
 def test_confusions_are_counted_and_the_most_frequent_come_first() -> None:
@@ -171,7 +82,7 @@ def test_ranks_are_the_naive_loop_ties_and_blocks_included(
     queries, asked = random.integers(0, 3, (n, d)).astype(np.float32), random.integers(0, 4, n)
     gallery, labels = random.integers(0, 3, (m, d)).astype(np.float32), random.integers(0, 4, m)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identification, "_CELLS", block)
+        patch.setattr(brute_force, "RANKED_CELLS", block)
         found = identification.ranks(queries, asked, gallery, labels)
     _, orders = naive(queries, gallery, m)
     for index, order in enumerate(orders.reshape(n, m)):

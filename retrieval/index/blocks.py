@@ -1,0 +1,91 @@
+"""Blocks: the rows that a search goes through, and their numbers across all blocks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.index.quantization import Coded
+
+Ids: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """Rows that are searched together: a segment.
+
+    Attributes:
+        ids: (n,) int64.
+        matrix: (n, d) float32, C order.
+        coded: their codes; None where there are none.
+    """
+
+    ids: Ids
+    matrix: NDArray[np.float32]
+    coded: Coded | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A block, the rows of it that are allowed (None: all), and the number of its first row among all."""
+
+    block: Block
+    rows: Ids | None
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.block) if self.rows is None else len(self.rows)
+
+    def beginning(self, count: int) -> "Selection":
+        """The first rows of a selection."""
+        rows = np.arange(len(self.block)) if self.rows is None else self.rows
+        return Selection(self.block, rows[:count], self.first)
+
+    def numbers(self, rows: Ids) -> Ids:
+        """The numbers, among all rows of all blocks, of rows of this selection."""
+        return (rows if self.rows is None else self.rows[rows]) + self.first
+
+
+def selections(blocks: Sequence[Block], allowed: Ids | None) -> Iterator[Selection]:
+    """The rows of each block that are allowed, the largest selection first; none that is empty."""
+    first, found = 0, []
+    for block in blocks:
+        rows = None
+        if allowed is not None:
+            place = np.searchsorted(allowed, block.ids)
+            place[place == len(allowed)] = 0
+            rows = np.flatnonzero(allowed[place] == block.ids) if len(allowed) else np.empty(0, np.int64)
+        found.append(Selection(block, rows, first))
+        first += len(block)
+    yield from sorted((one for one in found if len(one)), key=len, reverse=True)
+
+
+class Numbering:
+    """The numbers of all rows of some blocks: block i begins at `firsts[i]`, the last entry is the total."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = blocks
+        self.firsts: Ids = np.cumsum([0] + [len(block) for block in blocks])
+
+    def block_of(self, row: Ids) -> Ids:
+        """In which block each row (n,) is."""
+        return np.asarray(np.searchsorted(self.firsts, row, side="right") - 1)
+
+    def first_of(self, row: Ids) -> Ids:
+        """The number of the first row of the block of each row (n,)."""
+        return np.asarray(self.firsts[self.block_of(row)])
+
+    def ids(self, row: Ids) -> Ids:
+        """The ids of rows (n,)."""
+        number = self.block_of(row)
+        ids = np.empty(len(row), np.int64)
+        for one in np.unique(number):
+            mine = number == one
+            ids[mine] = self.blocks[one].ids[row[mine] - self.firsts[one]]
+        return ids

@@ -1,0 +1,214 @@
+"""Refine: candidates are compared by their whole vectors, nearest bounds first, until none can be an answer.
+
+A comparison in float32 with bounds lowers the limits of the queries; what is left in the end is computed in
+float64, which alone decides.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.index.blocks import Floats, Ids, Numbering
+from retrieval.index.candidates import (
+    Batch,
+    Bounded,
+    Candidates,
+    by_query,
+    joined,
+    least,
+    no_candidates,
+    nothing_bounded,
+    rank,
+)
+from retrieval.index.explanation import count
+from retrieval.index.kernels import (
+    FLOAT64_SLACK,
+    SMALL_BATCH_PAIRS,
+    float32_bounds,
+    pair_squares_float32,
+    pair_squares_float64,
+)
+from retrieval.index.threads import spread
+from retrieval.system.cpu import usable_cores
+
+# Candidates beyond k that are compared before the bounds of the others are looked at.
+OVERFETCH: Final = 8
+
+# Candidates and bounded rows that may wait before they are refined: 24 or 32 bytes each.
+MAX_PENDING_CANDIDATES: Final = 1_500_000
+
+# Below this number of pairs of vectors one core computes all there are.
+SINGLE_THREAD_MAX_PAIRS: Final = 128
+
+# Pairs that are computed at a time in float32.
+FLOAT32_PAIRS: Final = 64
+
+# Candidates of each query that are compared first where everything within a radius is wanted.
+RADIUS_CANDIDATES: Final = 2**20
+
+# Some pairs of queries and rows of a matrix -> squared distances.
+_Kernel: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.float32], Ids], NDArray[Any]]
+
+
+class Refiner:
+    """The candidates of a batch of queries on their way to the answers; no row is here twice for a query."""
+
+    def __init__(self, batch: Batch, numbering: Numbering) -> None:
+        self._batch = batch
+        self._numbering = numbering
+        self._pending: list[Candidates] = []
+        self._bounded: list[Bounded] = []
+        self._size = 0
+
+    def add(self, found: Candidates | Bounded) -> None:
+        """Takes what the filter let through."""
+        if isinstance(found, Candidates):
+            self._pending.append(found)
+        else:
+            self._bounded.append(self._without_excluded(found))
+        self._size += len(found.row)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits that it should be refined, whatever is still to come."""
+        return self._size > MAX_PENDING_CANDIDATES
+
+    def drop(self, firsts: Sequence[int]) -> None:
+        """Drops all rows of the blocks with these first rows: they will be filtered once more."""
+        self._pending = [one[~self._is_of(firsts, one.row)] for one in self._pending]
+        self._bounded = [one[~self._is_of(firsts, one.row)] for one in self._bounded]
+
+    def _is_of(self, firsts: Sequence[int], row: Ids) -> NDArray[np.bool_]:
+        return np.isin(self._numbering.first_of(row), firsts)
+
+    def lower_limits(self, query: NDArray[np.int64], row: Ids) -> None:
+        """Lowers the limits by pairs (n,) that are compared for that alone, and will be filtered again."""
+        with self._batch.explanation.timed("refine"):
+            self._lower_limits(self._compare(query, row))
+
+    def tighten(self) -> None:
+        """Compares the candidates with the least bounds, which lowers the limits, and drops who is beyond."""
+        with self._batch.explanation.timed("refine"):
+            self._drop_beyond()
+            found = self._in_reach()
+            if self._batch.k and len(found.row):
+                found = self._compare_least(found, self._batch.k + OVERFETCH)
+            self._pending = [found]
+            self._pending = [self._in_reach()]
+        self._size = sum(len(one.row) for one in self._pending)
+        self._size += sum(len(one.row) for one in self._bounded)
+
+    def relieve(self) -> None:
+        """Compares every candidate where more than half of what may wait has stayed."""
+        if self._size > MAX_PENDING_CANDIDATES // 2:
+            self.settle()
+
+    def settle(self) -> None:
+        """Compares every candidate that is left, nearest bounds first, until none is."""
+        with self._batch.explanation.timed("refine"):
+            self._drop_beyond()
+            wanted = self._batch.k + OVERFETCH if self._batch.k else RADIUS_CANDIDATES
+            while len((found := self._in_reach()).row):
+                self._pending = [self._compare_least(found, wanted)]
+                wanted *= 2
+            self._pending = []
+        self._size = 0
+
+    def answers(self) -> list[tuple[Floats, Ids]]:
+        """For each query distances, ascending, and ids, equal distances by id; after `settle`."""
+        batch = self._batch
+        with batch.explanation.timed("refine"):
+            found = self._all_bounded()
+            query, row, ids = found.query, found.row, self._numbering.ids(found.row)
+            squares = np.empty(len(row))
+            kernel = partial(pair_squares_float64, batch.exact)
+            self._per_block(kernel, query, row, SMALL_BATCH_PAIRS, squares)
+            order = np.lexsort((ids, squares, query))
+            query, distances, ids = query[order], np.sqrt(squares[order]), ids[order]
+            # Roots of different squares may be equal, and a radius is one of distances.
+            stays = rank(query) < batch.k if batch.k else distances <= batch.limit[query]
+            query, distances, ids = query[stays], distances[stays], ids[stays]
+        cuts = np.searchsorted(query, np.arange(len(batch) + 1))
+        return [(distances[a:b], ids[a:b]) for a, b in pairwise(cuts)]
+
+    # Limits
+
+    def _in_reach(self) -> Candidates:
+        """What waits and is not beyond the limits."""
+        limit = self._batch.limit
+        near = [one[one.bound <= limit[one.query] * FLOAT64_SLACK] for one in self._pending]
+        return joined(near, no_candidates())
+
+    def _compare_least(self, found: Candidates, wanted: int) -> Candidates:
+        """Compares the candidates with the least bounds, so many of each query; returns the others."""
+        first = least(found.query, found.bound, wanted)
+        self._bounded.append(self._compare(found.query[first], found.row[first]))
+        self._drop_beyond()
+        return found[~first]
+
+    def _drop_beyond(self) -> None:
+        """Lowers the limits by all that was compared, and drops what is beyond them."""
+        found = self._all_bounded()
+        self._lower_limits(found)
+        self._bounded = [found[found.lower <= self._batch.limit[found.query] * FLOAT64_SLACK]]
+
+    def _lower_limits(self, found: Bounded) -> None:
+        k, limit = self._batch.k, self._batch.limit
+        if not k:
+            return
+        for query, places in by_query(found.query):
+            if len(places) >= k:
+                kth = np.partition(found.upper[places], k - 1)[k - 1]
+                limit[query] = min(limit[query], kth)
+
+    def _all_bounded(self) -> Bounded:
+        if len(self._bounded) != 1:
+            self._bounded = [joined(self._bounded, nothing_bounded())]
+        return self._bounded[0]
+
+    # Comparisons
+
+    def _compare(self, query: NDArray[np.int64], row: Ids) -> Bounded:
+        """Bounds of distances from float32 differences of whole vectors: closer than those of a product."""
+        queries = self._batch.queries
+        squares = np.empty(len(row), np.float32)
+        self._per_block(partial(pair_squares_float32, queries), query, row, FLOAT32_PAIRS, squares)
+        count(self._batch.explanation, candidates=len(row), bytes_read=len(row) * queries.shape[1] * 4)
+        lower, upper = float32_bounds(squares.astype(np.float64), queries.shape[1])
+        return self._without_excluded(Bounded(query, row, lower, upper))
+
+    def _without_excluded(self, found: Bounded) -> Bounded:
+        if self._batch.exclude is None:
+            return found
+        return found[self._numbering.ids(found.row) != self._batch.exclude[found.query]]
+
+    def _per_block(
+        self, kernel: _Kernel, query: NDArray[np.int64], row: Ids, at_a_time: int, results: NDArray[Any]
+    ) -> None:
+        """Fills `results` (n,) with what a kernel makes of pairs (n,), on every core where that pays."""
+        alone = len(row) < SINGLE_THREAD_MAX_PAIRS
+        at_a_time = min(at_a_time, SMALL_BATCH_PAIRS) if alone else at_a_time
+        firsts = self._numbering.firsts
+        order = np.argsort(row, kind="stable")
+        cuts = np.searchsorted(row[order], firsts)
+        jobs = [
+            (number, order[start : min(start + at_a_time, after)])
+            for number, (before, after) in enumerate(pairwise(cuts))
+            for start in range(before, after, at_a_time)
+        ]
+
+        def compute(some: Sequence[tuple[int, Ids]]) -> None:
+            for number, places in some:
+                matrix = self._numbering.blocks[number].matrix
+                results[places] = kernel(query[places], matrix, row[places] - firsts[number])
+
+        if alone:
+            compute(jobs)
+        else:
+            groups = np.array_split(np.arange(len(jobs)), min(len(jobs), 2 * usable_cores()))
+            deque(spread(compute, [[jobs[number] for number in group] for group in groups]), maxlen=0)

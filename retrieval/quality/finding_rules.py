@@ -1,0 +1,412 @@
+"""The rules of a data set check: for each kind of finding what it says, what to do, and what shows it."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from retrieval.quality.findings import Finding, Item, Kind, Level
+from retrieval.quality.near_duplicates import FLAT
+from retrieval.quality.photo_set import Person, PhotoSet, Rows
+from retrieval.quality.photo_stats import Look
+
+# Mean levels, from 0 to 255.
+DARK: Final = 30.0
+BRIGHT: Final = 225.0
+# A longer side of more than so many shorter ones is an odd shape: the network sees the middle square.
+STRETCHED: Final = 2.0
+# Up to this difference between channels, in levels, a picture is grey; JPEG leaves it a little coloured.
+GREY: Final = 12.0
+# Identities are uneven where the largest has more than so many times the photos of the smallest.
+UNEVEN: Final = 10
+# Sizes of a network's input in pixels: what is worth training at, and the largest that train takes.
+SMALLEST_INPUT: Final = 32
+LARGEST_INPUT: Final = 1024
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rules look at: the photos, and the cases of labels in doubt that a model found."""
+
+    photos: PhotoSet
+    doubts: tuple[Item, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What a rule found: cases, the worst first, how many photos or identities, facts for its sentences."""
+
+    items: tuple[Item, ...]
+    count: int
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+Collect: TypeAlias = Callable[[Evidence], Cases | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table.
+
+    Attributes:
+        kind, level, unit: of the finding; see there.
+        title: a heading.
+        says, advice: what it is and why it matters, and what to do; fields in braces are facts of its cases.
+        collect: its cases; None where there are none.
+    """
+
+    kind: Kind
+    level: Level
+    unit: str
+    title: str
+    says: str
+    advice: str
+    collect: Collect
+
+    def finding(self, evidence: Evidence) -> Finding | None:
+        """What the rule finds."""
+        cases = self.collect(evidence)
+        if cases is None:
+            return None
+        says, advice = self.says.format_map(cases.facts), self.advice.format_map(cases.facts)
+        return Finding(self.kind, self.level, cases.count, self.unit, says, advice, cases.items)
+
+
+def findings(evidence: Evidence) -> Iterator[Finding]:
+    """What all rules find, the most serious first, equally serious ones in the order of `Kind`."""
+    levels, kinds = list(Level), list(Kind)
+    for rule in sorted(RULES, key=lambda one: (levels.index(one.level), kinds.index(one.kind))):
+        found = rule.finding(evidence)
+        if found is not None:
+            yield found
+
+
+# Identities
+
+
+def _too_few_people(evidence: Evidence) -> Cases | None:
+    photos = evidence.photos
+    if len(photos.usable) >= 2:
+        return None
+    items = _of_people(photos, photos.usable, lambda one: str(one.photos))
+    return Cases(items, len(items), {"lowest": photos.options.lowest})
+
+
+def _too_small(*, refused: bool) -> Collect:
+    """Identities that cannot be split: those that train refuses, or those that it is told to leave out."""
+
+    def collect(evidence: Evidence) -> Cases | None:
+        photos = evidence.photos
+        small = [person for person in photos.people if not person.training]
+        if not small or refused != (photos.options.min_images is None):
+            return None
+        items = _of_people(photos, small, lambda one: _counted(one.photos))
+        return Cases(items, len(items), {"lowest": photos.options.lowest})
+
+    return collect
+
+
+def _uneven(evidence: Evidence) -> Cases | None:
+    photos = evidence.photos
+    sizes = sorted(photos.usable, key=lambda one: (-one.photos, one.name))
+    if len(sizes) < 2 or sizes[0].photos <= sizes[-1].photos * UNEVEN:
+        return None
+    most, fewest = sizes[0], sizes[-1]
+    facts = {"most": most.photos, "name": most.name, "fewest": fewest.photos}
+    facts |= {"effective": photos.effective_people}
+    return Cases(_of_people(photos, sizes, lambda one: f"{one.photos:,}"), len(sizes), facts)
+
+
+def _of_people(photos: PhotoSet, some: Iterable[Person], said: Callable[[Person], str]) -> tuple[Item, ...]:
+    """A case for each identity, with its first photo."""
+    return tuple(photos.item(photos.of_person[one.name][:1], f"{one.name}: {said(one)}") for one in some)
+
+
+def _counted(number: int) -> str:
+    return f"{number:,} photo{'' if number == 1 else 's'}"
+
+
+def _no_identity(evidence: Evidence) -> Cases | None:
+    return _each(evidence.photos, evidence.photos.loose)
+
+
+# Copies
+
+
+def _copies(groups: Callable[[PhotoSet], Sequence[tuple[Rows, str]]]) -> Collect:
+    """Groups of rows that belong together, with what is to be said of each."""
+
+    def collect(evidence: Evidence) -> Cases | None:
+        photos = evidence.photos
+        found = groups(photos)
+        if not found:
+            return None
+        items = tuple(photos.item(rows, detail) for rows, detail in found)
+        return Cases(items, len({row for rows, _ in found for row in rows}))
+
+    return collect
+
+
+def _two_names(photos: PhotoSet) -> list[tuple[Rows, str]]:
+    return [(rows, _SAME) for rows in photos.copies.exact if len(photos.names(rows)) > 1]
+
+
+def _two_names_near(photos: PhotoSet) -> list[tuple[Rows, str]]:
+    pairs = sorted(photos.copies.two_names, key=lambda one: -one[2])
+    return [([one, other], _alike(correlation)) for one, other, correlation in pairs]
+
+
+def _same_name(photos: PhotoSet, *, across: bool) -> list[tuple[Rows, str]]:
+    """Exact copies of one identity, on both sides of the split or on one."""
+    groups = (rows for rows in photos.copies.exact if len(photos.names(rows)) < 2)
+    return [(rows, _SAME) for rows in groups if photos.across(rows) == across]
+
+
+def _near(photos: PhotoSet, *, across: bool) -> list[tuple[Rows, str]]:
+    """Near copies of one identity, on both sides of the split or on one, the most alike first."""
+    groups = [
+        ([first, *(row for row, _ in others)], min(correlation for _, correlation in others))
+        for first, others in photos.copies.near.items()
+    ]
+    groups.sort(key=lambda one: -one[1])
+    return [(rows, _alike(correlation)) for rows, correlation in groups if photos.across(rows) == across]
+
+
+_SAME: Final = "the same bytes"
+
+
+def _alike(correlation: float) -> str:
+    return f"correlation {correlation:.3f}"
+
+
+# Photos
+
+
+def _unreadable(evidence: Evidence) -> Cases | None:
+    looks = evidence.photos.looks
+    rows = [row for row, look in enumerate(looks) if look.reason is not None]
+    counts = Counter(str(looks[row].reason) for row in rows)
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
+    return _each(evidence.photos, rows, lambda look: f"{look.reason}: {look.detail}", {"reasons": reasons})
+
+
+def _pictures(
+    holds: Callable[[Look], bool], *, worst: Callable[[Look], float], detail: Callable[[Look], str]
+) -> Collect:
+    """Readable photos of which something holds; those with the least `worst` first."""
+
+    def collect(evidence: Evidence) -> Cases | None:
+        looks = evidence.photos.looks
+        rows = [row for row in evidence.photos.readable if holds(looks[row])]
+        return _each(evidence.photos, sorted(rows, key=lambda row: worst(looks[row])), detail)
+
+    return collect
+
+
+def _tiny(evidence: Evidence) -> Cases | None:
+    photos, wanted = evidence.photos, evidence.photos.options.preprocessing
+    sides = {row: wanted.crop * _shorter(photos.looks[row]) for row in photos.readable}
+    rows = sorted((row for row, side in sides.items() if side < wanted.size), key=sides.__getitem__)
+    facts = {"size": wanted.size, "alternative": _alternative(list(sides.values()))}
+    return _each(photos, rows, _measures, facts)
+
+
+def _alternative(sides: Sequence[float]) -> str:
+    """A size of the input that 95% of the photos reach; nothing where that is too small to train at."""
+    fits = math.floor(float(np.percentile(sides, 5, method="lower"))) if sides else 0
+    if fits < SMALLEST_INPUT:
+        return ""
+    return f", or train with --image-size {min(fits, LARGEST_INPUT)}: 95% of them have that"
+
+
+def _colour(*, fewer_are_grey: bool) -> Collect:
+    """The fewer of grey and coloured photos, where there are both; of equally many the grey ones."""
+
+    def collect(evidence: Evidence) -> Cases | None:
+        photos = evidence.photos
+        grey = [row for row in photos.readable if photos.looks[row].colour <= GREY]
+        coloured = [row for row in photos.readable if photos.looks[row].colour > GREY]
+        if not grey or not coloured or fewer_are_grey != (len(grey) <= len(coloured)):
+            return None
+        return _each(photos, grey if fewer_are_grey else coloured)
+
+    return collect
+
+
+def _each(
+    photos: PhotoSet,
+    rows: Sequence[int],
+    detail: Callable[[Look], str] = lambda look: "",
+    facts: Mapping[str, Any] | None = None,
+) -> Cases | None:
+    """A case for each photo; None where there is none."""
+    items = tuple(photos.item([row], detail(photos.looks[row])) for row in rows)
+    return Cases(items, len(items), facts or {}) if items else None
+
+
+def _flat(look: Look) -> bool:
+    return look.contrast < FLAT
+
+
+def _shorter(look: Look) -> int:
+    return min(look.width, look.height)
+
+
+def _stretch(look: Look) -> float:
+    return max(look.width, look.height) / max(1, _shorter(look))
+
+
+def _measures(look: Look) -> str:
+    return f"{look.width} x {look.height}"
+
+
+def _brightness(look: Look) -> str:
+    return f"brightness {look.brightness:.0f}"
+
+
+def _in_doubt(evidence: Evidence) -> Cases | None:
+    return Cases(evidence.doubts, len(evidence.doubts)) if evidence.doubts else None
+
+
+_KEEP_ONE: Final = "Keep one of each; --fix does."
+_KEEP_RIGHT: Final = "Look, and keep the right one; --fix leaves all of them out."
+_LOOK: Final = "Look at them, and remove those that show nobody."
+_HARMLESS: Final = "Harmless when spread over many people; else find others, or make all of them grey."
+
+RULES: Final = (
+    Rule(
+        Kind.TOO_FEW_PEOPLE, Level.HARMS, "identity", "Too few identities",
+        "Telling people apart takes two identities at least that can be split.",
+        "Add subfolders with {lowest} photos or more each.",
+        _too_few_people,
+    ),
+    Rule(
+        Kind.TWO_NAMES, Level.HARMS, "photo", "One file under two names",
+        "One file under two names: one of them is wrong, and both are learned.",
+        _KEEP_RIGHT,
+        _copies(_two_names),
+    ),
+    Rule(
+        Kind.TWO_NAMES_NEAR, Level.HARMS, "photo", "One photograph under two names",
+        "One photograph, saved twice, under two names: one of them is wrong.",
+        _KEEP_RIGHT,
+        _copies(_two_names_near),
+    ),
+    Rule(
+        Kind.SINGLE_PHOTO, Level.HARMS, "identity", "Identities that cannot be split",
+        "They have fewer than 2 readable photos, and cannot be split into training and validation: "
+        "train refuses.",
+        "Add photos, or train with --min-images 2 or more, or on the list of --fix.",
+        _too_small(refused=True),
+    ),
+    Rule(
+        Kind.ACROSS_SPLIT, Level.HARMS, "photo", "Copies across the split",
+        "Held-out photos are among the training photos too: validation figures are too good.",
+        _KEEP_ONE,
+        _copies(lambda photos: _same_name(photos, across=True)),
+    ),
+    Rule(
+        Kind.UNREADABLE, Level.HARMS, "photo", "Unreadable files",
+        "They cannot be read: {reasons}.",
+        "Mend or remove them; train and ingest pass over them, --fix leaves them out.",
+        _unreadable,
+    ),
+    Rule(
+        Kind.WRONG_LABEL, Level.LOOK, "photo", "Labels in doubt",
+        "They lie nearer to another person, by nearest photo and by mean, than to their own.",
+        "Look at the first ones beside the nearest of each; move what is wrong. --fix leaves them in.",
+        _in_doubt,
+    ),
+    Rule(
+        Kind.ACROSS_SPLIT_NEAR, Level.LOOK, "photo", "Near copies across the split",
+        "Held-out photos look like training photos of the same shot: validation figures are flattered.",
+        _KEEP_ONE,
+        _copies(lambda photos: _near(photos, across=True)),
+    ),
+    Rule(
+        Kind.COPY, Level.LOOK, "photo", "Copies",
+        "Copies of a file of the same person add nothing and count twice.",
+        _KEEP_ONE,
+        _copies(lambda photos: _same_name(photos, across=False)),
+    ),
+    Rule(
+        Kind.NEAR_COPY, Level.LOOK, "photo", "Near copies",
+        "Near copies of a photo of the same person add little and count twice.",
+        _KEEP_ONE,
+        _copies(lambda photos: _near(photos, across=False)),
+    ),
+    Rule(
+        Kind.TOO_FEW_PHOTOS, Level.LOOK, "identity", "Identities with too few photos",
+        "They have fewer than {lowest} readable photos; train leaves them out.",
+        "Add photos, or lower --min-images.",
+        _too_small(refused=False),
+    ),
+    Rule(
+        Kind.FLAT, Level.LOOK, "photo", "Nearly constant pictures",
+        f"They are nearly of one brightness (deviation below {FLAT:g} of 255).",
+        _LOOK,
+        _pictures(
+            _flat, worst=lambda look: look.contrast, detail=lambda look: f"contrast {look.contrast:.1f}"
+        ),
+    ),
+    Rule(
+        Kind.DARK, Level.LOOK, "photo", "Very dark pictures",
+        f"They are very dark (mean below {DARK:g} of 255).",
+        _LOOK,
+        _pictures(
+            lambda look: look.brightness < DARK and not _flat(look),
+            worst=lambda look: look.brightness, detail=_brightness,
+        ),
+    ),
+    Rule(
+        Kind.BRIGHT, Level.LOOK, "photo", "Very bright pictures",
+        f"They are very bright (mean above {BRIGHT:g} of 255).",
+        _LOOK,
+        _pictures(
+            lambda look: look.brightness > BRIGHT and not _flat(look),
+            worst=lambda look: -look.brightness, detail=_brightness,
+        ),
+    ),
+    Rule(
+        Kind.STRETCHED, Level.LOOK, "photo", "Odd shapes",
+        f"One side is more than {STRETCHED:g} times the other; the network sees the central square alone.",
+        "Cut them to the face.",
+        _pictures(
+            lambda look: _stretch(look) > STRETCHED, worst=lambda look: -_stretch(look), detail=_measures
+        ),
+    ),
+    Rule(
+        Kind.TINY, Level.LOOK, "photo", "Smaller than the input",
+        "What is kept of them is smaller than the network's input of {size} pixels and gets enlarged.",
+        "Find larger originals{alternative}.",
+        _tiny,
+    ),
+    Rule(
+        Kind.GREY_AMONG_COLOUR, Level.LOOK, "photo", "Grey among coloured pictures",
+        "They are grey among coloured ones, and what is grey may be learned in place of who it is.",
+        _HARMLESS,
+        _colour(fewer_are_grey=True),
+    ),
+    Rule(
+        Kind.COLOUR_AMONG_GREY, Level.LOOK, "photo", "Coloured among grey pictures",
+        "They are coloured among grey ones, and what is coloured may be learned in place of who it is.",
+        _HARMLESS,
+        _colour(fewer_are_grey=False),
+    ),
+    Rule(
+        Kind.UNEVEN, Level.LOOK, "identity", "Uneven identities",
+        "The largest has {most:,} photos ({name}) and the smallest {fewest:,}: as varied as "
+        "{effective:,.0f} of equal size.",
+        "Raise --min-images, or add photos of the small ones; read accuracy by identity.",
+        _uneven,
+    ),
+    Rule(
+        Kind.NO_IDENTITY, Level.NOTE, "photo", "Photos of nobody",
+        "They lie in no identity's folder; train leaves them out.",
+        "Move them into folders, if they matter.",
+        _no_identity,
+    ),
+)  # fmt: skip
