@@ -92,3 +92,14 @@ def gallery(bundle: ModelBundle, tmp_path: Path) -> Gallery:
     """An empty gallery."""
     with Gallery.create(tmp_path / "people.gallery", bundle) as opened:
         yield opened
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """The test runs on one core, as under `taskset`, and so do the threads and processes that it starts."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity")
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})
+    yield
+    os.sched_setaffinity(0, every)

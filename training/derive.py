@@ -18,6 +18,7 @@ from retrieval.images import pixels
 from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.models.network import Network, Projection
 from retrieval.rates import Rate, wilson
+from retrieval.system.cpu import reading_threads
 from retrieval.system.files import path_in_utf8, temporary_folder, why
 from training.data.dataset import (
     TRIAL_PICTURES,
@@ -165,7 +166,7 @@ def _samples(
     names: Iterable[str], data: Path, numbers: Mapping[str, int]
 ) -> tuple[tuple[Sample, ...], list[str]]:
     names = list(names)
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(reading_threads()) as threads:
         readable = list(threads.map(_readable, (data / name for name in names)))
     samples, missing = [], []
     for name, found in zip(names, readable, strict=True):

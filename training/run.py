@@ -13,6 +13,7 @@ import torch
 from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.models.network import Network, Start, architecture_of, build
+from retrieval.system.cpu import usable_cores
 from retrieval.system.files import make_output_folder, why
 from training.data import dataset
 from training.fitting import projection
@@ -136,7 +137,7 @@ def _prepare(
     checkpoint = _claim(out, resume=options.resume)
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
-    workers = _workers(options.workers, device)
+    workers = workers_for(device, asked=options.workers)
     split = _load(folder, config, options)
     observer.on_data(split)
     if observer.should_stop():
@@ -231,10 +232,11 @@ def _write(run: _Run, history: History, evaluation: Evaluation, *, seconds: floa
     return TrainingResult(bundle, run.split, history, evaluation)
 
 
-def _workers(asked: int | None, device: torch.device) -> int:
+def workers_for(device: torch.device, *, asked: int | None) -> int:
+    """How many processes read photos beside a device, unless a number is asked for."""
     if asked is not None:
         return asked
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else min(8, usable_cores())
 
 
 def _claim(out: Path, *, resume: bool) -> Path:

@@ -19,6 +19,7 @@ from retrieval.sources import lists
 from retrieval.sources.exclusion import Exclusion, PassedOver
 from retrieval.sources.folders import File, walk
 from retrieval.sources.holdout import held_out
+from retrieval.system.cpu import reading_threads
 from retrieval.system.files import why
 from retrieval.system.paths import is_url, is_utf8_name, parent_name
 from training.data.augmentation import Augmentation, augmented
@@ -163,7 +164,7 @@ def _by_identity(photos: Iterable[File]) -> dict[str, list[File]]:
 def _readable(groups: _Groups) -> tuple[_Groups, list[tuple[Path, str]]]:
     """The photos that decode, by identity, and the others with the reason."""
     photos = [photo for group in groups.values() for photo in group]
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(reading_threads()) as threads:
         problems = list(threads.map(_problem, photos))
     pairs = list(zip(photos, problems, strict=True))
     good = _by_identity(photo for photo, problem in pairs if problem is None)
