@@ -8,12 +8,12 @@ on two cores. Needs cc, as the tests do (`tests/fault.c`).
 
 import argparse
 import json
-import os
 import platform
 import tempfile
 import time
 from pathlib import Path
 
+from retrieval.system.cpu import usable_cores
 from tests.faults import Kind, Swept
 from tests.operations import OPERATIONS
 from tests.sweeps import Sweeper
@@ -52,7 +52,7 @@ def main() -> None:
         "points": points,
         "failures": failures,
         "seconds": round(time.monotonic() - started),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
     }
     print(json.dumps(result))

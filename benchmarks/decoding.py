@@ -15,7 +15,6 @@ beside it still gets done, when there are two cores at least: only one thread at
 import argparse
 import hashlib
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from PIL import Image, features
 from retrieval.images import pixels
 from retrieval.images.decoders import SLOT, Decoders
 from retrieval.sources import photos
+from retrieval.system.cpu import usable_cores
 
 # A mosaic has so many tiles in a row and in a column; with LFW's 250 pixels, 4000 x 3000.
 _TILES = (16, 12)
@@ -83,7 +83,7 @@ def main() -> None:
         "large": options.large,
         "size": options.size,
         "crop": options.crop,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "pillow_has_libjpeg_turbo": features.check_feature("libjpeg_turbo"),
         "python": platform.python_version(),
     }
@@ -102,8 +102,8 @@ def one(path: Path, size: int, crop: float) -> pixels.Pixels:
 def paces(work: Work, *, seconds: float, rounds: int) -> list[Row]:
     """Photos a second of threads and of processes; the median of some rounds, taken in turn."""
     counts = [1]
-    while counts[-1] < (os.cpu_count() or 1):
-        counts.append(min(2 * counts[-1], os.cpu_count() or 1))
+    while counts[-1] < usable_cores():
+        counts.append(min(2 * counts[-1], usable_cores()))
     pools = [(kind, workers) for workers in counts for kind in (_Threads, _Processes)]
     running = [kind(work, workers) for kind, workers in pools]
     try:

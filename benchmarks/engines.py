@@ -12,7 +12,6 @@ batch while the one before is embedded. Prints one table and one JSON line.
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import threading
@@ -33,6 +32,7 @@ from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import PRECISIONS, Engine
 from retrieval.sources import photos
+from retrieval.system.cpu import usable_cores
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -82,7 +82,7 @@ def main() -> None:
         "part": options.part,
         "block": len(files),
         "size": bundle.input_size,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "onnxruntime": version("onnxruntime"),
         "python": platform.python_version(),
     }
@@ -148,7 +148,7 @@ _BESIDES = {
 
 
 def _engines(bundle: ModelBundle, batch: Pixels, part: str) -> Iterator[tuple[Setting, Run]]:
-    for setting in settings(part, os.cpu_count() or 1):
+    for setting in settings(part, usable_cores()):
         yield setting, _onnx(str(bundle.graph_path), setting)
     if part == "numbers":
         yield from _number_types(bundle, batch)
@@ -197,7 +197,7 @@ def _number_types(bundle: ModelBundle, batch: Pixels) -> Iterator[tuple[Setting,
             part = next(self.batches, None)
             return None if part is None else {"pixels": part}
 
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     with tempfile.TemporaryDirectory() as folder:
         prepared, dynamic, static = (f"{folder}/{name}.onnx" for name in ("prepared", "dynamic", "static"))
         quant_pre_process(str(bundle.graph_path), prepared)

@@ -9,7 +9,6 @@ Every command is timed as a whole process, from its start to its end. Prints one
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 from retrieval.sources import photos
+from retrieval.system.cpu import usable_cores
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         "info_seconds_median": round(statistics.median(info), 3),
         "help_seconds_median": round(statistics.median(helped), 3),
         "vector_bytes": size,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
     }
     for name, value in result.items():

@@ -18,7 +18,6 @@ of a GPU. Prints one table and one JSON line.
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -48,6 +47,7 @@ from retrieval.models.engine import PRECISIONS
 from retrieval.models.network import Network, build
 from retrieval.models.torch_engine import TorchEngine
 from retrieval.sources import photos
+from retrieval.system.cpu import usable_cores
 from training.data import dataset
 from training.fitting.fit import Step, fit
 from training.fitting.recipes import FitConfig
@@ -142,7 +142,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu",
         "is_a_gpu": on_gpu,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "pillow", "faiss-cpu")},
     }
@@ -303,7 +303,7 @@ def _training(asked: Asked, batch: int) -> dict[str, Any]:
             asked.bundle.preprocessing,
             FitConfig(epochs=1, batch_size=batch, learning_rate=1e-4),
             device=torch.device(asked.device),
-            workers=min(8, os.cpu_count() or 1) if on_gpu else 0,
+            workers=min(8, usable_cores()) if on_gpu else 0,
             on_step=note,
             should_stop=enough,
         )

@@ -16,7 +16,6 @@ Prints one table and one JSON line. The gallery of part memory is the one that p
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
 from retrieval.sources.photos import Photo
+from retrieval.system.cpu import usable_cores
 
 BATCH = 64
 LOOP = 20  # photos of the plain loop, and
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--photos-each", type=int, default=400, help="photos of a tenth in part speed")
     parser.add_argument("--folder", type=Path, help="where galleries go; a temporary folder unless named")
     options = parser.parse_args()
-    result: dict[str, Any] = {"cores": os.cpu_count(), "python": platform.python_version()}
+    result: dict[str, Any] = {"cores": usable_cores(), "python": platform.python_version()}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for part in options.parts.split(","):
             result |= PARTS[part](options, Path(folder))

@@ -11,7 +11,6 @@ line.
 
 import argparse
 import json
-import os
 import platform
 import random
 import shutil
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 from retrieval.gallery.integrity import Trouble, verify
+from retrieval.system.cpu import usable_cores
 from tests.operations import contents
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         result |= _erase(killed, options.forget)
     for key, value in result.items():
         print(f"{key.replace('_', ' '):26} {value}")
-    print(json.dumps({**result, "cores": os.cpu_count(), "python": platform.python_version()}))
+    print(json.dumps({**result, "cores": usable_cores(), "python": platform.python_version()}))
 
 
 def _ingest_and_kill(folder: Path, arguments: list[object], within: float) -> int:

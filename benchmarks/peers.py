@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks.growth import Growth, Vectors, isotropic
 from benchmarks.systems import BATCH, SYSTEMS, K
+from retrieval.system.cpu import usable_cores
 
 DIMENSION = 2048
 QUERIES = 200
@@ -69,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="faceprint-peers-") as name:
         folder = Path(name)
         kind = make(folder, options.rows, QUERIES, options.vectors)
-        print(f"{kind}; {os.cpu_count()} cores; the {K} nearest to each of {QUERIES} queries")
+        print(f"{kind}; {usable_cores()} cores; the {K} nearest to each of {QUERIES} queries")
         print(_line([*COLUMNS, ""]), flush=True)
         measured = []
         for one in measure(folder, names, limits, seconds=60 * options.minutes):
@@ -82,7 +83,7 @@ def main() -> None:
         "k": K,
         "systems": measured,
         "versions": {package: _version(package) for package in packages},
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
     }
     print(json.dumps(result))

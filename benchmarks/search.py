@@ -18,7 +18,6 @@ import argparse
 import importlib
 import json
 import math
-import os
 import platform
 import shutil
 import statistics
@@ -40,6 +39,7 @@ from benchmarks.growth import Growth, Vectors, embeddings, isotropic
 from retrieval.gallery.gallery import Gallery
 from retrieval.index.knn import Explanation
 from retrieval.storage.vault import State
+from retrieval.system.cpu import usable_cores
 
 DIMENSION = 2048
 KINDS = ("realistic", "isotropic")
@@ -120,7 +120,7 @@ def main() -> None:
             peers["usearch"] = importlib.import_module("usearch.index")
         except ImportError as error:
             print(f"usearch: not installed, or not whole ({error})")
-    print(f"{_cpu()}, {os.cpu_count()} cores; milliseconds per query: median (99th percentile) of calls")
+    print(f"{_cpu()}, {usable_cores()} cores; milliseconds per query: median (99th percentile) of calls")
     found: dict[str, Any] = {}
     for kind in kinds:
         if kind == "realistic" and options.vectors is None and options.model is None:
@@ -137,7 +137,7 @@ def main() -> None:
     result = {
         "kinds": found,
         "dimension": DIMENSION,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "cpu": _cpu(),
         "memory_gb": round(_memory("MemTotal") / 2**30, 1),
         "python": platform.python_version(),

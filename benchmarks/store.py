@@ -29,6 +29,7 @@ from benchmarks.galleries import faces, model
 from retrieval.bulk.ingest import ingest_embeddings
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
+from retrieval.system.cpu import usable_cores
 from retrieval.transfer.vector_files import write_embeddings
 
 DIMENSION = 2048
@@ -72,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="faceprint-store-") as name:
         rows = list(_measured(Path(name), sizes, options.singles))
     _print(rows)
-    print(json.dumps({"sizes": rows, "cores": os.cpu_count(), "python": platform.python_version()}))
+    print(json.dumps({"sizes": rows, "cores": usable_cores(), "python": platform.python_version()}))
 
 
 def _measured(folder: Path, sizes: list[int], singles: int) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ import os
 # Threads of OpenMP that wait take no core from the other tests; read when FAISS and torch are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,29 @@ settings.load_profile("suite")
 IDENTITIES = 6
 PHOTOS = 6
 
+# Where temporary folders lie in memory, and how much room the tests want there.
+_MEMORY = Path("/dev/shm")
+_ROOM = 4 * 2**30
+
 _SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts temporary folders into memory where there is room, unless it is said where they go.
+
+    Galleries sync each of their files, which takes a disk some milliseconds; that they sync when they must is
+    tested above the disk (`tests/faults.py`).
+    """
+    if config.option.basetemp is None and _has_room(_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
+
+def _has_room(folder: Path) -> bool:
+    if not os.access(folder, os.W_OK):
+        return False
+    # Environments that the tests make are run from where they lie.
+    runs = not os.statvfs(folder).f_flag & os.ST_NOEXEC
+    return runs and shutil.disk_usage(folder).free >= _ROOM
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -92,3 +115,14 @@ def gallery(bundle: ModelBundle, tmp_path: Path) -> Gallery:
     """An empty gallery."""
     with Gallery.create(tmp_path / "people.gallery", bundle) as opened:
         yield opened
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """The test runs on one core, as under `taskset`, and so do the threads and processes that it starts."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity")
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})
+    yield
+    os.sched_setaffinity(0, every)

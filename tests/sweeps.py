@@ -91,14 +91,14 @@ class Sweeper:
         return self._states[name]
 
     def _ask(self, function: object, root: Path, *arguments: object) -> object:
-        """Calls a function in a child of its own, without any fault.
+        """Calls a function in a process beside this one, without any fault.
 
         Raises:
             AssertionError: it did not come to its end.
         """
         server = self._idle.get()
         try:
-            outcome = server.run(function, (root, *arguments), root, timeout=60)
+            outcome = server.call(function, (root, *arguments))
         finally:
             self._idle.put(server)
         assert outcome.state == "done", f"{outcome.state} {outcome.error}: {outcome.message}"

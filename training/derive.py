@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,20 @@ from retrieval.index import brute_force
 from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
 from retrieval.models.network import Network, Projection
 from retrieval.rates import Rate, wilson
+from retrieval.system.cpu import reading_threads
 from retrieval.system.files import path_in_utf8, temporary_folder, why
-from training.data.dataset import Photographs, Sample, Split
+from training.data.dataset import (
+    TRIAL_PICTURES,
+    Photographs,
+    Sample,
+    Split,
+    check_outside,
+    trial_pictures,
+)
 from training.fitting import projection
 from training.fitting.export import export
 from training.fitting.fit import outputs
 from training.reports import model_card
-
-# How many pictures the exported graph is tried on.
-_CHECKED: Final = 16
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,8 @@ def _check(model: ModelBundle, out: Path, embedding: Embedding, data: Path | Non
         )
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder with --out.")
-    if data is not None and out.resolve().is_relative_to(data.resolve()):
-        raise InputError(f"The model {out} would lie among the photos of {data}; choose another --out.")
+    if data is not None:
+        check_outside(out, data)
 
 
 def _learns(before: Embedding, after: Embedding) -> bool:
@@ -161,7 +166,7 @@ def _samples(
     names: Iterable[str], data: Path, numbers: Mapping[str, int]
 ) -> tuple[tuple[Sample, ...], list[str]]:
     names = list(names)
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(reading_threads()) as threads:
         readable = list(threads.map(_readable, (data / name for name in names)))
     samples, missing = [], []
     for name, found in zip(names, readable, strict=True):
@@ -292,7 +297,6 @@ def _figures(
 def _sample(model: ModelBundle, split: Split | None) -> NDArray[np.uint8]:
     """Photos to try the graph on; noise where there are none."""
     if split is None:
-        shape = (_CHECKED, model.input_size, model.input_size, 3)
+        shape = (TRIAL_PICTURES, model.input_size, model.input_size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    photographs = Photographs(split.validation[:_CHECKED], model.preprocessing)
-    return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])
+    return trial_pictures(split.validation, model.preprocessing)

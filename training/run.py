@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
-from retrieval.models.network import Start, architecture_of, build
+from retrieval.models.network import Network, Start, architecture_of, build
+from retrieval.system.cpu import usable_cores
 from retrieval.system.files import make_output_folder, why
 from training.data import dataset
 from training.fitting import projection
@@ -25,8 +25,6 @@ from training.reports import model_card
 from training.reports.training_report import write_report
 
 _CHECKPOINT: Final = "checkpoint.safetensors"
-# How many held-out photos the exported graph is tried on.
-_CHECKED: Final = 16
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,31 @@ class TrainingResult:
     evaluation: Evaluation
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A run that was found possible, and what it works on.
+
+    Attributes:
+        config: the recipe, as this network starts it.
+        checkpoint: where the fit is kept until the model is written.
+        network: learns when the run is fitted; everything else stays as it is.
+        start: where its weights come from.
+    """
+
+    folder: Path
+    out: Path
+    options: TrainingOptions
+    observer: Observer
+    config: FitConfig
+    checkpoint: Path
+    device: torch.device
+    precision: str
+    workers: int
+    split: dataset.Split
+    network: Network
+    start: Start
+
+
 def train(
     folder: Path,
     out: Path,
@@ -100,80 +123,120 @@ def train(
         RunError: training diverged, or the disk refused.
     """
     started = time.monotonic()
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"The model {out} would lie among the photos of {folder}; choose another --out.")
+    run = _prepare(folder, out, config, options, observer)
+    history = _fit(run)
+    evaluation = _measure(run)
+    return _write(run, history, evaluation, seconds=time.monotonic() - started)
+
+
+def _prepare(
+    folder: Path, out: Path, config: FitConfig, options: TrainingOptions, observer: Observer
+) -> _Run:
+    """Everything that can be refused is refused here, before `out` is made."""
+    dataset.check_outside(out, folder)
     checkpoint = _claim(out, resume=options.resume)
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
-    workers = _workers(options.workers, device)
-    split = dataset.load(
+    workers = workers_for(device, asked=options.workers)
+    split = _load(folder, config, options)
+    observer.on_data(split)
+    if observer.should_stop():
+        raise Interrupted("Stopped before the first step.")
+    network, start = _network(split, config, options)
+    observer.on_start(start, device)
+    return _Run(
+        folder=folder,
+        out=out,
+        options=options,
+        observer=observer,
+        config=config.starting(start.fresh),
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        workers=workers,
+        split=split,
+        network=network,
+        start=start,
+    )
+
+
+def _load(folder: Path, config: FitConfig, options: TrainingOptions) -> dataset.Split:
+    return dataset.load(
         folder,
         validation_fraction=options.validation_fraction,
         min_images=options.min_images,
         seed=config.seed,
         exclude=options.exclude,
     )
-    observer.on_data(split)
-    if observer.should_stop():
-        raise Interrupted("Stopped before the first step.")
+
+
+def _network(split: dataset.Split, config: FitConfig, options: TrainingOptions) -> tuple[Network, Start]:
+    """A network to fit; it embeds without a projection, which is learned when training is over."""
     torch.manual_seed(config.seed)
     architecture = architecture_of(options.architecture, config.classifier)
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
     projection.check(options.embedding, network, photos=len(split.train))
     network.embed_as(options.embedding.unprojected)
-    config = config.starting(start.fresh)
-    observer.on_start(start, device)
-    _make(out)
-    history = fit(
-        network,
-        split,
-        options.preprocessing,
-        config,
-        device=device,
-        precision=precision,
-        workers=workers,
-        weights=start.source,
-        checkpoint=checkpoint,
-        resume=options.resume,
-        on_step=observer.on_step,
-        on_epoch=observer.on_epoch,
-        should_stop=observer.should_stop,
+    return network, start
+
+
+def _fit(run: _Run) -> History:
+    _make(run.out)
+    return fit(
+        run.network,
+        run.split,
+        run.options.preprocessing,
+        run.config,
+        device=run.device,
+        precision=run.precision,
+        workers=run.workers,
+        weights=run.start.source,
+        checkpoint=run.checkpoint,
+        resume=run.options.resume,
+        on_step=run.observer.on_step,
+        on_epoch=run.observer.on_epoch,
+        should_stop=run.observer.should_stop,
     )
-    if options.embedding.dimensions is not None:
-        observer.on_stage("learning the projection")
-        projection.embed_as(network, options.embedding, split.train, options.preprocessing, workers=workers)
-    observer.on_stage("measuring on the held-out photos")
-    evaluation = evaluate(network, split, options.preprocessing, workers=workers)
-    figures = _figures(split, history, evaluation, device, time.monotonic() - started)
-    recipe = {
-        **config.plain(),
-        "weights": start.source,
-        "started_fresh": [*start.fresh, "fc"],
-        "optimizer": "SGD with momentum",
-        "precision": precision,
-    }
-    observer.on_stage("writing the report")
-    write_report(out, split=split, history=history, evaluation=evaluation, figures=figures, recipe=recipe)
-    observer.on_stage("exporting the model")
+
+
+def _measure(run: _Run) -> Evaluation:
+    """The network embeds as was asked for from here on, and is measured so."""
+    preprocessing, embedding = run.options.preprocessing, run.options.embedding
+    if embedding.dimensions is not None:
+        run.observer.on_stage("learning the projection")
+        projection.embed_as(run.network, embedding, run.split.train, preprocessing, workers=run.workers)
+    run.observer.on_stage("measuring on the held-out photos")
+    return evaluate(run.network, run.split, preprocessing, workers=run.workers)
+
+
+def _write(run: _Run, history: History, evaluation: Evaluation, *, seconds: float) -> TrainingResult:
+    """The report, then the model; the checkpoint is of no more use."""
+    figures, recipe = _figures(run, history, evaluation, seconds), _recipe(run)
+    run.observer.on_stage("writing the report")
+    write_report(
+        run.out, split=run.split, history=history, evaluation=evaluation, figures=figures, recipe=recipe
+    )
+    run.observer.on_stage("exporting the model")
     bundle = export(
-        network,
-        out,
-        labels=split.labels,
-        preprocessing=options.preprocessing,
+        run.network,
+        run.out,
+        labels=run.split.labels,
+        preprocessing=run.options.preprocessing,
         recipe=recipe,
-        split=_split_card(split, folder, options),
+        split=_split_card(run.split, run.folder, run.options),
         figures={name: value for name, value in figures.items() if name != "epochs"},
-        sample=_sample(split, options.preprocessing),
+        sample=dataset.trial_pictures(run.split.validation, run.options.preprocessing),
         describe=model_card.describe,
     )
-    checkpoint.unlink(missing_ok=True)
-    return TrainingResult(bundle, split, history, evaluation)
+    run.checkpoint.unlink(missing_ok=True)
+    return TrainingResult(bundle, run.split, history, evaluation)
 
 
-def _workers(asked: int | None, device: torch.device) -> int:
+def workers_for(device: torch.device, *, asked: int | None) -> int:
+    """How many processes read photos beside a device, unless a number is asked for."""
     if asked is not None:
         return asked
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else min(8, usable_cores())
 
 
 def _claim(out: Path, *, resume: bool) -> Path:
@@ -205,10 +268,9 @@ def _make(out: Path) -> None:
         ) from error
 
 
-def _figures(
-    split: dataset.Split, history: History, evaluation: Evaluation, device: torch.device, seconds: float
-) -> dict[str, Any]:
+def _figures(run: _Run, history: History, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
     """What metrics.json says; `seconds` is this sitting's wall-clock time, the epochs have their own."""
+    split, device = run.split, run.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "images": len(split.train) + len(split.validation),
@@ -220,6 +282,16 @@ def _figures(
         "closest_image_agreement": evaluation.closest_image_agreement,
         "epochs": [asdict(epoch) for epoch in history.epochs],
         "seconds": round(max(seconds, sum(epoch.seconds for epoch in history.epochs)), 1),
+    }
+
+
+def _recipe(run: _Run) -> dict[str, Any]:
+    return {
+        **run.config.plain(),
+        "weights": run.start.source,
+        "started_fresh": [*run.start.fresh, "fc"],
+        "optimizer": "SGD with momentum",
+        "precision": run.precision,
     }
 
 
@@ -243,8 +315,3 @@ def _split_card(split: dataset.Split, folder: Path, options: TrainingOptions) ->
         "train": names(split.train),
         "validation": names(split.validation),
     }
-
-
-def _sample(split: dataset.Split, preprocessing: Preprocessing) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    photographs = dataset.Photographs(split.validation[:_CHECKED], preprocessing)
-    return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])

@@ -29,6 +29,7 @@ from retrieval.errors import FaceprintError, RunError
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Answer, Pixels, PrecisionDrift
 from retrieval.system import isolation
+from retrieval.system.cpu import usable_cores
 from retrieval.system.files import why
 
 _PROGRAM: Final = (
@@ -86,6 +87,11 @@ class _Reply:
     drift: PrecisionDrift | None = None
 
 
+def cores_of_each(devices: int) -> int:
+    """How many cores the process of one of several devices computes on."""
+    return max(1, usable_cores() // devices)
+
+
 class SeveralDevices:
     """See `engine.Engine`. The processes only compute: whoever calls it writes to the gallery, alone."""
 
@@ -109,8 +115,7 @@ class SeveralDevices:
         self._end = weakref.finalize(self, _end, self._lanes, self._processes, self._threads)
         try:
             for device in devices:
-                cores = max(1, (os.cpu_count() or 1) // len(devices))
-                self._start(_Task(bundle, device, precision, shapes, cores))
+                self._start(_Task(bundle, device, precision, shapes, cores_of_each(len(devices))))
             for lane in self._lanes:
                 lane.ready()
         except BaseException:

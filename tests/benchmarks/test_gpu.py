@@ -25,7 +25,6 @@ def printed(bundle: ModelBundle, faces: Path) -> list[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -395,7 +395,7 @@ def test_two_first_ingests_at_once_make_one_gallery(bundle: ModelBundle, faces: 
             shutil.copytree(person, part / person.name)
     children = [_child("ingest", tmp_path / "g", part, "--model", bundle.folder) for part in parts]
     for child in children:
-        _, err = child.communicate(timeout=120)
+        _, err = child.communicate()
         assert child.returncode == 0, err
     listed = subprocess.run(
         [sys.executable, "-m", "retrieval.cli.app", "info", str(tmp_path / "g"), "--json"],
@@ -467,17 +467,17 @@ def test_ctrl_c_during_training_leaves_a_checkpoint_that_resume_goes_on_from(
     model = tmp_path / "model"
     common = ["train", faces, "--out", model, "--weights", "none", "--image-size", 32, "--epochs"]
     child = _child(*common, 40, "--batch-size", 4)
-    deadline = time.monotonic() + 120
-    while not (model / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+    while not (model / "checkpoint.safetensors").exists():
+        assert child.poll() is None, "it ended before its first checkpoint"
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate()
     assert child.returncode == 130, err
     assert "--resume" in err
     assert "Traceback" not in err
     assert not (model / "bundle.json").exists()
     other = _child(*common, 41, "--batch-size", 4, "--resume")
-    _, err = other.communicate(timeout=120)
+    _, err = other.communicate()
     assert other.returncode == 2
     assert "with epochs 40 (now 41)" in err
 
@@ -623,10 +623,9 @@ def test_a_total_is_counted_beside_a_run_that_takes_long(monkeypatch: pytest.Mon
     counted = threading.Event()
     total = progress.Total(lambda: (counted.set(), 7)[1])
     total.start()
-    assert counted.wait(10)
+    counted.wait()
     total.stop()
-    deadline = time.monotonic() + 10
-    while total.number is None and time.monotonic() < deadline:
+    while total.number is None:
         time.sleep(0.01)
     assert total.number == 7
     short = progress.Total(lambda: 1 // 0)

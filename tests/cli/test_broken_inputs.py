@@ -94,7 +94,6 @@ def told(done: tuple[int, str, str]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.timeout(300)
 def test_a_file_that_is_something_else_is_one_sentence_and_status_2(
     name: str, root: Path, faceprint: Faceprint
 ) -> None:
@@ -139,7 +138,6 @@ def changes(tree: Any, *, levels: int = 3) -> Iterator[Any]:
         (f"export/{MANIFEST}", ["import", "{}/export", "{}/gallery"]),
     ],
 )
-@pytest.mark.timeout(300)
 def test_a_field_of_another_type_is_passed_over_or_one_sentence(
     name: str, command: list[str], root: Path, faceprint: Faceprint
 ) -> None:
@@ -194,7 +192,6 @@ WEIGHTS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.timeout(300)
 def test_weights_that_are_something_else_are_one_sentence_and_status_2(
     root: Path, faceprint: Faceprint, tmp_path: Path
 ) -> None:
@@ -206,7 +203,6 @@ def test_weights_that_are_something_else_are_one_sentence_and_status_2(
         assert not (tmp_path / "m" / "bundle.json").exists()
 
 
-@pytest.mark.timeout(300)
 def test_a_checkpoint_that_is_something_else_is_one_sentence_and_status_2(
     root: Path, faceprint: Faceprint, tmp_path: Path
 ) -> None:

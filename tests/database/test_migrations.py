@@ -386,7 +386,7 @@ def test_an_older_gallery_may_be_opened_by_several_processes_at_the_same_moment(
     children = [CHILDREN.Process(target=open_together, args=(old, start, results)) for _ in range(4)]
     for child in children:
         child.start()
-    assert [results.get(timeout=60) for _ in children] == [UPGRADED] * 4
+    assert [results.get(timeout=600) for _ in children] == [UPGRADED] * 4
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0] * 4

@@ -347,9 +347,7 @@ def test_an_exception_in_a_child_comes_back_by_name(server: FaultServer, root: P
 
 
 def test_a_child_that_hangs_is_killed_and_reported(server: FaultServer, root: Path) -> None:
-    started = time.monotonic()
     assert server.run(forever, (root,), root, timeout=0.2) == Outcome("hung", 0)
-    assert time.monotonic() - started < 5
     assert server.run(eight, (root,), root).count == 8
 
 

@@ -191,7 +191,7 @@ def test_a_run_over_what_is_known_loads_no_model_to_find_a_size(
 
 def meeting(embedder: Embedder, calls: int) -> Callable[[np.ndarray[Any, Any]], Any]:
     """The embedder's method, in which the first calls wait for each other: one alone would time out."""
-    together, embed, seen = threading.Barrier(calls, timeout=20), embedder.embed, iter(range(calls))
+    together, embed, seen = threading.Barrier(calls, timeout=600), embedder.embed, iter(range(calls))
 
     def met(pixels: np.ndarray[Any, Any]) -> Any:
         if next(seen, None) is not None:

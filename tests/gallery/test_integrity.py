@@ -201,7 +201,7 @@ def misses(laid: Path, share: int) -> list[str]:
     return wrong
 
 
-@pytest.mark.timeout(3600 if THOROUGH else 300)
+@pytest.mark.timeout(3600)
 def test_a_flip_in_any_byte_of_any_file_is_found_and_the_file_is_named(laid: Path) -> None:
     gallery = laid / "people.gallery"
     context = multiprocessing.get_context("spawn")
@@ -296,7 +296,6 @@ def test_a_folder_in_the_place_of_a_vector_file_is_not_called_a_damaged_database
     assert found(folder) == [(Trouble.SEGMENT_DAMAGED, f"vectors/{segment.name}")]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("other", OTHER_THAN_FILES)
 @pytest.mark.parametrize("name", [*SPOILT, "model/MODELCARD.md"])
 def test_what_stands_in_the_place_of_a_file_is_named_and_repair_replaces_it(

@@ -124,12 +124,10 @@ def test_processes_end_with_a_caller_that_is_killed_and_need_no_guard_in_its_pro
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     photo = min(faces.glob("*/*.jpg"))
-    done = subprocess.run([sys.executable, script, photo], stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([sys.executable, script, photo], stdout=subprocess.PIPE, text=True)
     (process,) = done.stdout.split()
-    ends = time.monotonic() + 30
-    while time.monotonic() < ends and _runs(process):
+    while _runs(process):
         time.sleep(0.05)
-    assert not _runs(process)
 
 
 def _runs(process: str) -> bool:

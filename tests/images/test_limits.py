@@ -81,7 +81,6 @@ def test_an_end_that_is_asked_for_ends_a_decoder_that_would_go_on_for_hours() ->
             underway.result()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("decoders", ["0", "1"])
 def test_ctrl_c_ends_an_ingest_that_decodes_for_hours_and_what_came_before_is_enrolled(
     decoders: str, bundle: ModelBundle, tmp_path: Path
@@ -181,7 +180,7 @@ def test_no_module_in_the_current_folder_is_run(module: str, tmp_path: Path) -> 
     )
     command = [sys.executable, "-P", "-c", program]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -196,12 +195,14 @@ def test_a_process_ends_with_a_caller_that_is_killed_while_it_works() -> None:
         "    time.sleep(0.5)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60)
-    status = Path("/proc") / done.stdout.strip() / "stat"
-    ends = time.monotonic() + 30
-    while time.monotonic() < ends and status.exists() and " Z " not in status.read_text():
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    while _runs(done.stdout.strip()):
         time.sleep(0.02)
-    assert not status.exists() or " Z " in status.read_text()
+
+
+def _runs(process: str) -> bool:
+    status = Path("/proc") / process / "stat"
+    return status.exists() and " Z " not in status.read_text()
 
 
 # Memory

@@ -58,7 +58,6 @@ def reason_of(source: Any, size: int = 16) -> Reason:
 # Broken files
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("heard", ["error", "ignore"])
 def test_each_of_twenty_broken_files_has_its_reason(heard: Any, tmp_path: Path) -> None:
     """The reason does not depend on what becomes of Pillow's warnings, and a pipe makes nobody wait."""
@@ -78,7 +77,6 @@ def test_a_broken_file_has_the_same_reason_when_its_bytes_are_given(tmp_path: Pa
     }
 
 
-@pytest.mark.timeout(30)
 def test_thumbnails_of_broken_files_have_the_same_reasons(tmp_path: Path) -> None:
     def reason(name: str) -> Reason:
         with pytest.raises(UnreadableImage) as caught:
@@ -172,7 +170,6 @@ def test_an_error_about_a_file_names_the_file_and_one_about_bytes_does_not(tmp_p
     assert str(caught.value) == f"{tmp_path / 'a.jpg'} cannot be read: the file is empty (empty-file)."
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     ("name", "reason", "detail"),
     [

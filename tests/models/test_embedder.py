@@ -325,7 +325,6 @@ def in_a_new_process(program: str, bundle: ModelBundle) -> str:
         [sys.executable, "-W", "error", "-c", start + program, str(bundle.folder)],
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     return done.stdout.strip()

@@ -127,15 +127,11 @@ def test_when_the_caller_is_killed_its_processes_end(bundle: ModelBundle, tmp_pa
         "    print(*[process.pid for process in embedder._run._processes], flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script), str(bundle.folder)], capture_output=True, text=True, timeout=100
-    )
+    done = subprocess.run([sys.executable, str(script), str(bundle.folder)], capture_output=True, text=True)
     ours = done.stdout.split()
     assert len(ours) == 2
-    ends = time.monotonic() + 30
-    while time.monotonic() < ends and any(map(_runs, ours)):
+    while any(map(_runs, ours)):
         time.sleep(0.05)
-    assert not any(map(_runs, ours))
 
 
 def test_a_module_in_the_current_folder_is_never_run(
@@ -163,7 +159,6 @@ def test_a_module_in_the_current_folder_is_never_run(
         env=os.environ | {"PYTHONPATH": str(Path(retrieval.__file__).parent.parent)},
         capture_output=True,
         text=True,
-        timeout=100,
     )
     assert sorted(path.name for path in here.glob("ran-*")) == []
     assert (done.stdout, done.stderr) == ("(2, 2048)\n", "")

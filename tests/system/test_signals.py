@@ -25,7 +25,7 @@ try:
             time.sleep(0.005)
         print("asked", flush=True)
         if not obedient:
-            time.sleep(30)
+            time.sleep(600)
         print("finished its batch", flush=True)
 except KeyboardInterrupt:
     print("stopped", flush=True)

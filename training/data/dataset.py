@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
@@ -18,10 +19,13 @@ from retrieval.sources import lists
 from retrieval.sources.exclusion import Exclusion, PassedOver
 from retrieval.sources.folders import File, walk
 from retrieval.sources.holdout import held_out
+from retrieval.system.cpu import reading_threads
 from retrieval.system.files import why
 from retrieval.system.paths import is_url, is_utf8_name, parent_name
 from training.data.augmentation import Augmentation, augmented
 
+# How many photos the graph of an exported model is tried on.
+TRIAL_PICTURES: Final = 16
 # How many names an error spells out before it says "and N more".
 _NAMES_SHOWN = 8
 
@@ -53,6 +57,16 @@ class Split:
     validation: tuple[Sample, ...]
     left_out: tuple[tuple[Path, str], ...]
     passed_over: PassedOver = field(default_factory=PassedOver)
+
+
+def check_outside(out: Path, photos: Path) -> None:
+    """Refuses a model that would lie among the photos that it is made from.
+
+    Raises:
+        InputError: `out` is in `photos`, or it is that folder.
+    """
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise InputError(f"The model {out} would lie among the photos of {photos}; choose another --out.")
 
 
 def load(
@@ -150,7 +164,7 @@ def _by_identity(photos: Iterable[File]) -> dict[str, list[File]]:
 def _readable(groups: _Groups) -> tuple[_Groups, list[tuple[Path, str]]]:
     """The photos that decode, by identity, and the others with the reason."""
     photos = [photo for group in groups.values() for photo in group]
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(reading_threads()) as threads:
         problems = list(threads.map(_problem, photos))
     pairs = list(zip(photos, problems, strict=True))
     good = _by_identity(photo for photo, problem in pairs if problem is None)
@@ -236,6 +250,12 @@ class AugmentedPhotographs(Dataset[tuple[torch.Tensor, int]]):
         # Not 0: numpy pads seeds with zeros, and [seed, epoch] shuffles the epoch.
         random = np.random.default_rng([self.seed, epoch, index + 1])
         return augmented(picture, self.augmentation, random), label
+
+
+def trial_pictures(samples: Sequence[Sample], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The first few photos that an exported graph is tried on, (n, size, size, 3)."""
+    photographs = Photographs(tuple(samples[:TRIAL_PICTURES]), preprocessing)
+    return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

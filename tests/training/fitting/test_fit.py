@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from retrieval.errors import InputError, Interrupted, RunError, StorageError
 from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.models.network import Network, build
+from retrieval.system.cpu import usable_cores
 from training import run
 from training.data import dataset
 from training.data.augmentation import Augmentation
@@ -767,12 +767,12 @@ def test_an_empty_folder_is_free_and_hidden_files_do_not_count(
 
 @pytest.mark.parametrize(
     ("asked", "device", "workers"),
-    [(None, "cpu", 0), (3, "cpu", 3), (0, "cuda", 0), (None, "cuda", min(8, os.cpu_count() or 1))],
+    [(None, "cpu", 0), (3, "cpu", 3), (0, "cuda", 0), (None, "cuda", min(8, usable_cores()))],
 )
 def test_without_a_wish_only_a_gpu_gets_worker_processes(
     asked: int | None, device: str, workers: int
 ) -> None:
-    assert run._workers(asked, torch.device(device)) == workers
+    assert run.workers_for(torch.device(device), asked=asked) == workers
 
 
 def test_the_modern_recipe_makes_a_model_of_its_own(faces: Path, tmp_path: Path) -> None:
