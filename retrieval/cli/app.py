@@ -532,9 +532,9 @@ def demo(
     Without --data the faces are drawn by a program: they show how it works, not how good it is.
     """
     _training("run")  # says what to install when torch is missing
-    from retrieval.cli import demo as scenario
+    from retrieval.cli import walkthrough
 
-    scenario.run(data, out)
+    walkthrough.run(data, out)
 
 
 def _how_searched(facts: "GalleryInfo") -> str:
