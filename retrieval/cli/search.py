@@ -1,50 +1,39 @@
 """The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from retrieval.cli import maintenance
+from retrieval.cli import options
+from retrieval.cli.opening import open_gallery
+from retrieval.cli.search_output import (
+    Answer,
+    answer_json,
+    draw,
+    explained,
+    print_answer,
+    tell_about_decisions,
+)
 from retrieval.console import terminal
-from retrieval.console.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
 from retrieval.errors import InputError, UnreadableImage
 
 if TYPE_CHECKING:
     from retrieval.gallery.gallery import Gallery
-    from retrieval.index.knn import Explanation
-    from retrieval.search.decisions import Decision
-    from retrieval.search.nearest import Match, PersonMatch, Prediction
 
-app = typer.Typer()
 
 # How many pictures or vectors are asked about together.
 _TOGETHER: Final = 256
 
+
 _DEFAULT_K: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What came back for one query: matches or people, a decision, a prediction for a picture; or an error."""
-
-    query: str
-    image: Path | None
-    matches: "Sequence[Match] | None" = None
-    people: "Sequence[PersonMatch] | None" = None
-    prediction: "Prediction | None" = None
-    error: UnreadableImage | None = None
-    decision: "Decision | None" = None
-
-
-@app.command()
 def search(
-    gallery: GalleryArgument,
+    gallery: options.Gallery,
     images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="Pictures to ask about.", show_default=False)] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="How many closest photos, or people.", show_default="5; all with --within")] = None,
     within: Annotated[float | None, typer.Option(metavar="DISTANCE", help="All photos that are no farther than this.", show_default=False)] = None,
@@ -61,10 +50,10 @@ def search(
     fpir: Annotated[float | None, typer.Option(metavar="RATE", help="Decide by the threshold for this share of strangers.", show_default="as calibrated")] = None,
     max_distance: Annotated[float | None, typer.Option("--max-distance", metavar="DISTANCE", help="Decide by this distance instead: who is farther is UNKNOWN. Other than --within it hides no photo.", show_default=False)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what answering took.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "float32",
+    device: options.Device = "auto",
+    precision: options.Precision = "float32",
 ) -> None:  # fmt: skip
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
@@ -89,7 +78,7 @@ def search(
         options |= {"k": k or _DEFAULT_K, "rule": rule, "mean_of": mean_of, "photos": photos}
     else:
         options |= {"k": k or (None if within is not None else _DEFAULT_K), "within": within}
-    with maintenance.open_gallery(gallery, "search", device=device, precision=precision) as opened:
+    with open_gallery(gallery, "search", device=device, precision=precision) as opened:
         if options["where"] is not None:
             opened.require_identities(options["where"].identities)
         answers = [
@@ -98,23 +87,23 @@ def search(
             *(_of_vectors(opened, vectors, by_person, options) if vectors is not None else []),
         ]
     decisions = [answer.decision for answer in answers if answer.error is None]
-    _tell_about_decisions(gallery, decisions, foretell=not as_json)
+    tell_about_decisions(gallery, decisions, foretell=not as_json)
     if as_json:
-        shown: Any = [_json(answer) for answer in answers]
-        shown = {"answers": shown, "explanation": _explained(explanation)} if explain else shown
+        shown: Any = [answer_json(answer) for answer in answers]
+        shown = {"answers": shown, "explanation": explained(explanation)} if explain else shown
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
     else:
         for answer in answers:
             if answer.error is None:
-                _print(answer)
+                print_answer(answer)
         if explain:
-            took = _explained(explanation)
+            took = explained(explanation)
             stages = took["milliseconds"].items()
             took["milliseconds"] = ", ".join(f"{stage} {time:,.1f}" for stage, time in stages)
             took["bytes read"] = terminal.size(took["bytes read"])
             terminal.print_facts("What it took", took)
     if plot is not None:
-        _draw(answers, plot)
+        draw(answers, plot)
     unreadable = [str(answer.error) for answer in answers if answer.error is not None]
     if unreadable:
         raise InputError("\nfaceprint: ".join(unreadable))
@@ -161,7 +150,7 @@ def _listed(path: Path) -> list[Path]:
 
 def _of_images(
     gallery: "Gallery", images: Sequence[Path], by_person: bool, options: dict[str, Any]
-) -> Iterator[_Answer]:
+) -> Iterator[Answer]:
     """Answers for pictures, many at a time; one that cannot be read costs its neighbours nothing but time."""
     ask: Callable[..., list[Any]] = gallery.search_people if by_person else gallery.search_many
     for start in range(0, len(images), _TOGETHER):
@@ -173,31 +162,29 @@ def _of_images(
                 try:
                     yield _of_image(image, ask([image], **options)[0])
                 except UnreadableImage as error:
-                    yield _Answer(str(image), image, error=error)
+                    yield Answer(str(image), image, error=error)
 
 
-def _of_image(image: Path, found: Any) -> _Answer:
+def _of_image(image: Path, found: Any) -> Answer:
     matches, people = getattr(found, "matches", None), getattr(found, "people", None)
-    return _Answer(str(image), image, matches, people, found.prediction, decision=found.decision)
+    return Answer(str(image), image, matches, people, found.prediction, decision=found.decision)
 
 
 def _of_faces(
     gallery: "Gallery", faces: Sequence[int], by_person: bool, options: dict[str, Any]
-) -> Iterator[_Answer]:
+) -> Iterator[Answer]:
     ask: Callable[..., Any] = gallery.search_people_by_face if by_person else gallery.search_by_face
     for number in faces:
         yield _of_found(f"face {number}", ask(number, **options), by_person)
 
 
-def _of_found(query: str, found: Any, by_person: bool) -> _Answer:
+def _of_found(query: str, found: Any, by_person: bool) -> Answer:
     if by_person:
-        return _Answer(query, None, people=found, decision=found.decision)
-    return _Answer(query, None, matches=found, decision=found.decision)
+        return Answer(query, None, people=found, decision=found.decision)
+    return Answer(query, None, matches=found, decision=found.decision)
 
 
-def _of_vectors(
-    gallery: "Gallery", path: Path, by_person: bool, options: dict[str, Any]
-) -> Iterator[_Answer]:
+def _of_vectors(gallery: "Gallery", path: Path, by_person: bool, options: dict[str, Any]) -> Iterator[Answer]:
     import numpy as np
 
     try:
@@ -218,168 +205,3 @@ def _of_vectors(
         found = ask(np.asarray(vectors[start : start + _TOGETHER]), **options)
         for row, one in enumerate(found, start):
             yield _of_found(f"{path} row {row}", one, by_person)
-
-
-def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
-    """Says once, on the standard error, why there are no decisions, or what is to be expected of them."""
-    if not decisions:
-        return
-    first = decisions[0]
-    if first is None:
-        typer.echo(
-            f"no decision: {gallery} has no threshold; find one with `faceprint calibrate {gallery}`",
-            err=True,
-        )
-    elif first.outgrown:
-        typer.echo(
-            f"{gallery} has grown since it was calibrated for an FPIR of {first.fpir:g}: expect about "
-            f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
-            err=True,
-        )
-    elif first.upcoming is not None and foretell:
-        typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
-
-
-def _explained(explanation: "Explanation") -> dict[str, Any]:
-    """What answering took, in words and numbers."""
-    queries = max(explanation.queries, 1)
-    return {
-        "answered by": explanation.method,
-        "searches": explanation.queries,
-        "photos to compare with": explanation.rows,
-        "looked at by code, per search": round(explanation.coded_rows / queries, 1),
-        "looked at whole in float32, per search": round(explanation.scanned_rows / queries, 1),
-        "not ruled out by their codes, per search": round(explanation.candidates / queries, 1),
-        "bytes read": explanation.bytes_read,
-        "milliseconds": {stage: round(1e3 * time, 2) for stage, time in explanation.seconds.items()},
-    }
-
-
-def _json(answer: _Answer) -> dict[str, Any]:
-    shown: dict[str, Any] = {"query": answer.query}
-    if answer.error is not None:
-        return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
-    if answer.prediction is not None:
-        prediction = answer.prediction
-        shown["prediction"] = {"identity": prediction.identity, "probability": prediction.probability}
-    if answer.decision is not None:
-        shown["decision"] = dataclasses.asdict(answer.decision)
-    if answer.people is not None:
-        shown["people"] = [
-            {
-                "rank": rank,
-                "identity": person.identity,
-                "distance": person.distance,
-                "matches": _matches_json(person.matches),
-            }
-            for rank, person in enumerate(answer.people, 1)
-        ]
-    else:
-        shown["matches"] = _matches_json(answer.matches or ())
-    return shown
-
-
-def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
-    return [
-        {
-            "rank": rank,
-            "face_id": match.face.id,
-            "identity": match.face.identity,
-            "path": match.face.path,
-            "distance": match.distance,
-            **({"metadata": dict(match.face.metadata)} if match.face.metadata else {}),
-        }
-        for rank, match in enumerate(matches, 1)
-    ]
-
-
-def _print(answer: _Answer) -> None:
-    from rich.table import Table
-
-    console = terminal.console()
-    console.print(terminal.text(answer.query, "bold"))
-    if answer.prediction is not None:
-        prediction = answer.prediction
-        console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
-    if answer.decision is not None:
-        console.print(terminal.text(f"decision: {_decided(answer.decision)}"))
-    rows = list(_rows(answer))
-    if not rows:
-        console.print("Nobody is near enough, or no photo is meant.\n")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("#", justify="right")
-    table.add_column("identity")
-    table.add_column("distance", justify="right")
-    table.add_column("face", justify="right")
-    table.add_column("photo", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, soft_wrap=False)
-    console.print()
-
-
-def _decided(decision: "Decision") -> str:
-    """A decision in words, and what it rests on."""
-    if decision.distance is None:
-        return "UNKNOWN (there is nobody to compare with)"
-    words = [f"{decision.distance:.3f} away, threshold {decision.threshold:.3f}"]
-    if decision.margin is not None:
-        words.append(f"{decision.second} is {decision.margin:.3f} farther")
-    if decision.classifier_agrees is not None:
-        words.append(f"the classifier {'agrees' if decision.classifier_agrees else 'disagrees'}")
-    name = "UNKNOWN" if decision.identity is None else decision.identity
-    return f"{name} ({'; '.join(words)})"
-
-
-def _rows(answer: _Answer) -> Iterator[tuple[Any, ...]]:
-    """The rows of the table: photos, or people with their photos below them."""
-    for rank, match in enumerate(answer.matches or (), 1):
-        yield str(rank), terminal.text(match.face.identity or "-"), *_photo(match)
-    for rank, person in enumerate(answer.people or (), 1):
-        yield str(rank), terminal.text(person.identity), f"{person.distance:.3f}", "", ""
-        for match in person.matches:
-            yield "", "", *_photo(match)
-
-
-def _photo(match: "Match") -> tuple[Any, ...]:
-    return f"{match.distance:.3f}", str(match.face.id), terminal.text(terminal.near(match.face.path))
-
-
-def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
-    """What stands below a picture that was asked about."""
-    if decision is None:
-        return f"classifier: {prediction.probability:.0%} {prediction.identity}"
-    return f"decision: {decision.identity or 'UNKNOWN'}"
-
-
-def _draw(answers: Sequence[_Answer], path: Path) -> None:
-    from retrieval.images.panel import Row, Tile, panel
-    from retrieval.system.files import why, write_durably
-
-    rows = [
-        Row(
-            Tile(
-                answer.image,
-                answer.image.name,
-                _caption(answer.prediction, answer.decision),
-            ),
-            [
-                Tile(
-                    match.face.path or b"", match.face.identity or "unknown", f"distance {match.distance:.3f}"
-                )
-                for match in answer.matches or [m for person in answer.people or () for m in person.matches]
-            ],
-        )
-        for answer in answers
-        if answer.image is not None and answer.prediction is not None
-    ]
-    if not rows:
-        return
-    picture = io.BytesIO()
-    panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
-    try:
-        write_durably(path, picture.getvalue())
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be written: {why(error)}.") from error
-    typer.echo(f"drew {path}", err=True)
