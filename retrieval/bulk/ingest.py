@@ -90,10 +90,27 @@ class Run:
         return max(self.stages, key=lambda one: one.busy_seconds / one.workers, default=None)
 
     @property
+    def working_seconds(self) -> float:
+        """Seconds until the last photo was durable: what all rates and shares of a report are of."""
+        return max(0.0, self.seconds - self.optimizing_seconds)
+
+    @property
     def photos_per_second(self) -> float:
         """Photos that were looked at, by the seconds until the last was durable."""
-        seconds = self.seconds - self.optimizing_seconds
-        return self.found / seconds if seconds > 0 else 0.0
+        return self.found / self.working_seconds if self.working_seconds else 0.0
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Millions of bytes that were read, by the same seconds."""
+        return self.bytes_read / 1e6 / self.working_seconds if self.working_seconds else 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """The share of these seconds in which a worker of the bottleneck was busy; 0 where nothing ran."""
+        limit = self.bottleneck
+        if limit is None or not self.working_seconds:
+            return 0.0
+        return min(1.0, limit.busy_seconds / limit.workers / self.working_seconds)
 
     def summary(self) -> dict[str, Any]:
         """The report as JSON can say it; see docs/cli.md."""
@@ -108,7 +125,7 @@ class Run:
             "optimizing_seconds": round(self.optimizing_seconds, 3),
             "photos_per_second": round(self.photos_per_second, 2),
             "bytes_read": self.bytes_read,
-            "megabytes_per_second": round(self.bytes_read / 1e6 / self.seconds, 3) if self.seconds else 0.0,
+            "megabytes_per_second": round(self.megabytes_per_second, 3),
             "batch_size": self.batch_size,
             "peak_memory_bytes": self.peak_memory,
             "bottleneck": None if limit is None else limit.name,

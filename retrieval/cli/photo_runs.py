@@ -94,11 +94,10 @@ def how_quick(done: "Run") -> str:
     """Rates, what limited them, and what memory it took."""
     words = [f"{done.photos_per_second:,.0f} photos/s"]
     if done.bytes_read:
-        words.append(f"{done.bytes_read / 1e6 / done.seconds:,.1f} MB/s read")
+        words.append(f"{done.megabytes_per_second:,.1f} MB/s read")
     limit = done.bottleneck
     if limit is not None:
-        share = min(1.0, limit.busy_seconds / limit.workers / max(done.seconds, 1e-9))
-        words.append(f"the busiest stage was {limit.name} ({share:.0%} of the time)")
+        words.append(f"the busiest stage was {limit.name} ({done.busy_share:.0%} of the time)")
     if done.batch_size is not None:
         words.append(f"batches of {done.batch_size:,}")
     if done.optimizing_seconds > 0.1:

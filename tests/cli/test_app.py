@@ -644,6 +644,24 @@ def test_the_summary_is_written_to_a_file(
     assert summary["bytes_read"] == sum(path.stat().st_size for path in faces.glob("*/*.jpg"))
 
 
+def test_all_rates_of_a_report_are_by_the_seconds_until_the_last_photo_was_durable() -> None:
+    """Making searches quick comes afterwards, and photos are not read by then."""
+    from retrieval.bulk.ingest import IngestReport
+    from retrieval.cli.photo_runs import how_quick
+    from retrieval.system.pipeline import Meter
+
+    read = Meter("read", workers=2)
+    read.busy_seconds = 4.0
+    done = IngestReport(
+        seconds=10.0, optimizing_seconds=6.0, bytes_read=8_000_000, stages=(read,), enrolled=40
+    )
+    summary = done.summary()
+    assert (summary["photos_per_second"], summary["megabytes_per_second"]) == (10.0, 2.0)
+    assert how_quick(done).startswith(
+        "10 photos/s, 2.0 MB/s read, the busiest stage was read (50% of the time), "
+    )
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.npy"])
 def test_embed_writes_a_row_for_each_photo_and_a_line_for_each_broken_file(
     name: str, faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
