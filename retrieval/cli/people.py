@@ -3,15 +3,17 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from retrieval.cli import options
 from retrieval.cli.opening import open_gallery
-from retrieval.cli.output import write_file
 from retrieval.console import terminal
-from retrieval.errors import InputError
+from retrieval.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from retrieval.database.store import Receipt
 
 
 def forget(
@@ -31,14 +33,32 @@ def forget(
         raise InputError(f"The receipt {receipt} exists already, or its folder does not; name another file.")
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
-    if receipt is not None:
-        write_file(receipt, (json.dumps(asdict(done)) + "\n").encode())
     if as_json:
         typer.echo(json.dumps(asdict(done)))
-        return
-    terminal.console().print(
-        f"forgot {terminal.counted(done.faces, 'face')}; receipt {done.id}, {done.at}, by {done.who}"
-    )
+    else:
+        terminal.console().print(
+            f"forgot {terminal.counted(done.faces, 'face')}; receipt {done.id}, {done.at}, by {done.who}"
+        )
+    if receipt is not None:
+        _write_receipt(receipt, done, gallery)
+
+
+def _write_receipt(path: Path, receipt: "Receipt", gallery: Path) -> None:
+    """Writes a receipt; where that cannot be done, the erasure is done all the same, and the error says so.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from retrieval.system.files import why, write_durably
+
+    try:
+        write_durably(path, (json.dumps(asdict(receipt)) + "\n").encode())
+    except OSError as error:
+        raise RunError(
+            f"{terminal.counted(receipt.faces, 'face')} of {gallery} {'is' if receipt.faces == 1 else 'are'} erased, "
+            f"but receipt {receipt.id} cannot be written to {path}: {why(error)}; "
+            f"`faceprint audit-log {gallery} --receipts --json` has it."
+        ) from error
 
 
 def rename_identity(
