@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from retrieval.cli import options
 from retrieval.cli.photo_runs import (
     fail_for_rejected,
     found_photos,
     print_reasons_and_pace,
-    run_progress,
     tell_summary,
+    watched,
 )
 from retrieval.cli.report_file import ReportFile
 from retrieval.console import terminal
@@ -19,20 +17,19 @@ from retrieval.errors import Interrupted
 
 if TYPE_CHECKING:
     from retrieval.bulk.embed import EmbedReport
-    from retrieval.embedding.outcome import Outcome
 
 
 def embed(
     model: options.Model,
     sources: options.Sources,
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet|FILE.npy", help="Where the vectors go; FILE.npy has FILE.csv beside it.", show_default=False)],
+    out: Annotated[Path, options.output("FILE.parquet|FILE.npy", "Where the vectors go; FILE.npy has FILE.csv beside it.")],
     identity_from: options.IdentityFrom = None,
     exclude: options.Exclude = None,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     decoders: options.Decoders = None,
     photo_seconds: options.PhotoSeconds = 60.0,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not embedded.", show_default=False)] = None,
+    report: Annotated[Path | None, options.report("file that was not embedded")] = None,
     strict: options.StrictFiles = False,
     summary: options.Summary = None,
     log_json: options.LogJson = False,
@@ -49,23 +46,18 @@ def embed(
     from retrieval.models.bundle import ModelBundle
     from retrieval.models.embedder import Embedder
     from retrieval.sources.exclusion import PassedOver
-    from retrieval.system.signals import graceful
 
     check_target(out)
     bundle = ModelBundle.load(model)
     passed_over = PassedOver()
-    total, found = found_photos(sources, None, identity_from, exclude or [], passed_over)
+    total, found = found_photos(
+        sources, identity_from=identity_from, exclude=exclude or (), passed_over=passed_over
+    )
     embedder = Embedder.open(bundle, device=device, precision=precision)
     with (
         ReportFile(report) as lines,
-        graceful() as should_stop,
-        run_progress("embedding", total, log_json=log_json) as bar,
+        watched("embedding", total, lines, log_json=log_json) as (on_outcome, should_stop),
     ):
-
-        def note(outcome: "Outcome") -> None:
-            lines.write(outcome)
-            bar.note(outcome)
-
         done = embed_photos(
             embedder,
             found,
@@ -75,7 +67,7 @@ def embed(
             decoders=decoders,
             photo_seconds=photo_seconds,
             passed_over=passed_over,
-            on_outcome=note,
+            on_outcome=on_outcome,
             should_stop=should_stop,
         )
     tell_summary(done, summary, log_json=log_json)

@@ -1,10 +1,10 @@
 """The command `ingest`: enrolls photos, or vectors, and sets metadata."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,8 @@ from retrieval.cli.photo_runs import (
     fail_for_rejected,
     found_photos,
     print_reasons_and_pace,
-    run_progress,
     tell_summary,
+    watched,
 )
 from retrieval.cli.report_file import ReportFile
 from retrieval.cli.show import TWINS_SHOWN, in_one_line
@@ -25,10 +25,54 @@ from retrieval.errors import InputError, Interrupted, Reason
 
 if TYPE_CHECKING:
     from retrieval.bulk.ingest import IngestReport
-    from retrieval.embedding.outcome import Outcome
     from retrieval.gallery.gallery import Gallery
+    from retrieval.sources.exclusion import PassedOver
     from retrieval.sources.metadata_tables import Annotations
     from retrieval.sources.photos import Photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """What `faceprint ingest` was asked for, as its options say it."""
+
+    gallery: Path
+    sources: Sequence[str]
+    model: Path | None
+    retry: Path | None
+    embeddings: Path | None
+    metadata: Path | None
+    identity_from: str | None
+    exclude: Sequence[str]
+    sync: bool
+    gone: Sequence[str]
+    relabel: bool
+    dry_run: bool
+    batch_size: int | None
+    workers: int | None
+    decoders: int | None
+    photo_seconds: float
+    report: Path | None
+    strict: bool
+    rehash: bool
+    summary: Path | None
+    log_json: bool
+    share: str | None
+    device: str
+    precision: str
+
+    @property
+    def enrolls(self) -> bool:
+        """Whether there is something to enroll, or only metadata to set."""
+        return bool(self.sources) or self.retry is not None or self.embeddings is not None
+
+    @property
+    def mode(self) -> "Callable[[IngestOptions], None]":
+        """What does it."""
+        if self.dry_run:
+            return _show_changes
+        if self.embeddings is not None:
+            return _enroll_vectors
+        return _enroll_photos if self.enrolls else _set_metadata
 
 
 def ingest(
@@ -48,7 +92,7 @@ def ingest(
     workers: options.Workers = None,
     decoders: options.Decoders = None,
     photo_seconds: options.PhotoSeconds = 60.0,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each file that was not enrolled.", show_default=False)] = None,
+    report: Annotated[Path | None, options.report("file that was not enrolled")] = None,
     strict: options.StrictFiles = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
     summary: options.Summary = None,
@@ -70,133 +114,223 @@ def ingest(
     failed, or a file was rejected for a reason that may pass (permissions, a disk error), or with
     --strict for any; 2 when not one file could be enrolled; 130 after Ctrl-C (what was enrolled stays).
     """
-    sources = sources or []
-    given = sum([bool(sources), retry is not None, embeddings is not None])
+    wanted = IngestOptions(
+        gallery=gallery,
+        sources=sources or (),
+        model=model,
+        retry=retry,
+        embeddings=embeddings,
+        metadata=metadata,
+        identity_from=identity_from,
+        exclude=exclude or (),
+        sync=sync,
+        gone=gone or (),
+        relabel=relabel,
+        dry_run=dry_run,
+        batch_size=batch_size,
+        workers=workers,
+        decoders=decoders,
+        photo_seconds=photo_seconds,
+        report=report,
+        strict=strict,
+        rehash=rehash,
+        summary=summary,
+        log_json=log_json,
+        share=share,
+        device=device,
+        precision=precision,
+    )
+    _check(wanted)
+    wanted.mode(wanted)
+
+
+def _check(wanted: IngestOptions) -> None:
+    """Checks what was asked for, before anything is read or made.
+
+    Raises:
+        InputError: it is not one thing to do, or cannot be done with these sources.
+    """
+    from retrieval.sources import photos
+
+    given = sum([bool(wanted.sources), wanted.retry is not None, wanted.embeddings is not None])
     options.require(
-        given == 1 or (given == 0 and metadata is not None),
+        given == 1 or (given == 0 and wanted.metadata is not None),
         "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
     )
-    options.require(
-        bool(sources) or not sync, "--sync needs the sources, to see which files are gone from them"
-    )
-    options.require(share in (None, "group"), "--share knows one word, group")
-    options.require(sync or not gone, "--gone goes with --sync")
-    options.require(embeddings is None or not relabel, "--relabel is about photos, not about --embeddings")
-    options.require(given == 1 or not relabel, "--relabel needs the sources that say who is on the photos")
-    options.require(sync or relabel or not dry_run, "--dry-run goes with --sync or --relabel")
-    options.require(embeddings is None or not rehash, "--rehash is about files, not about --embeddings")
-    options.require(identity_from is None or bool(sources), "--identity-from is about sources; name some")
-    options.require(not exclude or bool(sources), "--exclude is about sources; name some")
-    from retrieval.sources import photos
-    from retrieval.sources.exclusion import PassedOver
+    options.require(wanted.share in (None, "group"), "--share knows one word, group")
+    if wanted.sync:
+        photos.check_comparable([*wanted.sources, *wanted.gone])
+    if wanted.relabel:
+        _check_repeatable(wanted.sources)
 
-    if sync:
-        photos.check_comparable([*sources, *(gone or [])])
-    if relabel:
-        _check_repeatable(sources)
 
-    def follow(opened: "Gallery") -> None:
-        if relabel:
-            _, offered = found_photos(sources, retry, identity_from, exclude or [], PassedOver())
-            found = _until_stopped(offered)
-            print_relabelled(opened.relabel(found, dry_run=dry_run), dry_run=dry_run, log_json=log_json)
-        if sync:
-            act = opened.missing_files if dry_run else opened.remove_missing
-            passed_over = PassedOver()
-            scanned = photos.scan(
-                sources, identity_from=identity_from, exclude=exclude or [], passed_over=passed_over
+def _check_repeatable(sources: Sequence[str]) -> None:
+    """Checks that sources can be read a second time.
+
+    Raises:
+        InputError: standard input, or a pipe.
+    """
+    for source in sources:
+        if source == "-" or (
+            os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
+        ):
+            raise InputError(
+                f"--relabel reads sources twice, and {source} can be read once; write its paths into a .txt, "
+                "and name that."
             )
-            missing = act(sources, photos=_until_stopped(scanned), passed_over=passed_over, gone=gone or ())
-            print_missing(missing, "would go" if dry_run else "went", log_json=log_json)
 
-    if dry_run:
-        with open_gallery(gallery, "ingest") as opened:
-            follow(opened)
-        return
-    # All of the table is read before anything is enrolled.
-    table = _metadata_of(metadata) if metadata is not None else None
-    if table is not None and not given:
-        with ReportFile(report) as lines, open_gallery(gallery, "ingest") as opened:
-            _annotate(opened, table, lines, log_json=log_json)
-        return
-    work = (
-        _embeddings_of(embeddings, model)
-        if embeddings
-        else _photos_of(sources, retry, identity_from, exclude or [], rehash=rehash)
-    )
+
+def _show_changes(wanted: IngestOptions) -> None:
+    """With --dry-run: lists what --relabel and --sync would change."""
+    with open_gallery(wanted.gallery, "ingest") as opened:
+        _follow_sources(opened, wanted)
+
+
+def _set_metadata(wanted: IngestOptions) -> None:
+    """With --metadata alone: enrolls nothing."""
+    table = _table(wanted)
+    with ReportFile(wanted.report) as lines, open_gallery(wanted.gallery, "ingest") as opened:
+        _annotate(opened, table, lines, log_json=wanted.log_json)
+
+
+def _enroll_vectors(wanted: IngestOptions) -> None:
+    """With --embeddings: enrolls vectors that exist already."""
+    from retrieval.bulk.ingest import ingest_embeddings
+    from retrieval.transfer.exchange import count_embeddings
+
+    assert wanted.embeddings is not None
+    table = _table(wanted)
+    total = count_embeddings(wanted.embeddings)
     with (
-        ReportFile(report) as lines,
-        open_or_create(gallery, model, "ingest", device=device, precision=precision, share=share) as opened,
+        ReportFile(wanted.report) as lines,
+        # Nothing is embedded: the model of a new gallery is loaded to know that it runs.
+        open_or_create(wanted.gallery, wanted.model, "ingest", device="cpu", share=wanted.share) as opened,
     ):
-        follow(opened)
-        done = _ingest_with_progress(
-            opened,
-            work,
-            lines,
-            log_json=log_json,
-            batch_size=batch_size,
-            workers=workers,
-            decoders=decoders,
-            photo_seconds=photo_seconds,
-        )
-        tell_summary(done, summary, log_json=log_json)
-        if not log_json:
-            _print_ingest(done, report)
-        if table is not None and not done.interrupted:
-            _annotate(opened, table, lines, log_json=log_json)
-    if done.interrupted:
-        raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
-    again = f"ingest {gallery} --retry {report}" if report else "the same command"
-    fail_for_rejected(done, "enrolled", report, again, strict=strict)
+        with watched("enrolling", total, lines, log_json=wanted.log_json) as (on_outcome, should_stop):
+            done = ingest_embeddings(
+                opened,
+                wanted.embeddings,
+                trusted=wanted.model is not None,
+                on_outcome=on_outcome,
+                should_stop=should_stop,
+            )
+        _tell(done, wanted)
+        if not done.interrupted:
+            _annotate(opened, table, lines, log_json=wanted.log_json)
+    _end(done, wanted)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What an ingest is to do: how many rows, or how to count them, and the call that does it."""
-
-    total: "int | Callable[[], int | None]"
-    run: "Callable[..., IngestReport]"
-
-
-def _photos_of(
-    sources: list[str], retry: Path | None, identity_from: str | None, exclude: list[str], *, rehash: bool
-) -> _Work:
+def _enroll_photos(wanted: IngestOptions) -> None:
+    """Enrolls the photos of sources, or those of a report once more."""
     from retrieval.bulk.ingest import ingest_photos
     from retrieval.bulk.source_layout import Layout
     from retrieval.sources.exclusion import PassedOver
 
+    # All of the table is read before anything is enrolled.
+    table, passed_over = _table(wanted), PassedOver()
+    total, found = _found(wanted, passed_over)
+    with (
+        ReportFile(wanted.report) as lines,
+        open_or_create(
+            wanted.gallery,
+            wanted.model,
+            "ingest",
+            device=wanted.device,
+            precision=wanted.precision,
+            share=wanted.share,
+        ) as opened,
+    ):
+        _follow_sources(opened, wanted)
+        with watched("enrolling", total, lines, log_json=wanted.log_json) as (on_outcome, should_stop):
+            done = ingest_photos(
+                opened,
+                found,
+                layout=Layout(wanted.sources, wanted.identity_from),
+                passed_over=passed_over,
+                batch_size=wanted.batch_size,
+                workers=wanted.workers,
+                decoders=wanted.decoders,
+                photo_seconds=wanted.photo_seconds,
+                rehash=wanted.rehash,
+                on_outcome=on_outcome,
+                should_stop=should_stop,
+            )
+        _tell(done, wanted)
+        if not done.interrupted:
+            _annotate(opened, table, lines, log_json=wanted.log_json)
+    _end(done, wanted)
+
+
+def _found(
+    wanted: IngestOptions, passed_over: "PassedOver"
+) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
+    return found_photos(
+        wanted.sources,
+        retry=wanted.retry,
+        identity_from=wanted.identity_from,
+        exclude=wanted.exclude,
+        passed_over=passed_over,
+    )
+
+
+def _follow_sources(gallery: "Gallery", wanted: IngestOptions) -> None:
+    """Does what --relabel and --sync say, or lists it with --dry-run."""
+    if wanted.relabel:
+        _relabel(gallery, wanted)
+    if wanted.sync:
+        _sync(gallery, wanted)
+
+
+def _relabel(gallery: "Gallery", wanted: IngestOptions) -> None:
+    from retrieval.sources.exclusion import PassedOver
+
+    _, found = _found(wanted, PassedOver())
+    done = gallery.relabel(_until_stopped(found), dry_run=wanted.dry_run)
+    print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
+
+
+def _sync(gallery: "Gallery", wanted: IngestOptions) -> None:
+    from retrieval.sources import photos
+    from retrieval.sources.exclusion import PassedOver
+
+    act = gallery.missing_files if wanted.dry_run else gallery.remove_missing
     passed_over = PassedOver()
-    total, found = found_photos(sources, retry, identity_from, exclude, passed_over)
-    layout = Layout(sources, identity_from)
-
-    def run(gallery: "Gallery", **options: Any) -> "IngestReport":
-        return ingest_photos(gallery, found, layout=layout, passed_over=passed_over, rehash=rehash, **options)
-
-    return _Work(total, run)
+    scanned = photos.scan(
+        wanted.sources, identity_from=wanted.identity_from, exclude=wanted.exclude, passed_over=passed_over
+    )
+    missing = act(wanted.sources, photos=_until_stopped(scanned), passed_over=passed_over, gone=wanted.gone)
+    print_missing(missing, "would go" if wanted.dry_run else "went", log_json=wanted.log_json)
 
 
-def _embeddings_of(path: Path, model: Path | None) -> _Work:
-    from retrieval.bulk.ingest import ingest_embeddings
-    from retrieval.transfer.exchange import count_embeddings
+def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
+    """Photos that are looked at before anything is changed.
 
-    def run(gallery: "Gallery", *, on_outcome: Any, should_stop: Any, **about_photos: Any) -> "IngestReport":
-        return ingest_embeddings(
-            gallery, path, trusted=model is not None, on_outcome=on_outcome, should_stop=should_stop
-        )
+    Raises:
+        Interrupted: Ctrl-C, between two of them.
+    """
+    from retrieval.system.signals import graceful
 
-    return _Work(count_embeddings(path), run)
+    with graceful() as should_stop:
+        for photo in found:
+            if should_stop():
+                raise Interrupted("Stopped; nothing was changed.")
+            yield photo
 
 
-def _metadata_of(path: Path) -> "Annotations":
+def _table(wanted: IngestOptions) -> "Annotations | None":
+    """The table of --metadata."""
     from retrieval.sources.metadata_tables import read_annotations
 
-    return read_annotations(path)
+    return None if wanted.metadata is None else read_annotations(wanted.metadata)
 
 
-def _annotate(gallery: "Gallery", table: "Annotations", lines: "ReportFile", *, log_json: bool) -> None:
+def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile, *, log_json: bool) -> None:
+    """Sets what a table says, where there is one."""
     from retrieval.bulk.ingest import ingest_metadata
     from retrieval.system.signals import graceful
 
+    if table is None:
+        return
     noun, kind = ("face", "path") if table.about == "path" else ("identity", "identity")
     with graceful() as should_stop:
         done = ingest_metadata(
@@ -218,54 +352,18 @@ def _annotate(gallery: "Gallery", table: "Annotations", lines: "ReportFile", *, 
         raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
 
 
-def _ingest_with_progress(
-    gallery: "Gallery",
-    work: _Work,
-    lines: "ReportFile",
-    *,
-    log_json: bool,
-    **options: Any,
-) -> "IngestReport":
-    from retrieval.system.signals import graceful
-
-    with graceful() as should_stop, run_progress("enrolling", work.total, log_json=log_json) as bar:
-
-        def note(outcome: "Outcome") -> None:
-            lines.write(outcome)
-            bar.note(outcome)
-
-        return work.run(gallery, on_outcome=note, should_stop=should_stop, **options)
+def _tell(done: "IngestReport", wanted: IngestOptions) -> None:
+    tell_summary(done, wanted.summary, log_json=wanted.log_json)
+    if not wanted.log_json:
+        _print_ingest(done, wanted.report)
 
 
-def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
-    """Photos that are looked at before anything is changed.
-
-    Raises:
-        Interrupted: Ctrl-C, between two of them.
-    """
-    from retrieval.system.signals import graceful
-
-    with graceful() as should_stop:
-        for photo in found:
-            if should_stop():
-                raise Interrupted("Stopped; nothing was changed.")
-            yield photo
-
-
-def _check_repeatable(sources: list[str]) -> None:
-    """Checks that sources can be read a second time.
-
-    Raises:
-        InputError: standard input, or a pipe.
-    """
-    for source in sources:
-        if source == "-" or (
-            os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
-        ):
-            raise InputError(
-                f"--relabel reads sources twice, and {source} can be read once; write its paths into a .txt, "
-                "and name that."
-            )
+def _end(done: "IngestReport", wanted: IngestOptions) -> None:
+    """Ends the command with an error where it was stopped, or where rejected photos are one."""
+    if done.interrupted:
+        raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
+    again = f"ingest {wanted.gallery} --retry {wanted.report}" if wanted.report else "the same command"
+    fail_for_rejected(done, "enrolled", wanted.report, again, strict=wanted.strict)
 
 
 def _print_ingest(done: "IngestReport", report: Path | None) -> None:

@@ -1,25 +1,29 @@
 """What `ingest` and `embed` share: photos of sources, progress, the summary, and how a run ends."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieval.cli.report_file import ReportFile
 from retrieval.console import terminal
 from retrieval.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from retrieval.bulk.ingest import Run
     from retrieval.console.progress import Progress
+    from retrieval.embedding.outcome import Outcome
     from retrieval.sources.exclusion import PassedOver
     from retrieval.sources.photos import Photo
 
 
 def found_photos(
-    sources: list[str],
-    retry: Path | None,
+    sources: Sequence[str],
+    *,
+    retry: Path | None = None,
     identity_from: str | None,
-    exclude: list[str],
+    exclude: Sequence[str],
     passed_over: "PassedOver",
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     """Photos, at least one of them, and how many they are or how to count them.
@@ -47,10 +51,22 @@ def found_photos(
     return counted if reported is None else len(reported), chain([first], found)
 
 
-def run_progress(verb: str, total: "int | Callable[[], int | None]", *, log_json: bool) -> "Progress":
+@contextmanager
+def watched(
+    verb: str, total: "int | Callable[[], int | None]", lines: ReportFile, *, log_json: bool
+) -> "Iterator[tuple[Callable[[Outcome], None], Callable[[], bool]]]":
+    """Shows how far a run is; gives it what it calls for each photo, and what says whether to stop."""
     from retrieval.console.progress import Bar, JsonLog, Total
+    from retrieval.system.signals import graceful
 
-    return JsonLog(verb, Total(total)) if log_json else Bar(verb, Total(total))
+    progress: Progress = JsonLog(verb, Total(total)) if log_json else Bar(verb, Total(total))
+    with graceful() as should_stop, progress:
+
+        def note(outcome: "Outcome") -> None:
+            lines.write(outcome)
+            progress.note(outcome)
+
+        yield note, should_stop
 
 
 def tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
