@@ -24,6 +24,7 @@ from retrieval.cli import (
     train,
     transfer,
 )
+from retrieval.cli.command import Command
 from retrieval.errors import FaceprintError, RunError
 from retrieval.system import streams
 
@@ -31,7 +32,6 @@ app = typer.Typer(
     name="faceprint",
     help="Who is this, and which stored photos are closest?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -74,7 +74,7 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
 
 for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        app.command(_name, rich_help_panel=_panel)(_command)
+        app.command(_name, cls=Command, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

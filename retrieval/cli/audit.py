@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 def audit(
     gallery: options.Gallery,
     sample: Annotated[int | None, typer.Option(min=1, help="Look at about so many faces (whole people), each compared with all.", show_default="everything up to 50,000 faces, 20,000 of more")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample.")] = 0,
+    seed: Annotated[int, options.seed("Of the sample.")] = 0,
     limit: Annotated[float, typer.Option(help="Doubt what is so many robust standard deviations from the usual.")] = 3.0,
-    show: Annotated[int, typer.Option(min=0, help="How many doubts are printed, the most serious ones.")] = 20,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE.json", help="Write everything that was found.", show_default=False)] = None,
+    top: Annotated[int, typer.Option(min=0, help="How many doubts are printed, the most serious ones.")] = 20,
+    as_json: options.Json = False,
+    json_file: options.JsonFile = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with the photos side by side.", show_default=False)] = None,
     fetch: options.Fetch = False,
 ) -> None:  # fmt: skip
@@ -42,14 +43,17 @@ def audit(
     with open_gallery(gallery, "audit") as opened:
         found = _audit_with_progress(opened, sample=sample, seed=seed, limit=limit)
         fetching = opened.fetching(fetch=fetch)
+    text = json.dumps(found.summary(), ensure_ascii=False, indent=1, allow_nan=False)
     if json_file is not None:
-        text = json.dumps(found.summary(), ensure_ascii=False, indent=1, allow_nan=False)
         write_file(json_file, (text + "\n").encode("utf-8", "backslashreplace"))
     if page is not None:
         from retrieval.quality import audit_report
 
         write_file(page, audit_report.page(found, fetching))
-    _print_audited(found, show)
+    if as_json:
+        typer.echo(text)
+    else:
+        _print_audited(found, top)
 
 
 def _audit_with_progress(gallery: "Gallery", **options: Any) -> "Audited":
@@ -65,7 +69,7 @@ def _audit_with_progress(gallery: "Gallery", **options: Any) -> "Audited":
         return audit_gallery(gallery, on_progress=note, should_stop=should_stop, **options)
 
 
-def _print_audited(found: "Audited", show: int) -> None:
+def _print_audited(found: "Audited", top: int) -> None:
     from rich.table import Table
 
     from retrieval.quality.audit_report import HEADINGS, limit_row, scope
@@ -83,15 +87,15 @@ def _print_audited(found: "Audited", show: int) -> None:
     table.add_column("score", justify="right", no_wrap=True)
     for name in ("doubt", "seen", "next"):
         table.add_column(name, overflow="fold")
-    for doubt in found.doubts[:show]:
+    for doubt in found.doubts[:top]:
         shown = (HEADINGS[doubt.kind], doubt.says, doubt.next)
         table.add_row(f"{doubt.score:.1f}", *map(terminal.text, shown))
-    if show and found.doubts:
+    if top and found.doubts:
         printed.print()
         printed.print(table, soft_wrap=False)
-    left = len(found.doubts) - show
+    left = len(found.doubts) - top
     if left > 0:
-        printed.print(f"{terminal.counted(left, 'doubt')} more; --show, --json and --page have them")
+        printed.print(f"{terminal.counted(left, 'doubt')} more; --top, --json-file and --page have them")
     elif not found.doubts:
         printed.print("Nothing is doubted.")
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 def calibrate(
     gallery: options.Gallery,
-    fpir: Annotated[float, typer.Option(help="The share of strangers' searches that may name somebody.")] = 0.01,
+    fpir: Annotated[float, typer.Option(metavar="RATE", help="The share of strangers' searches that may name somebody.")] = 0.01,
     strangers: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Photos of people who are not enrolled: a source as of `ingest`; may be repeated.", show_default="the gallery's own people, each without their own faces")] = None,
     exclude: options.Exclude = None,
     sample: Annotated[int, typer.Option(min=1, help="How many enrolled faces are searched for at most.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample and of the intervals.")] = 0,
+    seed: Annotated[int, options.seed("Of the sample and of the intervals.")] = 0,
     show: Annotated[bool, typer.Option("--show", help="Show what is stored, and change nothing.")] = False,
     as_json: options.Json = False,
     batch_size: options.BatchSize = None,
@@ -37,8 +37,6 @@ def calibrate(
     not find their own person. Thresholds for 0.1, 0.03, 0.01, 0.003 and 0.001 are kept too, as far as there
     are searches enough: `faceprint search --fpir` picks one.
     """
-    if exclude and not strangers:
-        raise InputError("--exclude is about --strangers DATA; name some, or leave it out.")
     with open_gallery(gallery, "calibrate", device=device, precision=precision) as opened:
         if show:
             found = opened.calibration()

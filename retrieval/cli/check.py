@@ -27,11 +27,12 @@ def check(
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Also find photos that are nearer to another identity than to their own.", show_default=False)] = None,
     min_images: Annotated[int | None, typer.Option(min=2, help="As of train: identities with fewer photos are left out.", show_default=False)] = None,
     exclude: options.Exclude = None,
-    val_fraction: Annotated[float, typer.Option("--val-fraction", "--validation-fraction", help="As of train: share of each identity's photos to hold out.")] = 0.3,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="As of train: of the split.")] = 0,
+    val_fraction: Annotated[float, options.val_fraction("As of train: share of each identity's photos to hold out.")] = 0.3,
+    seed: Annotated[int, options.seed("As of train: of the split.")] = 0,
     image_size: Annotated[int | None, typer.Option(min=32, max=1024, help="As of train: side of the network's input in pixels.", show_default="224, or MODEL's")] = None,
     crop: Annotated[float | None, typer.Option(help="As of train: share of the shorter side to keep.", show_default="1.0, or MODEL's")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE.json", help="Write every finding.", show_default=False)] = None,
+    as_json: options.Json = False,
+    json_file: options.JsonFile = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with thumbnails, one file.", show_default=False)] = None,
     fix: Annotated[Path | None, typer.Option(metavar="LIST.csv", help="Write a list of the photos without those that should go, for train and ingest.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when something was found that harms.")] = False,
@@ -46,10 +47,9 @@ def check(
     Exit status: 0 when it was checked, whatever was found; 1 with --strict when something harms; 2 when there
     is nothing to check; 130 after Ctrl-C (nothing is written).
     """
-    require(0 < val_fraction < 1, "--val-fraction must lie between 0 and 1")
     require(crop is None or 0 < crop <= 1, "--crop must be above 0 and at most 1")
     for target, option, suffix in (
-        (as_json, "--json", ".json"),
+        (json_file, "--json-file", ".json"),
         (page, "--page", ".html"),
         (fix, "--fix", ".csv"),
     ):
@@ -59,8 +59,11 @@ def check(
         data, model, device, workers, exclude or [],
         seed=seed, validation_fraction=val_fraction, min_images=min_images, size=image_size, crop=crop,
     )  # fmt: skip
-    _print(done)
-    _write_all(done, as_json, page, fix)
+    if as_json:
+        typer.echo(json.dumps(done.as_json(), ensure_ascii=False, indent=1))
+    else:
+        _print(done)
+    _write_all(done, json_file, page, fix, quiet=as_json)
     if strict and done.harms:
         raise RunError("Something was found that harms (--strict); the table says what to do.")
 
@@ -192,15 +195,18 @@ def _example(finding: "Finding") -> str:
     return " and ".join(names) + (f" ({item.detail})" if item.detail else "")
 
 
-def _write_all(done: "Check", as_json: Path | None, page: Path | None, fix: Path | None) -> None:
-    if as_json is not None:
-        _write(as_json, json.dumps(done.as_json(), ensure_ascii=False, indent=1) + "\n")
+def _write_all(
+    done: "Check", json_file: Path | None, page: Path | None, fix: Path | None, *, quiet: bool
+) -> None:
+    if json_file is not None:
+        _write(json_file, json.dumps(done.as_json(), ensure_ascii=False, indent=1) + "\n")
     if page is not None:
-        from retrieval.quality.check_page import page as drawn
+        from retrieval.quality import check_page
 
-        _write(page, drawn(done))
+        _write(page, check_page.page(done))
     if fix is not None:
         _write(fix, _listed(done))
+    if fix is not None and not quiet:
         people = len({identity for _, identity in done.cleaned if identity is not None})
         terminal.console().print(
             terminal.text(

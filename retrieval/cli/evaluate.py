@@ -18,23 +18,19 @@ def evaluate(
     pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="For lfw-pairs: pairs and folds, as LFW's pairs.txt.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(metavar="imagenet|FILE", help="What training started from: measures the network before fine-tuning too.", show_default=False)] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Lay two folders of --out, or two models, side by side, with paired tests.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write report.html, metrics.json and photos.csv; with --compare, report.html and comparison.json.", show_default=False)] = None,
-    check: Annotated[Path | None, typer.Option(metavar="FILE.json", help="With --out: show what `faceprint check --json` found in the report.", show_default=False)] = None,
-    val_fraction: Annotated[float, typer.Option(help="Share of each identity's photos to search for, where the model's own split does not say.")] = 0.3,
+    out: Annotated[Path | None, options.output("FOLDER", "Write report.html, metrics.json and photos.csv; with --compare, report.html and comparison.json.")] = None,
+    check: Annotated[Path | None, typer.Option(metavar="FILE.json", help="With --out: show what `faceprint check --json-file` found in the report.", show_default=False)] = None,
+    val_fraction: Annotated[float, options.val_fraction("Share of each identity's photos to search for, where the model's own split does not say.")] = 0.3,
     min_images: Annotated[int, typer.Option(min=2, help="For open: identities with so many photos are enrolled, the others are strangers.")] = 10,
     exclude: options.Exclude = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 2, help="Of the split and of the intervals.")] = 0,
+    seed: Annotated[int, options.seed("Of the split and of the intervals.")] = 0,
     workers: options.Workers = None,
     as_json: options.Json = False,
     device: options.Device = "auto",
     precision: options.Precision = "float32",
 ) -> None:  # fmt: skip
     """Measure how good a model is, each figure with its 95% interval, beside baselines on the same photos."""
-    options.require(0 < val_fraction < 1, "--val-fraction must lie between 0 and 1")
     options.require(compare or compared_on is None, "A third folder goes with --compare; name MODEL and DATA")
-    options.require(
-        check is None or (out is not None and not compare), "--check goes with --out, without --compare"
-    )
     printing = training_module("commands.evaluate")
     chosen = printing.Options(
         protocol=protocol,

@@ -202,7 +202,7 @@ def reembed(
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Get the new model ready and show the drift; stay with today's.")] = False,
     give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose photos are gone or have changed.")] = False,
     fetch: options.Fetch = False,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write a line for each face whose photo is gone or has changed.", show_default=False)] = None,
+    report: Annotated[Path | None, options.report("face whose photo is gone or has changed")] = None,
     device: options.Device = "auto",
 ) -> None:  # fmt: skip
     """Embed every photo with another model, beside the serving one, then switch in one transaction.

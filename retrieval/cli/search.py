@@ -38,7 +38,7 @@ def search(
     k: Annotated[int | None, typer.Option("-k", min=1, help="How many closest photos, or people.", show_default="5; all with --within")] = None,
     within: Annotated[float | None, typer.Option(metavar="DISTANCE", help="All photos that are no farther than this.", show_default=False)] = None,
     by_person: Annotated[bool, typer.Option("--by-person", help="The closest people instead of photos.")] = False,
-    rule: Annotated[str, typer.Option(help="With --by-person, how far a person is: by the nearest photo, the mean of the nearest few, or the centroid of all.")] = "nearest",
+    rule: Annotated[str, typer.Option(metavar="nearest|mean|centroid", help="With --by-person, how far a person is: by the nearest photo, the mean of the nearest few, or the centroid of all.")] = "nearest",
     mean_of: Annotated[int, typer.Option(min=1, help="With --rule mean: of how many nearest photos.")] = 3,
     photos: Annotated[int, typer.Option(min=0, help="With --by-person: photos shown of each person.")] = 3,
     face: Annotated[list[int] | None, typer.Option("--face", metavar="ID", help="More like this stored face, itself left out; may be repeated.", show_default=False)] = None,
@@ -67,8 +67,6 @@ def search(
     asked = [*(images or []), *(_listed(paths) if paths is not None else [])]
     if not (asked or face or vectors):
         raise InputError("Name pictures, or --face ID, --paths FILE.txt or --vectors FILE.npy.")
-    if by_person and within is not None:
-        raise InputError("--within is for photos; leave it out, or leave --by-person out.")
     from retrieval.index.knn import Explanation
 
     explanation = Explanation()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def model(
     model: options.Model,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Print the layer table too (needs torch).")
+    layer_table: Annotated[
+        bool, typer.Option("--layer-table", help="Print the table of layers too (needs torch).")
     ] = False,
 ) -> None:
     """Show a model's card: labels, preprocessing, recipe, figures, fingerprint."""
@@ -27,7 +27,7 @@ def model(
 
     bundle = ModelBundle.load(model)
     _print_card(bundle)
-    if layers:
+    if layer_table:
         training_module("commands.train").print_layers(bundle)
 
 

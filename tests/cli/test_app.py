@@ -96,7 +96,7 @@ def test_exclude_without_anything_to_walk_is_an_input_error(
     faceprint: Faceprint, arguments: tuple[str, ...]
 ) -> None:
     status, _, err = faceprint(*arguments)
-    assert (status, "--exclude is about" in err) == (2, True)
+    assert (status, "--exclude is of use only with" in err) == (2, True)
 
 
 def test_a_new_gallerys_model_is_loaded_once(
@@ -248,7 +248,7 @@ def test_info_says_what_is_in_the_gallery(faceprint: Faceprint, enrolled: Path, 
 
 
 def test_model_shows_the_card_and_the_layers(faceprint: Faceprint, bundle: ModelBundle) -> None:
-    status, out, _ = faceprint("model", bundle.folder, "--layers")
+    status, out, _ = faceprint("model", bundle.folder, "--layer-table")
     assert status == 0
     assert bundle.fingerprint in out
     for word in ("Convolution", "Batch Normalization", "Fully Connected", "Softmax"):
