@@ -8,14 +8,19 @@ import typer
 from typer.core import TyperCommand
 
 from retrieval.cli.modes import refuse_unusable
-from retrieval.cli.spellings import JSON_NAMED_A_FILE, json_in_a_file, renewed
+from retrieval.cli.spellings import JSON_NAMED_A_FILE, in_todays, json_in_a_file, renewed
 from retrieval.errors import FaceprintError
 
 # An argument of the library, as its errors name it: `out`, or `device='cpu'`.
 _ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 # Arguments that are called otherwise as options.
-_CALLED: Final = {"learning_rate": "lr", "validation_fraction": "val_fraction", "fraction": "val_fraction"}
+_CALLED: Final = {
+    "learning_rate": "lr",
+    "validation_fraction": "val_fraction",
+    "fraction": "val_fraction",
+    "trusted": "model",  # `ingest --embeddings` trusts vectors of a file once a model is named
+}
 
 
 class Command(TyperCommand):
@@ -39,7 +44,8 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except FaceprintError as error:
-            error.args = (in_options(str(error), spelled), *error.args[1:])
+            sentence = in_todays(self._named, in_options(str(error), spelled))
+            error.args = (sentence, *error.args[1:])
             raise
 
     @property

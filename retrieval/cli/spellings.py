@@ -43,6 +43,13 @@ def json_in_a_file(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return [*done, *values], [_says("--json FILE", "--json-file FILE")] if done != words else []
 
 
+def in_todays(command: str, sentence: str) -> str:
+    """A sentence that may advise a value by its old spelling, which is what the library calls it."""
+    for old, new in OLD_SPELLINGS.get(command, {}).items():
+        sentence = sentence.replace(old, new) if " " in old else sentence
+    return sentence
+
+
 def _is_json(word: str) -> bool:
     return word == "--json" or word.startswith("--json=")
 

@@ -10,7 +10,10 @@ import typer
 
 from retrieval.cli.app import app
 from retrieval.cli.command import in_options
-from retrieval.cli.spellings import OLD_SPELLINGS, json_in_a_file, renewed
+from retrieval.cli.spellings import OLD_SPELLINGS, in_todays, json_in_a_file, renewed
+from retrieval.errors import InputError
+from retrieval.models.bundle import ModelBundle
+from retrieval.models.embedder import Embedder
 from tests.cli.test_app import Faceprint, faceprint
 
 __all__ = ["faceprint"]  # pytest finds the fixture by its name
@@ -103,3 +106,21 @@ def test_a_sentence_of_the_library_names_the_options_of_the_command() -> None:
     assert in_options(said, spelled) == (
         "Choose another --out, or --device cpu, or less --val-fraction; `pairs` and `faceprint demo` stay."
     )
+
+
+def test_an_error_that_a_command_ends_with_names_its_options(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    """The same error of the library names an argument."""
+    status, _, err = faceprint("ingest", tmp_path / "g", faces, "--model", bundle.folder, "--device", "warp")
+    said = "There is no device warp here; use"
+    assert (status, err) == (2, f"faceprint: {said} --device auto or --device cpu.\n")
+    with pytest.raises(InputError) as caught:
+        Embedder.open(bundle, device="warp")
+    assert str(caught.value) == f"{said} `device='auto'` or `device='cpu'`."
+
+
+def test_a_sentence_that_advises_an_old_spelling_says_the_new_one() -> None:
+    said = "The device cpu has no bfloat16; use --precision fp32."
+    assert in_todays("train", said) == said.replace("fp32", "float32")
+    assert in_todays("model", "See --layers.") == "See --layers."
