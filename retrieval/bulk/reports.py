@@ -65,18 +65,27 @@ class Run:
         return max(self.stages, key=lambda one: one.busy_seconds / one.workers, default=None)
 
     @property
+    def working_seconds(self) -> float:
+        """Seconds until the last photo was durable: what all rates and shares of a report are of."""
+        return max(0.0, self.seconds - self.optimizing_seconds)
+
+    @property
     def photos_per_second(self) -> float:
         """Photos that were looked at, by the seconds until the last was durable."""
-        return self._per_second(self.found)
+        return self.found / self.working_seconds if self.working_seconds else 0.0
 
     @property
     def megabytes_per_second(self) -> float:
-        """Files that were read, in 10^6 bytes, by the same seconds."""
-        return self._per_second(self.bytes_read / 1e6)
+        """Millions of bytes that were read, by the same seconds."""
+        return self.bytes_read / 1e6 / self.working_seconds if self.working_seconds else 0.0
 
-    def _per_second(self, amount: float) -> float:
-        seconds = self.seconds - self.optimizing_seconds
-        return amount / seconds if seconds > 0 else 0.0
+    @property
+    def busy_share(self) -> float:
+        """The share of these seconds in which a worker of the bottleneck was busy; 0 where nothing ran."""
+        limit = self.bottleneck
+        if limit is None or not self.working_seconds:
+            return 0.0
+        return min(1.0, limit.busy_seconds / limit.workers / self.working_seconds)
 
     def measure(self, pipeline: PhotoPipeline[Any], last: Meter) -> None:
         """Takes over what a pipeline did; `last` is what was done with its results."""

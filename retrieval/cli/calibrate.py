@@ -5,15 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieval.cli import maintenance
+from retrieval.cli import options
+from retrieval.cli.opening import open_gallery
 from retrieval.console import terminal
-from retrieval.console.terminal import (
-    DeviceOption,
-    ExcludeOption,
-    GalleryArgument,
-    JsonOption,
-    PrecisionOption,
-)
 from retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,25 +16,20 @@ if TYPE_CHECKING:
     from retrieval.gallery.gallery import Gallery
     from retrieval.rates import Rate
 
-app = typer.Typer()
 
-_PANEL = "Looking after a gallery"
-
-
-@app.command(rich_help_panel=_PANEL)
 def calibrate(
-    gallery: GalleryArgument,
-    fpir: Annotated[float, typer.Option(help="The share of strangers' searches that may name somebody.")] = 0.01,
+    gallery: options.Gallery,
+    fpir: Annotated[float, typer.Option(metavar="RATE", help="The share of strangers' searches that may name somebody.")] = 0.01,
     strangers: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Photos of people who are not enrolled: a source as of `ingest`; may be repeated.", show_default="the gallery's own people, each without their own faces")] = None,
-    exclude: ExcludeOption = None,
+    exclude: options.Exclude = None,
     sample: Annotated[int, typer.Option(min=1, help="How many enrolled faces are searched for at most.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample and of the intervals.")] = 0,
+    seed: Annotated[int, options.seed("Of the sample and of the intervals.")] = 0,
     show: Annotated[bool, typer.Option("--show", help="Show what is stored, and change nothing.")] = False,
-    as_json: JsonOption = False,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "float32",
+    as_json: options.Json = False,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "float32",
 ) -> None:  # fmt: skip
     """Find the distance beyond which searches of this gallery say UNKNOWN, and let them go by it.
 
@@ -48,20 +37,18 @@ def calibrate(
     not find their own person. Thresholds for 0.1, 0.03, 0.01, 0.003 and 0.001 are kept too, as far as there
     are searches enough: `faceprint search --fpir` picks one.
     """
-    if exclude and not strangers:
-        raise InputError("--exclude is about --strangers DATA; name some, or leave it out.")
-    with maintenance.open_gallery(gallery, "calibrate", device=device, precision=precision) as opened:
+    with open_gallery(gallery, "calibrate", device=device, precision=precision) as opened:
         if show:
             found = opened.calibration()
             if found is None:
                 raise InputError(f"{gallery} is not calibrated; run `faceprint calibrate {gallery}`.")
             _tell(found, None, opened.info().faces, _learned(opened), as_json=as_json)
             return
-        options: dict[str, Any] = {"sample": sample, "seed": seed}
+        wanted: dict[str, Any] = {"sample": sample, "seed": seed}
         if strangers:
-            options |= {"strangers": strangers, "batch_size": batch_size, "workers": workers}
-            options |= {"exclude": exclude or []}
-        done = _with_progress(opened, fpir, options)
+            wanted |= {"strangers": strangers, "batch_size": batch_size, "workers": workers}
+            wanted |= {"exclude": exclude or []}
+        done = _with_progress(opened, fpir, wanted)
         learned = _learned(opened)
     _tell(done.calibration, done.report, done.calibration.faces, learned, as_json=as_json)
 
@@ -71,7 +58,7 @@ def _learned(gallery: "Gallery") -> int:
     return len(gallery.identity_metadata(gallery.bundle.labels))
 
 
-def _with_progress(gallery: "Gallery", fpir: float, options: dict[str, Any]) -> "Calibrated":
+def _with_progress(gallery: "Gallery", fpir: float, wanted: dict[str, Any]) -> "Calibrated":
     from retrieval.bulk.calibrate import calibrate
     from retrieval.embedding.outcome import Outcome, Status
     from retrieval.system.signals import graceful
@@ -94,7 +81,7 @@ def _with_progress(gallery: "Gallery", fpir: float, options: dict[str, Any]) -> 
                 searching.append(progress.add_task("", total=total, pace="enrolled faces", rejected=0))
             progress.update(searching[0], completed=done)
 
-        return calibrate(gallery, fpir, on_outcome=note, on_progress=tell, should_stop=should_stop, **options)
+        return calibrate(gallery, fpir, on_outcome=note, on_progress=tell, should_stop=should_stop, **wanted)
 
 
 def _tell(

@@ -11,34 +11,33 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from retrieval.cli import options
+from retrieval.cli.options import require
 from retrieval.console import terminal
-from retrieval.console.terminal import DeviceOption, ExcludeOption
-from retrieval.errors import InputError, RunError
+from retrieval.errors import RunError
 
 if TYPE_CHECKING:
-    from retrieval.quality.dataset_check import Check, Finding, Options
-
-app = typer.Typer()
+    from retrieval.quality.dataset_check import Check, Finding
 
 _COLOURS: Final = {"harms": "bold red", "look": "yellow", "note": "dim"}
 
 
-@app.command()
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity, or a list (.csv, .txt, .parquet) or archive of photos.", show_default=False)],
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Also find photos that are nearer to another identity than to their own.", show_default=False)] = None,
     min_images: Annotated[int | None, typer.Option(min=2, help="As of train: identities with fewer photos are left out.", show_default=False)] = None,
-    exclude: ExcludeOption = None,
-    val_fraction: Annotated[float, typer.Option("--val-fraction", "--validation-fraction", help="As of train: share of each identity's photos to hold out.")] = 0.3,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="As of train: of the split.")] = 0,
+    exclude: options.Exclude = None,
+    val_fraction: Annotated[float, options.val_fraction("As of train: share of each identity's photos to hold out.")] = 0.3,
+    seed: Annotated[int, options.seed("As of train: of the split.")] = 0,
     image_size: Annotated[int | None, typer.Option(min=32, max=1024, help="As of train: side of the network's input in pixels.", show_default="224, or MODEL's")] = None,
     crop: Annotated[float | None, typer.Option(help="As of train: share of the shorter side to keep.", show_default="1.0, or MODEL's")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE.json", help="Write every finding.", show_default=False)] = None,
+    as_json: options.Json = False,
+    json_file: options.JsonFile = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with thumbnails, one file.", show_default=False)] = None,
     fix: Annotated[Path | None, typer.Option(metavar="LIST.csv", help="Write a list of the photos without those that should go, for train and ingest.", show_default=False)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when something was found that harms.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read photos.", show_default="one per processor")] = None,
-    device: DeviceOption = "auto",
+    workers: options.Workers = None,
+    device: options.Device = "auto",
 ) -> None:  # fmt: skip
     """Say what a folder of photos is worth, before hours of training.
 
@@ -48,10 +47,9 @@ def check(
     Exit status: 0 when it was checked, whatever was found; 1 with --strict when something harms; 2 when there
     is nothing to check; 130 after Ctrl-C (nothing is written).
     """
-    _check(0 < val_fraction < 1, "--val-fraction must lie between 0 and 1")
-    _check(crop is None or 0 < crop <= 1, "--crop must be above 0 and at most 1")
+    require(crop is None or 0 < crop <= 1, "--crop must be above 0 and at most 1")
     for target, option, suffix in (
-        (as_json, "--json", ".json"),
+        (json_file, "--json-file", ".json"),
         (page, "--page", ".html"),
         (fix, "--fix", ".csv"),
     ):
@@ -61,27 +59,25 @@ def check(
         data, model, device, workers, exclude or [],
         seed=seed, validation_fraction=val_fraction, min_images=min_images, size=image_size, crop=crop,
     )  # fmt: skip
-    _print(done)
-    _write_all(done, as_json, page, fix)
+    if as_json:
+        typer.echo(json.dumps(done.as_json(), ensure_ascii=False, indent=1))
+    else:
+        _print(done)
+    _write_all(done, json_file, page, fix, quiet=as_json)
     if strict and done.harms:
         raise RunError("Something was found that harms (--strict); the table says what to do.")
 
 
-def _check(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise InputError(f"{sentence}.")
-
-
 def _check_target(target: Path, option: str, suffix: str, data: Path) -> None:
     """Before hours of looking: a file of ours must be one that can be written, and no photo nor the data."""
-    _check(target.suffix.lower() == suffix, f"{option} writes a file that ends in {suffix}, not {target}")
-    _check(not target.is_dir(), f"{target} is a folder; name a file for {option}")
-    _check(
+    require(target.suffix.lower() == suffix, f"{option} writes a file that ends in {suffix}, not {target}")
+    require(not target.is_dir(), f"{target} is a folder; name a file for {option}")
+    require(
         target.absolute().parent.is_dir(),
         f"There is no folder {target.parent}; make it, or name another file",
     )
     among = target.resolve().is_relative_to(data.resolve())
-    _check(not among, f"{target} would lie among the photos of {data}, or in their place; name another file")
+    require(not among, f"{target} would lie among the photos of {data}, or in their place; name another file")
 
 
 def _checked(
@@ -98,13 +94,13 @@ def _checked(
         embedder = stack.enter_context(Embedder.open(bundle, device=device)) if bundle is not None else None
         usual = bundle.preprocessing if bundle is not None else Preprocessing(size=224, crop=1.0)
         wanted = Preprocessing(size=size or usual.size, crop=crop or usual.crop)
-        options: Options = dataset_check.Options(preprocessing=wanted, **split)
+        chosen = dataset_check.Options(preprocessing=wanted, **split)
         should_stop = stack.enter_context(graceful())
         progress = stack.enter_context(_Stages(data, exclude))
         return dataset_check.check(
             data,
             model=embedder,
-            options=options,
+            options=chosen,
             exclude=exclude,
             workers=workers,
             on_photo=progress.note,
@@ -199,15 +195,18 @@ def _example(finding: "Finding") -> str:
     return " and ".join(names) + (f" ({item.detail})" if item.detail else "")
 
 
-def _write_all(done: "Check", as_json: Path | None, page: Path | None, fix: Path | None) -> None:
-    if as_json is not None:
-        _write(as_json, json.dumps(done.as_json(), ensure_ascii=False, indent=1) + "\n")
+def _write_all(
+    done: "Check", json_file: Path | None, page: Path | None, fix: Path | None, *, quiet: bool
+) -> None:
+    if json_file is not None:
+        _write(json_file, json.dumps(done.as_json(), ensure_ascii=False, indent=1) + "\n")
     if page is not None:
-        from retrieval.quality.check_page import page as drawn
+        from retrieval.quality import check_page
 
-        _write(page, drawn(done))
+        _write(page, check_page.page(done))
     if fix is not None:
         _write(fix, _listed(done))
+    if fix is not None and not quiet:
         people = len({identity for _, identity in done.cleaned if identity is not None})
         terminal.console().print(
             terminal.text(

@@ -1,7 +1,6 @@
 """The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from retrieval.cli import maintenance
+from retrieval.cli import options
+from retrieval.cli.opening import open_gallery
+from retrieval.cli.search_output import (
+    Answer,
+    answer_json,
+    draw,
+    explained,
+    print_answer,
+    tell_about_decisions,
+)
 from retrieval.console import terminal
-from retrieval.console.terminal import DeviceOption, GalleryArgument, JsonOption, PrecisionOption
 from retrieval.errors import InputError, UnreadableImage
 
 if TYPE_CHECKING:
@@ -21,30 +28,15 @@ if TYPE_CHECKING:
 
     from retrieval.database.filters import Where
     from retrieval.gallery.gallery import Gallery
-    from retrieval.index.knn import Explanation
-    from retrieval.search.decisions import Decision
-    from retrieval.search.nearest import Found, Match, PeopleResult, PersonMatch, Prediction, SearchResult
+    from retrieval.search.nearest import Found, PeopleResult, SearchResult
     from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
 
-app = typer.Typer()
 
 # How many pictures or vectors are asked about together.
 _TOGETHER: Final = 256
 
+
 _DEFAULT_K: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What came back for one query: matches or people, a decision, a prediction for a picture; or an error."""
-
-    query: str
-    image: Path | None
-    matches: "Sequence[Match] | None" = None
-    people: "Sequence[PersonMatch] | None" = None
-    prediction: "Prediction | None" = None
-    error: UnreadableImage | None = None
-    decision: "Decision | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +49,13 @@ class _Searches:
     vectors: "Callable[[NDArray[Any]], Sequence[Found[Any]]]"
 
 
-@app.command()
 def search(
-    gallery: GalleryArgument,
+    gallery: options.Gallery,
     images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="Pictures to ask about.", show_default=False)] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="How many closest photos, or people.", show_default="5; all with --within")] = None,
     within: Annotated[float | None, typer.Option(metavar="DISTANCE", help="All photos that are no farther than this.", show_default=False)] = None,
     by_person: Annotated[bool, typer.Option("--by-person", help="The closest people instead of photos.")] = False,
-    rule: Annotated[str, typer.Option(help="With --by-person, how far a person is: by the nearest photo, the mean of the nearest few, or the centroid of all.")] = "nearest",
+    rule: Annotated[str, typer.Option(metavar="nearest|mean|centroid", help="With --by-person, how far a person is: by the nearest photo, the mean of the nearest few, or the centroid of all.")] = "nearest",
     mean_of: Annotated[int, typer.Option(min=1, help="With --rule mean: of how many nearest photos.")] = 3,
     photos: Annotated[int, typer.Option(min=0, help="With --by-person: photos shown of each person.")] = 3,
     face: Annotated[list[int] | None, typer.Option("--face", metavar="ID", help="More like this stored face, itself left out; may be repeated.", show_default=False)] = None,
@@ -76,10 +67,10 @@ def search(
     fpir: Annotated[float | None, typer.Option(metavar="RATE", help="Decide by the threshold for this share of strangers.", show_default="as calibrated")] = None,
     max_distance: Annotated[float | None, typer.Option("--max-distance", metavar="DISTANCE", help="Decide by this distance instead: who is farther is UNKNOWN. Other than --within it hides no photo.", show_default=False)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what answering took.")] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "float32",
+    device: options.Device = "auto",
+    precision: options.Precision = "float32",
 ) -> None:  # fmt: skip
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
@@ -93,8 +84,6 @@ def search(
     asked = [*(images or []), *(_listed(paths) if paths is not None else [])]
     if not (asked or face or vectors):
         raise InputError("Name pictures, or --face ID, --paths FILE.txt or --vectors FILE.npy.")
-    if by_person and within is not None:
-        raise InputError("--within is for photos; leave it out, or leave --by-person out.")
     from retrieval.index.knn import Explanation
 
     explanation = Explanation()
@@ -106,7 +95,7 @@ def search(
         "max_distance": max_distance,
     }
     people: PeopleSearchOptions = {**common, "rule": rule, "mean_of": mean_of, "photos": photos}
-    with maintenance.open_gallery(gallery, "search", device=device, precision=precision) as opened:
+    with open_gallery(gallery, "search", device=device, precision=precision) as opened:
         if wanted is not None:
             opened.require_identities(wanted.identities)
         if by_person:
@@ -120,23 +109,23 @@ def search(
             *(_of_vectors(searches, vectors, opened.bundle.dimension) if vectors is not None else []),
         ]
     decisions = [answer.decision for answer in answers if answer.error is None]
-    _tell_about_decisions(gallery, decisions, foretell=not as_json)
+    tell_about_decisions(gallery, decisions, foretell=not as_json)
     if as_json:
-        shown: Any = [_json(answer) for answer in answers]
-        shown = {"answers": shown, "explanation": _explained(explanation)} if explain else shown
+        shown: Any = [answer_json(answer) for answer in answers]
+        shown = {"answers": shown, "explanation": explained(explanation)} if explain else shown
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
     else:
         for answer in answers:
             if answer.error is None:
-                _print(answer)
+                print_answer(answer)
         if explain:
-            took = _explained(explanation)
+            took = explained(explanation)
             stages = took["milliseconds"].items()
             took["milliseconds"] = ", ".join(f"{stage} {time:,.1f}" for stage, time in stages)
             took["bytes read"] = terminal.size(took["bytes read"])
             terminal.print_facts("What it took", took)
     if plot is not None:
-        _draw(answers, plot)
+        draw(answers, plot)
     unreadable = [str(answer.error) for answer in answers if answer.error is not None]
     if unreadable:
         raise InputError("\nfaceprint: ".join(unreadable))
@@ -201,7 +190,7 @@ def _listed(path: Path) -> list[Path]:
     return found
 
 
-def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[_Answer]:
+def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[Answer]:
     """Answers for pictures, many at a time; one that cannot be read costs its neighbours nothing but time."""
     for start in range(0, len(images), _TOGETHER):
         some = images[start : start + _TOGETHER]
@@ -212,26 +201,26 @@ def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[_Answer]
                 try:
                     yield _of_image(image, searches.images([image])[0])
                 except UnreadableImage as error:
-                    yield _Answer(str(image), image, error=error)
+                    yield Answer(str(image), image, error=error)
 
 
-def _of_image(image: Path, found: Any) -> _Answer:
+def _of_image(image: Path, found: Any) -> Answer:
     matches, people = getattr(found, "matches", None), getattr(found, "people", None)
-    return _Answer(str(image), image, matches, people, found.prediction, decision=found.decision)
+    return Answer(str(image), image, matches, people, found.prediction, decision=found.decision)
 
 
-def _of_faces(searches: _Searches, faces: Sequence[int]) -> Iterator[_Answer]:
+def _of_faces(searches: _Searches, faces: Sequence[int]) -> Iterator[Answer]:
     for number in faces:
         yield _of_found(f"face {number}", searches.face(number), searches.by_person)
 
 
-def _of_found(query: str, found: "Found[Any]", by_person: bool) -> _Answer:
+def _of_found(query: str, found: "Found[Any]", by_person: bool) -> Answer:
     if by_person:
-        return _Answer(query, None, people=found, decision=found.decision)
-    return _Answer(query, None, matches=found, decision=found.decision)
+        return Answer(query, None, people=found, decision=found.decision)
+    return Answer(query, None, matches=found, decision=found.decision)
 
 
-def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[_Answer]:
+def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[Answer]:
     import numpy as np
 
     try:
@@ -249,168 +238,3 @@ def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[_An
         found = searches.vectors(np.asarray(vectors[start : start + _TOGETHER]))
         for row, one in enumerate(found, start):
             yield _of_found(f"{path} row {row}", one, searches.by_person)
-
-
-def _tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
-    """Says once, on the standard error, why there are no decisions, or what is to be expected of them."""
-    if not decisions:
-        return
-    first = decisions[0]
-    if first is None:
-        typer.echo(
-            f"no decision: {gallery} has no threshold; find one with `faceprint calibrate {gallery}`",
-            err=True,
-        )
-    elif first.outgrown:
-        typer.echo(
-            f"{gallery} has grown since it was calibrated for an FPIR of {first.fpir:g}: expect about "
-            f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
-            err=True,
-        )
-    elif first.upcoming is not None and foretell:
-        typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
-
-
-def _explained(explanation: "Explanation") -> dict[str, Any]:
-    """What answering took, in words and numbers."""
-    queries = max(explanation.queries, 1)
-    return {
-        "answered by": explanation.method,
-        "searches": explanation.queries,
-        "photos to compare with": explanation.rows,
-        "looked at by code, per search": round(explanation.coded_rows / queries, 1),
-        "looked at whole in float32, per search": round(explanation.scanned_rows / queries, 1),
-        "not ruled out by their codes, per search": round(explanation.candidates / queries, 1),
-        "bytes read": explanation.bytes_read,
-        "milliseconds": {stage: round(1e3 * time, 2) for stage, time in explanation.seconds.items()},
-    }
-
-
-def _json(answer: _Answer) -> dict[str, Any]:
-    shown: dict[str, Any] = {"query": answer.query}
-    if answer.error is not None:
-        return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
-    if answer.prediction is not None:
-        prediction = answer.prediction
-        shown["prediction"] = {"identity": prediction.identity, "probability": prediction.probability}
-    if answer.decision is not None:
-        shown["decision"] = dataclasses.asdict(answer.decision)
-    if answer.people is not None:
-        shown["people"] = [
-            {
-                "rank": rank,
-                "identity": person.identity,
-                "distance": person.distance,
-                "matches": _matches_json(person.matches),
-            }
-            for rank, person in enumerate(answer.people, 1)
-        ]
-    else:
-        shown["matches"] = _matches_json(answer.matches or ())
-    return shown
-
-
-def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
-    return [
-        {
-            "rank": rank,
-            "face_id": match.face.id,
-            "identity": match.face.identity,
-            "path": match.face.path,
-            "distance": match.distance,
-            **({"metadata": dict(match.face.metadata)} if match.face.metadata else {}),
-        }
-        for rank, match in enumerate(matches, 1)
-    ]
-
-
-def _print(answer: _Answer) -> None:
-    from rich.table import Table
-
-    console = terminal.console()
-    console.print(terminal.text(answer.query, "bold"))
-    if answer.prediction is not None:
-        prediction = answer.prediction
-        console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
-    if answer.decision is not None:
-        console.print(terminal.text(f"decision: {_decided(answer.decision)}"))
-    rows = list(_rows(answer))
-    if not rows:
-        console.print("Nobody is near enough, or no photo is meant.\n")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("#", justify="right")
-    table.add_column("identity")
-    table.add_column("distance", justify="right")
-    table.add_column("face", justify="right")
-    table.add_column("photo", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, soft_wrap=False)
-    console.print()
-
-
-def _decided(decision: "Decision") -> str:
-    """A decision in words, and what it rests on."""
-    if decision.distance is None:
-        return "UNKNOWN (there is nobody to compare with)"
-    words = [f"{decision.distance:.3f} away, threshold {decision.threshold:.3f}"]
-    if decision.margin is not None:
-        words.append(f"{decision.second} is {decision.margin:.3f} farther")
-    if decision.classifier_agrees is not None:
-        words.append(f"the classifier {'agrees' if decision.classifier_agrees else 'disagrees'}")
-    name = "UNKNOWN" if decision.identity is None else decision.identity
-    return f"{name} ({'; '.join(words)})"
-
-
-def _rows(answer: _Answer) -> Iterator[tuple[Any, ...]]:
-    """The rows of the table: photos, or people with their photos below them."""
-    for rank, match in enumerate(answer.matches or (), 1):
-        yield str(rank), terminal.text(match.face.identity or "-"), *_photo(match)
-    for rank, person in enumerate(answer.people or (), 1):
-        yield str(rank), terminal.text(person.identity), f"{person.distance:.3f}", "", ""
-        for match in person.matches:
-            yield "", "", *_photo(match)
-
-
-def _photo(match: "Match") -> tuple[Any, ...]:
-    return f"{match.distance:.3f}", str(match.face.id), terminal.text(terminal.near(match.face.path))
-
-
-def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
-    """What stands below a picture that was asked about."""
-    if decision is None:
-        return f"classifier: {prediction.probability:.0%} {prediction.identity}"
-    return f"decision: {decision.identity or 'UNKNOWN'}"
-
-
-def _draw(answers: Sequence[_Answer], path: Path) -> None:
-    from retrieval.images.panel import Row, Tile, panel
-    from retrieval.system.files import why, write_durably
-
-    rows = [
-        Row(
-            Tile(
-                answer.image,
-                answer.image.name,
-                _caption(answer.prediction, answer.decision),
-            ),
-            [
-                Tile(
-                    match.face.path or b"", match.face.identity or "unknown", f"distance {match.distance:.3f}"
-                )
-                for match in answer.matches or [m for person in answer.people or () for m in person.matches]
-            ],
-        )
-        for answer in answers
-        if answer.image is not None and answer.prediction is not None
-    ]
-    if not rows:
-        return
-    picture = io.BytesIO()
-    panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
-    try:
-        write_durably(path, picture.getvalue())
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be written: {why(error)}.") from error
-    typer.echo(f"drew {path}", err=True)

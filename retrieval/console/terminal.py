@@ -1,32 +1,10 @@
-"""What commands share: arguments, tables, text without control characters, sizes and rates."""
+"""What commands share of a terminal: tables, text without control characters, sizes and rates."""
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from retrieval.system.paths import is_url
-
-GalleryArgument = Annotated[
-    Path, typer.Argument(metavar="GALLERY", help="The gallery's folder.", show_default=False)
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ... or several: cuda:0,cuda:1")]
-PrecisionOption = Annotated[
-    str,
-    typer.Option(help="float32, bf16 or fp16; fewer bits are quicker on a GPU and move distances a little."),
-]
-ExcludeOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--exclude",
-        metavar="PATTERN",
-        help="Pass over files and folders, as in .gitignore: '*.gif', raw/, /Ada/old; may be repeated.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def console() -> Any:

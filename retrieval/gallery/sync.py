@@ -98,6 +98,6 @@ def roots(
                 f"There is not one photo in {root}{passed_over.aside()}, so nothing is taken for gone; is it "
                 "mounted? "
                 "To remove people, use `faceprint forget`; to drop what was below a folder that is gone for "
-                "good, name another source, and this one with `--gone`."
+                "good, name another source, and this one as `gone`."
             )
     return [absolute(source) for source in [*sources, *gone]]

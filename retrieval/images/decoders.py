@@ -256,7 +256,7 @@ class _Process:
                 self._popen = isolation.start(_PROGRAM, pipe, file, slots, size, descriptors=(pipe, file))
             except OSError as error:
                 raise RunError(
-                    f"A process that decodes photos cannot be started ({why(error)}); use --decoders 0."
+                    f"A process that decodes photos cannot be started ({why(error)}); use `decoders=0`."
                 ) from error
             self._pipe = Connection(ours.detach())
 
@@ -270,7 +270,7 @@ class _Process:
         except (EOFError, OSError) as error:
             raise RunError(
                 "A process that decodes photos has ended; what was enrolled is kept, run the command again, "
-                "or with --decoders 0 if it happens again."
+                "or with `decoders=0` if it happens again."
             ) from error
         return reply
 

@@ -242,7 +242,8 @@ def _torch_engine(bundle: ModelBundle, device: str, precision: str) -> Engine:
         from retrieval.models.torch_engine import TorchEngine
     except ImportError as error:
         raise MissingDependency(
-            "The torch engine needs torch; install it with pip install 'faceprint[gpu]', or use --device cpu."
+            "The torch engine needs torch; install it with pip install 'faceprint[gpu]', or use "
+            "`device='cpu'`."
         ) from error
     devices = [name.strip() for name in device.split(",")]
     if len(devices) == 1:

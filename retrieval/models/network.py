@@ -248,7 +248,7 @@ def _download() -> dict[str, Tensor]:
         reason = getattr(error, "reason", None) or (why(error) if isinstance(error, OSError) else error)
         raise InputError(
             "ImageNet weights cannot be downloaded from torchvision's server "
-            f"({reason}); give a file with --weights FILE, or start from nothing with --weights none."
+            f"({reason}); give a file as `weights`, or start from nothing with `weights='none'`."
         ) from error
 
 

@@ -104,7 +104,7 @@ class TorchEngine:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"There is no device {device_name} here; use --device auto or --device cpu."
+                f"There is no device {device_name} here; use `device='auto'` or `device='cpu'`."
             ) from error
         try:
             network.load_state_dict(bundle.load_weights(_tensors))
@@ -201,7 +201,7 @@ class TorchEngine:
         if failed <= 1:
             raise RunError(
                 "The device has no memory left for a single picture; end other programs that use it, "
-                "or use --device cpu."
+                "or use `device='cpu'`."
             ) from error
         self.pass_size = min(self.pass_size, failed // 2)
         if torch.cuda.is_available():
@@ -214,7 +214,7 @@ class TorchEngine:
             if not np.isfinite(found).all():
                 raise RunError(
                     f"This model's numbers do not fit into {self._precision}; "
-                    "use --precision bf16 or --precision float32."
+                    "use `precision='bf16'` or `precision='float32'`."
                 )
             small = range(0, len(pixels), 8)
             exact = np.concatenate([self._exact.start(pixels[start : start + 8])()[0] for start in small])

@@ -169,10 +169,10 @@ def check_enough(fpir: float, searches: int) -> None:
     if _is_enough(fpir, searches):
         return
     possible = [one for one in USUAL if _is_enough(one, searches)]
-    instead = f", or ask for --fpir {possible[-1]:g}" if possible else ""
+    instead = f", or ask for `fpir={possible[-1]:g}`" if possible else ""
     raise InputError(
         f"An FPIR of {fpir:g} needs {math.ceil(1 / fpir - 1e-9):,} searches of strangers or more, and there "
-        f"are {searches:,}; name more photos with --strangers{instead}."
+        f"are {searches:,}; name more photos with `strangers`{instead}."
     )
 
 

@@ -110,7 +110,8 @@ def _composed(names: Sequence[str | None]) -> list[str | None]:
 def _check_model(path: Path, found: bytes | None, fingerprint: str, *, trusted: bool) -> None:
     if found is None and not trusted:
         raise InputError(
-            f"{path} does not say which model made its vectors; pass --model MODEL to assert which one did."
+            f"{path} does not say which model made its vectors; pass `trusted=True` to assert "
+            "that the gallery's model did."
         )
     if found not in (None, fingerprint.encode()):
         shown = (found or b"").decode(errors="backslashreplace")[:12]

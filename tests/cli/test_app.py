@@ -96,7 +96,7 @@ def test_exclude_without_anything_to_walk_is_an_input_error(
     faceprint: Faceprint, arguments: tuple[str, ...]
 ) -> None:
     status, _, err = faceprint(*arguments)
-    assert (status, "--exclude is about" in err) == (2, True)
+    assert (status, "--exclude is of use only with" in err) == (2, True)
 
 
 def test_a_new_gallerys_model_is_loaded_once(
@@ -248,7 +248,7 @@ def test_info_says_what_is_in_the_gallery(faceprint: Faceprint, enrolled: Path, 
 
 
 def test_model_shows_the_card_and_the_layers(faceprint: Faceprint, bundle: ModelBundle) -> None:
-    status, out, _ = faceprint("model", bundle.folder, "--layers")
+    status, out, _ = faceprint("model", bundle.folder, "--layer-table")
     assert status == 0
     assert bundle.fingerprint in out
     for word in ("Convolution", "Batch Normalization", "Fully Connected", "Softmax"):
@@ -641,6 +641,24 @@ def test_the_summary_is_written_to_a_file(
     summary = json.loads((tmp_path / "s.json").read_text())
     assert (summary["found"], summary["known"], summary["interrupted"]) == (36, 36, False)
     assert summary["bytes_read"] == sum(path.stat().st_size for path in faces.glob("*/*.jpg"))
+
+
+def test_all_rates_of_a_report_are_by_the_seconds_until_the_last_photo_was_durable() -> None:
+    """Making searches quick comes afterwards, and photos are not read by then."""
+    from retrieval.bulk.ingest import IngestReport
+    from retrieval.cli.photo_runs import how_quick
+    from retrieval.system.pipeline import Meter
+
+    read = Meter("read", workers=2)
+    read.busy_seconds = 4.0
+    done = IngestReport(
+        seconds=10.0, optimizing_seconds=6.0, bytes_read=8_000_000, stages=(read,), enrolled=40
+    )
+    summary = done.summary()
+    assert (summary["photos_per_second"], summary["megabytes_per_second"]) == (10.0, 2.0)
+    assert how_quick(done).startswith(
+        "10 photos/s, 2.0 MB/s read, the busiest stage was read (50% of the time), "
+    )
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.npy"])

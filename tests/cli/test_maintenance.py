@@ -123,6 +123,22 @@ def test_a_receipt_is_never_written_over_another_file(
     assert faces_in(faceprint, gallery) == 9
 
 
+def test_a_receipt_that_cannot_be_written_is_named_and_kept_by_the_gallery(
+    faceprint: Faceprint, gallery: Path
+) -> None:
+    """Nothing can be made below /proc, which only shows when it is tried."""
+    status, out, err = faceprint("forget", gallery, "--identity", GONE, "--receipt", "/proc/receipt.json")
+    (receipt,) = json.loads(faceprint("audit-log", gallery, "--receipts", "--json")[1])
+    assert status == 1
+    assert out.startswith(f"forgot 3 faces; receipt {receipt['id']}, ")
+    assert err.startswith(
+        f"faceprint: 3 faces of {gallery} are erased, but receipt {receipt['id']} cannot be written to "
+        "/proc/receipt.json: "
+    )
+    assert err.endswith(f"; `faceprint audit-log {gallery} --receipts --json` has it.\n")
+    assert faces_in(faceprint, gallery) == 6
+
+
 def test_what_was_forgotten_stays_forgotten_when_an_older_backup_comes_back(
     faceprint: Faceprint, gallery: Path, tmp_path: Path
 ) -> None:

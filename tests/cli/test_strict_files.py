@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retrieval.cli.maintenance import _read_receipt
+from retrieval.cli.transfer import _read_receipt
 from retrieval.errors import FaceprintError
 from retrieval.sources.photos import from_report
 from training.evaluation import comparison, result_files

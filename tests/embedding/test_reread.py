@@ -393,7 +393,10 @@ def test_a_source_that_gives_nothing_is_a_mistake_and_makes_no_gallery(
         (["-", "--sync"], "What is gone cannot be told from -"),
         (["x.csv"], "There is no file or folder"),
         (["-", "--identity-from", "top"], "so not from 'top'"),
-        (["--retry", "r.jsonl", "--identity-from", "none"], "--identity-from is about sources; name some."),
+        (
+            ["--retry", "r.jsonl", "--identity-from", "none"],
+            "--identity-from is of use only with SOURCE; add",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(

@@ -165,7 +165,7 @@ def test_a_process_that_cannot_be_started_is_one_sentence(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with (
         Decoders(1, size=32, ahead=1) as decoders,
-        pytest.raises(RunError, match=r"cannot be started \(no such file or directory\); use --decoders 0"),
+        pytest.raises(RunError, match=r"cannot be started \(no such file or directory\); use `decoders=0`"),
     ):
         decoders(files[:1], size=32, crop=1.0)
 

@@ -257,7 +257,7 @@ def test_an_unknown_engine_is_an_input_error(bundle: ModelBundle) -> None:
 @pytest.mark.parametrize("engine", ["auto", "torch"])
 def test_an_unknown_device_is_an_input_error(bundle: ModelBundle, device: str, engine: str) -> None:
     assert refusal(bundle, InputError, device=device, engine=engine) == (
-        f"There is no device {device} here; use --device auto or --device cpu."
+        f"There is no device {device} here; use `device='auto'` or `device='cpu'`."
     )
 
 
@@ -353,5 +353,5 @@ def test_without_torch_the_torch_engine_says_how_to_install_it_and_the_default_w
     )
     assert in_a_new_process(program, bundle).splitlines() == [
         "(1, 2048)",
-        "The torch engine needs torch; install it with pip install 'faceprint[gpu]', or use --device cpu.",
+        "The torch engine needs torch; install it with pip install 'faceprint[gpu]', or use `device='cpu'`.",
     ]

@@ -426,7 +426,7 @@ def test_without_a_network_imagenet_weights_are_an_input_error_with_two_ways_out
     message = str(caught.value)
     assert message.startswith("ImageNet weights cannot be downloaded from torchvision's server (")
     assert "refused" in message
-    assert message.endswith("; give a file with --weights FILE, or start from nothing with --weights none.")
+    assert message.endswith("; give a file as `weights`, or start from nothing with `weights='none'`.")
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -437,7 +437,7 @@ def test_a_download_that_is_not_torchvisions_file_is_an_input_error(
     page = tmp_path / "page.html"
     page.write_text("<html>Welcome!</html>")
     monkeypatch.setattr(torch.hub, "urlopen", lambda _request: urllib.request.urlopen(page.as_uri()))
-    with pytest.raises(InputError, match=r"cannot be downloaded .*invalid hash value.* --weights FILE, or "):
+    with pytest.raises(InputError, match=r"cannot be downloaded .*invalid hash value.* as `weights`, or "):
         build(3, weights="imagenet", architecture=NARROW)
 
 

@@ -211,7 +211,7 @@ def test_numbers_that_do_not_fit_into_fp16_are_said_so(own: Network, photos: NDA
     with torch.no_grad():
         own.bn1.weight.fill_(1e7)
     engine = TorchEngine(own, CPU, precision="fp16")
-    with pytest.raises(RunError, match="do not fit into fp16; use --precision bf16"):
+    with pytest.raises(RunError, match="do not fit into fp16; use `precision='bf16'`"):
         engine(photos)
 
 

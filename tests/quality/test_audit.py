@@ -367,7 +367,9 @@ def test_the_command_prints_limits_and_doubts_and_writes_json_and_a_page(
 ) -> None:
     written, html = tmp_path / "found.json", tmp_path / "found.html"
     done = CliRunner().invoke(
-        app, ["audit", str(doubtful), "--json", str(written), "--page", str(html)], catch_exceptions=False
+        app,
+        ["audit", str(doubtful), "--json-file", str(written), "--page", str(html)],
+        catch_exceptions=False,
     )
     assert done.exit_code == 0
     assert "All 241 faces of 40 people were compared with all." in done.stdout
@@ -409,13 +411,13 @@ def test_a_page_has_its_photos_in_it_and_never_another_one(
 
 def test_a_sample_is_said_to_be_one(doubtful: Path) -> None:
     done = CliRunner().invoke(
-        app, ["audit", str(doubtful), "--sample", "60", "--show", "0"], catch_exceptions=False
+        app, ["audit", str(doubtful), "--sample", "60", "--top", "0"], catch_exceptions=False
     )
     assert "A sample of" in done.stdout
     assert "drawn with seed 0, of 241 faces of 40 people was compared with all." in done.stdout
 
 
-@pytest.mark.parametrize("option", ["--json", "--page"])
+@pytest.mark.parametrize("option", ["--json-file", "--page"])
 def test_a_file_that_cannot_be_is_said_before_anything_is_done(doubtful: Path, option: str) -> None:
     command = [sys.executable, "-m", "retrieval.cli.app", "audit", str(doubtful), option, "/nowhere/at/all"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -439,7 +441,8 @@ def test_ctrl_c_ends_the_command_cleanly(doubtful: Path, tmp_path: Path) -> None
         "i.graceful = now\n"
         "from retrieval.cli.app import main\n"
         "import sys\n"
-        f"sys.argv = ['faceprint', 'audit', {str(doubtful)!r}, '--json', {str(tmp_path / 'no.json')!r}]\n"
+        f"sys.argv = ['faceprint', 'audit', {str(doubtful)!r}]\n"
+        f"sys.argv += ['--json-file', {str(tmp_path / 'no.json')!r}]\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

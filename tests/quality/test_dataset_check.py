@@ -291,7 +291,7 @@ def test_a_folder_without_photos_and_one_that_is_missing_are_errors(
     [
         ("--fix", "list.txt", "ends in .csv"),
         ("--page", "page.txt", "ends in .html"),
-        ("--json", "no folder/all.json", "There is no folder"),
+        ("--json-file", "no folder/all.json", "There is no folder"),
         ("--fix", "people/list.csv", "among the photos"),
     ],
 )
@@ -310,7 +310,7 @@ def test_the_json_and_the_page_have_every_finding_and_the_page_stands_alone(
     shutil.copy(sorted(people.glob("*/*.jpg"))[0], people / "copy & <b>.jpg")
     make_broken(people / "<i>broken")
     said, shown = tmp_path / "check.json", tmp_path / "check.html"
-    status, _, _ = faceprint("check", people, "--json", said, "--page", shown)
+    status, _, _ = faceprint("check", people, "--json-file", said, "--page", shown)
     assert status == 0
     told = json.loads(said.read_text("utf-8"))
     html = shown.read_text("utf-8")

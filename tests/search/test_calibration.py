@@ -140,7 +140,7 @@ def test_too_few_strangers_are_an_error_that_says_how_many_are_needed(line: Gall
         line.calibrate(0.01, strangers=[(away(range(1, 51)), [None] * 50)])
     assert str(caught.value) == (
         "An FPIR of 0.01 needs 100 searches of strangers or more, and there are 50; name more photos with "
-        "--strangers, or ask for --fpir 0.03."
+        "`strangers`, or ask for `fpir=0.03`."
     )
     assert line.calibration() is None
     check_enough(0.01, 100)

@@ -287,7 +287,7 @@ def test_the_command_prints_what_an_embedding_costs_and_saves(
     assert any("closest-image agreement, 12 held-out photos" in row for row in rows)
     opened = ModelBundle.load(new)
     assert opened.embedding == Embedding("unit", ("layer3", "layer4"), "avg", 5)
-    status, out, _ = faceprint("model", new, "--layers")
+    status, out, _ = faceprint("model", new, "--layer-table")
     assert status == 0
     assert "avg_pool of layer3 and layer4, projected to 5 principal components, unit length, 5 float" in out
     assert "Matrix 5x3072" in out

@@ -613,7 +613,7 @@ def test_a_check_goes_into_a_report_and_nowhere_else(
 ) -> None:
     status, _, err = faceprint("evaluate", bundle.folder, people, "--check", tmp_path / "c.json")
     assert status == 2
-    assert "--check goes with --out" in err
+    assert "--check is of use only with --out" in err
     out = tmp_path / "e"
     status, _, err = faceprint(
         "evaluate", bundle.folder, people, "--out", out, "--check", tmp_path / "c.json"

@@ -1,0 +1,88 @@
+"""What all commands do alike: take old spellings, refuse options that are of no use, name options in errors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand
+
+from retrieval.cli.modes import refuse_unusable
+from retrieval.cli.spellings import JSON_NAMED_A_FILE, in_todays, json_in_a_file, renewed
+from retrieval.errors import FaceprintError
+
+# An argument of the library, as its errors name it: `out`, or `device='cpu'`.
+_ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+# Arguments that are called otherwise as options.
+_CALLED: Final = {
+    "learning_rate": "lr",
+    "validation_fraction": "val_fraction",
+    "fraction": "val_fraction",
+    "trusted": "model",  # `ingest --embeddings` trusts vectors of a file once a model is named
+}
+
+
+class Command(TyperCommand):
+    """A command of faceprint."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses arguments, old spellings among them."""
+        args, told = renewed(self._named, args)
+        if self._named in JSON_NAMED_A_FILE and self._json_names_a_file(args):
+            args, more = json_in_a_file(args)
+            told += more
+        for sentence in [] if ctx.resilient_parsing else told:
+            typer.echo(f"faceprint: {sentence}", err=True)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, unless an option of it is of no use."""
+        spelled = self._spelled()
+        given = {name: value for name, value in ctx.params.items() if _is_given(ctx, name)}
+        refuse_unusable(self._named, given, spelled)
+        try:
+            return super().invoke(ctx)
+        except FaceprintError as error:
+            sentence = in_todays(self._named, in_options(str(error), spelled))
+            error.args = (sentence, *error.args[1:])
+            raise
+
+    @property
+    def _named(self) -> str:
+        return self.name or ""
+
+    def _json_names_a_file(self, args: list[str]) -> bool:
+        """Whether --json has a value: then there is one more than the command takes."""
+        # What is wrong with the arguments is said when they are parsed for good.
+        parser = self.make_parser(typer.Context(self, resilient_parsing=True))
+        _, spare, _ = parser.parse_args(args=list(args))
+        return bool(spare) or any(word.startswith("--json=") for word in args)
+
+    def _spelled(self) -> dict[str, str]:
+        """How the command line names each parameter."""
+        return {one.name: _spelling(one) for one in self.params if one.name is not None}
+
+
+def _is_given(ctx: Any, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _spelling(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name).strip("[].")
+    return str(max(parameter.opts, key=len))
+
+
+def in_options(sentence: str, spelled: Mapping[str, str]) -> str:
+    """A sentence of the library, with the options of a command in place of arguments of a function."""
+
+    def option(found: "re.Match[str]") -> str:
+        name, value = found[1], found[2]
+        name = spelled.get(_CALLED.get(name, name), "")
+        if not name:
+            return found[0]
+        return name if value in (None, "True") else f"{name} {value.strip(chr(39))}"
+
+    return _ARGUMENT.sub(option, sentence)

@@ -1,0 +1,392 @@
+"""The command `ingest`: enrolls photos, or vectors, and sets metadata."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retrieval.cli import options
+from retrieval.cli.opening import open_gallery, open_or_create
+from retrieval.cli.photo_runs import (
+    fail_for_rejected,
+    found_photos,
+    print_reasons_and_pace,
+    tell_summary,
+    watched,
+)
+from retrieval.cli.report_file import ReportFile
+from retrieval.cli.show import TWINS_SHOWN, in_one_line
+from retrieval.cli.sync_output import print_missing, print_relabelled
+from retrieval.console import terminal
+from retrieval.errors import InputError, Interrupted, Reason
+
+if TYPE_CHECKING:
+    from retrieval.bulk.reports import IngestReport
+    from retrieval.gallery.gallery import Gallery
+    from retrieval.sources.exclusion import PassedOver
+    from retrieval.sources.metadata_tables import Annotations
+    from retrieval.sources.photos import Photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """What `faceprint ingest` was asked for, as its options say it."""
+
+    gallery: Path
+    sources: Sequence[str]
+    model: Path | None
+    retry: Path | None
+    embeddings: Path | None
+    metadata: Path | None
+    identity_from: str | None
+    exclude: Sequence[str]
+    sync: bool
+    gone: Sequence[str]
+    relabel: bool
+    dry_run: bool
+    batch_size: int | None
+    workers: int | None
+    decoders: int | None
+    photo_seconds: float
+    report: Path | None
+    strict: bool
+    rehash: bool
+    summary: Path | None
+    log_json: bool
+    share: str | None
+    device: str
+    precision: str
+
+    @property
+    def enrolls(self) -> bool:
+        """Whether there is something to enroll, or only metadata to set."""
+        return bool(self.sources) or self.retry is not None or self.embeddings is not None
+
+    @property
+    def mode(self) -> "Callable[[IngestOptions], None]":
+        """What does it."""
+        if self.dry_run:
+            return _show_changes
+        if self.embeddings is not None:
+            return _enroll_vectors
+        return _enroll_photos if self.enrolls else _set_metadata
+
+
+def ingest(
+    gallery: options.Gallery,
+    sources: options.OptionalSources = None,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery.", show_default=False)] = None,
+    retry: Annotated[Path | None, typer.Option(metavar="REPORT.jsonl", help="Try the rejected files of a report again.", show_default=False)] = None,
+    embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
+    metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
+    identity_from: options.IdentityFrom = None,
+    exclude: options.Exclude = None,
+    sync: Annotated[bool, typer.Option("--sync", help="First follow files that were moved or whose folder was renamed, and remove faces whose every file is gone from the sources.")] = False,
+    gone: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="With --sync: a folder or archive that is gone as a whole; may be repeated.", show_default=False)] = None,
+    relabel: Annotated[bool, typer.Option("--relabel", help="First give photos that are enrolled under another name the name that the sources say now.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync or --relabel: list what would change, and do nothing.")] = False,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    decoders: options.Decoders = None,
+    photo_seconds: options.PhotoSeconds = 60.0,
+    report: Annotated[Path | None, options.report("file that was not enrolled")] = None,
+    strict: options.StrictFiles = False,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
+    summary: options.Summary = None,
+    log_json: options.LogJson = False,
+    share: Annotated[str | None, typer.Option(metavar="group", help="Let the group read a new gallery, too.", show_default="only you can read it")] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "float32",
+) -> None:  # fmt: skip
+    """Enroll photos. The first ingest makes the gallery and needs --model.
+
+    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
+    beforehand.
+
+    A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
+    bytes: a renamed file is enrolled already, a changed one takes the place of what it was. With
+    --metadata and no source, nothing is enrolled.
+
+    Exit status: 0 when every file is in the gallery, or was rejected for what it is; 1 when the run
+    failed, or a file was rejected for a reason that may pass (permissions, a disk error), or with
+    --strict for any; 2 when not one file could be enrolled; 130 after Ctrl-C (what was enrolled stays).
+    """
+    wanted = IngestOptions(
+        gallery=gallery,
+        sources=sources or (),
+        model=model,
+        retry=retry,
+        embeddings=embeddings,
+        metadata=metadata,
+        identity_from=identity_from,
+        exclude=exclude or (),
+        sync=sync,
+        gone=gone or (),
+        relabel=relabel,
+        dry_run=dry_run,
+        batch_size=batch_size,
+        workers=workers,
+        decoders=decoders,
+        photo_seconds=photo_seconds,
+        report=report,
+        strict=strict,
+        rehash=rehash,
+        summary=summary,
+        log_json=log_json,
+        share=share,
+        device=device,
+        precision=precision,
+    )
+    _check(wanted)
+    wanted.mode(wanted)
+
+
+def _check(wanted: IngestOptions) -> None:
+    """Checks what was asked for, before anything is read or made.
+
+    Raises:
+        InputError: it is not one thing to do, or cannot be done with these sources.
+    """
+    from retrieval.sources import photos
+
+    given = sum([bool(wanted.sources), wanted.retry is not None, wanted.embeddings is not None])
+    options.require(
+        given == 1 or (given == 0 and wanted.metadata is not None),
+        "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
+    )
+    options.require(wanted.share in (None, "group"), "--share knows one word, group")
+    if wanted.sync:
+        photos.check_comparable([*wanted.sources, *wanted.gone])
+    if wanted.relabel:
+        _check_repeatable(wanted.sources)
+
+
+def _check_repeatable(sources: Sequence[str]) -> None:
+    """Checks that sources can be read a second time.
+
+    Raises:
+        InputError: standard input, or a pipe.
+    """
+    for source in sources:
+        if source == "-" or (
+            os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
+        ):
+            raise InputError(
+                f"--relabel reads sources twice, and {source} can be read once; write its paths into a .txt, "
+                "and name that."
+            )
+
+
+def _show_changes(wanted: IngestOptions) -> None:
+    """With --dry-run: lists what --relabel and --sync would change."""
+    with open_gallery(wanted.gallery, "ingest") as opened:
+        _follow_sources(opened, wanted)
+
+
+def _set_metadata(wanted: IngestOptions) -> None:
+    """With --metadata alone: enrolls nothing."""
+    table = _table(wanted)
+    with ReportFile(wanted.report) as lines, open_gallery(wanted.gallery, "ingest") as opened:
+        _annotate(opened, table, lines, log_json=wanted.log_json)
+
+
+def _enroll_vectors(wanted: IngestOptions) -> None:
+    """With --embeddings: enrolls vectors that exist already."""
+    from retrieval.bulk.ingest import ingest_embeddings
+    from retrieval.transfer.vector_files import count_embeddings
+
+    assert wanted.embeddings is not None
+    table = _table(wanted)
+    total = count_embeddings(wanted.embeddings)
+    with (
+        ReportFile(wanted.report) as lines,
+        # Nothing is embedded: the model of a new gallery is loaded to know that it runs.
+        open_or_create(wanted.gallery, wanted.model, "ingest", device="cpu", share=wanted.share) as opened,
+    ):
+        with watched("enrolling", total, lines, log_json=wanted.log_json) as (on_outcome, should_stop):
+            done = ingest_embeddings(
+                opened,
+                wanted.embeddings,
+                trusted=wanted.model is not None,
+                on_outcome=on_outcome,
+                should_stop=should_stop,
+            )
+        _tell(done, wanted)
+        if not done.interrupted:
+            _annotate(opened, table, lines, log_json=wanted.log_json)
+    _end(done, wanted)
+
+
+def _enroll_photos(wanted: IngestOptions) -> None:
+    """Enrolls the photos of sources, or those of a report once more."""
+    from retrieval.bulk.ingest import ingest_photos
+    from retrieval.bulk.source_layout import Layout
+    from retrieval.sources.exclusion import PassedOver
+
+    # All of the table is read before anything is enrolled.
+    table, passed_over = _table(wanted), PassedOver()
+    total, found = _found(wanted, passed_over)
+    with (
+        ReportFile(wanted.report) as lines,
+        open_or_create(
+            wanted.gallery,
+            wanted.model,
+            "ingest",
+            device=wanted.device,
+            precision=wanted.precision,
+            share=wanted.share,
+        ) as opened,
+    ):
+        _follow_sources(opened, wanted)
+        with watched("enrolling", total, lines, log_json=wanted.log_json) as (on_outcome, should_stop):
+            done = ingest_photos(
+                opened,
+                found,
+                layout=Layout(wanted.sources, wanted.identity_from),
+                passed_over=passed_over,
+                batch_size=wanted.batch_size,
+                workers=wanted.workers,
+                decoders=wanted.decoders,
+                photo_seconds=wanted.photo_seconds,
+                rehash=wanted.rehash,
+                on_outcome=on_outcome,
+                should_stop=should_stop,
+            )
+        _tell(done, wanted)
+        if not done.interrupted:
+            _annotate(opened, table, lines, log_json=wanted.log_json)
+    _end(done, wanted)
+
+
+def _found(
+    wanted: IngestOptions, passed_over: "PassedOver"
+) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
+    return found_photos(
+        wanted.sources,
+        retry=wanted.retry,
+        identity_from=wanted.identity_from,
+        exclude=wanted.exclude,
+        passed_over=passed_over,
+    )
+
+
+def _follow_sources(gallery: "Gallery", wanted: IngestOptions) -> None:
+    """Does what --relabel and --sync say, or lists it with --dry-run."""
+    if wanted.relabel:
+        _relabel(gallery, wanted)
+    if wanted.sync:
+        _sync(gallery, wanted)
+
+
+def _relabel(gallery: "Gallery", wanted: IngestOptions) -> None:
+    from retrieval.sources.exclusion import PassedOver
+
+    _, found = _found(wanted, PassedOver())
+    done = gallery.relabel(_until_stopped(found), dry_run=wanted.dry_run)
+    print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
+
+
+def _sync(gallery: "Gallery", wanted: IngestOptions) -> None:
+    from retrieval.sources import photos
+    from retrieval.sources.exclusion import PassedOver
+
+    act = gallery.missing_files if wanted.dry_run else gallery.remove_missing
+    passed_over = PassedOver()
+    scanned = photos.scan(
+        wanted.sources, identity_from=wanted.identity_from, exclude=wanted.exclude, passed_over=passed_over
+    )
+    missing = act(wanted.sources, photos=_until_stopped(scanned), passed_over=passed_over, gone=wanted.gone)
+    print_missing(missing, "would go" if wanted.dry_run else "went", log_json=wanted.log_json)
+
+
+def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
+    """Photos that are looked at before anything is changed.
+
+    Raises:
+        Interrupted: Ctrl-C, between two of them.
+    """
+    from retrieval.system.signals import graceful
+
+    with graceful() as should_stop:
+        for photo in found:
+            if should_stop():
+                raise Interrupted("Stopped; nothing was changed.")
+            yield photo
+
+
+def _table(wanted: IngestOptions) -> "Annotations | None":
+    """The table of --metadata."""
+    from retrieval.sources.metadata_tables import read_annotations
+
+    return None if wanted.metadata is None else read_annotations(wanted.metadata)
+
+
+def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile, *, log_json: bool) -> None:
+    """Sets what a table says, where there is one."""
+    from retrieval.bulk.ingest import ingest_metadata
+    from retrieval.system.signals import graceful
+
+    if table is None:
+        return
+    noun, kind = ("face", "path") if table.about == "path" else ("identity", "identity")
+    with graceful() as should_stop:
+        done = ingest_metadata(
+            gallery,
+            table,
+            on_unknown=lambda name: lines.write_unknown(**{kind: name}),
+            should_stop=should_stop,
+        )
+    if log_json:
+        from retrieval.console.progress import JsonLog
+
+        JsonLog.event("metadata", set=done.set, unchanged=done.unchanged, unknown=done.unknown)
+    else:
+        terminal.console().print(
+            f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
+            f"{terminal.counted(done.unknown, kind)} unknown"
+        )
+    if done.interrupted:
+        raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
+
+
+def _tell(done: "IngestReport", wanted: IngestOptions) -> None:
+    tell_summary(done, wanted.summary, log_json=wanted.log_json)
+    if not wanted.log_json:
+        _print_ingest(done, wanted.report)
+
+
+def _end(done: "IngestReport", wanted: IngestOptions) -> None:
+    """Ends the command with an error where it was stopped, or where rejected photos are one."""
+    if done.interrupted:
+        raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
+    again = f"ingest {wanted.gallery} --retry {wanted.report}" if wanted.report else "the same command"
+    fail_for_rejected(done, "enrolled", wanted.report, again, strict=wanted.strict)
+
+
+def _print_ingest(done: "IngestReport", report: Path | None) -> None:
+    console = terminal.console()
+    console.print(
+        f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
+        f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
+    )
+    if done.identities_from:
+        named = terminal.counted(done.identities, "identity")
+        console.print(terminal.text(f"{named}, from {done.identities_from}"))
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    print_reasons_and_pace(done)
+    if done.reasons[Reason.IDENTITY_CONFLICT]:
+        console.print(
+            "Photos that are enrolled under another name get the one that is said now by --relabel."
+        )
+    if not done.enrolled and not done.rejected and not done.interrupted:
+        console.print("Nothing new: every photo was in the gallery already.")
+    for names in done.twins[:TWINS_SHOWN]:
+        console.print(terminal.text(f"note: {in_one_line(names)}; `faceprint merge-identities` joins two."))
+    if len(done.twins) > TWINS_SHOWN:
+        console.print(f"note: {len(done.twins) - TWINS_SHOWN:,} more names have such twins")
+    if report is not None and done.enrolled < done.found:
+        console.print(f"{terminal.counted(done.found - done.enrolled, 'line')} in {report}", markup=False)

@@ -1,0 +1,150 @@
+"""Which options a command can use with which others, as one table: what cannot be used is refused.
+
+A mode of a command is what some of its options select: `ingest --embeddings` enrolls vectors, `search --by-person` finds
+people. An option that is of no use in a mode says nothing there, and whoever gave it expected something of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from retrieval.errors import InputError
+
+
+@dataclass(frozen=True)
+class Use:
+    """When some options of a command are of use. All are named as the parameters of the command's function.
+
+    Attributes:
+        options: those.
+        needs: one of these must be given too. PARAMETER=VALUE is a parameter with that value.
+        wanted: these in words, where the names of the options do not say it.
+        bars: none of these may be given too.
+        why: what the modes of `bars` do instead, in words that follow "which".
+        when: the parameter without which this says nothing.
+    """
+
+    options: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    wanted: str = ""
+    bars: tuple[str, ...] = ()
+    why: str = ""
+    when: str = ""
+
+
+_DECODING: Final = ("batch_size", "workers", "decoders", "photo_seconds")
+_EMBEDDING: Final = ("device", "precision")
+_MEASURING: Final = (
+    "protocol",
+    "gallery",
+    "pairs",
+    "weights",
+    "val_fraction",
+    "min_images",
+    "exclude",
+    "workers",
+)
+
+USES: Final[Mapping[str, tuple[Use, ...]]] = {
+    "derive": (Use(("device", "workers"), needs=("data",)),),
+    "evaluate": (
+        Use(("check",), bars=("compare",), why="makes a report of two evaluations"),
+        Use(("check",), needs=("out",)),
+        Use(
+            (*_MEASURING, *_EMBEDDING),
+            needs=("compared_on",),
+            wanted="the DATA on which two models are compared",
+            when="compare",
+        ),
+        Use(("pairs",), needs=("protocol=lfw-pairs",)),
+        Use(
+            ("min_images", "val_fraction", "weights"),
+            bars=("gallery",),
+            why="searches what is enrolled already",
+        ),
+        Use(("min_images",), needs=("protocol=open",)),
+        Use(("val_fraction",), bars=("protocol=lfw-pairs",), why="splits nothing"),
+    ),
+    "ingest": (
+        Use(
+            ("model", "metadata", "report", "strict", "summary", "share", "rehash", *_DECODING, *_EMBEDDING),
+            bars=("dry_run",),
+            why="enrolls nothing",
+        ),
+        Use(
+            ("relabel", "rehash", *_DECODING, *_EMBEDDING),
+            bars=("embeddings",),
+            why="enrolls vectors as they are",
+        ),
+        Use(("identity_from", "exclude", "sync"), needs=("sources",)),
+        Use(("gone",), needs=("sync",)),
+        Use(("dry_run",), needs=("sync", "relabel")),
+        Use(("relabel", "rehash", *_DECODING, *_EMBEDDING), needs=("sources", "retry")),
+        Use(("model", "strict", "summary", "share"), needs=("sources", "retry", "embeddings")),
+    ),
+    "search": (
+        Use(("within",), bars=("by_person",), why="finds people, not photos"),
+        Use(("rule", "photos"), needs=("by_person",)),
+        Use(("mean_of",), needs=("rule=mean",)),
+        Use(("exclude_self", "plot", *_EMBEDDING), needs=("images", "paths")),
+    ),
+    "check": (Use(("device",), needs=("model",)),),
+    "calibrate": (
+        Use(
+            ("fpir", "strangers", "exclude", "sample", "seed", "batch_size", "workers", *_EMBEDDING),
+            bars=("show",),
+            why="measures nothing",
+        ),
+        Use(("exclude", "batch_size", "workers", *_EMBEDDING), needs=("strangers",)),
+    ),
+    "reembed": (
+        Use(
+            ("no_switch", "give_up", "fetch", "report", "device"),
+            bars=("drop_other",),
+            why="embeds nothing",
+        ),
+    ),
+    "audit": (
+        Use(("fetch",), needs=("page",)),
+        Use(("top",), bars=("as_json",), why="prints everything"),
+    ),
+}
+
+
+def refuse_unusable(command: str, given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
+    """Refuses options that are of no use beside the others.
+
+    Args:
+        command: its name.
+        given: what the command line says, by the parameters of the command's function.
+        spelled: how the command line names each parameter of the command.
+
+    Raises:
+        InputError: there is one; the sentence names it, and what it goes with, or what it does not.
+    """
+    for use in USES.get(command, ()):
+        if not use.when or use.when in given:
+            for option in use.options:
+                if option in given:
+                    _check(use, option, given, spelled)
+
+
+def _check(use: Use, option: str, given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
+    name = spelled[option]
+    if use.needs and not any(_holds(need, given) for need in use.needs):
+        wanted = use.wanted or " or ".join(_spelled(need, spelled) for need in use.needs)
+        raise InputError(f"{name} is of use only with {wanted}; add that, or leave {name} out.")
+    for bar in use.bars:
+        if _holds(bar, given):
+            which = f"{_spelled(bar, spelled)}, which {use.why}"
+            raise InputError(f"{name} is of no use with {which}; leave one of the two out.")
+
+
+def _holds(condition: str, given: Mapping[str, Any]) -> bool:
+    name, _, value = condition.partition("=")
+    return name in given and (not value or given[name] == value)
+
+
+def _spelled(condition: str, spelled: Mapping[str, str]) -> str:
+    name, _, value = condition.partition("=")
+    return f"{spelled[name]} {value}".strip()

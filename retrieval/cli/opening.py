@@ -1,0 +1,83 @@
+"""Opening what a command works on: a gallery, or the modules of `training`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrieval.errors import InputError, MissingDependency
+
+if TYPE_CHECKING:
+    from retrieval.gallery.gallery import Gallery
+
+
+def open_gallery(
+    folder: Path, command: str, *, device: str = "auto", precision: str = "float32"
+) -> "Gallery":
+    """A gallery, for reading only where nothing can be written."""
+    from retrieval.gallery.gallery import Gallery
+
+    read_only = folder.is_dir() and not os.access(folder, os.W_OK)
+    via = f"faceprint {command}"
+    return Gallery.open(folder, device=device, precision=precision, read_only=read_only, via=via)
+
+
+def open_or_create(
+    folder: Path,
+    model: Path | None,
+    command: str,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    share: str | None = None,
+) -> "Gallery":
+    """A gallery, made where there is none; `share` opens a new one to its group."""
+    from retrieval.errors import GalleryError
+    from retrieval.gallery.gallery import Gallery
+    from retrieval.models.bundle import ModelBundle
+    from retrieval.models.embedder import Embedder
+    from retrieval.system.files import is_free
+
+    free = is_free(folder)
+    if share is not None and not free:
+        raise InputError(
+            f"{folder} is there already; open it to its group with `chmod -R g+rX {folder}` and "
+            f"`chmod g+s {folder}`."
+        )
+    if free and model is None:
+        raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
+    if free and model is not None:
+        bundle = ModelBundle.load(model)
+        # A model that does not run would leave a gallery that refuses every other one.
+        embedder = Embedder.open(bundle, device=device, precision=precision)
+        # Another process may make the gallery between our look and our making it: then it is opened.
+        try:
+            via = f"faceprint {command}"
+            return Gallery.create(
+                folder,
+                bundle,
+                device=device,
+                precision=precision,
+                via=via,
+                shared=share is not None,
+                embedder=embedder,
+            )
+        except BaseException as error:
+            embedder.close()
+            if not isinstance(error, GalleryError):
+                raise
+    gallery = open_gallery(folder, command, device=device, precision=precision)
+    if model is not None:
+        gallery.require(ModelBundle.load(model))
+    return gallery
+
+
+def training_module(module: str) -> Any:
+    """A module of `training`, which needs torch and what the report is made with."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"training.{module}")
+    except ImportError as error:
+        raise MissingDependency(
+            f"This command needs {error.name or 'torch'}; install it with pip install 'faceprint[train]'."
+        ) from error

@@ -1,0 +1,70 @@
+"""The arguments and options that several commands share: each is written once."""
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from retrieval.errors import InputError
+
+# Every generator takes so large a seed, and the next one.
+_MAX_SEED: Final = 2**63 - 2
+
+_SOURCES: Final = "Folders with one subfolder per identity, flat folders, files, archives (.tar, .tar.gz, .zip), lists (.txt, .csv, .parquet), addresses; - for paths on standard input."
+
+Gallery = Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery's folder.", show_default=False)]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
+
+OptionalSources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE...]", help=_SOURCES, show_default=False)]  # fmt: skip
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help=_SOURCES, show_default=False)]
+IdentityFrom = Annotated[str | None, typer.Option(metavar="first|parent|none|COLUMN|REGEX", help="What names the person: the first folder below the source, the folder of the file, nothing, a column of a list, or a regular expression (with a group in parentheses) on the path below the source.", show_default="first; in lists the column identity, else parent")]  # fmt: skip
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Pass over files and folders, as in .gitignore: '*.gif', raw/, /Ada/old; may be repeated.", show_default=False)]  # fmt: skip
+Fetch = Annotated[bool, typer.Option("--fetch", help="Read photos at addresses too, from hosts that `ingest` enrolled photos from.")]  # fmt: skip
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ... or several: cuda:0,cuda:1")]
+Precision = Annotated[str, typer.Option(metavar="float32|bf16|fp16", help="float32, bf16 or fp16; fewer bits are quicker on a GPU and move distances a little.")]  # fmt: skip
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")]  # fmt: skip
+Workers = Annotated[int | None, typer.Option(min=1, help="How many read photos side by side: threads.", show_default="one per processor")]  # fmt: skip
+Decoders = Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")]  # fmt: skip
+PhotoSeconds = Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")]
+
+JsonFile = Annotated[Path | None, typer.Option("--json-file", metavar="FILE.json", help="Write everything that was found as JSON.", show_default=False)]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Print progress, rejected files and the summary as lines of JSON instead of text.")]  # fmt: skip
+Summary = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write counts, stage times, rates and peak memory.", show_default=False)]  # fmt: skip
+StrictFiles = Annotated[bool, typer.Option("--strict", help="Exit with 1 when any file was rejected.")]
+
+
+def val_fraction(held_out: str) -> Any:
+    """The option `--val-fraction` of a command that splits photos."""
+    return typer.Option("--val-fraction", callback=_share, help=held_out)
+
+
+def seed(drawn: str) -> Any:
+    """The option `--seed` of a command that draws something."""
+    return typer.Option(min=0, max=_MAX_SEED, help=drawn)
+
+
+def report(lines: str) -> Any:
+    """The option `--report` of a command that writes lines about something."""
+    return typer.Option(metavar="FILE.jsonl", help=f"Write a line for each {lines}.", show_default=False)
+
+
+def output(metavar: str, what: str) -> Any:
+    """The option `--out` of a command that makes a file or a folder."""
+    return typer.Option(metavar=metavar, help=what, show_default=False)
+
+
+def _share(value: float | None) -> float | None:
+    require(value is None or 0 < value < 1, "--val-fraction must lie between 0 and 1")
+    return value
+
+
+def require(holds: bool, sentence: str) -> None:
+    """Refuses what was asked, unless something holds.
+
+    Raises:
+        InputError: it does not; `sentence` says so, without its full stop.
+    """
+    if not holds:
+        raise InputError(f"{sentence}.")

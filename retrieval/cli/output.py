@@ -1,0 +1,34 @@
+"""What commands write: JSON on standard output, and files that are complete or absent."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from retrieval.errors import InputError
+
+
+def print_json(value: Any) -> None:
+    convert: Callable[[Any], str] = str
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=convert))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    from retrieval.system.files import why, write_durably
+
+    try:
+        write_durably(path, data)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {why(error)}.") from error
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    from retrieval.system.files import write_durably
+
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    try:
+        write_durably(path, text.encode())
+    except OSError as error:
+        raise InputError(f"The report {path} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,84 @@
+"""The commands about people: `forget`, `rename-identity`, `merge-identities`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retrieval.cli import options
+from retrieval.cli.opening import open_gallery
+from retrieval.console import terminal
+from retrieval.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from retrieval.database.records import Receipt
+
+
+def forget(
+    gallery: options.Gallery,
+    identity: Annotated[str | None, typer.Option(metavar="NAME", help="Everything of a person.", show_default=False)] = None,
+    face: Annotated[int | None, typer.Option(metavar="ID", help="One face.", show_default=False)] = None,
+    path: Annotated[Path | None, typer.Option(metavar="FILE", help="The face of one file.", show_default=False)] = None,
+    receipt: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write the receipt, to be kept with the backups.", show_default=False)] = None,
+    as_json: options.Json = False,
+) -> None:  # fmt: skip
+    """Erase a person or a face: rows, vectors, logs, free pages. It cannot be undone.
+
+    Prints a receipt, which holds nothing about the person. Restoring an older backup forgets again.
+    Your photos, your backups and what the model's weights have learned are not touched.
+    """
+    if receipt is not None and (receipt.exists() or not receipt.absolute().parent.is_dir()):
+        raise InputError(f"The receipt {receipt} exists already, or its folder does not; name another file.")
+    with open_gallery(gallery, "forget") as opened:
+        done = opened.forget(identity, face_id=face, path=path)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+    else:
+        terminal.console().print(
+            f"forgot {terminal.counted(done.faces, 'face')}; receipt {done.id}, {done.at}, by {done.who}"
+        )
+    if receipt is not None:
+        _write_receipt(receipt, done, gallery)
+
+
+def _write_receipt(path: Path, receipt: "Receipt", gallery: Path) -> None:
+    """Writes a receipt; where that cannot be done, the erasure is done all the same, and the error says so.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from retrieval.system.files import why, write_durably
+
+    try:
+        write_durably(path, (json.dumps(asdict(receipt)) + "\n").encode())
+    except OSError as error:
+        raise RunError(
+            f"{terminal.counted(receipt.faces, 'face')} of {gallery} {'is' if receipt.faces == 1 else 'are'} erased, "
+            f"but receipt {receipt.id} cannot be written to {path}: {why(error)}; "
+            f"`faceprint audit-log {gallery} --receipts --json` has it."
+        ) from error
+
+
+def rename_identity(
+    gallery: options.Gallery,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Today's name.", show_default=False)],
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="A name that nobody has.", show_default=False)],
+    no_alias: Annotated[bool, typer.Option("--no-alias", help="Keep no trace of the old name; a folder of that name is then somebody else.")] = False,
+) -> None:  # fmt: skip
+    """Give a person another name. The old one goes on to mean them, unless --no-alias."""
+    with open_gallery(gallery, "rename-identity") as opened:
+        faces = opened.rename_identity(name, new_name, keep_alias=not no_alias)
+    terminal.console().print(terminal.text(f"{name} is {new_name} now ({terminal.counted(faces, 'face')})"))
+
+
+def merge_identities(
+    gallery: options.Gallery,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name that goes.", show_default=False)],
+    into: Annotated[str, typer.Argument(metavar="INTO", help="The name that stays.", show_default=False)],
+) -> None:
+    """Make two names one person. The first goes on to mean the second."""
+    with open_gallery(gallery, "merge-identities") as opened:
+        faces = opened.merge_identities(name, into)
+    terminal.console().print(terminal.text(f"{terminal.counted(faces, 'face')} of {name} are {into}'s now"))

@@ -1,0 +1,65 @@
+"""The file of `--report`: a line of JSON for each photo that came to nothing."""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from retrieval.errors import InputError
+
+_LINE: Final = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
+
+
+class ReportFile:
+    """A line of JSON for each file that was not enrolled; complete or absent, never half a line."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> "ReportFile":
+        if self.path is not None:
+            if self.path.is_dir():
+                raise InputError(f"The report {self.path} is a folder; name a file.")
+            from retrieval.system.files import replacing
+
+            self.replacing = replacing(self.path)
+            with self._translated():
+                self.file = io.TextIOWrapper(self.replacing.__enter__(), encoding="utf-8")
+        return self
+
+    @contextmanager
+    def _translated(self) -> "Iterator[None]":
+        from retrieval.system.files import why
+
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
+
+    def write(self, outcome: Any) -> None:
+        if outcome.status not in ("enrolled", "embedded"):
+            self._write({name: getattr(outcome, name) for name in _LINE})
+
+    def write_unknown(self, *, path: str | None = None, identity: str | None = None) -> None:
+        """A line for a row of metadata that is about nothing in the gallery."""
+        line = {
+            "path": path,
+            "identity": identity,
+            "status": "unknown",
+            "detail": "metadata of nothing enrolled",
+        }
+        self._write({**dict.fromkeys(_LINE), **line})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.path is not None:
+            with self._translated():
+                self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def __exit__(self, *_: object) -> None:
+        # A run that failed has a report too: of what it had come to.
+        if self.path is not None:
+            with self._translated():
+                self.file.detach()  # which flushes it, and leaves the file open
+                self.replacing.__exit__(None, None, None)

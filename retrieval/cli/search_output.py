@@ -1,0 +1,196 @@
+"""What `search` prints and draws of its answers."""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from retrieval.console import terminal
+from retrieval.errors import InputError, UnreadableImage
+
+if TYPE_CHECKING:
+    from retrieval.index.knn import Explanation
+    from retrieval.search.decisions import Decision
+    from retrieval.search.nearest import Match, PersonMatch, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for one query: matches or people, a decision, a prediction for a picture; or an error."""
+
+    query: str
+    image: Path | None
+    matches: "Sequence[Match] | None" = None
+    people: "Sequence[PersonMatch] | None" = None
+    prediction: "Prediction | None" = None
+    error: UnreadableImage | None = None
+    decision: "Decision | None" = None
+
+
+def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
+    """Says once, on the standard error, why there are no decisions, or what is to be expected of them."""
+    if not decisions:
+        return
+    first = decisions[0]
+    if first is None:
+        typer.echo(
+            f"no decision: {gallery} has no threshold; find one with `faceprint calibrate {gallery}`",
+            err=True,
+        )
+    elif first.outgrown:
+        typer.echo(
+            f"{gallery} has grown since it was calibrated for an FPIR of {first.fpir:g}: expect about "
+            f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
+            err=True,
+        )
+    elif first.upcoming is not None and foretell:
+        typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
+
+
+def explained(explanation: "Explanation") -> dict[str, Any]:
+    """What answering took, in words and numbers."""
+    queries = max(explanation.queries, 1)
+    return {
+        "answered by": explanation.method,
+        "searches": explanation.queries,
+        "photos to compare with": explanation.rows,
+        "looked at by code, per search": round(explanation.coded_rows / queries, 1),
+        "looked at whole in float32, per search": round(explanation.scanned_rows / queries, 1),
+        "not ruled out by their codes, per search": round(explanation.candidates / queries, 1),
+        "bytes read": explanation.bytes_read,
+        "milliseconds": {stage: round(1e3 * time, 2) for stage, time in explanation.seconds.items()},
+    }
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    shown: dict[str, Any] = {"query": answer.query}
+    if answer.error is not None:
+        return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
+    if answer.prediction is not None:
+        prediction = answer.prediction
+        shown["prediction"] = {"identity": prediction.identity, "probability": prediction.probability}
+    if answer.decision is not None:
+        shown["decision"] = dataclasses.asdict(answer.decision)
+    if answer.people is not None:
+        shown["people"] = [
+            {
+                "rank": rank,
+                "identity": person.identity,
+                "distance": person.distance,
+                "matches": _matches_json(person.matches),
+            }
+            for rank, person in enumerate(answer.people, 1)
+        ]
+    else:
+        shown["matches"] = _matches_json(answer.matches or ())
+    return shown
+
+
+def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": rank,
+            "face_id": match.face.id,
+            "identity": match.face.identity,
+            "path": match.face.path,
+            "distance": match.distance,
+            **({"metadata": dict(match.face.metadata)} if match.face.metadata else {}),
+        }
+        for rank, match in enumerate(matches, 1)
+    ]
+
+
+def print_answer(answer: Answer) -> None:
+    from rich.table import Table
+
+    console = terminal.console()
+    console.print(terminal.text(answer.query, "bold"))
+    if answer.prediction is not None:
+        prediction = answer.prediction
+        console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
+    if answer.decision is not None:
+        console.print(terminal.text(f"decision: {_decided(answer.decision)}"))
+    rows = list(_rows(answer))
+    if not rows:
+        console.print("Nobody is near enough, or no photo is meant.\n")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("#", justify="right")
+    table.add_column("identity")
+    table.add_column("distance", justify="right")
+    table.add_column("face", justify="right")
+    table.add_column("photo", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, soft_wrap=False)
+    console.print()
+
+
+def _decided(decision: "Decision") -> str:
+    """A decision in words, and what it rests on."""
+    if decision.distance is None:
+        return "UNKNOWN (there is nobody to compare with)"
+    words = [f"{decision.distance:.3f} away, threshold {decision.threshold:.3f}"]
+    if decision.margin is not None:
+        words.append(f"{decision.second} is {decision.margin:.3f} farther")
+    if decision.classifier_agrees is not None:
+        words.append(f"the classifier {'agrees' if decision.classifier_agrees else 'disagrees'}")
+    name = "UNKNOWN" if decision.identity is None else decision.identity
+    return f"{name} ({'; '.join(words)})"
+
+
+def _rows(answer: Answer) -> Iterator[tuple[Any, ...]]:
+    """The rows of the table: photos, or people with their photos below them."""
+    for rank, match in enumerate(answer.matches or (), 1):
+        yield str(rank), terminal.text(match.face.identity or "-"), *_photo(match)
+    for rank, person in enumerate(answer.people or (), 1):
+        yield str(rank), terminal.text(person.identity), f"{person.distance:.3f}", "", ""
+        for match in person.matches:
+            yield "", "", *_photo(match)
+
+
+def _photo(match: "Match") -> tuple[Any, ...]:
+    return f"{match.distance:.3f}", str(match.face.id), terminal.text(terminal.near(match.face.path))
+
+
+def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
+    """What stands below a picture that was asked about."""
+    if decision is None:
+        return f"classifier: {prediction.probability:.0%} {prediction.identity}"
+    return f"decision: {decision.identity or 'UNKNOWN'}"
+
+
+def draw(answers: Sequence[Answer], path: Path) -> None:
+    from retrieval.images.panel import Row, Tile, panel
+    from retrieval.system.files import why, write_durably
+
+    rows = [
+        Row(
+            Tile(
+                answer.image,
+                answer.image.name,
+                _caption(answer.prediction, answer.decision),
+            ),
+            [
+                Tile(
+                    match.face.path or b"", match.face.identity or "unknown", f"distance {match.distance:.3f}"
+                )
+                for match in answer.matches or [m for person in answer.people or () for m in person.matches]
+            ],
+        )
+        for answer in answers
+        if answer.image is not None and answer.prediction is not None
+    ]
+    if not rows:
+        return
+    picture = io.BytesIO()
+    panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
+    try:
+        write_durably(path, picture.getvalue())
+    except OSError as error:
+        raise InputError(f"The picture {path} cannot be written: {why(error)}.") from error
+    typer.echo(f"drew {path}", err=True)

@@ -1,0 +1,126 @@
+"""The commands that show what a model or a gallery is: `model` and `info`."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from retrieval.cli import options
+from retrieval.cli.opening import open_gallery, training_module
+from retrieval.console import terminal
+
+if TYPE_CHECKING:
+    from retrieval.gallery.info import GalleryInfo
+    from retrieval.models.bundle import ModelBundle
+
+
+def model(
+    model: options.Model,
+    layer_table: Annotated[
+        bool, typer.Option("--layer-table", help="Print the table of layers too (needs torch).")
+    ] = False,
+) -> None:
+    """Show a model's card: labels, preprocessing, recipe, figures, fingerprint."""
+    from retrieval.models.bundle import ModelBundle
+
+    bundle = ModelBundle.load(model)
+    _print_card(bundle)
+    if layer_table:
+        training_module("commands.train").print_layers(bundle)
+
+
+def _print_card(bundle: "ModelBundle") -> None:
+    names = ", ".join(bundle.labels[:8]) + (
+        f", and {len(bundle.labels) - 8} more" if len(bundle.labels) > 8 else ""
+    )
+    figures = {
+        key.replace("_", " "): f"{value:.4f}" if isinstance(value, float) and value <= 1 else value
+        for key, value in bundle.figures.items()
+    }
+    recipe = {key.replace("_", " "): value for key, value in bundle.recipe.items()}
+    terminal.print_facts(
+        f"Model {bundle.folder}",
+        {
+            "architecture": bundle.architecture,
+            "labels": f"{len(bundle.labels):,}: {names}",
+            "preprocessing": f"central square of {bundle.preprocessing.crop:g} x the shorter side, "
+            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8"
+            + (", colours converted to sRGB" if bundle.preprocessing.colour == "srgb" else ""),
+            "embedding": f"{bundle.embedding}, {bundle.dimension} float32 numbers",
+            "split": f"{len(bundle.split.get('train', [])):,} photos to learn from, "
+            f"{len(bundle.split.get('validation', [])):,} held out",
+            "created": f"{bundle.created_at} with "
+            + ", ".join(f"{k} {v}" for k, v in bundle.versions.items()),
+            "fingerprint": bundle.fingerprint,
+            **({"model card": bundle.description_path.name} if bundle.description_path.is_file() else {}),
+        },
+    )
+    terminal.print_facts("Figures", figures)
+    terminal.print_facts("Recipe", recipe)
+
+
+def info(gallery: options.Gallery, as_json: options.Json = False) -> None:
+    """Show what a gallery holds."""
+    with open_gallery(gallery, "info") as opened:
+        facts = opened.info()
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(facts), ensure_ascii=False, indent=1))
+        return
+    terminal.print_facts(
+        f"Gallery {facts.folder}",
+        {
+            "faces": f"{facts.faces:,} of {facts.identities:,} identities"
+            + (f", {facts.faces_without_identity:,} without one" if facts.faces_without_identity else ""),
+            "most photos": ", ".join(f"{name} {number:,}" for name, number in facts.largest[:5])
+            or "none yet",
+            "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in "
+            f"{terminal.counted(facts.segments, 'file')}, "
+            f"{terminal.size(facts.database_bytes)} of metadata",
+            "search": _how_searched(facts),
+            "decisions": _how_decided(facts),
+            "embedding": f"{facts.dimension} float32 numbers, exact Euclidean distance",
+            "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
+            "model": facts.fingerprint,
+            "created": facts.created_at,
+            **({"twins": [in_one_line(names) for names in facts.twins[:TWINS_SHOWN]]} if facts.twins else {}),
+        },
+    )
+
+
+def _how_searched(facts: "GalleryInfo") -> str:
+    """How the nearest are found, in words."""
+    if facts.coordinates is None:
+        return "reads every vector; `faceprint compact` learns codes from 4,096 faces on"
+    if not facts.coordinates:
+        return "reads every vector: codes of these would not rule enough out"
+    share = facts.coded_faces / facts.faces if facts.faces else 0.0
+    return (
+        f"by codes of {facts.coordinates} bytes, learned from the gallery, for {share:.1%} of the faces "
+        f"({terminal.size(facts.codes_bytes)}); exact, as reading every vector is"
+    )
+
+
+def _how_decided(facts: "GalleryInfo") -> str:
+    """By which threshold searches decide, and what that makes one expect, in words."""
+    from retrieval.database.records import Calibration
+    from retrieval.search.calibration import foretold
+
+    if facts.calibration is None:
+        return "none: there is no threshold yet; find one with `faceprint calibrate`"
+    found = Calibration.of(facts.calibration)
+    point = found.point()
+    if point is None:
+        return "none"
+    return f"UNKNOWN beyond {point.threshold:.3f}, for an FPIR of {point.fpir:g}; {foretold(point)}"
+
+
+# Groups of names that may be one person's, as many as are printed.
+TWINS_SHOWN: Final = 5
+
+
+def in_one_line(twins: Sequence[str]) -> str:
+    """Names that may be one person's, with what is odd about their spaces."""
+    shown = [repr(name) if name != " ".join(name.split()) else name for name in twins]
+    return f"{', '.join(shown[:-1])} and {shown[-1]} are {len(twins)} identities"

@@ -1,0 +1,116 @@
+"""The commands that copy a gallery out and in: `backup`, `restore`, `export`, `import`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retrieval.cli import options
+from retrieval.cli.opening import open_gallery, open_or_create
+from retrieval.cli.output import print_json
+from retrieval.console import terminal
+from retrieval.errors import DataError, Interrupted
+
+if TYPE_CHECKING:
+    from retrieval.database.records import Receipt
+
+
+_Receipts = Annotated[list[Path] | None, typer.Option("--receipt", metavar="FILE.json", help="A receipt of `forget` that neither backup nor gallery knows; may be repeated.", show_default=False)]  # fmt: skip
+
+
+def backup(
+    gallery: options.Gallery,
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="The backup's folder; the same one every time.", show_default=False)],
+    verify: Annotated[bool, typer.Option(help="Read each copied file back and compare.")] = True,
+    as_json: options.Json = False,
+) -> None:  # fmt: skip
+    """Copy one consistent snapshot while others write. A second backup copies only what is new.
+
+    Files of an earlier backup are read and compared; a damaged one is copied again.
+    """
+    with open_gallery(gallery, "backup") as opened:
+        done = opened.backup(target, verify=verify)
+    if as_json:
+        print_json(asdict(done))
+        return
+    terminal.console().print(
+        f"backed up {terminal.counted(done.faces, 'face')} to {target}: {terminal.counted(done.segments_copied, 'vector file')} copied "
+        f"({terminal.size(done.bytes_copied)}), {done.segments_kept:,} were there",
+        markup=False,
+    )
+
+
+def restore(
+    backup: Annotated[
+        Path, typer.Argument(metavar="BACKUP", help="The backup's folder.", show_default=False)
+    ],
+    gallery: options.Gallery,
+    receipt: _Receipts = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a gallery what its backup says: a new one, or one that is there, in one transaction.
+
+    What was forgotten since the backup stays forgotten.
+    """
+    from retrieval.gallery.gallery import Gallery
+
+    receipts = [_read_receipt(path) for path in receipt or ()]
+    done = Gallery.restore(backup, gallery, receipts=receipts, via="faceprint restore")
+    if as_json:
+        print_json(asdict(done))
+        return
+    again = f"; {done.forgotten_again:,} that were forgotten since stay so" if done.forgotten_again else ""
+    terminal.console().print(
+        f"restored {terminal.counted(done.faces, 'face')} to {gallery}, as of {done.taken_at}{again}",
+        markup=False,
+    )
+
+
+def _read_receipt(path: Path) -> "Receipt":
+    from retrieval.database.records import Receipt
+    from retrieval.system.manifests import read_manifest
+
+    advice = "pass a file that `faceprint forget --receipt` wrote"
+    return read_manifest(path, Receipt, error=DataError, advice=advice)
+
+
+def export(
+    gallery: options.Gallery,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    as_json: options.Json = False,
+) -> None:
+    """Write vectors and metadata as Parquet, with the model's contract and checksums.
+
+    Needs pyarrow: pip install 'faceprint[parquet]'.
+    """
+    with open_gallery(gallery, "export") as opened:
+        done = opened.export(out)
+    if as_json:
+        print_json(asdict(done))
+        return
+    size = terminal.size(sum(file.bytes for file in done.files))
+    terminal.console().print(
+        f"exported {terminal.counted(done.faces, 'face')} to {out} ({size} of Parquet)", markup=False
+    )
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="EXPORT", help="A folder that `faceprint export` wrote.", show_default=False)],
+    gallery: options.Gallery,
+    model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery: the one that made the vectors.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Enroll what another gallery exported. A new gallery needs --model."""
+    from retrieval.system.signals import graceful
+    from retrieval.transfer.export_reader import read_export
+
+    exported = read_export(source)
+    # Nothing is embedded: the model is loaded to know that it runs.
+    with open_or_create(gallery, model, "import", device="cpu") as opened, graceful() as should_stop:
+        done = opened.import_export(exported, should_stop=should_stop)
+    terminal.console().print(
+        f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
+        f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
+    )
+    if done.interrupted:
+        raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
