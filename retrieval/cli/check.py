@@ -205,7 +205,7 @@ def _write_all(done: "Check", as_json: Path | None, page: Path | None, fix: Path
     if page is not None:
         from retrieval.quality.check_page import page as drawn
 
-        _write(page, drawn(done))
+        _write(page, drawn(done).decode())
     if fix is not None:
         _write(fix, _listed(done))
         people = len({identity for _, identity in done.cleaned if identity is not None})
