@@ -131,7 +131,7 @@ def ingest_photos(
             if not together:
                 break
             with commit.working(sum(len(batch.photos) for batch in together)):
-                outcomes = gallery.enrollment.enroll_ready(Ready.joined(together), contested=contested)
+                outcomes = gallery.enroll_ready(Ready.joined(together), contested=contested)
             for outcome in outcomes:
                 report.count(outcome)
                 layout.count(outcome)

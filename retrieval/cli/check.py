@@ -203,7 +203,7 @@ def _write_all(
     if page is not None:
         from retrieval.quality import check_page
 
-        _write(page, check_page.page(done))
+        _write(page, check_page.page(done).decode())
     if fix is not None:
         _write(fix, _listed(done))
     if fix is not None and not quiet:

@@ -46,18 +46,18 @@ class Enrollment:
             outcomes += self.enroll_prepared(self.prepare_many(batch))
         return outcomes
 
-    def recognize(self, offered: Sequence[Photo]) -> list[Outcome | None]:
+    def recognize(self, photos: Sequence[Photo]) -> list[Outcome | None]:
         """Stage 1: tells photos whose files are as they were when they were enrolled, without opening one.
 
         Args:
-            offered: some dozens of photos; all are looked up in one snapshot.
+            photos: some dozens of photos; all are looked up in one snapshot.
 
         Returns:
             For each photo, in order: that it is known; None where its bytes have to be looked at, because
             the file has another size, time or inode, or something else is said about it than is stored.
         """
         with self._store.read() as reader:
-            return reading.recognize(reader, offered)
+            return reading.recognize(reader, photos)
 
     def prepare(
         self,
@@ -90,7 +90,7 @@ class Enrollment:
         return self.prepare_many([photo])[0]
 
     def prepare_many(
-        self, offered: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
+        self, photos: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
     ) -> list[Prepared | Outcome]:
         """Stage 2: reads photos, looks up their bytes in one snapshot, and decodes those that are new.
 
@@ -98,7 +98,7 @@ class Enrollment:
         `pixels.MAX_BYTES`.
 
         Args:
-            offered: some dozens; one with a problem is rejected for it.
+            photos: some dozens; one with a problem is rejected for it.
             meters: what each step takes is added to them.
             decode: decodes those that have to be embedded.
 
@@ -111,7 +111,7 @@ class Enrollment:
         """
         meters = Meters() if meters is None else meters
         return [
-            one for some in reading.read_some(offered, meters) for one in self._prepare(some, meters, decode)
+            one for some in reading.read_some(photos, meters) for one in self._prepare(some, meters, decode)
         ]
 
     def _prepare(
@@ -132,17 +132,17 @@ class Enrollment:
             decoded = iter(made)
         return in_their_places(entries, [next(decoded) if one is None else one for one in found])
 
-    def embed_prepared(self, prepared: Sequence[Prepared | Outcome]) -> Ready:
+    def embed_prepared(self, photos: Sequence[Prepared | Outcome]) -> Ready:
         """Stage 3: embeds the new photos of a batch; keeps the processor or the GPU busy.
 
         Args:
-            prepared: as `prepare` or `prepare_many` gave them. Outcomes among them pass through.
+            photos: as `prepare` or `prepare_many` gave them. Outcomes among them pass through.
 
         Raises:
             ModelMismatch: the gallery switched models after the photos were prepared.
             RunError: as `Embedder.embed`.
         """
-        ready = [photo for photo in prepared if isinstance(photo, Prepared)]
+        ready = [photo for photo in photos if isinstance(photo, Prepared)]
         vectors = np.empty((0, self._model.bundle.dimension), np.float32)
         if any(photo.is_new for photo in ready):
             generation, embedder = self._model.loaded()
@@ -151,7 +151,7 @@ class Enrollment:
             vectors = reading.embedded(ready, embedder)
         kept = tuple(
             dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
-            for one in prepared
+            for one in photos
         )
         return Ready(kept, vectors, tuple(photo.is_new for photo in ready))
 
@@ -184,14 +184,14 @@ class Enrollment:
         added = [outcome or self._once_more(photo) for outcome, photo in zip(found, ready, strict=True)]
         return in_their_places(batch.photos, added)
 
-    def enroll_prepared(self, prepared: Sequence[Prepared | Outcome]) -> list[Outcome]:
+    def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
         """Stages 3 and 4 for one batch: embeds it and makes it durable.
 
         Raises:
             StorageError, GalleryBusy: nothing of the batch was enrolled.
             ModelMismatch: the gallery switched models after the photos were prepared.
         """
-        return self.enroll_ready(self.embed_prepared(prepared))
+        return self.enroll_ready(self.embed_prepared(photos))
 
     def _once_more(self, photo: Prepared) -> Outcome:
         """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""

@@ -66,7 +66,8 @@ class Gallery:
     Attributes:
         folder: where it is.
         vault: its rows and vectors.
-        enrollment: the stages of enrolling, for programs that overlap them, such as `retrieval.ingest`.
+        enrollment: the stages of enrolling, for programs that overlap them as `retrieval.ingest` does.
+        recognize, prepare, prepare_many, embed_prepared, enroll_ready, enroll_prepared: these stages.
     """
 
     def __init__(self, model: ActiveModel) -> None:
@@ -74,6 +75,12 @@ class Gallery:
         self.vault = model.vault
         self._model = model
         self.enrollment = Enrollment(model)
+        self.recognize = self.enrollment.recognize
+        self.prepare = self.enrollment.prepare
+        self.prepare_many = self.enrollment.prepare_many
+        self.embed_prepared = self.enrollment.embed_prepared
+        self.enroll_ready = self.enrollment.enroll_ready
+        self.enroll_prepared = self.enrollment.enroll_prepared
 
     @classmethod
     def create(

@@ -1,15 +1,11 @@
 """The page of a data set check: one HTML file with thumbnails."""
 
-import base64
-import io
-import os
-from typing import Any, Final
+from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from retrieval.errors import UnreadableImage
-from retrieval.images import pixels
+from retrieval.pages import html
 from retrieval.quality.dataset_check import Check
 from retrieval.quality.finding_rules import RULES
 from retrieval.quality.findings import Finding, Shown
@@ -26,21 +22,12 @@ _SIDE: Final = 256
 TITLES: Final = {rule.kind: rule.title for rule in RULES}
 
 
-def page(check: Check) -> str:
+def page(check: Check) -> bytes:
     """The page, with its pictures in it; a photo that is gone meanwhile is an empty tile that says so."""
-    environment = Environment(
-        loader=PackageLoader("retrieval.quality", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters |= {
-        "thousands": lambda number: f"{number:,}",
-        "amount": amount,
-        "picture": _picture,
-        "file": lambda shown: os.path.basename(shown.path or "-"),
-    }
-    return environment.get_template("check.html.jinja").render(
+    return html.render(
+        "retrieval.quality",
+        "check.html.jinja",
+        filters={"amount": amount, "picture": _picture},
         check=check,
         summary=summary(check),
         usable=sum(1 for person in check.people if person.training),
@@ -70,13 +57,9 @@ def summary(check: Check) -> str:
 
 
 def _picture(shown: Shown) -> Markup:
+    if shown.path is None or is_url(shown.path):
+        return html.gone("not on this machine")
     try:
-        if shown.path is None or is_url(shown.path):
-            return Markup('<div class="gone">not on this machine</div>')
-        picture: Any = pixels.thumbnail(photos.read_content(shown.path), side=_SIDE)
+        return html.photo(html.thumbnail_url(photos.read_content(shown.path), side=_SIDE), alt="")
     except UnreadableImage as error:
-        return Markup('<div class="gone">{}</div>').format(error.reason)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=80)
-    coded = base64.b64encode(buffer.getvalue()).decode()
-    return Markup('<img alt="" src="data:image/jpeg;base64,{}">').format(coded)
+        return html.gone(error.reason)

@@ -208,7 +208,7 @@ def test_calls_with_a_name_that_cannot_be_stored_are_refused_with_a_sentence(
     gallery.enroll([(noise, "Ada")])
     vector = np.zeros((1, gallery.bundle.dimension), np.float32)
     for call in (
-        lambda: gallery.enrollment.prepare(noise[::-1].copy(), name),
+        lambda: gallery.prepare(noise[::-1].copy(), name),
         lambda: gallery.rename_identity("Ada", name),
         lambda: gallery.enroll_vectors([NewFace(name, None, "0" * 64)], vector),
     ):

@@ -573,9 +573,9 @@ def test_a_gallery_of_schema_0004_keeps_every_row_and_no_file_is_taken_for_uncha
     with Gallery.open(fourth) as gallery:
         for number in FACES_OF_0004:
             assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
-        assert gallery.enrollment.recognize(
-            [Photo(p, None) for _, paths in FACES_OF_0004.values() for p in paths]
-        ) == ([None] * 5)
+        assert gallery.recognize([Photo(p, None) for _, paths in FACES_OF_0004.values() for p in paths]) == (
+            [None] * 5
+        )
 
 
 def test_a_gallery_goes_back_to_schema_0004_and_loses_only_stamps(fourth: Path) -> None:

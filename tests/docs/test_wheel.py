@@ -42,6 +42,9 @@ def test_the_wheel_holds_the_migrations_below_retrieval_and_no_tests(wheel: Path
     assert {
         "training/reports/report.html.jinja",
         "retrieval/quality/check.html.jinja",
+        "retrieval/quality/sheet.html.jinja",
+        "retrieval/pages/layout.html.jinja",
+        "retrieval/pages/style.css",
         "retrieval/images/fonts/DejaVuSans.ttf",
         "retrieval/py.typed",
         "training/py.typed",

@@ -200,11 +200,11 @@ def test_enroll_takes_photos_as_well_as_pairs(gallery: Gallery, faces: Path) -> 
 def test_bytes_may_be_known_by_a_place_and_only_by_an_absolute_one(gallery: Gallery, faces: Path) -> None:
     content = sorted(faces.glob("*/*.jpg"))[0].read_bytes()
     with pytest.raises(InputError, match=r"^The path 'a\.jpg' cannot be stored: it must be absolute\.$"):
-        gallery.enrollment.prepare(content, None, path="a.jpg")
+        gallery.prepare(content, None, path="a.jpg")
     with pytest.raises(InputError, match="JSON does not know"):
-        gallery.enrollment.prepare(content, None, metadata={"a": {1, 2}})
-    prepared = gallery.enrollment.prepare(content, "Ann", path="https://host/a.jpg", metadata={"a": 1})
-    gallery.enrollment.enroll_prepared([prepared])
+        gallery.prepare(content, None, metadata={"a": {1, 2}})
+    prepared = gallery.prepare(content, "Ann", path="https://host/a.jpg", metadata={"a": 1})
+    gallery.enroll_prepared([prepared])
     (face,) = faces_of(gallery)
     assert (face.path, face.metadata) == ("https://host/a.jpg", {"a": 1})
 
@@ -214,13 +214,9 @@ def test_a_member_that_was_forgotten_between_reading_and_adding_is_enrolled(
 ) -> None:
     photo = sorted(faces.glob("*/*.jpg"))[0]
     gallery.enroll([(photo, None)])
-    prepared = gallery.enrollment.prepare(
-        photo.read_bytes(), "Kim", path="/gone.tar/1.jpg", metadata={"a": 1}
-    )
+    prepared = gallery.prepare(photo.read_bytes(), "Kim", path="/gone.tar/1.jpg", metadata={"a": 1})
     gallery.forget(face_id=1)
-    assert gallery.enrollment.enroll_prepared([prepared]) == [
-        Outcome("/gone.tar/1.jpg", "Kim", Status.ENROLLED, 2)
-    ]
+    assert gallery.enroll_prepared([prepared]) == [Outcome("/gone.tar/1.jpg", "Kim", Status.ENROLLED, 2)]
     assert [face.metadata for face in faces_of(gallery)] == [{"a": 1}]
 
 

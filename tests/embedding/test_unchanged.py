@@ -47,7 +47,7 @@ def files_of(photos: Path) -> list[Path]:
 
 def recognized(gallery: Gallery, photos: Path) -> list[bool]:
     pictures = [Photo(os.fspath(p), p.parent.name) for p in files_of(photos)]
-    return [outcome is not None for outcome in gallery.enrollment.recognize(pictures)]
+    return [outcome is not None for outcome in gallery.recognize(pictures)]
 
 
 def revision(gallery: Gallery) -> int:
@@ -180,7 +180,7 @@ def test_an_unchanged_file_that_is_said_to_be_somebody_else_is_a_conflict(
 ) -> None:
     ingest(gallery, [photos])
     path = os.fspath(files_of(photos)[0])
-    (outcome,) = gallery.enrollment.recognize([Photo(path, "Zoë")])
+    (outcome,) = gallery.recognize([Photo(path, "Zoë")])
     assert outcome is None
     photo = next(scan([photos]))
     outcomes: list[Outcome] = []
@@ -217,7 +217,7 @@ def test_an_unchanged_file_is_looked_at_when_something_new_is_said_about_it(
     path = os.fspath(files_of(photos)[0])
     gallery.annotate(paths={path: {"year": 2020}})
     said = [{}, {"year": 2020}, {"year": 1999}, {"camera": "north"}]
-    found = gallery.enrollment.recognize([Photo(path, None, metadata=one) for one in said])
+    found = gallery.recognize([Photo(path, None, metadata=one) for one in said])
     # A key that has another value stays as it is, as with known bytes: only missing ones are filled in.
     assert [one is not None for one in found] == [True, True, True, False]
 
@@ -227,7 +227,7 @@ def test_pictures_that_are_no_files_are_never_recognized(gallery: Gallery, photo
     path = files_of(photos)[0]
     content = path.read_bytes()
     pictures = [Photo(os.fspath(path), None, content=content), Photo(None, None, content=content)]
-    assert gallery.enrollment.recognize(pictures) == [None, None]
+    assert gallery.recognize(pictures) == [None, None]
 
 
 @pytest.mark.parametrize("instead", ["nothing", "pipe", "folder"])
@@ -242,7 +242,7 @@ def test_a_file_that_has_become_something_else_is_looked_at(
     elif instead == "folder":
         first.mkdir()
     path = os.fspath(first)
-    assert gallery.enrollment.recognize([Photo(path, None)]) == [None]
+    assert gallery.recognize([Photo(path, None)]) == [None]
 
 
 def test_what_is_forgotten_leaves_no_stamp(gallery: Gallery, photos: Path) -> None:
@@ -272,7 +272,7 @@ def test_stamps_are_in_a_backup_and_still_hold_after_a_restore(
 def test_the_library_stores_stamps_too_and_always_looks_at_the_bytes(gallery: Gallery, photos: Path) -> None:
     first, *_, last = files_of(photos)
     gallery.enroll([(first, "Kim")])
-    assert gallery.enrollment.recognize([Photo(os.fspath(first), "Kim")])[0] is not None
+    assert gallery.recognize([Photo(os.fspath(first), "Kim")])[0] is not None
     rewrite_unnoticed(first, last)
     (outcome,) = gallery.enroll([(first, "Kim")])
     assert outcome.status is not Status.KNOWN

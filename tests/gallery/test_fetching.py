@@ -209,9 +209,7 @@ def test_hosts_are_not_learned_from_rejected_photos_nor_from_content_that_others
     url = serve(server, faces, 1)[0]
     server.files["/no.jpg"] = b"no picture"
     assert ingest(gallery, [server.url + "/no.jpg"]).rejected == 1
-    gallery.enrollment.enroll_prepared(
-        [gallery.enrollment.prepare(server.files["/Ann/0.jpg"], "Ann", path=url)]
-    )
+    gallery.enroll_prepared([gallery.prepare(server.files["/Ann/0.jpg"], "Ann", path=url)])
     assert gallery.info().faces == 1
     assert hosts(gallery) == frozenset()
 

@@ -255,9 +255,9 @@ def test_a_photo_that_was_forgotten_between_reading_and_adding_is_enrolled(
     """It was stored when it was read, so its picture was not kept; then somebody else forgot it."""
     path = sorted(faces.glob("*/*.jpg"))[0]
     gallery.enroll([(path.read_bytes(), None)])
-    prepared = gallery.enrollment.prepare(path if kind == "path" else path.read_bytes(), "Kim")
+    prepared = gallery.prepare(path if kind == "path" else path.read_bytes(), "Kim")
     gallery.forget(face_id=1)
-    (outcome,) = gallery.enrollment.enroll_prepared([prepared])
+    (outcome,) = gallery.enroll_prepared([prepared])
     assert outcome == Outcome(str(path) if kind == "path" else None, "Kim", Status.ENROLLED, 2)
     assert gallery.search(path, 1).matches[0].face.id == 2
 

@@ -543,7 +543,7 @@ def test_a_library_that_was_moved_is_relocated_and_known_without_being_read(
     assert found(gallery, library) == before
     assert gallery.relocate(library, tmp_path / "moved") == listed == Relocated(6, 6, 6, ())
     assert found(gallery, tmp_path / "moved") == before
-    assert all(gallery.enrollment.recognize(list(scan([tmp_path / "moved"]))))
+    assert all(gallery.recognize(list(scan([tmp_path / "moved"]))))
     assert gallery.audit_log()[-1].detail == {"files": 6, "left": 0}
     gallery.relocate(tmp_path / "moved", library)
     assert found(gallery, library) == before
@@ -557,7 +557,7 @@ def test_a_copied_library_is_read_again_after_it_was_relocated(
     ingest(gallery, [library])
     shutil.copytree(library, tmp_path / "copy")
     assert gallery.relocate(library, tmp_path / "copy").present == 6
-    assert not any(gallery.enrollment.recognize(list(scan([tmp_path / "copy"]))))
+    assert not any(gallery.recognize(list(scan([tmp_path / "copy"]))))
     assert ingest(gallery, [tmp_path / "copy"]).known == 6
 
 

@@ -337,7 +337,7 @@ def test_a_photo_that_is_gone_before_the_page_is_drawn_is_an_empty_tile(tmp_path
     shutil.copy(folder / "p0" / "0_0.png", folder / "p1" / "stolen.png")
     done = check(os.fspath(folder), options=_SMALL)
     (folder / "p1" / "stolen.png").unlink()
-    assert '<div class="gone">missing</div>' in page(done)
+    assert '<div class="gone">missing</div>' in page(done).decode()
 
 
 def test_a_check_that_is_stopped_raises_and_one_that_goes_on_tells_of_each_photo(people: Path) -> None:

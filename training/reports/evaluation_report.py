@@ -1,7 +1,5 @@
 """The report of an evaluation, or of a comparison of two, as one HTML file."""
 
-import base64
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from retrieval.errors import FaceprintError, Reason, UnreadableImage
-from retrieval.images import pixels
+from retrieval.pages import html
 from retrieval.sources import photos
 from retrieval.sources.archives import Shelf
 from retrieval.system.paths import is_url
@@ -45,7 +43,6 @@ MISTAKES_SHOWN: Final = 24
 
 # Twice the side at which thumbnails are shown, for screens and printers that show more.
 _SIDE: Final = 224
-_QUALITY: Final = 80
 
 _HEADS: Final[Mapping[str, Sequence[str]]] = {
     "closed": ("closest image", "among 5 nearest people", "mean average precision"),
@@ -90,7 +87,8 @@ def page(measured: Measured, data: Path, *, check: DataCheck | None = None) -> b
         raise ValueError("an evaluation without figures")
     context = _context(found)
     mistakes = () if isinstance(found, Pairs) else found.mistakes[:MISTAKES_SHOWN]
-    html = templates.page("evaluation.html.jinja").render(
+    return templates.page(
+        "evaluation.html.jinja",
         measured=measured,
         found=found,
         check=check,
@@ -101,13 +99,13 @@ def page(measured: Measured, data: Path, *, check: DataCheck | None = None) -> b
         confusions_shown=CONFUSIONS_SHOWN,
         **context,
     )
-    return _encoded(html)
 
 
 def comparison_page(found: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) -> bytes:
     """The page of a comparison; `a` and `b` are the two trees of metrics.json."""
     rows = [Row(name, _sides(found, name)) for name in ("A", "B")]
-    html = templates.page("comparison.html.jinja").render(
+    return templates.page(
+        "comparison.html.jinja",
         found=found,
         sides=(("A", found.a, a), ("B", found.b, b)),
         settings=_settings(a, b),
@@ -117,7 +115,6 @@ def comparison_page(found: Comparison, a: Mapping[str, Any], b: Mapping[str, Any
         steps=charts.differences(found.tests, title="Differences, B - A"),
         points=_points,
     )
-    return _encoded(html)
 
 
 def _points(difference: float) -> Markup:
@@ -276,20 +273,9 @@ def _picture(path: str, data: Path, shelf: Shelf) -> Picture:
         return Picture(None, "not on this machine")
     try:
         content, _ = photos.read_from(shelf, os.path.join(os.path.abspath(data), path))
-        return Picture(_data_url(pixels.thumbnail(content, side=_SIDE)), "")
+        return Picture(html.thumbnail_url(content, side=_SIDE), "")
     except UnreadableImage as error:
         gone = error.reason is Reason.MISSING
         return Picture(None, "photo is gone" if gone else f"it cannot be read: {error.detail}")
     except FaceprintError as error:
         return Picture(None, str(error))
-
-
-def _data_url(image: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _encoded(html: str) -> bytes:
-    # A file's name may hold bytes that are not UTF-8.
-    return html.encode("utf-8", "backslashreplace")

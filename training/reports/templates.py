@@ -1,49 +1,31 @@
 """The templates of pages and texts, and the formats of numbers in them."""
 
-import os
 import unicodedata
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from retrieval.pages import html
 
 
-def page(name: str) -> Template:
-    """The HTML template of a name; what is put into it is escaped."""
-    return _environment(escape=True).get_template(name)
+def page(name: str, **values: Any) -> bytes:
+    """The HTML page of a template; what is put into it is escaped."""
+    return html.render("training.reports", name, filters=_FILTERS, **values)
 
 
 def text(name: str) -> Template:
     """The Markdown template of a name; `plain` makes a name safe to stand in it."""
-    return _environment(escape=False).get_template(name)
-
-
-def _environment(*, escape: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("training.reports", "."),
-        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "percent": percent,
-        "thousands": lambda number: f"{number:,}",
-        "counted": counted,
-        "duration": duration,
-        "readable": readable,
-        "coded": coded,
-        "setting": setting,
-        "plain": plain,
-        "file": os.path.basename,
-        "share": share,
-        "bare": bare,
-        "measure": measure,
-        "architecture": architecture,
-    }
-    return environment
+    environment.filters |= {**html.FILTERS, **_FILTERS}
+    return environment.get_template(name)
 
 
 def percent(value: float) -> str:
@@ -58,29 +40,10 @@ def architecture(name: str) -> str:
     return said if family == name else f"{said} with a classifier of cosines"
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number and what it counts."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def readable(words: str) -> str:
-    """A name as it can be shown: control characters and halves of letters become boxes."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in words)
-
-
-def coded(words: str) -> Markup:
-    """A sentence in which what stands between backquotes is code."""
-    pieces = readable(words).split("`")
-    if len(pieces) % 2 == 0:  # a name with a backquote of its own
-        return escape(readable(words))
-    code = Markup("<code>{}</code>")
-    return Markup("").join(code.format(one) if place % 2 else one for place, one in enumerate(pieces))
 
 
 def setting(value: Any) -> str:
@@ -92,7 +55,7 @@ def setting(value: Any) -> str:
 
 def plain(words: str) -> str:
     """A name as code in Markdown, on one line, whatever is in it."""
-    shown = readable(unicodedata.normalize("NFC", words)).strip()
+    shown = html.readable(unicodedata.normalize("NFC", words)).strip()
     fence = "`" * (1 + max((len(run) for run in _ticks(shown)), default=0))
     space = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{fence}{space}{shown}{space}{fence}"
@@ -119,3 +82,15 @@ def measure(value: float | None, digits: int = 3) -> Markup:
 
 def _datum(value: float, words: str) -> Markup:
     return Markup('<data value="{}">{}</data>').format(repr(float(value)), words)
+
+
+_FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "percent": percent,
+    "duration": duration,
+    "setting": setting,
+    "plain": plain,
+    "share": share,
+    "bare": bare,
+    "measure": measure,
+    "architecture": architecture,
+}

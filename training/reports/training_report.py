@@ -1,6 +1,6 @@
 """The report of a training: figures (PNG), `metrics.json` and `report.html`."""
 
-import base64
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from retrieval.errors import StorageError
 from retrieval.images import panel
+from retrieval.pages import html
 from retrieval.system.files import why, write_durably
 from training.data.dataset import Split
 from training.fitting.fit import History
@@ -44,17 +45,18 @@ def write_report(
         "loss_and_error.png": _png(_loss_and_error(history)),
         "closest_photos.png": _panel(split, evaluation),
     }
-    html = templates.page("report.html.jinja").render(
+    page = templates.page(
+        "report.html.jinja",
         figures=figures,
         recipe=recipe,
         confusions=_confusions(split, evaluation),
         wrong=int((evaluation.predicted != evaluation.actual).sum()),
-        pictures={name.removesuffix(".png"): _data_url(data) for name, data in pictures.items()},
+        pictures={name.removesuffix(".png"): html.png_url(data) for name, data in pictures.items()},
     )
     files = {
         **pictures,
         "metrics.json": (json.dumps(dict(figures), ensure_ascii=False, indent=1) + "\n").encode(),
-        "report.html": html.encode(),
+        "report.html": page,
     }
     try:
         for name, data in files.items():
@@ -159,20 +161,12 @@ def _panel_row(split: Split, evaluation: Evaluation, index: int) -> panel.Row:
 
 
 def _png(figure: Figure) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _bytes(image: Any) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
