@@ -1,7 +1,7 @@
 """knn: whatever codes, blocks and company a query has, its answer is that of a float64 brute force."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 
@@ -66,6 +66,13 @@ LAYOUTS: dict[str, tuple[int, Sequence[Number]]] = {
 
 def any_basis(stored: Vectors, seed: int = 0) -> Basis:
     """What is learned from vectors; where codes do not pay or nothing varies, some basis all the same."""
+    return _learned(stored.tobytes(), stored.shape, seed)
+
+
+@cache
+def _learned(data: bytes, shape: tuple[int, int], seed: int) -> Basis:
+    """Learning takes most of the time of these tests, and many of them search the same vectors."""
+    stored: Vectors = np.frombuffer(data, np.float32).reshape(shape)
     learned = quantization.learn(stored, seed=seed).basis
     if learned is not None:
         return learned
@@ -90,12 +97,15 @@ def coded(basis: Basis, stored: Vectors, path: Path) -> Coded:
 def blocks_of(parts: Sequence[Part], folder: Path, layout: Sequence[Number]) -> list[Block]:
     """Blocks whose codes are in the bases that a layout says, in turn; None is a block without."""
     everything, names = np.concatenate([vectors for _, vectors in parts]), count()
-    bases = [any_basis(everything), any_basis(everything[: (len(everything) + 1) // 2], seed=7)]
+    learners = [
+        lambda: any_basis(everything),
+        lambda: any_basis(everything[: (len(everything) + 1) // 2], seed=7),
+    ]
     blocks = []
     for number, (ids, vectors) in enumerate(parts):
         basis, own = layout[number % len(layout)], None
         if basis is not None:
-            own = coded(bases[basis], vectors, folder / f"{next(names)}.codes")
+            own = coded(learners[basis](), vectors, folder / f"{next(names)}.codes")
         blocks.append(Block(ids, np.ascontiguousarray(vectors), own))
     return blocks
 
