@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from retrieval.bulk.ingest import ingest
 from retrieval.cli import app
 from retrieval.console import terminal
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from tests.broken import make_broken
+from training.synthetic_faces import draw_faces
 
 Result = tuple[int, str, str]
 
@@ -49,12 +51,25 @@ def faceprint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     return Faceprint(capsys, monkeypatch)
 
 
-@pytest.fixture
-def enrolled(faceprint: Faceprint, bundle: ModelBundle, faces: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "g"
-    status, _, _ = faceprint("ingest", folder, faces, "--model", bundle.folder)
-    assert status == 0
+@pytest.fixture(scope="module")
+def first_gallery(bundle: ModelBundle, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gallery of the drawn faces; no test changes it."""
+    folder = tmp_path_factory.mktemp("enrolled") / "g"
+    with Gallery.create(folder, bundle) as gallery:
+        assert ingest(gallery, [faces]).enrolled == 36
     return folder
+
+
+@pytest.fixture
+def enrolled(first_gallery: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(first_gallery, tmp_path / "g"))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drawn people with three photos each: a whole ResNet50 learns them in little time."""
+    return draw_faces(tmp_path_factory.mktemp("few"), identities=2, photos=3, size=48)
 
 
 def test_ingest_makes_the_gallery_and_accounts_for_every_file(
@@ -256,18 +271,18 @@ def test_model_shows_the_card_and_the_layers(faceprint: Faceprint, bundle: Model
 
 
 def test_train_then_ingest_then_search_from_a_folder_of_photos(
-    faceprint: Faceprint, faces: Path, tmp_path: Path
+    faceprint: Faceprint, few: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
     status, out, _ = faceprint(
-        "train", faces, "--out", model, "--weights", "none", "--epochs", 1, "--image-size", 32
+        "train", few, "--out", model, "--weights", "none", "--epochs", 1, "--image-size", 32
     )
     assert status == 0
     assert "validation accuracy" in out
     for name in ("bundle.json", "model.onnx", "model.safetensors", "report.html", "metrics.json"):
         assert (model / name).is_file()
-    assert faceprint("ingest", tmp_path / "g", faces, "--model", model)[0] == 0
-    status, out, _ = faceprint("search", tmp_path / "g", sorted(faces.glob("*/*.jpg"))[5], "--json")
+    assert faceprint("ingest", tmp_path / "g", few, "--model", model)[0] == 0
+    status, out, _ = faceprint("search", tmp_path / "g", sorted(few.glob("*/*.jpg"))[5], "--json")
     assert (status, json.loads(out)[0]["matches"][0]["face_id"]) == (0, 6)
 
 
@@ -462,10 +477,10 @@ def _child(*arguments: object) -> "subprocess.Popen[str]":
 
 
 def test_ctrl_c_during_training_leaves_a_checkpoint_that_resume_goes_on_from(
-    faces: Path, tmp_path: Path
+    few: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
-    common = ["train", faces, "--out", model, "--weights", "none", "--image-size", 32, "--epochs"]
+    common = ["train", few, "--out", model, "--weights", "none", "--image-size", 32, "--epochs"]
     child = _child(*common, 40, "--batch-size", 4)
     while not (model / "checkpoint.safetensors").exists():
         assert child.poll() is None, "it ended before its first checkpoint"
