@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make docs`. Strict: what does not resolve, and what has no docstring, is an error."""
+"""How Sphinx builds the site: `make docs`. A broken reference or a missing docstring is an error."""
 
 import re
 import sys
@@ -86,7 +86,13 @@ def _prepare_docstring(
 
 
 def _readable_defaults(
-    app: Sphinx, what: str, name: str, thing: object, options: Any, signature: str | None, returned: str | None
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: Any,
+    signature: str | None,
+    returned: str | None,
 ) -> tuple[str | None, str | None]:
     """Writes `...` for defaults that are no expressions, such as `<factory>`, which Sphinx cannot parse."""
     return (re.sub(r"<[^<>]*>", "...", signature) if signature else signature), returned

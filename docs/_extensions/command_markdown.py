@@ -1,4 +1,4 @@
-"""A section of Markdown for each command, written from the program itself: what `--help` says, and nothing else.
+"""A section of Markdown for each command, written from the program itself: what `--help` says.
 
 It needs nothing that only the site needs, so that the tests compare it with the program.
 """
