@@ -17,13 +17,11 @@ _DOCS = _ROOT / "docs"
 _PAGES = sorted(
     [*_DOCS.glob("*.md"), *_DOCS.glob("reference/*.md"), _ROOT / "README.md", _ROOT / "CHANGELOG.md"]
 )
-    [*_DOCS.glob("*.md"), *_DOCS.glob("reference/*.md"), _ROOT / "README.md", _ROOT / "CHANGELOG.md"]
-)
 # An option as prose and commands write it. What other programs take stands in these pages too.
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 _OF_OTHER_PROGRAMS = {
-    "--forget", "--keep", "--kinds", "--large", "--limit", "--part", "--parts", "--peers", "--photos", "--rows",
-    "--help", "--version", "--install-completion",
+    "--forget", "--keep", "--kinds", "--large", "--limit", "--part", "--parts", "--peers", "--photos",
+    "--rows", "--help", "--version", "--install-completion",
 }  # fmt: skip
 
 
