@@ -23,6 +23,9 @@ nitpicky = True
 # Docstrings write code in single backticks, as Markdown does.
 default_role = "code"
 
+# A fence that names no language is plain text.
+highlight_language = "text"
+
 myst_enable_extensions = ["deflist", "attrs_inline"]
 myst_heading_anchors = 3
 # The build needs no network, and what a page links to outside the site is not looked up.

@@ -67,7 +67,9 @@ def _section(name: str, command: Any) -> Iterator[str]:
 
 
 def _usage(context: Any) -> str:
-    return " ".join(context.command.get_usage(context).removeprefix("Usage: ").split())
+    usage = " ".join(context.command.get_usage(context).removeprefix("Usage: ").split())
+    # Typer puts needed arguments in braces, which mean a choice elsewhere.
+    return re.sub(r"\{([^{}|]+)\}", r"\1", usage)
 
 
 def _record(parameter: Any, context: Any) -> tuple[str, str] | None:
