@@ -40,7 +40,7 @@ def test_the_tours_commands_run_and_leave_what_the_readme_says(tour: Path) -> No
     assert (tour / "answer.png").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/python.md"])
 def test_the_python_of_a_page_runs(page: str, tour: Path, tmp_path: Path) -> None:
     shutil.copytree(tour / "photos", tmp_path / "photos")
     shutil.copytree(tour / "my.model", tmp_path / "my.model")
