@@ -16,7 +16,7 @@ from retrieval.errors import InputError, Interrupted, RunError
 if TYPE_CHECKING:
     from retrieval.database.records import Face
     from retrieval.gallery.gallery import Gallery
-    from retrieval.gallery.integrity import Finding, Verification
+    from retrieval.gallery.integrity import Finding, Repaired, Verification
     from retrieval.gallery.reembed import Reembedded
 
 
@@ -101,24 +101,33 @@ def repair(
     if as_json:
         print_json(asdict(done))
     else:
-        printed = terminal.console()
-        mended = len(done.before.findings) - len(done.after.findings)
+        _print_repaired(done)
+    _fail_for_what_is_left(done, gallery)
+
+
+def _print_repaired(done: "Repaired") -> None:
+    printed = terminal.console()
+    mended = len(done.before.findings) - len(done.after.findings)
+    printed.print(
+        f"{terminal.counted(len(done.before.findings), 'finding')}, {max(mended, 0):,} mended: {done.embedded:,} vectors embedded "
+        f"again, {done.copied:,} files copied, {done.given_up:,} faces given up"
+    )
+    if done.suspects:
         printed.print(
-            f"{terminal.counted(len(done.before.findings), 'finding')}, {max(mended, 0):,} mended: {done.embedded:,} vectors embedded "
-            f"again, {done.copied:,} files copied, {done.given_up:,} faces given up"
+            f"{done.compared:,} of {terminal.counted(done.suspects, 'face')} that a damaged model may have embedded compared "
+            f"with their photos, {done.replaced:,} vectors replaced"
         )
-        if done.suspects:
-            printed.print(
-                f"{done.compared:,} of {terminal.counted(done.suspects, 'face')} that a damaged model may have embedded compared "
-                f"with their photos, {done.replaced:,} vectors replaced"
-            )
-        _print_verification(done.after)
-        for face in done.lost:
-            shown = (
-                f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}: "
-                f"{done.reasons[face.id]}"
-            )
-            printed.print(terminal.text(shown))
+    _print_verification(done.after)
+    for face in done.lost:
+        shown = (
+            f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}: "
+            f"{done.reasons[face.id]}"
+        )
+        printed.print(terminal.text(shown))
+
+
+def _fail_for_what_is_left(done: "Repaired", gallery: Path) -> None:
+    """Ends the command with an error where something could not be mended."""
     if done.unfetched:
         raise RunError(_ask_to_fetch(len(done.unfetched)))
     if done.lost:

@@ -1,7 +1,6 @@
 """The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +13,11 @@ from retrieval.cli import options
 from retrieval.cli.opening import open_gallery
 from retrieval.cli.search_output import (
     Answer,
-    answer_json,
     draw,
-    explained,
-    print_answer,
+    print_answers,
+    print_answers_as_json,
     tell_about_decisions,
 )
-from retrieval.console import terminal
 from retrieval.errors import InputError, UnreadableImage
 
 if TYPE_CHECKING:
@@ -110,20 +107,7 @@ def search(
         ]
     decisions = [answer.decision for answer in answers if answer.error is None]
     tell_about_decisions(gallery, decisions, foretell=not as_json)
-    if as_json:
-        shown: Any = [answer_json(answer) for answer in answers]
-        shown = {"answers": shown, "explanation": explained(explanation)} if explain else shown
-        typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
-    else:
-        for answer in answers:
-            if answer.error is None:
-                print_answer(answer)
-        if explain:
-            took = explained(explanation)
-            stages = took["milliseconds"].items()
-            took["milliseconds"] = ", ".join(f"{stage} {time:,.1f}" for stage, time in stages)
-            took["bytes read"] = terminal.size(took["bytes read"])
-            terminal.print_facts("What it took", took)
+    (print_answers_as_json if as_json else print_answers)(answers, explanation if explain else None)
     if plot is not None:
         draw(answers, plot)
     unreadable = [str(answer.error) for answer in answers if answer.error is not None]

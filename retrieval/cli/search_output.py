@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", 
         typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
 
 
-def explained(explanation: "Explanation") -> dict[str, Any]:
+def _explained(explanation: "Explanation") -> dict[str, Any]:
     """What answering took, in words and numbers."""
     queries = max(explanation.queries, 1)
     return {
@@ -66,7 +67,15 @@ def explained(explanation: "Explanation") -> dict[str, Any]:
     }
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
+def print_answers_as_json(answers: Sequence[Answer], explanation: "Explanation | None") -> None:
+    """Prints answers as one list, or with what answering took beside them."""
+    shown: Any = [_answer_json(answer) for answer in answers]
+    if explanation is not None:
+        shown = {"answers": shown, "explanation": _explained(explanation)}
+    typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
+
+
+def _answer_json(answer: Answer) -> dict[str, Any]:
     shown: dict[str, Any] = {"query": answer.query}
     if answer.error is not None:
         return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
@@ -104,7 +113,20 @@ def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
     ]
 
 
-def print_answer(answer: Answer) -> None:
+def print_answers(answers: Sequence[Answer], explanation: "Explanation | None") -> None:
+    """Prints a table for each answer, and what answering took."""
+    for answer in answers:
+        if answer.error is None:
+            _print_answer(answer)
+    if explanation is not None:
+        took = _explained(explanation)
+        stages = took["milliseconds"].items()
+        took["milliseconds"] = ", ".join(f"{stage} {time:,.1f}" for stage, time in stages)
+        took["bytes read"] = terminal.size(took["bytes read"])
+        terminal.print_facts("What it took", took)
+
+
+def _print_answer(answer: Answer) -> None:
     from rich.table import Table
 
     console = terminal.console()
