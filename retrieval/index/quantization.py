@@ -38,10 +38,10 @@ Codes: TypeAlias = NDArray[np.uint8]  # (n, m)
 CHOICES: Final = (64, 128, 256)
 
 # Half the unit in the last place of float64.
-_UNIT: Final = 2.0**-53
+_FLOAT64_ROUNDOFF: Final = 2.0**-53
 
 # Where a FAISS file has its number of rows: after its kind and the dimension.
-_ROWS_AT: Final = 8
+_ROW_COUNT_OFFSET: Final = 8
 
 # The centre of the grid, that products stay small: 255 * 255 * 256 would leave float32 no room.
 _CENTRE: Final = np.float32(128)
@@ -68,7 +68,7 @@ class Basis:
     def __post_init__(self) -> None:
         count, dimension = self.axes.shape
         defect = float(np.linalg.norm(self.axes @ self.axes.T - np.eye(count)))
-        object.__setattr__(self, "_slack", defect + 2 * (count + 2) * (dimension + 8) * _UNIT)
+        object.__setattr__(self, "_slack", defect + 2 * (count + 2) * (dimension + 8) * _FLOAT64_ROUNDOFF)
 
     @property
     def coordinates(self) -> int:
@@ -85,7 +85,7 @@ class Basis:
         errors = np.sqrt(np.einsum("ij,ij->i", places, places))
         # The last term covers the rounding of this very arithmetic.
         grid = float(np.abs(self.low).max() + 255 * self.step)
-        errors += noise + 64 * _UNIT * grid * np.sqrt(self.coordinates) + 1e-12 * errors
+        errors += noise + 64 * _FLOAT64_ROUNDOFF * grid * np.sqrt(self.coordinates) + 1e-12 * errors
         return codes.astype(np.uint8), errors
 
     def _place(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -279,7 +279,7 @@ def _frame(rows: int, coordinates: int) -> tuple[bytes, bytes]:
     data = faiss.serialize_index(index).tobytes()
     start = data.index(code.tobytes())
     head = bytearray(data[:start])
-    struct.pack_into("<q", head, _ROWS_AT, rows)
+    struct.pack_into("<q", head, _ROW_COUNT_OFFSET, rows)
     struct.pack_into("<Q", head, start - 8, rows * coordinates)
     return bytes(head), data[start + coordinates :]
 
@@ -314,9 +314,9 @@ class Learned:
 # Costs in nanoseconds a row for one query on one core, as measured (docs/benchmarks.md); only ratios count.
 _BYTE_OF_CODE: Final = 0.055
 _BYTE_OF_VECTOR: Final = 0.045
-_LOOK: Final = 8000.0
+_ROW_COMPARISON: Final = 8000.0
 
-_QUERIES: Final = 64
+_TRIAL_QUERIES: Final = 64
 
 
 def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
@@ -333,7 +333,7 @@ def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
     scaled = moved / max(np.abs(moved).max(initial=0.0), np.finfo(np.float32).tiny)
     covariance = scaled.T @ scaled / np.float32(len(sample))
     principal = np.linalg.eigh(covariance)[1][:, ::-1].T
-    asked = rng.choice(len(sample), min(_QUERIES, len(sample)), replace=False)
+    asked = rng.choice(len(sample), min(_TRIAL_QUERIES, len(sample)), replace=False)
     nearest = _nearest_others(sample, asked)
     scan = dimension * 4 * _BYTE_OF_VECTOR
     found: list[tuple[Trial, Basis]] = []
@@ -344,7 +344,7 @@ def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
         if basis is None:
             break
         left = _left(basis, sample, asked, nearest)
-        found.append((Trial(coordinates, left, coordinates * _BYTE_OF_CODE + left * _LOOK), basis))
+        found.append((Trial(coordinates, left, coordinates * _BYTE_OF_CODE + left * _ROW_COMPARISON), basis))
     trials = tuple(trial for trial, _ in found)
     if not found:
         return Learned(None, trials, scan)

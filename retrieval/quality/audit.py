@@ -24,12 +24,12 @@ from retrieval.gallery.gallery import Gallery
 from retrieval.index.knn import Block, nearest
 from retrieval.quality.audit_report import Audited, Doubt, Kind, Limit, doubt
 from retrieval.quality.outliers import (
-    FEWEST,
-    SMALLEST_GROUP,
+    MIN_GROUP,
+    MIN_VALUES,
+    Cluster,
     Floats,
+    RobustScale,
     Rows,
-    Shape,
-    Usual,
     skewness,
     widest_gap,
 )
@@ -40,22 +40,22 @@ from retrieval.search.people import gathered
 LIMIT: Final = 3.0
 
 # Up to how many faces all of them are audited, and how many of a larger gallery, unless the caller says so.
-EVERYBODY: Final = 50_000
-SAMPLE: Final = 20_000
+FULL_AUDIT_MAX_FACES: Final = 50_000
+DEFAULT_SAMPLE: Final = 20_000
 
-_TOGETHER: Final = 256
+QUERY_BATCH: Final = 256
 
 # How many of a person's faces are compared with each other, at most.
-_OF_A_PERSON: Final = 2048
+MAX_COMPARED_FACES: Final = 2048
 
 # How many other people each person is compared with: those whose faces are nearest to most of theirs.
-_RIVALS: Final = 5
+MAX_RIVALS: Final = 5
 
 # How many photos of each side a doubt shows.
-_SHOWN: Final = 4
+SHOWN_PHOTOS: Final = 4
 
 # How many doubts of a kind are kept, the most serious ones.
-_KEPT: Final = 500
+MAX_DOUBTS: Final = 500
 
 
 def audit(
@@ -89,8 +89,8 @@ def audit(
     # No transaction is held while this runs: erasing would have to wait for it.
     faces = gallery.vault.on_a_snapshot(lambda reader: _Faces.of(gallery, reader))
     chosen = _chosen(faces, sample, seed)
-    work = _Work(len(chosen) + len(faces.numbers_of(chosen)), on_progress, should_stop)
-    near = _Near.of(faces, chosen, neighbours, work)
+    work = _Progress(len(chosen) + len(faces.numbers_of(chosen)), on_progress, should_stop)
+    near = _Neighbours.of(faces, chosen, neighbours, work)
     typical = _typical(faces, near)
     found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, typical, limit)]
     found += [*_people(faces, near, typical, limit, seed, work), _hubs(faces, near, limit)]
@@ -134,7 +134,7 @@ class _Faces:
         self._by_person = np.argsort(self.people, kind="stable")
         self.numbers, starts = np.unique(self.people[self._by_person], return_index=True)
         self._ends = np.append(starts, len(ids))
-        self.shape_of = lru_cache(maxsize=1024)(self._shape_of)
+        self.cluster_of = lru_cache(maxsize=1024)(self._cluster_of)
 
     @classmethod
     def of(cls, gallery: Gallery, reader: Reader) -> "_Faces":
@@ -169,7 +169,7 @@ class _Faces:
         """The k nearest rows to each row, itself left out, and distances (n, k); -1 and infinity fill up."""
         queries = self.vectors(rows).astype(np.float32)
         exclude = self.ids[rows].tolist()
-        if among is not None and len(among) <= _OF_A_PERSON:
+        if among is not None and len(among) <= MAX_COMPARED_FACES:
             # Quicker than to look for them among all.
             blocks = [Block(self.ids[among], self.vectors(among).astype(np.float32))]
             answers = nearest(blocks, queries, k, exclude=exclude)
@@ -181,21 +181,21 @@ class _Faces:
             found[number, : len(ids)], distances[number, : len(ids)] = self.rows(ids), far
         return found, distances
 
-    def _shape_of(self, person: int) -> "Shape":
-        return Shape.of(self.vectors(part) for part in _parts(self.rows_of(person), _OF_A_PERSON))
+    def _cluster_of(self, person: int) -> "Cluster":
+        return Cluster.of(self.vectors(part) for part in _chunks(self.rows_of(person), MAX_COMPARED_FACES))
 
 
 def _chosen(faces: _Faces, sample: int | None, seed: int) -> Rows:
     """The rows to look at: everything, or whole people (and single photos of nobody) drawn at random."""
     if sample is None:
-        sample = SAMPLE if len(faces) > EVERYBODY else len(faces)
+        sample = DEFAULT_SAMPLE if len(faces) > FULL_AUDIT_MAX_FACES else len(faces)
     if sample >= len(faces):
         return np.arange(len(faces))
     # Each photo that is nobody's is drawn for itself.
     units = np.where(faces.people > 0, faces.people, -1 - np.arange(len(faces)))
     _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
     drawn = np.random.default_rng(seed).permutation(len(sizes))
-    count = int(np.searchsorted(np.cumsum(np.minimum(sizes[drawn], _OF_A_PERSON)), sample)) + 1
+    count = int(np.searchsorted(np.cumsum(np.minimum(sizes[drawn], MAX_COMPARED_FACES)), sample)) + 1
     rows = np.flatnonzero(np.isin(unit, drawn[:count]))
     some = [_some(faces.rows_of(one), seed) for one in faces.numbers_of(rows)]
     return np.sort(np.concatenate([*some, rows[faces.people[rows] == 0]]))
@@ -203,12 +203,12 @@ def _chosen(faces: _Faces, sample: int | None, seed: int) -> Rows:
 
 def _some(rows: Rows, seed: int) -> Rows:
     """Rows, but no more of one person than can be compared with each other."""
-    if len(rows) <= _OF_A_PERSON:
+    if len(rows) <= MAX_COMPARED_FACES:
         return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, _OF_A_PERSON, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(rows, MAX_COMPARED_FACES, replace=False))
 
 
-class _Work:
+class _Progress:
     """How far an audit is, and whether it is to end."""
 
     def __init__(
@@ -222,7 +222,7 @@ class _Work:
         """So much more is done.
 
         Raises:
-            Interrupted: somebody wants an end.
+            Interrupted: the caller asks to stop.
         """
         if self._should_stop():
             raise Interrupted("Stopped; nothing was written.")
@@ -234,7 +234,7 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Near:
+class _Neighbours:
     """The nearest faces of those that are audited.
 
     Attributes:
@@ -253,9 +253,9 @@ class _Near:
     other_distance: Floats
 
     @classmethod
-    def of(cls, faces: _Faces, rows: Rows, k: int, work: _Work) -> "_Near":
+    def of(cls, faces: _Faces, rows: Rows, k: int, work: _Progress) -> "_Neighbours":
         found, distances = np.full((len(rows), k), -1), np.full((len(rows), k), np.inf)
-        for part in _parts(np.arange(len(rows)), _TOGETHER):
+        for part in _chunks(np.arange(len(rows)), QUERY_BATCH):
             found[part], distances[part] = faces.nearest(rows[part], k)
             work.did(len(part))
         person, theirs = faces.people[rows][:, None], np.where(found >= 0, faces.people[found], 0)
@@ -265,17 +265,17 @@ class _Near:
         near._complete(faces, work)
         return near
 
-    def _complete(self, faces: _Faces, work: _Work) -> None:
+    def _complete(self, faces: _Faces, work: _Progress) -> None:
         """Looks for own and other faces that were not among the nearest, person by person."""
         everybody = np.flatnonzero(faces.people > 0)
         for person, places in _by_person(faces.people[self.rows]):
             theirs = faces.rows_of(person)
             alone = places[self.own[places] < 0] if len(theirs) > 1 else places[:0]
             among = places[self.other[places] < 0]
-            for part in _parts(alone, _TOGETHER):
+            for part in _chunks(alone, QUERY_BATCH):
                 self._fill(self.own, self.own_distance, part, faces, theirs)
             others = everybody[faces.people[everybody] != person] if len(among) else everybody[:0]
-            for part in _parts(among, _TOGETHER) if len(others) else ():
+            for part in _chunks(among, QUERY_BATCH) if len(others) else ():
                 self._fill(self.other, self.other_distance, part, faces, others)
             work.did(0)
 
@@ -305,7 +305,7 @@ def _first(found: Rows, distances: Floats, which: NDArray[np.bool_]) -> tuple[Ro
 
 
 @dataclass(frozen=True)
-class _Raw:
+class _DoubtInNumbers:
     """A doubt in numbers: who, and the rows of the photos that show it."""
 
     kind: Kind
@@ -316,19 +316,19 @@ class _Raw:
 
 
 @dataclass(frozen=True)
-class _Some:
+class _DoubtsOfKind:
     """Doubts of one kind, made when they are wanted: only the most serious are."""
 
     kind: Kind
     measures: str
-    usual: Usual
+    usual: RobustScale
     bound: float
     scores: Floats
-    make: Callable[[int, float], _Raw]
+    make: Callable[[int, float], _DoubtInNumbers]
 
-    def kept(self) -> list[_Raw]:
+    def kept(self) -> list[_DoubtInNumbers]:
         """The most serious ones."""
-        order = np.argsort(-self.scores, kind="stable")[:_KEPT]
+        order = np.argsort(-self.scores, kind="stable")[:MAX_DOUBTS]
         return [self.make(int(place), float(self.scores[place])) for place in order]
 
     def limit(self, explained: int) -> Limit:
@@ -344,11 +344,11 @@ class _Some:
         )
 
 
-def _same_photos(faces: _Faces, near: _Near, limit: float) -> list[_Some]:
+def _same_photos(faces: _Faces, near: _Neighbours, limit: float) -> list[_DoubtsOfKind]:
     """Faces that are much nearer to another one than faces are: across people, and within them."""
     values = -np.log(np.maximum(near.distances[:, 0], near.nothing))
     there = near.found[:, 0] >= 0
-    usual = Usual.of(values[there])
+    usual = RobustScale.of(values[there])
     scores = usual.scores(values)
     # What is no distance at all is the same photo, however alike the others are.
     same = there & ((scores >= limit) | (near.distances[:, 0] == 0))
@@ -359,52 +359,52 @@ def _same_photos(faces: _Faces, near: _Near, limit: float) -> list[_Some]:
     people = np.sort(np.column_stack([faces.people[first], faces.people[second]])[places], axis=1)
     across = (people[:, 0] > 0) & (people[:, 0] != people[:, 1])
 
-    def make(some: Rows, kind: Kind, place: int, score: float) -> _Raw:
+    def make(some: Rows, kind: Kind, place: int, score: float) -> _DoubtInNumbers:
         pair = sorted([int(first[some[place]]), int(second[some[place]])])
-        whose = tuple(dict.fromkeys(int(faces.people[row]) for row in pair if faces.people[row]))
+        identities = tuple(dict.fromkeys(int(faces.people[row]) for row in pair if faces.people[row]))
         distance = float(near.distances[some[place], 0])
-        return _Raw(kind, score, whose, tuple((row,) for row in pair), {"distance": distance})
+        return _DoubtInNumbers(kind, score, identities, tuple((row,) for row in pair), {"distance": distance})
 
     measures, bound = "a face's distance to the nearest other one", math.exp(-usual.at(limit))
     kinds = ((Kind.SAME_PHOTO_TWO_NAMES, places[across]), (Kind.SAME_PHOTO, places[~across]))
     return [
-        _Some(kind, measures, _logged(usual), bound, scores[some], partial(make, some, kind))
+        _DoubtsOfKind(kind, measures, _logged(usual), bound, scores[some], partial(make, some, kind))
         for kind, some in kinds
     ]
 
 
-def _anothers_photos(faces: _Faces, near: _Near, typical: float, limit: float) -> _Some:
+def _anothers_photos(faces: _Faces, near: _Neighbours, typical: float, limit: float) -> _DoubtsOfKind:
     """Faces that are far from their person's others, for these and for how near somebody else's are."""
     known = np.flatnonzero((near.own >= 0) & (near.other >= 0))
-    values = _oddities(faces, near, known, typical)
-    usual = Usual.of(values)
+    values = _outlier_values(faces, near, known, typical)
+    usual = RobustScale.of(values)
     scores = usual.scores(values)
     beyond = (scores >= limit) & (near.other_distance[known] < near.own_distance[known])
     places, scores, values = known[beyond], scores[beyond], values[beyond]
 
-    def make(place: int, score: float) -> _Raw:
+    def make(place: int, score: float) -> _DoubtInNumbers:
         row = near.rows[[places[place]]]
         person, rival = int(faces.people[row[0]]), int(faces.people[near.other[places[place]]])
-        own, _ = faces.nearest(row, _SHOWN, among=faces.rows_of(person))
-        theirs, _ = faces.nearest(row, _SHOWN, among=faces.rows_of(rival))
+        own, _ = faces.nearest(row, SHOWN_PHOTOS, among=faces.rows_of(person))
+        theirs, _ = faces.nearest(row, SHOWN_PHOTOS, among=faces.rows_of(rival))
         measured = {
             "own": float(near.own_distance[places[place]]),
-            "own_centroid": math.sqrt(faces.shape_of(person).without(faces.vectors(row)[0])[1]),
+            "own_centroid": math.sqrt(faces.cluster_of(person).without(faces.vectors(row)[0])[1]),
             "other": float(near.other_distance[places[place]]),
             "photos": float(len(faces.rows_of(person))),
         }
         groups = ((int(row[0]),), _there(own[0]), _there(theirs[0]))
-        return _Raw(Kind.ANOTHERS_PHOTO, score, (person, rival), groups, measured)
+        return _DoubtInNumbers(Kind.ANOTHERS_PHOTO, score, (person, rival), groups, measured)
 
     measures = (
         "a face's distance to the centroid of its person's others, over what that is for these, and over its "
         "distance to the nearest of another's"
     )
     bound = math.exp(usual.at(limit))
-    return _Some(Kind.ANOTHERS_PHOTO, measures, _logged(usual, sign=1), bound, scores, make)
+    return _DoubtsOfKind(Kind.ANOTHERS_PHOTO, measures, _logged(usual, sign=1), bound, scores, make)
 
 
-def _oddities(faces: _Faces, near: _Near, known: Rows, typical: float) -> Floats:
+def _outlier_values(faces: _Faces, near: _Neighbours, known: Rows, typical: float) -> Floats:
     """(n,): the logarithm of c/e * c/o: c is a face's distance to the centroid of its person's others, e what
     that is for them, o its distance to the nearest face of another person.
 
@@ -413,8 +413,8 @@ def _oddities(faces: _Faces, near: _Near, known: Rows, typical: float) -> Floats
     """
     values = np.empty(len(known))
     for person, places in _by_person(faces.people[near.rows[known]]):
-        shape = faces.shape_of(person)
-        for part in _parts(places, _OF_A_PERSON):
+        shape = faces.cluster_of(person)
+        for part in _chunks(places, MAX_COMPARED_FACES):
             for place, vector in zip(part, faces.vectors(near.rows[known[part]]), strict=True):
                 others, squared = shape.without(vector)
                 expected = _within([others], typical) / 2 * (1 + 1 / others.count)
@@ -427,7 +427,9 @@ def _log(squared: float, nothing: float) -> float:
     return math.log(max(squared, nothing**2))
 
 
-def _people(faces: _Faces, near: _Near, typical: float, limit: float, seed: int, work: _Work) -> list[_Some]:
+def _people(
+    faces: _Faces, near: _Neighbours, typical: float, limit: float, seed: int, work: _Progress
+) -> list[_DoubtsOfKind]:
     """Two people who look like one, and those who look like two."""
     pairs: list[_Pair] = []
     gaps: list[_Gap] = []
@@ -439,7 +441,7 @@ def _people(faces: _Faces, near: _Near, typical: float, limit: float, seed: int,
         work.did(1)
     several = [pair for pair in pairs if pair.fewest > 1]
     excess = [(pair.apart - pair.chance) / pair.within for pair in several if pair.within > 0]
-    usual = max(0.0, float(np.median(excess))) if len(excess) >= FEWEST else 0.0
+    usual = max(0.0, float(np.median(excess))) if len(excess) >= MIN_VALUES else 0.0
     single = [pair for pair in pairs if pair.fewest == 1]
     return [
         _two_like_one(faces, several, usual, "both with 2 photos or more", near.nothing, limit),
@@ -448,17 +450,17 @@ def _people(faces: _Faces, near: _Near, typical: float, limit: float, seed: int,
     ]
 
 
-def _typical(faces: _Faces, near: _Near) -> float:
+def _typical(faces: _Faces, near: _Neighbours) -> float:
     """The median, over people with several photos, of the mean squared distance between two of them."""
     several = [person for person in faces.numbers_of(near.rows).tolist() if len(faces.rows_of(person)) > 1]
-    return float(np.median([faces.shape_of(person).within for person in several])) if several else math.nan
+    return float(np.median([faces.cluster_of(person).within for person in several])) if several else math.nan
 
 
-def _rivals(faces: _Faces, near: _Near, places: Rows) -> list[int]:
+def _rivals(faces: _Faces, near: _Neighbours, places: Rows) -> list[int]:
     """The people whose faces are nearest to most of a person's."""
     there = places[near.other[places] >= 0]
     numbers, votes = np.unique(faces.people[near.other[there]], return_counts=True)
-    return [int(one) for one in numbers[np.argsort(-votes, kind="stable")[:_RIVALS]]]
+    return [int(one) for one in numbers[np.argsort(-votes, kind="stable")[:MAX_RIVALS]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,14 +483,14 @@ class _Pair:
 
 
 def _pair(faces: _Faces, person: int, rival: int, typical: float) -> _Pair:
-    one, other = faces.shape_of(person), faces.shape_of(rival)
+    one, other = faces.cluster_of(person), faces.cluster_of(rival)
     within = _within([one, other], typical)
     apart = float(((one.centroid - other.centroid) ** 2).sum())
     chance = within / 2 * (1 / one.count + 1 / other.count)
     return _Pair(person, rival, apart, within, chance, min(one.count, other.count))
 
 
-def _within(shapes: Sequence[Shape], typical: float) -> float:
+def _within(shapes: Sequence[Cluster], typical: float) -> float:
     """The mean squared distance between two photos of one of these people; NaN where there is nothing to say.
 
     The gallery's typical person counts as one more photo, so that who has a single one is judged by that.
@@ -502,7 +504,7 @@ def _within(shapes: Sequence[Shape], typical: float) -> float:
 
 def _two_like_one(
     faces: _Faces, pairs: Sequence[_Pair], usual_excess: float, which: str, nothing: float, limit: float
-) -> _Some:
+) -> _DoubtsOfKind:
     """Pairs whose centroids are nearer than those of similar people are, for so many photos."""
     nearest_of: dict[int, tuple[float, _Pair]] = {}
     for pair in pairs:
@@ -513,16 +515,16 @@ def _two_like_one(
             if best is None or value > best[0]:
                 nearest_of[pair.person] = value, pair
     values = np.array([value for value, _ in nearest_of.values()])
-    usual = Usual.of(values)
+    usual = RobustScale.of(values)
     doubted: dict[tuple[int, int], tuple[float, _Pair]] = {}
     for score, (_, pair) in zip(usual.scores(values).tolist(), nearest_of.values(), strict=True):
         if score >= limit:
             doubted.setdefault((min(pair.person, pair.rival), max(pair.person, pair.rival)), (score, pair))
     kept = list(doubted.items())
 
-    def make(place: int, score: float) -> _Raw:
+    def make(place: int, score: float) -> _DoubtInNumbers:
         (person, rival), (_, pair) = kept[place]
-        one, other = faces.shape_of(person), faces.shape_of(rival)
+        one, other = faces.cluster_of(person), faces.cluster_of(rival)
         measured = {
             "centroids": math.sqrt(pair.apart),
             "within": math.sqrt(pair.within),
@@ -532,22 +534,24 @@ def _two_like_one(
             "other_photos": float(other.count),
         }
         groups = (_closest(faces, person, other.centroid), _closest(faces, rival, one.centroid))
-        return _Raw(Kind.TWO_LIKE_ONE, score, (person, rival), groups, measured)
+        return _DoubtInNumbers(Kind.TWO_LIKE_ONE, score, (person, rival), groups, measured)
 
     measures = (
         f"how far the centroids of two people are apart, over what is usual of similar people ({which})"
     )
     scores = np.array([score for _, (score, _) in kept])
-    return _Some(Kind.TWO_LIKE_ONE, measures, _logged(usual), math.exp(-usual.at(limit)), scores, make)
+    return _DoubtsOfKind(
+        Kind.TWO_LIKE_ONE, measures, _logged(usual), math.exp(-usual.at(limit)), scores, make
+    )
 
 
 def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
     """The rows of a person's photos that are nearest to a place."""
     rows = faces.rows_of(person)
     far = np.concatenate(
-        [((faces.vectors(part) - place) ** 2).sum(axis=1) for part in _parts(rows, _OF_A_PERSON)]
+        [((faces.vectors(part) - place) ** 2).sum(axis=1) for part in _chunks(rows, MAX_COMPARED_FACES)]
     )
-    return tuple(rows[np.argsort(far, kind="stable")[:_SHOWN]].tolist())
+    return tuple(rows[np.argsort(far, kind="stable")[:SHOWN_PHOTOS]].tolist())
 
 
 @dataclass(frozen=True)
@@ -558,13 +562,13 @@ class _Gap:
     width: float
     group: Rows
     rest: Rows
-    sides: tuple[Shape, Shape]
+    sides: tuple[Cluster, Cluster]
     other: float
     rival: int
 
 
-def _gap(faces: _Faces, near: _Near, person: int, places: Rows, seed: int) -> _Gap | None:
-    if len(places) < 2 * SMALLEST_GROUP:
+def _gap(faces: _Faces, near: _Neighbours, person: int, places: Rows, seed: int) -> _Gap | None:
+    if len(places) < 2 * MIN_GROUP:
         return None
     places = _some(places, seed)
     vectors = faces.vectors(near.rows[places])
@@ -576,63 +580,65 @@ def _gap(faces: _Faces, near: _Near, person: int, places: Rows, seed: int) -> _G
     closest = group[near.other_distance[group].argmin()]
     if near.other[closest] < 0:
         return None
-    sides = Shape.of([vectors[inside]]), Shape.of([vectors[~inside]])
+    sides = Cluster.of([vectors[inside]]), Cluster.of([vectors[~inside]])
     rows, rest = near.rows[group], near.rows[places[~inside]]
     rival = int(faces.people[near.other[closest]])
     return _Gap(person, width, rows, rest, sides, float(near.other_distance[closest]), rival)
 
 
-def _one_like_two(faces: _Faces, near: _Near, gaps: Sequence[_Gap], typical: float, limit: float) -> _Some:
+def _one_like_two(
+    faces: _Faces, near: _Neighbours, gaps: Sequence[_Gap], typical: float, limit: float
+) -> _DoubtsOfKind:
     """People whose photos on two sides of a gap are as far apart as those of two people."""
     across = np.array([one.across(other) for one, other in (gap.sides for gap in gaps)])
     within = np.array([_within(gap.sides, typical) for gap in gaps])
     values = 0.5 * _log_ratio(across, within, near.nothing**2)
-    usual = Usual.of(values)
+    usual = RobustScale.of(values)
     scores = usual.scores(values)
     apart = np.array([gap.width > gap.other for gap in gaps], bool)
     places = np.flatnonzero((scores >= limit) & apart)
 
-    def make(place: int, score: float) -> _Raw:
+    def make(place: int, score: float) -> _DoubtInNumbers:
         gap = gaps[places[place]]
         measured = {"gap": gap.width, "other": gap.other, "photos": float(len(gap.group))}
         measured["other_photos"] = float(len(gap.rest))
         groups = (
-            tuple(gap.group[:_SHOWN].tolist()),
-            tuple(gap.rest[:_SHOWN].tolist()),
+            tuple(gap.group[:SHOWN_PHOTOS].tolist()),
+            tuple(gap.rest[:SHOWN_PHOTOS].tolist()),
             _closest(faces, gap.rival, gap.sides[0].centroid),
         )
-        return _Raw(Kind.ONE_LIKE_TWO, score, (gap.person, gap.rival), groups, measured)
+        return _DoubtInNumbers(Kind.ONE_LIKE_TWO, score, (gap.person, gap.rival), groups, measured)
 
     measures = (
         "how far photos on two sides of a person's widest gap are apart, over how far those of one side are"
     )
     bound = math.exp(usual.at(limit))
-    return _Some(Kind.ONE_LIKE_TWO, measures, _logged(usual, sign=1), bound, scores[places], make)
+    return _DoubtsOfKind(Kind.ONE_LIKE_TWO, measures, _logged(usual, sign=1), bound, scores[places], make)
 
 
-def _hubs(faces: _Faces, near: _Near, limit: float) -> _Some:
+def _hubs(faces: _Faces, near: _Neighbours, limit: float) -> _DoubtsOfKind:
     """Faces that are among the nearest of unusually many faces of other people."""
     there = near.found >= 0
-    theirs, whose = np.where(there, faces.people[near.found], 0), faces.people[near.rows][:, None]
-    foreign = there & ((theirs != whose) | (whose == 0))
+    theirs, own = np.where(there, faces.people[near.found], 0), faces.people[near.rows][:, None]
+    foreign = there & ((theirs != own) | (own == 0))
     counts = np.bincount(near.found[foreign], minlength=len(faces))
     values = np.sqrt(counts)
-    usual = Usual.of(values)
+    usual = RobustScale.of(values)
     scores = usual.scores(values)
     rows = np.flatnonzero((scores >= limit) & (counts > 2))
 
-    def make(place: int, score: float) -> _Raw:
+    def make(place: int, score: float) -> _DoubtInNumbers:
         row = int(rows[place])
         lines = np.flatnonzero((foreign & (near.found == row)).any(axis=1))
         witnesses = near.rows[lines[_one_each(faces.people[near.rows[lines]])]]
         measured = {"neighbour_of": float(counts[row]), "people": float(len(witnesses))}
         person = int(faces.people[row])
-        groups = ((row,), tuple(witnesses[: 2 * _SHOWN].tolist()))
-        return _Raw(Kind.HUB, score, (person,) if person else (), groups, measured)
+        groups = ((row,), tuple(witnesses[: 2 * SHOWN_PHOTOS].tolist()))
+        return _DoubtInNumbers(Kind.HUB, score, (person,) if person else (), groups, measured)
 
     measures = f"of how many others' faces a face is among the {near.found.shape[1]} nearest"
-    plain = Usual(usual.values, usual.median**2, usual.deviation)
-    return _Some(Kind.HUB, measures, plain, usual.at(limit) ** 2, scores[rows], make)
+    plain = RobustScale(usual.values, usual.median**2, usual.deviation)
+    return _DoubtsOfKind(Kind.HUB, measures, plain, usual.at(limit) ** 2, scores[rows], make)
 
 
 def _one_each(people: Rows) -> Rows:
@@ -645,16 +651,16 @@ def _log_ratio(above: Floats, below: Floats, nothing: float) -> Floats:
     return np.asarray(np.log(np.maximum(above, nothing)) - np.log(np.maximum(below, nothing)))
 
 
-def _logged(usual: Usual, *, sign: int = -1) -> Usual:
+def _logged(usual: RobustScale, *, sign: int = -1) -> RobustScale:
     """What is usual among logarithms, as the value itself."""
-    return Usual(usual.values, math.exp(sign * usual.median), usual.deviation)
+    return RobustScale(usual.values, math.exp(sign * usual.median), usual.deviation)
 
 
 def _there(rows: Rows) -> tuple[int, ...]:
     return tuple(rows[rows >= 0].tolist())
 
 
-def _parts(rows: Rows, size: int) -> Iterator[Rows]:
+def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
@@ -666,7 +672,7 @@ def _by_person(people: Rows) -> Iterator[tuple[int, Rows]]:
     return zip(numbers.tolist(), np.split(order, starts[1:]), strict=bool(len(numbers)))
 
 
-def _without_repeats(raw: Sequence[_Raw]) -> list[_Raw]:
+def _without_repeats(raw: Sequence[_DoubtInNumbers]) -> list[_DoubtInNumbers]:
     """The most serious first, near duplicates last: they mislead nobody. What another doubt explains goes.
 
     Somebody's photo under another's name is near to them, so theirs seem to be that one's. And who is two
@@ -677,7 +683,7 @@ def _without_repeats(raw: Sequence[_Raw]) -> list[_Raw]:
     same = {frozenset(row for group in one.groups for row in group) for one in twice}
     double = {one.people[0] for one in raw if one.kind is Kind.ONE_LIKE_TWO}
 
-    def explained(one: _Raw) -> bool:
+    def explained(one: _DoubtInNumbers) -> bool:
         rows = frozenset(row for group in one.groups for row in group)
         if one.kind is Kind.ANOTHERS_PHOTO:
             nearest_other = one.groups[2][0]
@@ -689,7 +695,7 @@ def _without_repeats(raw: Sequence[_Raw]) -> list[_Raw]:
     return sorted(kept, key=lambda one: (one.kind is Kind.SAME_PHOTO, -one.score))
 
 
-def _worded(reader: Reader, faces: _Faces, raw: Sequence[_Raw], folder: str) -> Iterator[Doubt]:
+def _worded(reader: Reader, faces: _Faces, raw: Sequence[_DoubtInNumbers], folder: str) -> Iterator[Doubt]:
     """Doubts with names and photos as they are today; those whose people or photos have gone are left out."""
     names = reader.names_of_identities({person for one in raw for person in one.people})
     ids = {int(faces.ids[row]) for one in raw for group in one.groups for row in group}

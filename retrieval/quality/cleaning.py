@@ -11,8 +11,8 @@ class Cleaning:
         self.seen = seen
         self.copies = seen.copies
         self.out: dict[int, Kind] = {}
-        for row, look in enumerate(seen.looks):
-            if look.reason is not None:
+        for row, one in enumerate(seen.stats):
+            if one.reason is not None:
                 self.out[row] = Kind.UNREADABLE
         self._leave_out_two_names()
         self._leave_out_copies()

@@ -24,7 +24,7 @@ from retrieval.quality.finding_rules import Evidence, findings
 from retrieval.quality.findings import Finding, Item, Kind, Level
 from retrieval.quality.label_errors import mislabels
 from retrieval.quality.photo_set import Options, Person, PhotoSet, Rows
-from retrieval.quality.photo_stats import Look, look_at
+from retrieval.quality.photo_stats import PhotoStats, read_stats
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo
@@ -102,7 +102,7 @@ def check(
     options: Options = Options(),
     exclude: Sequence[str] = (),
     workers: int | None = None,
-    on_photo: Callable[[str, Outcome | Look], None] = lambda stage, one: None,
+    on_photo: Callable[[str, Outcome | PhotoStats], None] = lambda stage, one: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Check:
     """Says what a data set is worth.
@@ -125,19 +125,19 @@ def check(
         raise InputError(f"A check reads its data twice, which {data} does not allow; name a folder.")
     passed_over = PassedOver()
     scan = partial(photos.scan, [data], exclude=exclude)
-    looks = look_at(
+    stats = read_stats(
         scan(passed_over=passed_over),
         workers=workers,
-        on_look=partial(on_photo, "looking"),
+        on_photo=partial(on_photo, "looking"),
         should_stop=should_stop,
     )
-    if looks is None:
+    if stats is None:
         raise Interrupted("Stopped; nothing was written.")
-    if not looks:
+    if not stats:
         raise DataError(
             f"{data} has no photos{passed_over.aside()}; it must hold one subfolder of photos per identity."
         )
-    seen = PhotoSet(looks, options)
+    seen = PhotoSet(stats, options)
     cleaning = Cleaning(seen)
     doubts: tuple[Item, ...] = ()
     judged = None
@@ -149,14 +149,14 @@ def check(
     return Check(
         data=data,
         options=options,
-        photos=len(looks),
+        photos=len(stats),
         readable=len(seen.readable),
         people=seen.people,
         effective_people=seen.effective_people,
         findings=tuple(findings(Evidence(seen, doubts))),
         judged=judged,
-        cleaned=tuple((looks[row].path or "", looks[row].identity) for row in cleaning.rows),
-        left_out=tuple((looks[row].path, looks[row].identity, kind) for row, kind in cleaning.out.items()),
+        cleaned=tuple((stats[row].path or "", stats[row].identity) for row in cleaning.rows),
+        left_out=tuple((stats[row].path, stats[row].identity, kind) for row, kind in cleaning.out.items()),
         passed_over=passed_over,
     )
 
@@ -165,13 +165,13 @@ _Vectors: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"
 
 
 def _doubts(
-    seen: PhotoSet, rows: Rows, embed: Callable[[Rows, Sequence[Look], Path], tuple[Rows, _Vectors]]
+    seen: PhotoSet, rows: Rows, embed: Callable[[Rows, Sequence[PhotoStats], Path], tuple[Rows, _Vectors]]
 ) -> tuple[Item, ...]:
     """Labels in doubt among rows, the strongest doubt first; vectors lie in a file meanwhile."""
     if len(seen.names(rows)) < 2:
         return ()
     with temporary_folder(Path(tempfile.gettempdir()), "faceprint-check-") as folder:
-        rows, vectors = embed(rows, seen.looks, folder / "vectors.npy")
+        rows, vectors = embed(rows, seen.stats, folder / "vectors.npy")
         names = {name: number for number, name in enumerate(sorted(seen.names(rows)))}
         labels = np.array([names[seen.identity(row) or ""] for row in rows], np.int64)
         found = mislabels(vectors, labels)
@@ -189,7 +189,7 @@ def _doubts(
 def _embedded(
     data: str, scan: Callable[[], Iterator[Photo]],
     model: ModelBundle | Embedder, workers: int | None, on_photo: Callable[[Outcome], None],
-    should_stop: Callable[[], bool], rows: Rows, looks: Sequence[Look], target: Path,
+    should_stop: Callable[[], bool], rows: Rows, stats: Sequence[PhotoStats], target: Path,
 ) -> tuple[Rows, _Vectors]:  # fmt: skip
     """Embeds some rows into a file; those that could be, and their vectors (n, d) float32, mapped."""
     wanted, embedded = set(rows), list[int]()
@@ -199,7 +199,7 @@ def _embedded(
     def chosen() -> Iterator[Photo]:
         for row, photo in photos_again:
             # A folder that changes meanwhile must not shift what belongs to what.
-            if row in wanted and photo.path == looks[row].path:
+            if row in wanted and photo.path == stats[row].path:
                 order.append(row)
                 yield photo
 

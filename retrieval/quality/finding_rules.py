@@ -11,7 +11,7 @@ import numpy as np
 from retrieval.quality.findings import Finding, Item, Kind, Level
 from retrieval.quality.near_duplicates import FLAT
 from retrieval.quality.photo_set import Person, PhotoSet, Rows
-from retrieval.quality.photo_stats import Look
+from retrieval.quality.photo_stats import PhotoStats
 
 # Mean levels, from 0 to 255.
 DARK: Final = 30.0
@@ -186,29 +186,32 @@ def _alike(correlation: float) -> str:
 
 
 def _unreadable(evidence: Evidence) -> Cases | None:
-    looks = evidence.photos.looks
-    rows = [row for row, look in enumerate(looks) if look.reason is not None]
-    counts = Counter(str(looks[row].reason) for row in rows)
+    stats = evidence.photos.stats
+    rows = [row for row, one in enumerate(stats) if one.reason is not None]
+    counts = Counter(str(stats[row].reason) for row in rows)
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
-    return _each(evidence.photos, rows, lambda look: f"{look.reason}: {look.detail}", {"reasons": reasons})
+    return _each(evidence.photos, rows, lambda one: f"{one.reason}: {one.detail}", {"reasons": reasons})
 
 
 def _pictures(
-    holds: Callable[[Look], bool], *, worst: Callable[[Look], float], detail: Callable[[Look], str]
+    holds: Callable[[PhotoStats], bool],
+    *,
+    worst: Callable[[PhotoStats], float],
+    detail: Callable[[PhotoStats], str],
 ) -> Collect:
     """Readable photos of which something holds; those with the least `worst` first."""
 
     def collect(evidence: Evidence) -> Cases | None:
-        looks = evidence.photos.looks
-        rows = [row for row in evidence.photos.readable if holds(looks[row])]
-        return _each(evidence.photos, sorted(rows, key=lambda row: worst(looks[row])), detail)
+        stats = evidence.photos.stats
+        rows = [row for row in evidence.photos.readable if holds(stats[row])]
+        return _each(evidence.photos, sorted(rows, key=lambda row: worst(stats[row])), detail)
 
     return collect
 
 
 def _tiny(evidence: Evidence) -> Cases | None:
     photos, wanted = evidence.photos, evidence.photos.options.preprocessing
-    sides = {row: wanted.crop * _shorter(photos.looks[row]) for row in photos.readable}
+    sides = {row: wanted.crop * _shorter(photos.stats[row]) for row in photos.readable}
     rows = sorted((row for row, side in sides.items() if side < wanted.size), key=sides.__getitem__)
     facts = {"size": wanted.size, "alternative": _alternative(list(sides.values()))}
     return _each(photos, rows, _measures, facts)
@@ -227,8 +230,8 @@ def _colour(*, fewer_are_grey: bool) -> Collect:
 
     def collect(evidence: Evidence) -> Cases | None:
         photos = evidence.photos
-        grey = [row for row in photos.readable if photos.looks[row].colour <= GREY]
-        coloured = [row for row in photos.readable if photos.looks[row].colour > GREY]
+        grey = [row for row in photos.readable if photos.stats[row].colour <= GREY]
+        coloured = [row for row in photos.readable if photos.stats[row].colour > GREY]
         if not grey or not coloured or fewer_are_grey != (len(grey) <= len(coloured)):
             return None
         return _each(photos, grey if fewer_are_grey else coloured)
@@ -239,32 +242,32 @@ def _colour(*, fewer_are_grey: bool) -> Collect:
 def _each(
     photos: PhotoSet,
     rows: Sequence[int],
-    detail: Callable[[Look], str] = lambda look: "",
+    detail: Callable[[PhotoStats], str] = lambda one: "",
     facts: Mapping[str, Any] | None = None,
 ) -> Cases | None:
     """A case for each photo; None where there is none."""
-    items = tuple(photos.item([row], detail(photos.looks[row])) for row in rows)
+    items = tuple(photos.item([row], detail(photos.stats[row])) for row in rows)
     return Cases(items, len(items), facts or {}) if items else None
 
 
-def _flat(look: Look) -> bool:
-    return look.contrast < FLAT
+def _flat(one: PhotoStats) -> bool:
+    return one.contrast < FLAT
 
 
-def _shorter(look: Look) -> int:
-    return min(look.width, look.height)
+def _shorter(one: PhotoStats) -> int:
+    return min(one.width, one.height)
 
 
-def _stretch(look: Look) -> float:
-    return max(look.width, look.height) / max(1, _shorter(look))
+def _stretch(one: PhotoStats) -> float:
+    return max(one.width, one.height) / max(1, _shorter(one))
 
 
-def _measures(look: Look) -> str:
-    return f"{look.width} x {look.height}"
+def _measures(one: PhotoStats) -> str:
+    return f"{one.width} x {one.height}"
 
 
-def _brightness(look: Look) -> str:
-    return f"brightness {look.brightness:.0f}"
+def _brightness(one: PhotoStats) -> str:
+    return f"brightness {one.brightness:.0f}"
 
 
 def _in_doubt(evidence: Evidence) -> Cases | None:
@@ -349,7 +352,7 @@ RULES: Final = (
         f"They are nearly of one brightness (deviation below {FLAT:g} of 255).",
         _LOOK,
         _pictures(
-            _flat, worst=lambda look: look.contrast, detail=lambda look: f"contrast {look.contrast:.1f}"
+            _flat, worst=lambda one: one.contrast, detail=lambda one: f"contrast {one.contrast:.1f}"
         ),
     ),
     Rule(
@@ -357,8 +360,8 @@ RULES: Final = (
         f"They are very dark (mean below {DARK:g} of 255).",
         _LOOK,
         _pictures(
-            lambda look: look.brightness < DARK and not _flat(look),
-            worst=lambda look: look.brightness, detail=_brightness,
+            lambda one: one.brightness < DARK and not _flat(one),
+            worst=lambda one: one.brightness, detail=_brightness,
         ),
     ),
     Rule(
@@ -366,8 +369,8 @@ RULES: Final = (
         f"They are very bright (mean above {BRIGHT:g} of 255).",
         _LOOK,
         _pictures(
-            lambda look: look.brightness > BRIGHT and not _flat(look),
-            worst=lambda look: -look.brightness, detail=_brightness,
+            lambda one: one.brightness > BRIGHT and not _flat(one),
+            worst=lambda one: -one.brightness, detail=_brightness,
         ),
     ),
     Rule(
@@ -375,7 +378,7 @@ RULES: Final = (
         f"One side is more than {STRETCHED:g} times the other; the network sees the central square alone.",
         "Cut them to the face.",
         _pictures(
-            lambda look: _stretch(look) > STRETCHED, worst=lambda look: -_stretch(look), detail=_measures
+            lambda one: _stretch(one) > STRETCHED, worst=lambda one: -_stretch(one), detail=_measures
         ),
     ),
     Rule(

@@ -25,7 +25,7 @@ class Mislabel:
     Attributes:
         row: the photo.
         own, own_distance: the nearest other photo of its person.
-        other, other_distance: the nearest photo of anybody else, which is nearer.
+        other, other_distance: the nearest photo of another person, which is nearer.
         own_middle, other_middle: to the mean of its person's others, and of that other person's photos,
             which is nearer too.
     """

@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 SIDE: Final = 32
 
 # Bits in which two prints may differ, and the correlation from which on two pictures are copies.
-BITS: Final = 8
-CORRELATION: Final = 0.97
+MAX_PRINT_DISTANCE: Final = 8
+MIN_CORRELATION: Final = 0.97
 
 # Below this deviation, in levels, a picture shows nothing that could be told from another's nothing.
 FLAT: Final = 10.0
 
-_LOW: Final = 8
+_FREQUENCIES: Final = 8
 # How many pictures are compared with all the others at a time.
-_BLOCK: Final = 128
+QUERY_BLOCK: Final = 128
 
 Grey: TypeAlias = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class NearDuplicate:
     """Two pictures that are copies: rows, first < second, and their correlation."""
 
     first: int
@@ -41,7 +41,7 @@ class Pair:
 def _frequencies() -> NDArray[np.float64]:
     """The lowest 8 rows of the discrete cosine transform of 32 values, (8, 32)."""
     steps = np.arange(SIDE)
-    return np.asarray(np.cos(np.pi * (2 * steps[None, :] + 1) * steps[:_LOW, None] / (2 * SIDE)))
+    return np.asarray(np.cos(np.pi * (2 * steps[None, :] + 1) * steps[:_FREQUENCIES, None] / (2 * SIDE)))
 
 
 def prints(grey: Grey) -> NDArray[np.uint8]:
@@ -69,7 +69,7 @@ def _standard(grey: Grey) -> NDArray[np.float64]:
     return np.asarray(centred / np.linalg.norm(centred, axis=1, keepdims=True))
 
 
-def copies(grey: Grey) -> Iterator[Pair]:
+def copies(grey: Grey) -> Iterator[NearDuplicate]:
     """Every pair of copies, by the first and then by the second.
 
     Memory: 8 bytes a picture beside `grey`, and what one block of 128 pictures is near to.
@@ -83,9 +83,9 @@ def copies(grey: Grey) -> Iterator[Pair]:
     hashes = prints(grey[rows])
     index = faiss.IndexBinaryFlat(64)
     index.add(hashes)
-    for start in range(0, len(rows), _BLOCK):
+    for start in range(0, len(rows), QUERY_BLOCK):
         # FAISS gives what is nearer than its radius.
-        ends, _, near = index.range_search(hashes[start : start + _BLOCK], BITS + 1)
+        ends, _, near = index.range_search(hashes[start : start + QUERY_BLOCK], MAX_PRINT_DISTANCE + 1)
         for row in range(len(ends) - 1):
             behind = np.sort(near[int(ends[row]) : int(ends[row + 1])])
             behind = behind[behind > start + row]
@@ -93,8 +93,8 @@ def copies(grey: Grey) -> Iterator[Pair]:
                 yield from _confirmed(grey, int(rows[start + row]), rows[behind])
 
 
-def _confirmed(grey: Grey, first: int, seconds: NDArray[np.int64]) -> Iterator[Pair]:
+def _confirmed(grey: Grey, first: int, seconds: NDArray[np.int64]) -> Iterator[NearDuplicate]:
     found = correlations(grey[first], grey[seconds])
     for second, correlation in zip(seconds.tolist(), found.tolist(), strict=True):
-        if correlation >= CORRELATION:
-            yield Pair(first, second, min(correlation, 1.0))
+        if correlation >= MIN_CORRELATION:
+            yield NearDuplicate(first, second, min(correlation, 1.0))

@@ -12,14 +12,14 @@ Rows: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 
 # Below how many values nothing can be said about what is usual.
-FEWEST: Final = 20
+MIN_VALUES: Final = 20
 
 # A group of one is a doubtful photo, which has a score of its own.
-SMALLEST_GROUP: Final = 2
+MIN_GROUP: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Usual:
+class RobustScale:
     """Median and robust standard deviation of some values; NaN of fewer than 20."""
 
     values: int
@@ -27,9 +27,9 @@ class Usual:
     deviation: float
 
     @classmethod
-    def of(cls, values: Floats) -> "Usual":
+    def of(cls, values: Floats) -> "RobustScale":
         """The deviation is 1.4826 times the median absolute one; where that is 0, 1.2533 times the mean."""
-        if len(values) < FEWEST:
+        if len(values) < MIN_VALUES:
             return cls(len(values), math.nan, math.nan)
         median = float(np.median(values))
         off = np.abs(values - median)
@@ -54,7 +54,7 @@ def skewness(values: NDArray[Any]) -> float:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Cluster:
     """How a person's vectors lie: how many, their centroid (d,), and the mean squared distance to it."""
 
     count: int
@@ -62,7 +62,7 @@ class Shape:
     spread: float
 
     @classmethod
-    def of(cls, parts: Iterable[Floats]) -> "Shape":
+    def of(cls, parts: Iterable[Floats]) -> "Cluster":
         """Of vectors that come in parts. (Chan, Golub and LeVeque's update of mean and squares.)"""
         count, centroid, squares = 0, np.zeros(1), 0.0
         for part in parts:
@@ -72,20 +72,20 @@ class Shape:
             centroid, count = centroid + step * (len(part) / new), new
         return cls(count, centroid, squares / count)
 
-    def without(self, vector: Floats) -> tuple["Shape", float]:
+    def without(self, vector: Floats) -> tuple["Cluster", float]:
         """The shape without one of its vectors, and that one's squared distance to the others' centroid."""
         left, others = self.centroid - vector, self.count - 1
         squared = float((left**2).sum())
         spread = max(0.0, self.spread * self.count - squared * self.count / others) / others
         factor = (self.count / others) ** 2
-        return Shape(others, self.centroid + left / others, spread), squared * factor
+        return Cluster(others, self.centroid + left / others, spread), squared * factor
 
     @property
     def within(self) -> float:
         """The mean squared distance between two different photos; NaN of one."""
         return 2 * self.spread * self.count / (self.count - 1) if self.count > 1 else math.nan
 
-    def across(self, other: "Shape") -> float:
+    def across(self, other: "Cluster") -> float:
         """The mean squared distance between a photo of one and a photo of the other."""
         return float(((self.centroid - other.centroid) ** 2).sum()) + self.spread + other.spread
 
@@ -111,7 +111,7 @@ def widest_gap(vectors: Floats) -> tuple[float, NDArray[np.bool_]] | None:
     sizes = np.ones(count, int)
     for one in order[:0:-1]:
         sizes[parents[one]] += sizes[one]
-    fits = (sizes >= SMALLEST_GROUP) & (count - sizes >= SMALLEST_GROUP)
+    fits = (sizes >= MIN_GROUP) & (count - sizes >= MIN_GROUP)
     fits[order[0]] = False
     if not fits.any():
         return None

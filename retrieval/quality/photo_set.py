@@ -10,7 +10,7 @@ import numpy as np
 from retrieval.models.bundle import Preprocessing
 from retrieval.quality.findings import Item, Shown
 from retrieval.quality.near_duplicates import SIDE, Grey, copies
-from retrieval.quality.photo_stats import Look
+from retrieval.quality.photo_stats import PhotoStats
 from retrieval.sources.holdout import held_out
 
 Rows: TypeAlias = list[int]
@@ -64,15 +64,15 @@ class Copies:
 
 
 class PhotoSet:
-    """The looks, by identity and by content, split as training would split them. Rows are of the looks."""
+    """The photos, by identity and by content, split as training would split them. Rows are of the photos."""
 
-    def __init__(self, looks: Sequence[Look], options: Options) -> None:
-        self.looks = looks
+    def __init__(self, stats: Sequence[PhotoStats], options: Options) -> None:
+        self.stats = stats
         self.options = options
-        self.readable = [row for row, look in enumerate(looks) if look.reason is None]
-        self.of_person = grouped(self.readable, lambda row: looks[row].identity)
+        self.readable = [row for row, one in enumerate(stats) if one.reason is None]
+        self.of_person = grouped(self.readable, lambda row: stats[row].identity)
         self.loose = self.of_person.pop(None, [])
-        for name in {look.identity for look in looks} - {None}:
+        for name in {one.identity for one in stats} - {None}:
             self.of_person.setdefault(name, [])
         self.halves: dict[int, str] = {}
         self.people = tuple(self._person(name) for name in sorted(filter(None, self.of_person)))
@@ -105,7 +105,7 @@ class PhotoSet:
         return _copies(self)
 
     def identity(self, row: int) -> str | None:
-        return self.looks[row].identity
+        return self.stats[row].identity
 
     def names(self, rows: Iterable[int]) -> set[str]:
         """Who is said to be on them."""
@@ -116,8 +116,8 @@ class PhotoSet:
         return {"training", "validation"} <= {self.halves.get(row) for row in rows}
 
     def shown(self, row: int) -> Shown:
-        look = self.looks[row]
-        return Shown(look.path, look.identity, self.halves.get(row))
+        one = self.stats[row]
+        return Shown(one.path, one.identity, self.halves.get(row))
 
     def item(self, rows: Iterable[int], detail: str) -> Item:
         return Item(tuple(self.shown(row) for row in rows), detail)
@@ -134,12 +134,12 @@ def _copies(seen: PhotoSet) -> Copies:
     """Each photo stands for itself or is a copy of one that does, so memory is by photos, not by pairs."""
     # Whoever has a name comes first, so that of copies a photo with a name stays.
     order = sorted(seen.readable, key=lambda row: seen.identity(row) is None)
-    groups = list(grouped(order, lambda row: seen.looks[row].sha256).values())
+    groups = list(grouped(order, lambda row: seen.stats[row].sha256).values())
     found = Copies([rows for rows in groups if len(rows) > 1])
     firsts = [rows[0] for rows in groups]
     grey = np.zeros((len(firsts), SIDE, SIDE), np.uint8)
     for place, row in enumerate(firsts):
-        grey[place] = cast(Grey, seen.looks[row].grey)
+        grey[place] = cast(Grey, seen.stats[row].grey)
     covered: set[int] = set()
     named: set[int] = set()
     for pair in copies(grey):

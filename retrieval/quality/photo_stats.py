@@ -17,11 +17,11 @@ from retrieval.sources.photos import Photo
 from retrieval.system.pipeline import Meter, Pipeline
 
 # How many photos are looked at ahead.
-_AHEAD: Final = 64
+_READ_AHEAD: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Look:
+class PhotoStats:
     """A photo at a glance; where it cannot be read, `reason` says why and the rest is nothing.
 
     Attributes:
@@ -49,13 +49,13 @@ class Look:
     grey: Grey | None = None
 
 
-def look_at(
+def read_stats(
     found: Iterable[Photo],
     *,
     workers: int | None = None,
-    on_look: Callable[[Look], None] = lambda look: None,
+    on_photo: Callable[[PhotoStats], None] = lambda one: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[Look] | None:
+) -> list[PhotoStats] | None:
     """Looks at photos, in their order; None when it was stopped.
 
     Each photo leaves about 2 KB behind; beside that, memory is as of `ingest`'s reading.
@@ -63,7 +63,7 @@ def look_at(
     Args:
         found: the photos.
         workers: threads that read and decode; None is one per processor.
-        on_look: called once for every photo, in order.
+        on_photo: called once for every photo, in order.
         should_stop: asked between pieces of some photos.
 
     Raises:
@@ -71,33 +71,33 @@ def look_at(
         MissingDependency: for an address, fsspec is not installed.
     """
     workers = checked_workers(workers)
-    stage = prepare_stage(partial(_look_at_some, Meters()), workers=workers, batch_size=_AHEAD)
-    looks: list[Look] = []
+    stage = prepare_stage(partial(_stats_of_some, Meters()), workers=workers, batch_size=_READ_AHEAD)
+    stats: list[PhotoStats] = []
     with Pipeline(in_chunks(found, Meter("scan"))).then(stage) as pipeline:
         for some in pipeline:
-            for look in some:
-                on_look(look)
-            looks += some
+            for one in some:
+                on_photo(one)
+            stats += some
             if should_stop():
                 return None
-    return looks
+    return stats
 
 
-def _look_at_some(meters: Meters, entries: Sequence[Entry]) -> list[Look]:
+def _stats_of_some(meters: Meters, entries: Sequence[Entry]) -> list[PhotoStats]:
     offered = [entry for entry in entries if isinstance(entry, Photo)]
-    return [_look(one) for some in read_some(offered, meters) for one in some]
+    return [_stats(one) for some in read_some(offered, meters) for one in some]
 
 
-def _look(read: ReadPhoto | Outcome) -> Look:
+def _stats(read: ReadPhoto | Outcome) -> PhotoStats:
     if isinstance(read, Outcome):
-        return Look(read.path, read.identity, read.reason, read.detail)
+        return PhotoStats(read.path, read.identity, read.reason, read.detail)
     path, identity = read.face.path, read.face.identity
     try:
         glance = pixels.glance(read.content, side=2 * SIDE)
     except UnreadableImage as error:
-        return Look(path, identity, error.reason, error.detail)
+        return PhotoStats(path, identity, error.reason, error.detail)
     levels = glance.small.astype(np.float32)
-    return Look(
+    return PhotoStats(
         path,
         identity,
         sha256=read.face.sha256,

@@ -18,7 +18,7 @@ from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
 from retrieval.quality.audit import audit
 from retrieval.quality.audit_report import Audited, Doubt, Kind, page
-from retrieval.quality.outliers import Shape, Usual, skewness, widest_gap
+from retrieval.quality.outliers import Cluster, RobustScale, skewness, widest_gap
 from tests.gallery.test_identities import revision, sha256, sha256_of
 
 Vectors = NDArray[np.float64]
@@ -291,7 +291,7 @@ def test_what_cannot_be_asked_is_one_sentence(gallery: Gallery, wrong: dict[str,
 
 def test_a_shape_is_what_its_vectors_say_in_whatever_parts_they_come() -> None:
     vectors = np.random.default_rng(3).normal(5, 2, (9, 4))
-    shape = Shape.of([vectors[:2], vectors[2:3], vectors[3:]])
+    shape = Cluster.of([vectors[:2], vectors[2:3], vectors[3:]])
     squares = ((vectors[:, None] - vectors) ** 2).sum(axis=2)
     assert shape.count == 9
     assert shape.centroid == pytest.approx(vectors.mean(axis=0))
@@ -301,7 +301,7 @@ def test_a_shape_is_what_its_vectors_say_in_whatever_parts_they_come() -> None:
     assert others.centroid == pytest.approx(rest.mean(axis=0))
     assert others.spread == pytest.approx(rest.var(axis=0).sum())
     assert squared == pytest.approx(((vectors[4] - rest.mean(axis=0)) ** 2).sum())
-    left, right = Shape.of([vectors[:4]]), Shape.of([vectors[4:]])
+    left, right = Cluster.of([vectors[:4]]), Cluster.of([vectors[4:]])
     assert left.across(right) == pytest.approx(squares[:4, 4:].mean())
 
 
@@ -334,16 +334,16 @@ def test_where_every_edge_leaves_a_single_one_there_is_no_gap() -> None:
 
 def test_what_is_usual_is_not_moved_by_a_tenth_that_is_not() -> None:
     values = np.concatenate([np.random.default_rng(0).normal(0, 1, 900), np.full(100, 1e9)])
-    usual = Usual.of(values)
+    usual = RobustScale.of(values)
     assert abs(usual.median) < 0.3
     assert usual.deviation == pytest.approx(1, abs=0.3)
     assert usual.scores(np.array([usual.at(3.0)])) == pytest.approx([3.0])
 
 
 def test_values_that_are_all_the_same_are_all_usual() -> None:
-    usual = Usual.of(np.full(30, 2.0))
+    usual = RobustScale.of(np.full(30, 2.0))
     assert usual.scores(np.array([2.0, 5.0])).tolist() == [0, 0]
-    assert np.isnan(Usual.of(np.zeros(19)).median)
+    assert np.isnan(RobustScale.of(np.zeros(19)).median)
     assert np.isnan(skewness(np.full(5, 1)))
     assert skewness(np.array([0, 0, 0, 1])) == pytest.approx(2 / 3**0.5)
 

@@ -21,7 +21,13 @@ from retrieval.models.embedder import Embedder
 from retrieval.quality.check_page import TITLES, page
 from retrieval.quality.dataset_check import Check, Finding, Kind, Level, Options, check
 from retrieval.quality.label_errors import mislabels
-from retrieval.quality.near_duplicates import BITS, CORRELATION, copies, correlations, prints
+from retrieval.quality.near_duplicates import (
+    MAX_PRINT_DISTANCE,
+    MIN_CORRELATION,
+    copies,
+    correlations,
+    prints,
+)
 from retrieval.sources import photos
 from tests.broken import make_broken
 from tests.cli.test_app import Faceprint
@@ -421,8 +427,8 @@ def test_copies_are_the_pairs_of_a_comparison_of_all_with_all(seed: int) -> None
         for one in range(len(grey))
         for other in range(one + 1, len(grey))
         if textured[one] and textured[other]
-        and (bits[one] != bits[other]).sum() <= BITS
-        and correlations(grey[one], grey[other : other + 1])[0] >= CORRELATION
+        and (bits[one] != bits[other]).sum() <= MAX_PRINT_DISTANCE
+        and correlations(grey[one], grey[other : other + 1])[0] >= MIN_CORRELATION
     }  # fmt: skip
     pairs = [(pair.first, pair.second) for pair in copies(grey)]
     assert pairs == sorted(expected)
