@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks import trained
-from training.evaluation.measure import Options, measure
+from training.evaluation.measure import EvaluationOptions, measure
 from training.evaluation.measurements import Pairs
 from training.evaluation.pairs import Pair, read_pairs
 from training.evaluation.protocols import photos_of
@@ -102,7 +102,7 @@ def _people(pairs: Sequence[Pair]) -> set[str]:
 
 
 def _measured(folder: Path, pairs: Path, options: argparse.Namespace, *, before: str | None) -> Pairs:
-    asked = Options(protocol="lfw-pairs", pairs=pairs, weights=before)
+    asked = EvaluationOptions(protocol="lfw-pairs", pairs=pairs, weights=before)
     found = measure(folder, options.data, options=asked)[0].pairs
     assert found is not None  # as was asked for
     return found

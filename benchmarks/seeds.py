@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import trained
-from training.evaluation.measure import Options, measure
+from training.evaluation.measure import EvaluationOptions, measure
 from training.evaluation.measurements import Closed
 from training.fitting.recipes import RECIPES
 
@@ -46,7 +46,7 @@ def measured(recipe: str, seed: int, options: argparse.Namespace) -> Mapping[str
     """The figures of one model, and of the baselines on its split."""
     name = f"{recipe}-{seed}"
     folder = trained.model(name, options.data, recipe, options, min_images=options.min_images, seed=seed)
-    asked = Options(protocol="closed", weights=trained.beside(options.weights), seed=seed)
+    asked = EvaluationOptions(protocol="closed", weights=trained.beside(options.weights), seed=seed)
     found = measure(folder, options.data, options=asked)[0].closed
     assert found is not None  # as was asked for
     return dict(_figures(recipe, found))

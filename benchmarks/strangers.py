@@ -26,7 +26,7 @@ from retrieval.bulk.ingest import ingest
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
-from training.evaluation.measure import Options, measure
+from training.evaluation.measure import EvaluationOptions, measure
 from training.evaluation.measurements import Identification
 from training.evaluation.observe import Observed, observe
 from training.evaluation.protocols import photos_of
@@ -83,7 +83,9 @@ def main() -> None:
 
 def open_set(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float | None]]:
     """FNIR of the model and of the baselines, by FPIR."""
-    asked = Options(protocol="open", weights=trained.beside(options.weights), min_images=options.min_images)
+    asked = EvaluationOptions(
+        protocol="open", weights=trained.beside(options.weights), min_images=options.min_images
+    )
     found = measure(folder, options.data, options=asked)[0].open
     assert found is not None  # as was asked for
     print(

@@ -212,7 +212,7 @@ def _measured(
     present, kept = network.embedding, _projection(network)
     learns = _learns(present, embedding)
     if learns:
-        projection.check(embedding, network, photos=len(split.train))
+        projection.check_projection(embedding, network, photos=len(split.train))
     on_stage("measuring the model as it is")
     found = _activations(network, present, split, preprocessing, workers)
     network.embed_as(present, kept)

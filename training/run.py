@@ -175,7 +175,7 @@ def _network(split: dataset.Split, config: FitConfig, options: TrainingOptions) 
     torch.manual_seed(config.seed)
     architecture = architecture_of(options.architecture, config.classifier)
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
-    projection.check(options.embedding, network, photos=len(split.train))
+    projection.check_projection(options.embedding, network, photos=len(split.train))
     network.embed_as(options.embedding.unprojected)
     return network, start
 

@@ -17,7 +17,8 @@ from retrieval.console import terminal
 from retrieval.errors import RunError
 
 if TYPE_CHECKING:
-    from retrieval.quality.dataset_check import Check, Finding
+    from retrieval.quality.dataset_check import Check
+    from retrieval.quality.findings import DataFinding
 
 _COLOURS: Final = {"harms": "bold red", "look": "yellow", "note": "dim"}
 
@@ -87,6 +88,7 @@ def _checked(
     from retrieval.models.bundle import ModelBundle, Preprocessing
     from retrieval.models.embedder import Embedder
     from retrieval.quality import dataset_check
+    from retrieval.quality.photo_set import CheckOptions
     from retrieval.system.signals import graceful
 
     with ExitStack() as stack:
@@ -94,7 +96,7 @@ def _checked(
         embedder = stack.enter_context(Embedder.open(bundle, device=device)) if bundle is not None else None
         usual = bundle.preprocessing if bundle is not None else Preprocessing(size=224, crop=1.0)
         wanted = Preprocessing(size=size or usual.size, crop=crop or usual.crop)
-        chosen = dataset_check.Options(preprocessing=wanted, **split)
+        chosen = CheckOptions(preprocessing=wanted, **split)
         should_stop = stack.enter_context(graceful())
         progress = stack.enter_context(_Stages(data, exclude))
         return dataset_check.check(
@@ -171,7 +173,7 @@ def _print(done: "Check") -> None:
     console.print(table, soft_wrap=False)
 
 
-def _finding(finding: "Finding") -> Any:
+def _finding(finding: "DataFinding") -> Any:
     from retrieval.quality.check_page import TITLES
 
     words = terminal.text(TITLES[finding.kind], "bold")
@@ -182,7 +184,7 @@ def _finding(finding: "Finding") -> Any:
     return words
 
 
-def _example(finding: "Finding") -> str:
+def _example(finding: "DataFinding") -> str:
     """The worst case, in a few words."""
     from retrieval.quality.dataset_check import Kind
 

@@ -16,8 +16,9 @@ from retrieval.errors import InputError, Interrupted, RunError
 if TYPE_CHECKING:
     from retrieval.database.records import Face
     from retrieval.gallery.gallery import Gallery
-    from retrieval.gallery.integrity import Finding, Repaired, Verification
+    from retrieval.gallery.integrity import Finding, Verification
     from retrieval.gallery.reembed import Reembedded
+    from retrieval.gallery.repair import Repaired
 
 
 def verify(gallery: options.Gallery, as_json: options.Json = False) -> None:
@@ -43,10 +44,10 @@ def verify(gallery: options.Gallery, as_json: options.Json = False) -> None:
 
 
 def _verify_backup(folder: Path, as_json: bool) -> None:
-    from retrieval.storage.backup import check
+    from retrieval.storage.backup import check_backup
     from retrieval.system.files import who_else_reads
 
-    wrong = check(folder)
+    wrong = check_backup(folder)
     if not as_json and (others := who_else_reads(folder)) is not None:
         terminal.console().print(terminal.text(f"  note: {others}", "dim"))
     if as_json:

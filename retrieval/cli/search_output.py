@@ -187,11 +187,11 @@ def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
 
 
 def draw(answers: Sequence[Answer], path: Path) -> None:
-    from retrieval.images.panel import Row, Tile, panel
+    from retrieval.images.panel import PanelRow, Tile, panel
     from retrieval.system.files import why, write_durably
 
     rows = [
-        Row(
+        PanelRow(
             Tile(
                 answer.image,
                 answer.image.name,

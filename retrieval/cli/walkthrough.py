@@ -11,7 +11,7 @@ from rich.text import Text
 from retrieval.embedding.outcome import Status
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
-from retrieval.images.panel import Row, Tile, panel
+from retrieval.images.panel import PanelRow, Tile, panel
 from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.search.nearest import SearchResult
 from retrieval.system.files import make_output_folder, remove, write_durably
@@ -119,7 +119,7 @@ def _ask(result: "TrainingResult", gallery: Gallery, picture: Path, console: Con
             )
             for m in answer.matches
         ]
-        rows.append(Row(Tile(sample.path, truth, said), matches))
+        rows.append(PanelRow(Tile(sample.path, truth, said), matches))
     drawn = io.BytesIO()
     panel(rows, heading="Held-out photos and the closest photos in the gallery").save(drawn, format="PNG")
     write_durably(picture, drawn.getvalue())

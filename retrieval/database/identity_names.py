@@ -29,7 +29,7 @@ def problem(name: str) -> str | None:
     return None
 
 
-def check(name: str) -> None:
+def check_identity(name: str) -> None:
     """Checks that a name can be stored.
 
     Raises:

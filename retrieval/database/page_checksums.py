@@ -148,7 +148,7 @@ def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
         return not busy and frames == copied
 
 
-def check(path: Path) -> Findings:
+def check_pages(path: Path) -> Findings:
     """Compares each page with its sum, except those that have a frame in the WAL.
 
     The caller holds the writer lock. To have no page excepted, it calls

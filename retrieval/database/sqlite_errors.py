@@ -53,7 +53,7 @@ def translated(path: Path) -> Iterator[None]:
         raise StorageError(f"The database {path} cannot be used: out of memory.") from error
     except OperationalError as error:
         if "locked" in str(error.orig):
-            lock.check(path.parent)
+            lock.check_lockable(path.parent)
         raise StorageError(f"The database {path} cannot be used: {error.orig}{_no_space(path)}.") from error
     except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
         # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.

@@ -139,7 +139,7 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
     if path is not None and not is_absolute(path):
         raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
     if identity is not None:
-        identity_names.check(identity)
+        identity_names.check_identity(identity)
     said = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
     try:
         content, stamp, host = _content(photo)

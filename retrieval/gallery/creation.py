@@ -64,7 +64,7 @@ def _new_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
         GalleryError: `target` exists and is not empty.
         StorageError: the disk refused.
     """
-    lock.check(target)
+    lock.check_lockable(target)
     try:
         with whole_folder(target, shared=shared) as made:
             yield made

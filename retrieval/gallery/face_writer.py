@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.database.identity_names import check
+from retrieval.database.identity_names import check_identity
 from retrieval.database.metadata import encoded
 from retrieval.database.reader import Reader
 from retrieval.database.records import Generation, NewFace
@@ -149,7 +149,7 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
         if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
             raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
         if face.identity is not None:
-            check(face.identity)
+            check_identity(face.identity)
         encoded(face.metadata, face.path or face.sha256)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")

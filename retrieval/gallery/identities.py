@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from retrieval.database.identity_names import check, nearest
+from retrieval.database.identity_names import check_identity, nearest
 from retrieval.database.metadata import encoded, filled
 from retrieval.database.reader import Reader
 from retrieval.database.records import Receipt, utc_now
@@ -34,7 +34,7 @@ class _Target:
 
 def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
     """Gives a person another name; see `Gallery.rename_identity`."""
-    check(new_name)
+    check_identity(new_name)
     with vault.writing() as writer:
         number = _identity(vault, writer, name)
         names = writer.names_of([number])

@@ -202,7 +202,7 @@ def _check_pages(path: Path, book: Notebook) -> None:
     if not page_checksums.sums_path(path).exists():
         book.notes.append(_NO_SUMS)
         return
-    found = page_checksums.check(path)
+    found = page_checksums.check_pages(path)
     for damage in found.damage:
         database = damage.file == path
         trouble = Trouble.DATABASE_DAMAGED if database else Trouble.SUMS_DAMAGED

@@ -86,7 +86,7 @@ class _Lost:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Sightings:
     """What a survey comes upon, as in `Survey`."""
 
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def moved_files(
     if not lost.faces:
         return Survey(lost.gone)
     digests = set(lost.faces.values())
-    found = _Found()
+    found = _Sightings()
     for photo, known in _with_known(store, _usable(offered, lost, found)):
         path = photo.path
         assert path is not None  # `_with_known` gives no others
@@ -232,7 +232,7 @@ def _is_usable(photo: Photo) -> bool:
     return photo.problem is None and photo.path is not None and is_utf8_name(photo.path)
 
 
-def _usable(offered: Iterable[Photo], lost: _Lost, found: _Found) -> Iterator[Photo]:
+def _usable(offered: Iterable[Photo], lost: _Lost, found: _Sightings) -> Iterator[Photo]:
     """Photos that may be enrolled; of the others, it is noted where the bytes that are looked for lie."""
     for photo in offered:
         if _is_usable(photo):

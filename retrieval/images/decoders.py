@@ -85,7 +85,7 @@ def decode_here(
 def _decoded(
     content: Content, size: int, crop: float, colour: Colour, seconds: float
 ) -> Pixels | UnreadableImage:
-    cancellation.check()
+    cancellation.check_cancelled()
     try:
         return pixels.read(content, size=size, crop=crop, colour=colour, seconds=seconds)
     except UnreadableImage as error:
@@ -265,7 +265,7 @@ class _Process:
         try:
             self._pipe.send(question)
             while not self._pipe.poll(_POLL_SECONDS):
-                cancellation.check()
+                cancellation.check_cancelled()
             reply: _Reply = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise RunError(

@@ -41,14 +41,14 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class PanelRow:
     """A query and its closest photos, nearest first."""
 
     query: Tile
     matches: Sequence[Tile]
 
 
-def panel(rows: Sequence[Row], *, heading: str) -> Image.Image:
+def panel(rows: Sequence[PanelRow], *, heading: str) -> Image.Image:
     """Draws rows of a query and its matches, one row under the other.
 
     Returns:
@@ -68,7 +68,7 @@ def panel(rows: Sequence[Row], *, heading: str) -> Image.Image:
     return canvas
 
 
-def _draw_row(canvas: Image.Image, row: Row, top: int) -> None:
+def _draw_row(canvas: Image.Image, row: PanelRow, top: int) -> None:
     _draw_tile(canvas, row.query, _MARGIN, top)
     # A wider gap and a line set the question apart from the answers.
     left = _MARGIN + _TILE + 3 * _GAP

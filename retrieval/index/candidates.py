@@ -12,7 +12,7 @@ from retrieval.index.blocks import Floats, Ids
 from retrieval.index.explanation import Explanation
 
 
-class Batch:
+class QueryBatch:
     """Some queries on their way to their answers.
 
     Attributes:

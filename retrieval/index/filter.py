@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.blocks import Floats, Ids, Selection
-from retrieval.index.candidates import Batch, Bounded, Candidates
+from retrieval.index.candidates import Bounded, Candidates, QueryBatch
 from retrieval.index.explanation import count
 from retrieval.index.kernels import FLOAT64_SLACK, at_most, pairwise_squares, relative_rounding, underflow
 from retrieval.index.quantization import Basis, Coded, centred
@@ -47,7 +47,7 @@ class _Encoded:
 class Filter:
     """The filter for a batch of queries. `filtered` may be called by several threads at once."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: QueryBatch) -> None:
         self._batch = batch
         self._encodings: dict[int, _Encoded] = {}
 

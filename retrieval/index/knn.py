@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.blocks import Block, Floats, Ids, Numbering, Selection, selections
-from retrieval.index.candidates import Batch
+from retrieval.index.candidates import QueryBatch
 from retrieval.index.explanation import Explanation
 from retrieval.index.filter import Filter
 from retrieval.index.kernels import FLOAT64_SLACK
 from retrieval.index.refine import Refiner
 from retrieval.index.threads import spread
 
-__all__ = ["Answer", "Block", "Explanation", "Ids", "nearest", "within"]
+__all__ = ["Block", "Explanation", "Ids", "Neighbours", "nearest", "within"]
 
 # Distances (m,) of a query's answers, and their ids (m,).
-Answer: TypeAlias = tuple[Floats, Ids]
+Neighbours: TypeAlias = tuple[Floats, Ids]
 
 # Queries that are searched together: their products with a block of 8192 rows are 8 MB.
 QUERY_BATCH: Final = 256
@@ -47,7 +47,7 @@ def nearest(
     allowed: Ids | None = None,
     exclude: Sequence[int | None] | None = None,
     explanation: Explanation | None = None,
-) -> list[Answer]:
+) -> list[Neighbours]:
     """The k nearest rows to each query.
 
     Args:
@@ -74,7 +74,7 @@ def within(
     allowed: Ids | None = None,
     exclude: Sequence[int | None] | None = None,
     explanation: Explanation | None = None,
-) -> list[Answer]:
+) -> list[Neighbours]:
     """Every row whose distance to a query is at most `radius`; otherwise as `nearest`."""
     search = _Search(blocks, allowed, explanation, k=0, radius=min(radius, MAX_DISTANCE))
     return search.in_batches(queries, exclude, RADIUS_QUERY_BATCH)
@@ -99,21 +99,21 @@ class _Search:
 
     def in_batches(
         self, queries: NDArray[np.float32], exclude: Sequence[int | None] | None, size: int
-    ) -> list[Answer]:
+    ) -> list[Neighbours]:
         """The answers to queries (n, d), of which `size` are searched together."""
         self._explanation.queries += len(queries)
         self._explanation.rows = sum(map(len, self._selections))
-        answers: list[Answer] = []
+        answers: list[Neighbours] = []
         for start in range(0, len(queries), size):
             some = slice(start, start + size)
             excluded = None if exclude is None else exclude[some]
             answers += self._answer(self._batch(queries[some], excluded))
         return answers
 
-    def _batch(self, queries: NDArray[np.float32], exclude: Sequence[int | None] | None) -> Batch:
-        return Batch(queries, exclude, k=self._k, radius=self._radius, explanation=self._explanation)
+    def _batch(self, queries: NDArray[np.float32], exclude: Sequence[int | None] | None) -> QueryBatch:
+        return QueryBatch(queries, exclude, k=self._k, radius=self._radius, explanation=self._explanation)
 
-    def _answer(self, batch: Batch) -> list[Answer]:
+    def _answer(self, batch: QueryBatch) -> list[Neighbours]:
         filtering, refiner = Filter(batch), Refiner(batch, self._numbering)
         rest = self._selections
         if batch.k and len(batch) <= DIRECT_SCAN_MAX_QUERIES:
@@ -123,7 +123,7 @@ class _Search:
         refiner.settle()
         return refiner.answers()
 
-    def _proposed(self, batch: Batch, filtering: Filter, refiner: Refiner) -> list[Selection]:
+    def _proposed(self, batch: QueryBatch, filtering: Filter, refiner: Refiner) -> list[Selection]:
         """Lets FAISS scan the codes of whole blocks; returns the selections that this does not finish."""
         ready = [one for one in self._selections if one.block.coded is not None and one.rows is None]
         if not ready:
@@ -138,7 +138,9 @@ class _Search:
         refiner.drop([one.first for one in rest])
         return rest
 
-    def _filter(self, rest: Sequence[Selection], batch: Batch, filtering: Filter, refiner: Refiner) -> None:
+    def _filter(
+        self, rest: Sequence[Selection], batch: QueryBatch, filtering: Filter, refiner: Refiner
+    ) -> None:
         """Filters selections side by side; the limits fall meanwhile."""
         seen, next_look = 0, 1
         with self._explanation.timed("filter"):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from retrieval.index.blocks import Floats, Ids, Numbering
 from retrieval.index.candidates import (
-    Batch,
     Bounded,
     Candidates,
+    QueryBatch,
     by_query,
     joined,
     least,
@@ -58,7 +58,7 @@ _Kernel: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.float32], Ids], NDA
 class Refiner:
     """The candidates of a batch of queries on their way to the answers; no row is here twice for a query."""
 
-    def __init__(self, batch: Batch, numbering: Numbering) -> None:
+    def __init__(self, batch: QueryBatch, numbering: Numbering) -> None:
         self._batch = batch
         self._numbering = numbering
         self._pending: list[Candidates] = []

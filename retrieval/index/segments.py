@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import GalleryDamaged, InputError, StorageError
-from retrieval.index.knn import Answer, Block, Explanation, nearest, within
+from retrieval.index.knn import Block, Explanation, Neighbours, nearest, within
 from retrieval.index.knn import Ids as Ids  # every user of vectors needs it
 from retrieval.index.quantization import Basis, Coded, basis_of, machine_reason
 from retrieval.index.quantization import read as read_codes
@@ -313,7 +313,7 @@ class FlatVectors:
         allowed: Ids | None = None,
         exclude: Sequence[int | None] | None = None,
         explanation: Explanation | None = None,
-    ) -> list[Answer]:
+    ) -> list[Neighbours]:
         """The k nearest stored vectors to each query: exactly those of a float64 brute force.
 
         Args:
@@ -344,7 +344,7 @@ class FlatVectors:
         allowed: Ids | None = None,
         exclude: Sequence[int | None] | None = None,
         explanation: Explanation | None = None,
-    ) -> list[Answer]:
+    ) -> list[Neighbours]:
         """Every stored vector at most `radius` away from a query; otherwise as `search`.
 
         Raises:

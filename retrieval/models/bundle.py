@@ -64,7 +64,7 @@ _MAX_WEIGHT_BYTES: Final = 2**31 - 1
 _MAX_SIZE: Final = 4096
 _MAX_DIMENSION: Final = 65_536
 _SHA256: Final = re.compile("[0-9a-f]{64}")
-# Raise it when `onnx_graph.check` refuses more than before: graphs that passed are then looked at again.
+# Raise it when `onnx_graph.check_graph` refuses more than before: graphs that passed are checked again.
 _GRAPH_RULES_VERSION: Final = 1
 
 
@@ -404,10 +404,10 @@ class ModelBundle:
             use: loads bytes, or a file by a name in UTF-8 (see `files.path_in_utf8`).
 
         Raises:
-            BundleError: it is another file, cannot be read, or holds what `onnx_graph.check` refuses.
+            BundleError: it is another file, cannot be read, or holds what `onnx_graph.check_graph` refuses.
             StorageError: the disk refused.
         """
-        return self._load(_GRAPH, use, check=onnx_graph.check, checked=("graph", _GRAPH_RULES_VERSION))
+        return self._load(_GRAPH, use, check=onnx_graph.check_graph, checked=("graph", _GRAPH_RULES_VERSION))
 
     def load_weights(self, use: Callable[[str | bytes], _T]) -> _T:
         """Hands the weights to a loader, proven to have the card's SHA-256 and its fingerprint.

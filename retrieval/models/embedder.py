@@ -193,7 +193,7 @@ class Embedder:
         # With fewer bits `drift` compares the answers with those in float32.
         if self.precision == "float32":
             try:
-                self_test.check(self.bundle, self.engine, self.device, self._run)
+                self_test.check_engine(self.bundle, self.engine, self.device, self._run)
             except BaseException:
                 self.close()
                 raise

@@ -10,7 +10,7 @@ PRECISIONS: Final = ("float32", "bf16", "fp16")
 
 Pixels: TypeAlias = NDArray[np.uint8]
 # (n, d) and (n, c) float32: embeddings and probabilities.
-Answer: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
+NetworkOutput: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Engine(Protocol):
         """None in float32, and until two different photos were embedded together."""
         ...
 
-    def __call__(self, pixels: Pixels) -> Answer:
+    def __call__(self, pixels: Pixels) -> NetworkOutput:
         """Embeds uint8 (n, size, size, 3), n at least 1."""
         ...
 

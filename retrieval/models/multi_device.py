@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import FaceprintError, RunError
 from retrieval.models.bundle import ModelBundle
-from retrieval.models.engine import Answer, Pixels, PrecisionDrift
+from retrieval.models.engine import NetworkOutput, Pixels, PrecisionDrift
 from retrieval.system import isolation
 from retrieval.system.cpu import usable_cores
 from retrieval.system.files import why
@@ -124,7 +124,7 @@ class SeveralDevices:
         for lane in self._lanes:
             self._free.put(lane)
 
-    def __call__(self, pixels: Pixels) -> Answer:
+    def __call__(self, pixels: Pixels) -> NetworkOutput:
         """See `engine.Engine`.
 
         Raises:
@@ -166,7 +166,7 @@ class SeveralDevices:
                 self._lanes += lanes
         lanes[0].tell(task)
 
-    def _one(self, pixels: Pixels) -> Answer:
+    def _one(self, pixels: Pixels) -> NetworkOutput:
         lane = self._free.get()
         try:
             reply, answer = lane.embed(pixels)
@@ -196,7 +196,7 @@ class _Lane:
         """Waits for the model to be loaded."""
         return self._reply()
 
-    def embed(self, pixels: Pixels) -> tuple[_Reply, Answer]:
+    def embed(self, pixels: Pixels) -> tuple[_Reply, NetworkOutput]:
         count = len(pixels)
         np.copyto(self._shapes.pixels(self._memory)[:count], pixels)
         try:

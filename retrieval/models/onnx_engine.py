@@ -12,7 +12,7 @@ import numpy as np
 
 from retrieval.errors import BundleError
 from retrieval.models.bundle import ModelBundle
-from retrieval.models.engine import Answer, Pixels
+from retrieval.models.engine import NetworkOutput, Pixels
 from retrieval.system.cpu import usable_cores
 
 # Pictures in a pass, at most.
@@ -47,7 +47,7 @@ class OnnxEngine:
         """A pass for every core; see `engine.Engine`."""
         return _MAX_PASS_SIZE * self._threads
 
-    def __call__(self, pixels: Pixels) -> Answer:
+    def __call__(self, pixels: Pixels) -> NetworkOutput:
         """See `engine.Engine`."""
         return self._side_by_side(pixels) if self._many(pixels) else self._in_turn(pixels)
 
@@ -65,10 +65,10 @@ class OnnxEngine:
         """Whether there is a picture for every core, and more."""
         return self._threads > 1 and len(pixels) >= 2 * self._threads
 
-    def _in_turn(self, pixels: Pixels) -> Answer:
+    def _in_turn(self, pixels: Pixels) -> NetworkOutput:
         return _joined([_run(self._wide, part) for part in _parts(pixels, _MAX_PASS_SIZE)])
 
-    def _side_by_side(self, pixels: Pixels) -> Answer:
+    def _side_by_side(self, pixels: Pixels) -> NetworkOutput:
         # As many passes for each lane, and all as large: at the end of a batch none waits long for another.
         rounds = -(-len(pixels) // (_MAX_PASS_SIZE * self._threads))
         size = -(-len(pixels) // (rounds * self._threads))
@@ -134,11 +134,11 @@ def _parts(pixels: Pixels, size: int) -> list[Pixels]:
     return [pixels[start : start + size] for start in range(0, len(pixels), size)]
 
 
-def _run(session: Any, pixels: Pixels) -> Answer:
+def _run(session: Any, pixels: Pixels) -> NetworkOutput:
     vectors, probabilities = session.run(["embedding", "probabilities"], {"pixels": pixels})
     return vectors, probabilities
 
 
-def _joined(answers: list[Answer]) -> Answer:
+def _joined(answers: list[NetworkOutput]) -> NetworkOutput:
     vectors, probabilities = zip(*answers, strict=True)
     return np.concatenate(vectors), np.concatenate(probabilities)

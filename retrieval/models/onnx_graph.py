@@ -43,7 +43,7 @@ class RefusedGraph(Exception):
     """Why an ONNX file is not run, in a few words."""
 
 
-def check(data: bytes) -> None:
+def check_graph(data: bytes) -> None:
     """Looks at a serialized ModelProto; its numbers are passed over, so 100 MB take milliseconds.
 
     Raises:

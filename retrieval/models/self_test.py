@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retrieval.errors import BundleError
 from retrieval.models import numpy_network
 from retrieval.models.bundle import ModelBundle
-from retrieval.models.engine import Answer, Engine
+from retrieval.models.engine import Engine, NetworkOutput
 from retrieval.system import remembered
 
 # The largest difference of the embeddings, as a share of their length, and of a probability. Engines and
@@ -30,7 +30,7 @@ _RULES_VERSION: Final = 2
 _SQUARES_PER_SIDE: Final = 8
 
 
-def check(bundle: ModelBundle, engine: str, device: str, run: Engine) -> None:
+def check_engine(bundle: ModelBundle, engine: str, device: str, run: Engine) -> None:
     """Compares one answer of a loaded engine with the weights' own, unless that is remembered.
 
     A model of another architecture than `ARCHITECTURES` is not tested. The architecture is part of
@@ -66,14 +66,14 @@ def check(bundle: ModelBundle, engine: str, device: str, run: Engine) -> None:
     remembered.remember(fact)
 
 
-def _among_others(run: Engine, picture: NDArray[np.uint8]) -> Answer:
+def _among_others(run: Engine, picture: NDArray[np.uint8]) -> NetworkOutput:
     """The answer to a picture in the middle of a batch: a wrong graph may be right about the first."""
     others = [_picture(len(picture)) for _ in range(2)]
     vectors, probabilities = run(np.stack([others[0], picture, others[1]]))
     return vectors[1:2], probabilities[1:2]
 
 
-def _agree(answer: Answer, embedding: NDArray[np.float32], probabilities: NDArray[np.float32]) -> bool:
+def _agree(answer: NetworkOutput, embedding: NDArray[np.float32], probabilities: NDArray[np.float32]) -> bool:
     vectors, chances = answer
     if (vectors.shape, chances.shape) != ((1, *embedding.shape), (1, *probabilities.shape)):
         return False

@@ -24,7 +24,7 @@ from torchvision.models.resnet import Bottleneck
 
 from retrieval.errors import BundleError, InputError, RunError
 from retrieval.models.bundle import ModelBundle
-from retrieval.models.engine import Answer, Pixels, PrecisionDrift, drift_between
+from retrieval.models.engine import NetworkOutput, Pixels, PrecisionDrift, drift_between
 from retrieval.models.network import Network
 
 _DTYPES: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,7 +120,7 @@ class TorchEngine:
             torch.backends.cudnn.allow_tf32 = False
         return cls(network.eval(), device, precision=precision)
 
-    def __call__(self, pixels: Pixels) -> Answer:
+    def __call__(self, pixels: Pixels) -> NetworkOutput:
         """See `engine.Engine`.
 
         Raises:
@@ -165,9 +165,9 @@ class TorchEngine:
         self._embed(batch)
         return len(batch) / (time.perf_counter() - start)
 
-    def _embed(self, pixels: Pixels) -> Answer:
+    def _embed(self, pixels: Pixels) -> NetworkOutput:
         """Pass by pass, the next one under way before the one before is waited for."""
-        answers: list[Answer] = []
+        answers: list[NetworkOutput] = []
         under_way: deque[_Pass] = deque()
         start = 0
         try:
@@ -188,7 +188,7 @@ class TorchEngine:
         vectors, probabilities = zip(*answers, strict=True)
         return np.concatenate(vectors), np.concatenate(probabilities)
 
-    def _free_lane(self, under_way: "deque[_Pass]", answers: list[Answer]) -> "_AnyLane":
+    def _free_lane(self, under_way: "deque[_Pass]", answers: list[NetworkOutput]) -> "_AnyLane":
         """A lane of nobody's. Who holds one waits for that first: two callers never wait for each other."""
         while under_way:
             try:
@@ -246,13 +246,13 @@ def _placed(network: Network, device: torch.device, dtype: torch.dtype) -> Netwo
     return placed
 
 
-def _finish(under_way: "deque[_Pass]", answers: list[Answer]) -> None:
+def _finish(under_way: "deque[_Pass]", answers: list[NetworkOutput]) -> None:
     while under_way:
         answers.append(under_way.popleft().answer())
 
 
 class _AnyLane(Protocol):
-    def start(self, pixels: Pixels) -> Callable[[], Answer]:
+    def start(self, pixels: Pixels) -> Callable[[], NetworkOutput]:
         """Begins a pass; what comes back waits for its answer."""
         ...
 
@@ -273,7 +273,7 @@ class _Pass:
             lanes.put(lane)
             raise
 
-    def answer(self) -> Answer:
+    def answer(self) -> NetworkOutput:
         """Waits for it. Once."""
         try:
             return self._wait()
@@ -301,7 +301,7 @@ class _Lane:
         self._network = network
         self._device = device
 
-    def start(self, pixels: Pixels) -> Callable[[], Answer]:
+    def start(self, pixels: Pixels) -> Callable[[], NetworkOutput]:
         with torch.inference_mode():
             vectors, probabilities = _through(self._network, _tensor(pixels).to(self._device))
             answer = vectors.cpu().numpy(), probabilities.cpu().numpy()
@@ -380,7 +380,7 @@ class _GpuLane:
         self._gpu = gpu
         self._stream = torch.cuda.Stream(gpu.device)  # type: ignore[no-untyped-call]
 
-    def start(self, pixels: Pixels) -> Callable[[], Answer]:
+    def start(self, pixels: Pixels) -> Callable[[], NetworkOutput]:
         with torch.inference_mode(), torch.cuda.device(self._gpu.device):
             with torch.cuda.stream(self._stream):
                 batch = _tensor(pixels).pin_memory().to(self._gpu.device, non_blocking=True)
@@ -396,7 +396,7 @@ class _GpuLane:
                 back = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 back.record(self._stream)
 
-        def wait() -> Answer:
+        def wait() -> NetworkOutput:
             back.synchronize()
             # Copies: pinned memory is for the next pass, not for whoever keeps the answer.
             return host[0].numpy().copy(), host[1].numpy().copy()

@@ -8,7 +8,7 @@ from retrieval.errors import UnreadableImage
 from retrieval.pages import html
 from retrieval.quality.dataset_check import Check
 from retrieval.quality.finding_rules import RULES
-from retrieval.quality.findings import Finding, Shown
+from retrieval.quality.findings import DataFinding, Shown
 from retrieval.sources import photos
 from retrieval.system.paths import is_url
 
@@ -37,7 +37,7 @@ def page(check: Check) -> bytes:
     )
 
 
-def amount(finding: Finding) -> str:
+def amount(finding: DataFinding) -> str:
     """How many it is about."""
     several = {"photo": "photos", "identity": "identities"}[finding.unit]
     return f"{finding.count:,} {finding.unit if finding.count == 1 else several}"

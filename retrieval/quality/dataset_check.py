@@ -21,9 +21,9 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.quality.cleaning import Cleaning
 from retrieval.quality.finding_rules import Evidence, findings
-from retrieval.quality.findings import Finding, Item, Kind, Level
+from retrieval.quality.findings import DataFinding, Item, Kind, Level
 from retrieval.quality.label_errors import mislabels
-from retrieval.quality.photo_set import Options, Person, PhotoSet, Rows
+from retrieval.quality.photo_set import CheckOptions, Person, PhotoSet, Rows
 from retrieval.quality.photo_stats import PhotoStats, read_stats
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
@@ -31,7 +31,7 @@ from retrieval.sources.photos import Photo
 from retrieval.system.files import temporary_folder
 from retrieval.system.paths import is_url
 
-__all__ = ["Check", "Finding", "Kind", "Level", "Options", "Person", "check"]
+__all__ = ["Check", "CheckOptions", "DataFinding", "Kind", "Level", "Person", "check"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Check:
     """
 
     data: str
-    options: Options
+    options: CheckOptions
     photos: int
     readable: int
     people: tuple[Person, ...]
     effective_people: float
-    findings: tuple[Finding, ...]
+    findings: tuple[DataFinding, ...]
     judged: int | None
     cleaned: tuple[tuple[str, str | None], ...]
     left_out: tuple[tuple[str | None, str | None, Kind], ...]
@@ -99,7 +99,7 @@ def check(
     data: str,
     *,
     model: ModelBundle | Embedder | None = None,
-    options: Options = Options(),
+    options: CheckOptions = CheckOptions(),
     exclude: Sequence[str] = (),
     workers: int | None = None,
     on_photo: Callable[[str, Outcome | PhotoStats], None] = lambda stage, one: None,

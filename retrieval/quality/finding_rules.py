@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from retrieval.quality.findings import Finding, Item, Kind, Level
+from retrieval.quality.findings import DataFinding, Item, Kind, Level
 from retrieval.quality.near_duplicates import FLAT
 from retrieval.quality.photo_set import Person, PhotoSet, Rows
 from retrieval.quality.photo_stats import PhotoStats
@@ -66,16 +66,16 @@ class Rule:
     advice: str
     collect: Collect
 
-    def finding(self, evidence: Evidence) -> Finding | None:
+    def finding(self, evidence: Evidence) -> DataFinding | None:
         """What the rule finds."""
         cases = self.collect(evidence)
         if cases is None:
             return None
         says, advice = self.says.format_map(cases.facts), self.advice.format_map(cases.facts)
-        return Finding(self.kind, self.level, cases.count, self.unit, says, advice, cases.items)
+        return DataFinding(self.kind, self.level, cases.count, self.unit, says, advice, cases.items)
 
 
-def findings(evidence: Evidence) -> Iterator[Finding]:
+def findings(evidence: Evidence) -> Iterator[DataFinding]:
     """What all rules find, the most serious first, equally serious ones in the order of `Kind`."""
     levels, kinds = list(Level), list(Kind)
     for rule in sorted(RULES, key=lambda one: (levels.index(one.level), kinds.index(one.kind))):

@@ -55,7 +55,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DataFinding:
     """One kind of thing that was found.
 
     Attributes:

@@ -27,7 +27,7 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class CheckOptions:
     """How `train` will be asked for, beside what is checked.
 
     Attributes:
@@ -66,7 +66,7 @@ class Copies:
 class PhotoSet:
     """The photos, by identity and by content, split as training would split them. Rows are of the photos."""
 
-    def __init__(self, stats: Sequence[PhotoStats], options: Options) -> None:
+    def __init__(self, stats: Sequence[PhotoStats], options: CheckOptions) -> None:
         self.stats = stats
         self.options = options
         self.readable = [row for row, one in enumerate(stats) if one.reason is None]

@@ -20,7 +20,7 @@ from retrieval import rates
 from retrieval.database.reader import Reader
 from retrieval.database.records import Calibration, Generation, OperatingPoint, utc_now
 from retrieval.errors import InputError, Interrupted, ModelMismatch
-from retrieval.index.knn import Answer, Ids
+from retrieval.index.knn import Ids, Neighbours
 from retrieval.index.segments import Vectors
 from retrieval.models.bundle import FORGOTTEN
 from retrieval.search.decisions import Nearest, check_fpir, two_nearest
@@ -278,7 +278,7 @@ def _search(
     queries = flat.checked(vectors)
     left_out = [None] * len(queries) if exclude is None else exclude
 
-    def ask(places: Sequence[int], count: int, allowed: Ids | None) -> list[Answer]:
+    def ask(places: Sequence[int], count: int, allowed: Ids | None) -> list[Neighbours]:
         return flat.search(
             state.segments,
             queries[list(places)],

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from retrieval.database.reader import Reader
 from retrieval.database.records import Calibration
 from retrieval.errors import InputError
-from retrieval.index.knn import Answer, Ids
+from retrieval.index.knn import Ids, Neighbours
 from retrieval.rates import Upcoming
 
 # How many of the nearest are asked for at first, how that grows, and up to where: mostly a second person is
@@ -32,7 +32,7 @@ NOBODY: Final = -1
 _GROWN: Final = 1.25
 
 # Asks for some of the queries, by their places: so many of the nearest, of the only allowed ids or of all.
-Ask: TypeAlias = Callable[[Sequence[int], int, Ids | None], Sequence[Answer]]
+Ask: TypeAlias = Callable[[Sequence[int], int, Ids | None], Sequence[Neighbours]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def limit(
     return Limit(point.threshold, point.fpir, expected, growth > _GROWN, point.upcoming)
 
 
-def two_nearest(reader: Reader, ask: Ask, beginnings: Sequence[Answer]) -> Nearest:
+def two_nearest(reader: Reader, ask: Ask, beginnings: Sequence[Neighbours]) -> Nearest:
     """The two nearest people to each query: exactly, however many faces of one of them are nearer.
 
     Args:
@@ -177,7 +177,7 @@ def two_nearest(reader: Reader, ask: Ask, beginnings: Sequence[Answer]) -> Neare
     return found
 
 
-def _fill(reader: Reader, found: Nearest, places: Sequence[int], answers: Sequence[Answer]) -> list[int]:
+def _fill(reader: Reader, found: Nearest, places: Sequence[int], answers: Sequence[Neighbours]) -> list[int]:
     """Reads two people off the beginnings of rankings; returns the places at which there was no second."""
     owners = reader.identities_of_faces({number for _, ids in answers for number in ids.tolist()})
     left = []

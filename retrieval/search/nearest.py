@@ -17,7 +17,7 @@ from retrieval.database.filters import Where
 from retrieval.database.reader import Reader
 from retrieval.database.records import Face
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch
-from retrieval.index.knn import Answer
+from retrieval.index.knn import Neighbours
 from retrieval.index.segments import Ids
 from retrieval.search import decisions, people
 from retrieval.search.decisions import Decision
@@ -220,7 +220,7 @@ class _Snapshot:
         count: int,
         allowed: Ids | None,
         exclude: Sequence[int | None] | None,
-    ) -> list[Answer]:
+    ) -> list[Neighbours]:
         """The nearest faces to each query (n, d), so many of them."""
         return self.flat.search(
             self.state.segments,
@@ -234,7 +234,7 @@ class _Snapshot:
 
     def faces(
         self, vectors: NDArray[Any], exclude: Sequence[int | None] | None, *, within: float | None
-    ) -> list[Answer]:
+    ) -> list[Neighbours]:
         """The nearest faces to each vector (n, d), as asked for; a few more where something is decided."""
         if within is not None:
             return self.flat.search_within(
@@ -257,7 +257,7 @@ class _Snapshot:
         """The nearest people to each query (n, d), all of which leave out the same face, or none."""
         k, photos, allowed = asked.k or 1, asked.photos, self.allowed
 
-        def ask(one: NDArray[np.float32], count: int, only: Ids | None) -> list[Answer]:
+        def ask(one: NDArray[np.float32], count: int, only: Ids | None) -> list[Neighbours]:
             return self.search(one, count, only, [face])
 
         if asked.rule is not Rule.CENTROID:
@@ -275,7 +275,7 @@ class _Snapshot:
         self,
         vectors: NDArray[Any],
         exclude: Sequence[int | None] | None,
-        beginnings: Sequence[Answer] | None = None,
+        beginnings: Sequence[Neighbours] | None = None,
     ) -> list[Decision | None]:
         """The decision on each vector (n, d), of which the nearest may be known already."""
         if self.limit is None:
@@ -283,7 +283,7 @@ class _Snapshot:
         queries = self.flat.checked(vectors)
         left_out = [None] * len(queries) if exclude is None else list(exclude)
 
-        def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Answer]:
+        def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Neighbours]:
             some = self._intersected(only)
             return self.search(queries[list(places)], count, some, [left_out[place] for place in places])
 
@@ -316,7 +316,7 @@ class _Snapshot:
             for some in found
         ]
 
-    def matches(self, found: Sequence[Answer]) -> list[tuple[Match, ...]]:
+    def matches(self, found: Sequence[Neighbours]) -> list[tuple[Match, ...]]:
         """Faces with what is stored of them.
 
         Raises:

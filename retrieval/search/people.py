@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.database.reader import Reader
 from retrieval.errors import InputError
-from retrieval.index.knn import Answer, Block, Ids, nearest
+from retrieval.index.knn import Block, Ids, Neighbours, nearest
 
 # How many photos are asked for at first, for each person that is wanted, and how that grows.
 _FIRST: Final = 4
@@ -25,7 +25,7 @@ _GROWTH: Final = 4
 _ROWS: Final = 4096
 
 # Asks for the k nearest of some faces: queries, k, the only allowed ids.
-Ask: TypeAlias = Callable[[NDArray[np.float32], int, Ids | None], list[Answer]]
+Ask: TypeAlias = Callable[[NDArray[np.float32], int, Ids | None], list[Neighbours]]
 
 
 class Rule(StrEnum):

@@ -53,7 +53,7 @@ def walk(
     """
     seen = _Walk(exclusion, passed_over, ours_too)
     # By a stack of our own: folders may lie deeper than calls may.
-    waiting: list[Iterator[_Found]] = [iter([_Found(Path(os.path.abspath(root)), None, folder=True)])]
+    waiting: list[Iterator[_Entry]] = [iter([_Entry(Path(os.path.abspath(root)), None, folder=True)])]
     while waiting:
         found = next(waiting[-1], None)
         if found is None:
@@ -74,7 +74,7 @@ def walk(
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Entry:
     """A file or a folder.
 
     `above` are the folders on the way to it, to stop at link loops; `names` is the path from the root on.
@@ -87,7 +87,7 @@ class _Found:
     names: tuple[str, ...] = ()
 
 
-def _problem(file: _Found) -> Reason | None:
+def _problem(file: _Entry) -> Reason | None:
     if not is_utf8_name(os.fspath(file.path)):
         return Reason.NAME_NOT_UTF8
     return Reason.BAD_IDENTITY if file.identity and identity_names.problem(file.identity) else None
@@ -122,7 +122,7 @@ class _Walk:
             self.passed_over.ours.append(path)
 
 
-def _inside(folder: _Found, walk: _Walk) -> Iterator[_Found] | None:
+def _inside(folder: _Entry, walk: _Walk) -> Iterator[_Entry] | None:
     """What a folder holds, files and folders in one order; None for a folder that is among those above it."""
     status = folder.path.stat()
     here = (status.st_dev, status.st_ino)
@@ -142,12 +142,12 @@ def _inside(folder: _Found, walk: _Walk) -> Iterator[_Found] | None:
 
 
 def _found(
-    entry: os.DirEntry[str], names: tuple[str, ...], folder: _Found, above: tuple[tuple[int, int], ...]
-) -> _Found:
+    entry: os.DirEntry[str], names: tuple[str, ...], folder: _Entry, above: tuple[tuple[int, int], ...]
+) -> _Entry:
     is_folder = _is_folder(entry)
     names_someone = is_folder and not folder.above
     identity = composed(entry.name) if names_someone else folder.identity
-    return _Found(Path(entry.path), identity, is_folder, above, names)
+    return _Entry(Path(entry.path), identity, is_folder, above, names)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

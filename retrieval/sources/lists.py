@@ -24,7 +24,7 @@ _MAX_LINE_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ListRow:
     """A photo that a list names.
 
     Attributes:
@@ -46,7 +46,7 @@ def has_columns(path: str | os.PathLike[str]) -> bool:
     return os.path.splitext(os.fspath(path))[1].lower() in _TABLE_SUFFIXES
 
 
-def check(path: Path, column: str | None = None) -> None:
+def check_list(path: Path, column: str | None = None) -> None:
     """Looks at the beginning of a list.
 
     Raises:
@@ -96,7 +96,7 @@ def head(path: Path) -> Head:
     return Head(columns, found, path.suffix.lower() == ".csv" and separator_of(path) == ";")
 
 
-def rows(path: Path, whose: Callable[[str], str | None], column: str | None = None) -> Iterator[Row]:
+def rows(path: Path, whose: Callable[[str], str | None], column: str | None = None) -> Iterator[ListRow]:
     """The photos of a list, in its order, as it is read.
 
     Relative paths are meant as those of tables of metadata are: from the folder of the list, or, where
@@ -115,7 +115,7 @@ def rows(path: Path, whose: Callable[[str], str | None], column: str | None = No
         with open(path, "rb") as file:
             for name in names(file):
                 place = find(name)
-                yield Row(place, whose(place))
+                yield ListRow(place, whose(place))
         return
     number = 0
     with closing(tables(path, encoding_errors="surrogateescape")) as read:
@@ -123,7 +123,7 @@ def rows(path: Path, whose: Callable[[str], str | None], column: str | None = No
             for values in part:
                 number += 1
                 if isinstance(values, InputError):
-                    yield Row(None, problem=Reason.BAD_ROW, detail=values.words)
+                    yield ListRow(None, problem=Reason.BAD_ROW, detail=values.words)
                 else:
                     said = dict(zip(columns, values, strict=True))
                     if column is not None:
@@ -177,27 +177,29 @@ def _check_table(path: Path, column: str | None) -> None:
 
 def _row(
     said: dict[str, Any], of: str, find: Callable[[str], str], whose: Callable[[str], str | None]
-) -> Row:
+) -> ListRow:
     """A row of a table, by its columns."""
     path = said.pop("path")
     names_people = "identity" in said
     identity = said.pop("identity", None)
     if not isinstance(path, str) or not path:
-        return Row(None, problem=Reason.BAD_ROW, detail=f"{of} has no path")
+        return ListRow(None, problem=Reason.BAD_ROW, detail=f"{of} has no path")
     place = find(path)
     if isinstance(identity, int) or is_nothing(identity):
         identity = "" if is_nothing(identity) else str(identity)
     if not (isinstance(identity, str) and is_utf8(identity)):
-        return Row(place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that is not a text in UTF-8")
+        return ListRow(
+            place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that is not a text in UTF-8"
+        )
     if identity and (unfit := people.problem(identity)):
-        return Row(
+        return ListRow(
             place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that cannot be stored: {unfit}"
         )
     name = (composed(identity) if identity else None) if names_people else whose(place)
     try:
-        return Row(place, name, _metadata(said, of))
+        return ListRow(place, name, _metadata(said, of))
     except InputError as error:
-        return Row(place, name, problem=Reason.BAD_METADATA, detail=error.words)
+        return ListRow(place, name, problem=Reason.BAD_METADATA, detail=error.words)
 
 
 def _metadata(said: dict[str, Any], of: str) -> dict[str, Any]:

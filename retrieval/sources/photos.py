@@ -333,7 +333,7 @@ def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
         how = replace(how, exclusion=how.exclusion.with_file_of(path))
         return partial(_folder, path, how.walked(path))
     if _is_list(path):
-        lists.check(Path(path), column)
+        lists.check_list(Path(path), column)
         whose = _whose_below(os.path.dirname(path), naming or _PARENT)
         return partial(_list, path, whose, column)
     if (kind and os.path.isfile(path)) or (kind == "tar" and Path(path).is_fifo()):
@@ -342,7 +342,7 @@ def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
 
 
 def _check_address(url: str) -> None:
-    remote.check(url)
+    remote.check_address(url)
     if url.endswith("/"):
         raise DataError(f"{url} is no file; name the files in a list, a .txt with an address a line.")
     if _is_list(url):
@@ -386,7 +386,9 @@ def _folder(path: str, how: _How) -> Iterator[Photo]:
 
 
 def _standard_input(whose: _Whose) -> Iterator[Photo]:
-    return _listed(lists.Row(place, whose(place)) for place in map(absolute, lists.names(sys.stdin.buffer)))
+    return _listed(
+        lists.ListRow(place, whose(place)) for place in map(absolute, lists.names(sys.stdin.buffer))
+    )
 
 
 def _list(path: str, whose: _Whose, column: str | None) -> Iterator[Photo]:
@@ -397,7 +399,7 @@ def _list(path: str, whose: _Whose, column: str | None) -> Iterator[Photo]:
         yield Photo(path, None, Reason.DAMAGED, detail=f"the list cannot be read on: {detail}")
 
 
-def _listed(rows: Iterable[lists.Row]) -> Iterator[Photo]:
+def _listed(rows: Iterable[lists.ListRow]) -> Iterator[Photo]:
     for row in rows:
         if row.path is None or row.problem is not None:
             path = row.path if is_utf8(row.path or "") else None
@@ -417,7 +419,7 @@ def _named(photo: Photo) -> Photo:
 
 def _unknown_address(url: str) -> str | None:
     try:
-        remote.check(url)
+        remote.check_address(url)
     except DataError as error:
         return error.words
     return None

@@ -84,7 +84,7 @@ class _Redirected(Exception):
         self.location = location
 
 
-def check(url: str) -> None:
+def check_address(url: str) -> None:
     """Checks that files of this kind of address can be read; asks no server.
 
     Raises:
@@ -118,7 +118,7 @@ def _opened(url: str, options: Mapping[str, Any]) -> BinaryIO:
     try:
         return cast(BinaryIO, _fsspec().open(url, "rb", compression=None, **options).open())
     except ImportError:
-        check(url)
+        check_address(url)
         raise
     except Exception as error:
         raise _said(error) from error

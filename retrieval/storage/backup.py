@@ -169,7 +169,7 @@ def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
     if target.resolve().is_relative_to(vault.folder.resolve()):
         raise InputError(f"{target} is in the gallery itself; choose a folder elsewhere.")
     try:
-        lock.check(target)
+        lock.check_lockable(target)
         if target.is_dir():
             _check_target(vault, target)  # before a lock file is made among other files
         make_output_folder(target)
@@ -720,7 +720,7 @@ def _bring_suspects(
         writer.set_checked_before(generations[number].id, stored.checked_before)
 
 
-def check(folder: Path) -> list[str]:
+def check_backup(folder: Path) -> list[str]:
     """What is wrong with a backup: the names of files that are missing or not what was written.
 
     Raises:
@@ -819,7 +819,7 @@ def _whole(folder: Path) -> _Backup:
     Raises:
         DataError: there is none, or it is not.
     """
-    if damaged := check(folder):
+    if damaged := check_backup(folder):
         raise DataError(f"{folder / damaged[0]} is not what was backed up; restore another backup.")
     return _open(folder)
 

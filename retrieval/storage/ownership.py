@@ -205,7 +205,7 @@ def _alone(vectors: Path, timeout: float) -> Iterator[None]:
             os.close(descriptor)
 
 
-def check(folder: Path, store: Store, *, timeout: float) -> str | None:
+def check_owner(folder: Path, store: Store, *, timeout: float) -> str | None:
     """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
 
     Raises:

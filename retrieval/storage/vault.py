@@ -273,7 +273,7 @@ class Vault:
                 raise StorageError(f"{self.folder} cannot be written to: {reason}.")
             raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
-            given = ownership.check(self.folder, self.store, timeout=LOCK_TIMEOUT)
+            given = ownership.check_owner(self.folder, self.store, timeout=LOCK_TIMEOUT)
             if not self._wrote:
                 self._prepare()
             self._tidy()

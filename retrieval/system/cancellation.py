@@ -27,7 +27,7 @@ def is_asked() -> bool:
     return any(asked() for asked in tuple(_asked))
 
 
-def check() -> None:
+def check_cancelled() -> None:
     """Raises where an end is asked for.
 
     Raises:

@@ -157,7 +157,7 @@ class Process:
         deadline = time.monotonic() + seconds
         try:
             while not self._pipe.poll(max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))):
-                cancellation.check()
+                cancellation.check_cancelled()
                 if time.monotonic() >= deadline:
                     raise TooSlow
             return self._pipe.recv()
@@ -193,7 +193,7 @@ class _Pool:
     @contextmanager
     def process(self, program: str) -> Iterator[Process]:
         while not self._room.acquire(timeout=_POLL_SECONDS):
-            cancellation.check()
+            cancellation.check_cancelled()
         try:
             with self._lock:
                 idle = self._idle.get(program)

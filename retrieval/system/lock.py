@@ -55,7 +55,7 @@ def exclusive(path: Path, *, timeout: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check(folder: Path) -> None:
+def check_lockable(folder: Path) -> None:
     """Finds out whether files can be locked in a folder, before one is made that has to be.
 
     A gallery needs two kinds of locks: flock for its one writer, and POSIX locks for SQLite, which says no

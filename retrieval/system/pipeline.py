@@ -286,7 +286,7 @@ class Pipeline(Generic[Result]):
         self.close()
 
     def __iter__(self) -> Iterator[Result]:
-        return self._runners[-1].results.taken(cancellation.check)
+        return self._runners[-1].results.taken(cancellation.check_cancelled)
 
     def close(self) -> None:
         """Ends every thread, after the item that it is at, and waits for it."""

@@ -29,7 +29,7 @@ from retrieval.transfer.parquet_blocks import BLOCK, metadata_column, read_block
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ExportBatch:
     """Some rows of an export: faces as they were in the gallery, and their vectors (n, d), C order.
 
     Attributes:
@@ -117,7 +117,7 @@ def _short(path: str) -> bytes:
     return hashlib.blake2b(path.encode(), digest_size=15).digest() + b"."
 
 
-def rows(exported: Export, *, size: int = BLOCK) -> Iterator[Batch]:
+def rows(exported: Export, *, size: int = BLOCK) -> Iterator[ExportBatch]:
     """Every row of an export, at most `size` at a time and never from two files at once.
 
     Raises:
@@ -137,7 +137,7 @@ def rows(exported: Export, *, size: int = BLOCK) -> Iterator[Batch]:
                 )
             ]
             named = zip((face.identity for face in faces), people, strict=True)
-            yield Batch(faces, vectors, {name: own for name, own in named if name is not None and own})
+            yield ExportBatch(faces, vectors, {name: own for name, own in named if name is not None and own})
             row += len(vectors)
 
 

@@ -13,7 +13,7 @@ from retrieval.database.tables import identity_table
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import ModelMismatch
 from retrieval.storage.vault import Vault
-from retrieval.transfer.export_reader import Batch, rows
+from retrieval.transfer.export_reader import ExportBatch, rows
 from retrieval.transfer.manifest import Export
 from retrieval.transfer.parquet_blocks import BLOCK
 
@@ -118,7 +118,7 @@ def _require(vault: Vault, exported: Export) -> None:
 
 
 def _import_batch(
-    batch: Batch,
+    batch: ExportBatch,
     enroll: Callable[[Sequence[NewFace], NDArray[Any]], list[Outcome]],
     report: Imported,
     on_outcome: Callable[[Outcome], None],
@@ -148,7 +148,7 @@ def _import_batch(
         on_outcome(outcome)
 
 
-def _import_people(vault: Vault, batch: Batch) -> None:
+def _import_people(vault: Vault, batch: ExportBatch) -> None:
     """Fills in the metadata of a batch's identities; one that has no faces here is passed over."""
 
     def missing(reader: Reader) -> dict[int, Metadata]:

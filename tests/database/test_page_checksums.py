@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval.database import page_checksums
-from retrieval.database.page_checksums import Damage, Findings, check, checkpoint, discard, sums_path
+from retrieval.database.page_checksums import Damage, Findings, check_pages, checkpoint, discard, sums_path
 from retrieval.errors import GalleryDamaged, StorageError
 
 # As the migrations leave it: what stands before the revision has no fixed length.
@@ -120,7 +120,7 @@ def settled(path: Path, page_size: int) -> int:
         delete(driver, 2)
         assert checkpoint(driver, path, mode="TRUNCATE")
         count = page_count(driver)
-    assert check(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == Findings((), count, out_of_date=False)
     assert path.stat().st_size == count * page_size
     return count
 
@@ -144,11 +144,11 @@ def test_a_flip_in_any_byte_of_the_database_is_found_and_its_page_is_named(
     for offset in range(0, path.stat().st_size, step):
         for mask in (0x01, 0x80, 0xFF):
             with flipped(path, offset, mask):
-                found = check(path)
+                found = check_pages(path)
             (damage,) = found.damage
             assert (damage.file, damage.pages) == (path, (offset // page_size + 1,)), (offset, mask)
             assert not found.out_of_date
-    assert check(path).damage == ()
+    assert check_pages(path).damage == ()
 
 
 def test_a_flip_in_any_byte_of_the_sums_is_found_and_the_sums_are_named(path: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_flip_in_any_byte_of_the_sums_is_found_and_the_sums_are_named(path: Pa
     for offset in range(sums_path(path).stat().st_size):
         for mask in (0x01, 0x80, 0xFF):
             with flipped(sums_path(path), offset, mask):
-                (damage,) = check(path).damage
+                (damage,) = check_pages(path).damage
             assert damage == Damage(sums_path(path), (), damage.problem), offset
-    assert check(path).damage == ()
+    assert check_pages(path).damage == ()
 
 
 @pytest.mark.parametrize("revision", [1, 127, 128, 255, 256, 511, 32767, 65535, 8388608])
@@ -174,7 +174,7 @@ def test_a_flip_in_the_gallerys_row_is_never_taken_for_a_newer_state(path: Path,
     for offset in (offset for part in parts for offset in part):
         for mask in (*(1 << bit for bit in range(8)), 0xFF):
             with flipped(path, offset, mask):
-                found = check(path)
+                found = check_pages(path)
             assert [damage.pages for damage in found.damage] == [(page,)], (offset, mask)
 
 
@@ -182,7 +182,7 @@ def test_a_flip_in_the_gallerys_row_is_never_taken_for_a_newer_state(path: Path,
 def test_a_database_that_lost_its_end_is_damaged(path: Path, cut: int) -> None:
     count = settled(path, 512)
     os.truncate(path, cut if cut >= 0 else count * 512 + cut)
-    (damage,) = check(path).damage
+    (damage,) = check_pages(path).damage
     assert (damage.file, damage.pages[-1]) == (path, count)
 
 
@@ -190,7 +190,7 @@ def test_a_database_that_lost_its_end_is_damaged(path: Path, cut: int) -> None:
 def test_a_database_that_has_more_than_was_written_is_damaged(path: Path, more: int) -> None:
     count = settled(path, 512)
     os.truncate(path, count * 512 + more)
-    (damage,) = check(path).damage
+    (damage,) = check_pages(path).damage
     assert (damage.file, damage.pages[0]) == (path, count + 1)
 
 
@@ -202,7 +202,7 @@ def test_a_database_that_lost_its_end_is_damaged_also_while_a_log_stands(path: P
     unsettled = {number for number, _ in page_checksums._frames(left)}
     content = left.read_bytes()
     os.truncate(left, 1024)
-    (damage,) = check(left).damage
+    (damage,) = check_pages(left).damage
     # A page of zeros comes back with the file's length, which the next checkpoint sets.
     lost = {number for number in range(3, count + 1) if any(content[number * 512 - 512 : number * 512])}
     assert damage.pages == tuple(sorted(lost - unsettled)) != ()
@@ -216,7 +216,7 @@ def test_what_an_older_log_left_in_the_file_excepts_no_page(path: Path, tmp_path
         left = copy(path, tmp_path / "left")
         count = page_count(driver)
     assert Path(f"{left}-wal").stat().st_size > count * 512
-    found = check(left)
+    found = check_pages(left)
     assert count - 6 <= found.compared < count  # one row of each table, and of its indexes
     assert found == Findings((), found.compared, out_of_date=False)
 
@@ -225,18 +225,20 @@ def test_pages_that_changed_places_are_damaged(path: Path) -> None:
     count = settled(path, 512)
     content = path.read_bytes()
     path.write_bytes(content[:1024] + content[1536:2048] + content[1024:1536] + content[2048:])
-    assert check(path) == Findings((Damage(path, (3, 4), check(path).damage[0].problem),), count, False)
+    assert check_pages(path) == Findings(
+        (Damage(path, (3, 4), check_pages(path).damage[0].problem),), count, False
+    )
 
 
 def test_what_is_found_is_one_sentence_that_says_what_to_do(path: Path) -> None:
     settled(path, 512)
     with flipped(path, 700):
-        (damage,) = check(path).damage
+        (damage,) = check_pages(path).damage
     assert damage.problem == (
         f"{path} is damaged: 1 of its pages (2) are not what was written; restore it from a backup."
     )
     with flipped(sums_path(path), 70):
-        (damage,) = check(path).damage
+        (damage,) = check_pages(path).damage
     assert damage.problem == (
         f"{sums_path(path)} is damaged; `faceprint compact {path.parent}` makes it anew."
     )
@@ -244,7 +246,7 @@ def test_what_is_found_is_one_sentence_that_says_what_to_do(path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_damage_even_without_sums(path: Path) -> None:
     path.write_bytes(b"nothing of the kind" * 100)
-    (damage,) = check(path).damage
+    (damage,) = check_pages(path).damage
     assert (damage.file, damage.pages) == (path, ())
 
 
@@ -256,17 +258,17 @@ def test_a_checkpoint_does_not_bless_a_flip_in_a_page_that_it_does_not_write(pat
             assert checkpoint(driver, path, mode="TRUNCATE")
             update(driver)
             assert checkpoint(driver, path, mode="PASSIVE")
-        (damage,) = check(path).damage
+        (damage,) = check_pages(path).damage
     assert damage.pages == (count,)
 
 
 def test_a_checkpoint_heals_damaged_sums(path: Path) -> None:
     count = settled(path, 512)
     sums_path(path).write_bytes(b"")
-    assert check(path).damage[0].file == sums_path(path)
+    assert check_pages(path).damage[0].file == sums_path(path)
     with closing(connect(path)) as driver:
         assert checkpoint(driver, path, mode="PASSIVE")
-    assert check(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == Findings((), count, out_of_date=False)
 
 
 def test_sums_of_another_version_are_out_of_date_and_are_made_anew(path: Path) -> None:
@@ -274,10 +276,10 @@ def test_sums_of_another_version_are_out_of_date_and_are_made_anew(path: Path) -
     sums = page_checksums._pack(page_checksums._Sums(512, 9, b"12345678"))
     body = sums[:-32].replace(b"sums 1", b"sums 2")
     sums_path(path).write_bytes(body + page_checksums.hashlib.sha256(body).digest())
-    assert check(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == Findings((), 0, out_of_date=True)
     with closing(connect(path)) as driver:
         checkpoint(driver, path, mode="PASSIVE")
-    assert check(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == Findings((), count, out_of_date=False)
 
 
 # Crashes
@@ -306,13 +308,13 @@ def test_whatever_stands_on_disk_between_two_steps_is_never_called_damage(path: 
         checkpoint(driver, path, mode="TRUNCATE")
         moment()
     for left in moments:
-        assert check(left).damage == (), left
+        assert check_pages(left).damage == (), left
         with closing(connect(left)) as driver:  # recovers, and copies the log at its close
             driver.execute("SELECT * FROM gallery").fetchall()
-        assert check(left).damage == (), left
+        assert check_pages(left).damage == (), left
         with closing(connect(left)) as driver:
             checkpoint(driver, left, mode="TRUNCATE")
-            assert check(left) == Findings((), page_count(driver), out_of_date=False)
+            assert check_pages(left) == Findings((), page_count(driver), out_of_date=False)
 
 
 def test_a_killed_writer_leaves_good_sums_while_its_log_stands(path: Path, tmp_path: Path) -> None:
@@ -322,8 +324,8 @@ def test_a_killed_writer_leaves_good_sums_while_its_log_stands(path: Path, tmp_p
         update(driver)
         left = copy(path, tmp_path / "left")
         count = page_count(driver)
-    assert 0 < check(left).compared < count
-    assert check(left) == Findings((), check(left).compared, out_of_date=False)
+    assert 0 < check_pages(left).compared < count
+    assert check_pages(left) == Findings((), check_pages(left).compared, out_of_date=False)
 
 
 def test_a_log_that_sqlite_copied_by_itself_makes_the_sums_out_of_date_and_no_more(path: Path) -> None:
@@ -331,10 +333,10 @@ def test_a_log_that_sqlite_copied_by_itself_makes_the_sums_out_of_date_and_no_mo
         insert(driver, 40)
         checkpoint(driver, path, mode="TRUNCATE")
         update(driver)
-    assert check(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == Findings((), 0, out_of_date=True)
     with closing(connect(path)) as driver:
         checkpoint(driver, path, mode="PASSIVE")
-        assert check(path) == Findings((), page_count(driver), out_of_date=False)
+        assert check_pages(path) == Findings((), page_count(driver), out_of_date=False)
 
 
 def test_missing_sums_are_out_of_date_and_no_damage(path: Path) -> None:
@@ -342,7 +344,7 @@ def test_missing_sums_are_out_of_date_and_no_damage(path: Path) -> None:
     discard(path)
     discard(path)
     assert not sums_path(path).exists()
-    assert check(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == Findings((), 0, out_of_date=True)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -375,12 +377,12 @@ def test_a_checkpoint_that_was_cut_after_any_of_its_pages_is_no_damage(
         for start in (number * 512 - 512 for number in copied if number * 512 <= end):
             mixed[start : start + 512] = after[start : start + 512]
         left.write_bytes(mixed)
-        assert check(left).damage == ()
+        assert check_pages(left).damage == ()
         with closing(connect(left)) as driver:
             checkpoint(driver, left, mode="TRUNCATE")
         assert left.read_bytes() == after
-        assert check(left).damage == ()
-        assert check(left).compared == len(after) // 512
+        assert check_pages(left).damage == ()
+        assert check_pages(left).compared == len(after) // 512
 
 
 def test_a_readers_old_snapshot_keeps_the_log_and_the_sums_are_good(path: Path) -> None:
@@ -394,12 +396,12 @@ def test_a_readers_old_snapshot_keeps_the_log_and_the_sums_are_good(path: Path) 
         insert(driver, 40)
         for mode in ("PASSIVE", "FULL", "TRUNCATE"):
             assert not checkpoint(driver, path, mode=mode)
-            assert check(path).damage == ()
-            assert not check(path).out_of_date
+            assert check_pages(path).damage == ()
+            assert not check_pages(path).out_of_date
         reader.execute("COMMIT")
         assert checkpoint(driver, path, mode="FULL")
         assert checkpoint(driver, path, mode="TRUNCATE")
-        assert check(path) == Findings((), page_count(driver), out_of_date=False)
+        assert check_pages(path) == Findings((), page_count(driver), out_of_date=False)
 
 
 def test_a_reader_who_keeps_a_vacuumed_database_long_is_no_damage_and_its_end_neither(path: Path) -> None:
@@ -415,10 +417,10 @@ def test_a_reader_who_keeps_a_vacuumed_database_long_is_no_damage_and_its_end_ne
             assert not checkpoint(driver, path, mode="PASSIVE")
             count = page_count(driver)
             assert path.stat().st_size > count * 512
-            assert check(path).damage == ()
-            assert not check(path).out_of_date
+            assert check_pages(path).damage == ()
+            assert not check_pages(path).out_of_date
     assert path.stat().st_size == count * 512
-    assert check(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == Findings((), count, out_of_date=False)
 
 
 def test_a_log_that_was_removed_by_hand_is_not_written_into_the_sums(path: Path) -> None:
@@ -430,7 +432,7 @@ def test_a_log_that_was_removed_by_hand_is_not_written_into_the_sums(path: Path)
         os.unlink(f"{path}-wal")
         assert not checkpoint(driver, path, mode="TRUNCATE")
         assert sums_path(path).read_bytes() == before
-    assert check(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == Findings((), 0, out_of_date=True)
 
 
 class Life:
@@ -518,16 +520,16 @@ def test_no_life_of_a_database_is_called_damage_and_a_flip_at_its_end_is(
         try:
             for name, number in steps:
                 life.step(name, number)
-                assert check(life.path).damage == (), name
+                assert check_pages(life.path).damage == (), name
             life.release()
             assert checkpoint(life.driver, life.path, mode="TRUNCATE")
             count = page_count(life.driver)
         finally:
             life.close()
-        assert check(life.path) == Findings((), count, out_of_date=False)
+        assert check_pages(life.path) == Findings((), count, out_of_date=False)
         offset = int(where * count * 512)
         with flipped(life.path, offset, mask):
-            assert [damage.pages for damage in check(life.path).damage] == [(offset // 512 + 1,)]
+            assert [damage.pages for damage in check_pages(life.path).damage] == [(offset // 512 + 1,)]
 
 
 # What they leave alone
@@ -550,11 +552,11 @@ def test_neither_a_check_nor_a_full_reading_lets_go_of_this_process_locks(path: 
         discard(path)
         checkpoint(driver, path, mode="PASSIVE")
         update(driver)
-        check(path)
+        check_pages(path)
         subprocess.run([sys.executable, "-c", VISIT, os.fspath(path)], check=True)
         assert Path(f"{path}-wal").stat().st_size > 0
         assert checkpoint(driver, path, mode="TRUNCATE")
-        assert not check(path).out_of_date
+        assert not check_pages(path).out_of_date
 
 
 def test_sums_that_already_say_it_are_not_written_again(path: Path) -> None:
@@ -568,9 +570,9 @@ def test_sums_that_already_say_it_are_not_written_again(path: Path) -> None:
 def test_a_check_leaves_no_descriptor_open(path: Path) -> None:
     settled(path, 512)
     before = os.listdir("/dev/fd")
-    check(path)
+    check_pages(path)
     with flipped(path, 20):
-        check(path)
+        check_pages(path)
     assert os.listdir("/dev/fd") == before
 
 
@@ -589,7 +591,7 @@ def test_a_check_beside_threads_that_open_and_close_the_database_reads_the_right
     for thread in threads:
         thread.start()
     try:
-        found = {check(path) for _ in range(200)}
+        found = {check_pages(path) for _ in range(200)}
     finally:
         done.set()
         for thread in threads:
@@ -602,7 +604,7 @@ def test_a_check_beside_threads_that_open_and_close_the_database_reads_the_right
 
 def test_a_missing_database_is_a_storage_error(path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be used"):
-        check(path)
+        check_pages(path)
 
 
 def test_sums_that_cannot_be_written_are_a_storage_error(path: Path) -> None:
@@ -610,7 +612,7 @@ def test_sums_that_cannot_be_written_are_a_storage_error(path: Path) -> None:
         (sums_path(path) / "notes").mkdir(parents=True)
         with pytest.raises(StorageError, match=r"gallery\.sums cannot be used"):
             checkpoint(driver, path, mode="TRUNCATE")
-        (damage,) = check(path).damage
+        (damage,) = check_pages(path).damage
         assert "gallery.sums is damaged (it is a folder, not a file)" in damage.problem
         with pytest.raises(StorageError, match=r"gallery\.sums cannot be used"):
             discard(path)
@@ -635,7 +637,7 @@ def test_a_checkpoint_of_any_database_with_a_flip_in_its_tables_names_works_or_s
                     checkpoint(driver, path, mode="PASSIVE")
                 except GalleryDamaged:
                     refused += 1
-            assert check(path).damage[0].file == path
+            assert check_pages(path).damage[0].file == path
     assert 0 < refused <= 60
 
 

@@ -38,7 +38,7 @@ works = {
     "repair": lambda: repair(folder).before.whole,
     "search": search,
     "backup": back_up,
-    "check": lambda: backup.check(target) == [],
+    "check": lambda: backup.check_backup(target) == [],
 }
 for work in works.values():
     assert work()

@@ -30,7 +30,7 @@ from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
 from retrieval.models.bundle import FORGOTTEN
-from retrieval.storage.backup import check
+from retrieval.storage.backup import check_backup
 from tests.operations import DIMENSION, PEOPLE, add, contents, face, tiny_model, vector_of
 
 # Every example copies a gallery and commits a few dozen times, each with several fsyncs; where there is a
@@ -322,7 +322,7 @@ class GalleryMachine(RuleBasedStateMachine):
     def back_up(self, name: str) -> None:
         done = self.gallery.backup(self.root / name)
         assert done.faces == len(self.state.ids)
-        assert check(self.root / name) == []
+        assert check_backup(self.root / name) == []
         self.backups[name] = Kept(copy.deepcopy(self.state), self.newest_id)
 
     @precondition(lambda self: self.backups)

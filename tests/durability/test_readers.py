@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from retrieval.database.records import NewFace
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
-from retrieval.storage.backup import check
+from retrieval.storage.backup import check_backup
 from retrieval.storage.vault import Vault
 from tests.operations import DIMENSION, add, tiny_model, vector_of
 
@@ -221,7 +221,7 @@ def test_a_backup_beside_a_writer_is_one_committed_state(folder: Path, tmp_path:
             for number in range(5):
                 with Gallery.open(folder) as gallery:
                     done = gallery.backup(tmp_path / "backup")
-                assert check(tmp_path / "backup") == []
+                assert check_backup(tmp_path / "backup") == []
                 restored = tmp_path / f"restored-{number}.gallery"
                 assert Gallery.restore(tmp_path / "backup", restored).faces == done.faces
                 assert verify(restored).findings == ()

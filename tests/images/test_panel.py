@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from retrieval.images.panel import Row, Tile, _font, panel
+from retrieval.images.panel import PanelRow, Tile, _font, panel
 
 TILE, LEFT, TOP = 180, 28, 60  # where the first query lies
 SECOND = LEFT + TILE + 42  # where its first match begins
@@ -24,7 +24,7 @@ def tile(source: Any = None, title: str = "Ann", note: str = "0.5", agrees: bool
     return Tile(picture() if source is None else source, title, note, agrees)
 
 
-def drawn(*rows: Row, heading: str = "Closest photos") -> NDArray[np.uint8]:
+def drawn(*rows: PanelRow, heading: str = "Closest photos") -> NDArray[np.uint8]:
     return np.asarray(panel(rows, heading=heading))
 
 
@@ -52,12 +52,12 @@ def box_of(canvas: NDArray[np.uint8], colour: tuple[int, int, int]) -> tuple[int
 def test_a_panel_is_as_wide_as_its_longest_row_and_as_high_as_its_rows(
     matches: list[int], size: tuple[int, int]
 ) -> None:
-    image = panel([Row(tile(), [tile()] * number) for number in matches], heading="Closest photos")
+    image = panel([PanelRow(tile(), [tile()] * number) for number in matches], heading="Closest photos")
     assert (image.mode, image.size) == ("RGB", size)
 
 
 def test_the_last_match_ends_at_the_margin() -> None:
-    canvas = drawn(Row(tile(picture(colour=(0, 0, 1))), [tile()] * 3))
+    canvas = drawn(PanelRow(tile(picture(colour=(0, 0, 1))), [tile()] * 3))
     assert box_of(canvas, RED) == (SECOND, TOP, canvas.shape[1] - LEFT, TOP + TILE)
 
 
@@ -75,7 +75,7 @@ def test_the_last_match_ends_at_the_margin() -> None:
 def test_a_picture_fills_its_tile_whole_in_the_middle_and_unstretched(
     width: int, height: int, box: tuple[int, int, int, int]
 ) -> None:
-    canvas = drawn(Row(tile(picture(width, height)), []))
+    canvas = drawn(PanelRow(tile(picture(width, height)), []))
     left, top, right, bottom = box
     assert box_of(canvas, RED) == (LEFT + left, TOP + top, LEFT + right, TOP + bottom)
 
@@ -83,7 +83,7 @@ def test_a_picture_fills_its_tile_whole_in_the_middle_and_unstretched(
 def test_a_path_bytes_and_an_array_draw_the_same_tile(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     sources = [tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), np.asarray(picture()), picture()]
-    canvases = [drawn(Row(tile(source), [tile(source)])) for source in sources]
+    canvases = [drawn(PanelRow(tile(source), [tile(source)])) for source in sources]
     assert all(np.array_equal(canvas, canvases[0]) for canvas in canvases)
 
 
@@ -91,7 +91,7 @@ def test_a_path_bytes_and_an_array_draw_the_same_tile(tmp_path: Path) -> None:
 def test_a_match_that_agrees_has_a_green_frame_one_that_does_not_a_red_one_others_a_grey_one(
     agrees: bool | None, colour: str
 ) -> None:
-    canvas = drawn(Row(tile(picture(colour=(0, 0, 1))), [tile(agrees=agrees)]))
+    canvas = drawn(PanelRow(tile(picture(colour=(0, 0, 1))), [tile(agrees=agrees)]))
     frame = canvas[TOP - 2 : TOP + TILE + 2, SECOND - 2 : SECOND + TILE + 2].copy()
     assert np.array_equal(frame[2:-2, 2:-2], np.full((TILE, TILE, 3), RED))
     frame[2:-2, 2:-2] = ImageColor.getrgb(colour)
@@ -101,9 +101,9 @@ def test_a_match_that_agrees_has_a_green_frame_one_that_does_not_a_red_one_other
 def test_a_photo_that_is_gone_is_an_empty_tile_that_says_why(tmp_path: Path) -> None:
     """Words on paper, another word for another reason, and every other tile as it would be."""
     (tmp_path / "damaged.jpg").write_bytes(b"\xff\xd8")
-    gone = drawn(Row(tile(), [tile(tmp_path / "gone.jpg", agrees=True), tile()]))
-    damaged = drawn(Row(tile(), [tile(tmp_path / "damaged.jpg", agrees=True), tile()]))
-    blank = drawn(Row(tile(), [tile(picture(colour=(255, 255, 255)), agrees=True), tile()]))
+    gone = drawn(PanelRow(tile(), [tile(tmp_path / "gone.jpg", agrees=True), tile()]))
+    damaged = drawn(PanelRow(tile(), [tile(tmp_path / "damaged.jpg", agrees=True), tile()]))
+    blank = drawn(PanelRow(tile(), [tile(picture(colour=(255, 255, 255)), agrees=True), tile()]))
     for canvas in (gone, damaged):
         assert 0.01 < (inside(canvas, SECOND) != 255).any(axis=-1).mean() < 0.1
         outside = canvas.copy()
@@ -115,8 +115,8 @@ def test_a_photo_that_is_gone_is_an_empty_tile_that_says_why(tmp_path: Path) -> 
 @pytest.mark.parametrize("line", ["title", "note"])
 def test_a_long_name_is_shortened_to_the_width_of_its_tile(line: str) -> None:
     """Nothing of it lies beside the tile; what fits is kept, whatever is cut off."""
-    long, longer = (drawn(Row(tile(**{line: "Wendelin " * n}), [tile()])) for n in (20, 40))
-    short = drawn(Row(tile(), [tile()]))
+    long, longer = (drawn(PanelRow(tile(**{line: "Wendelin " * n}), [tile()])) for n in (20, 40))
+    short = drawn(PanelRow(tile(), [tile()]))
     under = slice(TOP + TILE + 2, None)
     assert np.array_equal(long, longer)
     assert np.array_equal(long[under, LEFT + TILE :], short[under, LEFT + TILE :])
@@ -127,20 +127,20 @@ def test_a_long_name_is_shortened_to_the_width_of_its_tile(line: str) -> None:
 def test_a_name_that_fits_is_written_whole() -> None:
     """A letter more at its end is seen, down to the last that has room."""
     names = ["Wendelin"[:length] for length in range(1, 9)]
-    canvases = [drawn(Row(tile(title=name), [])) for name in names]
+    canvases = [drawn(PanelRow(tile(title=name), [])) for name in names]
     for before, after in pairwise(canvases):
         assert not np.array_equal(before, after)
 
 
 def test_a_long_heading_ends_at_the_margin() -> None:
-    canvas = drawn(Row(tile(), []), heading="M" * 300)
+    canvas = drawn(PanelRow(tile(), []), heading="M" * 300)
     assert (canvas[: TOP - 2] < 128).any()
     assert (canvas[: TOP - 2, -LEFT:] == 255).all()
 
 
 @pytest.mark.parametrize("text", ["", "日本語", "two\nlines", "nul\0", "half a \ud83d pair"])
 def test_any_name_can_be_drawn(text: str) -> None:
-    image = panel([Row(tile(title=text, note=text), [tile()])], heading=text)
+    image = panel([PanelRow(tile(title=text, note=text), [tile()])], heading=text)
     assert image.size == (458, 340)
 
 

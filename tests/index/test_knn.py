@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval.index import knn, quantization
 from retrieval.index.blocks import Numbering, selections
-from retrieval.index.candidates import Batch
+from retrieval.index.candidates import QueryBatch
 from retrieval.index.filter import Filter
 from retrieval.index.kernels import pairwise_squares
 from retrieval.index.knn import Block, Explanation
@@ -326,7 +326,7 @@ def test_a_distance_lies_between_the_bounds_of_its_float32_comparison(
     )
     asked[0] = stored[0]
     (selection,) = selections([Block(np.arange(8), stored)], None)
-    batch = Batch(asked, None, k=1, radius=np.inf, explanation=Explanation())
+    batch = QueryBatch(asked, None, k=1, radius=np.inf, explanation=Explanation())
     scan, refiner = Filter(batch), Refiner(batch, Numbering([selection.block]))
     differences = asked[:, None].astype(np.longdouble) - stored.astype(np.longdouble)
     true = np.sqrt((differences**2).sum(axis=2)).ravel()

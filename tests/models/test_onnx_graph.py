@@ -109,25 +109,25 @@ def no_graph(model: onnx.ModelProto) -> None:
 )
 def test_a_graph_that_does_more_than_compute_is_refused(change: Change, reason: str) -> None:
     model = plain()
-    onnx_graph.check(model.SerializeToString())
+    onnx_graph.check_graph(model.SerializeToString())
     change(model)
     with pytest.raises(onnx_graph.RefusedGraph) as caught:
-        onnx_graph.check(model.SerializeToString())
+        onnx_graph.check_graph(model.SerializeToString())
     assert str(caught.value) == reason
 
 
 def test_a_second_graph_behind_the_first_is_refused() -> None:
     """Protobuf would merge the two."""
     with pytest.raises(onnx_graph.RefusedGraph):
-        onnx_graph.check(plain().SerializeToString() * 2)
+        onnx_graph.check_graph(plain().SerializeToString() * 2)
 
 
 def test_the_graphs_that_training_exports_pass(bundle: ModelBundle) -> None:
-    onnx_graph.check(bundle.graph_path.read_bytes())
+    onnx_graph.check_graph(bundle.graph_path.read_bytes())
 
 
 def test_the_graph_of_a_small_model_passes(tmp_path: Path) -> None:
-    onnx_graph.check(tiny_model(tmp_path / "tiny").graph_path.read_bytes())
+    onnx_graph.check_graph(tiny_model(tmp_path / "tiny").graph_path.read_bytes())
 
 
 @settings(max_examples=200, deadline=None)
@@ -139,7 +139,7 @@ def test_any_bytes_pass_or_are_refused(data: st.DataObject) -> None:
         whole[place] = data.draw(st.integers(0, 255))
     for content in (bytes(whole), data.draw(st.binary(max_size=64))):
         try:
-            onnx_graph.check(content)
+            onnx_graph.check_graph(content)
         except onnx_graph.RefusedGraph:
             continue
         # What passes, and onnx can read, has none of what is refused.

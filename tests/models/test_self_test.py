@@ -194,8 +194,8 @@ def test_answers_are_tested_once_for_each_graph_and_runtime(
         return embedder._run(pixels)
 
     for _ in range(2):
-        self_test.check(bundle, "onnxruntime", "cpu", run)
+        self_test.check_engine(bundle, "onnxruntime", "cpu", run)
     monkeypatch.setattr("onnxruntime.__version__", "99")
-    self_test.check(bundle, "onnxruntime", "cpu", run)
+    self_test.check_engine(bundle, "onnxruntime", "cpu", run)
     assert next(asked) == 2  # a picture alone, and among others
     assert remembered.known(self_test._fact(bundle, "onnxruntime", "cpu"))

@@ -19,7 +19,8 @@ from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.quality.check_page import TITLES, page
-from retrieval.quality.dataset_check import Check, Finding, Kind, Level, Options, check
+from retrieval.quality.dataset_check import Check, check
+from retrieval.quality.findings import DataFinding, Kind, Level
 from retrieval.quality.label_errors import mislabels
 from retrieval.quality.near_duplicates import (
     MAX_PRINT_DISTANCE,
@@ -28,12 +29,13 @@ from retrieval.quality.near_duplicates import (
     correlations,
     prints,
 )
+from retrieval.quality.photo_set import CheckOptions
 from retrieval.sources import photos
 from tests.broken import make_broken
 from tests.cli.test_app import Faceprint
 from training.data import dataset
 
-_SMALL = Options(preprocessing=Preprocessing(size=32, crop=1.0))
+_SMALL = CheckOptions(preprocessing=Preprocessing(size=32, crop=1.0))
 
 
 @pytest.fixture
@@ -64,11 +66,11 @@ def saved_again(path: Path, target: Path, *, scale: float = 0.7, quality: int = 
     return target
 
 
-def found(done: Check) -> dict[Kind, Finding]:
+def found(done: Check) -> dict[Kind, DataFinding]:
     return {finding.kind: finding for finding in done.findings}
 
 
-def names(finding: Finding) -> list[list[str]]:
+def names(finding: DataFinding) -> list[list[str]]:
     return [[Path(photo.path or "").name for photo in item.photos] for item in finding.items]
 
 
@@ -91,7 +93,7 @@ def test_a_set_in_which_nothing_is_wrong_has_no_finding(tmp_path: Path) -> None:
 def test_the_halves_are_those_that_train_makes(people: Path) -> None:
     first = sorted(people.glob("*/*.jpg"))[3]
     first.write_bytes(b"no photo any more")
-    options = Options(seed=7, validation_fraction=0.4, preprocessing=_SMALL.preprocessing)
+    options = CheckOptions(seed=7, validation_fraction=0.4, preprocessing=_SMALL.preprocessing)
     for path in sorted(people.glob("*/*.jpg")):
         if path != first:
             shutil.copy(path, path.with_name(f"{path.stem}_again.jpg"))
@@ -171,7 +173,7 @@ def test_identities_that_cannot_be_split_harm_unless_train_leaves_them_out(tmp_p
     draw(folder / "loose.png", 901)
     finding = found(check(os.fspath(folder), options=_SMALL))[Kind.SINGLE_PHOTO]
     assert (finding.level, finding.count, finding.items[0].detail) == (Level.HARMS, 1, "alone: 1 photo")
-    wanted = Options(min_images=4, preprocessing=_SMALL.preprocessing)
+    wanted = CheckOptions(min_images=4, preprocessing=_SMALL.preprocessing)
     done = check(os.fspath(folder), options=wanted)
     assert not done.harms
     assert found(done)[Kind.TOO_FEW_PHOTOS].count == 1

@@ -13,14 +13,16 @@ import pytest
 from PIL import Image
 
 from retrieval.models.bundle import Preprocessing
-from retrieval.quality.dataset_check import Kind, Options, check
+from retrieval.quality.dataset_check import check
+from retrieval.quality.findings import Kind
+from retrieval.quality.photo_set import CheckOptions
 from tests.quality.test_dataset_check import draw, drawn, saved_again
 
 _EXPECTED = Path(__file__).with_name("findings.json")
 _INPUT = Preprocessing(size=32, crop=1.0)
 
 
-def spoiled(folder: Path) -> Options:
+def spoiled(folder: Path) -> CheckOptions:
     """Four identities, one of many photos and one of few, and most of what can be wrong with photos."""
     drawn(folder, number=6)
     drawn(folder, people=4, number=2)
@@ -37,7 +39,7 @@ def spoiled(folder: Path) -> Options:
     odd(folder / "p0")
     draw(folder / "alone" / "1.png", 900)
     draw(folder / "loose.png", 901)
-    return Options(preprocessing=_INPUT)
+    return CheckOptions(preprocessing=_INPUT)
 
 
 def odd(folder: Path) -> None:
@@ -52,28 +54,28 @@ def odd(folder: Path) -> None:
     Image.fromarray(255 - black).save(folder / "bright.png")
 
 
-def left_out(folder: Path) -> Options:
+def left_out(folder: Path) -> CheckOptions:
     """Identities that train is told to leave out."""
     draw(drawn(folder) / "few" / "1.png", 900)
-    return Options(min_images=3, seed=5, validation_fraction=0.5, preprocessing=_INPUT)
+    return CheckOptions(min_images=3, seed=5, validation_fraction=0.5, preprocessing=_INPUT)
 
 
-def one_person(folder: Path) -> Options:
+def one_person(folder: Path) -> CheckOptions:
     """A single identity that can be split, of small photos."""
     for number in range(4):
         draw(folder / "only" / f"{number}.png", number, (20, 24))
-    return Options(preprocessing=_INPUT)
+    return CheckOptions(preprocessing=_INPUT)
 
 
-def mostly_grey(folder: Path) -> Options:
+def mostly_grey(folder: Path) -> CheckOptions:
     """Grey pictures, and one in colour."""
     for number in range(4):
         draw(folder / "a" / f"{number}.png", number, kind="L")
         draw(folder / "b" / f"{number}.png", 10 + number, kind="RGB" if number == 1 else "L")
-    return Options(preprocessing=_INPUT)
+    return CheckOptions(preprocessing=_INPUT)
 
 
-_SETS: dict[str, Callable[[Path], Options]] = {
+_SETS: dict[str, Callable[[Path], CheckOptions]] = {
     one.__name__: one for one in (spoiled, left_out, one_person, mostly_grey)
 }
 

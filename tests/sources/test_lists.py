@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from retrieval.errors import DataError, Reason
 from retrieval.sources import lists
-from retrieval.sources.lists import Row, names
+from retrieval.sources.lists import ListRow, names
 from retrieval.system.paths import parent_name
 
 
-def rows(path: Path) -> list[Row]:
-    lists.check(path)
+def rows(path: Path) -> list[ListRow]:
+    lists.check_list(path)
     return list(lists.rows(path, parent_name))
 
 
@@ -44,11 +44,11 @@ def test_a_text_has_a_path_a_line_as_it_is(tmp_path: Path) -> None:
     """Relative ones begin in its folder; empty lines are nothing, and nothing is a comment."""
     text = b"\xef\xbb\xbfAnn/1.jpg\r\n\n# 2.jpg\n/abs/Bea/ 3.jpg \nhttps://host/Cl%C3%A9o/4.jpg?x=1\n/5.jpg"
     assert rows(written(tmp_path / "list.txt", text)) == [
-        Row(f"{tmp_path}/Ann/1.jpg", "Ann"),
-        Row(f"{tmp_path}/# 2.jpg", tmp_path.name),
-        Row("/abs/Bea/ 3.jpg ", "Bea"),
-        Row("https://host/Cl%C3%A9o/4.jpg?x=1", "Cléo"),
-        Row("/5.jpg", None),
+        ListRow(f"{tmp_path}/Ann/1.jpg", "Ann"),
+        ListRow(f"{tmp_path}/# 2.jpg", tmp_path.name),
+        ListRow("/abs/Bea/ 3.jpg ", "Bea"),
+        ListRow("https://host/Cl%C3%A9o/4.jpg?x=1", "Cléo"),
+        ListRow("/5.jpg", None),
     ]
 
 
@@ -113,13 +113,13 @@ def test_a_table_has_identities_and_what_else_is_said(tmp_path: Path) -> None:
         "b.jpg,,1.5,,,true\n"
     )
     assert rows(written(tmp_path / "l.csv", table)) == [
-        Row(f"{tmp_path}/a.jpg", "Zoë", {"camera": "north", "year": 2020, "zip": "007"}),
-        Row(f"{tmp_path}/b.jpg", None, {"year": 1.5, "note": True}),
+        ListRow(f"{tmp_path}/a.jpg", "Zoë", {"camera": "north", "year": 2020, "zip": "007"}),
+        ListRow(f"{tmp_path}/b.jpg", None, {"year": 1.5, "note": True}),
     ]
 
 
 def test_without_a_column_for_it_the_folder_is_the_identity(tmp_path: Path) -> None:
-    assert rows(written(tmp_path / "l.csv", "path\nAnn/1.jpg\n")) == [Row(f"{tmp_path}/Ann/1.jpg", "Ann")]
+    assert rows(written(tmp_path / "l.csv", "path\nAnn/1.jpg\n")) == [ListRow(f"{tmp_path}/Ann/1.jpg", "Ann")]
 
 
 def test_parquet_is_a_list_too(tmp_path: Path) -> None:
@@ -132,15 +132,15 @@ def test_parquet_is_a_list_too(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "l.parquet")
     path = tmp_path / "l.parquet"
     assert rows(path) == [
-        Row(f"{tmp_path}/Ann/1.jpg", "Kim", {"a": 1, "seen": [1, 2]}),
-        Row(None, problem=Reason.BAD_ROW, detail=f"row 2 of {path} has no path"),
-        Row(f"{tmp_path}/b.jpg", None),
+        ListRow(f"{tmp_path}/Ann/1.jpg", "Kim", {"a": 1, "seen": [1, 2]}),
+        ListRow(None, problem=Reason.BAD_ROW, detail=f"row 2 of {path} has no path"),
+        ListRow(f"{tmp_path}/b.jpg", None),
     ]
 
 
 def test_identities_may_be_numbers(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.jpg"], "identity": [7]}), tmp_path / "l.parquet")
-    assert rows(tmp_path / "l.parquet") == [Row(f"{tmp_path}/a.jpg", "7")]
+    assert rows(tmp_path / "l.parquet") == [ListRow(f"{tmp_path}/a.jpg", "7")]
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
@@ -211,10 +211,10 @@ def test_a_bad_row_is_a_line_and_the_next_one_is_read(tmp_path: Path) -> None:
 )
 def test_a_list_that_is_none_is_one_sentence(name: str, data: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words):
-        lists.check(written(tmp_path / name, data))
+        lists.check_list(written(tmp_path / name, data))
 
 
 def test_a_list_must_be_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "l.csv")
     with pytest.raises(DataError, match="on standard input"):
-        lists.check(tmp_path / "l.csv")
+        lists.check_list(tmp_path / "l.csv")

@@ -134,14 +134,14 @@ def test_whatever_fsspec_knows_is_read() -> None:
 
 
 def test_an_address_that_nobody_can_read_is_said_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    remote.check("memory://x")
+    remote.check_address("memory://x")
     with pytest.raises(DataError, match="no way to read gopherx://"):
-        remote.check("gopherx://host/1.jpg")
+        remote.check_address("gopherx://host/1.jpg")
     with pytest.raises(MissingDependency, match=r"^s3:// cannot be read yet: .*s3fs"):
-        remote.check("s3://bucket/1.jpg")
+        remote.check_address("s3://bucket/1.jpg")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MissingDependency, match=r"install it with pip install 'faceprint\[remote\]'"):
-        remote.check("https://host/1.jpg")
+        remote.check_address("https://host/1.jpg")
 
 
 def test_a_stored_address_is_fetched_when_that_is_allowed_and_its_host_is_known(server: str) -> None:

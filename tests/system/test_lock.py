@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import GalleryBusy, StorageError
-from retrieval.system.lock import check, exclusive
+from retrieval.system.lock import check_lockable, exclusive
 from tests.faults import FaultServer, Kind, needs_shim
 
 HOLD = """
@@ -264,7 +264,7 @@ def test_it_is_its_owners_unless_the_folder_is_others_too(tmp_path: Path) -> Non
 
 
 def ask(folder: Path) -> None:
-    check(folder)
+    check_lockable(folder)
 
 
 def hold(folder: Path) -> None:
@@ -302,6 +302,6 @@ def test_a_failing_disk_is_not_called_a_file_system_without_locks(
 
 
 def test_asking_leaves_nothing_and_takes_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
-    check(tmp_path / "not" / "there")
-    check(tmp_path)
+    check_lockable(tmp_path / "not" / "there")
+    check_lockable(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from retrieval.errors import InputError
 from retrieval.models.bundle import ModelBundle
 from retrieval.system.signals import graceful
 from training.evaluation import comparison, measure, result_files
-from training.evaluation.measure import Options
+from training.evaluation.measure import EvaluationOptions
 from training.evaluation.measurements import (
     Closed,
     Comparison,
@@ -29,7 +29,7 @@ from training.evaluation.observe import Watch
 from training.reports import data_check, evaluation_report
 from training.reports.evaluation_report import NAMES, THIS, turned
 
-__all__ = ["Options", "compare", "evaluate"]
+__all__ = ["EvaluationOptions", "compare", "evaluate"]
 
 # Rows of the tables of people and confusions; the others stand in metrics.json.
 _SHOWN: Final = 10
@@ -39,7 +39,7 @@ def evaluate(
     model: Path,
     data: Path,
     *,
-    options: Options,
+    options: EvaluationOptions,
     out: Path | None,
     as_json: bool,
     check: Path | None = None,
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def compare(
-    a: Path, b: Path, data: Path | None, *, options: Options, out: Path | None, as_json: bool
+    a: Path, b: Path, data: Path | None, *, options: EvaluationOptions, out: Path | None, as_json: bool
 ) -> None:
     """Lays two evaluations, or two models that are evaluated now, side by side.
 
@@ -101,7 +101,7 @@ def _read(folder: Path) -> result_files.Results:
     return result_files.read(folder)
 
 
-def _measured(model: Path, data: Path, options: Options) -> tuple[Measured, Any]:
+def _measured(model: Path, data: Path, options: EvaluationOptions) -> tuple[Measured, Any]:
     with graceful() as should_stop, _stages() as (on_stage, on_outcome):
         watch = Watch(on_stage, on_outcome, should_stop)
         return measure.measure(model, data, options=options, watch=watch)

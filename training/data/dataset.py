@@ -139,7 +139,7 @@ def _found(data: Path, exclusion: Exclusion, passed_over: PassedOver) -> Iterato
 
 
 def _listed(path: Path) -> Iterator[File]:
-    lists.check(path)
+    lists.check_list(path)
     try:
         for row in lists.rows(path, parent_name):
             # Training reads files, each many times; an address would be asked as often.

@@ -32,7 +32,7 @@ _TRIED: Final = 8
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """How a model is measured.
 
     Attributes:
@@ -67,7 +67,7 @@ class Options:
 
 
 def measure(
-    model: Path, data: Path, *, options: Options = Options(), watch: Watch = Watch()
+    model: Path, data: Path, *, options: EvaluationOptions = EvaluationOptions(), watch: Watch = Watch()
 ) -> tuple[Measured, Rows]:
     """Measures a model on the photos of a folder, beside the baselines.
 
@@ -77,7 +77,7 @@ def measure(
         Interrupted: `watch.should_stop` said so.
         RunError: the device failed.
     """
-    check(options)
+    check_options(options)
     bundle = ModelBundle.load(model)
     passed_over = PassedOver()
     found = partial(protocols.photos_of, data, exclude=options.exclude, passed_over=passed_over)
@@ -93,7 +93,7 @@ def measure(
     return measured, rows
 
 
-def check(options: Options) -> None:
+def check_options(options: EvaluationOptions) -> None:
     """Checks options against each other.
 
     Raises:
@@ -114,7 +114,7 @@ def check(options: Options) -> None:
 
 
 def _measure_closed(
-    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: Options, watch: Watch
+    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: EvaluationOptions, watch: Watch
 ) -> tuple[Measured, Rows]:
     cut = protocols.closed(photos, data, bundle, fraction=options.fraction, seed=options.seed)
     seen, before = _see(bundle, (*cut.enrolled, *cut.probes), options, watch, probabilities=True)
@@ -131,7 +131,7 @@ def _measure_closed(
 
 
 def _measure_open(
-    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: Options, watch: Watch
+    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: EvaluationOptions, watch: Watch
 ) -> tuple[Measured, Rows]:
     cut = protocols.open_set(
         photos,
@@ -165,7 +165,7 @@ def _measure_gallery(
     data: Path,
     photos: Sequence[Photo],
     gallery: Gallery,
-    options: Options,
+    options: EvaluationOptions,
     watch: Watch,
 ) -> tuple[Measured, Rows]:
     cut = protocols.untrained(photos, data, bundle)
@@ -188,7 +188,7 @@ def _measure_gallery(
 
 
 def _measure_pairs(
-    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: Options, watch: Watch
+    bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: EvaluationOptions, watch: Watch
 ) -> tuple[Measured, Rows]:
     if options.pairs is None:
         raise InputError("The protocol lfw-pairs takes --pairs FILE.")
@@ -213,7 +213,7 @@ def _measure_pairs(
 def _see(
     bundle: ModelBundle,
     photos: Sequence[Photo],
-    options: Options,
+    options: EvaluationOptions,
     watch: Watch,
     *,
     probabilities: bool = False,
@@ -262,7 +262,12 @@ def _trained(bundle: ModelBundle) -> frozenset[str]:
 
 
 def _measured(
-    bundle: ModelBundle, data: Path, options: Options, says: str, photos: Sequence[Photo], seen: Observed
+    bundle: ModelBundle,
+    data: Path,
+    options: EvaluationOptions,
+    says: str,
+    photos: Sequence[Photo],
+    seen: Observed,
 ) -> Measured:
     return Measured(
         protocol=options.chosen,
@@ -293,7 +298,7 @@ def _measured(
     )
 
 
-def _about_baselines(bundle: ModelBundle, options: Options) -> tuple[str, ...]:
+def _about_baselines(bundle: ModelBundle, options: EvaluationOptions) -> tuple[str, ...]:
     if options.weights is not None:
         return ()
     started = bundle.recipe.get("weights")

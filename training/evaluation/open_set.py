@@ -27,7 +27,7 @@ _ASKED: Final = 256
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchOutcomes:
     """What n searches found.
 
     Attributes:
@@ -144,7 +144,7 @@ def _searched(
     gallery: NDArray[np.int64],
     probes: NDArray[np.int64],
     mated: NDArray[np.bool_],
-) -> Found:
+) -> SearchOutcomes:
     numbers = np.unique(observed.identities, return_inverse=True)[1]
     stored, labels = features[gallery], numbers[gallery]
     place = np.zeros(len(probes), np.int64)
@@ -158,12 +158,12 @@ def _searched(
     distance[~mated], row[~mated] = nearest[:, 0], rows[:, 0]
     photos = gallery[row].tolist()
     who = observed.identities[gallery[row]].tolist()
-    return Found(place, precision, distance, [observed.paths[photo] for photo in photos], who)
+    return SearchOutcomes(place, precision, distance, [observed.paths[photo] for photo in photos], who)
 
 
 def _asked(
     gallery: Gallery, vectors: NDArray[np.float32], identities: NDArray[np.str_], mated: NDArray[np.bool_]
-) -> Found:
+) -> SearchOutcomes:
     answers: list[tuple[PersonMatch, ...]] = []
     for start in range(0, len(vectors), _ASKED):
         answers += gallery.search_people_by_vectors(vectors[start : start + _ASKED], PLACES, photos=1)
@@ -171,7 +171,7 @@ def _asked(
         next((number for number, one in enumerate(people, 1) if one.identity == name), 0)
         for people, name in zip(answers, identities.tolist(), strict=True)
     ]
-    return Found(
+    return SearchOutcomes(
         np.where(mated, place, 0),
         None,
         np.array([people[0].distance for people in answers], np.float64),
@@ -189,7 +189,7 @@ def _photo(person: PersonMatch) -> str:
     return face.path or f"face {face.id}"
 
 
-def _with_found(some: Sequence[Mistake], rows: Rows, found: Found) -> tuple[Mistake, ...]:
+def _with_found(some: Sequence[Mistake], rows: Rows, found: SearchOutcomes) -> tuple[Mistake, ...]:
     """Mistakes, each with the right person's nearest photo where the gallery named it."""
     place = {row["path"]: index for index, row in enumerate(rows)}
     right = [found.right[place[one.path]] or (None, None) for one in some]
@@ -200,7 +200,7 @@ def _with_found(some: Sequence[Mistake], rows: Rows, found: Found) -> tuple[Mist
 
 
 def _identification(
-    found: Found, mated: NDArray[np.bool_], identities: NDArray[np.str_], seed: int
+    found: SearchOutcomes, mated: NDArray[np.bool_], identities: NDArray[np.str_], seed: int
 ) -> Identification:
     right = found.place[mated] == 1
     strangers, known = found.distance[~mated], found.distance[mated]
@@ -230,7 +230,9 @@ def _curve(strangers: NDArray[np.float64], known: NDArray[np.float64], right: ND
     return Curve(tuple(named.tolist()), tuple(missed.tolist()), tuple(limits.tolist()))
 
 
-def _ranking(found: Found, mated: NDArray[np.bool_], identities: NDArray[np.str_], seed: int) -> Ranking:
+def _ranking(
+    found: SearchOutcomes, mated: NDArray[np.bool_], identities: NDArray[np.str_], seed: int
+) -> Ranking:
     place, people = found.place[mated], identities[mated]
     cmc = tuple(intervals.share((place > 0) & (place <= k), people, seed=seed) for k in range(1, PLACES + 1))
     precise = None if found.precision is None else intervals.share(found.precision[mated], people, seed=seed)
@@ -240,7 +242,7 @@ def _ranking(found: Found, mated: NDArray[np.bool_], identities: NDArray[np.str_
 def _rows(
     observed: Observed,
     probes: NDArray[np.int64],
-    found: Found,
+    found: SearchOutcomes,
     mated: NDArray[np.bool_],
     measured: Identification,
 ) -> Rows:

@@ -15,7 +15,7 @@ _NOTHING = 1e-6
 _BLOCK = 4096
 
 
-def check(embedding: Embedding, network: Network, *, photos: int) -> None:
+def check_projection(embedding: Embedding, network: Network, *, photos: int) -> None:
     """Whether a projection can be learned from so many photos; known before hours of training.
 
     Raises:
@@ -49,7 +49,7 @@ def embed_as(
     if embedding.dimensions is None:
         network.embed_as(embedding)
         return
-    check(embedding, network, photos=len(samples))
+    check_projection(embedding, network, photos=len(samples))
     # A projection comes before the length.
     network.embed_as(Embedding(layers=embedding.layers, pooling=embedding.pooling))
     photographs = Photographs(samples, preprocessing)

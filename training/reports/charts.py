@@ -53,14 +53,14 @@ _STYLE: Final[dict[Any, Any]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class ChartRow:
     """A way to measure distances, and a figure of it for each column of a chart."""
 
     name: str
     figures: Sequence[Figure | None]
 
 
-def intervals(heads: Sequence[str], rows: Sequence[Row], *, title: str) -> Markup:
+def intervals(heads: Sequence[str], rows: Sequence[ChartRow], *, title: str) -> Markup:
     """A dot and its interval for each figure: a row for each way, a column for each kind, from 0 to 100%."""
 
     def draw(canvas: Canvas) -> None:

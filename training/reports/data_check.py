@@ -9,7 +9,7 @@ from retrieval.system.manifests import read_manifest
 
 
 @dataclass(frozen=True)
-class Finding:
+class ReportedFinding:
     """One kind of thing that was found: how serious ("harms", "look", "note"), how many, and what to do."""
 
     kind: str
@@ -35,7 +35,7 @@ class DataCheck:
     photos: int
     readable: int
     identities: int
-    findings: tuple[Finding, ...]
+    findings: tuple[ReportedFinding, ...]
 
 
 def read(path: Path) -> DataCheck:
@@ -57,4 +57,4 @@ class _Check:
     photos: int
     readable: int
     identities: list[Any] | dict[str, Any]
-    findings: tuple[Finding, ...]
+    findings: tuple[ReportedFinding, ...]

@@ -25,7 +25,7 @@ from training.evaluation.measurements import (
     Verification,
 )
 from training.reports import charts, templates
-from training.reports.charts import Row
+from training.reports.charts import ChartRow
 from training.reports.data_check import DataCheck
 
 # What each way to measure distances is called beside a model.
@@ -103,7 +103,7 @@ def page(measured: Measured, data: Path, *, check: DataCheck | None = None) -> b
 
 def comparison_page(found: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) -> bytes:
     """The page of a comparison; `a` and `b` are the two trees of metrics.json."""
-    rows = [Row(name, _sides(found, name)) for name in ("A", "B")]
+    rows = [ChartRow(name, _sides(found, name)) for name in ("A", "B")]
     return templates.page(
         "comparison.html.jinja",
         found=found,
@@ -176,7 +176,7 @@ def _closed(found: Closed) -> dict[str, Any]:
             lines.append(Line("ECE on one half of the photos", how.before))
             lines.append(Line(f"ECE there, at temperature {how.temperature:.2f}", how.after))
     rankings = [(THIS, ranking), *((NAMES[one.name], one.ranking) for one in found.baselines)]
-    rows = [Row(name, (one.closest, one.cmc[4], one.mean_average_precision)) for name, one in rankings]
+    rows = [ChartRow(name, (one.closest, one.cmc[4], one.mean_average_precision)) for name, one in rankings]
     bins = () if found.classifier is None else found.classifier.calibration.bins
     return {
         "lines": lines,
@@ -200,7 +200,7 @@ def _open(found: Open) -> dict[str, Any]:
         lines.append(Line("Mean average precision", own.ranking.mean_average_precision))
     ways = [(THIS, own), *((NAMES[one.name], one.identification) for one in found.baselines)]
     heads = [f"FNIR at FPIR {point.rate:g}" for point in own.points] + ["closest image"]
-    rows = [Row(name, _of_open(one)) for name, one in ways]
+    rows = [ChartRow(name, _of_open(one)) for name, one in ways]
     return {
         "lines": lines,
         "rows": rows,
@@ -224,7 +224,7 @@ def _pairs(found: Pairs) -> dict[str, Any]:
     if found.unseen is not None:
         lines += _of_verification(found.unseen, "Without people seen in training: ", main=False)
     ways = [(THIS, found.verification), *((NAMES[one.name], one.verification) for one in found.baselines)]
-    rows = [Row(name, (one.accuracy, one.area, turned(one.points[1].missed))) for name, one in ways]
+    rows = [ChartRow(name, (one.accuracy, one.area, turned(one.points[1].missed))) for name, one in ways]
     return {
         "lines": lines,
         "rows": rows,

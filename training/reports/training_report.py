@@ -144,7 +144,7 @@ def _panel(split: Split, evaluation: Evaluation) -> bytes:
     return _bytes(panel.panel(rows, heading="Held-out photos and their closest training photos"))
 
 
-def _panel_row(split: Split, evaluation: Evaluation, index: int) -> panel.Row:
+def _panel_row(split: Split, evaluation: Evaluation, index: int) -> panel.PanelRow:
     sample = split.validation[index]
     matches = [
         panel.Tile(
@@ -157,7 +157,7 @@ def _panel_row(split: Split, evaluation: Evaluation, index: int) -> panel.Row:
     ]
     said = split.labels[evaluation.predicted[index]]
     note = f"classifier: {evaluation.probability[index]:.0%} {said}"
-    return panel.Row(panel.Tile(sample.path, split.labels[sample.label], note), matches)
+    return panel.PanelRow(panel.Tile(sample.path, split.labels[sample.label], note), matches)
 
 
 def _png(figure: Figure) -> bytes:

@@ -23,7 +23,7 @@ from retrieval.models.network import Network
 from retrieval.sources.holdout import held_out
 from retrieval.sources.photos import of
 from training.evaluation import comparison, measure, protocols, result_files
-from training.evaluation.measure import Options
+from training.evaluation.measure import EvaluationOptions
 from training.evaluation.measurements import Figure, Measured
 from training.evaluation.observe import Watch, grey
 from training.evaluation.searches import Rows
@@ -71,7 +71,7 @@ def closed(model: Path, crowd: Path) -> Evaluated:
 
 @pytest.fixture(scope="module")
 def opened(model: Path, crowd: Path) -> Evaluated:
-    return measure.measure(model, crowd, options=Options(protocol="open"))
+    return measure.measure(model, crowd, options=EvaluationOptions(protocol="open"))
 
 
 def embedded(model: Path, names: list[str], crowd: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -195,7 +195,7 @@ def test_the_network_before_fine_tuning_is_that_of_its_weights(
     state = {name: tensor for name, tensor in other.state_dict().items() if not name.startswith("fc.")}
     save_file(state, tmp_path / "initial.safetensors")
     weights = str(tmp_path / "initial.safetensors")
-    measured, _ = measure.measure(model, crowd, options=Options(weights=weights))
+    measured, _ = measure.measure(model, crowd, options=EvaluationOptions(weights=weights))
     train, validation = split(model)
     with torch.inference_mode():
         stored, vectors = (
@@ -213,8 +213,8 @@ def test_the_network_before_fine_tuning_is_that_of_its_weights(
 
 def test_other_photos_than_the_models_own_are_split_by_the_seed(bundle: ModelBundle, crowd: Path) -> None:
     """The bundle's card has no photo: 12 people with two photos or more are cut 70/30."""
-    one, rows = measure.measure(bundle.folder, crowd, options=Options(seed=5))
-    other, _ = measure.measure(bundle.folder, crowd, options=Options(seed=6))
+    one, rows = measure.measure(bundle.folder, crowd, options=EvaluationOptions(seed=5))
+    other, _ = measure.measure(bundle.folder, crowd, options=EvaluationOptions(seed=6))
     assert one.data.split == "30% of each one's photos held out, seed 5"
     assert one.closed is not None
     assert other.closed is not None
@@ -298,7 +298,7 @@ def test_a_gallery_of_the_same_photos_gives_the_same_figures(
     cut = protocols.open_set(protocols.photos_of(crowd), crowd, bundle, min_images=10, fraction=0.3, seed=0)
     with Gallery.create(tmp_path / "g", bundle) as gallery:
         ingest_photos(gallery, of(cut.enrolled))
-    measured, rows = measure.measure(model, crowd, options=Options(gallery=tmp_path / "g"))
+    measured, rows = measure.measure(model, crowd, options=EvaluationOptions(gallery=tmp_path / "g"))
     found, expected = measured.open, opened[0].open
     assert found is not None
     assert expected is not None
@@ -322,13 +322,13 @@ def test_a_gallery_of_another_model_is_refused(model: Path, crowd: Path, tmp_pat
     altered["fingerprint"] = "0" * 64
     (other / "bundle.json").write_text(json.dumps(altered))
     with pytest.raises(ModelMismatch):
-        measure.measure(other, crowd, options=Options(gallery=tmp_path / "g"))
+        measure.measure(other, crowd, options=EvaluationOptions(gallery=tmp_path / "g"))
 
 
 def test_an_empty_gallery_is_one_sentence(model: Path, crowd: Path, tmp_path: Path) -> None:
     Gallery.create(tmp_path / "g", ModelBundle.load(model)).close()
     with pytest.raises(DataError, match="Nobody is enrolled"):
-        measure.measure(model, crowd, options=Options(gallery=tmp_path / "g"))
+        measure.measure(model, crowd, options=EvaluationOptions(gallery=tmp_path / "g"))
 
 
 def pairs_file(folder: Path) -> Path:
@@ -350,7 +350,7 @@ def pairs_file(folder: Path) -> Path:
 
 
 def test_pairs_are_told_by_the_distance_of_their_embeddings(model: Path, crowd: Path, tmp_path: Path) -> None:
-    options = Options(protocol="lfw-pairs", pairs=pairs_file(tmp_path))
+    options = EvaluationOptions(protocol="lfw-pairs", pairs=pairs_file(tmp_path))
     measured, rows = measure.measure(model, crowd, options=options)
     found = measured.pairs
     assert found is not None
@@ -368,7 +368,7 @@ def test_pairs_are_told_by_the_distance_of_their_embeddings(model: Path, crowd: 
 
 
 def test_pairs_of_people_seen_in_training_are_counted(model: Path, crowd: Path, tmp_path: Path) -> None:
-    options = Options(protocol="lfw-pairs", pairs=pairs_file(tmp_path))
+    options = EvaluationOptions(protocol="lfw-pairs", pairs=pairs_file(tmp_path))
     measured, _ = measure.measure(model, crowd, options=options)
     assert measured.pairs is not None
     assert (measured.pairs.people, measured.pairs.trained_people, measured.pairs.unseen_pairs) == (12, 6, 40)
@@ -380,16 +380,16 @@ def test_pairs_of_people_seen_in_training_are_counted(model: Path, crowd: Path, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (Options(protocol="shut"), "--protocol must be one of"),
-        (Options(protocol="lfw-pairs"), "--pairs FILE and --protocol lfw-pairs go together"),
-        (Options(pairs=Path("pairs.txt")), "--pairs FILE and --protocol lfw-pairs go together"),
-        (Options(protocol="closed", gallery=Path("g")), "searched by the open protocol"),
-        (Options(weights="none"), "--weights none is no network"),
-        (Options(protocol="open", min_images=50), "Nobody in"),
+        (EvaluationOptions(protocol="shut"), "--protocol must be one of"),
+        (EvaluationOptions(protocol="lfw-pairs"), "--pairs FILE and --protocol lfw-pairs go together"),
+        (EvaluationOptions(pairs=Path("pairs.txt")), "--pairs FILE and --protocol lfw-pairs go together"),
+        (EvaluationOptions(protocol="closed", gallery=Path("g")), "searched by the open protocol"),
+        (EvaluationOptions(weights="none"), "--weights none is no network"),
+        (EvaluationOptions(protocol="open", min_images=50), "Nobody in"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(
-    model: Path, crowd: Path, options: Options, said: str
+    model: Path, crowd: Path, options: EvaluationOptions, said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
         measure.measure(model, crowd, options=options)

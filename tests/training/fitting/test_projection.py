@@ -94,9 +94,9 @@ def test_photos_that_vary_in_fewer_directions_are_refused() -> None:
 def test_too_many_dimensions_are_known_beforehand(embedding: Embedding, photos: int, most: int) -> None:
     network = Network(2, architecture="resnet14-narrow")
     with pytest.raises(InputError) as caught:
-        projection.check(embedding, network, photos=photos)
+        projection.check_projection(embedding, network, photos=photos)
     assert f" can be projected to at most {most:,} dimensions, not to" in str(caught.value)
-    projection.check(Embedding(layers=embedding.layers, dimensions=most), network, photos=photos)
+    projection.check_projection(Embedding(layers=embedding.layers, dimensions=most), network, photos=photos)
 
 
 def test_a_network_learns_its_projection_from_the_samples_it_is_given(faces: Path) -> None:
