@@ -23,6 +23,8 @@ nitpicky = True
 # Docstrings write code in single backticks, as Markdown does.
 default_role = "code"
 
+# Quotes and dots stay as they are typed, so that they can be copied.
+smartquotes = False
 # A fence that names no language is plain text.
 highlight_language = "text"
 
