@@ -329,7 +329,7 @@ def _compared(grown: Grown, queries: Vectors) -> dict[str, Any]:
     ours = np.stack([np.searchsorted(grown.ids, ids) for _, ids in answers])
     matrix = grown.matrix
 
-    # FAISS's squares are off by at most this much; Higham as in retrieval.index.knn.
+    # FAISS's squares are off by at most this much; Higham as in retrieval.index.kernels.
     theirs = grown.index.search(queries, k)[1]
     longest = np.sqrt(max(float(np.einsum("j,j", row, row)) for row in matrix[theirs.ravel()]))
     lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
