@@ -21,8 +21,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# What to run after an edit, in well under a minute: no training, no models, no killed processes.
-QUICK := tests/system tests/database tests/index tests/search
+# What to run after each edit: files of tests that start no process, train nothing and draw no large samples.
+QUICK := tests/database/test_filters.py tests/database/test_identity_names.py tests/index/test_distances.py \
+	tests/system/test_manifests.py tests/docs/test_site.py
 quick: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
