@@ -64,7 +64,8 @@ nitpick_ignore_regex = [
     (
         "py:class",
         r"retrieval\.([a-z_]+\.)+"
-        r"(_T|Decode|Engine|Exclusion|Fetching|Found|Layout|Meters|Passed|Prepared|Ready|Relabel|Serving|Stamp)",
+        r"(_T|ActiveModel|Decode|Engine|Exclusion|Fetching|Found|Layout|Meters|Passed|PhotoPipeline|Prepared|Ready|"
+        r"Relabel|Stamp)",
     ),
 ]
 

@@ -32,7 +32,7 @@ def evaluate(
     """Measure how good a model is, each figure with its 95% interval, beside baselines on the same photos."""
     options.require(compare or compared_on is None, "A third folder goes with --compare; name MODEL and DATA")
     printing = training_module("commands.evaluate")
-    chosen = printing.Options(
+    chosen = printing.EvaluationOptions(
         protocol=protocol,
         gallery=gallery,
         pairs=pairs,

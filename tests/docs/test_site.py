@@ -21,7 +21,9 @@ _PAGES = sorted(
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 _OF_OTHER_PROGRAMS = {
     "--forget", "--keep", "--kinds", "--large", "--limit", "--part", "--parts", "--peers", "--photos",
-    "--rows", "--help", "--version", "--install-completion",
+    "--rows", "--help", "--version", "--install-completion", "--show-completion",
+    # Former spellings, of which the page of commands has a table.
+    "--show", "--validation-fraction",
 }  # fmt: skip
 
 

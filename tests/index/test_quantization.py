@@ -232,7 +232,7 @@ def covered(gallery: Gallery) -> dict[int, int]:
     """The rows of each segment that has codes, by its number; the codes on disk are those in the table."""
     with gallery.vault.store.read() as reader:
         known, segments = reader.codes(), {one.id: one.rows for one in reader.segments()}
-        files = [f"{one.segment:08d}-{one.basis}.codes" for one in known.values()]
+        files = [f"{one.segment_id:08d}-{one.basis_id}.codes" for one in known.values()]
     assert vector_files(gallery, "codes") == sorted(files)
     return {number: segments[number] for number in known}
 
@@ -381,7 +381,7 @@ def test_merged_segments_keep_the_codes_that_they_have_and_broken_ones_are_made_
         with quick.vault.store.read() as reader:
             (row,) = reader.codes().values()
         everything = np.concatenate([vectors_of(range(FACES)), vectors_of(range(1000, 1200))])
-        _, errors = encode(quick.vault.vectors(quick._model.current()).basis(row.basis), everything)
+        _, errors = encode(quick.vault.vectors(quick._model.current()).basis(row.basis_id), everything)
         assert row.error >= error
         assert row.error == pytest.approx(errors.max(), rel=1e-9)
     assert_whole(quick)

@@ -195,7 +195,7 @@ def test_a_file_must_say_which_model_made_it_or_somebody_must(gallery: Gallery, 
     """What it says itself is never overruled."""
     path = tmp_path / "e.parquet"
     pq.write_table(table_of(2), path)
-    with pytest.raises(InputError, match=f"{path} does not say which model .* pass --model MODEL"):
+    with pytest.raises(InputError, match=f"{path} does not say which model .* pass `trusted=True`"):
         read(path, gallery, trusted=False)
     pq.write_table(table_of(2).replace_schema_metadata({"faceprint.fingerprint": "f" * 64}), path)
     for trusted in (True, False):
