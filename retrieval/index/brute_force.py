@@ -30,6 +30,10 @@ ROW_BLOCK: Final = 8192
 # Pairs whose differences are computed at a time: 512 KB of 2048 numbers each, for a core's cache.
 PAIR_BLOCK: Final = 32
 
+# Up to this number of pairs all are computed in float64: a product so small waits longer for the threads of
+# numpy than it takes.
+DIRECT_PAIRS: Final = 4096
+
 # Distances that a ranking of all rows has in memory at a time, 8 bytes each.
 RANKED_CELLS: Final = 2**22
 
@@ -54,6 +58,9 @@ def nearest(
     """
     k = min(k, len(stored))
     best = np.full((len(queries), k), np.inf), np.full((len(queries), k), -1, np.int64)
+    if len(queries) * len(stored) <= DIRECT_PAIRS:
+        _compare_all(best, queries, stored, allowed)
+        return best
     # Around the mean vectors are short, and rounding is small.
     middle = _mean(stored)
     for rows in _slices(len(stored), ROW_BLOCK):
@@ -114,6 +121,20 @@ def expanded(
 
 
 # The nearest
+
+
+def _compare_all(
+    best: tuple[Floats, Rows],
+    queries: NDArray[np.float32],
+    stored: NDArray[np.float32],
+    allowed: Allowed | None,
+) -> None:
+    """Puts the nearest of all pairs into distances and rows (n, k)."""
+    pairs = np.ones((len(queries), len(stored)), bool)
+    if allowed is not None:
+        pairs = allowed(slice(0, len(queries)), slice(0, len(stored)))
+    query, row = np.nonzero(pairs)
+    _keep_best(best, query, _pair_distances(np.asarray(queries, np.float64), query, stored, row), row)
 
 
 def _possible(squares: NDArray[np.float32], off: NDArray[np.float32], best: Floats) -> tuple[Rows, Rows]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -11,7 +11,7 @@ from retrieval.index.brute_force import expanded, nearest, squared_lengths
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), d=st.integers(1, 300), near=st.sampled_from([1.0, 1e-3, 1e-8, 0.0]))
 def test_the_bound_holds_even_where_vectors_lost_digits_before(
     dtype: type, seed: int, d: int, near: float
@@ -25,6 +25,12 @@ def test_the_bound_holds_even_where_vectors_lost_digits_before(
     assert (squares.dtype, off.dtype) == (dtype, dtype)
     apart = exact_queries.astype(np.longdouble)[:, None] - exact_others.astype(np.longdouble)
     assert (np.abs(squares - (apart**2).sum(2)) <= off[:, None]).all()
+
+
+@pytest.fixture(params=[0, brute_force.DIRECT_PAIRS], ids=["products", "pairs"], autouse=True)
+def direct_pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few pairs are compared one by one, unless it is forbidden."""
+    monkeypatch.setattr(brute_force, "DIRECT_PAIRS", request.param)
 
 
 def naive(
@@ -42,7 +48,7 @@ def naive(
     return np.array(distances), np.array(rows, np.int64)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(0, 9),
@@ -97,7 +103,7 @@ def test_blocks_do_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch) -> No
     queries = random.normal(size=(23, 7)).astype(np.float32)
     gallery = random.normal(size=(31, 7)).astype(np.float32)
     whole = nearest(queries, gallery, 5)
-    for name, size in (("QUERY_BLOCK", 4), ("ROW_BLOCK", 3), ("PAIR_BLOCK", 2)):
+    for name, size in (("DIRECT_PAIRS", 0), ("QUERY_BLOCK", 4), ("ROW_BLOCK", 3), ("PAIR_BLOCK", 2)):
         monkeypatch.setattr(brute_force, name, size)
     blocks = nearest(queries, gallery, 5)
     assert np.array_equal(blocks[1], whole[1])
@@ -118,24 +124,24 @@ def test_no_queries_have_no_neighbours() -> None:
     assert (rows.shape, rows.dtype) == ((0, 2), np.int64)
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 9),
     m=st.integers(1, 20),
     k=st.integers(1, 5),
-    sizes=st.tuples(*[st.integers(1, 9)] * 3),
+    sizes=st.tuples(st.sampled_from([0, 60]), *[st.integers(1, 9)] * 3),
     offset=st.sampled_from([0.0, 1000.0]),
 )
 def test_rows_that_are_not_allowed_are_no_answers(
-    seed: int, n: int, m: int, k: int, sizes: tuple[int, int, int], offset: float
+    seed: int, n: int, m: int, k: int, sizes: tuple[int, int, int, int], offset: float
 ) -> None:
     """Whatever the blocks; infinity and -1 fill up where fewer are allowed than are asked for."""
     random = np.random.default_rng(seed)
     queries, gallery = ((random.integers(0, 4, (rows, 3)) + offset).astype(np.float32) for rows in (n, m))
     allowed = random.random((n, m)) < random.choice([0.1, 0.6])
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in zip(("QUERY_BLOCK", "ROW_BLOCK", "PAIR_BLOCK"), sizes, strict=True):
+        for name, size in zip(("DIRECT_PAIRS", "QUERY_BLOCK", "ROW_BLOCK", "PAIR_BLOCK"), sizes, strict=True):
             patch.setattr(brute_force, name, size)
         distances, rows = nearest(queries, gallery, k, allowed=lambda some, of: allowed[some, of])
     for query in range(n):
