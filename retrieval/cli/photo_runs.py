@@ -86,7 +86,7 @@ def tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
 def fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *, strict: bool) -> None:
     """Ends the command with an error where rejected files are one."""
     where = report or "--report FILE"
-    if done.rejected == done.found:
+    if done.found and done.rejected == done.found:
         raise InputError(f"Not one of the {done.found:,} files could be {verb}; {where} says why.")
     if done.worth_retrying:
         raise RunError(
