@@ -114,10 +114,10 @@ def _check(model: ModelBundle, out: Path, embedding: Embedding, data: Path | Non
     if data is None and _learns(model.embedding, embedding):
         raise InputError(
             "A projection is learned from the photos that the model was trained on; give their folder with "
-            "--data."
+            "`data`."
         )
     if out.exists():
-        raise InputError(f"{out} exists already; choose another folder with --out.")
+        raise InputError(f"{out} exists already; choose another folder with `out`.")
     if data is not None:
         check_outside(out, data)
 

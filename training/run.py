@@ -243,17 +243,17 @@ def _claim(out: Path, *, resume: bool) -> Path:
     """The checkpoint's path, when `out` is free to train into."""
     checkpoint = out / _CHECKPOINT
     if (out / "bundle.json").exists():
-        raise InputError(f"{out} holds a finished model already; choose another folder with --out.")
+        raise InputError(f"{out} holds a finished model already; choose another folder with `out`.")
     if checkpoint.exists() and not resume:
         raise InputError(
-            f"{out} holds an unfinished run; go on with --resume, or choose another folder with --out."
+            f"{out} holds an unfinished run; go on with `resume=True`, or choose another folder with `out`."
         )
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose a folder with --out.")
+        raise InputError(f"{out} is a file; choose a folder with `out`.")
     # A hidden file may be the half of a first checkpoint, left behind by a machine that was lost.
     taken = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
     if taken and not checkpoint.exists():
-        raise InputError(f"{out} is not empty and holds no model; choose another folder with --out.")
+        raise InputError(f"{out} is not empty and holds no model; choose another folder with `out`.")
     return checkpoint
 
 
@@ -264,7 +264,7 @@ def _make(out: Path) -> None:
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise StorageError(
-            f"{out} cannot be made or written to: {why(error)}; choose another --out."
+            f"{out} cannot be made or written to: {why(error)}; choose another `out`."
         ) from error
 
 

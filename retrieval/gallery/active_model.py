@@ -74,7 +74,7 @@ class ActiveModel:
             raise ModelMismatch(
                 f"The gallery {self.vault.folder} was made with another model (fingerprint "
                 f"{self.bundle.fingerprint[:12]}, not {bundle.fingerprint[:12]}); "
-                "leave --model out, or enroll into a new gallery."
+                "leave `model` out, or enroll into a new gallery."
             )
 
     @property

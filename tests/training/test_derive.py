@@ -217,13 +217,13 @@ def test_a_new_projection_needs_photos(model: ModelBundle, derived: Any, tmp_pat
 
 def test_a_folder_that_exists_is_not_written_into(model: ModelBundle, tmp_path: Path) -> None:
     assert _refusal(InputError, model, tmp_path, Embedding("unit")) == (
-        f"{tmp_path} exists already; choose another folder with --out."
+        f"{tmp_path} exists already; choose another folder with `out`."
     )
 
 
 def test_a_model_does_not_lie_among_photos(model: ModelBundle, faces: Path) -> None:
     sentence = _refusal(InputError, model, faces / "new", Embedding("unit"), data=faces)
-    assert sentence.endswith(f"would lie among the photos of {faces}; choose another --out.")
+    assert sentence.endswith(f"would lie among the photos of {faces}; choose another `out`.")
 
 
 def test_more_dimensions_than_training_photos_are_refused_before_anything_is_measured(

@@ -66,7 +66,7 @@ def check_outside(out: Path, photos: Path) -> None:
         InputError: `out` is in `photos`, or it is that folder.
     """
     if out.resolve().is_relative_to(photos.resolve()):
-        raise InputError(f"The model {out} would lie among the photos of {photos}; choose another --out.")
+        raise InputError(f"The model {out} would lie among the photos of {photos}; choose another `out`.")
 
 
 def load(
@@ -112,7 +112,7 @@ def load(
     if len(groups) < 2:
         raise DataError(
             f"Telling people apart takes two identities at least, and {folder} has {len(groups)} "
-            f"with enough photos; add subfolders, or lower --min-images."
+            f"with enough photos; add subfolders, or lower `min_images`."
         )
     labels = tuple(groups)
     train: list[Sample] = []
@@ -188,7 +188,7 @@ def _large_enough(groups: _Groups, min_images: int | None) -> tuple[_Groups, lis
     if small and min_images is None:
         raise DataError(
             f"{len(small)} of {len(groups)} identities have a single photo and cannot be split into "
-            f"training and validation: {_some(list(small))}; pass --min-images 2 (or more) to train "
+            f"training and validation: {_some(list(small))}; pass `min_images=2` (or more) to train "
             f"without the identities that have fewer photos."
         )
     kept = {name: photos for name, photos in groups.items() if name not in small}

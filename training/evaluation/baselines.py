@@ -87,7 +87,7 @@ def before_fine_tuning(bundle: ModelBundle, weights: str, sample: NDArray[np.uin
         WeightsError, RunError: as `retrieval.models.network.build` and `training.fitting.export.export`.
     """
     if weights == "none":
-        raise InputError("--weights none is no network to compare with; give imagenet or a FILE.")
+        raise InputError("`weights='none'` is no network to compare with; give imagenet or a FILE.")
     torch.manual_seed(int(bundle.recipe.get("seed", 0)))
     network, start = build(len(bundle.labels), weights=weights, architecture=bundle.architecture)
     # As the model embeds, but for a projection, which is learned from what training has made.

@@ -43,7 +43,7 @@ def compare(a: Results, b: Results, *, seed: int = 0) -> Comparison:
     if protocol != b.metrics["protocol"]:
         raise InputError(
             f"{a.name} was evaluated as {protocol} and {b.name} as {b.metrics['protocol']}; "
-            "evaluate both with the same --protocol."
+            "evaluate both with the same `protocol`."
         )
     first, second = _by_key(a), _by_key(b)
     common = [key for key in first if key in second and _about_the_same(first[key], second[key])]

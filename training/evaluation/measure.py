@@ -100,17 +100,17 @@ def check_options(options: EvaluationOptions) -> None:
         InputError: they do not go together.
     """
     if options.chosen not in PROTOCOLS:
-        raise InputError(f"--protocol must be one of {', '.join(PROTOCOLS)}, not {options.chosen}.")
+        raise InputError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, not {options.chosen}.")
     if (options.chosen == "lfw-pairs") != (options.pairs is not None):
-        raise InputError("--pairs FILE and --protocol lfw-pairs go together; give both or neither.")
+        raise InputError("`pairs` and `protocol='lfw-pairs'` go together; give both or neither.")
     if options.gallery is not None and options.chosen != "open":
-        raise InputError("A --gallery is searched by the open protocol; leave --protocol out.")
+        raise InputError("A `gallery` is searched by the open protocol; leave `protocol` out.")
     if not 0 < options.fraction < 1:
         raise InputError("The share that is held out must lie between 0 and 1.")
     if options.min_images < 2:
-        raise InputError("--min-images must be at least 2: one photo to enroll and one to search for.")
+        raise InputError("`min_images` must be at least 2: one photo to enroll and one to search for.")
     if options.weights == "none":
-        raise InputError("--weights none is no network to compare with; give imagenet or a FILE.")
+        raise InputError("`weights='none'` is no network to compare with; give imagenet or a FILE.")
 
 
 def _measure_closed(
@@ -191,7 +191,7 @@ def _measure_pairs(
     bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: EvaluationOptions, watch: Watch
 ) -> tuple[Measured, Rows]:
     if options.pairs is None:
-        raise InputError("The protocol lfw-pairs takes --pairs FILE.")
+        raise InputError("The protocol lfw-pairs takes `pairs`, a file.")
     wanted = pairs.read_pairs(options.pairs)
     photos = pairs.photos_in(wanted, photos, data)
     seen, before = _see(bundle, photos, options, watch)

@@ -120,7 +120,7 @@ def open_set(
     if not enrolled or not strangers:
         who = "Nobody" if not enrolled else "Everybody"
         raise DataError(
-            f"{who} in {data} has {min_images} photos or more; choose another --min-images, so that some are "
+            f"{who} in {data} has {min_images} photos or more; choose another `min_images`, so that some are "
             "enrolled and some are strangers."
         )
     says = f"people with {min_images} photos or more enrolled, {_says(fraction, seed)}"

@@ -40,7 +40,7 @@ def check_target(folder: Path) -> None:
         InputError: it is a file, or a folder that has something else in it than results.
     """
     if (folder / "bundle.json").exists() or (folder / "gallery.db").exists():
-        raise InputError(f"{folder} is a model or a gallery; choose another folder with --out.")
+        raise InputError(f"{folder} is a model or a gallery; choose another folder with `out`.")
     check_free(folder, METRICS, "evaluation")
 
 
@@ -51,9 +51,9 @@ def check_free(folder: Path, last: str, what: str) -> None:
         InputError: it is a file, or a folder that has something else in it.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder with --out.")
+        raise InputError(f"{folder} is a file; name a folder with `out`.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / last).exists():
-        raise InputError(f"{folder} is not empty and holds no {what}; choose another folder with --out.")
+        raise InputError(f"{folder} is not empty and holds no {what}; choose another folder with `out`.")
 
 
 def write(folder: Path, measured: Measured, rows: Rows, *, report: bytes | None = None) -> None:

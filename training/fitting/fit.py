@@ -98,7 +98,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"There is no device {name} here; use --device auto or --device cpu.") from error
+        raise InputError(f"There is no device {name} here; use `device='auto'` or `device='cpu'`.") from error
     return device
 
 
@@ -113,7 +113,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     """
     able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
     if name == "bf16" and not able:
-        raise InputError(f"The device {device} has no bfloat16; use --precision fp32.")
+        raise InputError(f"The device {device} has no bfloat16; use `precision='fp32'`.")
     if name == "auto":
         return "bf16" if able and device.type == "cuda" else "fp32"
     return name
@@ -267,7 +267,8 @@ class _Run:
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
             raise RunError(
-                f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); lower --lr."
+                f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); "
+                "lower `learning_rate`."
             )
         return loss
 

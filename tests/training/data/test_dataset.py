@@ -154,7 +154,7 @@ def test_an_identity_whose_photos_are_all_unreadable_is_no_label(tmp_path: Path)
 def test_an_identity_with_a_single_photo_is_named_and_the_option_that_helps_too(tmp_path: Path) -> None:
     assert refusal(people(tmp_path, {"Ada": 3, "Bo": 1, "Cy": 2})) == (
         "1 of 3 identities have a single photo and cannot be split into training and validation: Bo; "
-        "pass --min-images 2 (or more) to train without the identities that have fewer photos."
+        "pass `min_images=2` (or more) to train without the identities that have fewer photos."
     )
 
 
@@ -243,7 +243,7 @@ def test_a_folder_of_broken_photos_says_what_is_wrong_with_them(tmp_path: Path) 
 def test_one_identity_is_too_few(tmp_path: Path, photos: dict[str, int], min_images: int | None) -> None:
     assert refusal(people(tmp_path, photos), min_images=min_images) == (
         f"Telling people apart takes two identities at least, and {tmp_path} has 1 with enough photos; "
-        "add subfolders, or lower --min-images."
+        "add subfolders, or lower `min_images`."
     )
 
 

@@ -380,11 +380,11 @@ def test_pairs_of_people_seen_in_training_are_counted(model: Path, crowd: Path, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (EvaluationOptions(protocol="shut"), "--protocol must be one of"),
-        (EvaluationOptions(protocol="lfw-pairs"), "--pairs FILE and --protocol lfw-pairs go together"),
-        (EvaluationOptions(pairs=Path("pairs.txt")), "--pairs FILE and --protocol lfw-pairs go together"),
+        (EvaluationOptions(protocol="shut"), "`protocol` must be one of"),
+        (EvaluationOptions(protocol="lfw-pairs"), "`pairs` and `protocol='lfw-pairs'` go together"),
+        (EvaluationOptions(pairs=Path("pairs.txt")), "`pairs` and `protocol='lfw-pairs'` go together"),
         (EvaluationOptions(protocol="closed", gallery=Path("g")), "searched by the open protocol"),
-        (EvaluationOptions(weights="none"), "--weights none is no network"),
+        (EvaluationOptions(weights="none"), "`weights='none'` is no network"),
         (EvaluationOptions(protocol="open", min_images=50), "Nobody in"),
     ],
 )

@@ -406,7 +406,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_storage_error(split: Split, tm
 
 def test_a_run_that_diverges_says_what_to_lower(split: Split) -> None:
     with pytest.raises(
-        RunError, match=r"^Training diverged in epoch 1 \(the loss is (nan|inf)\); lower --lr\.$"
+        RunError, match=r"^Training diverged in epoch 1 \(the loss is (nan|inf)\); lower `learning_rate`\.$"
     ):
         fit(network(6), split, SMALL, replace(CONFIG, learning_rate=1e30), device=CPU)
 
@@ -416,7 +416,7 @@ def test_a_run_whose_very_last_step_diverges_says_so_too(split: Split) -> None:
     config = replace(CONFIG, epochs=1, batch_size=99, learning_rate=1e30)
     steps: list[Step] = []
     with pytest.raises(
-        RunError, match=r"^Training diverged in epoch 1 \(the loss is (nan|inf)\); lower --lr\.$"
+        RunError, match=r"^Training diverged in epoch 1 \(the loss is (nan|inf)\); lower `learning_rate`\.$"
     ):
         fit(network(6), split, SMALL, config, device=CPU, on_step=steps.append)
     assert [math.isfinite(step.loss) for step in steps] == [True]
@@ -708,13 +708,13 @@ def _refusal(faces: Path, out: Path, *, resume: bool = False) -> str:
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        (["bundle.json"], "{} holds a finished model already; choose another folder with --out."),
+        (["bundle.json"], "{} holds a finished model already; choose another folder with `out`."),
         (
             ["bundle.json", "checkpoint.safetensors"],
-            "{} holds a finished model already; choose another folder with --out.",
+            "{} holds a finished model already; choose another folder with `out`.",
         ),
-        (["holiday.jpg"], "{} is not empty and holds no model; choose another folder with --out."),
-        (["report.html"], "{} is not empty and holds no model; choose another folder with --out."),
+        (["holiday.jpg"], "{} is not empty and holds no model; choose another folder with `out`."),
+        (["report.html"], "{} is not empty and holds no model; choose another folder with `out`."),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
@@ -730,7 +730,7 @@ def test_a_run_never_writes_into_a_folder_that_is_in_use(
 def test_an_unfinished_run_goes_on_only_when_asked_to(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_text("half a run")
     assert _refusal(faces, tmp_path) == (
-        f"{tmp_path} holds an unfinished run; go on with --resume, or choose another folder with --out."
+        f"{tmp_path} holds an unfinished run; go on with `resume=True`, or choose another folder with `out`."
     )
     assert _refusal(faces, tmp_path, resume=True).startswith(
         f"The checkpoint {tmp_path / 'checkpoint.safetensors'} is damaged;"
@@ -740,7 +740,7 @@ def test_an_unfinished_run_goes_on_only_when_asked_to(faces: Path, tmp_path: Pat
 def test_a_file_is_no_folder_for_a_model(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "model").write_text("mine")
     assert (
-        _refusal(faces, tmp_path / "model") == f"{tmp_path / 'model'} is a file; choose a folder with --out."
+        _refusal(faces, tmp_path / "model") == f"{tmp_path / 'model'} is a file; choose a folder with `out`."
     )
 
 
@@ -749,7 +749,7 @@ def test_a_folder_below_a_file_cannot_be_made(faces: Path, tmp_path: Path) -> No
     with pytest.raises(StorageError) as caught:
         run.train(faces, tmp_path / "file" / "model", config=WHOLE_RUN, options=OPTIONS)
     assert str(caught.value) == (
-        f"{tmp_path / 'file' / 'model'} cannot be made or written to: not a directory; choose another --out."
+        f"{tmp_path / 'file' / 'model'} cannot be made or written to: not a directory; choose another `out`."
     )
 
 
