@@ -68,7 +68,7 @@ class Verdicts:
         metadata: what is said about a stored face from now on, by its id.
         paths: the face of each path that is new or has moved.
         stamps: what files were when they were read, by path; none where that says nothing, or is known.
-        bereaved: faces that lost a path; those that have none left must go, unless they are contested.
+        orphaned: faces that lost a path; those that have none left must go, unless they are contested.
         contested: faces that are offered under another name, or have their bytes at another known path
             that the run may reach later.
     """
@@ -93,7 +93,7 @@ class Verdicts:
         self.metadata: dict[int, Metadata] = {}
         self.paths: dict[str, int] = {}
         self.stamps: dict[str, Stamp] = {}
-        self.bereaved: set[int] = set()
+        self.orphaned: set[int] = set()
         self.contested = set(contested)
         self._follow = follow
         self._stored = dict(stored)
@@ -112,7 +112,7 @@ class Verdicts:
         stored = self._stored.get(face.sha256)
         if stored is None:
             return self._enroll(row, face) if has_vector else None
-        lost = stored.id in self.bereaved and stored.id not in self.contested
+        lost = stored.id in self.orphaned and stored.id not in self.contested
         if lost and not self._paths[stored.id]:
             return self._enroll_again(face, stored)
         renamed = face.identity is not None and face.identity != stored.identity
@@ -152,7 +152,7 @@ class Verdicts:
 
     def _enroll_again(self, face: NewFace, stored: Face) -> Outcome:
         """Enrolls bytes whose face just lost its last path, as if it had been removed before: it stays."""
-        self.bereaved.discard(stored.id)
+        self.orphaned.discard(stored.id)
         if face.identity != stored.identity:
             self.names[stored.id] = face.identity
         if face.metadata != stored.metadata:
@@ -187,7 +187,7 @@ class Verdicts:
         self._stamps[path] = face.stamp
         before = self._owners.get(path)
         if before is not None:
-            self.bereaved.add(before)
+            self.orphaned.add(before)
             self._paths.setdefault(before, set()).discard(path)
             # A file that was renamed onto this one may have made room for it: a to b, b to c, c to a.
             left = self._paths.get(number, set()) - {path}

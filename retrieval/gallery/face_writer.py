@@ -124,13 +124,13 @@ class FaceWriter:
         first = writer.gallery().next_face_id
         ids = np.arange(first, first + len(verdicts.new), dtype=np.int64)
         rows = vector_rows[[row for row, _ in verdicts.new]] if verdicts.new else vector_rows[:0]
-        if not verdicts.bereaved:
+        if not verdicts.orphaned:
             everything = len(rows) == len(vectors)  # as in bulk; a copy of 64 MB is then spared
             with self._vault.appending(writer, generation, ids, vectors if everything else vectors[rows]):
                 _store_rows(writer, first, verdicts)
             return
         _store_rows(writer, first, verdicts)
-        gone = writer.without_files(verdicts.bereaved - contested)
+        gone = writer.without_files(verdicts.orphaned - contested)
         self._vault.remove(writer, gone)
         # Of a path that came twice in one batch, with different bytes, only the later face stays.
         stays = ~np.isin(ids, np.asarray(gone, np.int64))
