@@ -33,7 +33,7 @@ def a_judge(face: Face | None) -> Verdicts:
 def changes(
     verdicts: Verdicts,
 ) -> tuple[list[tuple[int, NewFace]], dict[int, str], dict[str, int], set[int]]:
-    return verdicts.new, verdicts.names, verdicts.paths, verdicts.bereaved
+    return verdicts.new, verdicts.names, verdicts.paths, verdicts.orphaned
 
 
 # Bytes that are not stored
@@ -145,7 +145,7 @@ NAMED = "had no identity until now; it is Kim's"
 
 @HAS_VECTOR
 @pytest.mark.parametrize(
-    ("path", "expected", "paths", "bereaved"),
+    ("path", "expected", "paths", "orphaned"),
     [
         ("/mine.jpg", Outcome("/mine.jpg", "Kim", Status.KNOWN, 1, detail=NAMED), {}, set()),
         (
@@ -179,11 +179,11 @@ NAMED = "had no identity until now; it is Kim's"
     ids=["its path", "no path", "new path", "another's path"],
 )
 def test_a_name_for_bytes_that_have_none_is_taken(
-    path: str | None, expected: Outcome, paths: dict[str, int], bereaved: set[int], has_vector: bool
+    path: str | None, expected: Outcome, paths: dict[str, int], orphaned: set[int], has_vector: bool
 ) -> None:
     judge = a_judge(stored_face(None, "/mine.jpg"))
     assert judge.judge(0, NewFace("Kim", path, "a"), has_vector=has_vector) == expected
-    assert changes(judge) == ([], {1: "Kim"}, paths, bereaved)
+    assert changes(judge) == ([], {1: "Kim"}, paths, orphaned)
     assert not judge.changes_nothing
 
 
@@ -235,7 +235,7 @@ def test_a_path_that_comes_twice_with_different_bytes_is_the_later_ones() -> Non
         (Status.ENROLLED, FIRST, None),
         (Status.ENROLLED, FIRST + 1, FIRST),
     ]
-    assert (judge.paths, judge.bereaved) == ({"/1.jpg": FIRST + 1}, {FIRST})
+    assert (judge.paths, judge.orphaned) == ({"/1.jpg": FIRST + 1}, {FIRST})
 
 
 def test_two_files_that_change_places_keep_their_faces() -> None:
@@ -311,7 +311,7 @@ class Stored:
         for number, name in judge.names.items():
             self.faces[number] = dataclasses.replace(self.faces[number], identity=name)
         self.contested |= judge.contested
-        for number in judge.bereaved - set(self.owners.values()) - self.contested:
+        for number in judge.orphaned - set(self.owners.values()) - self.contested:
             del self.faces[number]
         for number, face in self.faces.items():
             paths = tuple(path for path, owner in self.owners.items() if owner == number)
