@@ -22,7 +22,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What to run after each edit: files of tests that start no process, train nothing and draw no large samples.
-QUICK := tests/database/test_filters.py tests/database/test_identity_names.py tests/index/test_distances.py \
+QUICK := tests/database/test_filters.py tests/database/test_identity_names.py tests/index/test_brute_force.py \
 	tests/system/test_manifests.py tests/docs/test_site.py
 quick: $(READY)
 	$(BIN)/ruff check .
