@@ -65,7 +65,7 @@ def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
     def with_codes(root: Path) -> None:
         with (
             patch.object(quantization, "CHOICES", (DIMENSION,)),
-            patch.object(quantization, "_LOOK", 0.0),
+            patch.object(quantization, "_ROW_COMPARISON", 0.0),
             patch.object(codes, "CODES_FROM", 2),
         ):
             work(root)
