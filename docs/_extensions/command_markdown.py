@@ -13,13 +13,13 @@ from retrieval.cli.app import app
 
 # Where a guide says more than `--help`: a page, perhaps with a section, and what to call the link.
 GUIDES = {
-    "audit": ("audit.md", "Auditing a gallery"),
+    "audit": ("audit.md", "Audit a gallery"),
     "audit-log": ("backups.md#who-did-what", "Who did what"),
     "backup": ("backups.md", "Back up, restore, verify, repair"),
     "calibrate": ("calibrating.md", "Say UNKNOWN to strangers"),
-    "check": ("check.md", "Checking photos before training"),
+    "check": ("check.md", "Check photos before training"),
     "compact": ("moving.md#keep-a-gallery-fast-and-small", "Keep a gallery fast and small"),
-    "derive": ("embedding.md", "What an embedding is made of"),
+    "derive": ("embedding.md", "How an embedding is computed"),
     "embed": ("enrolling.md#embed-without-a-gallery", "Embed without a gallery"),
     "evaluate": ("evaluation.md", "How good a model is"),
     "export": ("moving.md#export-and-import", "Export and import"),
