@@ -143,18 +143,18 @@ def mend(
         run = _Repair(vault, backup, model, give_up=give_up, fetch=fetch)
         damaged = _damaged_models(before)
         suspects.note(vault, damaged)
-        run.mend_models()
+        run.repair_models()
         with vault.writing() as writer:
             # A write removes leftovers and runs deferred work; the log entry renews the checksums.
             vault.log(writer, "repair", findings=len(before.findings))
         # Processes that had the damaged model open may have enrolled faces until now.
         suspects.note(vault, damaged)
         if Trouble.CODES_DAMAGED in troubles:
-            run.mend_codes()
-        if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & run.unmended:
-            run.mend_vectors(embedder)
+            run.repair_codes()
+        if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & run.unrepaired:
+            run.repair_vectors(embedder)
             if not run.lost:
-                run.mend_suspects(embedder)
+                run.repair_suspects(embedder)
         if Trouble.CODES_DAMAGED in troubles:
             with suppress(GalleryDamaged):  # raised if vectors are still damaged; they get no codes yet
                 optimization.optimize(vault)
@@ -185,7 +185,7 @@ class _Repair:
     """One repair of one gallery, and its results; most attributes are those of `Repaired`.
 
     Attributes:
-        unmended: the kinds of trouble that models still have after `mend_models`.
+        unrepaired: the kinds of trouble that models still have after `repair_models`.
         notes: remarks for the result.
     """
 
@@ -207,26 +207,26 @@ class _Repair:
         self.lost: tuple[Face, ...] = ()
         self.reasons: dict[int, str] = {}
         self.unfetched: tuple[int, ...] = ()
-        self.unmended: set[Trouble] = set()
+        self.unrepaired: set[Trouble] = set()
         self.suspects = self.compared = self.replaced = 0
         self.notes: list[str] = []
 
-    def mend_models(self) -> None:
+    def repair_models(self) -> None:
         """Replaces damaged files of models by copies that have the recorded SHA-256."""
         with self._vault.store.read() as reader:
             generations = list(reader.generations().values())
         for generation in generations:
             folder = self._vault.folder / generation.folder
-            self._mend_file(folder / "bundle.json", generation.card_sha256)
+            self._repair_file(folder / "bundle.json", generation.card_sha256)
             with suppress(BundleError):
                 for name, digest in ModelBundle.stated_files(folder).items():
-                    self._mend_file(folder / name, digest)
+                    self._repair_file(folder / name, digest)
         book = Notebook()
         with self._vault.store.read() as reader:
             check_models(self._vault, reader, book)
-        self.unmended = {finding.trouble for finding in book.findings}
+        self.unrepaired = {finding.trouble for finding in book.findings}
 
-    def _mend_file(self, path: Path, sha256: str, *, beside: Sequence[Path] = ()) -> None:
+    def _repair_file(self, path: Path, sha256: str, *, beside: Sequence[Path] = ()) -> None:
         if path.is_file() and hash_file(path)[1] == sha256:
             return
         of_model = self._model.folder / path.name if self._model is not None else None
@@ -242,7 +242,7 @@ class _Repair:
                 self.copied += 1
                 return
 
-    def mend_codes(self) -> None:
+    def repair_codes(self) -> None:
         """Removes damaged codes and bases; `optimization.optimize` makes new ones from the vectors."""
         book = Notebook()
         with self._vault.store.read() as reader:
@@ -259,14 +259,14 @@ class _Repair:
                 writer.remove_codes(segments)
                 writer.remove_bases(bases)
 
-    def mend_vectors(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
+    def repair_vectors(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
         """Restores damaged segments from the backup, and lost vectors from their photos."""
         with self._vault.store.read() as reader:
             # If the id in a segment's row is damaged, its file still exists under the right id.
             unnamed = list(leftovers.unnamed(self._vault.folder, reader))
             for segment in reader.segments():
                 path = self._vault.folder / VECTORS / f"{segment.id:08d}.faiss"
-                self._mend_file(path, segment.sha256, beside=unnamed)
+                self._repair_file(path, segment.sha256, beside=unnamed)
         book, verified = Notebook(), dict[int, Ids | None]()
         read_segments(self._vault, book, verified)
         with self._vault.store.read() as reader:
@@ -285,19 +285,19 @@ class _Repair:
             fetching = Fetching(self._fetch, reader.hosts())
         broken = [number for number, ids in verified.items() if ids is None]
         stray = [n for f in book.findings if f.trouble is Trouble.VECTOR_WITHOUT_FACE for n in f.face_ids]
-        mended: list[Embedded] = []
+        parts: list[Embedded] = []
         if faces:
             bundle = ModelBundle.load(self._vault.folder / serving.folder)
-            mended = list(embed_again(faces, embedder(bundle), fetching))
-        unrecoverable = tuple(face for part in mended for face in part.lost)
-        self.unfetched = tuple(sorted(number for part in mended for number in part.unfetched))
+            parts = list(embed_again(faces, embedder(bundle), fetching))
+        unrecoverable = tuple(face for part in parts for face in part.lost)
+        self.unfetched = tuple(sorted(number for part in parts for number in part.unfetched))
         if self.unfetched or (unrecoverable and not self._give_up):
             self.lost = unrecoverable
-            self.reasons = {number: words for part in mended for number, words in part.reasons.items()}
+            self.reasons = {number: words for part in parts for number, words in part.reasons.items()}
             return
         with self._vault.writing() as writer:
             writer.replace_segments(broken, [])
-            for part in mended:
+            for part in parts:
                 if len(part.ids):
                     self._vault.append(writer, serving, part.ids, part.vectors)
                     self.embedded += len(part.ids)
@@ -307,17 +307,17 @@ class _Repair:
             gone = [*(face.id for face in unrecoverable), *without_face]
             self._vault.remove(writer, gone)
             self.given_up = len(unrecoverable)
-            if gone or mended:
+            if gone or parts:
                 self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))
 
-    def mend_suspects(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
+    def repair_suspects(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
         """Compares suspects with new embeddings of their photos, and replaces vectors that differ."""
         with self._vault.store.read() as reader:
             generations = [one for one in reader.generations().values() if reader.suspects(one.id)]
         for generation in generations:
-            self._mend_suspects(generation, embedder)
+            self._repair_suspects(generation, embedder)
 
-    def _mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
+    def _repair_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
         with self._vault.store.read() as reader:
             fetching = Fetching(self._fetch, reader.hosts())
             flat = self._vault.vectors(generation)
