@@ -1,4 +1,4 @@
-"""The active model of an open gallery: the one that its tables name, reloaded when they change."""
+"""The active model of an open gallery: the model that its tables name, reloaded after a switch."""
 
 import threading
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class _Active:
 
 
 class ActiveModel:
-    """The model that answers searches, loaded when it is first needed. Safe to share between threads.
+    """The model that answers searches, loaded on first use. Safe to share between threads.
 
     Args:
         vault: the gallery's.
@@ -42,7 +42,7 @@ class ActiveModel:
 
     @classmethod
     def of(cls, vault: Vault, *, device: str, engine: str, precision: str) -> "ActiveModel":
-        """The active model of a gallery that was just opened, and is closed where it has none.
+        """The active model of a gallery that was just opened; on an error, the gallery is closed.
 
         Raises:
             BundleError, ModelMismatch: the model is missing, damaged or another one.
@@ -54,22 +54,22 @@ class ActiveModel:
             raise
 
     def open_other(self, bundle: ModelBundle) -> Embedder:
-        """Another model, loaded on the same device by the same engine, in full precision."""
+        """Loads another model on the same device, with the same engine, in full precision."""
         return Embedder.open(bundle, device=self.device, engine=self.engine)
 
     def close(self) -> None:
-        """Ends what the engine started."""
+        """Closes the loaded model, and ends the threads and processes of its engine."""
         with self._loading:
             if self._embedder is not None:
                 self._embedder.close()
 
     @property
     def bundle(self) -> ModelBundle:
-        """The model as of the last call."""
+        """The active model as of the last call of `refresh`, or of the opening."""
         return self._active.bundle
 
     def require(self, bundle: ModelBundle) -> None:
-        """Checks that a bundle is the active model; see `Gallery.require`."""
+        """Raises a ModelMismatch unless a bundle is the active model; see `Gallery.require`."""
         if bundle.fingerprint != self.bundle.fingerprint:
             raise ModelMismatch(
                 f"The gallery {self.vault.folder} was made with another model (fingerprint "
@@ -79,16 +79,16 @@ class ActiveModel:
 
     @property
     def may_use_gpu(self) -> bool:
-        """Whether photos are embedded on a GPU, as far as can be said before the model is loaded."""
+        """Whether photos may be embedded on a GPU; an estimate, made without loading the model."""
         return may_use_gpu(self.device, self.engine)
 
     @property
     def drift(self) -> PrecisionDrift | None:
-        """How far distances drift under the precision; None where they do not, or nobody knows yet."""
+        """How far distances drift because of the precision; None if they do not, or before it is measured."""
         return None if self._embedder is None else self._embedder.drift
 
     def loaded(self) -> tuple[int, Embedder]:
-        """The number of the model as of the last call, and that model, loaded."""
+        """The generation number of the active model as of the last `refresh`, and the loaded model."""
         self.vault.store.check_open()
         with self._loading:
             if self._embedder is None:
@@ -98,7 +98,7 @@ class ActiveModel:
             return self._active.generation.id, self._embedder
 
     def adopt(self, embedder: Embedder, fingerprint: str) -> None:
-        """Uses a model that was loaded already; closes it where another one is active by now."""
+        """Takes over a model that the caller has loaded; closes it if another one is active or loaded."""
         with self._loading:
             if self._embedder is None and fingerprint == self._active.bundle.fingerprint:
                 self._embedder = embedder
@@ -106,7 +106,7 @@ class ActiveModel:
         embedder.close()
 
     def refresh(self, reader: Reader) -> Generation:
-        """The generation of a snapshot, whose model is the active one from now on."""
+        """The generation of a snapshot; its model becomes the active one here."""
         generation = self.vault.state(reader).generation
         with self._loading:
             if generation != self._active.generation:
@@ -119,12 +119,12 @@ class ActiveModel:
         return generation
 
     def current(self) -> Generation:
-        """The generation that is active now."""
+        """Refreshes the active model from a new snapshot; returns its generation."""
         with self.vault.store.read() as reader:
             return self.refresh(reader)
 
     def switched(self) -> ModelMismatch:
-        """What to raise where photos were prepared for a model that is no longer the active one."""
+        """The error for photos that were prepared for a model that is no longer active."""
         return ModelMismatch(
             f"The gallery {self.vault.folder} went over to another model meanwhile; "
             "run the same command again."

@@ -1,4 +1,4 @@
-"""Annotating: metadata of faces and identities is replaced in one transaction."""
+"""Replaces the metadata of faces and identities in one transaction, for `Gallery.annotate`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from retrieval.system.paths import absolute, is_utf8
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """What annotating did.
+    """The result of annotating.
 
     Attributes:
-        faces, identities: how many have other metadata now.
-        unchanged: how many of either had the same already.
-        unknown: ids, paths and names that the gallery does not know, as they were given.
+        faces, identities: how many faces and identities have new metadata.
+        unchanged: how many faces and identities had the same metadata before.
+        unknown: the given ids, paths and names that are not in the gallery.
     """
 
     faces: int
@@ -40,21 +40,26 @@ def annotate(
     for name, metadata in (*paths.items(), *identities.items()):
         encoded(metadata, str(name))
     with vault.writing() as writer:
-        faces_by_id, strange = _faces_by_id(writer, faces, paths)
-        people = writer.identities_named(filter(is_utf8, identities))
-        strange += [name for name in identities if name not in people]
+        faces_by_id, unknown = _faces_by_id(writer, faces, paths)
+        identities_by_name = writer.identities_named(filter(is_utf8, identities))
+        unknown += [name for name in identities if name not in identities_by_name]
         stored = {number: face.metadata for number, face in writer.faces(faces_by_id).items()}
         new_faces = _changes(stored, faces_by_id)
-        new_people = _changes(
-            dict(people.values()), {people[n][0]: said for n, said in identities.items() if n in people}
+        new_identities = _changes(
+            dict(identities_by_name.values()),
+            {
+                identities_by_name[n][0]: metadata
+                for n, metadata in identities.items()
+                if n in identities_by_name
+            },
         )
         writer.set_metadata(face_table, new_faces)
-        writer.set_metadata(identity_table, new_people)
+        writer.set_metadata(identity_table, new_identities)
         if writer.changed:
-            vault.log(writer, "annotate", faces=len(new_faces), identities=len(new_people))
-    known = len(faces_by_id) + len({number for number, _ in people.values()})
-    changed = len(new_faces) + len(new_people)
-    return Annotated(len(new_faces), len(new_people), known - changed, tuple(strange))
+            vault.log(writer, "annotate", faces=len(new_faces), identities=len(new_identities))
+    known = len(faces_by_id) + len({number for number, _ in identities_by_name.values()})
+    changed = len(new_faces) + len(new_identities)
+    return Annotated(len(new_faces), len(new_identities), known - changed, tuple(unknown))
 
 
 def _faces_by_id(
@@ -62,23 +67,27 @@ def _faces_by_id(
     faces: Mapping[int, Mapping[str, Any] | None],
     paths: Mapping[str, Mapping[str, Any] | None],
 ) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
-    """Metadata by the ids of faces that exist, and the ids and paths of those that do not."""
-    places = {path: absolute(path) for path in paths}
-    owners = reader.files(filter(is_utf8, places.values()))
+    """The metadata of existing faces by id, and the given ids and paths without a face."""
+    absolute_paths = {path: absolute(path) for path in paths}
+    ids_by_path = reader.files(filter(is_utf8, absolute_paths.values()))
     known = reader.faces(number for number in faces if 0 < number < 2**63)
-    found = {number: said for number, said in faces.items() if number in known}
-    found |= {owners[places[path]]: said for path, said in paths.items() if places[path] in owners}
-    strange: list[int | str] = [number for number in faces if number not in known]
-    return found, [*strange, *(path for path in paths if places[path] not in owners)]
+    found = {number: metadata for number, metadata in faces.items() if number in known}
+    found |= {
+        ids_by_path[absolute_paths[path]]: metadata
+        for path, metadata in paths.items()
+        if absolute_paths[path] in ids_by_path
+    }
+    unknown: list[int | str] = [number for number in faces if number not in known]
+    return found, [*unknown, *(path for path in paths if absolute_paths[path] not in ids_by_path)]
 
 
 def _changes(
     stored: Mapping[int, Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any] | None]
 ) -> dict[int, dict[str, Any]]:
-    """What is wanted and not stored; 1, 1.0 and true are different things here, not as in Python."""
-    texts = {number: encoded(said, str(number)) for number, said in wanted.items()}
+    """The wanted metadata that differ from the stored ones; unlike in Python, 1, 1.0 and true differ."""
+    texts = {number: encoded(metadata, str(number)) for number, metadata in wanted.items()}
     return {
-        number: decoded(said, str(number))
-        for number, said in texts.items()
-        if said != encoded(stored[number], str(number))
+        number: decoded(text, str(number))
+        for number, text in texts.items()
+        if text != encoded(stored[number], str(number))
     }

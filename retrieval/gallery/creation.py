@@ -1,4 +1,4 @@
-"""Creation: the folder of a new gallery appears with everything in it, or not at all."""
+"""Creates and restores galleries, for `Gallery`: a new folder appears complete, or not at all."""
 
 import dataclasses
 import os
@@ -18,26 +18,26 @@ from retrieval.system.files import is_free, whole_folder, why
 
 
 def create(folder: Path, bundle: ModelBundle, *, shared: bool) -> None:
-    """Makes an empty gallery with a copy of the bundle; see `Gallery.create`."""
+    """Creates an empty gallery with a copy of the bundle; see `Gallery.create`."""
     with _new_folder(folder, shared=shared) as made:
         Vault.create(made, bundle)
 
 
 def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str) -> Restored:
-    """Makes a gallery what a backup says: a new one, or an existing one of which it is a backup.
+    """Restores a backup, to a new gallery or to the existing gallery that was backed up; returns the result.
 
-    What was forgotten since stays forgotten: by the tombstones of the existing gallery, and by `receipts`
-    where that is lost.
+    What was erased after the backup stays erased: the tombstones of the existing gallery ensure this, or
+    `receipts` if the gallery is lost.
 
     Args:
         source: the folder of the backup.
         folder: the gallery's.
-        receipts: of erasures that neither the backup nor the gallery knows.
-        via: what the audit log says of the caller.
+        receipts: receipts of erasures that neither the backup nor the gallery has.
+        via: the caller's name in the audit log.
 
     Raises:
-        DataError: there is no backup, or one of its files is not what was written; nothing was changed.
-        InputError: the gallery in `folder` is another one than the backup's.
+        DataError: `source` is no backup, or one of its files is not what was written; nothing was changed.
+        InputError: the gallery in `folder` is not the one that was backed up.
         StorageError, GalleryBusy: nothing was changed.
     """
     if not is_free(folder):
@@ -58,11 +58,11 @@ def _restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: st
 
 @contextmanager
 def _new_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A new folder that becomes the gallery `target` when everything in it is there.
+    """Yields a temporary folder that becomes the gallery `target` when the block ends without an error.
 
     Raises:
         GalleryError: `target` exists and is not empty.
-        StorageError: the disk refused.
+        StorageError: a file cannot be written.
     """
     lock.check_lockable(target)
     try:

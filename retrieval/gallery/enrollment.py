@@ -1,7 +1,7 @@
-"""Enrollment: photos become faces of a gallery, stage by stage, so that a pipeline can overlap the stages.
+"""The stages of enrollment, for `Gallery.enroll` and `bulk.ingest`: photos become faces of a gallery.
 
-A photo is recognized by its file or read, looked up by the SHA-256 of its bytes, decoded, embedded and
-committed. `Gallery.enroll` goes through the stages one after the other, `bulk.ingest` runs them side by side.
+A photo is recognized by its file, or it is read, looked up by the SHA-256 of its bytes, decoded, embedded and
+committed. `Gallery.enroll` runs the stages one after the other. `bulk.ingest` runs them concurrently.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Enrollment:
         self._writer = FaceWriter(model)
 
     def enroll(self, offered: Iterable[Offered]) -> list[Outcome]:
-        """Takes photos through all stages, batch by batch; see `Gallery.enroll`."""
+        """Enrolls photos through all stages, batch by batch; see `Gallery.enroll`."""
         outcomes: list[Outcome] = []
         found = photos.of(offered)
         while batch := list(islice(found, BATCH)):
@@ -47,14 +47,15 @@ class Enrollment:
         return outcomes
 
     def recognize(self, photos: Sequence[Photo]) -> list[Outcome | None]:
-        """Stage 1: tells photos whose files are as they were when they were enrolled, without opening one.
+        """Stage 1: recognizes photos with files that are unchanged since enrollment, without opening a file.
 
         Args:
             photos: some dozens of photos; all are looked up in one snapshot.
 
         Returns:
-            For each photo, in order: that it is known; None where its bytes have to be looked at, because
-            the file has another size, time or inode, or something else is said about it than is stored.
+            For each photo, in order: the outcome of a known photo; None if its bytes have to be read, because
+            the file has another size, time or inode, or the photo has another identity or other metadata than
+            the stored ones.
         """
         with self._store.read() as reader:
             return reading.recognize(reader, photos)
@@ -67,21 +68,21 @@ class Enrollment:
         path: str | None = None,
         metadata: Mapping[str, Any] = MappingProxyType({}),
     ) -> Prepared | Outcome:
-        """Stage 2 for one picture: reads it, unless its bytes are enrolled already. May run in any thread.
+        """Stage 2 for one image: reads it, and decodes it unless its bytes are enrolled. Thread-safe.
 
         Args:
             source: a path or an address, bytes, a PIL image or a uint8 array.
-            identity: who is on it, or None.
-            path: what a picture is known by that is no path itself, such as a member of an archive.
-            metadata: a new face's; of a known one, they fill in what it has no key for.
+            identity: the identity of the person in the image, or None.
+            path: the path to store for an image that is not given as a path, such as a member of an archive.
+            metadata: stored with a new face; for a known face, only keys that it lacks are added.
 
         Returns:
-            What `enroll_prepared` takes; an Outcome when there is nothing left to do.
+            A Prepared for `enroll_prepared`; an Outcome if nothing is left to do.
 
         Raises:
-            InputError: an array that is not a picture, an identity that is not valid Unicode, a `path` that
-                is not absolute, or metadata that cannot be stored.
-            MissingDependency: an address, and fsspec is not installed.
+            InputError: the array is not an image, the identity is not valid Unicode, `path` is not absolute,
+                or the metadata cannot be stored.
+            MissingDependency: `source` is an address, and fsspec is not installed.
         """
         if isinstance(source, str | os.PathLike):
             photo = Photo(absolute(source), identity, metadata=metadata)
@@ -92,18 +93,18 @@ class Enrollment:
     def prepare_many(
         self, photos: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
     ) -> list[Prepared | Outcome]:
-        """Stage 2: reads photos, looks up their bytes in one snapshot, and decodes those that are new.
+        """Stage 2: reads photos, looks up their bytes, and decodes photos that are new. Thread-safe.
 
-        May run in any thread. Bytes are held of at most 16 MiB of files and of one file more; see
-        `pixels.MAX_BYTES`.
+        At most 16 MiB of file contents and one file more are held in memory, and are looked up in one
+        snapshot; see `pixels.MAX_BYTES`.
 
         Args:
-            photos: some dozens; one with a problem is rejected for it.
-            meters: what each step takes is added to them.
-            decode: decodes those that have to be embedded.
+            photos: some dozens; a photo with a problem is rejected for that problem.
+            meters: the time of each step is added to them.
+            decode: decodes the photos that have to be embedded.
 
         Returns:
-            For each photo, in order, as `prepare`.
+            For each photo, in order, the result of `prepare`.
 
         Raises:
             InputError, MissingDependency: as `prepare`.
@@ -117,7 +118,7 @@ class Enrollment:
     def _prepare(
         self, entries: Sequence[Outcome | ReadPhoto], meters: Meters, decode: Decode
     ) -> list[Prepared | Outcome]:
-        """What is left to do for photos that were read; those that are to be embedded are decoded."""
+        """Looks up photos that were read in one snapshot, and decodes those that have to be embedded."""
         read = [entry for entry in entries if isinstance(entry, ReadPhoto)]
         if not read:
             return [entry for entry in entries if isinstance(entry, Outcome)]
@@ -133,10 +134,10 @@ class Enrollment:
         return in_their_places(entries, [next(decoded) if one is None else one for one in found])
 
     def embed_prepared(self, photos: Sequence[Prepared | Outcome]) -> Ready:
-        """Stage 3: embeds the new photos of a batch; keeps the processor or the GPU busy.
+        """Stage 3: embeds the new photos of a batch. This stage uses the processor or the GPU fully.
 
         Args:
-            photos: as `prepare` or `prepare_many` gave them. Outcomes among them pass through.
+            photos: results of `prepare` or `prepare_many`. Outcomes among them pass through.
 
         Raises:
             ModelMismatch: the gallery switched models after the photos were prepared.
@@ -156,15 +157,15 @@ class Enrollment:
         return Ready(kept, vectors, tuple(photo.is_new for photo in ready))
 
     def enroll_ready(self, batch: Ready, *, contested: set[int] | None = None) -> list[Outcome]:
-        """Stage 4: makes a batch durable in one transaction. Outcomes in it pass through.
+        """Stage 4: commits a batch in one transaction. Outcomes in it pass through.
 
         Args:
-            batch: as `embed_prepared` made it.
-            contested: ids of faces whose bytes this run was offered under another name; they are not
-                removed, and more are added to it. None is a run of one batch.
+            batch: the result of `embed_prepared`.
+            contested: ids of faces with bytes that this run was offered under another name. These faces are
+                not removed, and the set is extended. None stands for a run of one batch.
 
         Returns:
-            One Outcome a photo, in order.
+            One Outcome per photo, in order.
 
         Raises:
             StorageError, GalleryBusy: nothing of the batch was enrolled.
@@ -177,15 +178,15 @@ class Enrollment:
             [photo.face for photo in ready],
             batch.vectors,
             has_vector=batch.has_vector,
-            # The oldest of them: if any was prepared for another model, none of the batch is added.
+            # The oldest generation: if one photo was prepared for another model, no photo is added.
             generation=min(photo.generation for photo in ready),
             contested=contested,
         )
-        added = [outcome or self._once_more(photo) for outcome, photo in zip(found, ready, strict=True)]
+        added = [outcome or self._enroll_again(photo) for outcome, photo in zip(found, ready, strict=True)]
         return in_their_places(batch.photos, added)
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
-        """Stages 3 and 4 for one batch: embeds it and makes it durable.
+        """Stages 3 and 4 for one batch: embeds and commits it.
 
         Raises:
             StorageError, GalleryBusy: nothing of the batch was enrolled.
@@ -193,8 +194,8 @@ class Enrollment:
         """
         return self.enroll_ready(self.embed_prepared(photos))
 
-    def _once_more(self, photo: Prepared) -> Outcome:
-        """Enrolls a photo whose bytes were stored when it was read, and were gone when it was to be added."""
+    def _enroll_again(self, photo: Prepared) -> Outcome:
+        """Enrolls a photo again if its bytes were stored when it was read, and erased before the commit."""
         if photo.pixels is not None:
             return self.enroll_prepared([dataclasses.replace(photo, spare=False)])[0]
         assert photo.photo is not None  # kept where there are no pixels
@@ -203,5 +204,5 @@ class Enrollment:
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
     ) -> list[Outcome]:
-        """Commits faces whose embeddings exist already; see `Gallery.enroll_vectors`."""
+        """Commits faces with existing embeddings; see `Gallery.enroll_vectors`."""
         return self._writer.add_vectors(faces, vectors, fingerprint)

@@ -1,4 +1,4 @@
-"""Enrollment: faces and their vectors, compared with what is stored and committed in one transaction."""
+"""The write stage of enrollment: compares faces with the stored ones and commits them with their vectors."""
 
 import dataclasses
 import re
@@ -26,12 +26,12 @@ from retrieval.system.paths import is_absolute, is_url, is_utf8
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
-# Files that are read, while others wait to write, to follow those that were renamed in a circle.
+# Files that are read at most, while other writers wait, to find faces that were renamed in a circle.
 _MAX_FOLLOWED: Final = 10_000
 
 
 class FaceWriter:
-    """What an open gallery adds; one entry of the audit log tells of all of it, until another is written."""
+    """Adds faces to an open gallery. Consecutive additions extend one entry of the audit log."""
 
     def __init__(self, model: ActiveModel) -> None:
         self._model = model
@@ -42,8 +42,8 @@ class FaceWriter:
     def add_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], fingerprint: str | None
     ) -> list[Outcome]:
-        """Adds faces whose embeddings exist already; see `Gallery.enroll_vectors`."""
-        _check(faces, vectors)
+        """Adds faces with existing embeddings; see `Gallery.enroll_vectors`."""
+        _check_faces(faces, vectors)
         generation = self._model.current()
         if fingerprint not in (None, generation.fingerprint):
             raise ModelMismatch(
@@ -68,15 +68,22 @@ class FaceWriter:
         generation: int | None = None,
         contested: set[int] | None = None,
     ) -> list[Outcome | None]:
-        """Adds faces in one transaction; vectors (m, d) are those of the faces that have one.
+        """Adds faces in one transaction.
 
-        None comes back for a face that has no vector and whose bytes are not stored either. Faces in
-        `contested` stay, also where their last path goes to other bytes; those whose bytes are offered under
-        another name now, or lie at the place of a file that was renamed, are added to it. Who passes the same
-        set for a whole run loses none of them.
+        Args:
+            faces: the faces.
+            vectors: (m, d), one for each face that has a vector, in order.
+            has_vector: for each face, whether it has a vector; None if all have one.
+            generation: number of the generation that the faces were prepared for; None accepts any.
+            contested: ids of faces that are kept even if other bytes take their last path. Faces with bytes
+                that are offered under another name now, or that lie at the path of a renamed file, are added
+                to the set. A caller that passes the same set for a whole run loses none of these faces.
+
+        Returns:
+            One Outcome per face, in order; None for a face without a vector if its bytes are not stored.
 
         Raises:
-            ModelMismatch: another generation serves than the given one.
+            ModelMismatch: another generation than the given one is active.
             StorageError, GalleryBusy: nothing was added.
         """
         has_vector = [True] * len(faces) if has_vector is None else has_vector
@@ -88,7 +95,7 @@ class FaceWriter:
             checked = self._vault.vectors(current).checked(vectors)
             stored = Stored.of(writer, faces)
             faces = [stored.under_todays_name(face) for face in faces]
-            verdicts = stored.judge(contested, partial(_followed, writer))
+            verdicts = stored.judge(contested, partial(_faces_reached_by_paths, writer))
             outcomes = [
                 verdicts.judge(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
@@ -96,7 +103,7 @@ class FaceWriter:
             contested |= verdicts.contested
             if not verdicts.changes_nothing:
                 vector_rows = np.cumsum(has_vector) - 1
-                self._carry_out(writer, current, verdicts, checked, vector_rows, contested)
+                self._apply(writer, current, verdicts, checked, vector_rows, contested)
                 self._log_enrolled(writer, len(verdicts.new))
             else:
                 writer.set_stamps(verdicts.stamps)
@@ -104,14 +111,14 @@ class FaceWriter:
         return outcomes
 
     def _log_enrolled(self, writer: Writer, faces: int) -> None:
-        """Writes the audit log; once it is known how far distances drift, an entry says so."""
+        """Writes the audit log; a new entry starts when the drift of distances becomes known or changes."""
         drift = self._model.drift
         extend = self._entry if drift == self._drift else None
         self._drift = drift
         detail = {} if drift is None else dataclasses.asdict(drift)
         self._entry = self._vault.log(writer, "enroll", faces=faces, extend=extend, **detail)
 
-    def _carry_out(
+    def _apply(
         self,
         writer: Writer,
         generation: Generation,
@@ -120,28 +127,28 @@ class FaceWriter:
         vector_rows: Ids,
         contested: Set[int],
     ) -> None:
-        """Stores what the verdicts say; row i of the batch has the vector of row `vector_rows[i]`."""
+        """Stores the changes of `verdicts`; row i of the batch has the vector of row `vector_rows[i]`."""
         first = writer.gallery().next_face_id
         ids = np.arange(first, first + len(verdicts.new), dtype=np.int64)
         rows = vector_rows[[row for row, _ in verdicts.new]] if verdicts.new else vector_rows[:0]
         if not verdicts.orphaned:
-            everything = len(rows) == len(vectors)  # as in bulk; a copy of 64 MB is then spared
+            everything = len(rows) == len(vectors)  # usual in bulk; saves a copy of 64 MB
             with self._vault.appending(writer, generation, ids, vectors if everything else vectors[rows]):
                 _store_rows(writer, first, verdicts)
             return
         _store_rows(writer, first, verdicts)
         gone = writer.without_files(verdicts.orphaned - contested)
         self._vault.remove(writer, gone)
-        # Of a path that came twice in one batch, with different bytes, only the later face stays.
+        # If one path occurs twice in a batch with different bytes, only the later face is kept.
         stays = ~np.isin(ids, np.asarray(gone, np.int64))
         self._vault.append(writer, generation, ids[stays], vectors[rows[stays]])
 
 
-def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
-    """Checks that faces can be stored, and that there are as many vectors.
+def _check_faces(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
+    """Checks that faces can be stored, and that there are as many vectors as faces.
 
     Raises:
-        InputError: one of them cannot, or there are not.
+        InputError: a face cannot be stored, or the number of vectors differs.
     """
     for face in faces:
         if not _SHA256.fullmatch(face.sha256):
@@ -155,28 +162,28 @@ def _check(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
 
 
-def _followed(reader: Reader, paths: Iterable[str]) -> set[int]:
-    """The faces that have their bytes at known paths now, at the paths of these faces, and so on."""
+def _faces_reached_by_paths(reader: Reader, paths: Iterable[str]) -> set[int]:
+    """The ids of faces with bytes at some known paths now, then at the paths of these faces, and so on."""
     found: set[int] = set()
-    looked: set[str] = set()
-    waiting = list(paths)
-    while waiting and len(looked) < _MAX_FOLLOWED:
-        path = waiting.pop()
-        if path in looked or is_url(path):
+    visited: set[str] = set()
+    pending = list(paths)
+    while pending and len(visited) < _MAX_FOLLOWED:
+        path = pending.pop()
+        if path in visited or is_url(path):
             continue
-        looked.add(path)
+        visited.add(path)
         try:
             digest = content_sha256(read_bytes(path))
         except UnreadableImage:
             continue
         for face in reader.faces_by_sha256({digest}).values():
             found.add(face.id)
-            waiting += face.paths
+            pending += face.paths
     return found
 
 
 def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[str]:
-    """The hosts that photos were fetched from, but for rejected ones."""
+    """The hosts from which photos were fetched, except rejected photos."""
     return {
         face.host
         for face, outcome in zip(faces, outcomes, strict=True)

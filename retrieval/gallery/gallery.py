@@ -1,6 +1,6 @@
-"""The `Gallery`: a model, rows and vectors in one folder; enrolls, searches and forgets.
+"""The `Gallery` class, the facade of the library: a model, rows and vectors in one folder.
 
-What is on disk, and in which order it is written, stands in `retrieval.storage.vault`.
+`retrieval.storage.vault` describes the files on disk and the order in which they are written.
 """
 
 import os
@@ -57,16 +57,17 @@ from retrieval.transfer.manifest import Export
 
 
 class Gallery:
-    """Faces under one folder. Safe to share between threads; any number of processes may read.
+    """The enrolled faces of one folder. Safe to share between threads; any number of processes may read.
 
-    Every change is one transaction, or several where its method says so. Where the disk refuses
-    (StorageError) or another process writes for too long (GalleryBusy), the transaction in flight changed
+    Each change is one transaction, or several if its method says so. If a file cannot be written
+    (StorageError) or another process writes for too long (GalleryBusy), the current transaction changed
     nothing.
 
     Attributes:
-        folder: where it is.
+        folder: the gallery's folder.
         vault: its rows and vectors.
-        enrollment: the stages of enrolling, for programs that overlap them as `retrieval.ingest` does.
+        enrollment: the stages of enrollment, for programs that run them concurrently, as `retrieval.ingest`
+            does.
         recognize, prepare, prepare_many, embed_prepared, enroll_ready, enroll_prepared: these stages.
     """
 
@@ -95,21 +96,22 @@ class Gallery:
         shared: bool = False,
         embedder: Embedder | None = None,
     ) -> "Gallery":
-        """Makes an empty gallery with a copy of the bundle, whole or not at all.
+        """Creates an empty gallery with a copy of the bundle, completely or not at all, and opens it.
 
         Args:
             folder: the gallery's; missing or empty.
             bundle: the model.
             device, engine, precision, via: as of `open`.
-            shared: let the group of its folder read it. Otherwise only its owner may, whatever the umask.
-            embedder: the bundle, loaded already on that device, by that engine and in that precision. It is
+            shared: allow the group of the folder to read the gallery. Otherwise only its owner can read it,
+                whatever the umask.
+            embedder: the same model, loaded on that device, by that engine and in that precision. It is
                 closed with the gallery.
 
         Raises:
             GalleryError: `folder` exists and is not empty.
-            BundleError: the bundle's files are not the ones that its card names.
-            StorageError: the disk refused, or `folder` is a place that cannot be replaced, such as a mount
-                point; name a folder below it.
+            BundleError: the bundle's files are not the files that its card names.
+            StorageError: a file cannot be written, or `folder` cannot be replaced, for example because it is
+                a mount point; use a folder below it.
         """
         creation.create(Path(folder), bundle, shared=shared)
         gallery = cls.open(folder, device=device, engine=engine, precision=precision, via=via)
@@ -128,27 +130,27 @@ class Gallery:
         read_only: bool = False,
         via: str = "library",
     ) -> "Gallery":
-        """Opens a gallery; the network is loaded when it is first needed.
+        """Opens a gallery; the network is loaded on first use.
 
         Args:
             folder: the gallery's.
             device, engine, precision: see `Embedder.open`.
-            read_only: refuse every change. Works on media that cannot be written to.
-            via: what the audit log says of the caller.
+            read_only: refuse every change. This works on read-only media.
+            via: the caller's name in the audit log.
 
         Raises:
-            GalleryError: there is none, or a newer version made it.
-            GalleryDamaged: its database is not what it was.
-            BundleError, ModelMismatch: its model is missing, damaged or another one.
+            GalleryError: there is no gallery, or a newer version created it.
+            GalleryDamaged: the database is not what was written.
+            BundleError, ModelMismatch: the model is missing, damaged or another one.
         """
         vault = Vault.open(Path(folder), read_only=read_only, via=via)
         return cls(ActiveModel.of(vault, device=device, engine=engine, precision=precision))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as where it is and how it was opened: another process opens it for itself.
+        """Pickles the folder and the options of `open`: unpickling opens the gallery again.
 
         Raises:
-            InputError: it is closed.
+            InputError: the gallery is closed.
         """
         self.vault.store.check_open()
         model, vault = self._model, self.vault
@@ -163,9 +165,9 @@ class Gallery:
         return reopen, (os.path.abspath(self.folder),)
 
     def close(self) -> None:
-        """Closes the database and the mapped files; ends what the engine started.
+        """Closes the database and the mapped files, and ends threads and processes of the engine.
 
-        Every later call is an InputError, but for closing it again.
+        Each later call raises an InputError, except another `close`.
         """
         self.vault.close()
         self._model.close()
@@ -182,63 +184,64 @@ class Gallery:
 
     @property
     def bundle(self) -> ModelBundle:
-        """The model that answers searches, as of the last call."""
+        """The active model, which answers searches, as of the last call."""
         return self._model.bundle
 
     def require(self, bundle: ModelBundle) -> None:
-        """Checks that a bundle is the gallery's own.
+        """Checks that a bundle is the gallery's active model.
 
         Raises:
-            ModelMismatch: it has another fingerprint, so its embeddings cannot be compared.
+            ModelMismatch: the bundle has another fingerprint, so its embeddings cannot be compared.
         """
         self._model.require(bundle)
 
     @property
     def may_use_gpu(self) -> bool:
-        """Whether photos are embedded on a GPU, as far as can be said before the model is loaded."""
+        """Whether photos may be embedded on a GPU; an estimate, made without loading the model."""
         return self._model.may_use_gpu
 
     @property
     def embedder(self) -> Embedder:
-        """The model, loaded."""
+        """The active model; loaded on first use."""
         return self._model.loaded()[1]
 
     # Enrolling
 
     def enroll(self, photos: Iterable[Offered]) -> list[Outcome]:
-        """Enrolls photos, batch by batch, each batch durable before the next.
+        """Enrolls photos in batches; each batch is durable before the next starts.
 
         Args:
-            photos: pairs of a picture (a path, bytes, a PIL image or a uint8 array) and an identity, or
-                None where nobody knows; or Photos, such as those of `photos.scan`.
+            photos: pairs of an image (a path, bytes, a PIL image or a uint8 array) and an identity, or None
+                if the identity is unknown; or Photos, such as those of `photos.scan`.
 
         Returns:
-            One Outcome a photo, in order. A photo that cannot be read is a rejected one, not an error.
+            One Outcome per photo, in order. A photo that cannot be read is a rejected one, not an error.
 
         Raises:
-            InputError: what is offered is no photo, or as `Enrollment.prepare`.
-            StorageError, GalleryBusy: the batch in flight was not enrolled; those before it were.
+            InputError: an item of `photos` is no photo, or as `Enrollment.prepare`.
+            StorageError, GalleryBusy: the current batch was not enrolled; batches before it were.
         """
         return self.enrollment.enroll(photos)
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
     ) -> list[Outcome]:
-        """Enrolls faces whose embeddings exist already: some thousand rows become durable at a time.
+        """Enrolls faces with existing embeddings; each transaction has some thousand faces.
 
         Args:
-            faces: who, where (absolute paths) and the SHA-256 of the bytes in hex. Metadata that come with
-                them are a new face's; of a known one, they fill in what it has no key for.
-            vectors: (n, d), made by this gallery's model, in the same order.
-            fingerprint: of the model that made them; None takes the caller's word.
+            faces: identity, absolute path and SHA-256 of the bytes in hex of each face. Metadata are stored
+                with a new face; for a known face, only keys that it lacks are added.
+            vectors: (n, d), in the same order, embedded by this gallery's model.
+            fingerprint: fingerprint of the model that embedded them; None skips the check.
 
         Returns:
-            One Outcome a face, in order.
+            One Outcome per face, in order.
 
         Raises:
-            ModelMismatch: another model than `fingerprint` is active, maybe since a moment ago.
-            InputError: not as many vectors as faces, another shape, not finite, a malformed SHA-256 or name.
-            StorageError, GalleryBusy: the rows in flight were not enrolled; those before them were.
+            ModelMismatch: another model than `fingerprint` is active, perhaps because of a switch meanwhile.
+            InputError: the numbers of vectors and faces differ, the vectors have another shape or are not
+                finite, or a SHA-256, path, name or metadata cannot be stored.
+            StorageError, GalleryBusy: the current transaction added nothing; those before it were committed.
         """
         return self.enrollment.enroll_vectors(faces, vectors, fingerprint=fingerprint)
 
@@ -252,17 +255,18 @@ class Gallery:
         exclude_self: bool = False,
         **options: Unpack[PhotoSearchOptions],
     ) -> SearchResult:
-        """The k nearest stored photos to an image, the classifier's prediction, and the decision.
+        """Returns the k nearest stored photos to an image, the classifier's prediction and the decision.
 
         Args:
             image: a path, bytes, a PIL image or a uint8 array (h, w), (h, w, 3) or (h, w, 4).
-            k: how many, at least 1; a gallery that has fewer gives them all. None, with `within`, is all.
-            exclude_self: leave out the stored face that has the very bytes of the image.
+            k: number of photos, at least 1; all, if the gallery has fewer. None returns all photos within
+                the distance `within`, which is then required.
+            exclude_self: leave out the stored face with exactly the bytes of the image.
             options: see `PhotoSearchOptions`.
 
         Raises:
             UnreadableImage: the image cannot be read.
-            InputError: k below 1, or as the options.
+            InputError: k is below 1, or as the options.
         """
         return self.search_many([image], k, exclude_self=exclude_self, **options)[0]
 
@@ -274,38 +278,38 @@ class Gallery:
         exclude_self: bool = False,
         **options: Unpack[PhotoSearchOptions],
     ) -> list[SearchResult]:
-        """As `search`, for many images; one result each, in order."""
+        """Searches as `search` does, for many images; returns one result per image, in order."""
         asked = PhotoQuestion(k, **options)
         return image_search.faces_near_images(self._model, images, asked, exclude_self=exclude_self)
 
     def search_by_vector(
         self, vector: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
     ) -> Found[Match]:
-        """The k nearest stored photos to an embedding (d,); otherwise as `search_by_vectors`."""
+        """Returns the k nearest stored photos to an embedding (d,); otherwise as `search_by_vectors`."""
         return self.search_by_vectors(np.asarray(vector)[None], k, **options)[0]
 
     def search_by_vectors(
         self, vectors: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
     ) -> list[Found[Match]]:
-        """The k nearest stored photos to each of some embeddings, nearest first, with the decision.
+        """Returns the k nearest stored photos to each embedding, nearest first, with the decision.
 
         Args:
-            vectors: (n, d), made by this gallery's model.
+            vectors: (n, d), embedded by this gallery's model.
             k: as of `search`.
             options: see `PhotoSearchOptions`.
 
         Raises:
-            InputError: another shape, not finite, k below 1, or as the options.
+            InputError: the vectors have another shape or are not finite, k is below 1, or as the options.
         """
         return nearest.faces_near_vectors(self.vault, vectors, asked=PhotoQuestion(k, **options))
 
     def search_by_face(
         self, face_id: int, k: int | None = 5, **options: Unpack[PhotoSearchOptions]
     ) -> Found[Match]:
-        """The k nearest stored photos to a stored one, itself left out; otherwise as `search_by_vectors`.
+        """Returns the k nearest other photos to a stored one; otherwise as `search_by_vectors`.
 
         Raises:
-            InputError: there is no such face, k below 1, or as the options.
+            InputError: there is no face of that id, k is below 1, or as the options.
         """
         return nearest.faces_near_face(self.vault, face_id, asked=PhotoQuestion(k, **options))
 
@@ -317,17 +321,17 @@ class Gallery:
         exclude_self: bool = False,
         **options: Unpack[PeopleSearchOptions],
     ) -> list[PeopleResult]:
-        """The k nearest people to each image, each with their nearest photos; exact.
+        """Returns the k nearest identities to each image, exactly, each with its nearest photos.
 
         Args:
             images: as of `search`.
-            k: how many people, at least 1. Photos without an identity belong to nobody.
+            k: number of identities, at least 1. Photos without an identity do not count.
             exclude_self: as of `search`.
             options: see `PeopleSearchOptions`.
 
         Raises:
             UnreadableImage: an image cannot be read.
-            InputError: k below 1, or as the options.
+            InputError: k is below 1, or as the options.
         """
         asked = PeopleQuestion(k, **options)
         return image_search.people_near_images(self._model, images, asked, exclude_self=exclude_self)
@@ -335,13 +339,17 @@ class Gallery:
     def search_people_by_vectors(
         self, vectors: NDArray[Any], k: int = 5, **options: Unpack[PeopleSearchOptions]
     ) -> list[Found[PersonMatch]]:
-        """As `search_people`, for embeddings (n, d)."""
+        """Searches as `search_people` does, for embeddings (n, d)."""
         return nearest.people_near_vectors(self.vault, vectors, asked=PeopleQuestion(k, **options))
 
     def search_people_by_face(
         self, face_id: int, k: int = 5, **options: Unpack[PeopleSearchOptions]
     ) -> Found[PersonMatch]:
-        """As `search_people`, for a stored face, itself left out; an InputError where there is none."""
+        """Searches as `search_people` does, for a stored face, without the face itself.
+
+        Raises:
+            InputError: there is no face of that id, or as `search_people`.
+        """
         return nearest.people_near_face(self.vault, face_id, asked=PeopleQuestion(k, **options))
 
     # Deciding
@@ -356,13 +364,13 @@ class Gallery:
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Calibration:
-        """Finds the distance beyond which searches name nobody, and goes by it; see `calibration.calibrate`.
+        """Finds and stores the distance beyond which searches answer UNKNOWN; see `calibration.calibrate`.
 
         Args:
-            fpir: the share of strangers' searches that may name somebody, above 0 and at most 0.5.
-            strangers: embeddings (n, d) of people who are not enrolled, and a name or None for each, some at
-                a time. None lets the gallery answer for itself. For photos there is `retrieval.calibrate`.
-            sample, seed, on_progress, should_stop: see there.
+            fpir: the share of non-mated searches that may return an identity, above 0 and at most 0.5.
+            strangers: batches of embeddings (n, d) of people who are not enrolled, with a name or None for
+                each. None uses the enrolled faces instead. For photos, use `retrieval.calibrate`.
+            sample, seed, on_progress, should_stop: see `calibration.calibrate`.
         """
         return calibration.calibrate(
             self.vault,
@@ -375,7 +383,7 @@ class Gallery:
         )
 
     def calibration(self) -> Calibration | None:
-        """The thresholds of the active model; None where it was not calibrated."""
+        """Returns the thresholds of the active model; None if it is not calibrated."""
         with self.vault.store.read() as reader:
             return self.vault.state(reader).calibration
 
@@ -391,72 +399,75 @@ class Gallery:
         """Replaces the metadata of faces and of identities, in one transaction.
 
         Args:
-            faces: metadata by id. They are JSON objects of at most 64 KiB; None, or an empty one, removes.
-            paths: metadata of the faces of some files; where several lead to one face, the last decides.
-            identities: metadata by name, today's or a former one.
+            faces: metadata by face id: JSON objects of at most 64 KiB. None, or an empty object, removes the
+                metadata.
+            paths: metadata by the path of a face; if several paths belong to one face, the last one applies.
+            identities: metadata by name, current or former.
 
         Returns:
-            What changed. What the gallery does not know is no error. Setting what is set already changes
-            nothing.
+            The number of changes, and the unknown ids, paths and names, which are no error. Setting the
+            stored metadata again changes nothing.
 
         Raises:
-            InputError: metadata that JSON cannot say or that are too large; nothing was changed.
+            InputError: metadata cannot be encoded as JSON or are too large; nothing was changed.
         """
         return annotate.annotate(self.vault, faces=faces, paths=paths, identities=identities)
 
     def identity_metadata(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What is said about people, by their names, today's or former ones; strangers are not in it."""
+        """Returns the metadata of identities by name, current or former; unknown names are left out."""
         with self.vault.store.read() as reader:
             return reader.identity_metadata(names)
 
     # Identities
 
     def require_identities(self, names: Iterable[str]) -> None:
-        """Checks that somebody has each of some names, today's or former ones; searches take any name.
+        """Checks that an identity has each of some names, current or former; searches accept any name.
 
         Raises:
-            InputError: nobody has one; the sentence has the nearest names.
+            InputError: no identity has one of the names; the error states the most similar names.
         """
         with self.vault.store.read() as reader:
             identities.require(self.vault, reader, names)
 
     def identity_twins(self, names: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
-        """Identities whose names differ in no more than case, width, spaces or how accents are composed.
+        """Returns groups of identities with almost the same name.
+
+        Their names differ only in case, width, spaces or how accents are composed.
 
         Args:
-            names: only those that one of these is among; None is all.
+            names: only groups with one of these names; None returns all groups.
         """
         with self.vault.store.read() as reader:
             return twins(reader.identity_names(), names)
 
     def rename_identity(self, name: str, new_name: str, *, keep_alias: bool = True) -> int:
-        """Gives a person another name; the model's label of that name goes with it.
+        """Renames an identity, and the model's label of that name.
 
         Args:
-            name: today's.
-            new_name: nobody has it.
-            keep_alias: let the old name go on to mean this person, so that enrolling a folder of that name
-                again is no conflict. Otherwise nothing of it stays in the tables.
+            name: the current name.
+            new_name: a name that no identity has.
+            keep_alias: keep the old name as an alias of this identity, so that enrolling a folder of that
+                name again is no conflict. Otherwise the old name is erased from the tables.
 
         Returns:
-            How many faces the person has.
+            The number of faces of the identity.
 
         Raises:
-            InputError: there is nobody of that name, or somebody of the new one.
+            InputError: no identity has `name`, or another identity has `new_name`.
         """
         return identities.rename(self.vault, name, new_name, keep_alias=keep_alias)
 
     def merge_identities(self, name: str, into: str) -> int:
-        """Makes two names one person; the first goes on as an alias of the second.
+        """Merges the identity `name` into the identity `into`; `name` becomes an alias of it.
 
-        Of its metadata, what the second has no key for is kept.
+        Metadata of the first identity are kept for keys that the second one lacks.
 
         Returns:
-            How many faces changed their identity.
+            The number of faces that changed their identity.
 
         Raises:
-            InputError: there is nobody of one of the names, or they are one already, or the metadata of
-                both are too large for one.
+            InputError: no identity has one of the names, both names are of one identity already, or the
+                merged metadata are too large.
         """
         return identities.merge(self.vault, name, into)
 
@@ -469,31 +480,32 @@ class Gallery:
         face_id: int | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> Receipt:
-        """Erases a person, or one face: rows, vectors, the log, free pages, the model's label of that name.
+        """Erases an identity or one face: rows, vectors, log, free pages, and the model's label of the name.
 
-        Segments that hold one of the vectors are written anew without it and deleted; SQLite writes its
-        file anew and empties its log. A tombstone makes `restore` forget again. What cannot be reached from
-        here is yours: backups, the photos, and what the model's weights have learned from them.
+        Segments with one of the vectors are rewritten without it, and the old ones are deleted. SQLite
+        rewrites its file and empties its log. A tombstone makes `restore` erase the same faces again. The
+        caller has to handle what the gallery cannot reach: backups, the photos, and what the model's weights
+        have learned from the photos.
 
         Args:
-            identity: everything of a person; or
-            face_id: one face; or
-            path: the face of one file, with every path that it has.
+            identity: the name of an identity, to erase with all of its faces; or
+            face_id: the id of one face; or
+            path: a path of one face, which is erased with all of its paths.
 
         Returns:
             The receipt, which is stored too.
 
         Raises:
-            InputError: not exactly one of the three, or it does not exist.
-            StorageError: the disk refused; where the sentence says so, the faces are gone from every answer
-                and their traces will be erased by the next write.
+            InputError: not exactly one of the three is given, or it does not exist.
+            StorageError: a file cannot be written. If the error says so, the faces are already removed from
+                all answers, and the next write erases their traces.
         """
         receipt = identities.forget(self.vault, identity, face_id, path)
-        self._model.current()  # this process too has the name in its memory
+        self._model.current()  # drops the name from the memory of this process too
         return receipt
 
     def receipts(self) -> list[Receipt]:
-        """Every erasure, oldest first."""
+        """Returns the receipts of all erasures, oldest first."""
         with self.vault.store.read() as reader:
             return reader.receipts()
 
@@ -507,7 +519,7 @@ class Gallery:
         passed_over: PassedOver | None = None,
         gone: Iterable[str | os.PathLike[str]] = (),
     ) -> Missing:
-        """What `remove_missing` would do; changes nothing."""
+        """Returns what `remove_missing` would do; changes nothing."""
         return moves.find_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
 
     def remove_missing(
@@ -518,68 +530,76 @@ class Gallery:
         passed_over: PassedOver | None = None,
         gone: Iterable[str | os.PathLike[str]] = (),
     ) -> Missing:
-        """Follows photos that have moved, and removes faces whose files are gone, in one transaction.
+        """Updates the paths of moved photos and removes faces without files, in one transaction.
 
-        A known path is dead when its file is gone, or has other bytes by now. A file that cannot be looked at
-        (no permission, a disk error, a damaged archive) is not gone. A face all of whose paths are dead
+        A known path is dead if its file is gone or has other bytes now. A file that cannot be read (no
+        permission, a disk error, a damaged archive) is not gone. A face with only dead paths
 
-        - follows its bytes where a source has them, if nobody says there that it is somebody else;
-        - follows them under another name where all faces of its person do, under the same one: the person is
-          renamed, or becomes one with whoever keeps that name. Metadata stay;
-        - stays as it is where a source has its bytes otherwise (`Missing.kept`);
-        - stays as it is where no source has them as far as it could be looked at, but not all of them could,
-          or its path is one that the scan passes over (`Missing.held`);
-        - is removed where no source has them.
+        - gets the new paths of its bytes in a source, if the source does not name another identity there;
+        - gets them with another identity if the same new name applies to all faces of its identity. The
+          identity is renamed, or merged into the one that keeps that name. Metadata are kept;
+        - is left unchanged if a source has its bytes otherwise (`Missing.kept`);
+        - is left unchanged if its bytes were not found, but not all places could be read, or the scan passes
+          over its path (`Missing.held`);
+        - is removed if no source has its bytes.
 
         Args:
             sources: folders, files and archives on this machine; only paths below them can be gone.
-            photos: what the sources have, as `photos.scan` gives it; None scans them.
-            passed_over: what the scan that gives `photos` adds to. Without it, nothing is known of folders
-                that were passed over.
-            gone: folders or archives that may have disappeared as a whole, beside the sources.
+            photos: the photos of the sources, from `photos.scan`; None scans the sources.
+            passed_over: the object to which the scan that yields `photos` adds what it excludes. Without it,
+                excluded folders are unknown.
+            gone: folders or archives, beside the sources, that may have disappeared as a whole.
 
         Returns:
-            What was done. No trace of what was removed is left, as after `forget`.
+            The changes. No trace of removed faces is left, as after `forget`.
 
         Raises:
             DataError: a source does not exist.
-            InputError: there is not one photo in a source: it may not be mounted; or it is one that does not
-                show what is gone (`photos.check_comparable`); or people became one whose metadata are too
-                large together.
+            InputError: a source has no photo, perhaps because it is not mounted; or a source cannot show that
+                files are gone (`photos.check_comparable`); or metadata of merged identities are too large
+                together.
         """
         return moves.remove_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
 
     def relabel(self, photos: Iterable[Photo], *, dry_run: bool = False) -> Relabelled:
-        """Lets stored photos have the identities that are said now, in one transaction.
+        """Changes identities of stored photos to those that `photos` name, in one transaction.
 
-        A face changes if its bytes are among the photos under one other name, and never under today's. Where
-        all faces of a person change to the same name, the person is renamed, or becomes one with whoever has
-        that name; metadata stay. Who has no face left disappears, with former names and metadata.
+        A face changes if `photos` have its bytes under exactly one other name, and never under the current
+        one. If all faces of an identity change to the same name, the identity is renamed, or merged into the
+        one that has that name; metadata are kept. An identity without faces is removed, with its former names
+        and metadata.
 
         Args:
-            photos: such as those of `photos.scan`. One without an identity or with new bytes changes nothing.
-            dry_run: only say what would change.
+            photos: for example from `photos.scan`. A photo without an identity or with new bytes changes
+                nothing.
+            dry_run: only return what would change.
+
+        Returns:
+            The changes.
 
         Raises:
-            InputError: people became one whose metadata are too large together.
+            InputError: metadata of merged identities are too large together.
         """
         return (moves.find_relabelled if dry_run else moves.relabel)(self.vault, photos)
 
     def relocate(
         self, old: str | os.PathLike[str], new: str | os.PathLike[str], *, dry_run: bool = False
     ) -> Relocated:
-        """Rewrites the beginning of known paths, for a library that lies at another place now.
+        """Replaces the root of known paths, for a photo library that was moved.
 
-        No file is read. A file that is the very same (size, time and inode) is known without being opened
-        afterwards; any other is read once by the next ingest.
+        No file is read. A file that is the very same (size, time and inode) is recognized afterwards without
+        being opened; the next ingest reads any other file once.
 
         Args:
-            old: a folder, an archive or a file, or the beginning of addresses; no file need be there.
-            new: what `old` is called now. Members of archives below it follow.
-            dry_run: only say what would be done.
+            old: a folder, an archive or a file, or the beginning of addresses; it need not exist any more.
+            new: the new path of `old`. Paths of archive members below it change too.
+            dry_run: only return what would be done.
+
+        Returns:
+            The number of changes, and the paths that stay.
 
         Raises:
-            InputError: no known path is `old` or lies below it, or both are the same.
+            InputError: no known path is `old` or below it, or both are the same.
         """
         return relocation.relocate(self.vault, old, new, dry_run=dry_run)
 
@@ -595,7 +615,7 @@ class Gallery:
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Reembedded:
-        """Embeds every face with another model and switches to it; see `gallery.reembed.reembed`."""
+        """Embeds all faces with another model and switches to it; see `gallery.reembed.reembed`."""
         done = reembed.reembed(
             self.vault,
             bundle,
@@ -612,18 +632,18 @@ class Gallery:
         return done
 
     def other_model(self) -> ModelBundle:
-        """The model that is not active: the former one, to go back to, or one in the making.
+        """Returns the model that is not active: the former one, or one that is not complete yet.
 
         Raises:
-            InputError: there is none.
+            InputError: the gallery has one model only.
         """
         return reembed.other_model(self.vault)
 
     def drop_other_model(self) -> int:
-        """Deletes the model that is not active, with its vectors; returns how many those were.
+        """Deletes the model that is not active, with its vectors; returns the number of vectors.
 
         Raises:
-            InputError: there is none.
+            InputError: the gallery has one model only.
         """
         return reembed.drop_other(self.vault)
 
@@ -642,7 +662,7 @@ class Gallery:
         give_up: bool = False,
         fetch: bool = False,
     ) -> Repaired:
-        """Mends what can be mended without a guess; see `retrieval.repair`, which needs no open gallery."""
+        """Repairs damage without guessing; see `retrieval.repair`, which needs no open gallery."""
         self.vault.store.check_open()
         return repair.repair(
             self.folder,
@@ -655,21 +675,24 @@ class Gallery:
         )
 
     def optimize(self, *, anew: bool = False) -> Optimized:
-        """Makes searches quick, if that is due; see `Vault.optimize`. Answers stay what they are."""
+        """Makes searches faster, if that is due; answers do not change. See `optimization.optimize`."""
         return optimization.optimize(self.vault, anew=anew)
 
     def compact(self) -> Compacted:
-        """Merges segments into as few as there can be, and writes the database anew without gaps.
+        """Merges segments into as few as possible, and rewrites the database without free pages.
 
         Raises:
-            StorageError, GalleryBusy: what was merged before stays merged.
+            StorageError, GalleryBusy: segments that were merged before the error stay merged.
         """
         return compaction.compact(self.vault)
 
     # Copies
 
     def backup(self, target: str | os.PathLike[str], *, verify: bool = True) -> BackedUp:
-        """Copies one snapshot while others write; a second time only what is new; see `backup.back_up`."""
+        """Copies one snapshot to a backup, or what is new since the last backup; see `backup.back_up`.
+
+        Other threads and processes may write meanwhile.
+        """
         return backup.back_up(self.vault, Path(target), verify=verify)
 
     @classmethod
@@ -681,11 +704,11 @@ class Gallery:
         receipts: Sequence[Receipt] = (),
         via: str = "library",
     ) -> Restored:
-        """Makes a new gallery, or one of which there is a backup, what that says; see `creation.restore`."""
+        """Restores a backup, to a new gallery or to the one that was backed up; see `creation.restore`."""
         return creation.restore(Path(backup), Path(folder), receipts=receipts, via=via)
 
     def export(self, target: str | os.PathLike[str]) -> Export:
-        """Writes one snapshot as Parquet, with the model's contract and checksums; see `transfer.export`.
+        """Writes one snapshot as Parquet, with the model's contract, and checksums; see `transfer.export`.
 
         Raises:
             InputError: `target` exists and is not empty.
@@ -700,7 +723,7 @@ class Gallery:
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Imported:
-        """Enrolls what another gallery exported (`export_reader.read_export`); see there."""
+        """Enrolls the export of another gallery, as read by `export_reader.read_export`; see there."""
         enroll = partial(self.enroll_vectors, fingerprint=exported.fingerprint)
         return import_.import_export(
             self.vault, exported, enroll, on_outcome=on_outcome, should_stop=should_stop
@@ -709,15 +732,15 @@ class Gallery:
     # About the gallery
 
     def info(self) -> GalleryInfo:
-        """What the gallery holds."""
+        """Returns counts and sizes of the gallery."""
         return gallery_info(self._model)
 
     def audit_log(self) -> list[AuditEntry]:
-        """What was done to the gallery, oldest first."""
+        """Returns the entries of the audit log, oldest first."""
         with self.vault.store.read() as reader:
             return reader.audit_log()
 
     def fetching(self, *, fetch: bool) -> Fetching:
-        """What `audit_report.page` needs to show photos at addresses, of hosts of enrolled photos."""
+        """Returns what `audit_report.page` needs to show photos at addresses, of hosts of enrolled photos."""
         with self.vault.store.read() as reader:
             return Fetching(fetch, reader.hosts())

@@ -1,6 +1,6 @@
-"""Identities: rename, merge and forget them; after forgetting, nothing of them is left on disk.
+"""Renames, merges and forgets identities, for `Gallery`. A forgotten identity leaves nothing on disk.
 
-Who is nearest to a search stands in `retrieval.search.people`.
+The search for the nearest identities is in `retrieval.search.people`.
 """
 
 import os
@@ -24,7 +24,7 @@ from retrieval.system.paths import absolute, is_utf8, readable
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What is to be forgotten, and the names whose labels go with it."""
+    """What to forget, and the names for which the model's labels are removed too."""
 
     what: str
     face_ids: tuple[int, ...]
@@ -33,10 +33,10 @@ class _Target:
 
 
 def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
-    """Gives a person another name; see `Gallery.rename_identity`."""
+    """Renames an identity and returns its number of faces; see `Gallery.rename_identity`."""
     check_identity(new_name)
     with vault.writing() as writer:
-        number = _identity(vault, writer, name)
+        number = _require_identity(vault, writer, name)
         names = writer.names_of([number])
         if new_name != name and writer.identity_id(new_name) is not None:
             raise InputError(
@@ -49,143 +49,149 @@ def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
         if keep_alias and name != new_name:
             writer.add_alias(name, number)
         change = Relabel(new_name, keep_photos=keep_alias)
-        _relabel(vault, writer, names, change, erase=not keep_alias)
+        _defer_relabel(vault, writer, names, change, erase=not keep_alias)
         vault.log(writer, "rename-identity", faces=faces, identity=number, alias_kept=keep_alias)
     return faces
 
 
 def merge(vault: Vault, name: str, into: str) -> int:
-    """Makes two names one person; see `Gallery.merge_identities`."""
+    """Merges two identities and returns how many faces changed theirs; see `Gallery.merge_identities`."""
     with vault.writing() as writer:
-        number, target = _identity(vault, writer, name), _identity(vault, writer, into)
+        number, target = _require_identity(vault, writer, name), _require_identity(vault, writer, into)
         if number == target:
             raise InputError(f"{name} and {into} are one identity already.")
         faces, names = len(writer.face_ids_of(name)), writer.names_of([number])
-        said = writer.identity_metadata([name, into])
-        merged = filled(said[into], said[name])
+        metadata = writer.identity_metadata([name, into])
+        merged = filled(metadata[into], metadata[name])
         encoded(merged, f"{name} and {into} together")
-        if merged != said[into]:
+        if merged != metadata[into]:
             writer.set_metadata(identity_table, {target: merged})
         writer.merge_identities(number, target)
         writer.add_alias(name, target)
-        _relabel(vault, writer, names, Relabel(into, keep_photos=True), erase=False)
+        _defer_relabel(vault, writer, names, Relabel(into, keep_photos=True), erase=False)
         vault.log(writer, "merge-identities", faces=faces, identity=number, into=target)
     return faces
 
 
 def planned(reader: Reader, people: Mapping[str, str]) -> list[Renamed]:
-    """What `rename_together` would do."""
-    heads = _heads(reader, people)
+    """Returns what `rename_together` would do; changes nothing."""
+    owners = _new_owners(reader, people)
     return [
-        Renamed(name, new, len(reader.face_ids_of(name)), merged=heads[new] != reader.identity_id(name))
+        Renamed(name, new, len(reader.face_ids_of(name)), merged=owners[new] != reader.identity_id(name))
         for name, new in sorted(people.items())
     ]
 
 
 def rename_together(vault: Vault, writer: Writer, people: Mapping[str, str]) -> list[Renamed]:
-    """Gives people other names, all at once, so that they may exchange them; the models' labels go with them.
+    """Renames identities and the models' labels, all at once, so that identities may exchange names.
 
-    Several who get one name become one person, and so does whoever gets the name of somebody who keeps it.
-    The older of them stays, with its metadata; what these have no key for is filled in. Old names are no
-    aliases: a folder of such a name that appears later may be somebody else's.
+    Identities that get the same name are merged: into the identity that keeps this name, if there is one,
+    otherwise into the oldest of them. The remaining identity keeps its metadata; keys that it lacks are
+    filled in from the others. Old names do not become aliases: a folder of such a name that appears later may
+    be of another person.
 
     Args:
-        vault, writer: of the transaction.
-        people: new names by today's.
+        vault, writer: the gallery, and the transaction.
+        people: new name by current name.
+
+    Returns:
+        The changes, by current name.
 
     Raises:
-        InputError: the metadata of people who become one are too large together.
+        InputError: the metadata of merged identities are too large together.
     """
-    done, heads = planned(writer, people), _heads(writer, people)
+    done, owners = planned(writer, people), _new_owners(writer, people)
     known = writer.identities_named({*people, *people.values()})
-    said = dict(known.values())
+    metadata = dict(known.values())
     labels: dict[str, dict[int, Relabel]] = defaultdict(dict)
     for name, new in people.items():
         change = Relabel(new, keep_photos=True)
-        for folder, found in _labels(vault, writer, writer.names_of([known[name][0]]), change).items():
+        for folder, found in _label_changes(vault, writer, writer.names_of([known[name][0]]), change).items():
             labels[folder] |= found
-    for name in people:  # no name is taken while they change
+    for name in people:  # placeholders, so that no new name is still in use
         writer.rename_identity(known[name][0], f"\x01{known[name][0]}")
-    for new, head in heads.items():
-        if head in {known[name][0] for name in people}:
-            writer.rename_identity(head, new)
+    for new, owner in owners.items():
+        if owner in {known[name][0] for name in people}:
+            writer.rename_identity(owner, new)
             writer.remove_alias(new)
     for name, new in sorted(people.items(), key=lambda pair: known[pair[0]][0]):
-        number, head = known[name][0], heads[new]
-        if number != head:
-            merged = filled(said[head], said[number])
+        number, owner = known[name][0], owners[new]
+        if number != owner:
+            merged = filled(metadata[owner], metadata[number])
             encoded(merged, f"{name} and {new} together")
-            if merged != said[head]:
-                writer.set_metadata(identity_table, {head: merged})
-                said[head] = merged
-            writer.merge_identities(number, head)
+            if merged != metadata[owner]:
+                writer.set_metadata(identity_table, {owner: merged})
+                metadata[owner] = merged
+            writer.merge_identities(number, owner)
     if labels:
         vault.defer(writer, erase=False, labels=labels)
     return done
 
 
-def _heads(reader: Reader, people: Mapping[str, str]) -> dict[str, int]:
-    """The number of the person who has each new name from then on."""
+def _new_owners(reader: Reader, people: Mapping[str, str]) -> dict[str, int]:
+    """The number of the identity that has each new name after the change."""
     numbers = {name: number for name, (number, _) in reader.identities_named(people).items()}
-    heads: dict[str, int] = {}
+    owners: dict[str, int] = {}
     for new in set(people.values()):
-        keeps = reader.identity_id(new) if new not in people else None
+        keeper = reader.identity_id(new) if new not in people else None
         first = min(numbers[name] for name, wanted in people.items() if wanted == new)
-        heads[new] = first if keeps is None else keeps
-    return heads
+        owners[new] = first if keeper is None else keeper
+    return owners
 
 
-def _labels(
+def _label_changes(
     vault: Vault, reader: Reader, names: Collection[str], change: Relabel
 ) -> dict[str, dict[int, Relabel]]:
-    """New labels, by number and by the folder of the model, for the outputs of some names."""
+    """The label changes of some names: by the folder of the model, then by the number of the output."""
     labels: dict[str, dict[int, Relabel]] = {}
     for generation in reader.generations().values():
-        today = vault.bundle(reader, generation).labels
-        found = {number: change for number, label in enumerate(today) if label in names}
+        current = vault.bundle(reader, generation).labels
+        found = {number: change for number, label in enumerate(current) if label in names}
         if found:
             labels[generation.folder] = found
     return labels
 
 
-def _identity(vault: Vault, reader: Reader, name: str) -> int:
-    """The number of a person.
+def _require_identity(vault: Vault, reader: Reader, name: str) -> int:
+    """The number of an identity.
 
     Raises:
-        InputError: there is nobody of that name.
+        InputError: no identity has that name.
     """
     number = reader.identity_id(name)
     if number is None:
-        today = reader.current_names([name]).get(name)
-        instead = f"; {name} is called {today} now" if today else _nearest(reader, name)
+        current = reader.current_names([name]).get(name)
+        instead = f"; {name} is called {current} now" if current else _similar_names_hint(reader, name)
         raise InputError(f"There is nobody called {readable(name)} in {vault.folder}{instead}.")
     return number
 
 
 def require(vault: Vault, reader: Reader, names: Iterable[str]) -> None:
-    """Checks that somebody has each of some names, today's or former ones.
+    """Checks that an identity has each of some names, current or former.
 
     Raises:
-        InputError: nobody has one.
+        InputError: no identity has one of them.
     """
     names = list(names)
     known = reader.identities_named(filter(is_utf8, names))
     for name in names:
         if name not in known:
-            _identity(vault, reader, name)
+            _require_identity(vault, reader, name)
 
 
-def _nearest(reader: Reader, name: str) -> str:
-    """The names most like one that nobody has, as the end of a sentence; nothing where none is like it."""
+def _similar_names_hint(reader: Reader, name: str) -> str:
+    """The end of an error sentence: the names most similar to an unknown one; empty if none is similar."""
     found = nearest(readable(name), reader.identity_names())
     if not found:
         return ""
     return f"; the nearest {'name is' if len(found) == 1 else 'names are'} {', '.join(found)}"
 
 
-def _relabel(vault: Vault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool) -> None:
-    """Lets the labels of some names, in every model, go with the names."""
-    labels = _labels(vault, writer, names, change)
+def _defer_relabel(
+    vault: Vault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool
+) -> None:
+    """Defers the change of the labels of some names in every model, and the erasure of traces if asked."""
+    labels = _label_changes(vault, writer, names, change)
     if erase or labels:
         vault.defer(writer, erase=erase, labels=labels)
 
@@ -193,11 +199,11 @@ def _relabel(vault: Vault, writer: Writer, names: Collection[str], change: Relab
 def forget(
     vault: Vault, identity: str | None, face_id: int | None, path: str | os.PathLike[str] | None
 ) -> Receipt:
-    """Erases a person, or one face; see `Gallery.forget`."""
+    """Erases an identity, or one face, and returns the receipt; see `Gallery.forget`."""
     if sum(asked is not None for asked in (identity, face_id, path)) != 1:
         raise InputError("Say what to forget: an identity, or a face, or a path; one of the three.")
     with vault.writing() as writer:
-        target = _to_forget(vault, writer, identity, face_id, path)
+        target = _forget_target(vault, writer, identity, face_id, path)
         receipt = Receipt(
             id=str(uuid.uuid4()),
             gallery=writer.gallery().uuid,
@@ -210,12 +216,12 @@ def forget(
         )
         vault.remove(writer, target.face_ids)
         writer.add_receipt(receipt)
-        _relabel(vault, writer, target.names, Relabel(None, keep_photos=False), erase=True)
+        _defer_relabel(vault, writer, target.names, Relabel(None, keep_photos=False), erase=True)
         vault.log(writer, "forget", faces=receipt.faces, receipt=receipt.id)
     return receipt
 
 
-def _to_forget(
+def _forget_target(
     vault: Vault,
     reader: Reader,
     identity: str | None,
@@ -223,7 +229,7 @@ def _to_forget(
     path: str | os.PathLike[str] | None,
 ) -> _Target:
     if identity is not None:
-        return _person(vault, reader, identity)
+        return _identity_target(vault, reader, identity)
     if path is not None:
         name = absolute(path)
         found = reader.files([name] if is_utf8(name) else []).get(name)
@@ -234,20 +240,25 @@ def _to_forget(
     if not (0 < face_id < 2**63 and reader.faces([face_id])):
         raise InputError(f"There is no face {face_id} in {vault.folder}.")
     person = reader.faces([face_id])[face_id].identity
-    # Whose last face goes, goes with every name.
-    last = person is not None and reader.face_ids_of(person) == [face_id]
-    names = reader.names_of([_identity(vault, reader, person)]) if person is not None and last else set()
+    # An identity that loses its last face is removed with all of its names.
+    names: set[str] = set()
+    if person is not None and reader.face_ids_of(person) == [face_id]:
+        names = reader.names_of([_require_identity(vault, reader, person)])
     return _Target("face" if path is None else "path", (face_id,), (), frozenset(names))
 
 
-def _person(vault: Vault, reader: Reader, name: str) -> _Target:
-    """Everything of a person; of one who was only trained on, the label."""
+def _identity_target(vault: Vault, reader: Reader, name: str) -> _Target:
+    """All faces and names of an identity; only the label, of one that the model was trained on.
+
+    Raises:
+        InputError: no identity and no label has that name.
+    """
     number = reader.identity_id(name)
     if number is None:
         bundles = [vault.bundle(reader, one) for one in reader.generations().values()]
         if name != FORGOTTEN and any(name in bundle.labels for bundle in bundles):
             return _Target("identity", (), (), frozenset([name]))
-    number = _identity(vault, reader, name)
+    number = _require_identity(vault, reader, name)
     return _Target(
         "identity",
         tuple(reader.face_ids_of(name)),

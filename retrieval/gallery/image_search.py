@@ -1,4 +1,7 @@
-"""Search by an image: one pass through the network gives the embedding and the classifier's prediction."""
+"""Search by images, for `Gallery`.
+
+One pass through the network yields both the embedding and the classifier's prediction.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,29 +33,29 @@ from retrieval.storage.vault import Vault
 
 _T = TypeVar("_T")
 
-# Images that are embedded together.
-_BATCH: Final = 32
+# Images for each pass through the network.
+_EMBED_BATCH: Final = 32
 
-# How often a search starts over when the gallery switches models meanwhile.
+# How often a search is tried while the gallery switches models.
 _ATTEMPTS: Final = 5
 
 # Embeddings (n, d).
 Vectors: TypeAlias = NDArray[np.float32]
 
-# For each embedding, a face that is no answer to it, or None; None as a whole where all may be.
+# For each embedding, the id of a face to leave out of its answer, or None; None as a whole leaves out none.
 Exclude: TypeAlias = Sequence[int | None] | None
 
-# Finds what is nearest to each embedding, in a snapshot of the model of that number.
+# Searches for each embedding in a snapshot of the generation with the given number.
 Nearest: TypeAlias = Callable[[Vectors, Exclude, int], list[Found[_T]]]
 
-# What was found for an image, the classifier's prediction, and the decision that knows of both.
-_Answered: TypeAlias = tuple[tuple[_T, ...], Prediction, Decision | None]
+# The matches of an image, the classifier's prediction, and the decision with both taken into account.
+_Answer: TypeAlias = tuple[tuple[_T, ...], Prediction, Decision | None]
 
 
 def faces_near_images(
     model: ActiveModel, images: Iterable[pixels.ImageSource], asked: PhotoQuestion, *, exclude_self: bool
 ) -> list[SearchResult]:
-    """The nearest stored photos to each image, in their order; see `Gallery.search_many`."""
+    """Returns the nearest stored photos to each image, in order; see `Gallery.search_many`."""
 
     def nearest(vectors: Vectors, exclude: Exclude, generation: int) -> list[Found[Match]]:
         return faces_near_vectors(model.vault, vectors, exclude, asked=asked, generation=generation)
@@ -64,7 +67,7 @@ def faces_near_images(
 def people_near_images(
     model: ActiveModel, images: Iterable[pixels.ImageSource], asked: PeopleQuestion, *, exclude_self: bool
 ) -> list[PeopleResult]:
-    """The nearest people to each image, in their order; see `Gallery.search_people`."""
+    """Returns the nearest identities to each image, in order; see `Gallery.search_people`."""
 
     def nearest(vectors: Vectors, exclude: Exclude, generation: int) -> list[Found[PersonMatch]]:
         return people_near_vectors(model.vault, vectors, exclude, asked=asked, generation=generation)
@@ -80,10 +83,10 @@ def _answers(
     nearest: Nearest[_T],
     *,
     exclude_self: bool,
-) -> Iterator[_Answered[_T]]:
-    """Embeds images, some at a time, and searches for each; with the classifier's predictions."""
+) -> Iterator[_Answer[_T]]:
+    """Embeds images batch by batch, and yields the answer to each, with the classifier's prediction."""
     images = iter(images)
-    while batch := list(islice(images, _BATCH)):
+    while batch := list(islice(images, _EMBED_BATCH)):
         yield from _answers_of_batch(model, batch, asked, nearest, exclude_self=exclude_self)
 
 
@@ -94,7 +97,7 @@ def _answers_of_batch(
     nearest: Nearest[_T],
     *,
     exclude_self: bool,
-) -> list[_Answered[_T]]:
+) -> list[_Answer[_T]]:
     for _ in range(_ATTEMPTS):
         generation = model.current()
         with asked.explanation.timed("load"):
@@ -103,7 +106,7 @@ def _answers_of_batch(
             squares = np.stack([pixels.read(image, **preprocessing.stated()) for image in images])
         with asked.explanation.timed("embed"):
             embedded = embedder.embed(squares)
-        exclude = _stored(model.vault, images) if exclude_self else None
+        exclude = _ids_of_same_bytes(model.vault, images) if exclude_self else None
         with suppress(ModelMismatch):
             found = nearest(embedded.vectors, exclude, generation.id)
             return list(map(partial(_with_prediction, model.bundle.labels), found, embedded.probabilities))
@@ -112,16 +115,16 @@ def _answers_of_batch(
 
 def _with_prediction(
     labels: Sequence[str], found: Found[_T], probabilities: NDArray[np.float32]
-) -> _Answered[_T]:
-    """What was found, beside what the classifier says, and a decision that knows of both."""
+) -> _Answer[_T]:
+    """The answer with the classifier's prediction; the decision states whether the two agree."""
     prediction, decision = _prediction(labels, probabilities), found.decision
     if decision is not None:
         decision = decision.beside(prediction.identity, labels)
     return tuple(found), prediction, decision
 
 
-def _stored(vault: Vault, images: Sequence[pixels.ImageSource]) -> list[int | None]:
-    """The faces that have the very bytes of some pictures."""
+def _ids_of_same_bytes(vault: Vault, images: Sequence[pixels.ImageSource]) -> list[int | None]:
+    """The ids of the stored faces with exactly the bytes of each image, or None."""
     digests = [
         pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)
         for image in images
@@ -132,7 +135,7 @@ def _stored(vault: Vault, images: Sequence[pixels.ImageSource]) -> list[int | No
 
 
 def _prediction(labels: Sequence[str], probabilities: NDArray[np.float32]) -> Prediction:
-    """The likeliest name; the outputs of the forgotten have none."""
+    """The label with the greatest probability; outputs of forgotten identities do not count."""
     known = np.array([label != FORGOTTEN for label in labels])
     best = int(np.where(known, probabilities, -1).argmax())
     return Prediction(labels[best], float(probabilities[best]))

@@ -1,4 +1,4 @@
-"""Info: what a gallery holds, in numbers."""
+"""Counts and sizes of a gallery, for `Gallery.info`."""
 
 import os
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from retrieval.storage.layout import DATABASE
 
 @dataclass(frozen=True)
 class GalleryInfo:
-    """What a gallery holds; sizes in bytes.
+    """Counts and sizes of a gallery; sizes in bytes.
 
-    `twins` are identities whose names differ in no more than case, width, spaces or composition of accents.
-    `coordinates` are the bytes of a code; 0 where codes do not pay, None where nothing was learned yet.
-    `calibration` is what `Calibration.fields` says; None where nobody calibrated the gallery.
+    `twins` are identities with names that differ only in case, width, spaces or composition of accents.
+    `coordinates` is the number of bytes of a code; 0 if codes do not pay, None if no quantizer was trained
+    yet. `calibration` is the result of `Calibration.fields`; None if the gallery is not calibrated.
     """
 
     folder: str
@@ -43,7 +43,7 @@ class GalleryInfo:
 
 
 def gallery_info(model: ActiveModel) -> GalleryInfo:
-    """What the gallery holds of which this is the model."""
+    """Returns the counts and sizes of the gallery that `model` belongs to."""
     with model.vault.store.read() as reader:
         generation = model.refresh(reader)
         row, segments, identities = reader.gallery(), reader.segments(), reader.identities()

@@ -1,4 +1,4 @@
-"""Integrity: whether every file, row and vector of a gallery is what was written."""
+"""The integrity check, for `Gallery.verify`: whether all files, rows and vectors are what was written."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ from retrieval.system.files import (
 )
 from retrieval.system.paths import printable, readable
 
-# How often reading starts over when segments are merged away meanwhile.
+# How often reading the segments starts over if compaction replaces some of them meanwhile.
 _ATTEMPTS: Final = 20
 
 _NO_SUMS: Final = (
@@ -41,12 +41,12 @@ _NO_SUMS: Final = (
     "The next write renews it."
 )
 
-# What ends a suspicion.
-_LIFT: Final = (
+# How a user resolves suspects of the active model, and of the other one.
+_RESOLVE_SUSPECTS: Final = (
     "put the photos back where they were and run `faceprint repair`, with --fetch for those at addresses; or "
     "erase these faces with `faceprint forget --face` and enroll their photos again"
 )
-_DROP: Final = (
+_DROP_OTHER_MODEL: Final = (
     "no search uses that model now; drop it with `faceprint reembed --drop-other`, or run `faceprint repair`"
 )
 
@@ -54,7 +54,7 @@ _MODEL_FILES: Final = frozenset({"bundle.json", "model.onnx", "model.safetensors
 
 
 class Trouble(StrEnum):
-    """What is wrong. The values are stable: programs may rely on them."""
+    """The kinds of damage. The values are stable: programs may rely on them."""
 
     DATABASE_DAMAGED = "database-damaged"
     SUMS_DAMAGED = "sums-damaged"
@@ -76,13 +76,13 @@ class Trouble(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it was written.
+    """One difference between a gallery and what was written.
 
     Attributes:
-        trouble: the stable code.
-        file: relative to the gallery; None where it is about rows.
-        detail: a few words for a person.
-        face_ids: the faces that it concerns, as far as they are known.
+        trouble: the kind of damage.
+        file: path relative to the gallery; None for damage of rows.
+        detail: a short description for users.
+        face_ids: ids of the affected faces, as far as they are known.
     """
 
     trouble: Trouble
@@ -93,12 +93,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at, and what is wrong with it. Sizes in bytes.
+    """The result of an integrity check.
 
     Attributes:
-        findings: empty where everything is as it was written.
-        notes: what is worth knowing and is no damage.
-        faces, segments, bytes: how much was read.
+        findings: the damage; empty if everything is what was written.
+        notes: remarks that are not damage.
+        faces, segments, bytes: how many faces, segments and bytes were read.
     """
 
     findings: tuple[Finding, ...]
@@ -109,13 +109,13 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no findings."""
         return not self.findings
 
 
 @dataclass
 class Notebook:
-    """What a check has found so far, and how much it has read."""
+    """The findings of a running check; the attributes are those of `Verification`."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -124,32 +124,34 @@ class Notebook:
     bytes: int = 0
 
     def add(self, trouble: Trouble, file: str | None, detail: str, ids: Iterable[int] = ()) -> None:
-        """Notes that something is not as it was written; see `Finding`."""
+        """Adds a finding; see `Finding`."""
         self.findings.append(Finding(trouble, file, detail, tuple(ids)))
 
     def names(self, file: str) -> bool:
-        """Whether something is wrong with a file."""
+        """Whether there is a finding about a file."""
         return any(finding.file == file for finding in self.findings)
 
     def verification(self) -> Verification:
-        """What was found, as the result of a verification."""
+        """The findings so far, as the result of a check."""
         return Verification(tuple(self.findings), tuple(self.notes), self.faces, self.segments, self.bytes)
 
 
 def verify(folder: Path) -> Verification:
-    """Reads every byte of a gallery and compares. Others may read and write meanwhile.
+    """Reads every byte of a gallery, compares it with what was written, and returns the findings.
+
+    Other threads and processes may read and write meanwhile.
 
     Raises:
-        GalleryError: there is no gallery, or one of another version.
-        GalleryBusy: somebody wrote for longer than a writer waits.
-        StorageError: a file cannot be read.
+        GalleryError: there is no gallery in `folder`, or one of another version.
+        GalleryBusy: another process wrote for longer than a writer waits.
+        StorageError: a file cannot be read, or the gallery changes faster than it is read.
     """
     book = Notebook()
     if (folder / DATABASE).is_file():
         with quiet(folder):
             _check_pages(folder / DATABASE, book)
     try:
-        # A damaged database may look like one that has to be brought up to date.
+        # A damaged database may look like one of an older version: opening it must not upgrade it.
         read_only = bool(book.findings) or not os.access(folder, os.W_OK)
         vault = Vault.open(folder, read_only=read_only)
     except (GalleryDamaged, GalleryError, StorageError) as error:
@@ -162,7 +164,7 @@ def verify(folder: Path) -> Verification:
         return book.verification()
     with closing(vault):
         try:
-            _check(vault, book)
+            _check_opened(vault, book)
         except StorageError as error:
             if not book.names(DATABASE) or blames_machine(error):
                 raise
@@ -171,13 +173,13 @@ def verify(folder: Path) -> Verification:
         except (GalleryDamaged, SQLAlchemyError, ValueError, TypeError, KeyError) as error:
             if blames_machine(error):
                 raise StorageError(f"{folder} cannot be verified: {error}") from error
-            # Damaged rows break whatever is read from them.
+            # Damaged rows may cause any of these errors.
             if not book.names(DATABASE):
                 book.add(Trouble.DATABASE_DAMAGED, DATABASE, str(error))
     return book.verification()
 
 
-def _check(vault: Vault, book: Notebook) -> None:
+def _check_opened(vault: Vault, book: Notebook) -> None:
     if not book.names(DATABASE):
         for line in vault.store.problems():
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
@@ -206,20 +208,20 @@ def _check_pages(path: Path, book: Notebook) -> None:
     for damage in found.damage:
         database = damage.file == path
         trouble = Trouble.DATABASE_DAMAGED if database else Trouble.SUMS_DAMAGED
-        book.add(trouble, damage.file.name, _pages(damage.pages) if damage.pages else damage.problem)
+        book.add(trouble, damage.file.name, _damaged_pages(damage.pages) if damage.pages else damage.problem)
     if found.out_of_date:
         book.notes.append(_NO_SUMS)
     book.bytes += path.stat().st_size
 
 
-def _pages(numbers: Sequence[int]) -> str:
-    """Some page numbers in words, however many there are."""
+def _damaged_pages(numbers: Sequence[int]) -> str:
+    """A sentence about damaged pages, with at most 5 of their numbers."""
     first = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else "")
     return f"page{'s' if len(numbers) > 1 else ''} {first}: not what was written"
 
 
 def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
-    """Files that nobody should have put there, or that nothing names any more."""
+    """Adds findings about leftovers, unknown files and unfinished work, and notes about other files."""
     removed, kept = map(set, vault.leftovers(reader))
     folders = {generation.folder for generation in reader.generations().values()}
     copies = {path.name for path in vault.store.upgrade_copies()}
@@ -262,7 +264,7 @@ def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
 
 
 def _check_ownership(vault: Vault, reader: Reader, book: Notebook) -> None:
-    """Whether the gallery's folders are its own: writers refuse others."""
+    """Adds findings about folders that do not belong to this gallery: writers refuse such folders."""
     folders = [generation.folder for generation in reader.generations().values()]
     for name in ownership.links(vault.folder, [VECTORS, *folders]):
         book.add(Trouble.SYMBOLIC_LINK, name, "it is a symbolic link; move the folder itself here")
@@ -271,7 +273,7 @@ def _check_ownership(vault: Vault, reader: Reader, book: Notebook) -> None:
     book.bytes += ownership.size(vectors)
     if known is not None and found != known:
         detail = "it is missing" if found is None else "the folder has another gallery's id, or a damaged one"
-        detail = _is_other(vault.folder / VECTORS / layout.ID_NAME) or detail
+        detail = _unexpected_kind(vault.folder / VECTORS / layout.ID_NAME) or detail
         book.add(Trouble.OTHER_FOLDER, f"{VECTORS}/{layout.ID_NAME}", detail)
     other = None if vectors.is_symlink() else ownership.sharer(vault.folder, vectors, DATABASE)
     if other is not None:
@@ -280,12 +282,12 @@ def _check_ownership(vault: Vault, reader: Reader, book: Notebook) -> None:
 
 
 def check_models(vault: Vault, reader: Reader, book: Notebook) -> None:
-    """Whether the files of every model are what was written, and each is the model that its row names."""
+    """Adds findings about files of models that are not what was written, or not the model of their row."""
     pending = reader.gallery().unfinished is not None
     for generation in reader.generations().values():
         folder = vault.folder / generation.folder
         if not folder.is_dir():
-            detail = _is_other(folder, "folder") or "the model is missing"
+            detail = _unexpected_kind(folder, "folder") or "the model is missing"
             book.add(Trouble.MODEL_MISSING, generation.folder, detail)
             continue
         card = f"{generation.folder}/bundle.json"
@@ -296,7 +298,7 @@ def check_models(vault: Vault, reader: Reader, book: Notebook) -> None:
                 raise StorageError(str(error)) from error
             missing = _missing_files(folder, generation)
             for name in missing:
-                detail = _is_other(folder / name) or "it is missing"
+                detail = _unexpected_kind(folder / name) or "it is missing"
                 book.add(Trouble.MODEL_DAMAGED, f"{generation.folder}/{name}", detail)
             if not missing:
                 book.add(Trouble.MODEL_DAMAGED, card, str(error))
@@ -316,7 +318,10 @@ def check_models(vault: Vault, reader: Reader, book: Notebook) -> None:
 
 
 def check_codes(vault: Vault, reader: Reader, book: Notebook) -> None:
-    """Whether codes and bases are what was written: a search trusts them as it trusts the vectors."""
+    """Adds findings about files of codes and bases that are missing or not what was written.
+
+    A search relies on these files as it relies on the vectors.
+    """
     for name, digest in _codes_files(reader).items():
         path = vault.folder / VECTORS / name
         try:
@@ -326,7 +331,7 @@ def check_codes(vault: Vault, reader: Reader, book: Notebook) -> None:
             continue
         book.bytes += size
         if found != digest:
-            detail = _is_other(path) or "it is not what was written"
+            detail = _unexpected_kind(path) or "it is not what was written"
             book.add(Trouble.CODES_DAMAGED, f"{VECTORS}/{name}", detail)
 
 
@@ -339,7 +344,7 @@ def _codes_files(reader: Reader) -> dict[str, str]:
 
 
 def _missing_files(folder: Path, generation: Generation) -> list[str]:
-    """Files of a model that are not there; what its card says counts only where that is what was written."""
+    """The missing files of a model, by its card; none if the card itself is not what was written."""
     card = folder / "bundle.json"
     if not card.is_file() or hash_file(card)[1] != generation.card_sha256:
         return []
@@ -347,7 +352,10 @@ def _missing_files(folder: Path, generation: Generation) -> list[str]:
 
 
 def read_segments(vault: Vault, book: Notebook, verified: dict[int, Ids | None]) -> None:
-    """Reads each segment that was not read yet, outside of any snapshot: that may take minutes."""
+    """Reads each segment that is not in `verified` yet, and adds its ids there, or None if it is damaged.
+
+    This runs outside of any snapshot, because it may take minutes.
+    """
     with vault.store.read() as reader:
         generations, segments = reader.generations(), reader.segments()
     for segment in segments:
@@ -355,7 +363,7 @@ def read_segments(vault: Vault, book: Notebook, verified: dict[int, Ids | None])
             continue
         path = vault.folder / VECTORS / f"{segment.id:08d}.faiss"
         try:
-            size, ids = _proven(vault, segment, generations[segment.generation_id], path)
+            size, ids = _read_segment(vault, segment, generations[segment.generation_id], path)
         except (FileNotFoundError, SegmentMissing):
             with vault.store.read() as newer:
                 if segment.id not in {one.id for one in newer.segments()}:
@@ -367,13 +375,15 @@ def read_segments(vault: Vault, book: Notebook, verified: dict[int, Ids | None])
         book.bytes += size
         verified[segment.id] = ids
         if ids is None:
-            detail = _is_other(path) or "it is not what was written"
+            detail = _unexpected_kind(path) or "it is not what was written"
             detail += f"; it has {segment.rows:,} vectors"
             book.add(Trouble.SEGMENT_DAMAGED, f"{VECTORS}/{path.name}", detail)
 
 
-def _proven(vault: Vault, segment: Segment, generation: Generation, path: Path) -> tuple[int, Ids | None]:
-    """A segment's size and its ids; None instead of these where it is not what was written."""
+def _read_segment(
+    vault: Vault, segment: Segment, generation: Generation, path: Path
+) -> tuple[int, Ids | None]:
+    """The size of a segment in bytes, and its ids; None instead of the ids if it is not what was written."""
     size, digest = hash_file(path)
     if (size, digest) != (segment.bytes, segment.sha256):
         return size, None
@@ -381,7 +391,7 @@ def _proven(vault: Vault, segment: Segment, generation: Generation, path: Path) 
 
 
 def check_rows(vault: Vault, reader: Reader, book: Notebook, verified: Mapping[int, Ids | None]) -> None:
-    """Whether there is a row for each vector, and a vector for each row."""
+    """Adds findings about vectors without a row, rows without a vector, and suspects."""
     faces = np.fromiter(reader.face_ids(), np.int64)
     serving = vault.serving(reader)
     segments = reader.segments()
@@ -390,13 +400,13 @@ def check_rows(vault: Vault, reader: Reader, book: Notebook, verified: Mapping[i
         mine = [segment for segment in segments if segment.generation_id == generation.id]
         parts = [ids for segment in mine if (ids := verified[segment.id]) is not None]
         ids, counts = np.unique(np.concatenate([*parts, np.empty(0, np.int64)]), return_counts=True)
-        astray = np.concatenate([np.setdiff1d(ids, faces), ids[counts > 1]]).tolist()
-        if astray:
-            detail = f"{len(astray):,} vectors have no face, or a second vector beside them"
-            book.add(Trouble.VECTOR_WITHOUT_FACE, None, detail, astray)
+        stray = np.concatenate([np.setdiff1d(ids, faces), ids[counts > 1]]).tolist()
+        if stray:
+            detail = f"{len(stray):,} vectors have no face, or a second vector beside them"
+            book.add(Trouble.VECTOR_WITHOUT_FACE, None, detail, stray)
         unread = sum(segment.rows for segment in mine if verified[segment.id] is None)
         lost = np.setdiff1d(faces, ids).tolist()
-        # Those of segments that cannot be read are told of already.
+        # Vectors in unreadable segments are reported with these segments.
         if generation.id == serving.id and len(lost) > unread:
             book.add(Trouble.FACE_WITHOUT_VECTOR, None, f"{len(lost) - unread:,} faces have no vector", lost)
         _check_suspects(reader, generation, ids, book, serving=generation.id == serving.id)
@@ -405,21 +415,21 @@ def check_rows(vault: Vault, reader: Reader, book: Notebook, verified: Mapping[i
 def _check_suspects(
     reader: Reader, generation: Generation, stored: Ids, book: Notebook, *, serving: bool
 ) -> None:
-    """Faces that a damaged model may have embedded, and that no repair has compared with their photos."""
+    """Adds a finding about faces that a damaged model may have embedded and that no repair has compared."""
     found = np.intersect1d(np.asarray(reader.suspect_ids(generation.id), np.int64), stored).tolist()
     if found:
         book.add(
             Trouble.SUSPECT_VECTOR,
             None,
             f"{len(found):,} faces may have been embedded while {generation.folder}/ was damaged, and were "
-            f"not compared with their photos: {_LIFT if serving else _DROP}",
+            f"not compared with their photos: {_RESOLVE_SUSPECTS if serving else _DROP_OTHER_MODEL}",
             found,
         )
 
 
 @contextmanager
 def quiet(folder: Path) -> Iterator[None]:
-    """Keeps writers waiting, where there can be any."""
+    """Holds the writers' lock of a gallery; does nothing if the folder cannot be written to."""
     if not os.access(folder, os.W_OK):
         yield
         return
@@ -428,11 +438,11 @@ def quiet(folder: Path) -> Iterator[None]:
 
 
 def hash_file(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file; 0 and nothing of what is no plain file.
+    """Returns the size in bytes and the SHA-256 of a file; 0 and an empty string if it is no plain file.
 
     Raises:
-        FileNotFoundError: there is none.
-        StorageError: it cannot be read.
+        FileNotFoundError: there is no file at `path`.
+        StorageError: the file cannot be read.
     """
     try:
         with open_plain(path) as file:
@@ -445,7 +455,7 @@ def hash_file(path: Path) -> tuple[int, str]:
         raise StorageError(f"{path} cannot be read: {why(error)}.") from error
 
 
-def _is_other(path: Path, expected: str = "file") -> str | None:
-    """What is found of a path where neither a plain file nor what is expected is."""
+def _unexpected_kind(path: Path, expected: str = "file") -> str | None:
+    """Describes a path that is something else than the expected file or folder; None if it is not."""
     other = other_than_file(path)
     return None if other in (None, f"a {expected}") else f"it is {other}, not a {expected}"

@@ -1,7 +1,7 @@
-"""Moved and relabelled photos: the gallery follows files to new paths and new identities.
+"""Moved and relabelled photos, for `Gallery`: updates the paths and identities of stored faces.
 
-What is on disk is read first (`retrieval.gallery.survey`); what follows from it is decided and written in one
-transaction, by what the sources hold as a whole and never by the order in which they are read.
+`retrieval.gallery.survey` reads the disk first. A plan is then derived from the survey and written in one
+transaction. The plan depends on the sources as a whole, never on the order in which they are read.
 """
 
 import os
@@ -22,13 +22,13 @@ from retrieval.system.paths import absolute
 
 @dataclass(frozen=True, slots=True)
 class Relabelled:
-    """What `ingest --relabel` changed.
+    """The result of `ingest --relabel`.
 
     Attributes:
-        faces: those that have another identity now, as they were.
-        identities: theirs from now on, in the same order.
-        renamed: people all of whose photos are under one other name now.
-        kept: faces that sources name differently, so that nothing can be decided.
+        faces: faces with a new identity, in their state before the change.
+        identities: the new identity of each of these faces, in the same order.
+        renamed: identities for which all photos have the same new name.
+        kept: unchanged faces: the sources give contradicting identities.
     """
 
     faces: tuple[Face, ...]
@@ -39,16 +39,17 @@ class Relabelled:
 
 @dataclass
 class _Plan:
-    """What a survey comes to.
+    """The changes that follow from a survey.
 
     Attributes:
-        people: new names of people all of whose photos have one.
-        names: new names of single faces, by id.
-        give: faces of paths that lead to others, or to none, by path.
-        drop: paths that no longer lead to their faces.
-        moved, gone: faces that follow their bytes, and those that go.
-        kept: faces about which the sources contradict the gallery.
-        held: faces that would go if all of the sources could have been looked at.
+        people: new name by current name, of identities for which all photos have the same new name.
+        names: new identities of single faces, by face id.
+        give: face id by path, of paths to add; a path may belong to another face, or to none, until then.
+        drop: paths to remove from their faces.
+        moved: faces that keep their vector and get the paths where their bytes are now.
+        gone: faces to remove.
+        kept: unchanged faces: the sources contradict the gallery.
+        held: unchanged faces that would be removed if all sources had been readable and searched.
     """
 
     people: dict[str, str] = field(default_factory=dict)
@@ -69,10 +70,10 @@ def find_missing(
     passed_over: PassedOver | None = None,
     gone: Iterable[str | os.PathLike[str]] = (),
 ) -> Missing:
-    """What `remove_missing` would do; see `Gallery.missing_files`."""
-    survey = _surveyed(vault, sources, offered, passed_over, gone)
+    """Returns what `remove_missing` would do; changes nothing. See `Gallery.missing_files`."""
+    survey = _survey(vault, sources, offered, passed_over, gone)
     with vault.store.read() as reader:
-        plan = _of_moved_files(reader, survey)
+        plan = _plan_moved_files(reader, survey)
         return _missing(plan, survey, identities.planned(reader, plan.people))
 
 
@@ -84,10 +85,10 @@ def remove_missing(
     passed_over: PassedOver | None = None,
     gone: Iterable[str | os.PathLike[str]] = (),
 ) -> Missing:
-    """Follows what has moved and removes what is gone; see `Gallery.remove_missing`."""
-    survey = _surveyed(vault, sources, offered, passed_over, gone)
+    """Updates the paths of moved photos and removes faces without files; see `Gallery.remove_missing`."""
+    survey = _survey(vault, sources, offered, passed_over, gone)
     with vault.writing() as writer:
-        plan = _of_moved_files(writer, survey)
+        plan = _plan_moved_files(writer, survey)
         if not (plan.drop or plan.give or plan.people):
             return _missing(plan, survey, [])
         renamed = identities.rename_together(vault, writer, plan.people)
@@ -102,7 +103,7 @@ def remove_missing(
     return done
 
 
-def _surveyed(
+def _survey(
     vault: Vault,
     sources: Iterable[str | os.PathLike[str]],
     offered: Iterable[Photo] | None,
@@ -118,18 +119,18 @@ def _surveyed(
 
 
 def find_relabelled(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
-    """What `relabel` would do."""
+    """Returns what `relabel` would do; changes nothing."""
     survey = other_names(vault.store, offered)
     with vault.store.read() as reader:
-        plan, changed = _of_other_names(reader, survey)
+        plan, changed = _plan_other_names(reader, survey)
         return _relabelled(plan, changed, identities.planned(reader, plan.people))
 
 
 def relabel(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
-    """Lets stored photos have the identity that sources name; see `Gallery.relabel`."""
+    """Changes identities of stored photos to those that sources name; see `Gallery.relabel`."""
     survey = other_names(vault.store, offered)
     with vault.writing() as writer:
-        plan, changed = _of_other_names(writer, survey)
+        plan, changed = _plan_other_names(writer, survey)
         renamed = identities.rename_together(vault, writer, plan.people)
         for number, name in plan.names.items():
             writer.name_face(number, name)
@@ -153,7 +154,7 @@ def _missing(plan: _Plan, survey: Survey, renamed: Collection[Renamed]) -> Missi
 
 
 def _unseen(held: Collection[Face], survey: Survey) -> tuple[Unseen, ...]:
-    """Where the bytes of faces that are held back may be."""
+    """The places that may have the bytes of held faces, sorted by path."""
     if not held:
         return ()
     unseen = [Unseen(path, why) for path, why in survey.unseen.items()]
@@ -169,44 +170,47 @@ def _relabelled(
     return Relabelled(tuple(faces), tuple(names), tuple(renamed), tuple(plan.kept))
 
 
-def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
-    """What becomes of the faces whose known files are gone or have other bytes."""
+def _plan_moved_files(reader: Reader, survey: Survey) -> _Plan:
+    """Plans the changes to faces with known files that are gone or have other bytes."""
     owners = reader.files(survey.gone | survey.seen.keys())
     faces = reader.faces(set(owners.values()))
-    dead = {
+    dead_paths = {
         path
         for path, number in owners.items()
         if path not in survey.seen or survey.seen[path].sha256 != faces[number].sha256
     }
-    orphans = {number: face for number, face in faces.items() if face.paths and dead.issuperset(face.paths)}
-    said = _said(reader, orphans.values(), survey)
-    chosen = {number: one for number, names in said.items() if (one := _one_name(names)) is not None}
-    stuck = {n for n, face in orphans.items() if n not in said and face.sha256 in survey.rejected}
-    leaving = orphans.keys() - said.keys() - stuck
+    orphans = {
+        number: face for number, face in faces.items() if face.paths and dead_paths.issuperset(face.paths)
+    }
+    named = _named_identities(reader, orphans.values(), survey)
+    chosen = {number: one for number, names in named.items() if (one := _only_name(names)) is not None}
+    unenrollable = {n for n, face in orphans.items() if n not in named and face.sha256 in survey.rejected}
+    leaving = orphans.keys() - named.keys() - unenrollable
     held = leaving if survey.unseen else {n for n in leaving if _is_passed_over(orphans[n], survey)}
     plan = _Plan(
         held=[orphans[number] for number in sorted(held)],
-        people=_whole_people(reader, orphans, chosen, leaving=leaving),
+        people=_renamed_identities(reader, orphans, chosen, leaving=leaving),
     )
-    # Their bytes are there, at a place that cannot be enrolled: somebody has to mend its name.
-    for number in sorted(stuck):
+    # The bytes exist at a path that cannot be enrolled: a user has to rename that path.
+    for number in sorted(unenrollable):
         face = orphans[number]
         plan.kept.append(Kept(face, (survey.rejected[face.sha256],), (None,)))
-    for number, names in said.items():
+    for number, names in named.items():
         face = orphans[number]
-        agreed = _agreed(plan.people.get(face.identity or "", face.identity), names)
-        if agreed:
+        agreeing = _agreeing_paths(plan.people.get(face.identity or "", face.identity), names)
+        if agreeing:
             plan.moved.append(face)
-            plan.give |= dict.fromkeys(agreed, number)
+            plan.give |= dict.fromkeys(agreeing, number)
         else:
             plan.kept.append(_kept(face, names))
-            # Other bytes took all of its paths: it gets those of its own, so that a sync sees when they go.
+            # Other bytes took all paths of the face: it gets the paths of its own bytes, so that a later sync
+            # detects when these are gone.
             if survey.seen.keys() >= set(face.paths):
                 plan.give |= dict.fromkeys(names, number)
     moved, kept = {face.id for face in plan.moved}, {one.face.id for one in plan.kept} | held
-    for path in dead:
+    for path in dead_paths:
         number, is_gone = owners[path], path not in survey.seen
-        # Of a face that stays as it is, paths stay too, but for those that have other bytes by now.
+        # An unchanged face keeps its paths, except paths that have other bytes now.
         if number in moved or path in plan.give or is_gone != (number in kept):
             plan.drop.add(path)
     left = (face for number, face in faces.items() if number not in moved | kept)
@@ -215,31 +219,31 @@ def _of_moved_files(reader: Reader, survey: Survey) -> _Plan:
 
 
 def _is_passed_over(face: Face, survey: Survey) -> bool:
-    """Whether a missing path of a face lies in a place that was not searched."""
+    """Whether the scan of the sources passed over a path of a face."""
     return not survey.passed_over.keys().isdisjoint(face.paths)
 
 
-def _of_other_names(reader: Reader, survey: Survey) -> tuple[_Plan, dict[int, tuple[Face, str]]]:
-    """New names of faces that the sources call differently, and these faces with the names, by id."""
+def _plan_other_names(reader: Reader, survey: Survey) -> tuple[_Plan, dict[int, tuple[Face, str]]]:
+    """The plan for faces with another identity in the sources; and each changed face and new name, by id."""
     found = reader.faces_by_sha256({seen.sha256 for seen in survey.seen.values()})
     faces = {face.id: face for face in found.values()}
-    said = _said(reader, faces.values(), survey)
+    named = _named_identities(reader, faces.values(), survey)
     plan, chosen = _Plan(), dict[int, _Name]()
-    for number, names in said.items():
-        one = _one_name(names)
-        if one is None or number in survey.agreed or one.today in (None, faces[number].identity):
+    for number, names in named.items():
+        one = _only_name(names)
+        if one is None or number in survey.agreed or one.current in (None, faces[number].identity):
             plan.kept.append(_kept(faces[number], names))
         else:
             chosen[number] = one
-    plan.people = _whole_people(reader, faces, chosen)
+    plan.people = _renamed_identities(reader, faces, chosen)
     changed: dict[int, tuple[Face, str]] = {}
     for number, name in chosen.items():
         face = faces[number]
         if face.identity in plan.people:
             changed[number] = (face, plan.people[face.identity])
         else:
-            # A former name means its person, whatever that one is called from now on.
-            new = plan.people.get(name.today, name.today) if name.is_former else name.today
+            # A former name refers to its identity; if that identity is renamed too, its new name applies.
+            new = plan.people.get(name.current, name.current) if name.is_former else name.current
             changed[number] = (face, new)
             plan.names[number] = new
     return plan, changed
@@ -247,68 +251,72 @@ def _of_other_names(reader: Reader, survey: Survey) -> tuple[_Plan, dict[int, tu
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """Whom a source names: by today's name, whether it gave a former one, and where."""
+    """An identity that a source names: its current name, and whether the source used a former one."""
 
-    today: str
+    current: str
     is_former: bool
 
 
 _Names = Mapping[str, _Name | None]
 
 
-def _said(reader: Reader, faces: Iterable[Face], survey: Survey) -> dict[int, _Names]:
-    """Whom the sources name on each face, by the places of its bytes; faces that were not seen are absent."""
-    today = reader.current_names({one.identity for one in survey.seen.values() if one.identity is not None})
+def _named_identities(reader: Reader, faces: Iterable[Face], survey: Survey) -> dict[int, _Names]:
+    """The identity that sources name at each path of a face's bytes, by face id; unseen faces are absent."""
+    current = reader.current_names({one.identity for one in survey.seen.values() if one.identity is not None})
     by_digest = {face.sha256: face.id for face in faces}
     found: dict[int, dict[str, _Name | None]] = defaultdict(dict)
     for path in sorted(survey.seen):
         one = survey.seen[path]
         number, name = by_digest.get(one.sha256), one.identity
         if number is not None:
-            named = None if name is None else _Name(today.get(name, name), name in today)
+            named = None if name is None else _Name(current.get(name, name), name in current)
             found[number][path] = named
     return dict(sorted(found.items()))
 
 
-def _one_name(names: _Names) -> _Name | None:
-    """The only name that is said; None where there is none, or several."""
-    said = {one.today for one in names.values() if one is not None}
-    if len(said) != 1:
+def _only_name(names: _Names) -> _Name | None:
+    """The one identity that the sources name; None if they name none, or several."""
+    named = {one.current for one in names.values() if one is not None}
+    if len(named) != 1:
         return None
-    return _Name(said.pop(), any(one.is_former for one in names.values() if one is not None))
+    return _Name(named.pop(), any(one.is_former for one in names.values() if one is not None))
 
 
-def _agreed(name: str | None, names: _Names) -> list[str]:
-    """The places that say of a face what its gallery says; of one that nobody named, any if they agree."""
+def _agreeing_paths(name: str | None, names: _Names) -> list[str]:
+    """The paths at which the sources agree with the identity `name` of a face.
+
+    These are paths with the same identity or with none. For an anonymous face they are all paths, unless the
+    sources name several identities.
+    """
     if name is None:
-        several = len({one.today for one in names.values() if one is not None}) > 1
-        return [] if several else list(names)
-    return [path for path, one in names.items() if one is None or one.today == name]
+        contradict = len({one.current for one in names.values() if one is not None}) > 1
+        return [] if contradict else list(names)
+    return [path for path, one in names.items() if one is None or one.current == name]
 
 
-def _whole_people(
+def _renamed_identities(
     reader: Reader,
     faces: Mapping[int, Face],
     chosen: Mapping[int, _Name],
     leaving: Set[int] = frozenset(),
 ) -> dict[str, str]:
-    """New names of the people all of whose faces have one and the same, other than today's.
+    """New name by current name, of identities for which all faces have the same new name.
 
-    Faces that are `leaving` have no say: what is left of a person after a deletion may be renamed.
+    Faces in `leaving` do not count: the remaining faces of an identity can rename it after a deletion.
     """
     of_person: dict[str, set[int]] = defaultdict(set)
     for number, name in chosen.items():
         identity = faces[number].identity
-        if identity is not None and name.today != identity:
+        if identity is not None and name.current != identity:
             of_person[identity].add(number)
     people: dict[str, _Name] = {}
     for identity, numbers in of_person.items():
-        said = {chosen[number].today for number in numbers}
-        if len(said) == 1 and numbers.issuperset(set(reader.face_ids_of(identity)) - leaving):
-            people[identity] = _Name(said.pop(), any(chosen[number].is_former for number in numbers))
-    # Whoever is called by a former name of somebody who is renamed as well is not told apart from that one.
-    return {old: new.today for old, new in people.items() if not (new.is_former and new.today in people)}
+        named = {chosen[number].current for number in numbers}
+        if len(named) == 1 and numbers.issuperset(set(reader.face_ids_of(identity)) - leaving):
+            people[identity] = _Name(named.pop(), any(chosen[number].is_former for number in numbers))
+    # A former name of an identity that is renamed too is ambiguous: such a change is left out.
+    return {old: new.current for old, new in people.items() if not (new.is_former and new.current in people)}
 
 
 def _kept(face: Face, names: _Names) -> Kept:
-    return Kept(face, tuple(names), tuple(None if one is None else one.today for one in names.values()))
+    return Kept(face, tuple(names), tuple(None if one is None else one.current for one in names.values()))

@@ -1,7 +1,7 @@
-"""Reembedding: a second generation of vectors by another model, built beside the active one.
+"""Reembedding, for `Gallery.reembed`: builds a second generation of vectors with another model.
 
-Every batch is durable by itself, so a run that was interrupted goes on where it stopped. The gallery goes
-over to the new generation in one transaction, and can go back for as long as the old one is kept.
+Each batch is durable by itself, so an interrupted run resumes where it stopped. The gallery switches to the
+new generation in one transaction, and can switch back as long as the old generation is kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,25 +22,27 @@ from retrieval.sources.remote import Fetching
 from retrieval.storage.layout import MODEL
 from retrieval.storage.vault import Vault
 
-# Vectors that become durable together.
-_COMMIT: Final = 512
+# Faces between two calls of `on_progress` and `should_stop`. Each batch of `embed_again` among them is
+# committed by itself.
+_PROGRESS_FACES: Final = 512
 
-# Faces whose neighbours are compared, and how many neighbours of each.
-_SAMPLE: Final = 200
-_NEIGHBOURS: Final = 10
+# Faces in the sample of `Drift`, and nearest neighbours of each that are compared.
+_SAMPLE_FACES: Final = 200
+_COMPARED_NEIGHBOURS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far another model's answers are from today's, on a sample of the gallery's own faces.
+    """The difference between the answers of two models, on a sample of the gallery's own faces.
 
     Attributes:
-        sample: how many faces were asked about.
-        neighbours: how many of each one's nearest are compared.
-        overlap: share of the nearest that are the same faces, on average.
-        same_person_before, same_person_after: share of the faces with an identity whose nearest other face
-            is the same person's; None where no face has one.
-        distance_ratio: median distance to the nearest other face, after over before.
+        sample: number of faces that were searched for.
+        neighbours: number of nearest faces that are compared for each.
+        overlap: mean share of the nearest faces that both models return.
+        same_person_before, same_person_after: share of the faces with an identity for which the nearest other
+            face has the same identity; None if no face has an identity.
+        distance_ratio: median distance to the nearest other face, after divided by before; None if the
+            median before is 0.
     """
 
     sample: int
@@ -53,18 +55,18 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Reembedded:
-    """What embedding a gallery anew did.
+    """The result of reembedding a gallery.
 
     Attributes:
-        embedded: vectors that this run added; those of an interrupted one were kept.
-        faces: in the gallery.
-        lost: faces whose photos cannot be read, are gone or have changed.
-        drift: None where there was nothing to compare.
-        switched: whether the new model answers from now on.
-        interrupted: whether it was stopped; the same command goes on from there.
-        reasons: of each lost face by its id, in words.
-        unfetched: ids of the lost faces that have an address which was not allowed to be fetched. While there
-            are any, the gallery stays with its model, whatever `give_up` says.
+        embedded: number of vectors that this run added, without those of an interrupted run before it.
+        faces: number of faces in the gallery.
+        lost: faces without a usable photo: it cannot be read, is gone or has changed.
+        drift: the difference between the models' answers; None if there was nothing to compare.
+        switched: whether the new model is the active one now.
+        interrupted: whether the run was stopped; the same command resumes it.
+        reasons: why the photo of each lost face cannot be used, in words, by face id.
+        unfetched: ids of the lost faces with an address that was not allowed to be fetched. While there are
+            any, the gallery keeps its model, whatever `give_up` says.
     """
 
     embedded: int
@@ -88,23 +90,27 @@ def reembed(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Reembedded:
-    """Embeds every face with another model, from its photo, and lets that model answer from then on.
+    """Embeds every face from its photo with another model and makes that model the active one.
 
     Args:
-        vault: of the gallery; others may enroll, forget and search meanwhile.
+        vault: the gallery's; other threads and processes may enroll, forget and search meanwhile.
         bundle: the other model.
         embedder: loads a model.
-        switch: go over to the other model when every face has its vector; otherwise only get it ready.
-        give_up: remove faces whose photos are gone or have changed, instead of staying with the old model.
+        switch: make the other model the active one as soon as every face has its vector; otherwise only
+            store the vectors.
+        give_up: remove faces without a usable photo, instead of keeping the old model.
         fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
-        on_progress: called with the faces done and all of them.
-        should_stop: asked after each batch.
+        on_progress: called after each batch with the number of faces done, and of all faces.
+        should_stop: called after each batch; a true result interrupts the run.
+
+    Returns:
+        The result; also for a run that was interrupted, and for one that keeps the old model.
 
     Raises:
-        InputError: the model serves already, or a third generation would be needed.
-        StorageError, GalleryBusy: what was embedded until then is kept for the next run.
+        InputError: the model is active already, or a third generation would be needed.
+        StorageError, GalleryBusy: vectors that were committed before the error are kept for the next run.
     """
-    generation = _target(vault, bundle)
+    generation = _target_generation(vault, bundle)
     loaded = embedder(ModelBundle.load(vault.folder / generation.folder))
     lost: dict[int, Face] = {}
     reasons: dict[int, str] = {}
@@ -125,14 +131,14 @@ def reembed(
     while True:
         with vault.store.read() as reader:
             total = reader.count()
-            missing = [number for number in _missing(vault, reader, generation) if number not in lost]
-        for start in range(0, len(missing), _COMMIT):
-            for part in _embedded(vault, missing[start : start + _COMMIT], loaded, fetch=fetch):
+            missing = [number for number in _missing_ids(vault, reader, generation) if number not in lost]
+        for start in range(0, len(missing), _PROGRESS_FACES):
+            for part in _embed_batch(vault, missing[start : start + _PROGRESS_FACES], loaded, fetch=fetch):
                 lost |= {face.id: face for face in part.lost}
                 reasons |= part.reasons
                 unfetched |= part.unfetched
-                embedded += _add(vault, generation, part)
-            on_progress(total - len(missing) + min(start + _COMMIT, len(missing)), total)
+                embedded += _add_vectors(vault, generation, part)
+            on_progress(total - len(missing) + min(start + _PROGRESS_FACES, len(missing)), total)
             if should_stop():
                 return replace(done(), interrupted=True)
         with vault.store.read() as reader:
@@ -144,23 +150,23 @@ def reembed(
 
 
 def other_model(vault: Vault) -> ModelBundle:
-    """The model that does not serve: the former one, or one in the making.
+    """Returns the model that is not active: the former one, or one that is not complete yet.
 
     Raises:
-        InputError: there is none.
+        InputError: the gallery has one model only.
     """
     with vault.store.read() as reader:
-        return ModelBundle.load(vault.folder / _other(vault, reader).folder)
+        return ModelBundle.load(vault.folder / _inactive_generation(vault, reader).folder)
 
 
 def drop_other(vault: Vault) -> int:
-    """Deletes the generation that does not serve; returns how many vectors it had.
+    """Deletes the generation that is not active; returns how many vectors it had.
 
     Raises:
-        InputError: there is none.
+        InputError: the gallery has one model only.
     """
     with vault.writing() as writer:
-        generation = _other(vault, writer)
+        generation = _inactive_generation(vault, writer)
         segments = writer.segments(generation.id)
         writer.replace_segments([segment.id for segment in segments], [])
         writer.remove_generation(generation.id)
@@ -169,7 +175,7 @@ def drop_other(vault: Vault) -> int:
     return rows
 
 
-def _other(vault: Vault, reader: Reader) -> Generation:
+def _inactive_generation(vault: Vault, reader: Reader) -> Generation:
     serving = vault.serving(reader)
     for generation in reader.generations().values():
         if generation.id != serving.id:
@@ -177,8 +183,12 @@ def _other(vault: Vault, reader: Reader) -> Generation:
     raise InputError(f"{vault.folder} has one model only; there is no other to go back to or to drop.")
 
 
-def _target(vault: Vault, bundle: ModelBundle) -> Generation:
-    """The generation of a model, made where it does not exist."""
+def _target_generation(vault: Vault, bundle: ModelBundle) -> Generation:
+    """The generation of a model; created if it does not exist.
+
+    Raises:
+        InputError: the model is active already, or a third generation would be needed.
+    """
     with vault.writing() as writer:
         serving = vault.serving(writer)
         if serving.fingerprint == bundle.fingerprint:
@@ -202,30 +212,30 @@ def _target(vault: Vault, bundle: ModelBundle) -> Generation:
     return generation
 
 
-def _ids(vault: Vault, reader: Reader, generation: Generation) -> Ids:
-    """Every id that a generation has a vector of, ascending."""
+def _embedded_ids(vault: Vault, reader: Reader, generation: Generation) -> Ids:
+    """The ids of all faces with a vector in a generation, ascending."""
     flat = vault.vectors(generation)
     parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
-def _missing(vault: Vault, reader: Reader, generation: Generation) -> list[int]:
-    """Faces that a generation has no vector of."""
+def _missing_ids(vault: Vault, reader: Reader, generation: Generation) -> list[int]:
+    """The ids of the faces without a vector in a generation, ascending."""
     faces = np.fromiter(reader.face_ids(), np.int64)
-    return [int(number) for number in np.setdiff1d(faces, _ids(vault, reader, generation))]
+    return [int(number) for number in np.setdiff1d(faces, _embedded_ids(vault, reader, generation))]
 
 
-def _embedded(vault: Vault, ids: Sequence[int], embedder: Embedder, *, fetch: bool) -> Iterator[Embedded]:
+def _embed_batch(vault: Vault, ids: Sequence[int], embedder: Embedder, *, fetch: bool) -> Iterator[Embedded]:
     with vault.store.read() as reader:
         faces, fetching = list(reader.faces(ids).values()), Fetching(fetch, reader.hosts())
     return embed_again(faces, embedder, fetching)
 
 
-def _add(vault: Vault, generation: Generation, part: Embedded) -> int:
-    """Makes vectors durable; of faces that were forgotten meanwhile none is kept. Returns how many."""
+def _add_vectors(vault: Vault, generation: Generation, part: Embedded) -> int:
+    """Commits new vectors, except those of faces that were erased meanwhile; returns how many were added."""
     with vault.writing() as writer:
-        alive = np.fromiter(writer.faces(part.ids.tolist()), np.int64)
-        kept = np.isin(part.ids, alive) & ~np.isin(part.ids, _ids(vault, writer, generation))
+        existing = np.fromiter(writer.faces(part.ids.tolist()), np.int64)
+        kept = np.isin(part.ids, existing) & ~np.isin(part.ids, _embedded_ids(vault, writer, generation))
         if kept.any():
             checked = vault.vectors(generation).checked(part.vectors[kept])
             vault.append(writer, generation, part.ids[kept], checked)
@@ -233,9 +243,12 @@ def _add(vault: Vault, generation: Generation, part: Embedded) -> int:
 
 
 def _switch(vault: Vault, generation: Generation, lost: Mapping[int, Face]) -> bool:
-    """Goes over to a generation, without the lost; says no where others were enrolled meanwhile."""
+    """Makes a generation the active one and removes lost faces.
+
+    Returns False, without a change, if other faces without a vector were enrolled meanwhile.
+    """
     with vault.writing() as writer:
-        missing = _missing(vault, writer, generation)
+        missing = _missing_ids(vault, writer, generation)
         if set(missing) - lost.keys():
             return False
         before = vault.serving(writer)
@@ -247,18 +260,21 @@ def _switch(vault: Vault, generation: Generation, lost: Mapping[int, Face]) -> b
 
 
 def _drift(vault: Vault, reader: Reader, generation: Generation) -> Drift | None:
-    """Compares a generation's answers with today's, on faces that both have."""
+    """Compares the answers of a generation and the active one, on faces with vectors in both.
+
+    Returns None if there are fewer than 2 such faces.
+    """
     serving = vault.serving(reader)
-    both = np.intersect1d(_ids(vault, reader, serving), _ids(vault, reader, generation))
+    both = np.intersect1d(_embedded_ids(vault, reader, serving), _embedded_ids(vault, reader, generation))
     if len(both) < 2:
         return None
-    sample = np.sort(np.random.default_rng(0).choice(both, min(_SAMPLE, len(both)), replace=False))
+    sample = np.sort(np.random.default_rng(0).choice(both, min(_SAMPLE_FACES, len(both)), replace=False))
     found = [_neighbours(vault, reader, one, sample) for one in (serving, generation)]
     overlaps = [
         len(np.intersect1d(before, after)) / len(before)
         for (_, before), (_, after) in zip(*found, strict=True)
     ]
-    same = [_same_person(reader, sample, [ids for _, ids in answers]) for answers in found]
+    same = [_same_person_share(reader, sample, [ids for _, ids in answers]) for answers in found]
     nearest = [float(np.median([distances[0] for distances, _ in answers])) for answers in found]
     return Drift(
         sample=len(sample),
@@ -273,7 +289,7 @@ def _drift(vault: Vault, reader: Reader, generation: Generation) -> Drift | None
 def _neighbours(
     vault: Vault, reader: Reader, generation: Generation, sample: Ids
 ) -> list[tuple[NDArray[np.float64], Ids]]:
-    """The nearest other faces of each face of a sample: distances and ids."""
+    """The distances and ids of the nearest other faces of each face in a sample."""
     flat = vault.vectors(generation)
     segments = [segment.id for segment in reader.segments(generation.id)]
     queries = np.empty((len(sample), generation.dimension), np.float32)
@@ -281,15 +297,15 @@ def _neighbours(
         ids, matrix = flat.rows(segment)
         _, here, there = np.intersect1d(sample, ids, return_indices=True)
         queries[here] = matrix[there]
-    answers = flat.search(segments, queries, _NEIGHBOURS + 1)
+    answers = flat.search(segments, queries, _COMPARED_NEIGHBOURS + 1)
     return [
-        (distances[ids != number][:_NEIGHBOURS], ids[ids != number][:_NEIGHBOURS])
+        (distances[ids != number][:_COMPARED_NEIGHBOURS], ids[ids != number][:_COMPARED_NEIGHBOURS])
         for number, (distances, ids) in zip(sample, answers, strict=True)
     ]
 
 
-def _same_person(reader: Reader, sample: Ids, answers: Sequence[Ids]) -> float | None:
-    """Share of the faces with an identity whose nearest other face is of the same one."""
+def _same_person_share(reader: Reader, sample: Ids, answers: Sequence[Ids]) -> float | None:
+    """The share of faces with an identity for which the nearest other face has the same one."""
     pairs = [(int(number), int(ids[0])) for number, ids in zip(sample, answers, strict=True)]
     faces = reader.faces({number for pair in pairs for number in pair})
     same = [

@@ -1,4 +1,4 @@
-"""Relocation: paths below an old root get a new root in one transaction; no file is read."""
+"""Moves known paths to a new root, for `Gallery.relocate`: in one transaction, without reading a file."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -13,14 +13,14 @@ from retrieval.system.paths import absolute, is_url, is_utf8
 
 @dataclass(frozen=True, slots=True)
 class Relocated:
-    """What relocating did.
+    """The result of a relocation.
 
     Attributes:
-        paths: how many known paths lie below the new root now; those that the same face had there already
-            are among them.
-        faces: how many faces have them.
-        present: how many of these files are there; addresses are not looked at.
-        left: paths that stay as they were, because other bytes are known at the new place.
+        paths: number of known paths that were moved below the new root, including paths that the same face
+            had there already.
+        faces: number of faces with these paths.
+        present: number of these paths with an existing file; addresses are not checked.
+        left: unchanged paths: other bytes are known at their new path.
     """
 
     paths: int
@@ -32,7 +32,7 @@ class Relocated:
 def relocate(
     vault: Vault, old: str | os.PathLike[str], new: str | os.PathLike[str], *, dry_run: bool = False
 ) -> Relocated:
-    """Rewrites the beginning of known paths; see `Gallery.relocate`."""
+    """Replaces the root of known paths; see `Gallery.relocate`."""
     before, after = (_root(root) for root in (old, new))
     if before == after:
         raise InputError(f"{before} is both the old root and the new one; name two.")
@@ -51,7 +51,14 @@ def relocate(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Known paths that go, the faces of those that come, and the stamps of these that still hold."""
+    """The changes of a relocation.
+
+    Attributes:
+        moved: known paths to remove.
+        files: face id by path, of paths to add.
+        stamps: stamp by path, of added paths with an unchanged file.
+        result: the counts.
+    """
 
     moved: Iterable[str]
     files: Mapping[str, int]
@@ -65,17 +72,21 @@ def _plan(vault: Vault, reader: Reader, before: str, after: str) -> _Plan:
         raise InputError(f"{vault.folder} knows no file {before} and none below it; check the path.")
     target = {path: after + path[len(before) :] for path in known}
     owners = reader.files(target.values())
-    left = _left({path: number for path, (number, _) in known.items()}, target, owners)
+    left = _immovable_paths({path: number for path, (number, _) in known.items()}, target, owners)
     moved = {path: target[path] for path in known if path not in left}
-    # A path that the face has there already stays as it is.
-    files = {place: known[path][0] for path, place in moved.items() if place not in owners or place in moved}
+    # A new path that the face has already is not added again.
+    files = {
+        new_path: known[path][0]
+        for path, new_path in moved.items()
+        if new_path not in owners or new_path in moved
+    }
     present, stamps = 0, {}
-    for path, place in moved.items():
-        stamp = _stamp(place)
+    for path, new_path in moved.items():
+        stamp = _stamp(new_path)
         present += stamp is not None
-        # The stamp says something of the file only where it is the very same file, moved.
+        # The stamp is valid only for the very same file, moved.
         if stamp is not None and stamp == known[path][1]:
-            stamps[place] = stamp
+            stamps[new_path] = stamp
     result = Relocated(
         paths=len(moved),
         faces=len({known[path][0] for path in moved}),
@@ -85,8 +96,13 @@ def _plan(vault: Vault, reader: Reader, before: str, after: str) -> _Plan:
     return _Plan(moved, files, stamps, result)
 
 
-def _left(known: Mapping[str, int], target: Mapping[str, str], owners: Mapping[str, int]) -> set[str]:
-    """Paths whose new place is another face's and stays so; of two roots, one may lie below the other."""
+def _immovable_paths(
+    known: Mapping[str, int], target: Mapping[str, str], owners: Mapping[str, int]
+) -> set[str]:
+    """Known paths that cannot move: their new path belongs to another face and does not move away itself.
+
+    The search is repeated, because one root may be below the other.
+    """
     left: set[str] = set()
     while True:
         more = {
@@ -102,7 +118,7 @@ def _left(known: Mapping[str, int], target: Mapping[str, str], owners: Mapping[s
 
 
 def _stamp(path: str) -> Stamp | None:
-    """That of a file; None where there is none, and for an address."""
+    """The stamp of a file; None if there is no file, and for an address."""
     try:
         return None if is_url(path) else Stamp.of(os.stat(path))
     except OSError:
@@ -110,10 +126,10 @@ def _stamp(path: str) -> Stamp | None:
 
 
 def _root(root: str | os.PathLike[str]) -> str:
-    """A root as paths begin with it, without a separator at its end.
+    """The absolute form of a root, as in known paths, without a separator at its end.
 
     Raises:
-        InputError: it is not valid Unicode, as known paths are.
+        InputError: the root is empty, or not valid Unicode as known paths are.
     """
     if not os.fspath(root):
         raise InputError("A root must have a name; an empty one is none.")

@@ -1,7 +1,7 @@
-"""Repair: what is damaged comes back without a guess, also where a gallery can no longer be opened.
+"""Repair of a damaged gallery, for `Gallery.repair` and for galleries that can no longer be opened.
 
-A vector comes back from its own photo, as long as that has the same SHA-256, or from a segment of a backup
-that has the SHA-256 which the row states.
+A repair never guesses. A vector is restored from its own photo, if the photo still has its stored SHA-256, or
+from a segment of a backup that has the SHA-256 of the segment's row.
 """
 
 import os
@@ -42,20 +42,20 @@ from retrieval.system.files import make_folder, make_room, why, write_durably
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What was wrong before a repair, what is still wrong after it, and which faces could not be mended.
+    """The result of a repair: the damage before and after it, and the faces that were not repaired.
 
     Attributes:
-        before, after: the verifications.
-        embedded: vectors that were made again from their photos.
-        copied: files that came from the backup or the model.
-        given_up: faces that were removed because nothing can bring their vectors back.
-        lost: faces whose vectors cannot be brought back, and whose rows were left as they are.
-        reasons: of each lost face by its id, why its photo is no help, in words.
-        unfetched: ids of the lost faces that have an address which was not allowed to be fetched. While there
-            are any, no vector is mended and no face given up.
-        suspects: faces that a damaged model may have embedded: enrolled since the last comparison.
-        compared: how many of these were embedded again and compared.
-        replaced: how many of these had another vector than their photo gives, and have the latter now.
+        before, after: the integrity checks before and after the repair.
+        embedded: number of vectors that were embedded again from photos.
+        copied: number of files that were copied from the backup or the model.
+        given_up: number of faces that were removed because their vectors are unrecoverable.
+        lost: faces with unrecoverable vectors; their rows were left unchanged.
+        reasons: why the photo of each lost face cannot be used, in words, by face id.
+        unfetched: ids of the lost faces with an address that was not allowed to be fetched. While there are
+            any, no vector is repaired and no face is removed.
+        suspects: number of faces that a damaged model may have embedded: enrolled since the last comparison.
+        compared: number of suspects that were embedded again and compared.
+        replaced: number of suspects with a vector that differed and was replaced by the new embedding.
     """
 
     before: Verification
@@ -81,26 +81,27 @@ def repair(
     device: str = "auto",
     engine: str = "auto",
 ) -> Repaired:
-    """Mends what can be mended of a gallery without a guess, also of one that can no longer be opened.
+    """Repairs a gallery without guessing, also one that can no longer be opened, and returns the result.
 
-    Leftovers go, an interrupted erasure is finished, damaged files come back from a backup or a model
-    where these have them with the SHA-256 that was written down, lost vectors are embedded again from photos
-    that still have their SHA-256. Where a model was damaged, faces that were enrolled since the last
-    comparison are suspects, also after this repair has ended: they are embedded again (a sample; all of them
-    if any differs), vectors that differ are replaced, and faces without their photos stay suspects.
-    A damaged database is not touched: restore a backup.
+    - Leftovers are removed, and an interrupted erasure is finished.
+    - Damaged files are copied from a backup or a model, if these have a file with the recorded SHA-256.
+    - Lost vectors are embedded again from photos that still have their SHA-256.
+    - If a model was damaged, the faces that were enrolled since the last comparison are suspects, also after
+      this repair has ended. They are embedded again: a sample, and all of them if one differs. Vectors that
+      differ are replaced. Faces without their photos stay suspects.
+    - A damaged database is not changed: restore a backup.
 
     Args:
         folder: the gallery's.
-        backup: a backup of it, for files that have the SHA-256 which was written down.
-        model: another copy of its model.
-        give_up: remove faces whose vectors nothing can bring back, and vectors without a face.
+        backup: a backup of the gallery, as a source of files with the recorded SHA-256.
+        model: another copy of the gallery's model.
+        give_up: remove faces with unrecoverable vectors, and vectors without a face.
         fetch: read photos at addresses, from hosts that photos were enrolled from; see `remote.Fetching`.
         device, engine: see `Embedder.open`.
 
     Raises:
-        GalleryError: there is no gallery.
-        StorageError, GalleryBusy: what was mended until then stays mended.
+        GalleryError: there is no gallery in `folder`.
+        StorageError, GalleryBusy: what was repaired before the error stays repaired.
     """
     files = files_by_sha256(Path(backup)) if backup is not None else {}
     return mend(
@@ -122,12 +123,12 @@ def mend(
     give_up: bool = False,
     fetch: bool = False,
 ) -> Repaired:
-    """As `repair`, with what loads a model and what finds the files of a backup.
+    """Repairs a gallery as `repair` does, with functions that load a model and find the files of a backup.
 
     Args:
         folder: the gallery's.
         embedder: loads a model.
-        backup: finds a file of a SHA-256 in a backup.
+        backup: returns the file with a given SHA-256 in a backup, or None.
         model, give_up, fetch: as of `repair`.
     """
     before = verify(folder)
@@ -139,49 +140,54 @@ def mend(
         if Trouble.SUMS_DAMAGED in troubles:
             with quiet(folder):
                 page_checksums.discard(folder / DATABASE)
-        mender = _Mender(vault, backup, model, give_up=give_up, fetch=fetch)
+        run = _Repair(vault, backup, model, give_up=give_up, fetch=fetch)
         damaged = _damaged_models(before)
         suspects.note(vault, damaged)
-        mender.mend_models()
+        run.repair_models()
         with vault.writing() as writer:
-            # Writing removes leftovers and finishes what was interrupted, and the entry renews the sums.
+            # A write removes leftovers and runs deferred work; the log entry renews the checksums.
             vault.log(writer, "repair", findings=len(before.findings))
-        # Whoever had the damaged model open may have enrolled until now.
+        # Processes that had the damaged model open may have enrolled faces until now.
         suspects.note(vault, damaged)
         if Trouble.CODES_DAMAGED in troubles:
-            mender.mend_codes()
-        if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & mender.unmended:
-            mender.mend_vectors(embedder)
-            if not mender.lost:
-                mender.mend_suspects(embedder)
+            run.repair_codes()
+        if not {Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL} & run.unrepaired:
+            run.repair_vectors(embedder)
+            if not run.lost:
+                run.repair_suspects(embedder)
         if Trouble.CODES_DAMAGED in troubles:
-            with suppress(GalleryDamaged):  # where vectors are still damaged; their codes have to wait
+            with suppress(GalleryDamaged):  # raised if vectors are still damaged; they get no codes yet
                 optimization.optimize(vault)
     found = verify(folder)
-    after = replace(found, notes=(*found.notes, *mender.notes))
+    after = replace(found, notes=(*found.notes, *run.notes))
     return Repaired(
         before,
         after,
-        mender.embedded,
-        mender.copied,
-        mender.given_up,
-        mender.lost,
-        mender.reasons,
-        mender.unfetched,
-        mender.suspects,
-        mender.compared,
-        mender.replaced,
+        run.embedded,
+        run.copied,
+        run.given_up,
+        run.lost,
+        run.reasons,
+        run.unfetched,
+        run.suspects,
+        run.compared,
+        run.replaced,
     )
 
 
 def _damaged_models(found: Verification) -> set[str]:
-    """The folders of the models of which something was found."""
+    """The folders of the models with a finding."""
     troubles = (Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL)
     return {one.file.partition("/")[0] for one in found.findings if one.trouble in troubles and one.file}
 
 
-class _Mender:
-    """One repair of one gallery, and what it has come to."""
+class _Repair:
+    """One repair of one gallery, and its results; most attributes are those of `Repaired`.
+
+    Attributes:
+        unrepaired: the kinds of trouble that models still have after `repair_models`.
+        notes: remarks for the result.
+    """
 
     def __init__(
         self,
@@ -201,26 +207,26 @@ class _Mender:
         self.lost: tuple[Face, ...] = ()
         self.reasons: dict[int, str] = {}
         self.unfetched: tuple[int, ...] = ()
-        self.unmended: set[Trouble] = set()
+        self.unrepaired: set[Trouble] = set()
         self.suspects = self.compared = self.replaced = 0
         self.notes: list[str] = []
 
-    def mend_models(self) -> None:
-        """Brings damaged files of models back from where their SHA-256 is found."""
+    def repair_models(self) -> None:
+        """Replaces damaged files of models by copies that have the recorded SHA-256."""
         with self._vault.store.read() as reader:
             generations = list(reader.generations().values())
         for generation in generations:
             folder = self._vault.folder / generation.folder
-            self._mend_file(folder / "bundle.json", generation.card_sha256)
+            self._repair_file(folder / "bundle.json", generation.card_sha256)
             with suppress(BundleError):
                 for name, digest in ModelBundle.stated_files(folder).items():
-                    self._mend_file(folder / name, digest)
+                    self._repair_file(folder / name, digest)
         book = Notebook()
         with self._vault.store.read() as reader:
             check_models(self._vault, reader, book)
-        self.unmended = {finding.trouble for finding in book.findings}
+        self.unrepaired = {finding.trouble for finding in book.findings}
 
-    def _mend_file(self, path: Path, sha256: str, *, beside: Sequence[Path] = ()) -> None:
+    def _repair_file(self, path: Path, sha256: str, *, beside: Sequence[Path] = ()) -> None:
         if path.is_file() and hash_file(path)[1] == sha256:
             return
         of_model = self._model.folder / path.name if self._model is not None else None
@@ -236,8 +242,8 @@ class _Mender:
                 self.copied += 1
                 return
 
-    def mend_codes(self) -> None:
-        """Makes damaged codes and bases not exist; `Vault.optimize` makes others from the vectors."""
+    def repair_codes(self) -> None:
+        """Removes damaged codes and bases; `optimization.optimize` makes new ones from the vectors."""
         book = Notebook()
         with self._vault.store.read() as reader:
             check_codes(self._vault, reader, book)
@@ -253,14 +259,14 @@ class _Mender:
                 writer.remove_codes(segments)
                 writer.remove_bases(bases)
 
-    def mend_vectors(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
-        """Brings damaged segments back from the backup, and lost vectors from their photos."""
+    def repair_vectors(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
+        """Restores damaged segments from the backup, and lost vectors from their photos."""
         with self._vault.store.read() as reader:
-            # Where the number in a row is damaged, its file is there under the right one.
+            # If the id in a segment's row is damaged, its file still exists under the right id.
             unnamed = list(leftovers.unnamed(self._vault.folder, reader))
             for segment in reader.segments():
                 path = self._vault.folder / VECTORS / f"{segment.id:08d}.faiss"
-                self._mend_file(path, segment.sha256, beside=unnamed)
+                self._repair_file(path, segment.sha256, beside=unnamed)
         book, verified = Notebook(), dict[int, Ids | None]()
         read_segments(self._vault, book, verified)
         with self._vault.store.read() as reader:
@@ -278,46 +284,46 @@ class _Mender:
             faces = list(reader.faces(lost.tolist()).values())
             fetching = Fetching(self._fetch, reader.hosts())
         broken = [number for number, ids in verified.items() if ids is None]
-        astray = [n for f in book.findings if f.trouble is Trouble.VECTOR_WITHOUT_FACE for n in f.face_ids]
-        mended: list[Embedded] = []
+        stray = [n for f in book.findings if f.trouble is Trouble.VECTOR_WITHOUT_FACE for n in f.face_ids]
+        parts: list[Embedded] = []
         if faces:
             bundle = ModelBundle.load(self._vault.folder / serving.folder)
-            mended = list(embed_again(faces, embedder(bundle), fetching))
-        hopeless = tuple(face for part in mended for face in part.lost)
-        self.unfetched = tuple(sorted(number for part in mended for number in part.unfetched))
-        if self.unfetched or (hopeless and not self._give_up):
-            self.lost = hopeless
-            self.reasons = {number: words for part in mended for number, words in part.reasons.items()}
+            parts = list(embed_again(faces, embedder(bundle), fetching))
+        unrecoverable = tuple(face for part in parts for face in part.lost)
+        self.unfetched = tuple(sorted(number for part in parts for number in part.unfetched))
+        if self.unfetched or (unrecoverable and not self._give_up):
+            self.lost = unrecoverable
+            self.reasons = {number: words for part in parts for number, words in part.reasons.items()}
             return
         with self._vault.writing() as writer:
             writer.replace_segments(broken, [])
-            for part in mended:
+            for part in parts:
                 if len(part.ids):
                     self._vault.append(writer, serving, part.ids, part.vectors)
                     self.embedded += len(part.ids)
-            # A second vector of a face is no reason to lose the face.
-            alive = set(writer.face_ids())
-            nobodys = [number for number in astray if number not in alive] if self._give_up else []
-            gone = [*(face.id for face in hopeless), *nobodys]
+            # A face with a second vector stays; only vectors without a face are removed.
+            existing = set(writer.face_ids())
+            without_face = [number for number in stray if number not in existing] if self._give_up else []
+            gone = [*(face.id for face in unrecoverable), *without_face]
             self._vault.remove(writer, gone)
-            self.given_up = len(hopeless)
-            if gone or mended:
+            self.given_up = len(unrecoverable)
+            if gone or parts:
                 self._vault.log(writer, "mend", faces=self.embedded, given_up=len(gone))
 
-    def mend_suspects(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
-        """Compares faces that a damaged model may have embedded with their photos; replaces what differs."""
+    def repair_suspects(self, embedder: Callable[[ModelBundle], Embedder]) -> None:
+        """Compares suspects with new embeddings of their photos, and replaces vectors that differ."""
         with self._vault.store.read() as reader:
             generations = [one for one in reader.generations().values() if reader.suspects(one.id)]
         for generation in generations:
-            self._mend_suspects(generation, embedder)
+            self._repair_suspects(generation, embedder)
 
-    def _mend_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
+    def _repair_suspects(self, generation: Generation, embedder: Callable[[ModelBundle], Embedder]) -> None:
         with self._vault.store.read() as reader:
             fetching = Fetching(self._fetch, reader.hosts())
             flat = self._vault.vectors(generation)
             parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
-            noted = np.asarray(reader.suspect_ids(generation.id), np.int64)
-        ids = np.intersect1d(np.concatenate([np.empty(0, np.int64), *parts]), noted)
+            recorded = np.asarray(reader.suspect_ids(generation.id), np.int64)
+        ids = np.intersect1d(np.concatenate([np.empty(0, np.int64), *parts]), recorded)
         folder = self._vault.folder / generation.folder
         found = suspects.compare(
             self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), ids, fetching
@@ -325,10 +331,10 @@ class _Mender:
         replaced = suspects.replace_vectors(self._vault, generation, found) if len(found.ids) else 0
         suspects.settle(self._vault, generation, found)
         self.suspects += found.suspects
-        self.compared += found.looked_at
+        self.compared += found.reembedded
         self.replaced += replaced
-        if (unseen := found.suspects - found.looked_at - len(found.lost)) > 0:
+        if (skipped := found.suspects - found.reembedded - len(found.lost)) > 0:
             self.notes.append(
-                f"{found.looked_at:,} of {found.suspects:,} faces that the damaged model may have embedded "
-                f"were compared with their photos, and agree; the other {unseen:,} were not looked at."
+                f"{found.reembedded:,} of {found.suspects:,} faces that the damaged model may have embedded "
+                f"were compared with their photos, and agree; the other {skipped:,} were not looked at."
             )

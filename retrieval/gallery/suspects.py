@@ -1,7 +1,7 @@
-"""Suspects: faces that a damaged model may have embedded, compared with new embeddings of their photos.
+"""Suspects, for repairs: faces that a damaged model may have embedded, until their photos are embedded again.
 
-A repair notes them in the database before it mends the model, so that neither its end nor another copy of the
-model makes them forgotten: they stay suspects until they are compared, or gone.
+A repair records the suspects in the database before it mends the model. They stay suspects until they are
+compared with their photos or removed, also if the repair ends early or another copy of the model is used.
 """
 
 from collections.abc import Callable, Collection
@@ -18,35 +18,35 @@ from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import NOTHING_FETCHED, Fetching
 from retrieval.storage.vault import Vault
 
-# Faces that are compared first. Where none of them differs the others are left alone, and said so.
+# Faces that are compared first. If none of them differs, the others are not compared, and a note says so.
 SAMPLE: Final = 256
-# Vectors of one photo differ by 1e-6 of their length between engines and by 1e-2 between precisions; those of
-# two photos of one person, or of another network, by more than 1e-1.
+# The greatest difference between two vectors of one photo, relative to their length. Vectors of one photo
+# differ by 1e-6 between engines and by 1e-2 between precisions. Vectors of two photos of one person, or of
+# another network, differ by more than 1e-1.
 TOLERANCE: Final = 5e-2
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Faces of a generation, embedded again.
+    """The result of comparing faces of a generation with new embeddings of their photos.
 
     Attributes:
         suspects: how many faces there were to compare.
-        looked_at: how many of them were embedded again.
-        ids, vectors: (n,) and (n, d) float32, of the faces whose stored vector is another one: what their
-            photos give now.
-        lost: suspects whose photos are gone or have changed, among those that were to be looked at.
+        reembedded: how many of them were embedded again.
+        ids, vectors: (n,) ids and (n, d) float32 new embeddings, of the faces with another stored vector.
+        lost: faces that could not be embedded again: their photos are unreadable, gone or changed.
     """
 
     suspects: int
-    looked_at: int
+    reembedded: int
     ids: Ids
     vectors: Vectors
     lost: tuple[Face, ...]
 
     @property
-    def all_looked_at(self) -> bool:
-        """Whether none was left alone because the others agree."""
-        return self.looked_at + len(self.lost) == self.suspects
+    def is_complete(self) -> bool:
+        """Whether no suspect was skipped because the sample agrees."""
+        return self.reembedded + len(self.lost) == self.suspects
 
 
 def compare(
@@ -56,13 +56,13 @@ def compare(
     suspects: Ids,
     fetching: Fetching = NOTHING_FETCHED,
 ) -> Compared:
-    """Embeds suspects again: a sample, or all if any differs.
+    """Embeds suspects again and returns those with another vector: of a sample, or of all if one differs.
 
     Args:
         vault: the gallery's.
-        generation: the model's.
-        embedder: loads it; not called where there is nothing to compare.
-        suspects: the faces, which have vectors.
+        generation: the generation of the model.
+        embedder: loads the model; not called if there is nothing to compare.
+        suspects: ids of the faces; each has a vector.
         fetching: which photos at addresses may be fetched.
 
     Raises:
@@ -73,50 +73,51 @@ def compare(
     if not len(suspects):
         return Compared(0, 0, *nothing, ())
     loaded = embedder(generation)
-    # Evenly over the ids, first and last among them: damage that came and stayed has the newest.
+    # The sample is spread evenly over the ids, including the first and the last: damage that has lasted until
+    # now affects the newest faces.
     sample = suspects[np.unique(np.linspace(0, len(suspects) - 1, SAMPLE).astype(np.int64))]
-    found = _compare(vault, generation, loaded, sample, fetching)
+    found = _compare_all(vault, generation, loaded, sample, fetching)
     rest = np.setdiff1d(suspects, sample)
-    # A photo that is gone is no evidence of the others: another one is looked at in its place.
-    while len(rest) and not len(found.ids) and found.looked_at < SAMPLE:
-        some, rest = np.split(rest, [SAMPLE - found.looked_at])
-        found = _both(found, _compare(vault, generation, loaded, some, fetching))
+    # A missing photo says nothing about the other faces: another face is compared in its place.
+    while len(rest) and not len(found.ids) and found.reembedded < SAMPLE:
+        some, rest = np.split(rest, [SAMPLE - found.reembedded])
+        found = _combined(found, _compare_all(vault, generation, loaded, some, fetching))
     if len(rest) and len(found.ids):
-        found = _both(found, _compare(vault, generation, loaded, rest, fetching))
+        found = _combined(found, _compare_all(vault, generation, loaded, rest, fetching))
     return replace(found, suspects=len(suspects))
 
 
-def _both(one: Compared, other: Compared) -> Compared:
+def _combined(one: Compared, other: Compared) -> Compared:
     return Compared(
         0,
-        one.looked_at + other.looked_at,
+        one.reembedded + other.reembedded,
         np.concatenate([one.ids, other.ids]),
         np.concatenate([one.vectors, other.vectors]),
         (*one.lost, *other.lost),
     )
 
 
-def _compare(
+def _compare_all(
     vault: Vault, generation: Generation, embedder: Embedder, ids: Ids, fetching: Fetching
 ) -> Compared:
     with vault.store.read() as reader:
         faces = list(reader.faces(ids.tolist()).values())
-        before = _vectors(vault, reader, generation, ids)
-    apart_ids, apart, lost, looked_at = [], [], list[Face](), 0
+        before = _stored_vectors(vault, reader, generation, ids)
+    differing_ids, differing, lost, reembedded = [], [], list[Face](), 0
     for part in embed_again(faces, embedder, fetching):
         lost += part.lost
-        looked_at += len(part.ids)
+        reembedded += len(part.ids)
         for number, vector in zip(part.ids.tolist(), part.vectors, strict=True):
             old = before[number].astype(np.float64)
-            # A vector that is not finite differs from everything.
+            # `not <=`, because a comparison with a vector that is not finite is false.
             if not np.linalg.norm(vector - old) <= TOLERANCE * np.linalg.norm(vector):
-                apart_ids.append(number)
-                apart.append(vector)
-    vectors = np.stack(apart) if apart else np.empty((0, generation.dimension), np.float32)
-    return Compared(0, looked_at, np.asarray(apart_ids, np.int64), vectors, tuple(lost))
+                differing_ids.append(number)
+                differing.append(vector)
+    vectors = np.stack(differing) if differing else np.empty((0, generation.dimension), np.float32)
+    return Compared(0, reembedded, np.asarray(differing_ids, np.int64), vectors, tuple(lost))
 
 
-def _vectors(vault: Vault, reader: Reader, generation: Generation, ids: Ids) -> dict[int, Vectors]:
+def _stored_vectors(vault: Vault, reader: Reader, generation: Generation, ids: Ids) -> dict[int, Vectors]:
     flat = vault.vectors(generation)
     found: dict[int, Vectors] = {}
     for segment in reader.segments(generation.id):
@@ -127,13 +128,13 @@ def _vectors(vault: Vault, reader: Reader, generation: Generation, ids: Ids) -> 
 
 
 def replace_vectors(vault: Vault, generation: Generation, found: Compared) -> int:
-    """Puts the vectors that photos give now in the place of those that differ; returns how many.
+    """Replaces stored vectors by the new embeddings of their photos; returns how many were replaced.
 
     Raises:
         StorageError, GalleryBusy: nothing was replaced.
     """
     with vault.writing() as writer:
-        # Faces that were forgotten meanwhile stay forgotten.
+        # Faces that were erased meanwhile are not added again.
         alive = np.isin(found.ids, np.fromiter(writer.faces(found.ids.tolist()), np.int64))
         ids, vectors = found.ids[alive], found.vectors[alive]
         if not len(ids):
@@ -150,18 +151,20 @@ def replace_vectors(vault: Vault, generation: Generation, found: Compared) -> in
 
 
 def note(vault: Vault, folders: Collection[str]) -> None:
-    """Notes whom models may have embedded while they were damaged: all that were enrolled since a comparison.
+    """Records as suspects the faces that damaged models may have embedded.
+
+    These are all faces that were enrolled since the last comparison with each model.
 
     Args:
         vault: the gallery's.
-        folders: of the models.
+        folders: the folders of the damaged models, relative to the gallery.
 
     Raises:
-        StorageError, GalleryBusy: nothing was noted.
+        StorageError, GalleryBusy: nothing was recorded.
     """
     if not folders:
         return
-    # The model may be one that nothing can be written with: what is owed can wait, and nothing is tidied.
+    # A damaged model may prevent ordinary writes: deferred work and the removal of leftovers wait.
     with vault.noting() as writer:
         end = writer.gallery().next_face_id
         for one in writer.generations().values():
@@ -170,15 +173,15 @@ def note(vault: Vault, folders: Collection[str]) -> None:
 
 
 def settle(vault: Vault, generation: Generation, found: Compared) -> None:
-    """Notes the result of a comparison: only faces without their photos are suspects from now on.
+    """Records the result of a comparison: only faces without their photos stay suspects.
 
     Raises:
-        StorageError, GalleryBusy: all stay suspects.
+        StorageError, GalleryBusy: nothing was recorded; all stay suspects.
     """
     with vault.writing() as writer:
         before = writer.suspects(generation.id)
         proven = generation.checked_before or 0
-        # Of faces between ranges nothing is known.
-        if found.all_looked_at and before and before[0][0] <= proven < before[0][1]:
+        # Only the first range can extend the proven ids: faces between two ranges were not compared.
+        if found.is_complete and before and before[0][0] <= proven < before[0][1]:
             writer.set_checked_before(generation.id, before[0][1])
         writer.set_suspects(generation.id, ((face.id, face.id + 1) for face in found.lost))

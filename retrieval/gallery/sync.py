@@ -1,4 +1,7 @@
-"""Sync: what becomes of faces without their files, and which sources can show that these are gone."""
+"""Sync, for `Gallery.remove_missing`: its result types, and the check of its sources.
+
+A source must be able to show that files are gone.
+"""
 
 import os
 from collections.abc import Iterable
@@ -13,12 +16,12 @@ from retrieval.system.paths import absolute
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """A person all of whose photos are under another name now.
+    """An identity for which all photos have another name now.
 
     Attributes:
-        name, new_name: before, and from now on.
-        faces: how many the person has.
-        merged: whether there was somebody of the new name already, who has these faces now.
+        name, new_name: the identity's name before and after the change.
+        faces: how many faces the identity has.
+        merged: whether another identity has the new name, and these faces now.
     """
 
     name: str
@@ -29,12 +32,12 @@ class Renamed:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A face whose files are gone, and whose bytes lie elsewhere under names that contradict its own.
+    """An unchanged face: the sources contradict its identity, or its bytes lie where they cannot be enrolled.
 
     Attributes:
-        face: as it is stored.
-        paths: where its bytes are now.
-        identities: whom the sources name there, in the order of `paths`; None for nobody.
+        face: the stored face.
+        paths: the paths where its bytes are now.
+        identities: the identity that the sources name at each of `paths`; None where they name none.
     """
 
     face: Face
@@ -44,12 +47,12 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """A place that could not be looked at, so that bytes which were seen nowhere may be there.
+    """A place that was not read, so that bytes which were found nowhere may be there.
 
     Attributes:
-        path: of a file, a folder or an archive.
-        why: in words.
-        rule: that passes over it; None for one that cannot be read.
+        path: the path of a file, a folder or an archive.
+        why: the reason, in words.
+        rule: the rule that excludes the place from the scan; None for a place that cannot be read.
     """
 
     path: str
@@ -59,16 +62,17 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Known paths whose files are gone, and what becomes of their faces.
+    """Known paths without files, and the changes to their faces.
 
     Attributes:
-        paths: the paths that are no longer known.
-        faces: the faces that go: no other path leads to them, and no source has their bytes.
-        moved: the faces that follow their bytes, as they were.
-        renamed: the people all of whose photos were found under another name.
-        kept: the faces that stay as they are, because somebody has to decide.
-        held: the faces that would be removed, but stay: their bytes may be in a place that was not readable.
-        unseen: these places; empty where no face is held back.
+        paths: the paths that are removed from the gallery.
+        faces: the removed faces: they have no other path, and no source has their bytes.
+        moved: the faces that get the paths where their bytes are now, in their state before the change.
+        renamed: the identities for which all photos were found under another name.
+        kept: the unchanged faces that need a decision by the user.
+        held: the unchanged faces that would be removed if all places had been read: their bytes may be in
+            one of `unseen`.
+        unseen: the places that were not read; empty if no face is held.
     """
 
     paths: tuple[str, ...]
@@ -83,11 +87,13 @@ class Missing:
 def roots(
     sources: Iterable[str | os.PathLike[str]], gone: Iterable[str | os.PathLike[str]] = ()
 ) -> list[str]:
-    """Absolute paths of sources with at least one photo each, and of folders that may be gone as a whole.
+    """Returns the absolute paths of sources with at least one photo each, and of folders in `gone`.
+
+    A folder in `gone` may have disappeared as a whole.
 
     Raises:
         DataError: a source does not exist.
-        InputError: there is not one photo in a source, or it does not show what is gone.
+        InputError: a source has no photo, or cannot show that files are gone.
     """
     sources, gone = list(sources), list(gone)
     check_comparable([*sources, *gone])

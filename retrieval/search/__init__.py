@@ -1,1 +1,1 @@
-"""Who and what is nearest to a query, and whether that is an answer."""
+"""Search: the photos and identities nearest to a query, and the decision: an identity or UNKNOWN."""

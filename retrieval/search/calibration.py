@@ -1,10 +1,10 @@
-"""Calibration: finds the distance threshold of a gallery from distances of non-mated searches.
+"""Calibration, for `Gallery.calibrate`: finds a gallery's distance threshold from non-mated searches.
 
-A stranger's search names somebody as soon as the nearest of all enrolled faces is near enough, so the
-threshold belongs to the gallery at its size and not to the model: the more faces, the nearer the nearest.
-It is set by searches of people who are not enrolled. Without such photos the gallery answers for itself: each
-enrolled face is searched for among the faces of everybody else. What the threshold costs is measured by
-searching for each enrolled face among all others (leave one out).
+A non-mated search returns an identity as soon as the nearest of all enrolled faces is near enough. The more
+faces are enrolled, the nearer is the nearest. A threshold is therefore valid for a gallery at its size, not
+for a model. It is derived from searches for people who are not enrolled (strangers). Without photos of
+strangers, each enrolled face is searched for among the faces of other identities instead. The FNIR of the
+threshold is measured by searching for each enrolled face among all other faces (leave one out).
 """
 
 import math
@@ -26,33 +26,34 @@ from retrieval.models.bundle import FORGOTTEN
 from retrieval.search.decisions import Nearest, check_fpir, two_nearest
 from retrieval.storage.vault import State, Vault
 
-# The rates at which thresholds are kept beside the one that was asked for, as far as searches are enough.
+# The FPIRs for which thresholds are stored beside the requested one, if there are enough searches.
 USUAL: Final = (0.1, 0.03, 0.01, 0.003, 0.001)
 
-# How many enrolled faces are searched for, unless it is said.
+# The default number of enrolled faces that are searched for.
 SAMPLE: Final = 10_000
 
-# How many searches share a snapshot: nobody who erases has to wait for longer.
-_TOGETHER: Final = 256
+# Searches per snapshot. An erasure waits until the snapshot ends, so this bounds its wait.
+_SEARCH_BATCH: Final = 256
 
-# Below how many strangers a bootstrap over them is no good measure.
-_FEW_PEOPLE: Final = 30
+# With fewer strangers, a bootstrap over them is unreliable.
+_MIN_BOOTSTRAP_PEOPLE: Final = 30
 
 PHOTOS: Final = "photos"
 GALLERY: Final = "gallery"
 
-# Photos of strangers: vectors (n, d), and whose each is, None where nobody said.
+# Batches of photos of strangers: vectors (n, d), and the name of the person of each; None if it is unknown.
 Strangers: TypeAlias = Iterable[tuple[NDArray[Any], Sequence[str | None]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Searches:
-    """Searches of strangers.
+class _NonMatedSearches:
+    """The results of non-mated searches.
 
     Attributes:
-        distances: (n,) float64, to the nearest face of anybody who is enrolled.
-        people: (n,) int64, who was searched for; each photo by itself where nobody said.
-        named: the names of those of whom somebody said it.
+        distances: (n,) float64, to the nearest enrolled face with an identity.
+        people: (n,) int64, the number of the person of each probe; a number of its own if the person is
+            unknown.
+        named: the names of the known persons.
     """
 
     distances: NDArray[np.float64]
@@ -61,13 +62,13 @@ class _Searches:
 
 
 @dataclass(frozen=True, slots=True)
-class _Enrolled:
-    """Searches of enrolled faces among all others.
+class _EnrolledSearches:
+    """The results of searches for enrolled faces among all other faces.
 
     Attributes:
-        own: (n,) int64, whose they are.
-        nearest: the two nearest people to each.
-        mated: (n,) whether their person has another face.
+        own: (n,) int64, the number of each face's identity.
+        nearest: the two nearest identities to each face.
+        mated: (n,) whether the identity has another face.
     """
 
     own: NDArray[np.int64]
@@ -75,14 +76,20 @@ class _Enrolled:
     mated: NDArray[np.bool_]
 
     def among_others(self) -> NDArray[np.float64]:
-        """(n,) distances to the nearest face of somebody else, as if their person were not enrolled."""
+        """(n,) distances to the nearest face of another identity, as if its own were not enrolled."""
         people, distances = self.nearest.people, self.nearest.distances
         return np.where(people[:, 0] == self.own, distances[:, 1], distances[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
-class _Gallery:
-    """A gallery as it is when its calibration begins; `owners` are (n, 2): faces and their people."""
+class _GalleryState:
+    """The state of a gallery at the start of its calibration.
+
+    Attributes:
+        generation: the active model's.
+        faces: number of faces.
+        owners: (n, 2) face ids and identity numbers of all faces with an identity.
+    """
 
     generation: Generation
     faces: int
@@ -99,32 +106,33 @@ def calibrate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Calibration:
-    """Finds the thresholds of a gallery and stores them; from then on its searches decide by them.
+    """Finds the thresholds of a gallery, stores them for its searches, and returns the calibration.
 
     Args:
-        vault: the gallery's; others may enroll, forget and search meanwhile.
-        fpir: the share of strangers' searches that may name somebody.
-        strangers: embeddings of people who are not enrolled; None lets the gallery answer for itself.
-        sample: how many enrolled faces are searched for at most.
-        seed: of the sample and of the intervals.
-        on_progress: called with the enrolled faces that were searched for and all that will be.
-        should_stop: asked between searches.
+        vault: the gallery's; other threads and processes may enroll, forget and search meanwhile.
+        fpir: the share of non-mated searches that may return an identity, above 0 and at most 0.5.
+        strangers: batches of embeddings (n, d) of people who are not enrolled, with a name or None for each;
+            None uses the enrolled faces instead.
+        sample: greatest number of enrolled faces that are searched for, at least 1.
+        seed: random seed of the sample and of the intervals.
+        on_progress: called with the number of enrolled faces searched for so far, and of all in the sample.
+        should_stop: called between batches of searches; a true result interrupts the calibration.
 
     Raises:
-        InputError: too few searches for this rate, or fewer than two people are enrolled.
-        Interrupted: it was stopped; nothing was stored.
-        ModelMismatch: the gallery went over to another model meanwhile; nothing was stored.
+        InputError: there are too few searches for this rate, or fewer than two identities are enrolled.
+        Interrupted: `should_stop` returned true; nothing was stored.
+        ModelMismatch: the gallery switched models meanwhile; nothing was stored.
         StorageError, GalleryBusy: nothing was stored.
     """
     check_fpir(fpir)
     if sample < 1:
         raise InputError(f"The sample must have at least 1 face, not {sample}.")
-    gallery = vault.on_a_snapshot(lambda reader: _gallery(vault, reader))
-    others = None if strangers is None else _of_strangers(vault, gallery, strangers)
+    gallery = vault.on_a_snapshot(lambda reader: _gallery_state(vault, reader))
+    others = None if strangers is None else _search_strangers(vault, gallery, strangers)
     if others is not None:
         check_enough(fpir, len(others.distances))
     enrolled = _leave_one_out(vault, gallery, sample, seed, on_progress, should_stop)
-    searches = _of_the_gallery(vault, enrolled) if others is None else others
+    searches = _non_mated_of_enrolled(vault, enrolled) if others is None else others
     check_enough(fpir, len(searches.distances))
     found = Calibration(
         generation=gallery.generation.id,
@@ -144,25 +152,25 @@ def calibrate(
 
 
 def store(vault: Vault, found: Calibration) -> None:
-    """Makes a gallery's searches decide by a calibration, in one transaction.
+    """Stores a calibration in one transaction; searches of the gallery decide by it from then on.
 
     Raises:
-        ModelMismatch: the gallery went over to another model meanwhile.
+        ModelMismatch: the gallery switched models meanwhile.
         StorageError, GalleryBusy: nothing was stored.
     """
     with vault.writing() as writer:
         if vault.serving(writer).id != found.generation:
-            raise _went_over(vault)
+            raise _model_switched(vault)
         writer.set_calibration(found)
         detail: dict[str, Any] = {"fpir": found.fpir, "strangers": found.strangers}
         vault.log(writer, "calibrate", faces=found.faces, searches=found.searches, **detail)
 
 
 def check_enough(fpir: float, searches: int) -> None:
-    """Checks that a rate can be measured by so many searches.
+    """Checks that an FPIR can be measured with a number of non-mated searches.
 
     Raises:
-        InputError: not even one of them may name somebody.
+        InputError: at this rate, less than one of the searches may return an identity.
     """
     if not searches:
         raise InputError("There is not one search of a stranger to calibrate by; name other photos.")
@@ -180,71 +188,71 @@ def _is_enough(fpir: float, searches: int) -> bool:
     return fpir * searches >= 1 - 1e-9
 
 
-def _went_over(vault: Vault) -> ModelMismatch:
+def _model_switched(vault: Vault) -> ModelMismatch:
     return ModelMismatch(
         f"The gallery {vault.folder} went over to another model meanwhile; calibrate it again."
     )
 
 
-def _gallery(vault: Vault, reader: Reader) -> _Gallery:
+def _gallery_state(vault: Vault, reader: Reader) -> _GalleryState:
     state, owners = vault.state(reader), reader.identity_of_every_face()
     if len(np.unique(owners[:, 1])) < 2:
         raise InputError(
             f"{vault.folder} has faces of fewer than two people; enroll more before it is calibrated."
         )
-    return _Gallery(state.generation, state.faces, owners)
+    return _GalleryState(state.generation, state.faces, owners)
 
 
 def _labels(vault: Vault, generation: Generation) -> set[str]:
-    """Whom the model was trained on, as far as they are known by name today."""
+    """The names of the people that the model was trained on, except forgotten ones."""
     with vault.store.read() as reader:
         return set(vault.bundle(reader, generation).labels) - {FORGOTTEN}
 
 
-def _of_strangers(vault: Vault, gallery: _Gallery, strangers: Strangers) -> _Searches:
+def _search_strangers(vault: Vault, gallery: _GalleryState, strangers: Strangers) -> _NonMatedSearches:
     distances: list[NDArray[np.float64]] = [np.empty(0)]
     names: list[str | None] = []
-    for vectors, whose in strangers:
-        if len(vectors) != len(whose):
-            raise InputError(f"{len(whose):,} strangers came with {len(vectors):,} vectors.")
-        for start in range(0, len(vectors), _TOGETHER):
-            some = vectors[start : start + _TOGETHER]
-            found = vault.on_a_snapshot(partial(_search, vault, gallery, some, None))
+    for vectors, batch_names in strangers:
+        if len(vectors) != len(batch_names):
+            raise InputError(f"{len(batch_names):,} strangers came with {len(vectors):,} vectors.")
+        for start in range(0, len(vectors), _SEARCH_BATCH):
+            some = vectors[start : start + _SEARCH_BATCH]
+            found = vault.on_a_snapshot(partial(_search_two_nearest, vault, gallery, some, None))
             distances.append(found.distances[:, 0])
-        names += whose
+        names += batch_names
     numbers = {name: number for number, name in enumerate(sorted({n for n in names if n is not None}))}
     people = [len(numbers) + row if name is None else numbers[name] for row, name in enumerate(names)]
-    return _Searches(np.concatenate(distances), np.array(people, np.int64), frozenset(numbers))
+    return _NonMatedSearches(np.concatenate(distances), np.array(people, np.int64), frozenset(numbers))
 
 
-def _of_the_gallery(vault: Vault, enrolled: _Enrolled) -> _Searches:
+def _non_mated_of_enrolled(vault: Vault, enrolled: _EnrolledSearches) -> _NonMatedSearches:
     with vault.store.read() as reader:
         names = reader.names_of_identities(set(enrolled.own.tolist()))
-    return _Searches(enrolled.among_others(), enrolled.own, frozenset(names.values()))
+    return _NonMatedSearches(enrolled.among_others(), enrolled.own, frozenset(names.values()))
 
 
 def _leave_one_out(
     vault: Vault,
-    gallery: _Gallery,
+    gallery: _GalleryState,
     sample: int,
     seed: int,
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], bool],
-) -> _Enrolled:
-    """Searches for enrolled faces among all others, some of them for each snapshot."""
+) -> _EnrolledSearches:
+    """Searches for a sample of enrolled faces among all other faces, in one snapshot per batch."""
     owners = gallery.owners
     rows = np.random.default_rng(seed).choice(len(owners), min(sample, len(owners)), replace=False)
     chosen = owners[np.sort(rows)]
     parts: list[tuple[NDArray[np.int64], Nearest]] = []
-    for start in range(0, len(chosen), _TOGETHER):
+    for start in range(0, len(chosen), _SEARCH_BATCH):
         if should_stop():
             raise Interrupted("Stopped; the gallery's thresholds are what they were.")
-        ids = chosen[start : start + _TOGETHER, 0]
-        parts.append(vault.on_a_snapshot(partial(_search_again, vault, gallery, ids)))
-        on_progress(min(start + _TOGETHER, len(chosen)), len(chosen))
+        ids = chosen[start : start + _SEARCH_BATCH, 0]
+        parts.append(vault.on_a_snapshot(partial(_search_stored, vault, gallery, ids)))
+        on_progress(min(start + _SEARCH_BATCH, len(chosen)), len(chosen))
     own = np.concatenate([people for people, _ in parts])
     people, counts = np.unique(owners[:, 1], return_counts=True)
-    return _Enrolled(
+    return _EnrolledSearches(
         own,
         Nearest(
             np.concatenate([found.people for _, found in parts]),
@@ -254,26 +262,30 @@ def _leave_one_out(
     )
 
 
-def _search_again(
-    vault: Vault, gallery: _Gallery, ids: Ids, reader: Reader
+def _search_stored(
+    vault: Vault, gallery: _GalleryState, ids: Ids, reader: Reader
 ) -> tuple[NDArray[np.int64], Nearest]:
-    """Searches for those of some faces that are still there; whose they are, and who is nearest."""
+    """Searches for stored faces by id, except removed ones; returns their identities and the two nearest."""
     owners = reader.identities_of_faces(ids.tolist())
-    state = _same(vault, gallery, reader)
+    state = _state_of_same_model(vault, gallery, reader)
     there, vectors = _vectors(vault, state, np.array(sorted(owners), np.int64))
     own = np.array([owners[number] for number in there.tolist()], np.int64)
-    return own, _search(vault, gallery, vectors, there.tolist(), reader)
+    return own, _search_two_nearest(vault, gallery, vectors, there.tolist(), reader)
 
 
-def _search(
+def _search_two_nearest(
     vault: Vault,
-    gallery: _Gallery,
+    gallery: _GalleryState,
     vectors: NDArray[Any],
     exclude: Sequence[int | None] | None,
     reader: Reader,
 ) -> Nearest:
-    """The two nearest people to each vector, of a snapshot."""
-    state = _same(vault, gallery, reader)
+    """The two nearest identities to each vector, in a snapshot.
+
+    Raises:
+        ModelMismatch: the snapshot is of another model.
+    """
+    state = _state_of_same_model(vault, gallery, reader)
     flat = vault.vectors(state.generation)
     queries = flat.checked(vectors)
     left_out = [None] * len(queries) if exclude is None else exclude
@@ -292,20 +304,20 @@ def _search(
     return two_nearest(reader, ask, [nothing] * len(queries))
 
 
-def _same(vault: Vault, gallery: _Gallery, reader: Reader) -> State:
-    """What a snapshot is, of the same model.
+def _state_of_same_model(vault: Vault, gallery: _GalleryState, reader: Reader) -> State:
+    """The state of a snapshot, which must be of the calibrated model.
 
     Raises:
-        ModelMismatch: it is of another one.
+        ModelMismatch: the snapshot is of another model.
     """
     state = vault.state(reader)
     if state.generation.id != gallery.generation.id:
-        raise _went_over(vault)
+        raise _model_switched(vault)
     return state
 
 
 def _vectors(vault: Vault, state: State, ids: Ids) -> tuple[Ids, Vectors]:
-    """The vectors (n, d) of some faces, as they come, with their ids."""
+    """The ids and vectors (n, d) of some faces, in storage order."""
     flat = vault.vectors(state.generation)
     found = [np.empty(0, np.int64)]
     vectors = [np.empty((0, state.generation.dimension), np.float32)]
@@ -317,37 +329,39 @@ def _vectors(vault: Vault, state: State, ids: Ids) -> tuple[Ids, Vectors]:
     return np.concatenate(found), np.concatenate(vectors)
 
 
-def _points(fpir: float, searches: _Searches, enrolled: _Enrolled, seed: int) -> tuple[OperatingPoint, ...]:
-    """The operating points that can be measured, by falling rate."""
+def _points(
+    fpir: float, searches: _NonMatedSearches, enrolled: _EnrolledSearches, seed: int
+) -> tuple[OperatingPoint, ...]:
+    """The operating points that can be measured, by descending FPIR."""
     usual = (one for one in USUAL if not math.isclose(one, fpir) and _is_enough(one, len(searches.distances)))
     wanted = sorted([fpir, *usual], reverse=True)
     limits = np.array([rates.threshold(searches.distances, one) for one in wanted])
-    seen = rates.by_identity(searches.distances[:, None] <= limits, searches.people, seed=seed)
+    measured = rates.by_identity(searches.distances[:, None] <= limits, searches.people, seed=seed)
     mated = enrolled.mated
     own, nearest = enrolled.own[mated], enrolled.nearest
     wrong = nearest.people[mated, 0] != own
     missed = wrong[:, None] | (nearest.distances[mated, 0][:, None] > limits)
-    lost = rates.by_identity(missed, own, seed=seed)
-    next_ones = rates.upcoming(searches.distances, searches.people, limits, seed=seed)
+    fnirs = rates.by_identity(missed, own, seed=seed)
+    expected = rates.upcoming(searches.distances, searches.people, limits, seed=seed)
     return tuple(
         OperatingPoint(one, float(at), share, rate, upcoming)
-        for one, at, share, rate, upcoming in zip(wanted, limits, seen, lost, next_ones, strict=True)
+        for one, at, share, rate, upcoming in zip(wanted, limits, measured, fnirs, expected, strict=True)
     )
 
 
 def foretold(point: OperatingPoint) -> str:
-    """In words, what an operating point makes one expect of the next searches of strangers."""
+    """Returns a sentence part: the expected result of the next non-mated searches at an operating point."""
     if point.upcoming is None:
         return "how many of the next strangers' searches may be given a name is not known: calibrate again"
     return point.upcoming.in_words()
 
 
 def remarks(found: Calibration, learned: int = 0) -> list[str]:
-    """What a person should know before they trust a calibration, in sentences.
+    """Returns sentences that state the limits of a calibration, for users.
 
     Args:
         found: the calibration.
-        learned: how many of the enrolled people the model was trained on.
+        learned: number of enrolled identities that the model was trained on.
     """
     return list(_remarks(found, learned))
 
@@ -377,5 +391,5 @@ def _remarks(found: Calibration, learned: int) -> Iterator[str]:
             "Nobody said who is on the strangers' photos, so each photo counts as a person of its own. Where "
             "there are several of one person the intervals are optimistic: they ought to be wider."
         )
-    if 0 < found.people < _FEW_PEOPLE:
+    if 0 < found.people < _MIN_BOOTSTRAP_PEOPLE:
         yield f"Only {found.people:,} people were the strangers: the intervals themselves are uncertain."

@@ -1,7 +1,7 @@
-"""Decisions: an identity or UNKNOWN for each search, with the margin to the next identity.
+"""Decisions, for searches and calibration: an identity or UNKNOWN, and the margin to the next identity.
 
-A search names the person of the nearest face that has one, unless that face is farther than the threshold.
-Faces without an identity are nobody's and decide nothing, as with the nearest people.
+The decision is the identity of the nearest face that has one, unless that face is farther than the threshold.
+Faces without an identity do not count, as in the search for identities.
 """
 
 import math
@@ -19,39 +19,39 @@ from retrieval.errors import InputError
 from retrieval.index.knn import Ids, Neighbours
 from retrieval.rates import Upcoming
 
-# How many of the nearest are asked for at first, how that grows, and up to where: mostly a second person is
-# soon among them, and otherwise it is cheaper to leave the first one out.
+# The number of nearest faces in the first request, its growth factor, and its maximum. A second identity is
+# usually found early. Otherwise, a search without the faces of the first identity is cheaper.
 FIRST: Final = 16
-_GROWTH: Final = 4
-_MOST: Final = 4096
+_REQUEST_GROWTH: Final = 4
+_MAX_REQUEST: Final = 4096
 
-# The number of no person.
+# The identity number that stands for no identity.
 NOBODY: Final = -1
 
-# By how much a gallery may have grown before its threshold should be found anew.
-_GROWN: Final = 1.25
+# The growth factor of a gallery above which it should be calibrated again.
+_OUTGROWN_FACTOR: Final = 1.25
 
-# Asks for some of the queries, by their places: so many of the nearest, of the only allowed ids or of all.
+# Searches for some of the queries, given by their positions: (positions, k, allowed ids or None for all).
 Ask: TypeAlias = Callable[[Sequence[int], int, Ids | None], Sequence[Neighbours]]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Who it is, or that it is nobody the gallery knows.
+    """The decision of a search: an identity, or UNKNOWN.
 
     Attributes:
-        identity: the person of the nearest face; None is UNKNOWN: that face is farther than the threshold.
-        distance: Euclidean, to the nearest face of anybody; None where nobody was to be compared with.
-        margin: by how much the nearest face of a second person is farther; None where there is none.
-        second: who that is.
-        threshold: the greatest distance at which somebody is named.
-        classifier_agrees: whether the classifier names the same person; None where nobody is named, where it
-            does not know that person, and where it was not asked, as about a vector.
-        fpir: the share of strangers that the threshold was to let pass; None where a distance was given.
-        expected_fpir: roughly what that share has become: as it was measured, times the gallery's growth.
+        identity: the identity of the nearest face; None is UNKNOWN: that face is farther than the threshold.
+        distance: Euclidean distance to the nearest face with an identity; None if there was no such face.
+        margin: how much farther the nearest face of a second identity is; None if there is no second one.
+        second: the second identity.
+        threshold: the greatest distance at which an identity is returned.
+        classifier_agrees: whether the classifier predicts the same identity; None for UNKNOWN, if the
+            classifier was not trained on that identity, and if there is no prediction, as for a vector.
+        fpir: the share of non-mated searches that the threshold was to accept; None if a distance was given.
+        expected_fpir: rough estimate of that share today: the measured share, times the gallery's growth.
         outgrown: whether the gallery has grown so much that it should be calibrated again.
-        upcoming: how many of the next strangers' searches may be named, at the size that was calibrated; None
-            where a distance was given, and where an older version calibrated.
+        upcoming: how many of the next non-mated searches may return an identity, at the calibrated size; None
+            if a distance was given, or if an older version calibrated the gallery.
     """
 
     identity: str | None
@@ -66,7 +66,7 @@ class Decision:
     upcoming: Upcoming | None = None
 
     def beside(self, predicted: str, labels: Sequence[str]) -> "Decision":
-        """The same, with what the classifier says, which knows the people of `labels`."""
+        """Returns the decision with `classifier_agrees`, for a prediction and the classifier's labels."""
         if self.identity is None or self.identity not in labels:
             return self
         return replace(self, classifier_agrees=predicted == self.identity)
@@ -74,7 +74,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The threshold in force; the attributes are those of `Decision`."""
+    """The threshold of a search; the attributes are those of `Decision`."""
 
     threshold: float
     fpir: float | None = None
@@ -85,11 +85,11 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """The two nearest people to each of n queries, each by their nearest face.
+    """The two nearest identities to each of n queries, by the nearest face of each identity.
 
     Attributes:
-        people: (n, 2) int64, numbers of identities, `NOBODY` where there is none.
-        distances: (n, 2) float64, Euclidean, infinite where there is nobody.
+        people: (n, 2) int64, identity numbers; `NOBODY` if there is no such identity.
+        distances: (n, 2) float64, Euclidean; infinite if there is no such identity.
     """
 
     people: NDArray[np.int64]
@@ -97,10 +97,11 @@ class Nearest:
 
 
 def check_wanted(fpir: float | None, max_distance: float | None) -> None:
-    """Checks how a search is to be decided.
+    """Checks the arguments that choose the threshold of a search.
 
     Raises:
-        InputError: both are given, or a rate that is none, or a distance that is negative or not a number.
+        InputError: both are given, the rate is not above 0 and at most 0.5, or the distance is negative or
+            not finite.
     """
     if fpir is not None and max_distance is not None:
         raise InputError("Give an FPIR or a greatest distance, not both: each is a threshold.")
@@ -111,10 +112,10 @@ def check_wanted(fpir: float | None, max_distance: float | None) -> None:
 
 
 def check_fpir(fpir: float) -> None:
-    """Checks a rate.
+    """Checks an FPIR.
 
     Raises:
-        InputError: it is not above 0 and at most 0.5.
+        InputError: the rate is not above 0 and at most 0.5.
     """
     if not 0 < fpir <= 0.5:
         raise InputError(f"An FPIR lies above 0 and is at most 0.5, as in 0.01; it cannot be {fpir:g}.")
@@ -123,13 +124,13 @@ def check_fpir(fpir: float) -> None:
 def limit(
     calibration: Calibration | None, faces: int, fpir: float | None, max_distance: float | None, name: str
 ) -> Limit | None:
-    """The threshold that is in force; None where nothing is known and nothing was asked for.
+    """Returns the threshold of a search; None if the gallery is not calibrated and none was requested.
 
     Args:
-        calibration: the gallery's.
-        faces: how many it has today.
-        fpir, max_distance: what was asked for.
-        name: the gallery's, for errors.
+        calibration: the gallery's; None if it is not calibrated.
+        faces: current number of faces in the gallery.
+        fpir, max_distance: the requested rate or distance.
+        name: the gallery's name in errors.
 
     Raises:
         InputError: the gallery was not calibrated for this FPIR.
@@ -148,37 +149,39 @@ def limit(
         )
     growth = faces / max(calibration.faces, 1)
     expected = min(1.0, point.seen.value * growth)
-    return Limit(point.threshold, point.fpir, expected, growth > _GROWN, point.upcoming)
+    return Limit(point.threshold, point.fpir, expected, growth > _OUTGROWN_FACTOR, point.upcoming)
 
 
 def two_nearest(reader: Reader, ask: Ask, beginnings: Sequence[Neighbours]) -> Nearest:
-    """The two nearest people to each query: exactly, however many faces of one of them are nearer.
+    """Returns the two nearest identities to each query, exactly, however many faces one of them has.
 
     Args:
         reader: a snapshot.
-        ask: gives the nearest faces of that snapshot.
-        beginnings: of each query the nearest faces as far as they are known already, maybe none.
+        ask: returns the nearest faces in that snapshot.
+        beginnings: the nearest faces of each query that are known already; may be empty.
     """
     found = Nearest(
         np.full((len(beginnings), 2), NOBODY, np.int64), np.full((len(beginnings), 2), np.inf, np.float64)
     )
-    left = _fill(reader, found, range(len(beginnings)), beginnings)
+    left = _fill_two_nearest(reader, found, range(len(beginnings)), beginnings)
     count = FIRST
-    while left and count <= _MOST:
+    while left and count <= _MAX_REQUEST:
         answers = ask(left, count, None)
-        unsettled = set(_fill(reader, found, left, answers))
-        # Who has fewer than were asked for has all there are.
+        unsettled = set(_fill_two_nearest(reader, found, left, answers))
+        # A query with fewer faces than requested has all faces, so that a larger request is useless.
         left = [
             one for one, (_, ids) in zip(left, answers, strict=True) if one in unsettled and len(ids) == count
         ]
-        count *= _GROWTH
+        count *= _REQUEST_GROWTH
     if left:
-        _without_the_first(reader, ask, found, left)
+        _search_without_first(reader, ask, found, left)
     return found
 
 
-def _fill(reader: Reader, found: Nearest, places: Sequence[int], answers: Sequence[Neighbours]) -> list[int]:
-    """Reads two people off the beginnings of rankings; returns the places at which there was no second."""
+def _fill_two_nearest(
+    reader: Reader, found: Nearest, places: Sequence[int], answers: Sequence[Neighbours]
+) -> list[int]:
+    """Fills in up to two identities from ranked faces; returns the queries without a second identity."""
     owners = reader.identities_of_faces({number for _, ids in answers for number in ids.tolist()})
     left = []
     for place, (distances, ids) in zip(places, answers, strict=True):
@@ -195,16 +198,19 @@ def _fill(reader: Reader, found: Nearest, places: Sequence[int], answers: Sequen
     return left
 
 
-def _without_the_first(reader: Reader, ask: Ask, found: Nearest, places: Sequence[int]) -> None:
-    """Asks among the faces of everybody but who was found already, first for whom nobody was found."""
+def _search_without_first(reader: Reader, ask: Ask, found: Nearest, places: Sequence[int]) -> None:
+    """Fills in missing identities by searches without the faces of the first identity.
+
+    Queries without any identity are searched first, among all faces with an identity.
+    """
     owners = reader.identity_of_every_face()
     for column in (0, 1):
-        lacking = [one for one in places if found.people[one, column] == NOBODY]
+        incomplete = [one for one in places if found.people[one, column] == NOBODY]
 
         def first(place: int) -> int:
             return int(found.people[place, 0])
 
-        for person, group in groupby(sorted(lacking, key=first), key=first):
+        for person, group in groupby(sorted(incomplete, key=first), key=first):
             some = list(group)
             answers = ask(some, 1, owners[owners[:, 1] != person, 0])
             for place, (distances, ids) in zip(some, answers, strict=True):
@@ -214,12 +220,12 @@ def _without_the_first(reader: Reader, ask: Ask, found: Nearest, places: Sequenc
 
 
 def decide(found: Nearest, names: Mapping[int, str], limit: Limit) -> list[Decision]:
-    """A decision for each query.
+    """Returns the decision for each query.
 
     Args:
-        found: the two nearest people to each.
-        names: of all these people, by number.
-        limit: the threshold in force.
+        found: the two nearest identities to each query.
+        names: name by number, of all these identities.
+        limit: the threshold.
     """
     return [
         _decision(people, distances, names, limit)

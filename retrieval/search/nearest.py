@@ -1,6 +1,6 @@
-"""Search: the photos or people nearest to vectors, from one snapshot, and the decisions on them.
+"""Searches by vectors, for `Gallery`: the nearest photos or identities in one snapshot, and the decisions.
 
-It knows nothing of pictures: `gallery.image_search` embeds them, and says what the classifier thinks.
+This module does not handle images: `gallery.image_search` embeds them and adds the classifier's prediction.
 """
 
 import dataclasses
@@ -39,9 +39,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The classifier's opinion: one of the identities it was trained on, and its softmax probability.
+    """The classifier's prediction: an identity that it was trained on, and its softmax probability.
 
-    The classifier knows nobody else: a stranger too is given one of its names.
+    The classifier always predicts one of these identities, also for a photo of another person.
     """
 
     identity: str
@@ -49,17 +49,17 @@ class Prediction:
 
 
 class Found(tuple[_T, ...], Generic[_T]):
-    """What a search found, nearest first: a tuple, and with it the decision.
+    """The results of a search, nearest first: a tuple with the decision as an attribute.
 
     Attributes:
-        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
+        decision: an identity or UNKNOWN; None if the gallery has no threshold and none was given.
     """
 
     decision: Decision | None = None
 
     @classmethod
     def of(cls, found: Iterable[_T], decision: Decision | None) -> "Found[_T]":
-        """What was found, with a decision."""
+        """Returns the results with a decision."""
         made = cls(found)
         made.decision = decision
         return made
@@ -67,12 +67,12 @@ class Found(tuple[_T, ...], Generic[_T]):
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The answer to a picture.
+    """The result of a search for photos by an image.
 
     Attributes:
         matches: the nearest stored photos, nearest first, equal distances by face id.
-        prediction: from the same pass through the network.
-        decision: an identity or UNKNOWN; None where the gallery has no threshold and none was given.
+        prediction: the classifier's prediction, from the same pass through the network.
+        decision: an identity or UNKNOWN; None if the gallery has no threshold and none was given.
     """
 
     matches: tuple[Match, ...]
@@ -82,7 +82,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class PersonMatch:
-    """A person in an answer: how far by the rule that was asked for, and their nearest photos."""
+    """An identity in a result: its distance by the requested rule, and its nearest photos."""
 
     identity: str
     distance: float
@@ -91,9 +91,9 @@ class PersonMatch:
 
 @dataclass(frozen=True, slots=True)
 class PeopleResult:
-    """The people nearest to a picture, nearest first, the classifier's prediction, and the decision.
+    """The result of a search for identities by an image: the nearest first, the prediction and the decision.
 
-    The decision is by the nearest photo, whatever the rule; see `SearchResult`.
+    The decision depends on the nearest photo, whatever the rule; see `SearchResult`.
     """
 
     people: tuple[PersonMatch, ...]
@@ -109,19 +109,19 @@ def faces_near_vectors(
     asked: PhotoQuestion,
     generation: int | None = None,
 ) -> list[Found[Match]]:
-    """The matches of each vector (n, d), all from one snapshot.
+    """Returns the matches of each vector (n, d), all from one snapshot.
 
     Args:
         vault: the gallery's.
-        vectors: (n, d).
-        exclude: for each of them, a face that is no answer to it, or None.
-        asked: what is asked of all of them.
-        generation: the model that made them; None takes the caller's word.
+        vectors: (n, d) float.
+        exclude: for each vector, the id of a face to leave out of its results, or None.
+        asked: the options of the search, for all vectors.
+        generation: number of the generation of the model that embedded the vectors; None skips the check.
 
     Raises:
         ModelMismatch: the snapshot is of another generation than the given one.
-        InputError: another shape, not finite, a distance that is negative or not finite, or an FPIR that the
-            gallery was not calibrated for.
+        InputError: the vectors have another shape or are not finite, the distance is negative or not finite,
+            or the gallery is not calibrated for the FPIR.
     """
 
     def search(reader: Reader) -> list[Found[Match]]:
@@ -143,15 +143,15 @@ def people_near_vectors(
     asked: PeopleQuestion,
     generation: int | None = None,
 ) -> list[Found[PersonMatch]]:
-    """The people nearest to each vector (n, d), all from one snapshot; otherwise as `faces_near_vectors`."""
-    left_out = [None] * len(vectors) if exclude is None else list(exclude)
+    """Returns the identities nearest to each vector (n, d); otherwise as `faces_near_vectors`."""
+    excluded = [None] * len(vectors) if exclude is None else list(exclude)
 
     def search(reader: Reader) -> list[Found[PersonMatch]]:
         snapshot = _Snapshot(vault, reader, asked, generation)
         queries = snapshot.flat.checked(vectors)
         found: list[list[Ranked]] = []
-        # Centroids are computed once for all queries that leave out the same face, or none.
-        for face, places in groupby(range(len(queries)), key=left_out.__getitem__):
+        # Centroids are computed once for consecutive queries that exclude the same face, or none.
+        for face, places in groupby(range(len(queries)), key=excluded.__getitem__):
             found += snapshot.rank(queries[list(places)], face, asked)
         decided = snapshot.decide(queries, exclude)
         return list(map(Found.of, snapshot.named(found), decided))
@@ -160,24 +160,24 @@ def people_near_vectors(
 
 
 def faces_near_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Found[Match]:
-    """The matches of a stored face, itself left out.
+    """Returns the matches of a stored face, without the face itself.
 
     Raises:
-        InputError: there is no such face; or as `faces_near_vectors`.
+        InputError: there is no face of that id; or as `faces_near_vectors`.
     """
     return faces_near_vectors(vault, vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
 
 
 def people_near_face(vault: Vault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
-    """The people nearest to a stored face, itself left out; otherwise as `faces_near_face`."""
+    """Returns the identities nearest to a stored face; otherwise as `faces_near_face`."""
     return people_near_vectors(vault, vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
 
 
 def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
-    """The vector (d,) of a stored face.
+    """Returns the vector (d,) of a stored face.
 
     Raises:
-        InputError: there is no such face.
+        InputError: there is no face of that id.
     """
 
     def find(reader: Reader) -> NDArray[np.float32]:
@@ -190,11 +190,11 @@ def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
 
 
 class _Snapshot:
-    """A snapshot of a gallery: what is asked of it, which of its faces may be an answer, and what decides.
+    """A search in one snapshot of a gallery: its options, the allowed faces, and the threshold.
 
     Raises:
-        ModelMismatch: it is of another generation than the given one.
-        InputError: the gallery was not calibrated for the FPIR that is asked for.
+        ModelMismatch: the snapshot is of another generation than the given one.
+        InputError: the gallery is not calibrated for the requested FPIR.
     """
 
     def __init__(self, vault: Vault, reader: Reader, asked: Question, generation: int | None) -> None:
@@ -208,7 +208,7 @@ class _Snapshot:
         self.flat = vault.vectors(self.state.generation)
 
     def _allowed(self) -> Ids | None:
-        """The only faces that may be an answer; None is all."""
+        """The ids of the allowed faces; None if all faces are allowed."""
         if self.asked.where is None:
             return None
         with self.asked.explanation.timed("where"):
@@ -221,7 +221,7 @@ class _Snapshot:
         allowed: Ids | None,
         exclude: Sequence[int | None] | None,
     ) -> list[Neighbours]:
-        """The nearest faces to each query (n, d), so many of them."""
+        """The `count` nearest faces to each query (n, d)."""
         return self.flat.search(
             self.state.segments,
             queries,
@@ -235,7 +235,7 @@ class _Snapshot:
     def faces(
         self, vectors: NDArray[Any], exclude: Sequence[int | None] | None, *, within: float | None
     ) -> list[Neighbours]:
-        """The nearest faces to each vector (n, d), as asked for; a few more where something is decided."""
+        """The nearest faces to each vector (n, d), as requested; a few more if there is a threshold."""
         if within is not None:
             return self.flat.search_within(
                 self.state.segments,
@@ -246,7 +246,7 @@ class _Snapshot:
                 exclude=exclude,
                 explanation=self.asked.explanation,
             )
-        # A decision needs the second person too: mostly a few more faces show one.
+        # A decision needs the second identity too: a few more faces usually include it.
         count = self.asked.k or 1
         count = count if self.limit is None else max(count, decisions.FIRST)
         return self.search(vectors, count, self.allowed, exclude)
@@ -254,7 +254,7 @@ class _Snapshot:
     def rank(
         self, queries: NDArray[np.float32], face: int | None, asked: PeopleQuestion
     ) -> list[list[Ranked]]:
-        """The nearest people to each query (n, d), all of which leave out the same face, or none."""
+        """The nearest identities to each query (n, d); all queries exclude the same face, or none."""
         k, photos, allowed = asked.k or 1, asked.photos, self.allowed
 
         def ask(one: NDArray[np.float32], count: int, only: Ids | None) -> list[Neighbours]:
@@ -267,8 +267,8 @@ class _Snapshot:
             )
         blocks = self.flat.blocks(self.state.segments, self.state.coded)
         if face is not None:
-            everybody = np.fromiter(self.reader.face_ids(), np.int64) if allowed is None else allowed
-            allowed = everybody[everybody != face]
+            candidates = np.fromiter(self.reader.face_ids(), np.int64) if allowed is None else allowed
+            allowed = candidates[candidates != face]
         return people.by_centroid(self.reader, ask, blocks, queries, k, photos=photos, allowed=allowed)
 
     def decide(
@@ -277,15 +277,15 @@ class _Snapshot:
         exclude: Sequence[int | None] | None,
         beginnings: Sequence[Neighbours] | None = None,
     ) -> list[Decision | None]:
-        """The decision on each vector (n, d), of which the nearest may be known already."""
+        """The decision for each vector (n, d); `beginnings` are the nearest faces that are known already."""
         if self.limit is None:
             return [None] * len(vectors)
         queries = self.flat.checked(vectors)
-        left_out = [None] * len(queries) if exclude is None else list(exclude)
+        excluded = [None] * len(queries) if exclude is None else list(exclude)
 
         def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Neighbours]:
-            some = self._intersected(only)
-            return self.search(queries[list(places)], count, some, [left_out[place] for place in places])
+            some = self._allowed_among(only)
+            return self.search(queries[list(places)], count, some, [excluded[place] for place in places])
 
         if beginnings is None:
             beginnings = [(np.empty(0), np.empty(0, np.int64))] * len(queries)
@@ -294,18 +294,18 @@ class _Snapshot:
         with explanation.timed("decide"):
             found = decisions.two_nearest(self.reader, ask, beginnings)
             names = self.reader.names_of_identities(set(found.people.ravel().tolist()))
-        # The same questions, gone on with.
+        # These searches continue the same queries, so they are not counted twice.
         explanation.queries, explanation.rows = before, rows
         return list(decisions.decide(found, names, self.limit))
 
-    def _intersected(self, only: Ids | None) -> Ids | None:
-        """Of some faces, or of all, those that may be an answer."""
+    def _allowed_among(self, only: Ids | None) -> Ids | None:
+        """The allowed faces among some faces, or among all if `only` is None."""
         if only is None:
             return self.allowed
         return only if self.allowed is None else np.intersect1d(only, self.allowed)
 
     def named(self, found: Sequence[Sequence[Ranked]]) -> list[tuple[PersonMatch, ...]]:
-        """People with their names and photos."""
+        """Ranked identities with their names and photos."""
         names = self.reader.names_of_identities({one.identity_id for some in found for one in some})
         photos = [
             (np.array(one.distances), np.array(one.face_ids, np.int64)) for some in found for one in some
@@ -317,14 +317,14 @@ class _Snapshot:
         ]
 
     def matches(self, found: Sequence[Neighbours]) -> list[tuple[Match, ...]]:
-        """Faces with what is stored of them.
+        """Stored faces with their distances, for pairs of distances and ids.
 
         Raises:
             GalleryDamaged: there is a vector without a face.
         """
         faces = self.reader.faces({int(number) for _, ids in found for number in ids})
         if self.asked.where is not None and self.asked.where.path_prefixes:
-            faces = {number: _meant_first(face, self.asked.where) for number, face in faces.items()}
+            faces = {number: _matching_paths_first(face, self.asked.where) for number, face in faces.items()}
         try:
             return [
                 tuple(
@@ -339,8 +339,8 @@ class _Snapshot:
             ) from error
 
 
-def _meant_first(face: Face, where: Where) -> Face:
-    """A face whose paths that meet a condition come first."""
+def _matching_paths_first(face: Face, where: Where) -> Face:
+    """The face, with its paths that match the condition first."""
     meant = [path for path in face.paths if is_below(path, where.path_prefixes)]
     others = [path for path in face.paths if path not in meant]
     return dataclasses.replace(face, paths=(*meant, *others), meant=len(meant))

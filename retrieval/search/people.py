@@ -1,7 +1,8 @@
-"""People: the identities nearest to each query, by nearest photo, mean of the nearest, or centroid.
+"""Ranks identities by distance, for searches: by nearest photo, mean of the nearest photos, or centroid.
 
-All three are exact. A person's score by photos is at least the distance of their nearest photo, so once the
-k-th best score is below the distance of every photo that was not looked at, nobody else can be better.
+All three rules are exact. The score of an identity by its photos is at least the distance of its nearest
+photo. So once the k-th best score is below the distance of all remaining photos, no other identity can be
+better.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +18,19 @@ from retrieval.database.reader import Reader
 from retrieval.errors import InputError
 from retrieval.index.knn import Block, Ids, Neighbours, nearest
 
-# How many photos are asked for at first, for each person that is wanted, and how that grows.
-_FIRST: Final = 4
-_GROWTH: Final = 4
+# Photos in the first request, for each requested identity, and the growth factor of later requests.
+_FIRST_PHOTOS_PER_IDENTITY: Final = 4
+_REQUEST_GROWTH: Final = 4
 
-# How many vectors are averaged at a time.
-_ROWS: Final = 4096
+# Vectors that are averaged at a time, roughly: identities are not split.
+_CENTROID_ROWS: Final = 4096
 
-# Asks for the k nearest of some faces: queries, k, the only allowed ids.
+# Searches for the k nearest faces: (queries, k, allowed ids or None for all).
 Ask: TypeAlias = Callable[[NDArray[np.float32], int, Ids | None], list[Neighbours]]
 
 
 class Rule(StrEnum):
-    """How far a person is: by the nearest photo, by the mean of the nearest few, by the centroid of all."""
+    """The distance of an identity: of its nearest photo, the mean of its nearest, or of its centroid."""
 
     NEAREST = "nearest"
     MEAN = "mean"
@@ -38,12 +39,12 @@ class Rule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A person in an answer.
+    """An identity in a ranking.
 
     Attributes:
-        identity_id: the person's number.
-        distance: by the rule.
-        face_ids, distances: the person's nearest photos, nearest first, equal distances by face id.
+        identity_id: number of the identity.
+        distance: distance by the rule.
+        face_ids, distances: the nearest photos of the identity, nearest first, equal distances by face id.
     """
 
     identity_id: int
@@ -53,10 +54,10 @@ class Ranked:
 
 
 def checked_rule(rule: str, mean_of: int, photos: int) -> Rule:
-    """A rule by its name.
+    """Returns a rule by its name, after a check of the options of all rules.
 
     Raises:
-        InputError: there is no such rule, or fewer than one photo is asked for.
+        InputError: there is no such rule, `mean_of` is below 1, or `photos` is below 0.
     """
     if rule not in tuple(Rule):
         raise InputError(f"There is no rule {rule}; choose one of {', '.join(Rule)}.")
@@ -75,19 +76,18 @@ def by_photos(
     photos: int,
     allowed: Ids | None,
 ) -> list[list[Ranked]]:
-    """The k nearest people to each query, by the mean distance of their nearest `mean_of` photos.
+    """Returns the k nearest identities to each query, by the mean distance of their nearest photos.
 
-    A person with fewer photos is judged by those there are. Equal people are ordered by number. Faces without
-    an identity are nobody's.
+    Identities with equal distances are ordered by number. Faces without an identity do not count.
 
     Args:
         reader: a snapshot.
-        ask: gives the nearest faces of that snapshot.
-        queries: (n, d).
-        k: at least 1.
-        mean_of: 1 for the nearest photo.
-        photos: how many of a person's photos come back, at most.
-        allowed: the only faces that count, ascending; None is all.
+        ask: returns the nearest faces in that snapshot.
+        queries: (n, d) float32.
+        k: number of identities, at least 1.
+        mean_of: number of photos in the mean, 1 for the nearest photo; all photos, if an identity has fewer.
+        photos: greatest number of photos to return for each identity.
+        allowed: ids of the allowed faces, ascending; None allows all.
     """
     return [_by_photos(reader, ask, query[None], k, mean_of, photos, allowed) for query in queries]
 
@@ -101,7 +101,7 @@ def _by_photos(
     photos: int,
     allowed: Ids | None,
 ) -> list[Ranked]:
-    count, scored = _FIRST * k, dict[int, Ranked]()
+    count, scored = _FIRST_PHOTOS_PER_IDENTITY * k, dict[int, Ranked]()
     while True:
         ((distances, ids),) = ask(query, count, allowed)
         owners = reader.identities_of_faces(ids.tolist())
@@ -109,10 +109,10 @@ def _by_photos(
         for one in _scores(reader, ask, query, sorted(new), mean_of, photos, allowed):
             scored[one.identity_id] = one
         best = sorted(scored.values(), key=lambda one: (one.distance, one.identity_id))[:k]
-        # The factor covers the rounding of a mean.
+        # The factor covers rounding errors of a mean.
         if len(ids) < count or (len(best) == k and best[-1].distance * (1 + 1e-12) < distances[-1]):
             return best
-        count *= _GROWTH
+        count *= _REQUEST_GROWTH
 
 
 def _scores(
@@ -124,13 +124,13 @@ def _scores(
     photos: int,
     allowed: Ids | None,
 ) -> list[Ranked]:
-    """What some people come to."""
-    theirs = np.sort(np.array(reader.face_ids_of_identities(people), np.int64))
+    """The scores of some identities, by the mean distance of their nearest `mean_of` photos."""
+    face_ids = np.sort(np.array(reader.face_ids_of_identities(people), np.int64))
     if allowed is not None:
-        theirs = np.intersect1d(theirs, allowed)
-    if not len(theirs):
+        face_ids = np.intersect1d(face_ids, allowed)
+    if not len(face_ids):
         return []
-    ((distances, ids),) = ask(query, len(theirs), theirs)
+    ((distances, ids),) = ask(query, len(face_ids), face_ids)
     owners = reader.identities_of_faces(ids.tolist())
     found: dict[int, list[tuple[float, int]]] = {}
     for distance, number in zip(distances.tolist(), ids.tolist(), strict=True):
@@ -154,10 +154,11 @@ def by_centroid(
     photos: int,
     allowed: Ids | None,
 ) -> list[list[Ranked]]:
-    """The k people whose centroids are nearest to each query; otherwise as `by_photos`.
+    """Returns the k identities with the nearest centroids to each query; otherwise as `by_photos`.
 
-    A centroid is the mean of a person's allowed vectors, summed in float64 by face id and rounded to float32.
-    All of them are computed for each call, which reads every allowed vector once: ask for many at a time.
+    A centroid is the mean of the allowed vectors of an identity, summed in float64 in the order of face ids
+    and rounded to float32. Each call reads all allowed vectors once and computes all centroids: pass many
+    queries at a time.
     """
     centroids = Block(*_centroids(reader, blocks, allowed))
     found = nearest([centroids], queries, k) if len(centroids) else []
@@ -179,7 +180,7 @@ def by_centroid(
 def _centroids(
     reader: Reader, blocks: Sequence[Block], allowed: Ids | None
 ) -> tuple[Ids, NDArray[np.float32]]:
-    """The numbers of people and their centroids (n, d), by number."""
+    """The numbers of all identities, ascending, and their centroids (n, d)."""
     owners = reader.identity_of_every_face()
     ids = np.concatenate([block.ids for block in blocks] or [np.empty(0, np.int64)])
     known, place = np.searchsorted(owners[:, 0], ids), np.arange(len(ids))
@@ -198,8 +199,8 @@ def _centroids(
     centroids = np.empty((len(numbers), dimension), np.float32)
     firsts = np.cumsum([0] + [len(block) for block in blocks])
     ends = np.append(starts[1:], len(people))
-    # Groups of whole people, some thousand vectors at a time.
-    for _, group in groupby(range(len(numbers)), key=lambda one: int(starts[one]) // _ROWS):
+    # Each group has all vectors of its identities, some thousand vectors in total.
+    for _, group in groupby(range(len(numbers)), key=lambda one: int(starts[one]) // _CENTROID_ROWS):
         some = list(group)
         rows = place[starts[some[0]] : ends[some[-1]]]
         sums = np.add.reduceat(gathered(blocks, firsts, rows), starts[some] - starts[some[0]], axis=0)
@@ -208,7 +209,7 @@ def _centroids(
 
 
 def gathered(blocks: Sequence[Block], firsts: NDArray[np.int64], rows: Ids) -> NDArray[np.float64]:
-    """Vectors (n, d) in float64 by their place among those of all blocks; block i begins at `firsts[i]`."""
+    """Returns vectors (n, d) in float64 by row number over all blocks; block i begins at `firsts[i]`."""
     vectors = np.empty((len(rows), blocks[0].matrix.shape[1]))
     number = np.searchsorted(firsts, rows, side="right") - 1
     for one in np.unique(number):

@@ -1,7 +1,7 @@
-"""What a search can be asked for: as keyword arguments of a gallery's methods, and checked, as a question.
+"""The options of searches: as keyword arguments of `Gallery` methods, and as checked question objects.
 
-Each `TypedDict` here names, types and documents the keyword arguments of some searches; the question of
-the same kind has their defaults and refuses what cannot be answered.
+Each `TypedDict` declares and documents the keyword arguments of some searches. The question class of the same
+kind has their defaults and rejects invalid values.
 """
 
 from typing import TypedDict, Unpack
@@ -14,20 +14,20 @@ from retrieval.search.people import Rule, checked_rule
 
 
 class SearchOptions(TypedDict, total=False):
-    """Keyword arguments that every search takes. Each may be left out, which is the same as None.
+    """Keyword arguments of every search. Each is optional; None is the same as leaving it out.
 
-    The last two choose the threshold of the decisions that come with the answers. They exclude each other
-    (InputError) and never change which faces or people are found.
+    `fpir` and `max_distance` choose the threshold of the decisions. They exclude each other (InputError) and
+    never change which faces or identities are found.
 
     Attributes:
-        where: the only faces that may be an answer. This is decided before any is ranked, so as many come
-            back as were asked for. None is all of them.
-        explanation: what answering took is added to it: rows compared, bytes read, seconds of each stage.
-        fpir: decide by the threshold for this share of strangers' searches, above 0 and at most 0.5, which
-            the gallery was calibrated for (InputError otherwise). None is the share that `Gallery.calibrate`
-            was asked for.
-        max_distance: decide by this Euclidean distance instead: who is farther is nobody the gallery knows.
-            At least 0 (InputError otherwise).
+        where: the condition that faces must meet. It is applied before ranking, so the requested number of
+            results is returned if there are enough. None allows all faces.
+        explanation: the cost of the search is added to it: rows compared, bytes read, seconds of each stage.
+        fpir: use the threshold for this share of non-mated searches that may return an identity. It is above
+            0 and at most 0.5, and the gallery must be calibrated for it (InputError otherwise). None uses the
+            share that `Gallery.calibrate` was called with.
+        max_distance: use this Euclidean distance as the threshold instead: if the nearest face is farther,
+            the decision is UNKNOWN. At least 0 and finite (InputError otherwise).
     """
 
     where: Where | None
@@ -37,27 +37,27 @@ class SearchOptions(TypedDict, total=False):
 
 
 class PhotoSearchOptions(SearchOptions, total=False):
-    """Keyword arguments of searches for stored photos: those of `SearchOptions`, and how far they may be.
+    """Keyword arguments of searches for stored photos: those of `SearchOptions`, and a greatest distance.
 
     Attributes:
-        within: the greatest Euclidean distance of an answer, at least 0 and finite (InputError otherwise).
-            With `k=None` all faces that are so near come back. None is any distance.
+        within: the greatest Euclidean distance of a result, at least 0 and finite (InputError otherwise).
+            With `k=None`, all faces within this distance are returned. None allows any distance.
     """
 
     within: float | None
 
 
 class PeopleSearchOptions(SearchOptions, total=False):
-    """Keyword arguments of searches for people: those of `SearchOptions`, and how far a person is.
+    """Keyword arguments of searches for identities: those of `SearchOptions`, and the rule of distances.
 
     Attributes:
-        rule: how far a person is. "nearest", the default: as their nearest photo. "mean": the mean distance
-            of their nearest `mean_of` photos, or of all where there are fewer. "centroid": as the mean of
-            their vectors, rounded to float32. Equal people are ordered by when they became known. Another
-            word is an InputError.
-        mean_of: of how many photos the rule "mean" takes the mean; 3 by default, at least 1 (InputError
+        rule: the distance of an identity. "nearest", the default: the distance of its nearest photo. "mean":
+            the mean distance of its nearest `mean_of` photos, or of all if it has fewer. "centroid": the
+            distance of the mean of its vectors, rounded to float32. Identities with equal distances are
+            ordered by the time of their first enrollment. Another value is an InputError.
+        mean_of: number of photos in the mean of the rule "mean"; 3 by default, at least 1 (InputError
             otherwise).
-        photos: how many photos of each person come back at most; 3 by default, at least 0 (InputError
+        photos: greatest number of photos to return for each identity; 3 by default, at least 0 (InputError
             otherwise).
     """
 
@@ -67,14 +67,14 @@ class PeopleSearchOptions(SearchOptions, total=False):
 
 
 class Question:
-    """What every search is asked: how many answers, of which faces, and how it is to be decided.
+    """The checked options of any search: number of results, allowed faces, and threshold.
 
     Args:
-        k: how many; None is all of them, where a distance limits these.
+        k: number of results; None returns all results within a distance.
         where, explanation, fpir, max_distance: see `SearchOptions`.
 
     Raises:
-        InputError: k below 1, or None although no distance is given; or as `SearchOptions`.
+        InputError: k is below 1, or None without a distance; or as `SearchOptions`.
     """
 
     within: float | None = None
@@ -98,7 +98,7 @@ class Question:
 
 
 class PhotoQuestion(Question):
-    """What a search for stored photos is asked; see `PhotoSearchOptions`."""
+    """The checked options of a search for stored photos; see `PhotoSearchOptions`."""
 
     def __init__(
         self, k: int | None, *, within: float | None = None, **options: Unpack[SearchOptions]
@@ -108,7 +108,7 @@ class PhotoQuestion(Question):
 
 
 class PeopleQuestion(Question):
-    """What a search for people is asked; see `PeopleSearchOptions`."""
+    """The checked options of a search for identities; see `PeopleSearchOptions`."""
 
     def __init__(
         self,

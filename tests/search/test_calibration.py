@@ -265,7 +265,7 @@ def test_a_decision_is_that_of_brute_force_singly_and_in_batches(
     """UNKNOWN exactly where the nearest is farther than the threshold, whatever is shown and asked first."""
     gallery, vectors, names = crowd
     monkeypatch.setattr(decisions, "FIRST", first)
-    monkeypatch.setattr(decisions, "_MOST", most)
+    monkeypatch.setattr(decisions, "_MAX_REQUEST", most)
     asked = spread(queries)
     found = gallery.search_by_vectors(asked, k, max_distance=limit)
     for query, matches in zip(asked, found, strict=True):

@@ -73,7 +73,7 @@ def test_embedding_anew_closes_the_files_that_it_merged(
     filled: Gallery, other: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the gallery switches models, its searches are of the other generation."""
-    monkeypatch.setattr(reembed, "_COMMIT", 5)
+    monkeypatch.setattr(reembed, "_PROGRESS_FACES", 5)
     assert not filled.reembed(other, switch=False).switched
     assert deleted_files(filled) == set()
 
