@@ -1,4 +1,4 @@
-"""The command `calibrate`: finds the distance beyond which a gallery's searches answer UNKNOWN."""
+"""The command `calibrate`: finds the distance threshold beyond which a gallery's searches answer UNKNOWN."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +54,7 @@ def calibrate(
 
 
 def _learned(gallery: "Gallery") -> int:
-    """How many of the enrolled people the model was trained on."""
+    """Returns how many of the enrolled people the model was trained on."""
     return len(gallery.identity_metadata(gallery.bundle.labels))
 
 
@@ -168,7 +168,7 @@ def _how(found: "Calibration") -> str:
 
 
 def _rate(rate: "Rate") -> tuple[str, str]:
-    """A share and its interval, in words where nothing was measured."""
+    """Returns a share and its interval as text; "too few" where nothing was measured."""
     if not rate.n:
         return "too few", ""
     return f"{rate.value:.4f}", f"{rate.low:.4f} to {rate.high:.4f}"

@@ -1,4 +1,4 @@
-"""What commands write: JSON on standard output, and files that are complete or absent."""
+"""Output of commands: JSON on standard output, and files that are complete or absent."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How `ingest` shows what `--sync` and `--relabel` changed, or would change."""
+"""Output of `ingest` for `--sync` and `--relabel`: what they changed, or would change with `--dry-run`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from retrieval.gallery.moves import Relabelled
     from retrieval.gallery.sync import Kept, Missing, Renamed
 
-# Places that a sentence names.
+# Unreadable or excluded places that a sentence names.
 _MAX_UNSEEN_SHOWN: Final = 3
 
 
