@@ -111,7 +111,7 @@ def calibrate(
     if strangers is None:
         return Calibrated(measure(), None)
     report = StrangerReport()
-    found = _found(list(strangers), exclude, report.passed_over)
+    found = _nonempty(list(strangers), exclude, report.passed_over)
     with PhotoPipeline(
         found,
         prepare=partial(_prepare, gallery),
@@ -121,11 +121,11 @@ def calibrate(
         on_gpu=gallery.may_use_gpu,
         resources=Resources(batch_size, workers, decoders),
     ) as pipeline:
-        searches = _searches(gallery, pipeline, report, on_outcome, should_stop)
+        searches = _stranger_vectors(gallery, pipeline, report, on_outcome, should_stop)
         return Calibrated(measure(strangers=searches), report)
 
 
-def _found(
+def _nonempty(
     sources: Sequence[str | os.PathLike[str]], exclude: Iterable[str], passed_over: PassedOver
 ) -> Iterator[Photo]:
     """Returns the photos of some sources; raises InputError where there is none."""
@@ -147,14 +147,14 @@ def _prepare(
         enrolled = reader.identities_named(filter(is_utf8, named))
     strange = [photo for photo in photos if photo.identity not in enrolled]
     prepared = iter(gallery.enrollment.prepare_many(strange, meters=meters, decode=decode))
-    return [_known(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in photos]
+    return [_known_outcome(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in photos]
 
 
-def _known(path: str | None, identity: str | None) -> Outcome:
+def _known_outcome(path: str | None, identity: str | None) -> Outcome:
     return Outcome(path, identity, Status.KNOWN)
 
 
-def _searches(
+def _stranger_vectors(
     gallery: Gallery,
     batches: Iterable[Ready],
     report: StrangerReport,
@@ -166,11 +166,11 @@ def _searches(
     for batch in batches:
         if should_stop():
             raise Interrupted("Stopped; the gallery's thresholds are what they were.")
-        rows, identities = _count(gallery, batch, report, seen, on_outcome)
+        rows, identities = _count_batch(gallery, batch, report, seen, on_outcome)
         yield batch.vectors[rows], identities
 
 
-def _count(
+def _count_batch(
     gallery: Gallery,
     batch: Ready,
     report: StrangerReport,
@@ -209,7 +209,7 @@ def _count_outcome(outcome: Outcome, report: StrangerReport, on_outcome: Callabl
     conflict = outcome.reason is Reason.IDENTITY_CONFLICT
     if outcome.status is not Status.REJECTED or conflict:
         report.enrolled += 1
-        on_outcome(_known(outcome.path, outcome.identity))
+        on_outcome(_known_outcome(outcome.path, outcome.identity))
         return
     report.reasons[outcome.reason or Reason.IO_ERROR] += 1
     on_outcome(outcome)

@@ -58,15 +58,15 @@ class Batches:
             raise InputError("The batch size must be at least 1.")
         self._size = asked or DEFAULT_BATCH_SIZE
         self._embedder = embedder
-        self._open = asked is None and beside_gpu
+        self._needs_tuning = asked is None and beside_gpu
         self._beside_gpu = beside_gpu
-        self._found: Embedder | None = None
-        self.largest = _MAX_BATCH_SIZE if self._open else self._size
+        self._tuned: Embedder | None = None
+        self.largest = _MAX_BATCH_SIZE if self._needs_tuning else self._size
 
     @property
     def size(self) -> int:
         """The current batch size in photos; it decreases when a GPU runs out of memory."""
-        return self._size if self._found is None else self._found.batch_size
+        return self._size if self._tuned is None else self._tuned.batch_size
 
     def stage(self, work: Callable[[Batch], Result]) -> Stage[Batch, Batch, Result]:
         """Returns the stage that embeds; on a GPU it has two batches in flight, and keeps their order."""
@@ -81,19 +81,19 @@ class Batches:
         for entry in chain.from_iterable(pieces):
             batch.append(entry)
             new += isinstance(entry, Prepared) and entry.pixels is not None
-            if self._open and new >= self._size:
-                self._decide(batch)
+            if self._needs_tuning and new >= self._size:
+                self._tune(batch)
             if new >= self.size or len(batch) >= max(2 * self.size, CHUNK):
                 yield batch
                 batch, new = [], 0
         if batch:
             yield batch
 
-    def _decide(self, batch: Sequence[Prepared | Outcome]) -> None:
+    def _tune(self, batch: Sequence[Prepared | Outcome]) -> None:
         """Loads the model; on a GPU, tunes the batch size with copies of a batch once that has 256 photos."""
         embedder = self._embedder()
         if not embedder.on_gpu:
-            self._open = False
+            self._needs_tuning = False
             return
         if not embedder.tuned and self._size < _MIN_PHOTOS_TO_TUNE:
             self._size = _MIN_PHOTOS_TO_TUNE
@@ -103,4 +103,4 @@ class Batches:
             if not sample:
                 return
             embedder.tune(np.stack(sample), limit=_MAX_PASS_SIZE)
-        self._found, self._open = embedder, False
+        self._tuned, self._needs_tuning = embedder, False

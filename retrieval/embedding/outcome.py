@@ -127,7 +127,7 @@ class Verdicts:
             self.contested.add(stored.id)
             return _conflict(face, stored)
         try:
-            said = self._filled(face)
+            merged = self._merged_metadata(face)
         except InputError as error:
             return _rejected(face, stored, Reason.BAD_METADATA, error.words)
         named = None
@@ -135,16 +135,16 @@ class Verdicts:
             self.names[stored.id] = face.identity
             self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
             named = f"had no identity until now; it is {face.identity}'s"
-        if said is not None:
-            self.metadata[stored.id] = said
-            self._stored[face.sha256] = dataclasses.replace(self._stored[face.sha256], metadata=said)
+        if merged is not None:
+            self.metadata[stored.id] = merged
+            self._stored[face.sha256] = dataclasses.replace(self._stored[face.sha256], metadata=merged)
         if face.path is not None and self._owners.get(face.path) == stored.id:
             if face.stamp is not None and face.stamp != self._stamps.get(face.path):
                 self.stamps[face.path] = self._stamps[face.path] = face.stamp
             return Outcome(face.path, face.identity, Status.KNOWN, stored.id, detail=named)
         original = stored.path or f"face {stored.id}"
         detail = f"the same bytes as {original}" + (f", which {named}" if named else "")
-        replaced = self._give(face, stored.id)
+        replaced = self._assign_path(face, stored.id)
         return Outcome(
             face.path, face.identity, Status.DUPLICATE, stored.id, detail=detail, replaced=replaced
         )
@@ -154,7 +154,7 @@ class Verdicts:
         self.new.append((row, face))
         paths = () if face.path is None else (face.path,)
         self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "", face.metadata)
-        replaced = self._give(face, number)
+        replaced = self._assign_path(face, number)
         return Outcome(face.path, face.identity, Status.ENROLLED, number, replaced=replaced)
 
     def _enroll_again(self, face: NewFace, stored: Face) -> Outcome:
@@ -170,10 +170,10 @@ class Verdicts:
         self._stored[face.sha256] = dataclasses.replace(
             stored, identity=face.identity, metadata=face.metadata
         )
-        replaced = self._give(face, stored.id)
+        replaced = self._assign_path(face, stored.id)
         return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
 
-    def _filled(self, face: NewFace) -> Metadata | None:
+    def _merged_metadata(self, face: NewFace) -> Metadata | None:
         """Returns a stored face's metadata with the photo's keys that it lacks; None where it lacks none.
 
         Raises:
@@ -182,11 +182,11 @@ class Verdicts:
         stored = self._stored[face.sha256]
         if not face.metadata.keys() - stored.metadata.keys():
             return None
-        said = filled(stored.metadata, face.metadata)
-        encoded(said, stored.path or f"face {stored.id}")
-        return said
+        merged = filled(stored.metadata, face.metadata)
+        encoded(merged, stored.path or f"face {stored.id}")
+        return merged
 
-    def _give(self, face: NewFace, number: int) -> int | None:
+    def _assign_path(self, face: NewFace, number: int) -> int | None:
         """Gives a photo's path to a face; returns the id of the face that had it before, or None."""
         path = face.path
         if path is None:

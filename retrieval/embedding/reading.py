@@ -133,7 +133,7 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
         InputError: an array that is not a picture, or an identity, a path or metadata that cannot be stored.
         MissingDependency: for an address, fsspec is not installed.
     """
-    rejected = _rejected(photo)
+    rejected = _unreadable(photo)
     if rejected is not None:
         return rejected
     path, identity = photo.path, photo.identity
@@ -141,13 +141,13 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
         raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
     if identity is not None:
         identity_names.check_identity(identity)
-    said = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
+    metadata = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
     try:
         content, stamp, host = _content(photo)
         sha256 = pixels.content_sha256(content)
     except UnreadableImage as error:
         return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
-    return ReadPhoto(photo, content, NewFace(identity, path, sha256, said, stamp, host))
+    return ReadPhoto(photo, content, NewFace(identity, path, sha256, metadata, stamp, host))
 
 
 def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhoto | Outcome]]:
@@ -170,7 +170,7 @@ def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhot
     yield some
 
 
-def _rejected(photo: Photo) -> Outcome | None:
+def _unreadable(photo: Photo) -> Outcome | None:
     """Returns the outcome of a photo that is known to be unreadable without reading it; None for others."""
     problem = photo.problem
     if problem is None and photo.path is None and photo.content is None:
@@ -304,23 +304,23 @@ class Stored:
 
 def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:
     """Returns for each photo the outcome `KNOWN` if it is an unchanged file; None where it must be read."""
-    paths = [_file_of(photo) for photo in offered]
+    paths = [_path_read_later(photo) for photo in offered]
     named = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
     files = reader.known_files({path for path in paths if path is not None})
     today = reader.current_names(named) if files else {}
     return [
-        _unchanged(one, files[path], today) if path in files else None
+        _unchanged_file(one, files[path], today) if path in files else None
         for one, path in zip(offered, paths, strict=True)
     ]
 
 
-def _file_of(photo: Photo) -> str | None:
+def _path_read_later(photo: Photo) -> str | None:
     """Returns the path of a photo that is read from its path; None for other photos."""
     readable_later = photo.problem is None and photo.content is None
     return photo.path if readable_later and is_utf8(photo.path or "") else None
 
 
-def _unchanged(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
+def _unchanged_file(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
     """Returns the outcome of a photo with an unchanged file and no new identity or metadata; else None."""
     identity = today.get(photo.identity or "", photo.identity)
     if known.stamp is None or identity not in (None, known.identity):

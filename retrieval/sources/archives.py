@@ -95,11 +95,11 @@ def members(
         return
     with file:
         found = _tar_members if kind(name) == "tar" else _zip_members
-        yield from found(file, _Taken(exclusion, passed_over))
+        yield from found(file, _MemberFilter(exclusion, passed_over))
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
+class _MemberFilter:
     """Decides by its name whether a member is taken; counts those that are passed over."""
 
     exclusion: Exclusion
@@ -136,7 +136,7 @@ class Shelf:
         except KeyError as error:
             raise UnreadableImage(Reason.MISSING, "there is no such file in the archive") from error
         except Exception as error:
-            raise UnreadableImage(Reason.DAMAGED, f"its archive cannot be read: {_words(error)}") from error
+            raise UnreadableImage(Reason.DAMAGED, f"its archive cannot be read: {_message(error)}") from error
 
     def has(self, archive: str, name: str) -> bool:
         """Returns whether an archive has a member; True too where the archive cannot be read."""
@@ -258,7 +258,7 @@ class _Tail(io.RawIOBase):
         return self._last == bytes(tarfile.BLOCKSIZE)
 
 
-def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
+def _tar_members(file: BinaryIO, taken: _MemberFilter) -> Iterator[Member]:
     tail: _Tail | None = None
     tar: tarfile.TarFile | None = None
     found = 0
@@ -275,7 +275,7 @@ def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
                 raise _Damage("it has no end mark, so it may have been cut")
         except Exception as error:
             # A parser may raise any exception for hostile bytes; one bad archive must never end a run.
-            detail = f"the archive is damaged after {found:,} files: {_words(error)}"
+            detail = f"the archive is damaged after {found:,} files: {_message(error)}"
             yield Member("", None, Reason.DAMAGED, detail)
             return
         if info is None:
@@ -285,7 +285,7 @@ def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
             yield member
 
 
-def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _Taken) -> Member | None:
+def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _MemberFilter) -> Member | None:
     name = inside(info.name)
     if info.isdir() or not taken(name):
         return None
@@ -333,16 +333,16 @@ class _TarFile:
         self._file = on_disk(path)
         try:
             self._data, packed = _decompressed(self._file)
-            self._places = dict(_places(self._data, packed))
+            self._offsets = dict(_offsets(self._data, packed))
         except BaseException:
             self._file.close()
             raise
 
     def has(self, name: str) -> bool:
-        return inside(name) in self._places
+        return inside(name) in self._offsets
 
     def read(self, name: str) -> bytes:
-        start, size = self._places[inside(name)]
+        start, size = self._offsets[inside(name)]
         if size > MAX_BYTES:
             raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE_DETAIL)
         self._data.seek(start)
@@ -353,7 +353,7 @@ class _TarFile:
         self._file.close()
 
 
-def _places(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tuple[int, int]]]:
+def _offsets(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tuple[int, int]]]:
     """Returns (name, (offset, size)) of each regular file of a tar, in uncompressed bytes."""
     tail = _Tail(data, packed)
     with closing(_open_tar(tail, "r:")) as tar:
@@ -372,12 +372,12 @@ def _places(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tupl
 # zip
 
 
-def _zip_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
+def _zip_members(file: BinaryIO, taken: _MemberFilter) -> Iterator[Member]:
     try:
         archive = zipfile.ZipFile(file)
         listed = sorted(((_zip_name(info), info) for info in archive.infolist()), key=lambda one: one[0])
     except Exception as error:
-        yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_words(error)}")
+        yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_message(error)}")
         return
     with archive:
         left = _UNPACKED_ALLOWANCE_BYTES + _MAX_EXPANSION * file.seek(0, os.SEEK_END)
@@ -419,7 +419,7 @@ def _zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         ) from error
     except Exception as error:
         raise UnreadableImage(
-            Reason.DAMAGED, f"its data in the archive are damaged: {_words(error)}"
+            Reason.DAMAGED, f"its data in the archive are damaged: {_message(error)}"
         ) from error
 
 
@@ -454,6 +454,6 @@ class _ZipFile:
 _Opened: TypeAlias = _TarFile | _ZipFile
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Returns the message of a library's exception, in at most 200 characters, as the end of a sentence."""
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -266,17 +266,17 @@ class PassedOver:
 
     def add_file(self, rule: str) -> None:
         """Counts a file."""
-        self._of(rule).files += 1
+        self._counts_of(rule).files += 1
 
     def add_folder(self, rule: str, path: str | os.PathLike[str]) -> None:
         """Counts a folder and the files below it, except those that cannot be listed."""
-        passed = self._of(rule)
+        passed = self._counts_of(rule)
         passed.folders += 1
         inside, more = _files_below(os.fspath(path), MAX_COUNTED - passed.inside)
         passed.inside += inside
         passed.more |= more
 
-    def _of(self, rule: str) -> Passed:
+    def _counts_of(self, rule: str) -> Passed:
         return self.by_rule.setdefault(rule, Passed(rule))
 
     def __str__(self) -> str:

@@ -129,7 +129,7 @@ def rows(
                     cells = dict(zip(columns, values, strict=True))
                     if column is not None:
                         cells["identity"] = cells.pop(column, None)
-                    yield _row(cells, f"row {number:,} of {path}", find, identity_of)
+                    yield _list_row(cells, f"row {number:,} of {path}", find, identity_of)
 
 
 def names(file: BinaryIO) -> Iterator[str]:
@@ -148,11 +148,11 @@ def names(file: BinaryIO) -> Iterator[str]:
         end = end or (b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b"")
         if end:
             *lines, rest = rest.split(end)
-            yield from _names(lines, end)
-    yield from _names([rest], end)
+            yield from _decoded_names(lines, end)
+    yield from _decoded_names([rest], end)
 
 
-def _names(lines: list[bytes], end: bytes) -> Iterator[str]:
+def _decoded_names(lines: list[bytes], end: bytes) -> Iterator[str]:
     for line in lines:
         # Windows ends a line with two characters, and begins a text with a byte order mark.
         name = line if end == b"\0" else line.removesuffix(b"\r").removeprefix(codecs.BOM_UTF8)
@@ -176,7 +176,7 @@ def _check_table(path: Path, column: str | None) -> None:
     )
 
 
-def _row(
+def _list_row(
     cells: dict[str, Any], of: str, find: Callable[[str], str], identity_of: Callable[[str], str | None]
 ) -> ListRow:
     """Returns the photo of a table's row, given as a value for each column."""
