@@ -28,11 +28,11 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses arguments, and prints a sentence about each old spelling among them."""
-        args, told = renewed(self._named, args)
+        args, notices = renewed(self._named, args)
         if self._named in JSON_NAMED_A_FILE and self._json_names_a_file(args):
-            args, more = json_in_a_file(args)
-            told += more
-        for sentence in [] if ctx.resilient_parsing else told:
+            args, further = json_in_a_file(args)
+            notices += further
+        for sentence in [] if ctx.resilient_parsing else notices:
             typer.echo(f"faceprint: {sentence}", err=True)
         return super().parse_args(ctx, args)
 

@@ -215,10 +215,10 @@ def _enroll_vectors(wanted: IngestOptions) -> None:
                 on_outcome=on_outcome,
                 should_stop=should_stop,
             )
-        _tell(done, wanted)
+        _report(done, wanted)
         if not done.interrupted:
             _annotate(opened, table, lines, log_json=wanted.log_json)
-    _end(done, wanted)
+    _raise_for_outcome(done, wanted)
 
 
 def _enroll_photos(wanted: IngestOptions) -> None:
@@ -229,7 +229,7 @@ def _enroll_photos(wanted: IngestOptions) -> None:
 
     # The table is read and checked completely before anything is enrolled.
     table, passed_over = _table(wanted), PassedOver()
-    total, found = _found(wanted, passed_over)
+    total, found = _photos(wanted, passed_over)
     with (
         ReportFile(wanted.report) as lines,
         open_or_create(
@@ -256,13 +256,13 @@ def _enroll_photos(wanted: IngestOptions) -> None:
                 on_outcome=on_outcome,
                 should_stop=should_stop,
             )
-        _tell(done, wanted)
+        _report(done, wanted)
         if not done.interrupted:
             _annotate(opened, table, lines, log_json=wanted.log_json)
-    _end(done, wanted)
+    _raise_for_outcome(done, wanted)
 
 
-def _found(
+def _photos(
     wanted: IngestOptions, passed_over: "PassedOver"
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     return found_photos(
@@ -285,7 +285,7 @@ def _follow_sources(gallery: "Gallery", wanted: IngestOptions) -> None:
 def _relabel(gallery: "Gallery", wanted: IngestOptions) -> None:
     from retrieval.sources.exclusion import PassedOver
 
-    _, found = _found(wanted, PassedOver())
+    _, found = _photos(wanted, PassedOver())
     done = gallery.relabel(_until_stopped(found), dry_run=wanted.dry_run)
     print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
 
@@ -353,13 +353,13 @@ def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile
         raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
 
 
-def _tell(done: "IngestReport", wanted: IngestOptions) -> None:
+def _report(done: "IngestReport", wanted: IngestOptions) -> None:
     tell_summary(done, wanted.summary, log_json=wanted.log_json)
     if not wanted.log_json:
         _print_ingest(done, wanted.report)
 
 
-def _end(done: "IngestReport", wanted: IngestOptions) -> None:
+def _raise_for_outcome(done: "IngestReport", wanted: IngestOptions) -> None:
     """Raises the error of a run that was stopped, or that rejected photos for which the command must fail."""
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")

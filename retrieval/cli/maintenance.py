@@ -232,7 +232,7 @@ def reembed(
         done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up, fetch=fetch)
     _print_reembedded(done)
     if report is not None:
-        write_lines(report, [_lost(face, done.reasons[face.id]) for face in done.lost])
+        write_lines(report, [_lost_line(face, done.reasons[face.id]) for face in done.lost])
     if done.interrupted:
         raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
     if done.unfetched and not no_switch:
@@ -284,7 +284,7 @@ def _print_reembedded(done: "Reembedded") -> None:
     printed.print("the new model answers from now on" if done.switched else "the old model goes on to answer")
 
 
-def _lost(face: "Face", why: str) -> dict[str, Any]:
+def _lost_line(face: "Face", why: str) -> dict[str, Any]:
     """Returns the report line of a face that could not be embedded again: its stored fields, the reason."""
     line = asdict(face)
     del line["meant"]  # belongs to the answer of a search, not to the face

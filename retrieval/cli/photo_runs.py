@@ -103,6 +103,7 @@ def fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *
 
 
 def print_reasons_and_pace(done: "Run") -> None:
+    """Prints the counts of rejected photos by reason, what was passed over, and the rates of a run."""
     console = terminal.console()
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")

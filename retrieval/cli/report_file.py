@@ -42,6 +42,7 @@ class ReportFile:
             raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
 
     def write(self, outcome: Any) -> None:
+        """Writes a line for an outcome, unless the photo was enrolled or embedded."""
         if outcome.status not in ("enrolled", "embedded"):
             self._write({name: getattr(outcome, name) for name in _LINE})
 

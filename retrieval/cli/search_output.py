@@ -187,6 +187,11 @@ def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
 
 
 def draw(answers: Sequence[Answer], path: Path) -> None:
+    """Draws each query picture beside its closest photos, as a PNG file; nothing without query pictures.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     from retrieval.images.panel import PanelRow, Tile, panel
     from retrieval.system.files import why, write_durably
 

@@ -18,29 +18,29 @@ JSON_NAMED_A_FILE: Final = frozenset({"check", "audit"})
 def renewed(command: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the arguments of a command in the current spelling, and a sentence for each old one."""
     old = OLD_SPELLINGS.get(command, {})
-    told: dict[str, str] = {}
-    words, values = _apart(args)
+    replaced: dict[str, str] = {}
+    words, values = _split_at_double_dash(args)
     done: list[str] = []
     while words:
         word = words.pop(0)
         option, equals, value = word.partition("=")
         if option in old:
-            told[option] = old[option]
+            replaced[option] = old[option]
             done.append(f"{old[option]}{equals}{value}")
         elif (pair := f"{option} {value or ''.join(words[:1])}") in old:
-            told[pair] = old[pair]
+            replaced[pair] = old[pair]
             done += old[pair].split()
             words = words if equals else words[1:]
         else:
             done.append(word)
-    return [*done, *values], [_says(*pair) for pair in told.items()]
+    return [*done, *values], [_notice(*pair) for pair in replaced.items()]
 
 
 def json_in_a_file(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns arguments with `--json FILE` replaced by `--json-file FILE`, and a sentence if it was there."""
-    words, values = _apart(args)
+    words, values = _split_at_double_dash(args)
     done = [f"--json-file{word.removeprefix('--json')}" if _is_json(word) else word for word in words]
-    return [*done, *values], [_says("--json FILE", "--json-file FILE")] if done != words else []
+    return [*done, *values], [_notice("--json FILE", "--json-file FILE")] if done != words else []
 
 
 def in_todays(command: str, sentence: str) -> str:
@@ -54,11 +54,11 @@ def _is_json(word: str) -> bool:
     return word == "--json" or word.startswith("--json=")
 
 
-def _says(old: str, new: str) -> str:
+def _notice(old: str, new: str) -> str:
     return f"{old} is spelled {new} now; the old spelling still works."
 
 
-def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_at_double_dash(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the arguments before `--`, which may be options, and those from `--` on, which are not."""
     end = list(args).index("--") if "--" in args else len(args)
     return list(args[:end]), list(args[end:])

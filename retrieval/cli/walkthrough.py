@@ -110,7 +110,7 @@ def _search(result: "TrainingResult", gallery: Gallery, picture: Path, console: 
     for sample, answer in zip(chosen, gallery.search_many([s.path for s in chosen]), strict=True):
         truth = split.labels[sample.label]
         console.print(Text(_sentence(truth, answer)))
-        said = f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}"
+        caption = f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}"
         matches = [
             Tile(
                 m.face.path or b"",
@@ -120,7 +120,7 @@ def _search(result: "TrainingResult", gallery: Gallery, picture: Path, console: 
             )
             for m in answer.matches
         ]
-        rows.append(PanelRow(Tile(sample.path, truth, said), matches))
+        rows.append(PanelRow(Tile(sample.path, truth, caption), matches))
     drawn = io.BytesIO()
     panel(rows, heading="Held-out photos and the closest photos in the gallery").save(drawn, format="PNG")
     write_durably(picture, drawn.getvalue())
