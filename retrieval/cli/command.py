@@ -14,7 +14,7 @@ from retrieval.errors import FaceprintError
 # An argument of the library in its errors: `out`, or `device='cpu'`.
 _ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
-# Options by the arguments of the library that have another name.
+# Arguments of the library, and the parameters of commands that set them, where the names differ.
 _CALLED: Final = {
     "learning_rate": "lr",
     "validation_fraction": "val_fraction",
