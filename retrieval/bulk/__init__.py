@@ -1,1 +1,1 @@
-"""Runs over many photos: enroll, embed, calibrate."""
+"""Bulk runs over many photos: ingest, embed and calibrate, with their reports."""

@@ -1,6 +1,6 @@
-"""Calibration from photos of strangers: reads and embeds them, and finds the threshold of a gallery.
+"""Calibration of a gallery's threshold, from photos of strangers or from the gallery itself.
 
-They are read, decoded and embedded by `retrieval.embedding.stages`, and nothing of them is kept.
+The photos of strangers are read, decoded and embedded by `retrieval.embedding.stages`, and not stored.
 """
 
 import os
@@ -29,14 +29,14 @@ from retrieval.system.paths import is_utf8
 
 @dataclass
 class StrangerReport:
-    """What came of photos of strangers: `found` is always `used + enrolled + repeated + rejected`.
+    """Counts of photos of strangers: `found` is always `used + enrolled + repeated + rejected`.
 
     Attributes:
         used: photos that were searched for.
-        enrolled: of people who are enrolled by that name, or of photos that are: no strangers.
-        repeated: bytes that came before.
+        enrolled: photos that are not of strangers: their identity or their bytes are enrolled.
+        repeated: photos with the bytes of an earlier one.
         reasons: rejected photos by reason.
-        passed_over: files and folders that were not looked at.
+        passed_over: files and folders that were passed over.
     """
 
     used: int = 0
@@ -47,18 +47,18 @@ class StrangerReport:
 
     @property
     def rejected(self) -> int:
-        """Photos that could not be read."""
+        """The number of photos that could not be read."""
         return sum(self.reasons.values())
 
     @property
     def found(self) -> int:
-        """All photos."""
+        """The number of all photos."""
         return self.used + self.enrolled + self.repeated + self.rejected
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibration, and what came of the photos of strangers; None where none were given."""
+    """A calibration, and the report on the photos of strangers; None where none were given."""
 
     calibration: Calibration
     report: StrangerReport | None
@@ -79,35 +79,39 @@ def calibrate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Calibrated:
-    """Finds out beyond which distance searches of a gallery name nobody, and lets them go by it from then on.
+    """Finds and stores the distance threshold beyond which searches of a gallery answer UNKNOWN.
 
     Args:
-        gallery: at least two people are enrolled.
-        fpir: the share of strangers' searches that may name somebody. Thresholds for 0.1, 0.03, 0.01, 0.003
-            and 0.001 are kept beside it, as far as there are searches enough.
-        strangers: sources, as of `ingest`, of photos of people who are not enrolled. Whoever is enrolled by
-            the same name is left out, and so are photos that are. None lets the gallery answer for itself.
+        gallery: has at least two identities.
+        fpir: the allowed share of non-mated searches that return an identity. Thresholds for 0.1, 0.03, 0.01,
+            0.003 and 0.001 are stored too, as far as there are enough searches.
+        strangers: sources, as of `ingest`, of photos of people who are not enrolled. Photos with an enrolled
+            identity or with enrolled bytes are left out. None uses the gallery's own people, each searched
+            for without their own faces.
         exclude: patterns of files and folders of the sources that are passed over, as of `ingest`.
-        sample: how many enrolled faces are searched for at most, to see what a threshold costs.
+        sample: how many enrolled faces are searched for at most, to measure the FNIR of a threshold.
         seed: of that sample and of the intervals.
         batch_size, workers, decoders: as of `ingest`.
-        on_outcome: called for every photo of a stranger, in order: embedded, known or rejected.
-        on_progress: called with the enrolled faces that were searched for and all that will be.
-        should_stop: asked between batches.
+        on_outcome: called for every photo of `strangers`, in order: embedded, known or rejected.
+        on_progress: called with the number of enrolled faces searched for so far, and the total.
+        should_stop: called between batches; True stops the run.
+
+    Returns:
+        The calibration, and the report on the photos of `strangers`.
 
     Raises:
         DataError: a source does not exist.
-        InputError: fewer than 1 / fpir searches of strangers, or fewer than two people enrolled.
-        Interrupted: it was stopped; the gallery's thresholds are what they were.
+        InputError: fewer than 1 / fpir searches of strangers, or fewer than two identities enrolled.
+        Interrupted: it was stopped; the gallery's thresholds are unchanged.
         StorageError, GalleryBusy: nothing was stored.
     """
-    ask = partial(
+    measure = partial(
         gallery.calibrate, fpir, sample=sample, seed=seed, on_progress=on_progress, should_stop=should_stop
     )
     if strangers is None:
-        return Calibrated(ask(), None)
+        return Calibrated(measure(), None)
     report = StrangerReport()
-    found = _found(list(strangers), exclude, report.passed_over)
+    found = _nonempty(list(strangers), exclude, report.passed_over)
     with PhotoPipeline(
         found,
         prepare=partial(_prepare, gallery),
@@ -117,14 +121,14 @@ def calibrate(
         on_gpu=gallery.may_use_gpu,
         resources=Resources(batch_size, workers, decoders),
     ) as pipeline:
-        searches = _searches(gallery, pipeline, report, on_outcome, should_stop)
-        return Calibrated(ask(strangers=searches), report)
+        searches = _stranger_vectors(gallery, pipeline, report, on_outcome, should_stop)
+        return Calibrated(measure(strangers=searches), report)
 
 
-def _found(
+def _nonempty(
     sources: Sequence[str | os.PathLike[str]], exclude: Iterable[str], passed_over: PassedOver
 ) -> Iterator[Photo]:
-    """The photos of some sources, of which there is at least one."""
+    """Returns the photos of some sources; raises InputError where there is none."""
     found = photos.scan(sources, exclude=exclude, passed_over=passed_over)
     first = next(found, None)
     if first is None:
@@ -137,49 +141,49 @@ def _found(
 def _prepare(
     gallery: Gallery, photos: Sequence[Photo], *, meters: Meters, decode: Decode
 ) -> list[Prepared | Outcome]:
-    """Reads and decodes the photos of those who are not enrolled."""
+    """Reads and decodes the photos with identities that are not enrolled; the others are known."""
     with gallery.vault.store.read() as reader:
         named = {photo.identity for photo in photos if photo.identity is not None}
         enrolled = reader.identities_named(filter(is_utf8, named))
     strange = [photo for photo in photos if photo.identity not in enrolled]
     prepared = iter(gallery.enrollment.prepare_many(strange, meters=meters, decode=decode))
-    return [_known(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in photos]
+    return [_known_outcome(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in photos]
 
 
-def _known(path: str | None, identity: str | None) -> Outcome:
+def _known_outcome(path: str | None, identity: str | None) -> Outcome:
     return Outcome(path, identity, Status.KNOWN)
 
 
-def _searches(
+def _stranger_vectors(
     gallery: Gallery,
     batches: Iterable[Ready],
     report: StrangerReport,
     on_outcome: Callable[[Outcome], None],
     should_stop: Callable[[], bool],
 ) -> Iterator[tuple[NDArray[Any], list[str | None]]]:
-    """The vectors of strangers, and who they are; every photo is counted."""
+    """Yields vectors of strangers with their identities, batch by batch; counts every photo in `report`."""
     seen: set[str] = set()
     for batch in batches:
         if should_stop():
             raise Interrupted("Stopped; the gallery's thresholds are what they were.")
-        rows, whose = _count(gallery, batch, report, seen, on_outcome)
-        yield batch.vectors[rows], whose
+        rows, identities = _count_batch(gallery, batch, report, seen, on_outcome)
+        yield batch.vectors[rows], identities
 
 
-def _count(
+def _count_batch(
     gallery: Gallery,
     batch: Ready,
     report: StrangerReport,
     seen: set[str],
     on_outcome: Callable[[Outcome], None],
 ) -> tuple[NDArray[np.int64], list[str | None]]:
-    """Counts a batch; which of its vectors are to be searched for, and whose they are."""
+    """Counts a batch; returns the rows of its vectors that are to be searched for, and their identities."""
     ready = [photo for photo in batch.photos if isinstance(photo, Prepared)]
     with gallery.vault.store.read() as reader:
         enrolled = reader.faces_by_sha256({photo.face.sha256 for photo in ready})
     has_vector = iter(zip(batch.has_vector, np.cumsum(batch.has_vector) - 1, strict=True))
     rows: list[int] = []
-    whose: list[str | None] = []
+    identities: list[str | None] = []
     for photo in batch.photos:
         if isinstance(photo, Outcome):
             _count_outcome(photo, report, on_outcome)
@@ -194,18 +198,18 @@ def _count(
             report.used += 1
             status = Status.EMBEDDED
             rows.append(int(row))
-            whose.append(face.identity)
+            identities.append(face.identity)
         seen.add(face.sha256)
         on_outcome(Outcome(face.path, face.identity, status))
-    return np.array(rows, np.int64), whose
+    return np.array(rows, np.int64), identities
 
 
 def _count_outcome(outcome: Outcome, report: StrangerReport, on_outcome: Callable[[Outcome], None]) -> None:
-    """Counts a photo that was not embedded: one that is enrolled, or that cannot be read."""
+    """Counts a photo that was not embedded, because it is enrolled or cannot be read."""
     conflict = outcome.reason is Reason.IDENTITY_CONFLICT
     if outcome.status is not Status.REJECTED or conflict:
         report.enrolled += 1
-        on_outcome(_known(outcome.path, outcome.identity))
+        on_outcome(_known_outcome(outcome.path, outcome.identity))
         return
     report.reasons[outcome.reason or Reason.IO_ERROR] += 1
     on_outcome(outcome)

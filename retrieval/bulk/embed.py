@@ -1,4 +1,4 @@
-"""Bulk embedding without a gallery: photos -> a file of vectors, by `retrieval.embedding.stages`."""
+"""Bulk embedding without a gallery: from photos to a file of vectors, by `retrieval.embedding.stages`."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ from retrieval.system.files import replacing, why
 from retrieval.system.pipeline import Meter
 from retrieval.transfer.vector_files import write_embeddings
 
-# Rows that are written together: of 2048 numbers, 8 MiB.
+# Rows that are written together: 8 MiB for vectors of 2,048 float32 numbers.
 _ROWS_PER_WRITE: Final = 1024
 
 _Rows: TypeAlias = tuple[list[NewFace], NDArray[np.float32]]
@@ -38,7 +38,7 @@ _Rows: TypeAlias = tuple[list[NewFace], NDArray[np.float32]]
 
 @dataclass
 class EmbedReport(Run):
-    """What embedding did. `found` is always `embedded + rejected`.
+    """The report of `embed`. `found` is always `embedded + rejected`.
 
     Attributes:
         embedded: photos that are rows of the file.
@@ -47,11 +47,11 @@ class EmbedReport(Run):
     embedded: int = 0
 
     def counts(self) -> dict[str, int]:
-        """How many photos came to what: each is counted once."""
+        """Returns the number of photos by outcome; each photo counts once."""
         return {"embedded": self.embedded} | super().counts()
 
     def count(self, outcome: Outcome) -> None:
-        """Adds one photo's fate."""
+        """Counts one photo by its outcome."""
         if outcome.reason is None:
             self.embedded += 1
         else:
@@ -59,7 +59,7 @@ class EmbedReport(Run):
 
 
 class _NoFile(Exception):
-    """There is nothing to be written, or it is not wanted any more."""
+    """No file is to be written: there are no rows, or the run was stopped."""
 
 
 def embed(
@@ -75,10 +75,11 @@ def embed(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
-    """Embeds every photo of some sources into a file that is written whole or not at all.
+    """Embeds every photo of some sources into a file that is complete or absent; returns a report.
 
-    A row for each photo that can be read, in the photos' order, the same bytes under two paths twice. An
-    older file is replaced. A run that is stopped, and one in which no photo can be read, leaves no new file.
+    The file has a row for each photo that can be read, in the order of the photos; the same bytes under two
+    paths give two rows. An older file is replaced. A run that is stopped, or in which no photo can be read,
+    writes no file.
 
     Args:
         model: the bundle, or an embedder that is loaded already.
@@ -91,15 +92,15 @@ def embed(
         decoders: processes that decode, as of `ingest`.
         photo_seconds: as of `ingest`.
         on_outcome: called once for every photo, in order.
-        should_stop: asked between batches.
+        should_stop: called between batches; True stops the run.
 
     Raises:
         DataError: a source does not exist.
-        InputError: another kind of file, a FILE.csv that lies there without FILE.npy, or a batch size or a
-            number of workers below 1, or of decoders below 0.
+        InputError: `target` has another suffix, a FILE.csv exists there without FILE.npy, or a batch size or
+            a number of workers is below 1, or of decoders below 0.
         RunError: a process that decodes was killed.
-        StorageError: the disk refused; an older file is still there.
-        MissingDependency: Parquet without pyarrow.
+        StorageError: the file cannot be written; an older file is still there.
+        MissingDependency: `target` is Parquet, and pyarrow is not installed.
     """
     passed_over = PassedOver()
     return embed_photos(
@@ -129,7 +130,7 @@ def embed_photos(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
-    """As `embed`, for photos that are listed already; `passed_over` is what their scan counts in."""
+    """Embeds photos as `embed` does, given as a stream; `passed_over` is what their scan counts in."""
     target = Path(target)
     check_target(target)
     embedder = model if isinstance(model, Embedder) else Embedder.open(model)
@@ -159,10 +160,11 @@ def embed_photos(
 
 
 def check_target(target: Path) -> None:
-    """Checks, before anything is embedded, that vectors can be written there.
+    """Checks, before anything is embedded, that vectors can be written to a path.
 
     Raises:
-        InputError: it is another kind of file, or there is a FILE.csv that is not a FILE.npy's.
+        InputError: the suffix is another one, the path is a folder, its folder does not exist, or a FILE.csv
+            exists there without FILE.npy.
     """
     if target.suffix not in (".parquet", ".npy"):
         raise InputError(f"Embeddings go to FILE.parquet or FILE.npy, not to {target}.")
@@ -179,7 +181,7 @@ _Embedded: TypeAlias = tuple[list[Outcome], list[NewFace], NDArray[np.float32]]
 
 
 def _embed(embedder: Embedder, batch: Sequence[Prepared | Outcome]) -> _Embedded:
-    """A batch's outcomes, and its rows."""
+    """Returns a batch's outcomes, and the faces and vectors of its rows."""
     ready = [photo for photo in batch if isinstance(photo, Prepared)]
     outcomes = [
         photo
@@ -197,10 +199,10 @@ def _rows(
     on_outcome: Callable[[Outcome], None],
     should_stop: Callable[[], bool],
 ) -> Iterator[_Rows]:
-    """What is embedded, some batches at a time; whoever writes it is timed.
+    """Yields the embedded rows, at least 1,024 at a time except the last; `write` gets the time of writing.
 
     Raises:
-        _NoFile: the run was stopped, or has not one row.
+        _NoFile: the run was stopped, or has no rows.
     """
     faces: list[NewFace] = []
     vectors: list[NDArray[np.float32]] = []
@@ -229,18 +231,18 @@ def _rows(
 
 
 def _write_npy(target: Path, rows: Iterable[_Rows], dimension: int) -> None:
-    """Writes FILE.npy and FILE.csv; the first is there only when the second is.
+    """Writes FILE.npy and FILE.csv; a new FILE.npy appears only after its FILE.csv.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: a file cannot be written.
     """
     table = target.with_suffix(".csv")
     try:
-        # Left in the other order: the table is there before the array is.
+        # Exited in reverse order: the table is in place before the array is.
         with replacing(target) as array, replacing(table) as lines:
             text = io.TextIOWrapper(lines, encoding="utf-8", newline="")
             _fill_npy(array, text, rows, dimension)
-            text.detach()  # which flushes it, and leaves the file open
+            text.detach()  # flushes it, and leaves the file open
             for file in (array, lines):
                 file.flush()
                 os.fsync(file.fileno())
@@ -263,7 +265,7 @@ def _fill_npy(array: BinaryIO, text: Any, rows: Iterable[_Rows], dimension: int)
 
 
 def _npy_header(rows: int, dimension: int) -> bytes:
-    """A header of one length for any number of rows: numpy leaves room for that number to grow."""
+    """Returns the header of a .npy file; due to numpy's padding, it has one length for any number of rows."""
     file = io.BytesIO()
     description = {"descr": "<f4", "fortran_order": False, "shape": (rows, dimension)}
     np.lib.format.write_array_header_1_0(file, description)

@@ -1,4 +1,4 @@
-"""Bulk enrollment: folders -> a gallery, and a report of what happened to each file."""
+"""Bulk enrollment: from photos, vectors or metadata tables of sources to a gallery, with a report."""
 
 import os
 import time
@@ -22,7 +22,7 @@ from retrieval.sources.photos import Photo
 from retrieval.system.pipeline import Meter
 from retrieval.transfer import vector_files
 
-# Batches of the usual size that become durable together, if they are embedded within so many seconds.
+# Batches that one transaction commits, and the seconds after which it commits fewer.
 _BATCHES_PER_COMMIT: Final = 4
 _COMMIT_SECONDS: Final = 2.0
 
@@ -41,38 +41,40 @@ def ingest(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """Enrolls every photo of some sources.
+    """Enrolls every photo of some sources; returns a report.
 
-    Files that are what they were when they were enrolled (size, time and inode) are known without being
-    opened. The others are read, hashed and decoded by threads, while another one embeds the batch before and
-    this one makes the batch before that durable. Face ids follow the order of the photos, not the timing of
-    the threads; beside a GPU two batches are embedded at a time. Memory does not grow with the number of
-    photos: at most 4 batches (beside a GPU 6, and where their size is to be found, of 1,024 photos) and 4
-    pieces of 32 photos are underway, size x size x 3 bytes each, and each thread holds 16 MiB of files, one
-    file more, and one decoded picture. So does each decoder; they write into slots of 32 photos, one per
-    decoder and one per piece underway.
+    A file with the size, time and inode of its enrollment is known without being opened. The others are read,
+    hashed and decoded by threads, while another thread embeds the previous batch and the calling thread
+    commits the batch before that. Face ids follow the order of the photos, not the timing of the threads;
+    beside a GPU two batches are embedded at a time.
+
+    Memory does not grow with the number of photos. At most 4 batches (beside a GPU 6, and of 1,024 photos
+    where the size is to be tuned) and 4 pieces of 32 photos are in progress, with size x size x 3 bytes per
+    photo. Each thread holds 16 MiB of files, one file more, and one decoded picture; so does each decoder.
+    Decoders write into slots of 32 photos, one per decoder and one per piece in progress.
 
     Args:
-        gallery: where to.
-        sources: folders, lists, archives, files, addresses (see `photos.scan`). Pictures that a program
-            has are `ingest_photos(gallery, photos.of(pairs))`.
-        identity_from: what names the people (see `photos.scan`).
+        gallery: the gallery to enroll into.
+        sources: folders, lists, archives, files, addresses (see `photos.scan`). For pictures in memory, use
+            `ingest_photos(gallery, photos.of(pairs))`.
+        identity_from: where identities come from (see `photos.scan`).
         exclude: patterns of files and folders that are passed over, as of .gitignore (see `photos.scan`).
         batch_size: photos that are embedded together. None is 64 on a CPU; on a GPU the embedder finds the
-            size at which it is fastest, once, at the first 256 new photos, which takes some seconds. Up to
-            four batches of 64 photos or more become durable together, smaller ones each by itself.
+            fastest size, once, at the first 256 new photos, which takes some seconds. One transaction commits
+            up to four batches of 64 photos or more; a smaller `batch_size` commits each batch by itself.
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
-        decoders: processes that decode what the threads read; 0 is none, the threads do. None is one per core
+        decoders: processes that decode what the threads read; with 0 the threads decode. None is one per core
             beside a GPU when there are more than 3 cores, else 0. The results are the same.
-        photo_seconds: how long one photo may take whose header does not bound its time (see `pixels.read`).
-        rehash: read every file, whether it looks unchanged or not.
+        photo_seconds: seconds that decoding one photo may take, where its header does not bound the time (see
+            `pixels.read`).
+        rehash: read every file, even if its size, time and inode are unchanged.
         on_outcome: called once for every photo, in order, after its batch is durable.
-        should_stop: asked after each batch; True ends the run, with everything so far enrolled.
+        should_stop: called after each batch; True ends the run, and what was enrolled stays.
 
     Raises:
         DataError: a source does not exist; nothing was enrolled.
-        InputError: a batch size or a number of workers below 1, or of decoders below 0, or a pattern that is
-            none.
+        InputError: a batch size or a number of workers is below 1, or of decoders below 0, or a pattern is
+            invalid.
         RunError: a process that decodes was killed; the batches before are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
@@ -106,10 +108,10 @@ def ingest_photos(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """As `ingest`, for any photos: of a report (`photos.from_report`), or of a program (`photos.of`).
+    """Enrolls photos as `ingest` does: those of a report (`photos.from_report`) or a program (`photos.of`).
 
-    Of sources, `layout` counts the people, and notes what may not be meant; `passed_over` is what their scan
-    counts in, and becomes the report's.
+    For photos of sources, `layout` counts the identities and notes signs of a wrong layout; `passed_over` is
+    what their scan counts in, and becomes the report's.
     """
     layout = Layout(()) if layout is None else layout
     report, commit = IngestReport(), Meter("commit")
@@ -147,11 +149,11 @@ def ingest_photos(
 def _in_commits(
     batches: Iterable[Ready], asked: int | None, should_stop: Callable[[], bool]
 ) -> Iterator[tuple[list[Ready], bool]]:
-    """Batches that become durable together, and whether the run is to end with them.
+    """Yields the batches of one commit, and whether the run is to end with it.
 
-    Four at most, and for no longer than two seconds: fewer commits write less, and who asks for batches
-    smaller than the usual ones wants each of them durable. None, where the run was stopped before there was
-    one.
+    A commit has at most four batches, and those of at most two seconds, since fewer commits write less. With
+    a batch size below the default, each batch is a commit, since the caller wants each of them durable soon.
+    The list is empty where the run was stopped before there was a batch.
     """
     together: list[Ready] = []
     most = 1 if asked is not None and asked < DEFAULT_BATCH_SIZE else _BATCHES_PER_COMMIT
@@ -181,18 +183,18 @@ def ingest_embeddings(
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """Enrolls the vectors of a Parquet file (see `vector_files.read_embeddings`), block by block.
+    """Enrolls the vectors of a Parquet file in batches (see `vector_files.read_embeddings`).
 
     Args:
-        gallery: where to.
+        gallery: the gallery to enroll into.
         path: of the file.
-        trusted: take vectors of a file that does not say which model made them.
+        trusted: accept vectors of a file that does not name the model which made them.
         on_outcome: called once for every row, in order, after its batch is durable.
-        should_stop: asked between batches; True ends the run, with everything so far enrolled.
+        should_stop: called between batches; True ends the run, and what was enrolled stays.
 
     Raises:
         ModelMismatch: another model made the vectors.
-        InputError: the file is not what it should be; the batches before the first such row are enrolled.
+        InputError: the file or a row is invalid; the batches before the first such row are enrolled.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
     report, commit, layout = IngestReport(), Meter("commit"), Layout(())
@@ -221,7 +223,7 @@ def ingest_embeddings(
 
 
 def _optimize(gallery: Gallery, report: IngestReport) -> None:
-    """Lets searches of what has grown be quick; a run that is to end does."""
+    """Optimizes a gallery that has grown, unless the run was interrupted; records the seconds it took."""
     if report.enrolled and not report.interrupted:
         before = time.monotonic()
         gallery.optimize()
@@ -235,16 +237,20 @@ def ingest_metadata(
     on_unknown: Callable[[str], None] = lambda name: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> MetadataReport:
-    """Sets the metadata of a table (see `metadata_tables.read_annotations`), some thousand rows at a time.
+    """Sets the metadata of a table (see `metadata_tables.read_annotations`), in batches of up to 4,096 rows.
 
     Args:
-        gallery: where to.
-        table: of faces, by their paths, or of people, by their names.
+        gallery: the gallery with the faces or identities.
+        table: of faces, by their paths, or of identities, by their names.
         on_unknown: called for every path or name that the gallery does not have, in order.
-        should_stop: asked between batches; True ends the run, with everything so far set.
+        should_stop: called between batches; True ends the run, and what was set stays.
+
+    Returns:
+        The number of faces or identities that were set, unchanged or unknown.
 
     Raises:
-        InputError: the file is not what it was when it was opened; the batches before are set.
+        InputError: the file has changed since it was opened, and is not valid any more; the batches before
+            are set.
         StorageError, GalleryBusy: the run failed; the batches before are set.
     """
     report = MetadataReport()

@@ -1,4 +1,4 @@
-"""Reports: what became of the photos of a run, and what the run took."""
+"""Reports of bulk runs: counts of photos by outcome, times of stages, rates and memory."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,19 +15,19 @@ from retrieval.system.pipeline import Meter
 
 @dataclass
 class Run:
-    """What a run over photos took.
+    """The figures that all runs over photos report.
 
     Attributes:
-        reasons: why photos were rejected, and how many each.
-        seconds: of wall-clock time.
-        optimizing_seconds: of them, making searches of a gallery that has grown quick.
-        stages: what each stage did, in the order of the stages, which run at the same time.
-        bytes_read: of files.
-        batch_size: how many photos were embedded together; None where vectors came from elsewhere.
-        peak_memory: the most that this process has had in memory until the last photo was durable, in bytes;
-            what making searches quick takes comes afterwards.
-        interrupted: whether it was stopped before the last photo.
-        passed_over: files and folders of the sources that were not looked at, and are not *found*.
+        reasons: the number of rejected photos by reason.
+        seconds: wall-clock time.
+        optimizing_seconds: the part of it that optimizing the searches of a grown gallery took.
+        stages: the meter of each stage, in the order of the stages, which run at the same time.
+        bytes_read: bytes of files.
+        batch_size: how many photos were embedded together; None where the vectors were given.
+        peak_memory: the peak memory of this process until the last photo was durable, in bytes; without that
+            of optimizing, which comes afterwards.
+        interrupted: whether the run was stopped before the last photo.
+        passed_over: files and folders of the sources that were passed over, and do not count as *found*.
     """
 
     reasons: Counter[Reason] = field(default_factory=Counter)
@@ -42,60 +42,60 @@ class Run:
 
     @property
     def rejected(self) -> int:
-        """Photos that came to nothing."""
+        """The number of rejected photos."""
         return self.reasons.total()
 
     @property
     def found(self) -> int:
-        """Photos that were looked at."""
+        """The number of photos with an outcome."""
         return sum(self.counts().values())
 
     def counts(self) -> dict[str, int]:
-        """How many photos came to what: each is counted once."""
+        """Returns the number of photos by outcome; each photo counts once."""
         return {"rejected": self.rejected}
 
     @property
     def worth_retrying(self) -> int:
-        """Rejected photos whose reason lies in the machine and not in the file."""
+        """The number of rejected photos with a reason that is in the machine and not in the file."""
         return sum(number for reason, number in self.reasons.items() if reason.may_pass_when_retried)
 
     @property
     def bottleneck(self) -> Meter | None:
-        """The stage whose workers had the most to do: the others waited for it. None where nothing ran."""
+        """The stage with the most busy time per worker, for which others waited; None where nothing ran."""
         return max(self.stages, key=lambda one: one.busy_seconds / one.workers, default=None)
 
     @property
     def working_seconds(self) -> float:
-        """Seconds until the last photo was durable: what all rates and shares of a report are of."""
+        """Seconds until the last photo was durable; all rates and shares of a report refer to them."""
         return max(0.0, self.seconds - self.optimizing_seconds)
 
     @property
     def photos_per_second(self) -> float:
-        """Photos that were looked at, by the seconds until the last was durable."""
+        """`found` per second of `working_seconds`."""
         return self.found / self.working_seconds if self.working_seconds else 0.0
 
     @property
     def megabytes_per_second(self) -> float:
-        """Millions of bytes that were read, by the same seconds."""
+        """Millions of bytes read per second of `working_seconds`."""
         return self.bytes_read / 1e6 / self.working_seconds if self.working_seconds else 0.0
 
     @property
     def busy_share(self) -> float:
-        """The share of these seconds in which a worker of the bottleneck was busy; 0 where nothing ran."""
+        """The share of `working_seconds` in which the bottleneck's workers were busy; 0 where nothing ran."""
         limit = self.bottleneck
         if limit is None or not self.working_seconds:
             return 0.0
         return min(1.0, limit.busy_seconds / limit.workers / self.working_seconds)
 
     def measure(self, pipeline: PhotoPipeline[Any], last: Meter) -> None:
-        """Takes over what a pipeline did; `last` is what was done with its results."""
+        """Takes over the figures of a pipeline; `last` is the meter of what was done with its results."""
         self.stages = pipeline.stages(last)
         self.bytes_read = pipeline.meters.bytes.items
         self.batch_size = pipeline.batch_size
         self.peak_memory = peak_memory()
 
     def summary(self) -> dict[str, Any]:
-        """The report as JSON can say it; see docs/cli.md."""
+        """Returns the report as JSON values; see docs/cli.md."""
         limit = self.bottleneck
         return {
             "found": self.found,
@@ -127,17 +127,17 @@ class Run:
 
 @dataclass
 class IngestReport(Run):
-    """What an ingest did. `found` is always `enrolled + known + duplicate + rejected`.
+    """The report of an ingest. `found` is always `enrolled + known + duplicate + rejected`.
 
     Attributes:
         enrolled: photos that became faces.
-        known: photos whose bytes and path were in the gallery already.
-        duplicate: photos whose bytes were in the gallery under another path.
-        identities: how many different people the sources name.
-        identities_from: what names them, in words; empty where the photos are of no sources.
-        notes: sentences about sources whose layout may not be what was meant.
-        twins: identities of enrolled photos, in groups with others whose names differ in no more than case,
-            width, spaces or how accents are composed: they may be one person.
+        known: photos with bytes and a path that were in the gallery already.
+        duplicate: photos with bytes that were in the gallery under another path.
+        identities: the number of different identities that the sources give.
+        identities_from: where the sources give them, in words; empty where the photos are of no sources.
+        notes: sentences about sources with a layout that may not be the intended one.
+        twins: groups of identities that may be one person, each with one under which a photo was enrolled:
+            their names differ only in case, width, spaces or the composition of accents.
     """
 
     enrolled: int = 0
@@ -150,23 +150,23 @@ class IngestReport(Run):
     _names: set[str] = field(default_factory=set, repr=False)
 
     def counts(self) -> dict[str, int]:
-        """How many photos came to what: each is counted once."""
+        """Returns the number of photos by outcome; each photo counts once."""
         mine = {"enrolled": self.enrolled, "known": self.known, "duplicate": self.duplicate}
         return mine | super().counts()
 
     def summary(self) -> dict[str, Any]:
-        """The report as JSON can say it; see docs/cli.md."""
+        """Returns the report as JSON values; see docs/cli.md."""
         named = {"identities": self.identities, "identities_from": self.identities_from}
         twins = [list(names) for names in self.twins]
         return super().summary() | named | {"notes": list(self.notes), "twins": twins}
 
     def describe(self, layout: Layout) -> None:
-        """Takes over what a layout shows."""
+        """Takes over the identities and notes of a layout."""
         self.identities, self.identities_from = len(layout.identities), layout.origin
         self.notes = tuple(layout.notes())
 
     def count(self, outcome: Outcome) -> None:
-        """Adds one photo's fate."""
+        """Counts one photo by its outcome."""
         if outcome.status is Status.ENROLLED:
             self.enrolled += 1
             if outcome.identity is not None:
@@ -179,18 +179,19 @@ class IngestReport(Run):
             self.reasons[outcome.reason or Reason.IO_ERROR] += 1
 
     def find_twins(self, gallery: Gallery) -> None:
-        """Looks for names like those that photos were enrolled under."""
+        """Finds the gallery's identities with names like those that this run enrolled photos under."""
         self.twins = gallery.identity_twins(self._names) if self._names else ()
 
 
 @dataclass
 class MetadataReport:
-    """What setting metadata from a table did.
+    """The report of setting metadata from a table.
 
     Attributes:
-        set, unchanged: how many faces, or people, have other metadata now, or had the same already.
-        unknown: how many paths, or names, the gallery does not have.
-        interrupted: whether it was stopped before the last row.
+        set: the number of faces, or identities, with metadata that changed.
+        unchanged: the number of those that had the same metadata already.
+        unknown: the number of paths, or names, that the gallery does not have.
+        interrupted: whether the run was stopped before the last row.
     """
 
     set: int = 0

@@ -1,4 +1,4 @@
-"""The layout of sources: how many identities they hold, what named them, and signs of a wrong layout."""
+"""The layout of sources, for reports of `ingest`: identities, their origin, signs of a wrong layout."""
 
 import os
 from collections import defaultdict
@@ -13,24 +13,24 @@ from retrieval.sources.photos import STANDARD_INPUT
 from retrieval.system import archive_paths
 from retrieval.system.paths import absolute, composed, is_below
 
-# Columns of lists that mostly say who is on a photo.
+# Names of columns of lists that usually hold the identity of a photo.
 _IDENTITY_COLUMNS: Final = frozenset({"label", "labels", "name", "person", "subject", "class", "identity"})
 
-# Subfolders that are named in a note, and that are remembered at all.
-_MAX_SHOWN: Final = 3
-_MAX_REMEMBERED: Final = 50
+# Subfolders that a note names, and that are kept per identity.
+_MAX_NAMED: Final = 3
+_MAX_KEPT: Final = 50
 
 
 class Layout:
-    """What outcomes of photos show of the sources that they come from.
+    """The layout of some sources, collected from the outcomes of their photos.
 
     Attributes:
-        identities: the different names that the sources have.
-        photos: photos that were read, or known without.
+        identities: the different identities of the photos.
+        photos: the number of photos that were read, or known without reading.
     """
 
     def __init__(self, sources: Iterable[str | os.PathLike[str]], identity_from: str | None = None) -> None:
-        """Takes sources, and what names people in them, as `photos.scan` does; call that before."""
+        """Takes the arguments of `photos.scan`, which must be called before, since it checks them."""
         self.identities: set[str] = set()
         self.photos = 0
         self._naming = Naming.parse(identity_from)
@@ -39,29 +39,29 @@ class Layout:
         self._trees: list[tuple[str, str]] = []  # the root of a folder or archive, and a first folder to skip
         self._deeper: dict[str, set[str]] = defaultdict(set)
         for source in sources:
-            self._look_at(source)
+            self._add_source(source)
 
     def count(self, outcome: Outcome) -> None:
         """Adds one photo."""
         if outcome.status is Status.REJECTED and outcome.face_id is None:
-            return  # not a photo, or none that could be read
+            return  # not a photo, or not readable
         self.photos += 1
         if outcome.identity is None:
             return
         self.identities.add(outcome.identity)
         below = self._below(outcome.path or "")
-        if below is not None and len(below) > 2 and len(self._deeper[below[0]]) < _MAX_REMEMBERED:
+        if below is not None and len(below) > 2 and len(self._deeper[below[0]]) < _MAX_KEPT:
             self._deeper[below[0]].add(below[1])
 
     @property
     def origin(self) -> str:
-        """What identities come from, in words."""
+        """Where identities come from, in words."""
         return " and ".join(dict.fromkeys(self._origins))
 
     def notes(self) -> list[str]:
-        """Signs that the layout is not what the sources were taken for, each a sentence."""
+        """Returns signs that the sources have another layout than was assumed, each as a sentence."""
         if not self._origins:
-            return []  # of no sources, so nothing can be said of them
+            return []  # the photos are of no sources
         found = list(self._notes)
         wanted = self._naming is not None and self._naming.keyword == "none"
         if self.photos > 1 and not self.identities and not wanted:
@@ -75,7 +75,7 @@ class Layout:
         deeper = {name: inner for name, inner in self._deeper.items() if inner}
         if deeper:
             name, inner = max(deeper.items(), key=lambda item: (len(item[1]), item[0]))
-            shown = ", ".join(sorted(inner)[:_MAX_SHOWN]) + (", ..." if len(inner) > _MAX_SHOWN else "")
+            shown = ", ".join(sorted(inner)[:_MAX_NAMED]) + (", ..." if len(inner) > _MAX_NAMED else "")
             others = f" (and so have {len(deeper) - 1:,} others)" if len(deeper) > 1 else ""
             found.append(
                 f"{name} has subfolders with photos: {shown}{others}; if these are the people, name the "
@@ -85,14 +85,14 @@ class Layout:
         return found
 
     def _below(self, path: str) -> Sequence[str] | None:
-        """The parts of a path below its source, where the first of them names the person."""
+        """Returns the parts of a path below its source, if the first is the identity; else None."""
         for root, own in self._trees:
             if is_below(path, [root]) and path != root:
                 parts = path[len(root.rstrip(os.sep)) + 1 :].split("/")
                 return parts[1:] if composed(parts[0]) == own else parts
         return None
 
-    def _look_at(self, source: str | os.PathLike[str]) -> None:
+    def _add_source(self, source: str | os.PathLike[str]) -> None:
         path = absolute(source)
         columns = self._columns(Path(path)) if lists.has_columns(path) and os.path.isfile(path) else None
         naming = self._naming
@@ -108,7 +108,7 @@ class Layout:
             self._note_column(path, columns)
 
     def _columns(self, path: Path) -> list[str]:
-        """The columns of a list; notes what is not as usual in it."""
+        """Returns the columns of a list; adds notes about semicolons and paths of Windows."""
         head = lists.head(path)
         if head.semicolons:
             self._notes.append(f"{path} has semicolons between its columns, and was read so")
@@ -130,7 +130,7 @@ class Layout:
 
 
 def _origin(path: str, columns: Sequence[str] | None, naming: Naming | None) -> str:
-    """What names the people of a source, in words."""
+    """Returns where the identities of a source come from, in words."""
     if naming is not None and naming.column is not None:
         return f"the column `{naming.column}`"
     if columns is not None and "identity" in columns:

@@ -1,6 +1,6 @@
-"""The command line: puts the commands together, and ends each with its exit status.
+"""The command line `faceprint`: registers all commands, turns errors into a sentence and an exit status.
 
-Heavy imports stand inside the commands, so that help is instant.
+Heavy imports are inside the commands, so that help is instant.
 """
 
 import warnings
@@ -36,9 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_LOOKING_AFTER: Final = "Looking after a gallery"
+_MAINTENANCE: Final = "Looking after a gallery"
 
-# By the heading under which help lists them, in its order.
+# Commands by the heading under which help lists them, in the order of help.
 _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
     None: {
         "train": train.train,
@@ -52,7 +52,7 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
         "search": search.search,
         "check": check.check,
     },
-    _LOOKING_AFTER: {
+    _MAINTENANCE: {
         "calibrate": calibrate.calibrate,
         "verify": maintenance.verify,
         "repair": maintenance.repair,
@@ -78,10 +78,10 @@ for _panel, _commands in _COMMANDS.items():
 
 
 def main() -> None:
-    """The console script: every error a user can cause is one sentence and an exit status."""
+    """Runs the console script; every error that a user can cause gives one sentence and an exit status."""
     streams.restart_in_utf8()
     streams.prepare()
-    # Pillow warns of odd files as it reads them; what matters of that stands in the report.
+    # Pillow warns about unusual files as it reads them; the report has what matters of that.
     warnings.filterwarnings("ignore", module="PIL")
     try:
         _run()
@@ -107,7 +107,7 @@ def _run() -> None:
 def _fail(sentence: str, status: int) -> NoReturn:
     from retrieval.system.paths import printable
 
-    # It may contain a path, which may be any bytes and must not control the terminal.
+    # The sentence may contain a path, which may have any bytes and must not control the terminal.
     typer.echo("\n".join(map(printable, f"faceprint: {sentence}".split("\n"))), err=True)
     raise SystemExit(status)
 

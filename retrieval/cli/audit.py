@@ -1,4 +1,4 @@
-"""The commands `audit`, doubts about a gallery, and `audit-log`, who did what to it."""
+"""The commands `audit`, wrong names and bad photos of a gallery, and `audit-log`, who did what when."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The command `calibrate`: finds the distance beyond which a gallery's searches answer UNKNOWN."""
+"""The command `calibrate`: finds the distance threshold beyond which a gallery's searches answer UNKNOWN."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,19 +42,19 @@ def calibrate(
             found = opened.calibration()
             if found is None:
                 raise InputError(f"{gallery} is not calibrated; run `faceprint calibrate {gallery}`.")
-            _tell(found, None, opened.info().faces, _learned(opened), as_json=as_json)
+            _show(found, None, opened.info().faces, _trained_on(opened), as_json=as_json)
             return
         wanted: dict[str, Any] = {"sample": sample, "seed": seed}
         if strangers:
             wanted |= {"strangers": strangers, "batch_size": batch_size, "workers": workers}
             wanted |= {"exclude": exclude or []}
         done = _with_progress(opened, fpir, wanted)
-        learned = _learned(opened)
-    _tell(done.calibration, done.report, done.calibration.faces, learned, as_json=as_json)
+        trained_on = _trained_on(opened)
+    _show(done.calibration, done.report, done.calibration.faces, trained_on, as_json=as_json)
 
 
-def _learned(gallery: "Gallery") -> int:
-    """How many of the enrolled people the model was trained on."""
+def _trained_on(gallery: "Gallery") -> int:
+    """Returns how many of the enrolled people the model was trained on."""
     return len(gallery.identity_metadata(gallery.bundle.labels))
 
 
@@ -84,18 +84,18 @@ def _with_progress(gallery: "Gallery", fpir: float, wanted: dict[str, Any]) -> "
         return calibrate(gallery, fpir, on_outcome=note, on_progress=tell, should_stop=should_stop, **wanted)
 
 
-def _tell(
-    found: "Calibration", report: "StrangerReport | None", faces: int, learned: int, *, as_json: bool
+def _show(
+    found: "Calibration", report: "StrangerReport | None", faces: int, trained_on: int, *, as_json: bool
 ) -> None:
     from retrieval.search.calibration import remarks
 
     if as_json:
-        shown = {**found.fields(), "remarks": remarks(found, learned), "faces_now": faces}
+        shown = {**found.fields(), "remarks": remarks(found, trained_on), "faces_now": faces}
         if report is not None:
             shown["photos"] = _counts(report)
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
         return
-    _print(found, report, faces, learned)
+    _print(found, report, faces, trained_on)
 
 
 def _counts(report: "StrangerReport") -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _counts(report: "StrangerReport") -> dict[str, Any]:
     }
 
 
-def _print(found: "Calibration", report: "StrangerReport | None", faces: int, learned: int) -> None:
+def _print(found: "Calibration", report: "StrangerReport | None", faces: int, trained_on: int) -> None:
     from rich.table import Table
 
     from retrieval.search.calibration import foretold, remarks
@@ -123,7 +123,7 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
         )
         if report.passed_over:
             console.print(terminal.text(f"passed over: {report.passed_over}"))
-    console.print(_how(found), markup=False)
+    console.print(_provenance(found), markup=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     in_the_long_run = "95% in the long run"
@@ -148,7 +148,7 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, le
             f"{faces / max(found.faces, 1):.2f} times these FPIRs.",
             markup=False,
         )
-    for remark in remarks(found, learned):
+    for remark in remarks(found, trained_on):
         typer.echo(f"note: {remark}", err=True)
 
 
@@ -156,7 +156,7 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _how(found: "Calibration") -> str:
+def _provenance(found: "Calibration") -> str:
     people = f" of {found.people:,} people" if found.people else ""
     who = f"{terminal.counted(found.searches, 'photo')}{people} who are not enrolled"
     if found.strangers != "photos":
@@ -168,7 +168,7 @@ def _how(found: "Calibration") -> str:
 
 
 def _rate(rate: "Rate") -> tuple[str, str]:
-    """A share and its interval, in words where nothing was measured."""
+    """Returns a share and its interval as text; "too few" where nothing was measured."""
     if not rate.n:
         return "too few", ""
     return f"{rate.value:.4f}", f"{rate.low:.4f} to {rate.high:.4f}"

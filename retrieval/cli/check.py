@@ -70,7 +70,11 @@ def check(
 
 
 def _check_target(target: Path, option: str, suffix: str, data: Path) -> None:
-    """Before hours of looking: a file of ours must be one that can be written, and no photo nor the data."""
+    """Checks, before a run of hours, that an output file has its suffix and folder and lies outside the data.
+
+    Raises:
+        InputError: it does not.
+    """
     require(target.suffix.lower() == suffix, f"{option} writes a file that ends in {suffix}, not {target}")
     require(not target.is_dir(), f"{target} is a folder; name a file for {option}")
     require(
@@ -111,7 +115,7 @@ def _checked(
 
 
 class _Stages:
-    """A line on the standard error for each stage, one after the other. A context manager."""
+    """A progress line on standard error for each stage of a check, in sequence. A context manager."""
 
     def __init__(self, data: str, exclude: list[str]) -> None:
         self._data = data
@@ -124,7 +128,7 @@ class _Stages:
         return self
 
     def note(self, stage: str, one: Any) -> None:
-        """A photo is done with, at a stage."""
+        """Counts a photo at a stage; starts a new line where the stage is another one."""
         from retrieval.console.progress import Bar, Total
         from retrieval.embedding.outcome import Outcome, Status
         from retrieval.sources import photos
@@ -185,7 +189,7 @@ def _finding(finding: "DataFinding") -> Any:
 
 
 def _example(finding: "DataFinding") -> str:
-    """The worst case, in a few words."""
+    """Returns the worst case of a finding as text; empty for findings without one."""
     from retrieval.quality.dataset_check import Kind
 
     if finding.kind is Kind.UNEVEN or not finding.items:
@@ -230,7 +234,7 @@ def _write(path: Path, text: str) -> None:
     from retrieval.system.files import why, write_durably
 
     try:
-        # A path may hold what is no letter in any encoding; where it must be exact, it is UTF-8.
+        # A path may have bytes that are not UTF-8, escaped here. Where it must be exact, it is UTF-8.
         write_durably(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise RunError(f"{path} cannot be written: {why(error)}.") from error

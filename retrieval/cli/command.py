@@ -1,4 +1,4 @@
-"""What all commands do alike: take old spellings, refuse options that are of no use, name options in errors."""
+"""The class of all commands: accepts old spellings, refuses unusable options, names options in errors."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from retrieval.cli.modes import refuse_unusable
 from retrieval.cli.spellings import JSON_NAMED_A_FILE, in_todays, json_in_a_file, renewed
 from retrieval.errors import FaceprintError
 
-# An argument of the library, as its errors name it: `out`, or `device='cpu'`.
+# An argument of the library in its errors: `out`, or `device='cpu'`.
 _ARGUMENT: Final = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
-# Arguments that are called otherwise as options.
+# Arguments of the library, and the parameters of commands that set them, where the names differ.
 _CALLED: Final = {
     "learning_rate": "lr",
     "validation_fraction": "val_fraction",
@@ -24,20 +24,25 @@ _CALLED: Final = {
 
 
 class Command(TyperCommand):
-    """A command of faceprint."""
+    """A command of faceprint: see the module."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses arguments, old spellings among them."""
-        args, told = renewed(self._named, args)
+        """Parses arguments, and prints a sentence about each old spelling among them."""
+        args, notices = renewed(self._named, args)
         if self._named in JSON_NAMED_A_FILE and self._json_names_a_file(args):
-            args, more = json_in_a_file(args)
-            told += more
-        for sentence in [] if ctx.resilient_parsing else told:
+            args, further = json_in_a_file(args)
+            notices += further
+        for sentence in [] if ctx.resilient_parsing else notices:
             typer.echo(f"faceprint: {sentence}", err=True)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command, unless an option of it is of no use."""
+        """Runs the command, unless an option is of no use; names options in the errors of the library.
+
+        Raises:
+            InputError: an option is of no use beside the others.
+            FaceprintError: the command raised it; its sentence names options in place of arguments.
+        """
         spelled = self._spelled()
         given = {name: value for name, value in ctx.params.items() if _is_given(ctx, name)}
         refuse_unusable(self._named, given, spelled)
@@ -53,14 +58,14 @@ class Command(TyperCommand):
         return self.name or ""
 
     def _json_names_a_file(self, args: list[str]) -> bool:
-        """Whether --json has a value: then there is one more than the command takes."""
-        # What is wrong with the arguments is said when they are parsed for good.
+        """Returns whether --json has a value, which shows as one more argument than the command takes."""
+        # Errors in the arguments are raised by the actual parsing, not by this one.
         parser = self.make_parser(typer.Context(self, resilient_parsing=True))
         _, spare, _ = parser.parse_args(args=list(args))
         return bool(spare) or any(word.startswith("--json=") for word in args)
 
     def _spelled(self) -> dict[str, str]:
-        """How the command line names each parameter."""
+        """Returns the name of each parameter on the command line."""
         return {one.name: _spelling(one) for one in self.params if one.name is not None}
 
 
@@ -76,7 +81,7 @@ def _spelling(parameter: Any) -> str:
 
 
 def in_options(sentence: str, spelled: Mapping[str, str]) -> str:
-    """A sentence of the library, with the options of a command in place of arguments of a function."""
+    """Returns a sentence of the library with the options of a command in place of arguments of a function."""
 
     def option(found: "re.Match[str]") -> str:
         name, value = found[1], found[2]

@@ -1,4 +1,4 @@
-"""The command `demo`: the whole way, from drawn faces to answers, in one folder."""
+"""The command `demo`: trains, enrolls, searches and reports in one folder, with drawn faces or own photos."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def demo(
 
     Without --data the faces are drawn by a program: they show how it works, not how good it is.
     """
-    training_module("run")  # says what to install when torch is missing
+    training_module("run")  # raises an error that names what to install when torch is missing
     from retrieval.cli import walkthrough
 
     walkthrough.run(data, out)

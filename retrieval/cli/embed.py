@@ -1,4 +1,4 @@
-"""The command `embed`: photos to a file of vectors, without a gallery."""
+"""The command `embed`: embeds photos into a file of vectors, without a gallery."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -1,4 +1,4 @@
-"""The command `evaluate`: measures how good a model is."""
+"""The command `evaluate`: measures the accuracy of a model, or compares two."""
 
 from pathlib import Path
 from typing import Annotated

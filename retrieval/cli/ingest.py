@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
-    """What `faceprint ingest` was asked for, as its options say it."""
+    """The arguments and options of one `faceprint ingest`."""
 
     gallery: Path
     sources: Sequence[str]
@@ -62,12 +62,12 @@ class IngestOptions:
 
     @property
     def enrolls(self) -> bool:
-        """Whether there is something to enroll, or only metadata to set."""
+        """Whether anything is enrolled, and not only metadata set."""
         return bool(self.sources) or self.retry is not None or self.embeddings is not None
 
     @property
     def mode(self) -> "Callable[[IngestOptions], None]":
-        """What does it."""
+        """The function that runs the command with these options."""
         if self.dry_run:
             return _show_changes
         if self.embeddings is not None:
@@ -145,10 +145,11 @@ def ingest(
 
 
 def _check(wanted: IngestOptions) -> None:
-    """Checks what was asked for, before anything is read or made.
+    """Checks the options before anything is read or made.
 
     Raises:
-        InputError: it is not one thing to do, or cannot be done with these sources.
+        InputError: they do not select one thing to enroll, --share has another value, or the sources do not
+            allow --sync or --relabel.
     """
     from retrieval.sources import photos
 
@@ -181,20 +182,20 @@ def _check_repeatable(sources: Sequence[str]) -> None:
 
 
 def _show_changes(wanted: IngestOptions) -> None:
-    """With --dry-run: lists what --relabel and --sync would change."""
+    """Runs --dry-run: lists what --relabel and --sync would change."""
     with open_gallery(wanted.gallery, "ingest") as opened:
         _follow_sources(opened, wanted)
 
 
 def _set_metadata(wanted: IngestOptions) -> None:
-    """With --metadata alone: enrolls nothing."""
+    """Runs --metadata alone: sets metadata and enrolls nothing."""
     table = _table(wanted)
     with ReportFile(wanted.report) as lines, open_gallery(wanted.gallery, "ingest") as opened:
         _annotate(opened, table, lines, log_json=wanted.log_json)
 
 
 def _enroll_vectors(wanted: IngestOptions) -> None:
-    """With --embeddings: enrolls vectors that exist already."""
+    """Runs --embeddings: enrolls vectors of a file."""
     from retrieval.bulk.ingest import ingest_embeddings
     from retrieval.transfer.vector_files import count_embeddings
 
@@ -203,7 +204,7 @@ def _enroll_vectors(wanted: IngestOptions) -> None:
     total = count_embeddings(wanted.embeddings)
     with (
         ReportFile(wanted.report) as lines,
-        # Nothing is embedded: the model of a new gallery is loaded to know that it runs.
+        # Nothing is embedded: the model of a new gallery is loaded only to check that it runs.
         open_or_create(wanted.gallery, wanted.model, "ingest", device="cpu", share=wanted.share) as opened,
     ):
         with watched("enrolling", total, lines, log_json=wanted.log_json) as (on_outcome, should_stop):
@@ -214,21 +215,21 @@ def _enroll_vectors(wanted: IngestOptions) -> None:
                 on_outcome=on_outcome,
                 should_stop=should_stop,
             )
-        _tell(done, wanted)
+        _report(done, wanted)
         if not done.interrupted:
             _annotate(opened, table, lines, log_json=wanted.log_json)
-    _end(done, wanted)
+    _raise_for_outcome(done, wanted)
 
 
 def _enroll_photos(wanted: IngestOptions) -> None:
-    """Enrolls the photos of sources, or those of a report once more."""
+    """Enrolls the photos of sources, or with --retry the rejected photos of a report."""
     from retrieval.bulk.ingest import ingest_photos
     from retrieval.bulk.source_layout import Layout
     from retrieval.sources.exclusion import PassedOver
 
-    # All of the table is read before anything is enrolled.
+    # The table is read and checked completely before anything is enrolled.
     table, passed_over = _table(wanted), PassedOver()
-    total, found = _found(wanted, passed_over)
+    total, found = _photos(wanted, passed_over)
     with (
         ReportFile(wanted.report) as lines,
         open_or_create(
@@ -255,13 +256,13 @@ def _enroll_photos(wanted: IngestOptions) -> None:
                 on_outcome=on_outcome,
                 should_stop=should_stop,
             )
-        _tell(done, wanted)
+        _report(done, wanted)
         if not done.interrupted:
             _annotate(opened, table, lines, log_json=wanted.log_json)
-    _end(done, wanted)
+    _raise_for_outcome(done, wanted)
 
 
-def _found(
+def _photos(
     wanted: IngestOptions, passed_over: "PassedOver"
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
     return found_photos(
@@ -274,7 +275,7 @@ def _found(
 
 
 def _follow_sources(gallery: "Gallery", wanted: IngestOptions) -> None:
-    """Does what --relabel and --sync say, or lists it with --dry-run."""
+    """Carries out --relabel and --sync; with --dry-run, only lists the changes."""
     if wanted.relabel:
         _relabel(gallery, wanted)
     if wanted.sync:
@@ -284,7 +285,7 @@ def _follow_sources(gallery: "Gallery", wanted: IngestOptions) -> None:
 def _relabel(gallery: "Gallery", wanted: IngestOptions) -> None:
     from retrieval.sources.exclusion import PassedOver
 
-    _, found = _found(wanted, PassedOver())
+    _, found = _photos(wanted, PassedOver())
     done = gallery.relabel(_until_stopped(found), dry_run=wanted.dry_run)
     print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
 
@@ -303,10 +304,10 @@ def _sync(gallery: "Gallery", wanted: IngestOptions) -> None:
 
 
 def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
-    """Photos that are looked at before anything is changed.
+    """Returns the same photos, which are read before anything is changed, and stops at Ctrl-C.
 
     Raises:
-        Interrupted: Ctrl-C, between two of them.
+        Interrupted: Ctrl-C, between two photos.
     """
     from retrieval.system.signals import graceful
 
@@ -318,14 +319,14 @@ def _until_stopped(found: "Iterator[Photo]") -> "Iterator[Photo]":
 
 
 def _table(wanted: IngestOptions) -> "Annotations | None":
-    """The table of --metadata."""
+    """Returns the table of --metadata; None without that option."""
     from retrieval.sources.metadata_tables import read_annotations
 
     return None if wanted.metadata is None else read_annotations(wanted.metadata)
 
 
 def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile, *, log_json: bool) -> None:
-    """Sets what a table says, where there is one."""
+    """Sets the metadata of a table, if there is one."""
     from retrieval.bulk.ingest import ingest_metadata
     from retrieval.system.signals import graceful
 
@@ -352,14 +353,14 @@ def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile
         raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
 
 
-def _tell(done: "IngestReport", wanted: IngestOptions) -> None:
+def _report(done: "IngestReport", wanted: IngestOptions) -> None:
     tell_summary(done, wanted.summary, log_json=wanted.log_json)
     if not wanted.log_json:
         _print_ingest(done, wanted.report)
 
 
-def _end(done: "IngestReport", wanted: IngestOptions) -> None:
-    """Ends the command with an error where it was stopped, or where rejected photos are one."""
+def _raise_for_outcome(done: "IngestReport", wanted: IngestOptions) -> None:
+    """Raises the error of a run that was stopped, or that rejected photos for which the command must fail."""
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
     again = f"ingest {wanted.gallery} --retry {wanted.report}" if wanted.report else "the same command"

@@ -1,4 +1,4 @@
-"""The commands that keep a gallery whole and quick: verify, repair, compact, optimize, relocate, reembed."""
+"""The commands that maintain a gallery: verify, repair, compact, optimize, relocate, reembed."""
 
 import os
 from dataclasses import asdict
@@ -128,7 +128,7 @@ def _print_repaired(done: "Repaired") -> None:
 
 
 def _fail_for_what_is_left(done: "Repaired", gallery: Path) -> None:
-    """Ends the command with an error where something could not be mended."""
+    """Raises an error where something could not be repaired."""
     if done.unfetched:
         raise RunError(_ask_to_fetch(len(done.unfetched)))
     if done.lost:
@@ -232,7 +232,7 @@ def reembed(
         done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up, fetch=fetch)
     _print_reembedded(done)
     if report is not None:
-        write_lines(report, [_lost(face, done.reasons[face.id]) for face in done.lost])
+        write_lines(report, [_lost_line(face, done.reasons[face.id]) for face in done.lost])
     if done.interrupted:
         raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
     if done.unfetched and not no_switch:
@@ -284,8 +284,8 @@ def _print_reembedded(done: "Reembedded") -> None:
     printed.print("the new model answers from now on" if done.switched else "the old model goes on to answer")
 
 
-def _lost(face: "Face", why: str) -> dict[str, Any]:
-    """A line about a face that could not be embedded again: as it is stored, and why."""
+def _lost_line(face: "Face", why: str) -> dict[str, Any]:
+    """Returns the report line of a face that could not be embedded again: its stored fields, the reason."""
     line = asdict(face)
-    del line["meant"]  # says something of an answer to a search, not of the face
+    del line["meant"]  # belongs to the answer of a search, not to the face
     return {**line, "detail": why}

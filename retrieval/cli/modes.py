@@ -1,7 +1,7 @@
-"""Which options a command can use with which others, as one table: what cannot be used is refused.
+"""The table of which options each command can use with which others; unusable options are refused.
 
-A mode of a command is what some of its options select: `ingest --embeddings` enrolls vectors, `search --by-person` finds
-people. An option that is of no use in a mode says nothing there, and whoever gave it expected something of it.
+Some options select a mode of a command: `ingest --embeddings` enrolls vectors, `search --by-person` finds
+people. An option that has no effect in a mode is an error, since the user expects an effect of it.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,17 @@ from retrieval.errors import InputError
 
 @dataclass(frozen=True)
 class Use:
-    """When some options of a command are of use. All are named as the parameters of the command's function.
+    """A rule for when some options of a command have an effect.
+
+    All options are named as the parameters of the command's function.
 
     Attributes:
-        options: those.
-        needs: one of these must be given too. PARAMETER=VALUE is a parameter with that value.
-        wanted: these in words, where the names of the options do not say it.
+        options: the options that the rule is about.
+        needs: at least one of these must be given too. PARAMETER=VALUE is a parameter with that value.
+        wanted: a description of `needs` for the error, where the names of the options are not enough.
         bars: none of these may be given too.
-        why: what the modes of `bars` do instead, in words that follow "which".
-        when: the parameter without which this says nothing.
+        why: what the modes of `bars` do instead, as words that follow "which" in the error.
+        when: the parameter without which the rule does not apply; empty for a rule that always applies.
     """
 
     options: tuple[str, ...]
@@ -107,15 +109,15 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
 
 
 def refuse_unusable(command: str, given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
-    """Refuses options that are of no use beside the others.
+    """Refuses options that have no effect together with the other options.
 
     Args:
         command: its name.
-        given: what the command line says, by the parameters of the command's function.
-        spelled: how the command line names each parameter of the command.
+        given: the values on the command line, by the parameters of the command's function.
+        spelled: the name of each parameter on the command line.
 
     Raises:
-        InputError: there is one; the sentence names it, and what it goes with, or what it does not.
+        InputError: there is such an option; the sentence names it, and the option that it needs or excludes.
     """
     for use in USES.get(command, ()):
         if not use.when or use.when in given:

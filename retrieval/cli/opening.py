@@ -1,4 +1,4 @@
-"""Opening what a command works on: a gallery, or the modules of `training`."""
+"""Opens what commands work on: a gallery, or the modules of `training`."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def open_gallery(
     folder: Path, command: str, *, device: str = "auto", precision: str = "float32"
 ) -> "Gallery":
-    """A gallery, for reading only where nothing can be written."""
+    """Opens a gallery, read-only where its folder is not writable."""
     from retrieval.gallery.gallery import Gallery
 
     read_only = folder.is_dir() and not os.access(folder, os.W_OK)
@@ -30,7 +30,11 @@ def open_or_create(
     precision: str = "float32",
     share: str | None = None,
 ) -> "Gallery":
-    """A gallery, made where there is none; `share` opens a new one to its group."""
+    """Opens a gallery, or creates it where there is none; with `share` a new one is readable by its group.
+
+    Raises:
+        InputError: `share` is given and the gallery exists, or there is no gallery and no `model`.
+    """
     from retrieval.errors import GalleryError
     from retrieval.gallery.gallery import Gallery
     from retrieval.models.bundle import ModelBundle
@@ -47,9 +51,9 @@ def open_or_create(
         raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
     if free and model is not None:
         bundle = ModelBundle.load(model)
-        # A model that does not run would leave a gallery that refuses every other one.
+        # Opened first: a model that does not run would leave a gallery that refuses every other model.
         embedder = Embedder.open(bundle, device=device, precision=precision)
-        # Another process may make the gallery between our look and our making it: then it is opened.
+        # Another process may create the gallery between the check and `create`: then it is opened.
         try:
             via = f"faceprint {command}"
             return Gallery.create(
@@ -72,7 +76,11 @@ def open_or_create(
 
 
 def training_module(module: str) -> Any:
-    """A module of `training`, which needs torch and what the report is made with."""
+    """Imports a module of `training`, which needs torch and the packages of the report.
+
+    Raises:
+        MissingDependency: one of them is not installed.
+    """
     from importlib import import_module
 
     try:

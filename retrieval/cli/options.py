@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share: each is written once."""
+"""The arguments and options that several commands share, each defined once."""
 
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -7,7 +7,7 @@ import typer
 
 from retrieval.errors import InputError
 
-# Every generator takes so large a seed, and the next one.
+# Every random generator in use accepts this seed and the next one.
 _MAX_SEED: Final = 2**63 - 2
 
 _SOURCES: Final = "Folders with one subfolder per identity, flat folders, files, archives (.tar, .tar.gz, .zip), lists (.txt, .csv, .parquet), addresses; - for paths on standard input."
@@ -36,22 +36,22 @@ StrictFiles = Annotated[bool, typer.Option("--strict", help="Exit with 1 when an
 
 
 def val_fraction(held_out: str) -> Any:
-    """The option `--val-fraction` of a command that splits photos."""
+    """Returns the option `--val-fraction` of a command that splits photos."""
     return typer.Option("--val-fraction", callback=_share, help=held_out)
 
 
 def seed(drawn: str) -> Any:
-    """The option `--seed` of a command that draws something."""
+    """Returns the option `--seed` of a command that draws random numbers."""
     return typer.Option(min=0, max=_MAX_SEED, help=drawn)
 
 
 def report(lines: str) -> Any:
-    """The option `--report` of a command that writes lines about something."""
+    """Returns the option `--report` of a command that writes a line for each of something."""
     return typer.Option(metavar="FILE.jsonl", help=f"Write a line for each {lines}.", show_default=False)
 
 
 def output(metavar: str, what: str) -> Any:
-    """The option `--out` of a command that makes a file or a folder."""
+    """Returns the option `--out` of a command that makes a file or a folder."""
     return typer.Option(metavar=metavar, help=what, show_default=False)
 
 
@@ -61,10 +61,10 @@ def _share(value: float | None) -> float | None:
 
 
 def require(holds: bool, sentence: str) -> None:
-    """Refuses what was asked, unless something holds.
+    """Checks a condition on the arguments of a command.
 
     Raises:
-        InputError: it does not; `sentence` says so, without its full stop.
+        InputError: `holds` is false; the text is `sentence`, given without its full stop.
     """
     if not holds:
         raise InputError(f"{sentence}.")

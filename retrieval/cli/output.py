@@ -1,4 +1,4 @@
-"""What commands write: JSON on standard output, and files that are complete or absent."""
+"""Output of commands: JSON on standard output, and files that are complete or absent."""
 
 import json
 from collections.abc import Callable
@@ -11,11 +11,17 @@ from retrieval.errors import InputError
 
 
 def print_json(value: Any) -> None:
+    """Prints a value as JSON; values of other types are converted with `str`."""
     convert: Callable[[Any], str] = str
     typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=convert))
 
 
 def write_file(path: Path, data: bytes) -> None:
+    """Writes a file that is complete or absent.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     from retrieval.system.files import why, write_durably
 
     try:
@@ -25,6 +31,11 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes a report with one JSON object per line, complete or absent.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     from retrieval.system.files import write_durably
 
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,4 +1,4 @@
-"""The commands about people: `forget`, `rename-identity`, `merge-identities`."""
+"""The commands that change identities: `forget`, `rename-identity`, `merge-identities`."""
 
 import json
 from dataclasses import asdict
@@ -44,10 +44,10 @@ def forget(
 
 
 def _write_receipt(path: Path, receipt: "Receipt", gallery: Path) -> None:
-    """Writes a receipt; where that cannot be done, the erasure is done all the same, and the error says so.
+    """Writes the receipt of an erasure that is done already.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written; the sentence says that the erasure is done all the same.
     """
     from retrieval.system.files import why, write_durably
 

@@ -1,4 +1,4 @@
-"""What `ingest` and `embed` share: photos of sources, progress, the summary, and how a run ends."""
+"""Helpers that `ingest` and `embed` share: photos of sources, progress, summary, errors at the end."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +26,10 @@ def found_photos(
     exclude: Sequence[str],
     passed_over: "PassedOver",
 ) -> "tuple[int | Callable[[], int | None], Iterator[Photo]]":
-    """Photos, at least one of them, and how many they are or how to count them.
+    """Returns the number of photos, or a function that counts them, and the photos, at least one.
 
     Raises:
-        InputError: there is not one.
+        InputError: there is no photo.
     """
     from functools import partial
     from itertools import chain
@@ -41,7 +41,7 @@ def found_photos(
         photos.scan, sources, identity_from=identity_from, exclude=exclude, passed_over=passed_over
     )
     found = scan() if reported is None else iter(reported)
-    # Before a gallery is made: sources that give nothing are a mistake.
+    # Checked before a gallery is created: sources without photos are a mistake of the user.
     first = next(found, None)
     if first is None:
         named = f"{', '.join(sources)}{passed_over.aside()}"
@@ -55,7 +55,7 @@ def found_photos(
 def watched(
     verb: str, total: "int | Callable[[], int | None]", lines: ReportFile, *, log_json: bool
 ) -> "Iterator[tuple[Callable[[Outcome], None], Callable[[], bool]]]":
-    """Shows how far a run is; gives it what it calls for each photo, and what says whether to stop."""
+    """Shows the progress of a run; yields its `on_outcome` and `should_stop`."""
     from retrieval.console.progress import Bar, JsonLog, Total
     from retrieval.system.signals import graceful
 
@@ -70,7 +70,7 @@ def watched(
 
 
 def tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
-    """Writes the summary where it is wanted."""
+    """Writes the summary of a run: as a JSON line with `log_json`, and to the file `path` if given."""
     from retrieval.console.progress import JsonLog
     from retrieval.system.files import why, write_durably
 
@@ -84,7 +84,12 @@ def tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
 
 
 def fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *, strict: bool) -> None:
-    """Ends the command with an error where rejected files are one."""
+    """Raises an error for rejected files, where the command must fail for them.
+
+    Raises:
+        InputError: all files were rejected.
+        RunError: a file was rejected for a reason that may pass, or `strict` is set and any was rejected.
+    """
     where = report or "--report FILE"
     if done.found and done.rejected == done.found:
         raise InputError(f"Not one of the {done.found:,} files could be {verb}; {where} says why.")
@@ -98,6 +103,7 @@ def fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *
 
 
 def print_reasons_and_pace(done: "Run") -> None:
+    """Prints the counts of rejected photos by reason, what was passed over, and the rates of a run."""
     console = terminal.console()
     for reason, number in done.reasons.most_common():
         console.print(f"  {number:>7,}  {reason}")
@@ -107,7 +113,7 @@ def print_reasons_and_pace(done: "Run") -> None:
 
 
 def how_quick(done: "Run") -> str:
-    """Rates, what limited them, and what memory it took."""
+    """Returns the rates of a run, its busiest stage, and its peak memory, as text."""
     words = [f"{done.photos_per_second:,.0f} photos/s"]
     if done.bytes_read:
         words.append(f"{done.megabytes_per_second:,.1f} MB/s read")

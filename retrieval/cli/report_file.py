@@ -1,4 +1,4 @@
-"""The file of `--report`: a line of JSON for each photo that came to nothing."""
+"""The file of `--report`: a line of JSON for each photo that was not enrolled or embedded."""
 
 import io
 import json
@@ -13,7 +13,10 @@ _LINE: Final = ("path", "identity", "status", "reason", "detail", "face_id", "re
 
 
 class ReportFile:
-    """A line of JSON for each file that was not enrolled; complete or absent, never half a line."""
+    """A file with a line of JSON for each photo that was not enrolled or embedded.
+
+    The file is complete or absent, and never ends within a line. A context manager.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -39,11 +42,12 @@ class ReportFile:
             raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
 
     def write(self, outcome: Any) -> None:
+        """Writes a line for an outcome, unless the photo was enrolled or embedded."""
         if outcome.status not in ("enrolled", "embedded"):
             self._write({name: getattr(outcome, name) for name in _LINE})
 
     def write_unknown(self, *, path: str | None = None, identity: str | None = None) -> None:
-        """A line for a row of metadata that is about nothing in the gallery."""
+        """Writes a line for a row of metadata with a path or identity that the gallery does not have."""
         line = {
             "path": path,
             "identity": identity,
@@ -58,8 +62,8 @@ class ReportFile:
                 self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def __exit__(self, *_: object) -> None:
-        # A run that failed has a report too: of what it had come to.
+        # A run that failed has a report too, of the photos until then.
         if self.path is not None:
             with self._translated():
-                self.file.detach()  # which flushes it, and leaves the file open
+                self.file.detach()  # flushes it, and leaves the file open
                 self.replacing.__exit__(None, None, None)

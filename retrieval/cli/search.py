@@ -29,16 +29,15 @@ if TYPE_CHECKING:
     from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
 
 
-# How many pictures or vectors are asked about together.
-_TOGETHER: Final = 256
-
+# Pictures or vectors that one search takes.
+_QUERY_BATCH: Final = 256
 
 _DEFAULT_K: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class _Searches:
-    """The searches of an open gallery, for photos or for people, with every option that was asked for."""
+    """The search functions of an open gallery, for photos or for people, with the options of the command."""
 
     by_person: bool
     images: "Callable[[Sequence[Path]], Sequence[SearchResult | PeopleResult]]"
@@ -142,7 +141,7 @@ def _where(identities: list[str] | None, conditions: list[str] | None) -> "Where
 
     parsed = Where.parse(conditions or [])
     if identities:
-        # Both are said, so both must hold: a name that stands in only one of them is nobody's.
+        # Both conditions must hold, so only names that both have are left.
         wanted = tuple(n for n in identities if not parsed.identities or n in parsed.identities)
         if not wanted:
             raise InputError("--identity and --where identity=... name different people, so nobody is left.")
@@ -151,7 +150,11 @@ def _where(identities: list[str] | None, conditions: list[str] | None) -> "Where
 
 
 def _listed(path: Path) -> list[Path]:
-    """The paths of a list, a line each."""
+    """Returns the paths of a list, one per line.
+
+    Raises:
+        InputError: it cannot be read, or has no path.
+    """
     import os
     import sys
 
@@ -175,9 +178,12 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[Answer]:
-    """Answers for pictures, many at a time; one that cannot be read costs its neighbours nothing but time."""
-    for start in range(0, len(images), _TOGETHER):
-        some = images[start : start + _TOGETHER]
+    """Yields the answers for pictures, searched in batches.
+
+    Where a picture of a batch cannot be read, its answer is an error, and the others are searched one by one.
+    """
+    for start in range(0, len(images), _QUERY_BATCH):
+        some = images[start : start + _QUERY_BATCH]
         try:
             yield from map(_of_image, some, searches.images(some))
         except UnreadableImage:
@@ -208,7 +214,7 @@ def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[Ans
     import numpy as np
 
     try:
-        # Never a pickle: loading one would run whatever it says.
+        # Never a pickle: loading one can run any code.
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise InputError(
@@ -218,7 +224,7 @@ def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[Ans
         raise InputError(f"{path} is not a .npy file of numbers.") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise InputError(f"{path} must hold numbers of shape (n, {dimension}).")
-    for start in range(0, len(vectors), _TOGETHER):
-        found = searches.vectors(np.asarray(vectors[start : start + _TOGETHER]))
+    for start in range(0, len(vectors), _QUERY_BATCH):
+        found = searches.vectors(np.asarray(vectors[start : start + _QUERY_BATCH]))
         for row, one in enumerate(found, start):
             yield _of_found(f"{path} row {row}", one, searches.by_person)

@@ -1,4 +1,4 @@
-"""What `search` prints and draws of its answers."""
+"""Output of `search`: prints answers as tables or JSON, and draws them as a picture."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for one query: matches or people, a decision, a prediction for a picture; or an error."""
+    """The answer to one query: matches or people, a decision, a prediction for a picture; or an error."""
 
     query: str
     image: Path | None
@@ -33,7 +33,7 @@ class Answer:
 
 
 def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
-    """Says once, on the standard error, why there are no decisions, or what is to be expected of them."""
+    """Prints once, on standard error, why there are no decisions, or which error rates to expect of them."""
     if not decisions:
         return
     first = decisions[0]
@@ -53,7 +53,7 @@ def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", 
 
 
 def _explained(explanation: "Explanation") -> dict[str, Any]:
-    """What answering took, in words and numbers."""
+    """Returns how the queries were answered: method, counts, bytes and times, by description."""
     queries = max(explanation.queries, 1)
     return {
         "answered by": explanation.method,
@@ -68,7 +68,7 @@ def _explained(explanation: "Explanation") -> dict[str, Any]:
 
 
 def print_answers_as_json(answers: Sequence[Answer], explanation: "Explanation | None") -> None:
-    """Prints answers as one list, or with what answering took beside them."""
+    """Prints answers as a JSON list; with an explanation, as an object with both."""
     shown: Any = [_answer_json(answer) for answer in answers]
     if explanation is not None:
         shown = {"answers": shown, "explanation": _explained(explanation)}
@@ -114,7 +114,7 @@ def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
 
 
 def print_answers(answers: Sequence[Answer], explanation: "Explanation | None") -> None:
-    """Prints a table for each answer, and what answering took."""
+    """Prints a table for each answer, and the explanation if given."""
     for answer in answers:
         if answer.error is None:
             _print_answer(answer)
@@ -153,7 +153,7 @@ def _print_answer(answer: Answer) -> None:
 
 
 def _decided(decision: "Decision") -> str:
-    """A decision in words, and what it rests on."""
+    """Returns a decision as text, with its distance, threshold and margin."""
     if decision.distance is None:
         return "UNKNOWN (there is nobody to compare with)"
     words = [f"{decision.distance:.3f} away, threshold {decision.threshold:.3f}"]
@@ -166,7 +166,7 @@ def _decided(decision: "Decision") -> str:
 
 
 def _rows(answer: Answer) -> Iterator[tuple[Any, ...]]:
-    """The rows of the table: photos, or people with their photos below them."""
+    """Yields the rows of the table: photos, or people with their photos below them."""
     for rank, match in enumerate(answer.matches or (), 1):
         yield str(rank), terminal.text(match.face.identity or "-"), *_photo(match)
     for rank, person in enumerate(answer.people or (), 1):
@@ -180,13 +180,18 @@ def _photo(match: "Match") -> tuple[Any, ...]:
 
 
 def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
-    """What stands below a picture that was asked about."""
+    """Returns the caption of a query picture."""
     if decision is None:
         return f"classifier: {prediction.probability:.0%} {prediction.identity}"
     return f"decision: {decision.identity or 'UNKNOWN'}"
 
 
 def draw(answers: Sequence[Answer], path: Path) -> None:
+    """Draws each query picture beside its closest photos, as a PNG file; nothing without query pictures.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     from retrieval.images.panel import PanelRow, Tile, panel
     from retrieval.system.files import why, write_durably
 

@@ -1,4 +1,4 @@
-"""The commands that show what a model or a gallery is: `model` and `info`."""
+"""The commands that print the facts of a model or a gallery: `model` and `info`."""
 
 import dataclasses
 import json
@@ -90,7 +90,7 @@ def info(gallery: options.Gallery, as_json: options.Json = False) -> None:
 
 
 def _how_searched(facts: "GalleryInfo") -> str:
-    """How the nearest are found, in words."""
+    """Returns how the gallery is searched, in words."""
     if facts.coordinates is None:
         return "reads every vector; `faceprint compact` learns codes from 4,096 faces on"
     if not facts.coordinates:
@@ -103,7 +103,7 @@ def _how_searched(facts: "GalleryInfo") -> str:
 
 
 def _how_decided(facts: "GalleryInfo") -> str:
-    """By which threshold searches decide, and what that makes one expect, in words."""
+    """Returns the threshold of decisions and the error rates to expect, in words."""
     from retrieval.database.records import Calibration
     from retrieval.search.calibration import foretold
 
@@ -116,11 +116,11 @@ def _how_decided(facts: "GalleryInfo") -> str:
     return f"UNKNOWN beyond {point.threshold:.3f}, for an FPIR of {point.fpir:g}; {foretold(point)}"
 
 
-# Groups of names that may be one person's, as many as are printed.
+# Groups of names that are printed at most; each group may be one person.
 TWINS_SHOWN: Final = 5
 
 
 def in_one_line(twins: Sequence[str]) -> str:
-    """Names that may be one person's, with what is odd about their spaces."""
+    """Returns names that may be one person's as one line; names with unusual spaces are quoted."""
     shown = [repr(name) if name != " ".join(name.split()) else name for name in twins]
     return f"{', '.join(shown[:-1])} and {shown[-1]} are {len(twins)} identities"

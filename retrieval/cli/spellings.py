@@ -1,9 +1,9 @@
-"""Old spellings of options, which were documented: they still work, and say how they are spelled now."""
+"""Old spellings of options, which were documented: they still work, and print the current spelling."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-# By command: an option, or an option and its value, and what it is called now.
+# By command: the old spelling of an option, or of an option and its value, and the current one.
 OLD_SPELLINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "train": {"--precision fp32": "--precision float32"},
     "model": {"--layers": "--layer-table"},
@@ -16,35 +16,35 @@ JSON_NAMED_A_FILE: Final = frozenset({"check", "audit"})
 
 
 def renewed(command: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments of a command in today's spelling, and a sentence for each old one."""
+    """Returns the arguments of a command in the current spelling, and a sentence for each old one."""
     old = OLD_SPELLINGS.get(command, {})
-    told: dict[str, str] = {}
-    words, values = _apart(args)
+    replaced: dict[str, str] = {}
+    words, values = _split_at_double_dash(args)
     done: list[str] = []
     while words:
         word = words.pop(0)
         option, equals, value = word.partition("=")
         if option in old:
-            told[option] = old[option]
+            replaced[option] = old[option]
             done.append(f"{old[option]}{equals}{value}")
         elif (pair := f"{option} {value or ''.join(words[:1])}") in old:
-            told[pair] = old[pair]
+            replaced[pair] = old[pair]
             done += old[pair].split()
             words = words if equals else words[1:]
         else:
             done.append(word)
-    return [*done, *values], [_says(*pair) for pair in told.items()]
+    return [*done, *values], [_notice(*pair) for pair in replaced.items()]
 
 
 def json_in_a_file(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments whose `--json` named a file with `--json-file` in its place, and a sentence where there is one."""
-    words, values = _apart(args)
+    """Returns arguments with `--json FILE` replaced by `--json-file FILE`, and a sentence if it was there."""
+    words, values = _split_at_double_dash(args)
     done = [f"--json-file{word.removeprefix('--json')}" if _is_json(word) else word for word in words]
-    return [*done, *values], [_says("--json FILE", "--json-file FILE")] if done != words else []
+    return [*done, *values], [_notice("--json FILE", "--json-file FILE")] if done != words else []
 
 
 def in_todays(command: str, sentence: str) -> str:
-    """A sentence that may advise a value by its old spelling, which is what the library calls it."""
+    """Returns a sentence with the current spelling of values that the library names by their old spelling."""
     for old, new in OLD_SPELLINGS.get(command, {}).items():
         sentence = sentence.replace(old, new) if " " in old else sentence
     return sentence
@@ -54,11 +54,11 @@ def _is_json(word: str) -> bool:
     return word == "--json" or word.startswith("--json=")
 
 
-def _says(old: str, new: str) -> str:
+def _notice(old: str, new: str) -> str:
     return f"{old} is spelled {new} now; the old spelling still works."
 
 
-def _apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What may be options, and what stands from -- on, which is none."""
+def _split_at_double_dash(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments before `--`, which may be options, and those from `--` on, which are not."""
     end = list(args).index("--") if "--" in args else len(args)
     return list(args[:end]), list(args[end:])

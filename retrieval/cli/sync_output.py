@@ -1,4 +1,4 @@
-"""How `ingest` shows what `--sync` and `--relabel` changed, or would change."""
+"""Output of `ingest` for `--sync` and `--relabel`: what they changed, or would change with `--dry-run`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from retrieval.gallery.moves import Relabelled
     from retrieval.gallery.sync import Kept, Missing, Renamed
 
-# Places that a sentence names.
+# Unreadable or excluded places that a sentence names.
 _MAX_UNSEEN_SHOWN: Final = 3
 
 
 def print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
+    """Prints the changes of --sync; `verb` is "went", or "would go" with --dry-run."""
     if log_json:
         from retrieval.console.progress import JsonLog
 
@@ -57,7 +58,7 @@ def _print_held(missing: "Missing", would: str) -> None:
         console.print(terminal.text(shown))
     places = [f"{terminal.near(one.path)} ({one.why})" for one in missing.unseen[:_MAX_UNSEEN_SHOWN]]
     more = len(missing.unseen) - len(places)
-    said = "; ".join([*places, *([f"and {more:,} more"] if more else [])])
+    where = "; ".join([*places, *([f"and {more:,} more"] if more else [])])
     advice = []
     if any(one.rule is None for one in missing.unseen):
         advice.append("make that readable, or leave it out with --exclude, and run this again")
@@ -66,12 +67,13 @@ def _print_held(missing: "Missing", would: str) -> None:
     console.print(
         terminal.text(
             f"{terminal.counted(len(missing.held), 'face')} {would}held back, because the photos may be where "
-            f"nothing could be looked at: {said}; {'; '.join(advice)}; or remove them with `faceprint forget`"
+            f"nothing could be looked at: {where}; {'; '.join(advice)}; or remove them with `faceprint forget`"
         )
     )
 
 
 def print_relabelled(done: "Relabelled", *, dry_run: bool, log_json: bool) -> None:
+    """Prints the changes of --relabel."""
     changes = list(zip(done.faces, done.identities, strict=True))
     if log_json:
         from retrieval.console.progress import JsonLog

@@ -19,7 +19,7 @@ _POOLING: Final = "avg, the mean over the picture, or gem, its generalized mean.
 _DIMENSIONS: Final = "Project to so many principal components of the training photos."
 _WHITEN: Final = "Divide each component by its standard deviation."
 
-# What --precision says, and what the recipe of a model records.
+# Values of --precision, and how the recipe of a model records them.
 _PRECISIONS: Final = {"auto": "auto", "float32": "fp32", "bf16": "bf16"}
 
 
@@ -117,8 +117,8 @@ def derive(
 
 
 def _embedding(base: "Embedding", *, layers: str | None, **choices: Any) -> "Embedding":
-    """An embedding with some other choices; those that are None stay."""
+    """Returns an embedding with some fields replaced; a choice that is None keeps the field."""
     if layers is not None:
-        # Their order is the network's, however they are named.
+        # Sorted into the order of the network.
         choices["layers"] = tuple(sorted({layer.strip() for layer in layers.split(",")}))
     return replace(base, **{name: choice for name, choice in choices.items() if choice is not None})

@@ -1,4 +1,4 @@
-"""The commands that copy a gallery out and in: `backup`, `restore`, `export`, `import`."""
+"""The commands that copy galleries: `backup` and `restore`, `export` and `import`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -105,7 +105,7 @@ def import_(
     from retrieval.transfer.export_reader import read_export
 
     exported = read_export(source)
-    # Nothing is embedded: the model is loaded to know that it runs.
+    # Nothing is embedded: the model is loaded only to check that it runs.
     with open_or_create(gallery, model, "import", device="cpu") as opened, graceful() as should_stop:
         done = opened.import_export(exported, should_stop=should_stop)
     terminal.console().print(

@@ -1,4 +1,4 @@
-"""The command `demo`: draws faces, trains, enrolls and searches in one folder, without a network."""
+"""The steps of the command `demo`: draws faces, trains, enrolls and searches in one folder, offline."""
 
 import io
 import json
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from training.run import TrainingResult
 
 _MARK: Final = "faceprint-demo.json"
-# As much as two cores learn from nothing in two minutes, at the rate that a fresh ResNet50 bears.
+# Sizes that two cores train from random weights in about two minutes, and a learning rate at which a ResNet50
+# with random weights converges.
 _IDENTITIES: Final = 8
 _PHOTOS: Final = 60
 _SIZE: Final = 64
 _EPOCHS: Final = 10
 _LEARNING_RATE: Final = 0.003
-_SHOWN: Final = 5
+_PROBES: Final = 5
 
 
 def run(data: Path | None, out: Path) -> None:
     """Makes everything below `out`: photos (when drawn), a model with its report, a gallery, a picture.
 
     Raises:
-        InputError: `out` holds something else than an earlier demo, or DATA is not usable.
+        InputError: `out` has other contents than an earlier demo, or `data` is not usable.
     """
     console = Console(highlight=False, soft_wrap=True)
     if data is not None and not data.is_dir():
@@ -53,13 +54,13 @@ def run(data: Path | None, out: Path) -> None:
     result = _train(data, out / "model")
     gallery = _enroll(result, out / "gallery", console)
     with gallery:
-        _ask(result, gallery, out / "search.png", console)
+        _search(result, gallery, out / "search.png", console)
     console.print(Text(f"Open {out / 'model' / 'report.html'} and {out / 'search.png'}. Ask it yourself:"))
     console.print(Text(f"  faceprint search {out / 'gallery'} IMAGE --plot answer.png"))
 
 
 def _clear(out: Path) -> None:
-    """An empty folder with the demo's mark; an earlier demo is replaced, and nothing else is."""
+    """Makes an empty folder with the demo's mark; replaces an earlier demo, and refuses other contents."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder with --out.")
     if out.is_dir() and any(out.iterdir()):
@@ -75,7 +76,7 @@ def _clear(out: Path) -> None:
 
 
 def _train(data: Path, out: Path) -> "TrainingResult":
-    """From nothing, since weights would have to be downloaded; hence more epochs at a lower rate."""
+    """Trains from random weights, since others need a download; hence more epochs at a lower rate."""
     from training.commands.train import train
     from training.fitting.recipes import FitConfig
     from training.run import TrainingOptions
@@ -91,7 +92,7 @@ def _train(data: Path, out: Path) -> "TrainingResult":
 
 
 def _enroll(result: "TrainingResult", folder: Path, console: Console) -> Gallery:
-    """A gallery of the training photos alone, so that the held-out ones are honest questions."""
+    """Returns a gallery of the training photos alone, so that the held-out photos are valid probes."""
     gallery = Gallery.create(folder, ModelBundle.load(result.bundle.folder))
     split = result.split
     outcomes = gallery.enroll((sample.path, split.labels[sample.label]) for sample in split.train)
@@ -100,16 +101,16 @@ def _enroll(result: "TrainingResult", folder: Path, console: Console) -> Gallery
     return gallery
 
 
-def _ask(result: "TrainingResult", gallery: Gallery, picture: Path, console: Console) -> None:
-    """Searches a few held-out photos, prints and draws the answers."""
+def _search(result: "TrainingResult", gallery: Gallery, picture: Path, console: Console) -> None:
+    """Searches for a few held-out photos; prints and draws the answers."""
     split = result.split
-    step = max(1, len(split.validation) // _SHOWN)
-    chosen = split.validation[::step][:_SHOWN]
+    step = max(1, len(split.validation) // _PROBES)
+    chosen = split.validation[::step][:_PROBES]
     rows = []
     for sample, answer in zip(chosen, gallery.search_many([s.path for s in chosen]), strict=True):
         truth = split.labels[sample.label]
         console.print(Text(_sentence(truth, answer)))
-        said = f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}"
+        caption = f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}"
         matches = [
             Tile(
                 m.face.path or b"",
@@ -119,7 +120,7 @@ def _ask(result: "TrainingResult", gallery: Gallery, picture: Path, console: Con
             )
             for m in answer.matches
         ]
-        rows.append(PanelRow(Tile(sample.path, truth, said), matches))
+        rows.append(PanelRow(Tile(sample.path, truth, caption), matches))
     drawn = io.BytesIO()
     panel(rows, heading="Held-out photos and the closest photos in the gallery").save(drawn, format="PNG")
     write_durably(picture, drawn.getvalue())

@@ -1,1 +1,1 @@
-"""What a person at a terminal sees of a run."""
+"""Terminal output that commands share: progress of runs, tables, texts, sizes and rates."""

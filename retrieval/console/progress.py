@@ -1,4 +1,4 @@
-"""Progress of a long run: a bar for people, JSON lines for machines."""
+"""Progress of a long run, for commands: a bar for people, JSON lines for machines."""
 
 import json
 import sys
@@ -13,16 +13,16 @@ from retrieval.console import terminal
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import FaceprintError
 
-# How often a terminal, and a log, hear of progress, in seconds.
-_BAR_PERIOD: Final = 0.1
-_LOG_PERIOD: Final = 1.0
+# Seconds between two updates of a terminal, and between two lines of a log.
+_BAR_SECONDS: Final = 0.1
+_LOG_SECONDS: Final = 1.0
 
-# From how many seconds on it is worth counting what there is to do.
+# Seconds of a run after which its photos are counted: a shorter run needs no total.
 _MIN_SECONDS_TO_COUNT: Final = 1.0
 
 
 class Progress(Protocol):
-    """Hears of a run, as a context manager around it."""
+    """Shows the progress of a run, as a context manager around it."""
 
     def __enter__(self) -> "Progress": ...
 
@@ -31,55 +31,55 @@ class Progress(Protocol):
     ) -> None: ...
 
     def note(self, outcome: Outcome) -> None:
-        """A photo is done with."""
+        """Takes the outcome of one photo."""
         ...
 
 
 class Total:
-    """How many photos there will be, counted in a thread of its own beside a run that takes long.
+    """The total number of photos, counted in a separate thread during a run that takes longer than 1 s.
 
     Attributes:
-        number: None until it is known.
+        number: of photos; None until it is known.
     """
 
     def __init__(self, count: int | Callable[[], int | None] | None) -> None:
         self.number = None if callable(count) else count
         self._how = count if callable(count) else None
         self._timer = threading.Timer(_MIN_SECONDS_TO_COUNT, self._count)
-        # Counting may take as long as it wants; nobody waits for it.
+        # A daemon: the end of the process does not wait for the count.
         self._timer.daemon = True
 
     def _count(self) -> None:
-        # What cannot be looked at is said by whoever reads it.
+        # The run itself reports a source that cannot be read.
         with suppress(FaceprintError, OSError):
             self.number = self._how() if self._how is not None else None
 
     def start(self) -> None:
-        """Counts, if the run takes long enough."""
+        """Starts the timer after which the photos are counted."""
         if self._how is not None:
             self._timer.start()
 
     def stop(self) -> None:
-        """Does not begin to count any more."""
+        """Cancels the timer; a count in progress goes on."""
         self._timer.cancel()
 
 
 class _Tally:
-    """What was heard so far."""
+    """Counts of a run so far, and when the next update is due."""
 
     def __init__(self, every: float) -> None:
         self.done = self.rejected = 0
-        self.started = self._told = time.monotonic()
+        self.started = self._updated = time.monotonic()
         self._every = every
 
     def add(self, outcome: Outcome) -> bool:
-        """Counts a photo; says whether it is time to tell."""
+        """Counts a photo; returns whether an update is due."""
         self.done += 1
         self.rejected += outcome.status is Status.REJECTED
         now = time.monotonic()
-        due = now - self._told >= self._every
+        due = now - self._updated >= self._every
         if due:
-            self._told = now
+            self._updated = now
         return due
 
     @property
@@ -88,11 +88,11 @@ class _Tally:
 
 
 class Bar:
-    """A line on the standard error: how far, how fast, how long still, how many rejected."""
+    """A progress line on standard error: photos done, rate, time left, rejected photos."""
 
     def __init__(self, verb: str, total: Total) -> None:
         self._total = total
-        self._tally = _Tally(_BAR_PERIOD)
+        self._tally = _Tally(_BAR_SECONDS)
         self._bar = terminal.progress(verb)
 
     def __enter__(self) -> "Bar":
@@ -103,27 +103,30 @@ class Bar:
 
     def __exit__(self, *error: Any) -> None:
         self._total.stop()
-        self._tell()
+        self._update()
         self._bar.__exit__(*error)
 
     def note(self, outcome: Outcome) -> None:
-        """Shows a photo, some at a time."""
+        """Counts a photo; updates the line at most every 0.1 s."""
         if self._tally.add(outcome):
-            self._tell()
+            self._update()
 
-    def _tell(self) -> None:
+    def _update(self) -> None:
         tally, total = self._tally, self._total.number
         pace = terminal.pace(tally.done, total, tally.seconds) if tally.done else ""
         self._bar.update(self._task, completed=tally.done, total=total, rejected=tally.rejected, pace=pace)
 
 
 class JsonLog:
-    """A JSON object a line on the standard output: the start, each second, each rejected file, the end."""
+    """One JSON object per line on standard output: the start, the progress each second, each rejected photo.
+
+    Commands write the end of a run, and other events, with `event`.
+    """
 
     def __init__(self, verb: str, total: Total) -> None:
         self._verb = verb
         self._total = total
-        self._tally = _Tally(_LOG_PERIOD)
+        self._tally = _Tally(_LOG_SECONDS)
 
     def __enter__(self) -> "JsonLog":
         self._total.start()
@@ -134,7 +137,7 @@ class JsonLog:
         self._total.stop()
 
     def note(self, outcome: Outcome) -> None:
-        """Writes a rejected photo, and how far the run is once a second."""
+        """Writes a line for a rejected photo, and the progress of the run at most once a second."""
         if outcome.status is Status.REJECTED:
             self.event(
                 "rejected",

@@ -1,4 +1,4 @@
-"""What commands share of a terminal: tables, text without control characters, sizes and rates."""
+"""Terminal helpers that commands share: tables, text without control characters, sizes and rates."""
 
 import os
 import sys
@@ -8,25 +8,25 @@ from retrieval.system.paths import is_url
 
 
 def console() -> Any:
-    """Where results are printed."""
+    """Returns the rich console on standard output for results."""
     from rich.console import Console
 
-    # Into a pipe or a file a row is a line, however long its path.
+    # In a pipe or a file each row is one line, even with a long path.
     width = None if sys.stdout.isatty() else 1000
     return Console(highlight=False, soft_wrap=True, width=width)
 
 
 def text(shown: str, style: str = "") -> Any:
-    """Text for the terminal; a name that holds control characters does not get to control it."""
+    """Returns text for the terminal, with control characters replaced, so that names cannot control it."""
     from rich.text import Text
 
     return Text("".join(letter if letter.isprintable() else "\ufffd" for letter in shown), style)
 
 
 def progress(verb: str, *, rejects: bool = True) -> Any:
-    """A line on the standard error that shows how far a run is; tasks have the fields pace and rejected.
+    """Returns a progress line on standard error; its tasks have the fields pace and rejected.
 
-    The latter is not shown where nothing can be rejected.
+    With `rejects` false, the number of rejected photos is not shown.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -40,13 +40,13 @@ def progress(verb: str, *, rejects: bool = True) -> Any:
         *([TextColumn("{task.fields[rejected]:,} rejected")] if rejects else []),
         console=shown,
         transient=True,
-        # Elsewhere it would leave an empty line.
+        # In a pipe or a file it would leave an empty line.
         disable=not shown.is_terminal,
     )
 
 
 def print_facts(title: str, facts: dict[str, Any]) -> None:
-    """A heading and a line for each fact."""
+    """Prints a heading, and a line with name and value for each fact."""
     from rich.table import Table
 
     printed = console()
@@ -62,13 +62,13 @@ def print_facts(title: str, facts: dict[str, Any]) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things."""
-    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else several}"
+    """Returns a number with its noun, in the plural unless it is 1."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def size(number: float) -> str:
-    """Bytes in words."""
+    """Returns a number of bytes as text, in B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024 or unit == "GiB":
             return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
@@ -77,7 +77,7 @@ def size(number: float) -> str:
 
 
 def near(path: str | None) -> str:
-    """A path as a person in this folder would type it."""
+    """Returns a path relative to the current folder where it lies below that; `-` for None."""
     if path is None:
         return "-"
     below = path if is_url(path) else os.path.relpath(path)
@@ -85,7 +85,10 @@ def near(path: str | None) -> str:
 
 
 def pace(done: float, total: int | None, seconds: float) -> str:
-    """Rate since the start and time left at that rate: photos come in batches, not one by one."""
+    """Returns the mean rate since the start, and the time left at that rate, as text.
+
+    A mean, since photos are done in batches, not one by one.
+    """
     if not seconds:
         return ""
     if total is None:

@@ -1,1 +1,1 @@
-"""From photos to vectors, without a gallery: the stages that bulk runs share."""
+"""From photos to vectors, without a gallery: the pipeline stages that bulk runs share."""

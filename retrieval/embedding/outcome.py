@@ -1,7 +1,8 @@
-"""Outcomes: what becomes of each photo offered to a gallery. Its content decides, never its path.
+"""Outcomes: the result for each photo offered to a gallery, which its content decides, never its path.
 
-The same bytes under a new path add a path to their face; other bytes under a known path take the path
-away from the face that had it; the same bytes for two people are a conflict, which nobody decides silently.
+The same bytes under a new path add that path to their face. Other bytes under a known path remove the path
+from the face that had it. The same bytes under two identities are a conflict: the photo is rejected, and
+the identity changes only on request.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ _U = TypeVar("_U")
 
 
 class Status(StrEnum):
-    """What became of a photo that was offered to a gallery, or embedded without one."""
+    """The status of a photo that was offered to a gallery, or embedded without one."""
 
     EMBEDDED = "embedded"
     ENROLLED = "enrolled"
@@ -32,16 +33,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one photo.
+    """The result for one photo.
 
     Attributes:
         path: its file; None for bytes, images and arrays.
-        identity: who was said to be on it.
-        status: the verdict.
+        identity: the identity that the photo was offered under.
+        status: what was done with it.
         face_id: of the face that was enrolled, or that has the same bytes.
         reason: the stable code, for a rejected photo.
-        detail: a few words for a person.
-        replaced: the face that this path led to until its bytes became others.
+        detail: a short explanation for people.
+        replaced: the id of the face that had this path before the bytes of the file changed.
     """
 
     path: str | None
@@ -54,23 +55,23 @@ class Outcome:
 
 
 def in_their_places(entries: Iterable[_T | Outcome], found: Iterable[_U]) -> list[_U | Outcome]:
-    """Outcomes as they are, and in place of each of the others, in order, what was found of it."""
+    """Returns `entries` with each element that is no Outcome replaced by the next element of `found`."""
     following = iter(found)
     return [entry if isinstance(entry, Outcome) else next(following) for entry in entries]
 
 
 class Verdicts:
-    """The verdicts on a batch of photos, one after the other, and what they change.
+    """Decides the outcomes of a batch of photos, in order, and collects the changes to be stored.
 
     Attributes:
-        new: faces to be stored, with consecutive ids from `first_id`, and the row of each in the batch.
-        names: who is on a face from now on, by its id; None for nobody.
-        metadata: what is said about a stored face from now on, by its id.
-        paths: the face of each path that is new or has moved.
-        stamps: what files were when they were read, by path; none where that says nothing, or is known.
-        orphaned: faces that lost a path; those that have none left must go, unless they are contested.
-        contested: faces that are offered under another name, or have their bytes at another known path
-            that the run may reach later.
+        new: the row in the batch and the face of each face to be stored; ids are consecutive from `first_id`.
+        names: the new identity of stored faces, by face id; None for no identity.
+        metadata: the new metadata of stored faces, by face id.
+        paths: the face id of each path that is new or has moved to another face.
+        stamps: the stamps of files when they were read, by path; without those that are None or stored.
+        orphaned: ids of faces that lost a path; those without any path are to be removed, unless contested.
+        contested: ids of faces that were offered under another identity, or that have their bytes at another
+            known path, which the run may reach later.
     """
 
     def __init__(
@@ -83,10 +84,16 @@ class Verdicts:
         contested: Set[int] = frozenset(),
         follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
     ) -> None:
-        """Takes what is stored: faces by SHA-256, the face of each path, and its stamp where it has one.
+        """Takes the stored state that concerns the batch.
 
-        Also the faces that earlier batches of the same run found contested; and `follow`, which returns the
-        faces that have their bytes at the given known paths now, at the paths of these faces, and so on.
+        Args:
+            stored: faces by SHA-256.
+            owners: the face id of each path.
+            first_id: the id of the next new face.
+            stamps: the stored stamp of each path that has one.
+            contested: ids of faces that earlier batches of the same run found contested.
+            follow: returns the ids of the faces that have their bytes at the given known paths now, of those
+                that have theirs at the paths of these faces, and so on.
         """
         self.new: list[tuple[int, NewFace]] = []
         self.names: dict[int, str | None] = {}
@@ -104,11 +111,11 @@ class Verdicts:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether everything is stored already as it was said to be, but for stamps."""
+        """Whether nothing is to be stored except stamps."""
         return not (self.new or self.names or self.paths or self.metadata)
 
     def judge(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
-        """The verdict on one photo; None for one that would have to be enrolled but has no vector."""
+        """Decides the outcome of one photo; None where it is to be enrolled but has no vector."""
         stored = self._stored.get(face.sha256)
         if stored is None:
             return self._enroll(row, face) if has_vector else None
@@ -120,7 +127,7 @@ class Verdicts:
             self.contested.add(stored.id)
             return _conflict(face, stored)
         try:
-            said = self._filled(face)
+            merged = self._merged_metadata(face)
         except InputError as error:
             return _rejected(face, stored, Reason.BAD_METADATA, error.words)
         named = None
@@ -128,16 +135,16 @@ class Verdicts:
             self.names[stored.id] = face.identity
             self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
             named = f"had no identity until now; it is {face.identity}'s"
-        if said is not None:
-            self.metadata[stored.id] = said
-            self._stored[face.sha256] = dataclasses.replace(self._stored[face.sha256], metadata=said)
+        if merged is not None:
+            self.metadata[stored.id] = merged
+            self._stored[face.sha256] = dataclasses.replace(self._stored[face.sha256], metadata=merged)
         if face.path is not None and self._owners.get(face.path) == stored.id:
             if face.stamp is not None and face.stamp != self._stamps.get(face.path):
                 self.stamps[face.path] = self._stamps[face.path] = face.stamp
             return Outcome(face.path, face.identity, Status.KNOWN, stored.id, detail=named)
         original = stored.path or f"face {stored.id}"
         detail = f"the same bytes as {original}" + (f", which {named}" if named else "")
-        replaced = self._give(face, stored.id)
+        replaced = self._assign_path(face, stored.id)
         return Outcome(
             face.path, face.identity, Status.DUPLICATE, stored.id, detail=detail, replaced=replaced
         )
@@ -147,11 +154,14 @@ class Verdicts:
         self.new.append((row, face))
         paths = () if face.path is None else (face.path,)
         self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "", face.metadata)
-        replaced = self._give(face, number)
+        replaced = self._assign_path(face, number)
         return Outcome(face.path, face.identity, Status.ENROLLED, number, replaced=replaced)
 
     def _enroll_again(self, face: NewFace, stored: Face) -> Outcome:
-        """Enrolls bytes whose face just lost its last path, as if it had been removed before: it stays."""
+        """Keeps a face that lost its last path in this batch, and reports its bytes as enrolled.
+
+        The face gets the photo's identity and metadata, as if it had been removed before.
+        """
         self.orphaned.discard(stored.id)
         if face.identity != stored.identity:
             self.names[stored.id] = face.identity
@@ -160,24 +170,24 @@ class Verdicts:
         self._stored[face.sha256] = dataclasses.replace(
             stored, identity=face.identity, metadata=face.metadata
         )
-        replaced = self._give(face, stored.id)
+        replaced = self._assign_path(face, stored.id)
         return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
 
-    def _filled(self, face: NewFace) -> Metadata | None:
-        """What is said about a stored face, and what it has no key for; None where nothing is new.
+    def _merged_metadata(self, face: NewFace) -> Metadata | None:
+        """Returns a stored face's metadata with the photo's keys that it lacks; None where it lacks none.
 
         Raises:
-            InputError: the metadata are too large then.
+            InputError: the result is too large.
         """
         stored = self._stored[face.sha256]
         if not face.metadata.keys() - stored.metadata.keys():
             return None
-        said = filled(stored.metadata, face.metadata)
-        encoded(said, stored.path or f"face {stored.id}")
-        return said
+        merged = filled(stored.metadata, face.metadata)
+        encoded(merged, stored.path or f"face {stored.id}")
+        return merged
 
-    def _give(self, face: NewFace, number: int) -> int | None:
-        """Makes a photo's path lead to a face; returns the face that it led to before."""
+    def _assign_path(self, face: NewFace, number: int) -> int | None:
+        """Gives a photo's path to a face; returns the id of the face that had it before, or None."""
         path = face.path
         if path is None:
             return None
@@ -189,7 +199,8 @@ class Verdicts:
         if before is not None:
             self.orphaned.add(before)
             self._paths.setdefault(before, set()).discard(path)
-            # A file that was renamed onto this one may have made room for it: a to b, b to c, c to a.
+            # Renames may form a cycle: a to b, b to c, c to a. Then the bytes of the face that loses this
+            # path are at a path of the face that gets it, or of one reached from there.
             left = self._paths.get(number, set()) - {path}
             if left and before not in self.contested:
                 self.contested.update(self._follow(sorted(left)))

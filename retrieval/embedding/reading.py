@@ -1,7 +1,7 @@
-"""Reading: photos are hashed, looked up and decoded, as far as each needs it; nothing is written.
+"""Reading: hashes photos, looks them up and decodes them, each only as far as needed; writes nothing.
 
-A photo whose file is what it was when it was enrolled is known without being opened. Any other is read and
-hashed, judged by what a snapshot of the tables says of its bytes, and decoded only if it has to be embedded.
+A file with the size, time and inode of its enrollment is known without being opened. Any other photo is read
+and hashed, looked up by its bytes in a snapshot of the tables, and decoded only if it has to be embedded.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ from retrieval.system.files import Stamp
 from retrieval.system.paths import host_of, is_absolute, is_utf8, readable
 from retrieval.system.pipeline import Meter
 
-# Of how many bytes of files the contents are held while they wait to be looked up and decoded.
+# Bytes of files that one thread holds before they are looked up and decoded, except for the last file's.
 _MAX_HELD_BYTES: Final = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Meters:
-    """What the steps of preparing took, of all threads together: counts are of photos."""
+    """Times and counts of the steps of preparing, over all threads: of photos, and in `bytes` of bytes."""
 
     read: Meter = field(default_factory=lambda: Meter("read"))
     look_up: Meter = field(default_factory=lambda: Meter("look up"))
@@ -46,7 +46,7 @@ class Meters:
 
 @dataclass(frozen=True, slots=True)
 class ReadPhoto:
-    """A photo whose bytes are here."""
+    """A photo with its content in memory, and the face that would be stored."""
 
     photo: Photo
     content: Content
@@ -54,21 +54,22 @@ class ReadPhoto:
 
     @property
     def size(self) -> int:
-        """Bytes of the file; 0 for what is in memory already decoded."""
+        """Bytes of the file; 0 for images and arrays, which are decoded already."""
         return len(self.content) if isinstance(self.content, bytes) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A photo that has been read.
+    """A photo that has been read and, where it may be embedded, decoded.
 
     Attributes:
-        face: what would be stored.
+        face: the face that would be stored.
         pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
-        generation: the model that the pixels were made for.
-        photo: as it was offered, where it may have to be read again; so content is not kept.
-        spare: whether its bytes are stored, and the pixels are for the case that they are gone by the time it
-            is added: what is no file, such as a member of an archive, may not be there to be read again.
+        generation: the id of the model generation that the pixels were made for.
+        photo: the photo as it was offered, where it may have to be read again, in place of its content.
+        spare: whether the bytes are stored already, and the pixels are kept in case that they are removed
+            before the photo is added: a photo that is not a file, such as a member of an archive, may not be
+            readable a second time.
     """
 
     face: NewFace
@@ -79,18 +80,18 @@ class Prepared:
 
     @property
     def is_new(self) -> bool:
-        """Whether it is to be embedded."""
+        """Whether the photo is to be embedded."""
         return self.pixels is not None and not self.spare
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A batch whose vectors are there, to be stored.
+    """An embedded batch, ready to be stored.
 
     Attributes:
         photos: without the pixels that were embedded.
-        vectors: (m, d) float32, of those that were new.
-        has_vector: which of the `Prepared` ones were.
+        vectors: (m, d) float32, of the photos that were embedded.
+        has_vector: for each of the `Prepared` photos, whether it was embedded.
     """
 
     photos: tuple[Prepared | Outcome, ...]
@@ -99,7 +100,7 @@ class Ready:
 
     @classmethod
     def joined(cls, batches: Sequence["Ready"]) -> "Ready":
-        """Batches, at least one, as one."""
+        """Returns one or more batches as one."""
         return cls(
             tuple(photo for batch in batches for photo in batch.photos),
             np.concatenate([batch.vectors for batch in batches]),
@@ -108,13 +109,13 @@ class Ready:
 
 
 def squares(photos: Iterable[Prepared | Outcome]) -> list[pixels.Pixels]:
-    """The pixels of the photos that are to be embedded, in their order."""
+    """Returns the pixels of the photos that are to be embedded, in their order."""
     found = [one for one in photos if isinstance(one, Prepared) and one.is_new]
     return [one.pixels for one in found if one.pixels is not None]
 
 
 def embedded(photos: Iterable[Prepared | Outcome], embedder: Embedder) -> NDArray[np.float32]:
-    """The vectors (m, d) of the photos that are to be embedded, in their order.
+    """Returns the vectors, (m, d) float32, of the photos that are to be embedded, in their order.
 
     Raises:
         RunError: as `Embedder.embed`.
@@ -126,13 +127,13 @@ def embedded(photos: Iterable[Prepared | Outcome], embedder: Embedder) -> NDArra
 
 
 def read_photo(photo: Photo) -> ReadPhoto | Outcome:
-    """Reads a photo; an Outcome where it cannot be read.
+    """Reads and hashes a photo; returns an Outcome where it cannot be read.
 
     Raises:
         InputError: an array that is not a picture, or an identity, a path or metadata that cannot be stored.
         MissingDependency: for an address, fsspec is not installed.
     """
-    rejected = _rejected(photo)
+    rejected = _unreadable(photo)
     if rejected is not None:
         return rejected
     path, identity = photo.path, photo.identity
@@ -140,17 +141,17 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
         raise InputError(f"The path {path!a} cannot be stored: it must be absolute.")
     if identity is not None:
         identity_names.check_identity(identity)
-    said = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
+    metadata = decoded(encoded(photo.metadata, path or "the picture"), path or "the picture")
     try:
         content, stamp, host = _content(photo)
         sha256 = pixels.content_sha256(content)
     except UnreadableImage as error:
         return Outcome(path, identity, Status.REJECTED, reason=error.reason, detail=error.detail)
-    return ReadPhoto(photo, content, NewFace(identity, path, sha256, said, stamp, host))
+    return ReadPhoto(photo, content, NewFace(identity, path, sha256, metadata, stamp, host))
 
 
 def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhoto | Outcome]]:
-    """Reads photos; gives them when 16 MiB of files are read, and one file more, or no photo is left.
+    """Reads photos and yields them in parts: each part ends with the file that exceeds 16 MiB, or at the end.
 
     Raises:
         InputError, MissingDependency: as `read_photo`.
@@ -169,8 +170,8 @@ def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhot
     yield some
 
 
-def _rejected(photo: Photo) -> Outcome | None:
-    """The fate of a photo of which it is known without reading that it cannot be read."""
+def _unreadable(photo: Photo) -> Outcome | None:
+    """Returns the outcome of a photo that is known to be unreadable without reading it; None for others."""
     problem = photo.problem
     if problem is None and photo.path is None and photo.content is None:
         problem = Reason.MISSING
@@ -184,23 +185,23 @@ def _rejected(photo: Photo) -> Outcome | None:
 
 
 def _content(photo: Photo) -> tuple[Content, Stamp | None, str | None]:
-    """A photo's content, the stamp of its file, and the host that it was fetched from."""
+    """Returns a photo's content, the stamp of its file, and the host that it was fetched from."""
     content = photo.content
     if content is None or isinstance(content, str | os.PathLike):
         path = photo.path or "" if content is None else os.fspath(content)
-        # Only what is stored as its path can be fetched again.
+        # A host is recorded only for an address that is stored as the path: no other can be fetched again.
         host = host_of(path) if path == photo.path else None
         return *photos.read_stamped(path), host
     return content, None, None
 
 
 def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | Outcome | None:
-    """What is left to do for a photo that need not be decoded; None where it has to be.
+    """Returns the outcome of a photo, or the photo to be added without pixels; None where it must be decoded.
 
     Args:
         photo: as it was read.
-        stored: what a snapshot says of it and of those beside it.
-        generation: the snapshot's model.
+        stored: the rows of a snapshot about it and the other photos of its batch.
+        generation: the id of the model that serves in the snapshot.
     """
     face = stored.under_todays_name(photo.face)
     verdicts = stored.judge_of(face)
@@ -208,8 +209,8 @@ def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | O
     again = Prepared(photo.face, None, generation, photo.photo)
     if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
         return again if verdicts.stamps or stored.is_news(face.host) else outcome
-    # Any other verdict may be another one by the time that the batch is added. Then a file can be
-    # read once more; bytes are decoded now, in case that theirs are gone by then.
+    # Any other outcome may change until the batch is added. A file can be read again then; content
+    # without a file is decoded now, in case that the stored face with its bytes is gone by then.
     return again if outcome is not None and photo.photo.content is None else None
 
 
@@ -221,7 +222,14 @@ def decode_photos(
     *,
     stored: Container[str] = (),
 ) -> list[Prepared | Outcome]:
-    """Decodes photos for a model; those whose SHA-256 is stored need not be embedded.
+    """Decodes photos for a model; returns an Outcome for each that cannot be decoded.
+
+    Args:
+        photos: as they were read.
+        generation: the id of the model generation.
+        preprocessing: of that model.
+        decode: decodes contents.
+        stored: the SHA-256 of photos that are stored already: their pixels are `spare`.
 
     Raises:
         RunError: as `decode`.
@@ -242,7 +250,7 @@ def _rejection(face: NewFace, error: UnreadableImage) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a snapshot says about some photos."""
+    """The rows of a snapshot that concern some photos."""
 
     names: Mapping[str, str]
     faces: Mapping[str, Face]
@@ -252,7 +260,7 @@ class Stored:
 
     @classmethod
     def of(cls, reader: Reader, faces: Sequence[NewFace]) -> "Stored":
-        """Looks up names, hashes and paths, each kind at once."""
+        """Looks up the identities, hashes, paths and hosts of some photos, with one query for each kind."""
         return cls(
             reader.current_names({face.identity for face in faces if face.identity is not None}),
             reader.faces_by_sha256({face.sha256 for face in faces}),
@@ -262,11 +270,11 @@ class Stored:
         )
 
     def is_news(self, host: str | None) -> bool:
-        """Whether a photo was fetched from a host that none was enrolled from before."""
+        """Returns whether a host is given and no photo was enrolled from it before."""
         return host is not None and host not in self.hosts
 
     def under_todays_name(self, face: NewFace) -> NewFace:
-        """A photo under the name that its person has today."""
+        """Returns a face with the current name of its identity, where its name is an alias."""
         today = self.names.get(face.identity or "")
         return face if today is None else dataclasses.replace(face, identity=today)
 
@@ -275,7 +283,7 @@ class Stored:
         contested: Set[int] = frozenset(),
         follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
     ) -> Verdicts:
-        """The judge of all the photos, one after the other; `contested` and `follow` as of `Verdicts`."""
+        """Returns the `Verdicts` for all the photos; `contested` and `follow` are passed on to it."""
         owners = {path: file.face_id for path, file in self.files.items()}
         stamps = {path: file.stamp for path, file in self.files.items()}
         return Verdicts(
@@ -288,32 +296,32 @@ class Stored:
         )
 
     def judge_of(self, face: NewFace) -> Verdicts:
-        """The judge of one photo alone."""
+        """Returns the `Verdicts` for one photo alone."""
         faces = {sha: self.faces[sha] for sha in [face.sha256] if sha in self.faces}
         files = {path: self.files[path] for path in [face.path or ""] if path in self.files}
         return dataclasses.replace(self, faces=faces, files=files).judge()
 
 
 def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:
-    """For each photo, that it is known as an unchanged file; None where its bytes have to be looked at."""
-    paths = [_file_of(photo) for photo in offered]
+    """Returns for each photo the outcome `KNOWN` if it is an unchanged file; None where it must be read."""
+    paths = [_path_read_later(photo) for photo in offered]
     named = {one.identity for one in offered if one.identity is not None and is_utf8(one.identity)}
     files = reader.known_files({path for path in paths if path is not None})
     today = reader.current_names(named) if files else {}
     return [
-        _unchanged(one, files[path], today) if path in files else None
+        _unchanged_file(one, files[path], today) if path in files else None
         for one, path in zip(offered, paths, strict=True)
     ]
 
 
-def _file_of(photo: Photo) -> str | None:
-    """The path of a photo that is read from it and is known by it."""
+def _path_read_later(photo: Photo) -> str | None:
+    """Returns the path of a photo that is read from its path; None for other photos."""
     readable_later = photo.problem is None and photo.content is None
     return photo.path if readable_later and is_utf8(photo.path or "") else None
 
 
-def _unchanged(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
-    """That a photo is known, if its file is what it was and nothing is said that is not stored."""
+def _unchanged_file(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
+    """Returns the outcome of a photo with an unchanged file and no new identity or metadata; else None."""
     identity = today.get(photo.identity or "", photo.identity)
     if known.stamp is None or identity not in (None, known.identity):
         return None
@@ -322,7 +330,7 @@ def _unchanged(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outc
     try:
         status = os.stat(photo.path or "")
     except OSError:
-        return None  # whoever reads it says why
+        return None  # reading the photo gives the reason
     if Stamp.of(status) != known.stamp or not stat.S_ISREG(status.st_mode):
         return None
     return Outcome(photo.path, identity, Status.KNOWN, known.face_id)

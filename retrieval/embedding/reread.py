@@ -1,4 +1,7 @@
-"""Rereading: the photos that stored faces came from are embedded again if their bytes are unchanged."""
+"""Rereading: embeds stored faces again from their photos, for `reembed` and `repair`.
+
+A photo is used only if its bytes still have the stored SHA-256.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,13 +25,14 @@ _BATCH_PHOTOS = 64
 
 @dataclass(frozen=True)
 class Embedded:
-    """Some faces embedded again, and those that could not be.
+    """A batch of faces embedded again, and the faces of the batch that could not be.
 
     Attributes:
-        ids, vectors: (n,) the faces', and (n, d) theirs.
-        lost: faces whose photos cannot be read, are gone or have changed.
-        reasons: of each lost face by its id, in words.
-        unfetched: ids of the lost faces that have an address which nobody allowed to be fetched.
+        ids: (n,) int64, of the embedded faces.
+        vectors: (n, d) float32, of the same faces.
+        lost: faces with photos that cannot be read, are gone or have changed.
+        reasons: a text for each lost face, by its id.
+        unfetched: ids of the lost faces that have an address which the caller did not allow to be fetched.
     """
 
     ids: Ids
@@ -41,9 +45,10 @@ class Embedded:
 def embed_again(
     faces: Iterable[Face], embedder: Embedder, fetching: Fetching = NOTHING_FETCHED
 ) -> Iterator[Embedded]:
-    """Embeds faces from their photos, batch by batch. Only bytes of the same SHA-256 will do.
+    """Yields faces embedded again from their photos, in batches of 64.
 
-    Photos at addresses are fetched only as `fetching` allows it.
+    A photo is used only if its bytes have the stored SHA-256. Photos at addresses are fetched only where
+    `fetching` allows it.
     """
     preprocessing = embedder.bundle.preprocessing
     faces = iter(faces)
@@ -82,9 +87,9 @@ def _in_batches(
 def _square(
     face: Face, *, read: Callable[[str], bytes], preprocessing: Preprocessing
 ) -> pixels.Pixels | UnreadableImage:
-    """The pixels of a face's photo, from the first of its files that still has its bytes, or why not.
+    """Returns the pixels of a face's photo, from the first of its paths that has its bytes, or an error.
 
-    Of several reasons it is that an address was not fetched, which the caller can mend, or else the last.
+    Of several errors, `NotFetched` is returned, since the caller can allow fetching, and otherwise the last.
     """
     problem = UnreadableImage(Reason.MISSING, "it was enrolled without a file")
     for path in face.paths:

@@ -1,4 +1,4 @@
-"""The stages that all runs over photos share: find, read, decode and embed, each in threads of its own."""
+"""The pipeline stages that all runs over photos share: scan, read, decode, embed, each in its own threads."""
 
 import resource
 import sys
@@ -24,13 +24,13 @@ from retrieval.sources.photos import Photo
 from retrieval.system.cpu import usable_cores
 from retrieval.system.pipeline import Meter, Pipeline, Stage
 
-# A chunk of a slow source, such as a pipe, is flushed after so many seconds.
+# Seconds after which a chunk of a slow source, such as a pipe, is flushed.
 _FLUSH_SECONDS: Final = 0.25
 
-# A chunk has at most so many bytes of photos that come with their content, and one photo more.
-_CHUNK_BYTES: Final = 16 * 2**20
+# Bytes of photos with content in a chunk; a chunk ends with the photo that exceeds it.
+_MAX_CHUNK_BYTES: Final = 16 * 2**20
 
-# Photos that one thread reads, looks up and decodes at a time.
+# Photos in a piece, which one thread reads, looks up and decodes.
 _PIECE_PHOTOS: Final = SLOT
 
 Entry: TypeAlias = Photo | Outcome
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 class Prepare(Protocol):
-    """Reads and decodes photos, each to pixels or to why there are none, in order."""
+    """A function that reads and decodes photos, in order: each to a `Prepared` or to an Outcome."""
 
     def __call__(
         self, photos: Sequence[Photo], /, *, meters: Meters, decode: Decode
@@ -47,10 +47,10 @@ class Prepare(Protocol):
 
 
 def in_chunks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
-    """Photos in chunks of at most CHUNK photos or 16 MiB of content; `scan` gets the time of finding them.
+    """Yields photos in chunks of at most CHUNK photos or 16 MiB of content; adds the scan time to `scan`.
 
-    Chunks double from 2 to CHUNK photos; a slow source is flushed every 0.25 s, so that what a pipe gives is
-    enrolled while its writer still looks for more.
+    Chunks double from 2 to CHUNK photos. A slow source is flushed every 0.25 s, so that the photos of a pipe
+    are enrolled while its writer searches for more.
     """
     iterator, size = iter(found), 1
     while True:
@@ -61,7 +61,7 @@ def in_chunks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
             for photo in islice(iterator, size):
                 some.append(photo)
                 held += photo.held
-                if held > _CHUNK_BYTES or time.monotonic() - started > _FLUSH_SECONDS:
+                if held > _MAX_CHUNK_BYTES or time.monotonic() - started > _FLUSH_SECONDS:
                     break
         if not some:
             return
@@ -70,7 +70,7 @@ def in_chunks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
 
 
 def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
-    """The same entries in pieces of at most _PIECE_PHOTOS photos that are to be read."""
+    """Yields the same entries in pieces of at most 32 photos to be read (`_PIECE_PHOTOS`)."""
     for chunk in chunks:
         piece: list[Entry] = []
         offered = 0
@@ -87,21 +87,21 @@ def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
 def prepare_stage(
     work: Callable[[list[Entry]], Result], *, workers: int, batch_size: int
 ) -> Stage[list[Entry], list[Entry], Result]:
-    """The stage that reads and decodes photos, about two batches ahead of the one that is embedded."""
-    room = _pieces(workers, batch_size)
+    """Returns the stage that reads and decodes photos, about two batches ahead of the stage that embeds."""
+    room = _max_pieces(workers, batch_size)
     return Stage("prepare", work, workers=workers, room=room, gather=in_pieces)
 
 
-def _pieces(workers: int, batch_size: int) -> int:
-    """How many pieces may be underway in the stage that prepares them."""
+def _max_pieces(workers: int, batch_size: int) -> int:
+    """Returns how many pieces may be in progress in the stage that prepares them."""
     return max(workers, 2 * -(-batch_size // _PIECE_PHOTOS)) + 1
 
 
 def checked_workers(workers: int | None, decoders: int = 0) -> int:
-    """How many threads read photos: one per processor unless it is said, and one for each decoder.
+    """Returns how many threads read photos; by default one per processor, and no fewer than decoders.
 
     Raises:
-        InputError: a number of workers below 1.
+        InputError: `workers` is below 1.
     """
     workers = max(usable_cores(), decoders) if workers is None else workers
     if workers < 1:
@@ -111,13 +111,13 @@ def checked_workers(workers: int | None, decoders: int = 0) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a run over photos may use; None leaves a number to the run.
+    """The batch size, threads, processes and time limit of a run over photos; None is the run's default.
 
     Attributes:
         batch_size: photos that are embedded together.
         workers: threads that read photos.
-        decoders: processes that decode what the threads read; 0 is none, the threads do.
-        photo_seconds: how long one photo may take whose header does not bound its time.
+        decoders: processes that decode what the threads read; with 0 the threads decode.
+        photo_seconds: seconds that decoding one photo may take, where its header does not bound the time.
     """
 
     batch_size: int | None = None
@@ -127,14 +127,13 @@ class Resources:
 
 
 class PhotoPipeline(Generic[Result]):
-    """Photos on their way to vectors: scan -> [recognize] -> read, look up, decode -> batches -> embed.
+    """The pipeline from photos to vectors: scan -> [recognize] -> read, look up, decode -> batches -> embed.
 
-    The one assembly of these stages, as a context manager; iterating gives what `embed` returns for each
-    batch, in the order of the photos. The stages run at the same time, each in threads of its own, and
-    nothing is started before the with statement.
+    A context manager; iterating yields what `embed` returns for each batch, in the order of the photos. The
+    stages run at the same time, each in its own threads, and start with the `with` statement.
 
     Attributes:
-        meters: what the steps of preparing took.
+        meters: times and counts of the steps of preparing.
     """
 
     def __init__(
@@ -149,17 +148,18 @@ class PhotoPipeline(Generic[Result]):
         resources: Resources = Resources(),
         recognize: Callable[[Sequence[Photo]], list[Outcome | None]] | None = None,
     ) -> None:
-        """Checks what is asked for.
+        """Assembles the stages, without starting them.
 
         Args:
             found: the photos.
-            prepare: reads and decodes some of them, each to pixels or to why there are none, in order.
-            embed: takes a batch of what came of them.
-            embedder: gives the model, loaded; called only to find the batch size of a GPU.
+            prepare: reads and decodes some of them, in order, each to a `Prepared` or to an Outcome.
+            embed: embeds a batch of prepared photos and outcomes.
+            embedder: returns the loaded model; called only to tune the batch size of a GPU.
             size: side of the squares that photos are decoded to, in pixels.
             on_gpu: whether photos may be embedded on a GPU.
-            resources: what may be used.
-            recognize: photos that are known unread, each as an outcome; None for those that are to be read.
+            resources: batch size, threads, processes and time limit.
+            recognize: returns an outcome for each photo that is known without reading it, and None for each
+                that is to be read.
 
         Raises:
             InputError: a batch size or a number of workers below 1, or of decoders below 0.
@@ -173,11 +173,11 @@ class PhotoPipeline(Generic[Result]):
             partial(decode_here, seconds=resources.photo_seconds)
         )
         if decoders:
-            ahead = _pieces(workers, self._batches.largest)
+            ahead = _max_pieces(workers, self._batches.largest)
             self._decoders = Decoders(decoders, size=size, ahead=ahead, seconds=resources.photo_seconds)
         chunks: Pipeline[list[Entry]] = Pipeline(in_chunks(found, self._scan))
         if recognize is not None:
-            chunks = chunks.then(Stage("recognize", partial(_recognized, recognize), room=1))
+            chunks = chunks.then(Stage("recognize", partial(_with_known_outcomes, recognize), room=1))
         prepared = chunks.then(
             prepare_stage(self._prepared, workers=workers, batch_size=self._batches.largest)
         )
@@ -200,20 +200,20 @@ class PhotoPipeline(Generic[Result]):
         return iter(self._pipeline)
 
     def _prepared(self, entries: list[Entry]) -> Batch:
-        """What came of each entry; outcomes among them pass through."""
+        """Prepares the photos among some entries; outcomes pass through."""
         offered = [entry for entry in entries if isinstance(entry, Photo)]
         return in_their_places(entries, self._prepare(offered, meters=self.meters, decode=self._decode))
 
     @property
     def batch_size(self) -> int:
-        """How many photos are embedded together, as of now."""
+        """The current batch size in photos."""
         return self._batches.size
 
     def stages(self, last: Meter) -> tuple[Meter, ...]:
-        """The figures of the stages, as a reader of the report thinks of them: each step of preparing is one.
+        """Returns the meters of the stages for a report, in which each step of preparing is a stage.
 
         Args:
-            last: what the caller does with the results.
+            last: the meter of what the caller does with the results.
         """
         prepare, steps = self._pipeline.meters["prepare"], self.meters
         taken = [
@@ -229,10 +229,10 @@ class PhotoPipeline(Generic[Result]):
         return (self._scan, *before, *taken, self._pipeline.meters["embed"], last)
 
 
-def _recognized(
+def _with_known_outcomes(
     recognize: Callable[[Sequence[Photo]], list[Outcome | None]], chunk: Sequence[Entry]
 ) -> list[Entry]:
-    """What is left to look at; photos that are known are outcomes."""
+    """Returns a chunk with known photos replaced by their outcomes; the remaining photos are to be read."""
     offered = [entry for entry in chunk if isinstance(entry, Photo)]
     return [known or photo for known, photo in zip(recognize(offered), offered, strict=True)]
 
@@ -240,7 +240,7 @@ def _recognized(
 def prepare_without_gallery(
     preprocessing: Preprocessing, photos: Sequence[Photo], *, meters: Meters, decode: Decode
 ) -> list[Prepared | Outcome]:
-    """Reads and decodes photos; each comes out in its place, with pixels or with why it has none.
+    """Reads and decodes photos, in order: each to a `Prepared` with pixels, or to an Outcome with a reason.
 
     Raises:
         RunError: a process that decodes was killed.
@@ -260,11 +260,11 @@ def _decode_some(
 
 
 def peak_memory() -> int:
-    """The most that this process has had in memory so far, in bytes."""
-    # What getrusage says on Linux may be what the process that started this one had.
+    """Returns the peak memory (resident set) of this process so far, in bytes."""
+    # On Linux, getrusage may return the peak of the process that started this one.
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    # In KiB, but for macOS.
+    # ru_maxrss is in KiB, except on macOS, where it is in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,1 +1,1 @@
-"""Where photos come from, and what is said of them there."""
+"""Sources of photos: folders, lists, archives, addresses, with the identities and metadata that they give."""

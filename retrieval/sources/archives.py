@@ -1,7 +1,7 @@
-"""Archives: the files in a tar or zip, read one after the other; nothing is extracted to disk.
+"""Archives: reads the files in a tar or zip in memory, for `photos`; nothing is extracted to disk.
 
-A tar is read from its beginning to its end, without seeking, so that it may be a pipe. The bytes decide how
-it is compressed; the name decides only that it is an archive.
+A tar is read from its beginning to its end without seeking, so it may be a pipe. The compression is detected
+from the first bytes; the file name only tells that a file is a tar or a zip.
 """
 
 import bz2
@@ -25,7 +25,7 @@ from retrieval.system.archive_paths import inside, kind
 
 _OPENERS_BY_MAGIC: Final = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
-# Headers of tar that only carry a long name or attributes for the next one.
+# Headers of tar that only hold a long name or attributes for the next header.
 _HEADER_ONLY_TYPES: Final = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -35,11 +35,11 @@ _HEADER_ONLY_TYPES: Final = (
 )
 _MAX_HEADER_BYTES: Final = 2**20
 
-# What an archive may hold, all members together: so many bytes, and so many more for each of its own bytes. A
-# kilobyte of bzip2 may hold gigabytes; photos are compressed already.
+# The limit against archive bombs: all members together may have 128 MiB, plus 200 bytes per byte of the
+# archive. A kilobyte of bzip2 may hold gigabytes, but photos are compressed already.
 _UNPACKED_ALLOWANCE_BYTES: Final = 128 * 2**20
 _MAX_EXPANSION: Final = 200
-# Zeros in a row, between archives that are put one behind the other. Each 512 of them are a header to read.
+# Consecutive zero bytes, as padding of concatenated archives. tarfile reads each 512 of them as a header.
 _MAX_ZERO_BYTES: Final = 16 * 2**20
 _BOMB_DETAIL: Final = f"it unpacks to more than {_MAX_EXPANSION} times its own bytes"
 
@@ -52,9 +52,9 @@ class Member:
     """A file in an archive.
 
     Attributes:
-        name: its path in the archive, as `inside` gives it; empty for what is wrong with the archive itself.
+        name: its path in the archive, as `inside` returns it; empty for a problem of the archive itself.
         content: its bytes; None where there is a problem.
-        problem, detail: why it cannot be had.
+        problem, detail: why it cannot be read.
     """
 
     name: str
@@ -70,17 +70,18 @@ def members(
     exclusion: Exclusion = Exclusion(),
     passed_over: PassedOver | None = None,
 ) -> Iterator[Member]:
-    """The files of an archive: of a tar in its order, of a zip by name. Folders and litter are passed over.
+    """Returns the files of an archive, those of a tar in its order, those of a zip sorted by name.
 
-    One member is in memory at a time, none of more than `MAX_BYTES`. Links, devices and whatever cannot be
-    had come out with their problem. So does damage: what comes before it in a tar is taken; a zip has its
-    list of contents at its end, and without that nothing.
+    One member is in memory at a time, none of more than `MAX_BYTES`. Folders and system files are passed
+    over. Links, devices and unreadable members have a `problem`. A damaged archive ends with one Member that
+    has an empty name and a problem: the members of a tar before the damage are returned; a zip without the
+    list of contents at its end gives none.
 
     Args:
-        name: says which kind it is.
-        opened: opens it for reading; a zip must be able to seek.
-        exclusion: what is passed over, as in a folder (see `folders.walk`).
-        passed_over: the files that were are added to it.
+        name: of the archive; its suffix tells whether it is a tar or a zip.
+        opened: opens the archive for reading; a zip must be seekable.
+        exclusion: selects what is passed over, as in a folder (see `folders.walk`).
+        passed_over: counts the files that are passed over.
     """
     try:
         file = opened()
@@ -94,12 +95,12 @@ def members(
         return
     with file:
         found = _tar_members if kind(name) == "tar" else _zip_members
-        yield from found(file, _Taken(exclusion, passed_over))
+        yield from found(file, _MemberFilter(exclusion, passed_over))
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
-    """Which members are taken; the others are counted."""
+class _MemberFilter:
+    """Decides by its name whether a member is taken; counts those that are passed over."""
 
     exclusion: Exclusion
     passed_over: PassedOver | None
@@ -112,18 +113,18 @@ class _Taken:
 
 
 def on_disk(path: str) -> BinaryIO:
-    """An archive on this machine, opened; of a pipe, once somebody writes to it."""
+    """Opens an archive on this machine; for a pipe, waits until a writer opens it."""
     return open(path, "rb")
 
 
 class Shelf:
-    """Members of archives on disk, by their paths. The archive of the last one stays open for the next."""
+    """Reads members of archives on disk by path. The archive read last stays open for the next call."""
 
     def __init__(self) -> None:
         self._opened: _Opened | None = None
 
     def read(self, archive: str, name: str) -> bytes:
-        """The bytes of a member.
+        """Returns the bytes of a member.
 
         Raises:
             UnreadableImage: the archive or the member is missing, damaged or too large.
@@ -135,18 +136,18 @@ class Shelf:
         except KeyError as error:
             raise UnreadableImage(Reason.MISSING, "there is no such file in the archive") from error
         except Exception as error:
-            raise UnreadableImage(Reason.DAMAGED, f"its archive cannot be read: {_words(error)}") from error
+            raise UnreadableImage(Reason.DAMAGED, f"its archive cannot be read: {_message(error)}") from error
 
     def has(self, archive: str, name: str) -> bool:
-        """Whether an archive has a member; also True where that cannot be told."""
+        """Returns whether an archive has a member; True too where the archive cannot be read."""
         try:
             return self._archive(archive).has(name)
         except Exception:
-            # Damaged, barred, no archive at all: nothing shows that the member is gone.
+            # Damaged, no permission, not an archive: none of these shows that the member is gone.
             return True
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes the open archive, if there is one."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
@@ -170,11 +171,11 @@ class Shelf:
 
 
 class _Damage(tarfile.ReadError):
-    """A header that is none. tarfile takes one in the middle for the end; we do not."""
+    """A damaged archive, such as one with an invalid header, which tarfile would take for the end."""
 
 
 class _Header(tarfile.TarInfo):
-    """A header; each archive has a subclass of its own, which counts zeros in their place."""
+    """A header. Each archive gets its own subclass, which counts consecutive zero bytes read as headers."""
 
     zeros = 0
 
@@ -184,7 +185,7 @@ class _Header(tarfile.TarInfo):
             cls.zeros += len(buf)
             if cls.zeros > _MAX_ZERO_BYTES:
                 raise _Damage(f"it has more than {_MAX_ZERO_BYTES:,} zeros in a row")
-            return super().frombuf(buf, encoding, errors)  # the end, or zeros on the way to it
+            return super().frombuf(buf, encoding, errors)  # the end mark, or padding before it
         cls.zeros = 0
         try:
             header = super().frombuf(buf, encoding, errors)
@@ -196,7 +197,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _Counted(io.RawIOBase):
-    """A file that knows how many of its bytes were read, at most."""
+    """A file that counts the bytes that were read from it, in `count`; bytes read twice count twice."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -221,9 +222,9 @@ class _Counted(io.RawIOBase):
 
 
 class _Tail(io.RawIOBase):
-    """A tar's bytes, unpacked. Remembers the last block that was read: a whole tar ends with one of zeros.
+    """The uncompressed bytes of a tar. Keeps the last block that was read: a complete tar ends with zeros.
 
-    Reading raises _Damage where there are too many bytes for those of the archive.
+    Reading raises `_Damage` where the bytes exceed the limit for an archive of this size.
     """
 
     def __init__(self, file: BinaryIO, packed: _Counted | None) -> None:
@@ -257,7 +258,7 @@ class _Tail(io.RawIOBase):
         return self._last == bytes(tarfile.BLOCKSIZE)
 
 
-def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
+def _tar_members(file: BinaryIO, taken: _MemberFilter) -> Iterator[Member]:
     tail: _Tail | None = None
     tar: tarfile.TarFile | None = None
     found = 0
@@ -273,8 +274,8 @@ def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
             elif not tail.ends_well():
                 raise _Damage("it has no end mark, so it may have been cut")
         except Exception as error:
-            # A parser fed hostile bytes may raise anything; one bad archive must never end a run.
-            detail = f"the archive is damaged after {found:,} files: {_words(error)}"
+            # A parser may raise any exception for hostile bytes; one bad archive must never end a run.
+            detail = f"the archive is damaged after {found:,} files: {_message(error)}"
             yield Member("", None, Reason.DAMAGED, detail)
             return
         if info is None:
@@ -284,7 +285,7 @@ def _tar_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
             yield member
 
 
-def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _Taken) -> Member | None:
+def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _MemberFilter) -> Member | None:
     name = inside(info.name)
     if info.isdir() or not taken(name):
         return None
@@ -301,7 +302,7 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, taken: _Taken) -> M
 
 
 def _decompressed(file: BinaryIO) -> tuple[BinaryIO, _Counted | None]:
-    """The bytes of a tar, whatever it is compressed with; and those that it has, where it is compressed."""
+    """Returns the uncompressed bytes of a tar, and the count of compressed ones; None if not compressed."""
     buffered = file if hasattr(file, "peek") else io.BufferedReader(cast(io.RawIOBase, file))
     head = cast(Any, buffered).peek(6)
     for magic, decompress in _OPENERS_BY_MAGIC:
@@ -312,36 +313,36 @@ def _decompressed(file: BinaryIO) -> tuple[BinaryIO, _Counted | None]:
 
 
 def _open_tar(file: Any, mode: Any) -> tarfile.TarFile:
-    # Zeros are passed over: archives put one behind the other are all read, and a pipe to its end.
+    # ignore_zeros reads all of several concatenated archives, and a pipe to its end.
     header = type("_ArchiveHeader", (_Header,), {})
     return tarfile.open(fileobj=file, mode=mode, tarinfo=header, ignore_zeros=True, encoding="utf-8")
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     info = tar.next()
-    # Otherwise tarfile remembers every member, to the last.
+    # Otherwise tarfile keeps every member in memory.
     cast(Any, tar).members = []
     return info
 
 
 class _TarFile:
-    """A tar that can seek: where each of its files begins. A compressed one is read through for that."""
+    """A seekable tar with an index of where each file begins. Indexing reads a compressed tar to its end."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = on_disk(path)
         try:
             self._data, packed = _decompressed(self._file)
-            self._places = dict(_places(self._data, packed))
+            self._offsets = dict(_offsets(self._data, packed))
         except BaseException:
             self._file.close()
             raise
 
     def has(self, name: str) -> bool:
-        return inside(name) in self._places
+        return inside(name) in self._offsets
 
     def read(self, name: str) -> bytes:
-        start, size = self._places[inside(name)]
+        start, size = self._offsets[inside(name)]
         if size > MAX_BYTES:
             raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE_DETAIL)
         self._data.seek(start)
@@ -352,8 +353,8 @@ class _TarFile:
         self._file.close()
 
 
-def _places(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Where the bytes of each file lie, in bytes from the beginning, and how many there are."""
+def _offsets(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Returns (name, (offset, size)) of each regular file of a tar, in uncompressed bytes."""
     tail = _Tail(data, packed)
     with closing(_open_tar(tail, "r:")) as tar:
         before = -1
@@ -363,7 +364,7 @@ def _places(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tupl
             before = info.offset
             if info.isreg() and not info.issparse():
                 yield inside(info.name), (info.offset_data, info.size)
-        # A tar that was cut does not show that what it lacks is gone.
+        # A truncated tar does not show that a member it lacks is gone.
         if not tail.ends_well():
             raise _Damage("it has no end mark, so it may have been cut")
 
@@ -371,12 +372,12 @@ def _places(data: BinaryIO, packed: _Counted | None) -> Iterator[tuple[str, tupl
 # zip
 
 
-def _zip_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
+def _zip_members(file: BinaryIO, taken: _MemberFilter) -> Iterator[Member]:
     try:
         archive = zipfile.ZipFile(file)
         listed = sorted(((_zip_name(info), info) for info in archive.infolist()), key=lambda one: one[0])
     except Exception as error:
-        yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_words(error)}")
+        yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_message(error)}")
         return
     with archive:
         left = _UNPACKED_ALLOWANCE_BYTES + _MAX_EXPANSION * file.seek(0, os.SEEK_END)
@@ -385,7 +386,7 @@ def _zip_members(file: BinaryIO, taken: _Taken) -> Iterator[Member]:
                 continue
             left -= min(info.file_size, MAX_BYTES)
             if left < 0:
-                # Members may lie over each other, so that a small file promises much.
+                # Members may overlap, so that a small file declares far more bytes than it has.
                 yield Member("", None, Reason.DAMAGED, f"the archive is damaged: {_BOMB_DETAIL}")
                 return
             yield _zip_member(archive, info, name)
@@ -409,7 +410,7 @@ def _zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         raise UnreadableImage(Reason.TOO_MANY_BYTES, _TOO_LARGE_DETAIL)
     try:
         with archive.open(info) as file:
-            # What unpacks to more than it promised is cut there, and fails its checksum.
+            # A member that unpacks to more than its declared size is cut there, and fails its checksum.
             return file.read(MAX_BYTES)
     except NotImplementedError as error:
         raise UnreadableImage(
@@ -418,12 +419,12 @@ def _zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         ) from error
     except Exception as error:
         raise UnreadableImage(
-            Reason.DAMAGED, f"its data in the archive are damaged: {_words(error)}"
+            Reason.DAMAGED, f"its data in the archive are damaged: {_message(error)}"
         ) from error
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Many programs write UTF-8 without the flag that says so, and zipfile takes it for an old DOS page."""
+    """Returns a member's name; many programs write UTF-8 without its flag, which zipfile decodes as cp437."""
     if info.flag_bits & 0x800:
         return inside(info.filename)
     try:
@@ -433,7 +434,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 class _ZipFile:
-    """A zip: its list of contents is in it."""
+    """A zip on disk, with the index that its list of contents gives."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -453,6 +454,6 @@ class _ZipFile:
 _Opened: TypeAlias = _TarFile | _ZipFile
 
 
-def _words(error: Exception) -> str:
-    """What a library says of bytes that it cannot read, as the end of a sentence."""
+def _message(error: Exception) -> str:
+    """Returns the message of a library's exception, in at most 200 characters, as the end of a sentence."""
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

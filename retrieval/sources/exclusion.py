@@ -1,7 +1,7 @@
-"""Exclusion: which files and folders of a source are skipped, by name or pattern, and how many.
+"""Exclusion: which files and folders of a source are passed over, by name or pattern, and how many.
 
-Every walk of a folder and every reader of an archive asks here: enrolling, embedding, checking, training,
-calibrating and evaluating see the same files.
+Every walk of a folder and every reader of an archive uses it, so that enrolling, embedding, checking,
+training, calibrating and evaluating read the same files.
 """
 
 import fnmatch
@@ -16,10 +16,10 @@ from retrieval.errors import DataError, InputError
 from retrieval.system.files import why
 from retrieval.system.paths import composed, is_below, is_utf8
 
-# A file of patterns in the folder that is a source.
+# The file of patterns in the root folder of a source.
 IGNORE_FILE: Final = ".faceprintignore"
 
-# Names, in any case, that programs give to their own files and folders among photographs.
+# System files: names, in any case, that programs give to their own files and folders among photos.
 _SYSTEM_NAMES: Final = (
     # Windows and its file systems
     *("$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "FOUND.000", "WPSystem"),
@@ -41,10 +41,10 @@ _SYSTEM_NAMES_FOLDED: Final = {name.casefold(): name for name in _SYSTEM_NAMES}
 
 # Names that begin with a dot: .Trash-1000, .@__thumb, .AppleDouble, .Spotlight-V100, .picasaoriginals, ...
 _HIDDEN_RULE: Final = "names that begin with a dot"
-# Lightroom's "Catalog Previews.lrdata" and its siblings.
+# Lightroom's "Catalog Previews.lrdata" and similar folders.
 _PREVIEWS_SUFFIX: Final = ".lrdata"
 
-# Files in folders that are passed over are counted up to so many for each rule: a snapshot may hold millions.
+# Files in passed-over folders are counted up to this number per rule, since a NAS snapshot may hold millions.
 MAX_COUNTED: Final = 10_000
 
 _MAX_IGNORE_BYTES: Final = 2**20
@@ -52,7 +52,7 @@ _MAX_RULES_SHOWN: Final = 8
 
 
 def litter_rule(name: str) -> str | None:
-    """The rule that passes over files and folders of this name in every source; None where none does."""
+    """Returns the rule that passes over files and folders of this name in every source; None without one."""
     if name.startswith("."):
         return _HIDDEN_RULE
     folded = name.casefold()
@@ -61,13 +61,13 @@ def litter_rule(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A pattern as of .gitignore.
+    """A pattern in the syntax of .gitignore.
 
     Attributes:
-        text: as it was given.
-        negated: whether what matches is taken after all.
-        folders_only: whether files do not match.
-        segments: what the names of a path must match, one by one; None stands for any number of names.
+        text: the pattern as it was given.
+        negated: whether a matching path is taken instead of passed over.
+        folders_only: whether the pattern matches folders only.
+        segments: an expression for each name of a path; None matches any number of names.
     """
 
     text: str
@@ -77,10 +77,10 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Reads a pattern.
+        """Parses a pattern.
 
         Raises:
-            InputError: it is empty, or no text.
+            InputError: the pattern is empty, or is not text in UTF-8.
         """
         body = _without_trailing_spaces(text)
         negated = body.startswith("!")
@@ -96,11 +96,11 @@ class Pattern:
         if "/" not in body:
             names = ["**", *names]
         if names[-1] == "**":
-            names.append("*")  # what is in the folder, not the folder itself
+            names.append("*")  # the contents of the folder, not the folder itself
         return cls(text, negated, folders_only, tuple(None if n == "**" else _compiled(n) for n in names))
 
     def matches(self, names: Sequence[str], *, folder: bool) -> bool:
-        """Whether a path does, given as its names from the source on. Takes linear time in their number."""
+        """Returns whether a path matches, given as its names below the source. Takes linear time."""
         if self.folders_only and not folder:
             return False
         reached = self._skip({0})
@@ -116,7 +116,7 @@ class Pattern:
         return len(self.segments) in reached
 
     def _skip(self, places: set[int]) -> set[int]:
-        """Places in the pattern, and those behind each `**`, which may stand for no name at all."""
+        """Returns positions in the pattern, and those after each `**` there, which may match no name."""
         found = set(places)
         for place in sorted(places):
             while place < len(self.segments) and self.segments[place] is None:
@@ -130,13 +130,13 @@ _MATCHES_NOTHING: Final = re.compile(r"(?!)")
 
 def _without_trailing_spaces(text: str) -> str:
     bare = text.rstrip(" \t\r\n")
-    # A backslash keeps the one space behind it.
+    # A backslash keeps the one space after it.
     escaped = (len(bare) - len(bare.rstrip("\\"))) % 2 == 1
     return bare + text[len(bare) : len(bare) + 1] if escaped else bare
 
 
 def _compiled(glob: str) -> re.Pattern[str]:
-    """One name of a pattern. What `fnmatch` writes never backtracks, however hostile the pattern is."""
+    """Compiles one name of a pattern. Expressions of `fnmatch` never backtrack, even for hostile patterns."""
 
     def spelled(found: re.Match[str]) -> str:
         if found[0] == "[^":
@@ -149,30 +149,30 @@ def _compiled(glob: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """What is passed over in a source: litter, and what the last pattern that matches says."""
+    """Decides what is passed over in a source: the last matching pattern decides, else `litter_rule`."""
 
     patterns: tuple[Pattern, ...] = ()
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Exclusion":
-        """That of some patterns, beside litter.
+        """Returns the exclusion of some patterns, in addition to system files.
 
         Raises:
-            InputError: one is none.
+            InputError: a pattern is invalid.
         """
         texts = [texts] if isinstance(texts, str) else texts
         return cls(tuple(map(Pattern.parse, texts)))
 
     def with_file_of(self, folder: str | os.PathLike[str]) -> "Exclusion":
-        """With the patterns of a folder's .faceprintignore, if there is one, before its own.
+        """Returns this exclusion with the patterns of a folder's .faceprintignore, if any, before its own.
 
         Raises:
-            DataError: it cannot be read as such.
+            DataError: the .faceprintignore cannot be read, or has an invalid pattern.
         """
         return Exclusion((*_ignore_file(Path(folder)), *self.patterns))
 
     def rule(self, names: Sequence[str], *, folder: bool) -> str | None:
-        """The rule that passes over a path, given as its names from the source on; None if none does."""
+        """Returns the rule that passes over a path, given as its names below the source; None without one."""
         if self.patterns:
             spelled = [composed(name) for name in names]
             for pattern in reversed(self.patterns):
@@ -181,7 +181,7 @@ class Exclusion:
         return litter_rule(names[-1])
 
     def rule_of_member(self, name: str) -> str | None:
-        """By which rule a file of an archive is: its own, or that of a folder that it lies in."""
+        """Returns the rule that passes over a file of an archive, or a folder above it; None without one."""
         names = name.split("/")
         for end in range(1, len(names) + 1):
             found = self.rule(names[:end], folder=end < len(names))
@@ -217,7 +217,7 @@ def _ignore_file(folder: Path) -> list[Pattern]:
 
 @dataclass(slots=True)
 class Passed:
-    """What a rule passed over: files, folders, and files inside these (`more` than that if so)."""
+    """Counts of what a rule passed over: files, folders, files inside these (`more`: there may be more)."""
 
     rule: str
     files: int = 0
@@ -237,12 +237,12 @@ class Passed:
 
 @dataclass(slots=True)
 class PassedOver:
-    """A count of what a walk passed over, by rule. Nothing of it was opened, and nothing of it is *found*.
+    """Counts by rule of what walks passed over. These files were not opened, and do not count as *found*.
 
     Attributes:
         by_rule: the counts.
-        walked: the folders and archives that were walked, and what was passed over in each.
-        ours: folders that were passed over as models, galleries or backups, by a file that these have.
+        walked: the folders and archives that were walked, and the exclusion of each.
+        ours: folders that were passed over as models, galleries or backups, which a file in them shows.
     """
 
     by_rule: dict[str, Passed] = field(default_factory=dict)
@@ -250,9 +250,9 @@ class PassedOver:
     ours: list[str] = field(default_factory=list, compare=False)
 
     def rule_of(self, path: str) -> str | None:
-        """The rule that passes over a path, itself or a folder above it; None where a walk would take it.
+        """Returns the rule that passes over a path or a folder above it; None where a walk would take it.
 
-        Also None for a path below nothing that was walked.
+        Also None for a path that lies below no walked source.
         """
         rules = [
             exclusion.rule_of_member(path[len(root.rstrip(os.sep)) + 1 :])
@@ -266,17 +266,17 @@ class PassedOver:
 
     def add_file(self, rule: str) -> None:
         """Counts a file."""
-        self._of(rule).files += 1
+        self._counts_of(rule).files += 1
 
     def add_folder(self, rule: str, path: str | os.PathLike[str]) -> None:
-        """Counts a folder and the files below it, of which some may not be reachable."""
-        passed = self._of(rule)
+        """Counts a folder and the files below it, except those that cannot be listed."""
+        passed = self._counts_of(rule)
         passed.folders += 1
         inside, more = _files_below(os.fspath(path), MAX_COUNTED - passed.inside)
         passed.inside += inside
         passed.more |= more
 
-    def _of(self, rule: str) -> Passed:
+    def _counts_of(self, rule: str) -> Passed:
         return self.by_rule.setdefault(rule, Passed(rule))
 
     def __str__(self) -> str:
@@ -286,11 +286,11 @@ class PassedOver:
         return "; ".join([*shown, *([f"and by {_counted(more, 'more rule')}"] if more else [])])
 
     def aside(self) -> str:
-        """In parentheses, to follow what was not found; nothing where nothing was passed over."""
+        """Returns the counts in parentheses, to end a clause about missing photos; empty without any."""
         return f" (passed over: {self})" if self else ""
 
     def as_json(self) -> list[dict[str, Any]]:
-        """All of it, as JSON can say it."""
+        """Returns the counts of all rules, as JSON values."""
         return [
             {
                 "rule": one.rule,
@@ -303,23 +303,26 @@ class PassedOver:
 
 
 def _files_below(folder: str, most: int) -> tuple[int, bool]:
-    """How many files lie below a folder, at most so many, and whether there may be more; follows no link."""
-    found, looked_at, waiting = 0, 0, [folder]
+    """Returns how many files lie below a folder, at most `most`, and whether there may be more.
+
+    Follows no link, and stops after `MAX_COUNTED` entries.
+    """
+    found, listed_entries, waiting = 0, 0, [folder]
     while waiting:
         try:
             with os.scandir(waiting.pop()) as listed:
                 for entry in listed:
-                    looked_at += 1
+                    listed_entries += 1
                     is_folder = entry.is_dir(follow_symlinks=False)
-                    # A tree of folders without files may be as large.
-                    if looked_at > MAX_COUNTED or (not is_folder and found == most):
+                    # Bounds the entries too: a tree of folders without files may be large.
+                    if listed_entries > MAX_COUNTED or (not is_folder and found == most):
                         return found, True
                     if is_folder:
                         waiting.append(entry.path)
                     else:
                         found += 1
         except OSError:
-            continue  # barred to us, as lost+found is: what is in it is not counted
+            continue  # no permission, as for lost+found: its contents are not counted
     return found, False
 
 

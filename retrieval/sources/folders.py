@@ -1,4 +1,4 @@
-"""Folders: the files below a folder, with their identities, always in the same order."""
+"""Folders: the files below a folder with their identities, always in the same order, for `photos.scan`."""
 
 import os
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from retrieval.errors import Reason
 from retrieval.sources.exclusion import IGNORE_FILE, Exclusion, PassedOver
 from retrieval.system.paths import composed, is_utf8_name
 
-# What a model and a gallery are known by: their files are nobody's photos.
+# Files that mark the folder of a model, a gallery or a backup, which holds no photos to enroll.
 _OWN_FILES: Final = frozenset({"bundle.json", "gallery.db", "backup.json"})
 _OWN_FILES_RULE: Final = "models, galleries and backups"
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file and who is on it.
+    """A file of a folder and its identity.
 
     Attributes:
         path: absolute, as given (symbolic links are not resolved).
-        identity: the name of the person, in Unicode's composed form (NFC), or None when nobody said.
-        problem: why the file cannot even be opened, known from its name or its folder alone.
+        identity: the name of the person, in Unicode's composed form (NFC); None for files of the root itself.
+        problem: why the file is not usable, known from its name or its folder without opening it.
     """
 
     path: Path
@@ -38,21 +38,22 @@ def walk(
     passed_over: PassedOver | None = None,
     ours_too: bool = False,
 ) -> Iterator[File]:
-    """Every file below a folder, folder by folder, names in code point order.
+    """Returns every file below a folder, folder by folder, names in code point order.
 
-    Each subfolder is an identity, however deep its files lie; files in the folder itself have none.
-    Extensions decide nothing. What `exclusion` says is passed over, names that begin with a dot and the
-    litter of operating systems and NAS boxes always; so are the folders of models and galleries. A folder
-    that cannot be listed or that links back to one above it comes out as one File with its `problem`.
+    Each subfolder of the root is an identity, at any depth of its files; files in the root itself have none.
+    File extensions are ignored. The walk passes over what `exclusion` selects, which by default are names
+    that begin with a dot and the system files of operating systems and NAS boxes, and over the folders of
+    models, galleries and backups. A folder that cannot be listed, or that links back to one above it, is one
+    File with a `problem`.
 
     Args:
-        root: the folder itself is walked whatever its name is.
-        exclusion: what is passed over; `Exclusion.with_file_of` adds the folder's own patterns.
-        passed_over: what was is added to it; counting the files in folders that are takes listing these.
+        root: the folder; it is walked even if its own name would be passed over.
+        exclusion: selects what is passed over; `Exclusion.with_file_of` adds the folder's own patterns.
+        passed_over: counts what is passed over; to count the files in a folder, the folder is listed.
         ours_too: whether the folders of models, galleries and backups are walked like others.
     """
     seen = _Walk(exclusion, passed_over, ours_too)
-    # By a stack of our own: folders may lie deeper than calls may.
+    # An explicit stack, since folders may be nested deeper than Python's recursion limit.
     waiting: list[Iterator[_Entry]] = [iter([_Entry(Path(os.path.abspath(root)), None, folder=True)])]
     while waiting:
         found = next(waiting[-1], None)
@@ -75,9 +76,10 @@ def walk(
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file or a folder.
+    """A file or a folder of a walk.
 
-    `above` are the folders on the way to it, to stop at link loops; `names` is the path from the root on.
+    `above` are the (device, inode) pairs of the folders that contain it, to detect link loops; `names` are
+    the parts of its path below the root.
     """
 
     path: Path
@@ -95,14 +97,14 @@ def _problem(file: _Entry) -> Reason | None:
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """What one walk passes over, and where that is counted."""
+    """The exclusion of one walk, and the counts of what it passes over."""
 
     exclusion: Exclusion
     passed_over: PassedOver | None
     ours_too: bool
 
     def takes(self, entry: os.DirEntry[str], names: tuple[str, ...]) -> bool:
-        """Whether an entry of a folder is not passed over."""
+        """Returns whether an entry of a folder is taken; counts it where it is passed over."""
         folder = _is_folder(entry)
         rule = self.exclusion.rule(names, folder=folder)
         # The source's own file of patterns is not reported as skipped.
@@ -123,7 +125,7 @@ class _Walk:
 
 
 def _inside(folder: _Entry, walk: _Walk) -> Iterator[_Entry] | None:
-    """What a folder holds, files and folders in one order; None for a folder that is among those above it."""
+    """Returns the entries of a folder, sorted by name; None for a folder that contains itself by a link."""
     status = folder.path.stat()
     here = (status.st_dev, status.st_ino)
     if here in folder.above:
@@ -154,5 +156,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link to itself, or into a barred folder. Whoever reads it is told so.
+        # A link to itself, or into a folder without permission. Reading it as a file raises the error.
         return False

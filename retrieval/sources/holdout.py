@@ -1,4 +1,4 @@
-"""The holdout: which photos of each identity are held out. Pure, and importable without torch."""
+"""The holdout: which photos of each identity a training leaves out. A pure function that needs no torch."""
 
 import hashlib
 
@@ -6,7 +6,9 @@ import numpy as np
 
 
 def held_out(identity: str, number: int, fraction: float, seed: int) -> frozenset[int]:
-    """Which of an identity's photos are validation: a function of the seed and the identity alone.
+    """Returns which of an identity's photos are held out; random, but fixed by the arguments.
+
+    The random permutation depends on the seed and the identity's name alone.
 
     Args:
         identity: its name.

@@ -1,4 +1,4 @@
-"""Rules for identities: which part of a source names the person, as `--identity-from` selects it."""
+"""Rules for identities: which part of a path or list gives the name, as `--identity-from` selects it."""
 
 import os
 import re
@@ -14,12 +14,12 @@ KEYWORDS: Final = ("first", "parent", "none")
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """Where identities come from.
+    """A rule that gives the identity of a photo; one of the three attributes is set.
 
     Attributes:
-        keyword: "first", the first folder of a path below its source; "parent", the folder that a file lies
-            in; "none", nowhere; None where `column` or `pattern` says it.
-        column: of lists.
+        keyword: "first", the first folder of a path below its source; "parent", the folder that contains a
+            file; "none", no identity; None where `column` or `pattern` is set.
+        column: the column of lists that holds the identity.
         pattern: searched for in a path below its source, with / between folders; its group `identity`, or
             its first group, is the name.
     """
@@ -30,10 +30,10 @@ class Naming:
 
     @classmethod
     def parse(cls, text: str | None) -> "Naming | None":
-        """What a text means: a keyword, a pattern where it has a parenthesis, else a column; None for None.
+        """Parses a rule: a keyword, a pattern where it has a parenthesis, else a column; None gives None.
 
         Raises:
-            InputError: it is empty, or a pattern that cannot be read or has no group.
+            InputError: the text is empty, or a pattern that cannot be compiled or has no group.
         """
         if text is None:
             return None
@@ -54,7 +54,7 @@ class Naming:
         return cls(pattern=pattern)
 
     def name(self, inside: str, place: str) -> str | None:
-        """Whom a path names.
+        """Returns the identity that a path gives, in composed form (NFC); None where it gives none.
 
         Args:
             inside: the path below the source, with / between folders.
@@ -73,7 +73,10 @@ class Naming:
 
 
 def inside(place: str, root: str) -> str:
-    """A path below a root, with / between folders; what lies elsewhere is below the root of all."""
+    """Returns a path relative to a root, with / between folders.
+
+    A path outside the root is relative to the root of the file system, an address to the root of its host.
+    """
     if is_url(place):
         return unquote(urlsplit(place).path).lstrip("/")
     if not is_below(place, [root]):

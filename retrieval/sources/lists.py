@@ -1,4 +1,4 @@
-"""Lists: files that name photos, as text with a path a line, or a table with the column `path`."""
+"""Lists: files that name photos, as a text with one path per line or a table with the column `path`."""
 
 import codecs
 import os
@@ -19,7 +19,7 @@ _TABLE_SUFFIXES: Final = (".csv", ".parquet", ".pq")
 SUFFIXES: Final = (".txt", *_TABLE_SUFFIXES)
 
 _BLOCK_BYTES: Final = 2**16
-# No name of a file is as long; what has no end of a line for so long is no list.
+# No file name is this long: a file without a line end in so many bytes is not a list.
 _MAX_LINE_BYTES: Final = 2**20
 
 
@@ -29,8 +29,8 @@ class ListRow:
 
     Attributes:
         path: absolute; None where the row has none.
-        identity: who is on it.
-        metadata: what is said about it.
+        identity: the name of the person; None where neither the list nor the path gives one.
+        metadata: the photo's metadata.
         problem, detail: why the row cannot be used.
     """
 
@@ -42,17 +42,17 @@ class ListRow:
 
 
 def has_columns(path: str | os.PathLike[str]) -> bool:
-    """Whether a source is a list with columns, by its name."""
+    """Returns whether a source is a list with columns, by its suffix."""
     return os.path.splitext(os.fspath(path))[1].lower() in _TABLE_SUFFIXES
 
 
 def check_list(path: Path, column: str | None = None) -> None:
-    """Looks at the beginning of a list.
+    """Checks the beginning of a list.
 
     Raises:
-        DataError: it is not a file, cannot be read, or is a table without the column `path`, or without the
-            given one.
-        MissingDependency: it is Parquet, and pyarrow is not installed.
+        DataError: the list is not a regular file, cannot be read, or is a table without the column `path` or
+            without the given column.
+        MissingDependency: the list is Parquet, and pyarrow is not installed.
     """
     if not path.is_file():
         raise DataError(f"The list {path} is not a regular file; give its lines on standard input, as -.")
@@ -70,7 +70,7 @@ def check_list(path: Path, column: str | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How a table begins: its columns, the path in its first row, and whether semicolons separate columns."""
+    """The beginning of a table: columns, the path in its first row, whether semicolons separate columns."""
 
     columns: list[str]
     path: str | None
@@ -78,17 +78,17 @@ class Head:
 
 
 def head(path: Path) -> Head:
-    """How a list with columns begins.
+    """Returns the beginning of a list with columns.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the list cannot be read.
     """
     with closing(tables(path, encoding_errors="surrogateescape")) as read:
         columns, _ = next(read)
         try:
             first = next(iter(next(read, (columns, []))[1]), None)
         except InputError:
-            first = None  # whoever reads the rows is told so
+            first = None  # reading the rows raises this error
     found = None
     if "path" in columns and first is not None and not isinstance(first, InputError):
         value = first[columns.index("path")]
@@ -96,26 +96,27 @@ def head(path: Path) -> Head:
     return Head(columns, found, path.suffix.lower() == ".csv" and separator_of(path) == ";")
 
 
-def rows(path: Path, whose: Callable[[str], str | None], column: str | None = None) -> Iterator[ListRow]:
-    """The photos of a list, in its order, as it is read.
+def rows(
+    path: Path, identity_of: Callable[[str], str | None], column: str | None = None
+) -> Iterator[ListRow]:
+    """Returns the photos of a list as a lazy stream, in its order.
 
-    Relative paths are meant as those of tables of metadata are: from the folder of the list, or, where
-    only that has it, from the current one.
+    Relative paths start at the folder of the list; where only the current folder has the file, at that.
 
     Args:
         path: of a text (.txt), CSV (.csv) or Parquet (.parquet, .pq).
-        whose: the identity that a path gives, where the list has no column for it.
-        column: of a table, which has the identity instead of `identity`.
+        identity_of: returns the identity that a path gives; used where the list has no column for it.
+        column: the column of a table that holds the identity, instead of `identity`.
 
     Raises:
-        InputError, OSError: the list cannot be read on.
+        InputError, OSError: the rest of the list cannot be read.
     """
     find = paths_beside(path)
     if path.suffix.lower() not in _TABLE_SUFFIXES:
         with open(path, "rb") as file:
             for name in names(file):
                 place = find(name)
-                yield ListRow(place, whose(place))
+                yield ListRow(place, identity_of(place))
         return
     number = 0
     with closing(tables(path, encoding_errors="surrogateescape")) as read:
@@ -125,19 +126,19 @@ def rows(path: Path, whose: Callable[[str], str | None], column: str | None = No
                 if isinstance(values, InputError):
                     yield ListRow(None, problem=Reason.BAD_ROW, detail=values.words)
                 else:
-                    said = dict(zip(columns, values, strict=True))
+                    cells = dict(zip(columns, values, strict=True))
                     if column is not None:
-                        said["identity"] = said.pop(column, None)
-                    yield _row(said, f"row {number:,} of {path}", find, whose)
+                        cells["identity"] = cells.pop(column, None)
+                    yield _list_row(cells, f"row {number:,} of {path}", find, identity_of)
 
 
 def names(file: BinaryIO) -> Iterator[str]:
-    """The names in a text, one a line, or with a zero byte behind each if there is one in the first block.
+    """Returns the names in a text: one per line, or separated by zero bytes if the first block has one.
 
-    A name is given as soon as its end is read, also of a text that never ends.
+    A name is yielded as soon as its end is read, so an endless text works too.
 
     Raises:
-        DataError: what would be a name is longer than any can be.
+        DataError: a name would be longer than 1 MiB, which no file name is.
     """
     rest, end = b"", b""
     while block := file.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]
@@ -147,13 +148,13 @@ def names(file: BinaryIO) -> Iterator[str]:
         end = end or (b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b"")
         if end:
             *lines, rest = rest.split(end)
-            yield from _names(lines, end)
-    yield from _names([rest], end)
+            yield from _decoded_names(lines, end)
+    yield from _decoded_names([rest], end)
 
 
-def _names(lines: list[bytes], end: bytes) -> Iterator[str]:
+def _decoded_names(lines: list[bytes], end: bytes) -> Iterator[str]:
     for line in lines:
-        # Windows ends a line with two characters, and begins a text with a mark.
+        # Windows ends a line with two characters, and begins a text with a byte order mark.
         name = line if end == b"\0" else line.removesuffix(b"\r").removeprefix(codecs.BOM_UTF8)
         if name:
             yield os.fsdecode(name)
@@ -175,13 +176,13 @@ def _check_table(path: Path, column: str | None) -> None:
     )
 
 
-def _row(
-    said: dict[str, Any], of: str, find: Callable[[str], str], whose: Callable[[str], str | None]
+def _list_row(
+    cells: dict[str, Any], of: str, find: Callable[[str], str], identity_of: Callable[[str], str | None]
 ) -> ListRow:
-    """A row of a table, by its columns."""
-    path = said.pop("path")
-    names_people = "identity" in said
-    identity = said.pop("identity", None)
+    """Returns the photo of a table's row, given as a value for each column."""
+    path = cells.pop("path")
+    names_people = "identity" in cells
+    identity = cells.pop("identity", None)
     if not isinstance(path, str) or not path:
         return ListRow(None, problem=Reason.BAD_ROW, detail=f"{of} has no path")
     place = find(path)
@@ -195,23 +196,23 @@ def _row(
         return ListRow(
             place, problem=Reason.BAD_ROW, detail=f"{of} has an identity that cannot be stored: {unfit}"
         )
-    name = (composed(identity) if identity else None) if names_people else whose(place)
+    name = (composed(identity) if identity else None) if names_people else identity_of(place)
     try:
-        return ListRow(place, name, _metadata(said, of))
+        return ListRow(place, name, _metadata(cells, of))
     except InputError as error:
         return ListRow(place, name, problem=Reason.BAD_METADATA, detail=error.words)
 
 
-def _metadata(said: dict[str, Any], of: str) -> dict[str, Any]:
-    """What the columns say, and the object in the column `metadata`, if there is one.
+def _metadata(cells: dict[str, Any], of: str) -> dict[str, Any]:
+    """Returns a row's columns as metadata, merged over the object in the column `metadata`, if it has one.
 
     Raises:
-        InputError: it cannot be stored.
+        InputError: the metadata cannot be stored.
     """
-    whole = said.pop("metadata", None)
+    whole = cells.pop("metadata", None)
     if isinstance(whole, str):
         whole = decoded(whole, of)
     encoded(whole, of)
-    metadata = {**(whole or {}), **{key: value for key, value in said.items() if not is_nothing(value)}}
+    metadata = {**(whole or {}), **{key: value for key, value in cells.items() if not is_nothing(value)}}
     encoded(metadata, of)
     return metadata

@@ -1,4 +1,4 @@
-"""Tables of metadata (CSV, Parquet) about faces or identities."""
+"""Tables of metadata (CSV, Parquet) about faces or identities, for `ingest --metadata` and for lists."""
 
 import csv
 import math
@@ -21,22 +21,22 @@ from retrieval.system.files import open_plain, why
 from retrieval.system.parquet import opened, pyarrow
 from retrieval.system.paths import absolute, is_url
 
-# How many rows of a file are read at a time.
+# Rows of a file that are read at a time.
 _ROWS_PER_READ: Final = 4096
 
-# As JSON spells numbers: 007 and +1 are texts.
+# The syntax of numbers in JSON: 007 and +1 are texts.
 _INTEGER: Final = re.compile(r"-?[1-9][0-9]*|0")
 _FLOAT: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """A table of metadata that was read from end to end once, and found to be whole.
+    """A table of metadata in which every row has been checked once.
 
     Attributes:
         path: of the file.
-        about: "path" for the faces of these paths, "identity" for people.
-        rows: how many.
+        about: "path" where the rows are about the faces of these paths, "identity" where about people.
+        rows: how many there are.
     """
 
     path: Path
@@ -44,31 +44,31 @@ class Annotations:
     rows: int
 
     def batches(self) -> Iterator[dict[str, Metadata]]:
-        """Metadata by absolute path, or by name; some thousand rows at a time.
+        """Returns metadata by absolute path, or by name, in batches of at most 4,096 rows.
 
         Raises:
-            InputError: the file is not what it was when it was read first.
+            InputError: the file has changed since it was checked, and is not valid any more.
         """
         for _, batch in _batches(self.path):
             yield dict(batch)
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Opens a table of metadata: CSV, or Parquet where its name ends so. Reads it once, to check every row.
+    """Returns a table of metadata, after reading it once to check every row.
 
-    A column `path` says whose the metadata of a row are: the face's of that file. Relative paths begin in
-    the folder of the table; where nothing is there, but something from the current folder, then in that.
-    Without such a column, `identity` says which person's they are. Every other column is a key; `identity`
-    beside `path` is passed over.
+    The file is Parquet where its suffix is .parquet or .pq, and CSV otherwise. With a column `path`, a row is
+    about the face of that file. Relative paths start at the folder of the table; where only the current
+    folder has the file, at that. Without such a column, a row is about the person in the column `identity`.
+    Every other column is a key; a column `identity` beside `path` is ignored.
 
-    A value of CSV is what it looks like: an integer, a number with a point or an exponent, true or false;
-    nothing where it is empty; any other is a text, also with a leading zero or plus. Parquet keeps its
-    types; dates and times become ISO 8601, a null or NaN becomes nothing.
+    The type of a value in CSV follows from its text: an integer, a number with a point or an exponent, true
+    or false; an empty value is no metadata; any other is a text, also one with a leading zero or plus.
+    Parquet keeps its types; dates and times become texts in ISO 8601, a null or NaN is no metadata.
 
     Raises:
-        InputError: there is no such file, or it is something else, or a row has metadata that cannot be
-            stored or no path, or two rows are about the same.
-        MissingDependency: it is Parquet, and pyarrow is not installed.
+        InputError: the file does not exist or is not such a table, a row has no path or name or has metadata
+            that cannot be stored, or two rows are about the same face or person.
+        MissingDependency: the file is Parquet, and pyarrow is not installed.
     """
     rows, about = 0, "path"
     first: dict[str, int] = {}
@@ -83,7 +83,7 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def _batches(path: Path) -> Iterator[tuple[str, list[tuple[str, Metadata]]]]:
-    """What the rows are about, and some of them: (absolute path or name, metadata), as they can be stored."""
+    """Returns what the rows are about, and batches of them: (absolute path or name, checked metadata)."""
     with closing(tables(path)) as read:
         row = 0
         for names, part in read:
@@ -108,10 +108,10 @@ def _batches(path: Path) -> Iterator[tuple[str, list[tuple[str, Metadata]]]]:
 
 
 def what_about(path: Path, names: Sequence[str]) -> str:
-    """What the rows of a table with these columns are about: "path" or "identity".
+    """Returns what the rows of a table with these columns are about: "path" or "identity".
 
     Raises:
-        InputError: neither, or columns that cannot be told apart.
+        InputError: the table has neither column, or two columns of one name, or a column without a name.
     """
     for name in ("path", "identity"):
         if name in names:
@@ -127,14 +127,17 @@ def what_about(path: Path, names: Sequence[str]) -> str:
 
 
 def paths_beside(table: Path) -> Callable[[str], str]:
-    """How the paths in a file are meant: from its folder, or from the current one where only that has it."""
+    """Returns a function that makes a path in a table absolute.
+
+    Relative paths start at the folder of the table; where only the current folder has the file, at that.
+    """
     folder = table.absolute().parent
 
     def find(name: str) -> str:
         if is_url(name):
             return absolute(name)
         if "\\" in name and not os.path.lexists(folder / name) and not os.path.lexists(name):
-            name = name.replace("\\", "/")  # as Windows writes paths
+            name = name.replace("\\", "/")  # a path written on Windows
         beside = os.path.abspath(folder / name)
         here = os.path.abspath(name)
         return here if not os.path.lexists(beside) and os.path.lexists(here) else beside
@@ -143,29 +146,29 @@ def paths_beside(table: Path) -> Callable[[str], str]:
 
 
 def _composed(name: str) -> str:
-    """A name in Unicode's composed form, as those of folders are."""
+    """Returns a name in Unicode's composed form (NFC), as identities of folders are."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_nothing(value: object) -> bool:
-    """Whether a value of a table says nothing: a null or NaN."""
+    """Returns whether a value of a table is missing: a null or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-# Names of columns, and rows: a value for each column, or what is wrong with a line that is none.
+# Names of columns, and rows: a value for each column, or the error of an invalid line.
 Table: TypeAlias = tuple[list[str], Iterable[Sequence[Any] | InputError]]
 
 
 def tables(path: Path, *, encoding_errors: str = "strict") -> Generator[Table, None, None]:
-    """A CSV file, or Parquet where its name ends so: first its columns alone, then some thousand rows a time.
+    """Returns the parts of a CSV or Parquet file: first the columns alone, then up to 4,096 rows at a time.
 
     Args:
-        path: of the file.
-        encoding_errors: "surrogateescape" lets CSV that is not UTF-8 through, marked as `is_utf8` sees.
+        path: of the file; it is Parquet where its suffix is .parquet or .pq.
+        encoding_errors: "surrogateescape" accepts CSV that is not UTF-8; `is_utf8` is False for such values.
 
     Raises:
-        InputError: it cannot be read, or not as CSV or Parquet.
-        MissingDependency: it is Parquet, and pyarrow is not installed.
+        InputError: the file cannot be read, or is not valid CSV or Parquet.
+        MissingDependency: the file is Parquet, and pyarrow is not installed.
     """
     if path.suffix.lower() in (".parquet", ".pq"):
         return _read_parquet(path)
@@ -199,10 +202,10 @@ def _read_csv(path: Path, encoding_errors: str) -> Generator[Table, None, None]:
 
 
 def separator_of(path: Path) -> str:
-    """What stands between the columns of a CSV file.
+    """Returns the separator of a CSV file's columns, a comma or a semicolon.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         with _opened(path, "replace") as file:
@@ -212,18 +215,18 @@ def separator_of(path: Path) -> str:
 
 
 def _opened(path: Path, encoding_errors: str) -> TextIO:
-    # A byte order mark is what Excel begins with; it is no letter of the first column's name.
-    # A pipe is refused, since tables are read twice; and so is /dev/zero, which has no end.
+    # utf-8-sig: Excel writes a byte order mark first, which is not part of the first column's name.
+    # open_plain refuses a pipe, since tables are read twice, and /dev/zero, which has no end.
     return TextIOWrapper(open_plain(path), "utf-8-sig", encoding_errors, newline="")
 
 
 def _separator(head: str) -> str:
-    """That of a table with this first line: spreadsheets write semicolons where numbers have commas."""
+    """Returns the separator by the first line: spreadsheets write semicolons where numbers have commas."""
     return ";" if ";" in head and "," not in head else ","
 
 
 def _next_line(lines: Any, path: Path, names: Sequence[str]) -> list[Any] | InputError | None:
-    """The values of the next row that a csv.reader gives; [] for an empty line, None at the end."""
+    """Returns the values of a csv.reader's next row, or its error; [] for an empty line, None at the end."""
     try:
         values = next(lines, None)
     except csv.Error as error:
@@ -241,7 +244,7 @@ def _next_line(lines: Any, path: Path, names: Sequence[str]) -> list[Any] | Inpu
 
 
 def _typed(text: str, column: str) -> Any:
-    """A value as it looks; paths and names are texts whatever they look like."""
+    """Returns a CSV value with the type that its text has; paths and identities are always texts."""
     if column in ("path", "identity"):
         return text
     if not text:
@@ -264,14 +267,14 @@ def _read_parquet(path: Path) -> Generator[Table, None, None]:
             columns = []
             for column in piece.columns:
                 if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-                    # Python's times end at microseconds.
+                    # Python's times have a resolution of microseconds.
                     column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
                 columns.append([_plain(value) for value in column.to_pylist()])
             yield names, zip(*columns, strict=True)
 
 
 def _plain(value: Any) -> Any:
-    """A value of Parquet's as JSON has it, if it can."""
+    """Returns a value of Parquet as a JSON value where possible, and unchanged otherwise."""
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):

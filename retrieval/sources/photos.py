@@ -1,4 +1,4 @@
-"""Photos: all sources as one stream of photos, always in the same order."""
+"""Photos of all kinds of sources as one stream, always in the same order: the input of every bulk run."""
 
 import os
 import sys
@@ -38,16 +38,17 @@ _PROBLEM_DETAILS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photograph, where it is, and who is on it.
+    """A photo of a source: its path, its identity and, where it cannot be read, the reason.
 
     Attributes:
-        path: absolute, as given (symbolic links are not resolved); of a member of an archive, the archive's
-            path and the member's below it; an address (URL) as it is; None for a picture without a name.
-        identity: the name of the person, in Unicode's composed form (NFC), or None when nobody said.
-        problem: why it cannot be read, known without trying.
-        metadata: what is said about it, a JSON object.
-        content: the picture, where it is here already; None where it is read from `path` later.
-        detail: words for a person, beside `problem`.
+        path: absolute, as given (symbolic links are not resolved); for a member of an archive, the archive's
+            path followed by the member's path in it; an address (URL) unchanged; None for a picture without
+            a file.
+        identity: the name of the person, in Unicode's composed form (NFC); None when the source gives none.
+        problem: why the photo cannot be read, where this is known without trying.
+        metadata: a JSON object.
+        content: the picture, where the source has it already; None where it is read from `path` later.
+        detail: an explanation of `problem` for people.
     """
 
     path: str | None
@@ -59,7 +60,7 @@ class Photo:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that its content takes; 0 where it is not here."""
+        """Bytes of memory that `content` takes; 0 where the picture is not in memory."""
         if isinstance(self.content, bytes):
             return len(self.content)
         if isinstance(self.content, np.ndarray):
@@ -70,35 +71,35 @@ class Photo:
 
     @property
     def why(self) -> str | None:
-        """What is known about its problem, for a person."""
+        """An explanation of `problem` for people; None where there is no problem, or none is known."""
         if self.problem is Reason.NAME_NOT_UTF8 and not names_are_utf8():
             encoding = sys.getfilesystemencoding()
             return f"names of files are read as {encoding} here; start Python with -X utf8 or PYTHONUTF8=1"
         return self.detail or _PROBLEM_DETAILS.get(self.problem) if self.problem else None
 
 
-_FIRST: Final = Naming(keyword="first")
-_PARENT: Final = Naming(keyword="parent")
+_FIRST_FOLDER: Final = Naming(keyword="first")
+_PARENT_FOLDER: Final = Naming(keyword="parent")
 
-# What may be said of an archive as a whole; a zip that is found in a folder is just no image.
+# Reasons that apply to an archive as a whole. A zip found in a folder is only a file that is not an image.
 _ARCHIVE_REASONS: Final = (Reason.DAMAGED, Reason.NO_PERMISSION, Reason.IO_ERROR, Reason.UNREACHABLE)
 
 Offered: TypeAlias = Photo | str | os.PathLike[str] | tuple[ImageSource, str | None]
 
-_Whose: TypeAlias = Callable[[str], str | None]
+_IdentityOf: TypeAlias = Callable[[str], str | None]
 _Photos: TypeAlias = Callable[[], Iterator[Photo]]
 
 
 @dataclass(frozen=True, slots=True)
-class _How:
-    """How sources are read: see `scan`."""
+class _ScanOptions:
+    """The options of a scan: see `scan`."""
 
     naming: Naming | None
     exclusion: Exclusion
     passed_over: PassedOver | None
 
-    def walked(self, path: str) -> "_How":
-        """The same, once it is noted what is passed over in a source."""
+    def walked(self, path: str) -> "_ScanOptions":
+        """Returns these options, after noting in `passed_over` what is passed over in a source."""
         if self.passed_over is not None:
             self.passed_over.walked[path] = self.exclusion
         return self
@@ -111,43 +112,43 @@ def scan(
     exclude: Iterable[str] = (),
     passed_over: PassedOver | None = None,
 ) -> Iterator[Photo]:
-    """Every photo of some sources, one after the other, each as it is reached.
+    """Returns every photo of some sources as a lazy stream, source by source.
 
     A source is
-    - a folder: each of its subfolders is an identity, see `folders.walk`; patterns in a file
-      .faceprintignore right in it say what else is passed over;
+    - a folder: each of its subfolders is an identity, see `folders.walk`; patterns in its file
+      .faceprintignore select further files that are passed over;
     - a list, by its suffix .txt, .csv or .parquet: see `lists.rows`;
     - an archive, by its suffix .tar (.tar.gz, .tgz, .tar.bz2, .tar.xz) or .zip: a member's identity is the
-      first folder of its path, one with the archive's own name passed over; see `archives.members` for what
-      is read, `webdataset.samples` for what files beside a photo say;
+      first folder of its path, after an outer folder with the archive's own name; see `archives.members` for
+      which members are read, `webdataset.samples` for label files beside a photo;
     - "-": paths on the standard input, see `lists.names`;
     - an address (URL) of a file or an archive, when fsspec is installed;
-    - any other file, whose identity is unknown.
+    - any other file, without an identity.
 
-    What cannot be used comes out as one Photo with its `problem`: a member that is a link, a row without a
+    An input that cannot be used is one Photo with a `problem`: a member that is a link, a row without a
     path, a damaged archive.
 
     Args:
         sources: as above.
-        identity_from: what names the person on a photo, where a list has no column `identity`: "first", the
-            first folder of the path below the source (for lists, below the folder of the list); "parent", the
-            folder that the photo lies in; "none", nothing; the name of a column of lists, also where there is
-            `identity`; or, where it has a parenthesis, a regular expression that is searched for in the path
-            below the source, with the name in its group `identity` or its first one. None is "first" for
-            folders and archives (in these a first folder of the archive's own name is passed over), "parent"
-            for lists and standard input, and "none" for single files.
-        exclude: patterns, as of .gitignore, of files and folders that are passed over in folders and
-            archives, beside litter and what a folder's own .faceprintignore says; see `exclusion.Pattern`.
-            What is named itself (a file, a row of a list, an address) is taken.
-        passed_over: what was passed over is added to it.
+        identity_from: where identities come from, where a list has no column `identity`: "first", the first
+            folder of the path below the source (for lists, below the folder of the list); "parent", the
+            folder that contains the photo; "none", nowhere; the name of a column of lists, which takes
+            precedence over `identity`; or, where it has a parenthesis, a regular expression that is searched
+            for in the path below the source: its group `identity`, or its first group, is the name. None
+            means "first" for folders and archives (in archives after an outer folder with the archive's own
+            name), "parent" for lists and standard input, and "none" for single files.
+        exclude: patterns in the syntax of .gitignore, of files and folders that are passed over in folders
+            and archives, in addition to system files and a folder's own .faceprintignore; see
+            `exclusion.Pattern`. A source that is named itself (a file, a row of a list, an address) is taken.
+        passed_over: counts the files and folders that are passed over.
 
     Raises:
-        DataError: a source that does not exist, or a list that is none, or a .faceprintignore that cannot be
+        DataError: a source does not exist, a list cannot be read as a list, or a .faceprintignore cannot be
             read; raised before the first photo.
-        MissingDependency: for a source that needs it; raised before the first photo. An address in a list
-            raises it when it is reached.
-        InputError: `identity_from` is no pattern, or a column and no source is a list with columns; a pattern
-            to exclude that is none, or some and no source that they are about.
+        MissingDependency: a source needs a package that is not installed; raised before the first photo. An
+            address in a list raises it when it is reached.
+        InputError: `identity_from` is not a valid pattern, or names a column and no source is a list with
+            columns; `exclude` has an invalid pattern, or has patterns and no source is a folder or archive.
     """
     naming, sources = Naming.parse(identity_from), list(sources)
     if naming is not None and naming.column is not None and not any(map(lists.has_columns, sources)):
@@ -158,20 +159,20 @@ def scan(
     exclusion = Exclusion.of(exclude)
     if exclusion.patterns and not any(map(_is_walked, sources)):
         raise InputError("Patterns to exclude are about folders and archives; name one, or leave them out.")
-    how = _How(naming, exclusion, passed_over)
-    found = [_source(source, how) for source in sources]
+    options = _ScanOptions(naming, exclusion, passed_over)
+    found = [_open_source(source, options) for source in sources]
     return chain.from_iterable(photos() for photos in found)
 
 
 def of(offered: Iterable[Offered]) -> Iterator[Photo]:
-    """Pictures that a program has, as photos: lazily, in their order.
+    """Returns the pictures of a program as photos, lazily and in their order.
 
     Args:
         offered: pairs of a picture (the path or address of a file, bytes, a PIL image or a uint8 array) and
-            an identity or None; paths of single files, whose identity is unknown; or Photos, as they are.
+            an identity or None; paths of single files without an identity; or Photos, which are unchanged.
 
     Raises:
-        InputError: one that is none of these.
+        InputError: an element has another type.
     """
     for one in offered:
         if isinstance(one, Photo):
@@ -191,12 +192,13 @@ def of(offered: Iterable[Offered]) -> Iterator[Photo]:
 
 
 def from_report(path: str | os.PathLike[str]) -> list[Photo]:
-    """The rejected photos of a report that `faceprint ingest --report` wrote, in its order.
+    """Returns the rejected photos of a report that `faceprint ingest --report` wrote, in its order.
 
-    What a report cannot bring back keeps its problem: the metadata of a list's row, the rest of an archive.
+    A photo keeps its problem where the report lacks what a second try needs: the metadata of a list's row,
+    the rest of a damaged archive.
 
     Raises:
-        DataError: there is no such file, or it is something else.
+        DataError: the file does not exist, cannot be read, or is not such a report.
     """
     not_a_report = f"{path} is not a report of faceprint ingest; pass what --report wrote."
     try:
@@ -214,14 +216,14 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
         line = parse_tree(text, _ReportLine, name=name, error=DataError, advice=advice)
         if line["status"] == "rejected" and line["path"] is not None:
             try:
-                found.append(_reported(line))
-            except (ValueError, KeyError) as error:  # a reason that there is not, or a line without one
+                found.append(_photo_of_report(line))
+            except (ValueError, KeyError) as error:  # an unknown reason, or a line without a reason
                 raise DataError(not_a_report) from error
     return found
 
 
 class _ReportLine(TypedDict, total=False):
-    """A line of a report, as far as it is read."""
+    """The fields of a report's line that `from_report` reads."""
 
     status: Required[str]
     path: Required[str | None]
@@ -231,7 +233,7 @@ class _ReportLine(TypedDict, total=False):
 
 
 def count(sources: Iterable[str | os.PathLike[str]], *, exclude: Iterable[str] = ()) -> int | None:
-    """How many photos `scan` will give; None where that takes reading an archive or standard input.
+    """Returns how many photos `scan` gives; None where counting needs to read an archive or standard input.
 
     Raises:
         DataError, MissingDependency: as `scan`.
@@ -244,10 +246,11 @@ def count(sources: Iterable[str | os.PathLike[str]], *, exclude: Iterable[str] =
 
 
 def check_comparable(sources: Iterable[str | os.PathLike[str]]) -> None:
-    """Checks that sources show which of their photos are gone, as folders, files and archives do.
+    """Checks that all sources show which of their photos are gone, as folders, files and archives do.
 
     Raises:
-        InputError: a list, standard input, an address or a pipe: what they do not name may still be there.
+        InputError: a source is a list, standard input, an address or a pipe: a photo that it does not name
+            may still exist.
     """
     for source in sources:
         if not _is_comparable(source):
@@ -262,12 +265,12 @@ def _is_comparable(source: str | os.PathLike[str]) -> bool:
     if os.fspath(source) == STANDARD_INPUT or is_url(path):
         return False
     if os.path.isdir(path) or not os.path.exists(path):
-        return True  # nothing is there: whoever reads it says so
+        return True  # the source does not exist: reading it raises the error
     return not _is_list(path) and (archive_paths.kind(path) is None or os.path.isfile(path))
 
 
 def read_content(path: str) -> bytes:
-    """The bytes of a file, of a member of an archive on disk, or of what is at an address.
+    """Returns the bytes of a file, of a member of an archive on disk, or of the file at an address.
 
     Raises:
         UnreadableImage: missing, no permission, not a file, empty, too many bytes, unreachable, an I/O error.
@@ -277,16 +280,16 @@ def read_content(path: str) -> bytes:
 
 
 def read_stamped(path: str) -> tuple[bytes, Stamp | None]:
-    """As `read_content`, with the stamp by which a file can be known as unchanged later.
+    """Returns the bytes as `read_content` does, and the stamp that later shows whether the file is unchanged.
 
-    What is no file of its own has none; see `pixels.read_file`.
+    The stamp is None for members of archives and for addresses; see `pixels.read_file`.
     """
     with archives.Shelf() as shelf:
         return read_from(shelf, path)
 
 
 def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
-    """As `read_stamped`; a shelf that many calls share opens each archive once."""
+    """Returns what `read_stamped` does; a `shelf` shared by many calls keeps the last archive open."""
     if is_url(path):
         return remote.read(path, max_bytes=MAX_BYTES), None
     try:
@@ -299,7 +302,7 @@ def read_from(shelf: archives.Shelf, path: str) -> tuple[bytes, Stamp | None]:
 
 
 def read_stored(shelf: archives.Shelf, path: str, fetching: remote.Fetching) -> bytes:
-    """The bytes at a path that a gallery stores; of an address only where fetching it is allowed.
+    """Returns the bytes at a path that a gallery stores; addresses are read only where `fetching` allows it.
 
     Raises:
         NotFetched, UnreadableImage, MissingDependency: as `Fetching.read` and `read_content`.
@@ -309,36 +312,36 @@ def read_stored(shelf: archives.Shelf, path: str, fetching: remote.Fetching) -> 
     return read_from(shelf, path)[0]
 
 
-def _source(source: str | os.PathLike[str], how: _How) -> _Photos:
-    """What gives the photos of a source, once it is known to exist."""
-    naming = how.naming
+def _open_source(source: str | os.PathLike[str], options: _ScanOptions) -> _Photos:
+    """Checks that a source exists and is usable; returns a function that starts the stream of its photos."""
+    naming = options.naming
     column = None if naming is None else naming.column
     if column is not None:
-        naming = None  # of sources without columns, as if nothing was said
-        how = replace(how, naming=None)
+        naming = None  # sources without columns use their default
+        options = replace(options, naming=None)
     if os.fspath(source) == STANDARD_INPUT:
         if sys.stdin is None:
             raise DataError("There is no standard input to read paths from; name a list of them.")
-        return partial(_standard_input, _whose_below(os.getcwd(), naming or _PARENT))
+        return partial(_standard_input, _identity_below(os.getcwd(), naming or _PARENT_FOLDER))
     path = absolute(source)
     kind = archive_paths.kind(path)
     if is_url(path):
         _check_address(path)
         opened = partial(remote.opened, path)
-        return partial(_archive, path, opened, how) if kind else _one(path, naming)
-    # Path.exists raises for a name that is too long and for a barred folder; this says no.
+        return partial(_archive, path, opened, options) if kind else _single_file(path, naming)
+    # Path.exists raises for a name that is too long and for a folder without permission; this returns False.
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path}; check the path.")
     if os.path.isdir(path):
-        how = replace(how, exclusion=how.exclusion.with_file_of(path))
-        return partial(_folder, path, how.walked(path))
+        options = replace(options, exclusion=options.exclusion.with_file_of(path))
+        return partial(_folder, path, options.walked(path))
     if _is_list(path):
         lists.check_list(Path(path), column)
-        whose = _whose_below(os.path.dirname(path), naming or _PARENT)
-        return partial(_list, path, whose, column)
+        identity_of = _identity_below(os.path.dirname(path), naming or _PARENT_FOLDER)
+        return partial(_list, path, identity_of, column)
     if (kind and os.path.isfile(path)) or (kind == "tar" and Path(path).is_fifo()):
-        return partial(_archive, path, partial(archives.on_disk, path), how.walked(path))
-    return _one(path, naming)
+        return partial(_archive, path, partial(archives.on_disk, path), options.walked(path))
+    return _single_file(path, naming)
 
 
 def _check_address(url: str) -> None:
@@ -359,12 +362,12 @@ def _is_stream(source: str | os.PathLike[str]) -> bool:
     return archive_paths.kind(source) is not None and not os.path.isdir(source)
 
 
-def _whose_below(root: str, naming: Naming) -> _Whose:
+def _identity_below(root: str, naming: Naming) -> _IdentityOf:
     return lambda place: naming.name(inside(place, root), place)
 
 
 def _is_walked(source: str | os.PathLike[str]) -> bool:
-    """Whether a source is a folder or an archive, in which files are found."""
+    """Returns whether a source is a folder or an archive."""
     return archive_paths.kind(absolute(source)) is not None or os.path.isdir(absolute(source))
 
 
@@ -373,27 +376,27 @@ def _file(path: str, identity: str | None, metadata: Mapping[str, Any] | None = 
     return Photo(path, identity, problem, metadata or {})
 
 
-def _one(path: str, naming: Naming | None) -> _Photos:
-    identity = None if naming is None else _whose_below(os.path.dirname(path), naming)(path)
+def _single_file(path: str, naming: Naming | None) -> _Photos:
+    identity = None if naming is None else _identity_below(os.path.dirname(path), naming)(path)
     return lambda: iter([_file(path, identity)])
 
 
-def _folder(path: str, how: _How) -> Iterator[Photo]:
-    whose = how.naming and _whose_below(path, how.naming)
-    for file in folders.walk(path, exclusion=how.exclusion, passed_over=how.passed_over):
+def _folder(path: str, options: _ScanOptions) -> Iterator[Photo]:
+    identity_of = options.naming and _identity_below(path, options.naming)
+    for file in folders.walk(path, exclusion=options.exclusion, passed_over=options.passed_over):
         place = os.fspath(file.path)
-        yield Photo(place, whose(place) if whose else file.identity, file.problem)
+        yield Photo(place, identity_of(place) if identity_of else file.identity, file.problem)
 
 
-def _standard_input(whose: _Whose) -> Iterator[Photo]:
+def _standard_input(identity_of: _IdentityOf) -> Iterator[Photo]:
     return _listed(
-        lists.ListRow(place, whose(place)) for place in map(absolute, lists.names(sys.stdin.buffer))
+        lists.ListRow(place, identity_of(place)) for place in map(absolute, lists.names(sys.stdin.buffer))
     )
 
 
-def _list(path: str, whose: _Whose, column: str | None) -> Iterator[Photo]:
+def _list(path: str, identity_of: _IdentityOf, column: str | None) -> Iterator[Photo]:
     try:
-        yield from _listed(lists.rows(Path(path), whose, column))
+        yield from _listed(lists.rows(Path(path), identity_of, column))
     except (InputError, OSError) as error:
         detail = error.words if isinstance(error, InputError) else str(error.strerror).lower()
         yield Photo(path, None, Reason.DAMAGED, detail=f"the list cannot be read on: {detail}")
@@ -407,11 +410,11 @@ def _listed(rows: Iterable[lists.ListRow]) -> Iterator[Photo]:
         elif is_url(row.path) and (unknown := _unknown_address(row.path)):
             yield Photo(row.path, row.identity, Reason.UNSUPPORTED_FORMAT, detail=unknown)
         else:
-            yield _named(_file(row.path, row.identity, row.metadata))
+            yield _with_checked_identity(_file(row.path, row.identity, row.metadata))
 
 
-def _named(photo: Photo) -> Photo:
-    """A photo, with its problem where the name of its person cannot be stored."""
+def _with_checked_identity(photo: Photo) -> Photo:
+    """Returns a photo, with the problem `BAD_IDENTITY` where its identity cannot be stored."""
     if photo.problem is not None or photo.identity is None or identity_names.problem(photo.identity) is None:
         return photo
     return replace(photo, problem=Reason.BAD_IDENTITY, content=None)
@@ -425,34 +428,34 @@ def _unknown_address(url: str) -> str | None:
     return None
 
 
-def _archive(path: str, opened: Callable[[], BinaryIO], how: _How) -> Iterator[Photo]:
-    whose = partial(_whose_member, naming=how.naming, own=composed(archive_paths.stem(path)))
-    members = archives.members(path, opened, exclusion=how.exclusion, passed_over=how.passed_over)
-    for sample in webdataset.samples(members, whose):
+def _archive(path: str, opened: Callable[[], BinaryIO], options: _ScanOptions) -> Iterator[Photo]:
+    identity_of = partial(_identity_of_member, naming=options.naming, own=composed(archive_paths.stem(path)))
+    members = archives.members(path, opened, exclusion=options.exclusion, passed_over=options.passed_over)
+    for sample in webdataset.samples(members, identity_of):
         member = sample.member
         place = f"{path}/{member.name}" if member.name else path
         if "\0" in place or not is_utf8_name(place):
             yield Photo(place, sample.identity, Reason.NAME_NOT_UTF8)
         else:
-            yield _named(
+            yield _with_checked_identity(
                 Photo(place, sample.identity, member.problem, sample.metadata, member.content, member.detail)
             )
 
 
-def _whose_member(name: str, *, naming: Naming | None, own: str) -> str | None:
-    """Whose a member of an archive called `own` is, by its path in there."""
+def _identity_of_member(name: str, *, naming: Naming | None, own: str) -> str | None:
+    """Returns the identity that a member's path gives, in an archive called `own` without its suffix."""
     if naming is None:
         folder, _, below = name.partition("/")
-        return _FIRST.name(below if composed(folder) == own and below else name, name)
+        return _FIRST_FOLDER.name(below if composed(folder) == own and below else name, name)
     return naming.name(name, name)
 
 
-def _reported(line: dict[str, Any]) -> Photo:
-    """A rejected photo as something to try again, if it is."""
+def _photo_of_report(line: dict[str, Any]) -> Photo:
+    """Returns the photo of a report's rejected line; it has a problem where a second try cannot succeed."""
     path, identity = cast(str, line["path"]), cast("str | None", line["identity"])
     reason, detail = line["reason"], line.get("detail")
     if reason == Reason.NAME_NOT_UTF8:
-        # A name that is not UTF-8 stands in a report as it can be written, and leads nowhere.
+        # The report holds an escaped form of a name that is not UTF-8, which is the path of no file.
         return Photo(path, identity, Reason.NAME_NOT_UTF8)
     if reason in (Reason.BAD_METADATA, Reason.BAD_ROW, Reason.BAD_IDENTITY):
         return Photo(path, identity, Reason(reason), detail=detail)

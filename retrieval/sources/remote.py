@@ -1,8 +1,9 @@
-"""Remote files: http, https, s3 and others through fsspec, which is optional.
+"""Remote files for `photos`: http, https, s3 and others through fsspec, which is optional.
 
-An address that the user names is read as it is, and redirects are followed. An address that a gallery stores
-may come from anybody who made a file of embeddings, an export or a backup: `Fetching` reads it only when the
-caller allows it, and only from hosts that this gallery has enrolled photos from.
+An address that the user names is read without restrictions, and redirects are followed. An address that a
+gallery stores is not trusted, since it may come from the author of a file of embeddings, an export or a
+backup: `Fetching` reads it only when the caller allows it, and only from hosts that this gallery has enrolled
+photos from.
 """
 
 import re
@@ -21,7 +22,7 @@ _IPV6: Final = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
 
 _NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
-# As many as browsers and curl follow is 20 to 50; a file that is served seriously takes one or two.
+# Browsers and curl follow 20 to 50; a file on a usual server takes one or two.
 _MAX_REDIRECTS: Final = 5
 
 
@@ -35,19 +36,19 @@ class Fetching:
 
     Attributes:
         allowed: whether the caller allows it at all.
-        hosts: those that photos were enrolled from, as `paths.host_of` spells them.
+        hosts: those that photos were enrolled from, in the form that `paths.host_of` returns.
     """
 
     allowed: bool = False
     hosts: frozenset[str] = frozenset()
 
     def read(self, url: str, *, max_bytes: int) -> bytes:
-        """As `remote.read`; a redirect is followed to a host that may be fetched from, and to no other.
+        """Returns a remote file's bytes as `remote.read` does; follows redirects to hosts of `hosts` only.
 
         Raises:
             NotFetched: fetching is not allowed.
-            UnreadableImage: the host is none of `hosts`; or as `remote.read`.
-            MissingDependency: as `check`.
+            UnreadableImage: the host is not one of `hosts`; too many redirects; or as `remote.read`.
+            MissingDependency: as `check_address`.
         """
         if not self.allowed:
             raise NotFetched(Reason.UNREACHABLE, "it lies at an address; --fetch allows fetching it")
@@ -72,12 +73,12 @@ class Fetching:
             )
 
 
-# What reads no address at all.
+# The default: no stored address is fetched.
 NOTHING_FETCHED: Final = Fetching()
 
 
 class _Redirected(Exception):
-    """A server says that a file is elsewhere."""
+    """A server answered with a redirect to `location`."""
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
@@ -85,11 +86,11 @@ class _Redirected(Exception):
 
 
 def check_address(url: str) -> None:
-    """Checks that files of this kind of address can be read; asks no server.
+    """Checks that fsspec can read addresses with this scheme; sends no request.
 
     Raises:
-        MissingDependency: fsspec, or what it needs for them, is not installed.
-        DataError: nobody knows this kind.
+        MissingDependency: fsspec, or a package that it needs for the scheme, is not installed.
+        DataError: the scheme is unknown, or the address contains another address.
     """
     if _is_chain(url):
         raise DataError(f"{url} is an address inside another; name the file or the archive itself.")
@@ -103,11 +104,11 @@ def check_address(url: str) -> None:
 
 
 def opened(url: str) -> BinaryIO:
-    """A remote file, to be read from its beginning, and closed by the caller.
+    """Returns a remote file, opened at its beginning; the caller closes it.
 
     Raises:
-        UnreadableImage: missing, refused or unreachable.
-        MissingDependency: as `check`.
+        UnreadableImage: missing, refused or unreachable, or the address contains another address.
+        MissingDependency: as `check_address`.
     """
     return _opened(url, _NO_OPTIONS)
 
@@ -121,15 +122,15 @@ def _opened(url: str, options: Mapping[str, Any]) -> BinaryIO:
         check_address(url)
         raise
     except Exception as error:
-        raise _said(error) from error
+        raise _translated(error) from error
 
 
 def read(url: str, *, max_bytes: int) -> bytes:
-    """A remote file's bytes, at most `max_bytes` of them.
+    """Returns a remote file's bytes, at most `max_bytes` of them.
 
     Raises:
-        UnreadableImage: as `opened`, or empty, or too many bytes.
-        MissingDependency: as `check`.
+        UnreadableImage: as `opened`, or empty, or more than `max_bytes`.
+        MissingDependency: as `check_address`.
     """
     return _read(url, max_bytes, _NO_OPTIONS)
 
@@ -139,12 +140,12 @@ def _read(url: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
     left = max_bytes + 1
     with _opened(url, options) as file:
         try:
-            # A stream gives what has arrived, which may be less than what was asked for.
+            # A read of a stream may return fewer bytes than asked for: those that have arrived.
             while left > 0 and (part := file.read(left)):
                 parts.append(part)
                 left -= len(part)
         except Exception as error:
-            raise _said(error) from error
+            raise _translated(error) from error
     if left <= 0:
         raise UnreadableImage(
             Reason.TOO_MANY_BYTES, f"it has more than {max_bytes:,} bytes, which is the limit"
@@ -155,7 +156,10 @@ def _read(url: str, max_bytes: int, options: Mapping[str, Any]) -> bytes:
 
 
 def _is_chain(url: str) -> bool:
-    """Whether fsspec would read an address through another, which may be a file or a pipe of this machine."""
+    """Returns whether fsspec would read an address through another one (`::`).
+
+    The inner address may be a file or a pipe of this machine.
+    """
     return "::" in _IPV6.sub("", url)
 
 
@@ -170,7 +174,7 @@ def _fsspec() -> Any:
 
 
 async def _strict_client(**options: Any) -> Any:
-    """A client for fsspec that raises `_Redirected` where a server answers with a redirect."""
+    """Returns a client for fsspec that raises `_Redirected` where a server answers with a redirect."""
     import aiohttp
     from fsspec.implementations.http import get_client
 
@@ -183,9 +187,9 @@ async def _strict_client(**options: Any) -> Any:
     return await get_client(**options, trace_configs=[trace])
 
 
-def _said(error: Exception) -> Exception:
-    """What a library that reads from a network raised, which may be anything."""
-    # fsspec says of whatever goes wrong over http that there is no such file.
+def _translated(error: Exception) -> Exception:
+    """Translates an exception of fsspec, which may be of any type, into one of this project."""
+    # fsspec raises FileNotFoundError for every failure over http; its cause is the real one.
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     if isinstance(cause, _Redirected):
         return cause

@@ -1,8 +1,8 @@
-"""WebDataset shards: files beside a photo in an archive hold its identity and metadata.
+"""WebDataset shards: label files beside a photo in an archive hold its identity and metadata.
 
-Members that follow each other and differ only in their last suffix belong together. Among them, `.cls` is
-the identity as text, `.json` an object whose `identity` is one and whose other keys are metadata, `.txt` a
-text: the identity where nothing else gives one, and otherwise the metadata `text`.
+Consecutive members that differ only in their last suffix form one sample. In a sample, `.cls` holds the
+identity as text. `.json` holds an object: its key `identity` is the identity, its other keys are metadata.
+`.txt` holds a text: the identity where nothing else gives one, and the metadata key `text` otherwise.
 """
 
 import posixpath
@@ -22,32 +22,32 @@ _MAX_LABEL_BYTES: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A member of an archive that is a photo, for all we know, and what is said about it."""
+    """A member of an archive that is presumably a photo, with its identity and metadata."""
 
     member: Member
     identity: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def samples(members: Iterable[Member], whose: Callable[[str], str | None]) -> Iterator[Sample]:
-    """Members with what those beside them say, in their order.
+def samples(members: Iterable[Member], identity_of: Callable[[str], str | None]) -> Iterator[Sample]:
+    """Returns the photos of an archive with what their label files give, in the order of the members.
 
-    Files without a photo beside them are photos for all we know. What cannot be understood beside a photo
-    is that photo's problem.
+    A label file without a photo beside it is passed on as a presumed photo. An invalid label file becomes
+    the `problem` of the photos beside it.
 
     Args:
         members: of one archive, in its order.
-        whose: the identity that a member's path gives.
+        identity_of: returns the identity that a member's path gives.
     """
     group: list[Member] = []
     held = 0
     for member in members:
         if group and (_key(member) != _key(group[0]) or held > MAX_BYTES):
-            yield from _resolved(group, whose)
+            yield from _group_samples(group, identity_of)
             group, held = [], 0
         group.append(member)
         held += len(member.content or b"")
-    yield from _resolved(group, whose)
+    yield from _group_samples(group, identity_of)
 
 
 def _key(member: Member) -> str:
@@ -58,26 +58,26 @@ def _suffix(member: Member) -> str:
     return posixpath.splitext(member.name)[1].lower()
 
 
-def _resolved(group: list[Member], whose: Callable[[str], str | None]) -> Iterator[Sample]:
+def _group_samples(group: list[Member], identity_of: Callable[[str], str | None]) -> Iterator[Sample]:
     photos = [member for member in group if _suffix(member) not in _LABEL_SUFFIXES]
     beside = {_suffix(member): member for member in group if _suffix(member) in _LABEL_SUFFIXES}
     if not photos or not beside:
-        yield from (Sample(member, whose(member.name)) for member in group)
+        yield from (Sample(member, identity_of(member.name)) for member in group)
         return
     try:
-        identity, metadata = _said(beside, whose(photos[0].name))
+        identity, metadata = _labels(beside, identity_of(photos[0].name))
     except InputError as error:
         for photo in photos:
-            yield Sample(Member(photo.name, None, Reason.BAD_METADATA, error.words), whose(photo.name))
+            yield Sample(Member(photo.name, None, Reason.BAD_METADATA, error.words), identity_of(photo.name))
         return
     yield from (Sample(photo, identity, metadata) for photo in photos)
 
 
-def _said(beside: dict[str, Member], folder: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The identity and the metadata that files beside a photo give.
+def _labels(beside: dict[str, Member], folder: str | None) -> tuple[str | None, dict[str, Any]]:
+    """Returns the identity and the metadata that the label files beside a photo give.
 
     Raises:
-        InputError: one cannot be understood.
+        InputError: a label file is invalid.
     """
     texts = {suffix: _text(member) for suffix, member in beside.items()}
     metadata = decoded(texts[".json"], beside[".json"].name) if ".json" in texts else {}

@@ -617,7 +617,7 @@ def test_progress_is_logged_every_second_with_what_is_left(
     from retrieval.console import progress
     from retrieval.embedding.outcome import Outcome, Status
 
-    monkeypatch.setattr(progress, "_LOG_PERIOD", 0.0)
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
     with progress.JsonLog("enrolling", progress.Total(4)) as log:
         log.note(Outcome("/a.jpg", None, Status.ENROLLED, 1))
         log.note(Outcome("/b.jpg", "Kim", Status.KNOWN, 2))
