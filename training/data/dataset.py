@@ -309,7 +309,7 @@ def augmented_batches(
 
 
 def leave_interrupts_to_the_parent(_worker: int) -> None:
-    """Ignores SIGINT in a worker: Ctrl-C reaches every process of a terminal; only the parent stops cleanly."""
+    """Ignores SIGINT in a worker: Ctrl-C reaches all processes, and only the parent can stop cleanly."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
