@@ -178,8 +178,8 @@ def _pace(pool: _Threads | _Processes, seconds: float) -> float:
 def lock_held(work: Work, *, seconds: float) -> float:
     """Measures the share of its time in which a thread that reads photos holds the interpreter's lock.
 
-    A loop counts alone, then beside the thread, three times in turn. The switch interval is short, so that the
-    loop gets the lock whenever the thread does not hold it.
+    A loop counts alone, then beside the thread, three times in turn. The switch interval is short, so that
+    the loop gets the lock whenever the thread does not hold it.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
