@@ -14,7 +14,7 @@ from PIL import Image
 
 from retrieval.errors import Reason
 
-_NOBODY = 65534
+_NOBODY_UID = 65534
 # With the extra for HEIC, noise after the magic bytes is detected as damage.
 _HEIC = Reason.DAMAGED if find_spec("pillow_heif") else Reason.UNSUPPORTED_FORMAT
 
@@ -42,7 +42,7 @@ def without_rights(path: Path) -> Iterator[None]:
     path.chmod(0)
     root = os.geteuid() == 0
     if root:
-        os.seteuid(_NOBODY)
+        os.seteuid(_NOBODY_UID)
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ GLASS: Colour = (210, 230, 240)
 
 
 def within(low: float, high: float) -> Any:
-    """A dataclass field whose value `sample` draws uniformly from [low, high)."""
+    """A dataclass field with a value that `sample` draws uniformly from [low, high)."""
     return field(metadata={"range": (low, high)})
 
 

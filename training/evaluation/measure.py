@@ -314,9 +314,9 @@ def _note_baselines(bundle: ModelBundle, options: EvaluationOptions) -> tuple[st
 
 
 def _note_unnamed(division: protocols.Division) -> tuple[str, ...]:
-    if not division.nobodys:
+    if not division.unnamed:
         return ()
-    return (f"In no person's folder, and left out: {counted(division.nobodys, 'file')}.",)
+    return (f"In no person's folder, and left out: {counted(division.unnamed, 'file')}.",)
 
 
 def _note_trained(division: protocols.Division) -> tuple[str, ...]:

@@ -21,14 +21,14 @@ class Division:
         enrolled, probes: in the order of the files.
         says: the rule of the division, as text for people.
         trained_photos: number of photos in neither part because the model was trained on them.
-        nobodys: number of photos in neither part because they have no identity.
+        unnamed: number of photos in neither part because they have no identity.
     """
 
     enrolled: tuple[Photo, ...]
     probes: tuple[Photo, ...]
     says: str
     trained_photos: int = 0
-    nobodys: int = 0
+    unnamed: int = 0
 
 
 def photos_of(
@@ -88,7 +88,7 @@ def closed(
             f"Nobody in {data} has two photos; it takes one to be enrolled and one to be searched for."
         )
     return Division(
-        tuple(enrolled), tuple(probes), _split_rule(fraction, seed), nobodys=_without_identity(found)
+        tuple(enrolled), tuple(probes), _split_rule(fraction, seed), unnamed=_without_identity(found)
     )
 
 
@@ -143,7 +143,7 @@ def untrained(found: Sequence[Photo], data: Path, bundle: ModelBundle) -> Divisi
         tuple(fresh),
         "every photo",
         trained_photos=len(named) - len(fresh),
-        nobodys=_without_identity(found),
+        unnamed=_without_identity(found),
     )
 
 
