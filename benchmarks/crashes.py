@@ -1,9 +1,9 @@
-"""The crash sweep: every operation, every fault, at every call that changes the disk.
+"""The crash sweep: every operation with every fault, at every call that changes the disk.
 
     python -m benchmarks.crashes [--operations forget,compact] [--faults KILL,EIO]
 
-Prints a row for each operation with the points tried and the failures, and one JSON line. About half an hour
-on two cores. Needs cc, as the tests do (`tests/fault.c`).
+Prints a row for each operation with the number of points and of failures, and one JSON line. Takes about half
+an hour on two cores. Needs cc, as the tests do (`tests/fault.c`).
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--faults", default=",".join(FAULTS), help="which, separated by commas")
     options = parser.parse_args()
     names, faults = options.operations.split(","), options.faults.split(",")
-    # In memory: what is durable there does not matter, since the faults are injected above the disk.
+    # In memory: durability does not matter here, because the faults are injected above the disk.
     memory = Path("/dev/shm")
     started, points, failures = time.monotonic(), 0, 0
     print(f"{'operation':22}" + "".join(f"{fault:>10}" for fault in faults))

@@ -1,15 +1,15 @@
-"""What reading photos costs: threads beside processes, and how long a thread keeps the interpreter's lock.
+"""Throughput of reading photos with threads and with processes, and how long a thread holds the GIL.
 
     python -m benchmarks.decoding --photos FOLDER [--size 128] [--crop 0.6] [--count 512] [--large]
 
-A photo is read, hashed (SHA-256), decoded and resized, which is what enrolling does before the network.
-Workers are 1, 2, 4, ... up to the number of cores. `--large` makes photos of 12 megapixels, in a temporary
-folder, as mosaics of those that are given. Beside processes, as many threads read and hash, and hand
-them 32 files at a time; pixels come back in shared memory, as when enrolling with --decoders. Prints one
-table and one JSON line.
+A photo is read, hashed (SHA-256), decoded and resized, as in enrollment before the network. Workers are 1, 2,
+4, ... up to the number of cores. `--large` makes photos of 12 megapixels, in a temporary folder, as mosaics
+of the given ones. With processes, the same number of threads read and hash files and pass 32 at a time to the
+processes; pixels are returned in shared memory, as in enrollment with --decoders. Prints one table and one
+JSON line.
 
-The share of a thread's time in which it holds the interpreter's lock is 1 minus what a loop of plain Python
-beside it still gets done, when there are two cores at least: only one thread at a time runs Python.
+The share of a thread's time in which it holds the interpreter's lock (GIL) is 1 minus the relative speed of a
+loop of plain Python beside it, on at least two cores: only one thread at a time runs Python.
 """
 
 import argparse
@@ -34,14 +34,14 @@ from retrieval.images.decoders import SLOT, Decoders
 from retrieval.sources import photos
 from retrieval.system.cpu import usable_cores
 
-# A mosaic has so many tiles in a row and in a column; with LFW's 250 pixels, 4000 x 3000.
+# Number of tiles of a mosaic, across and down; with LFW's 250 pixels, it has 4000 x 3000.
 _TILES = (16, 12)
 _LARGE = (4000, 3000)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is read, and how."""
+    """The files to read, and the size and crop of the pixels."""
 
     files: list[Path]
     size: int
@@ -50,7 +50,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: photos a second by so many threads or processes."""
+    """A row of the table: photos/s with a number of threads or processes."""
 
     kind: str
     workers: int
@@ -93,14 +93,14 @@ def main() -> None:
 
 
 def one(path: Path, size: int, crop: float) -> pixels.Pixels:
-    """A photo as enrolling reads it."""
+    """Reads a photo as enrollment does."""
     data = pixels.read_bytes(path)
     pixels.content_sha256(data)
     return pixels.read(data, size=size, crop=crop)
 
 
 def paces(work: Work, *, seconds: float, rounds: int) -> list[Row]:
-    """Photos a second of threads and of processes; the median of some rounds, taken in turn."""
+    """Measures photos/s of threads and of processes: the median of rounds, in which all take turns."""
     counts = [1]
     while counts[-1] < usable_cores():
         counts.append(min(2 * counts[-1], usable_cores()))
@@ -130,7 +130,7 @@ class _Threads:
         self.run()
 
     def run(self) -> None:
-        """Every photo once, into one batch."""
+        """Reads every photo once, into one batch."""
         list(self._pool.map(self._into, range(len(self.work.files))))
 
     def _into(self, row: int) -> None:
@@ -151,7 +151,7 @@ class _Processes:
         self.run()
 
     def run(self) -> None:
-        """Every photo once, in pieces: threads read and hash them, processes decode them."""
+        """Reads every photo once, in pieces: threads read and hash them, processes decode them."""
         list(self._threads.map(self._piece_into, range(0, len(self.work.files), SLOT)))
 
     def _piece_into(self, start: int) -> None:
@@ -176,10 +176,10 @@ def _pace(pool: _Threads | _Processes, seconds: float) -> float:
 
 
 def lock_held(work: Work, *, seconds: float) -> float:
-    """The share of its time in which a thread that reads photos holds the interpreter's lock.
+    """Measures the share of its time in which a thread that reads photos holds the interpreter's lock.
 
-    A loop counts alone, then beside the thread, three times in turn. It asks for the lock back often, so that
-    it gets all the time in which the other does not hold it.
+    A loop counts alone, then beside the thread, three times in turn. The switch interval is short, so that
+    the loop gets the lock whenever the thread does not hold it.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -221,7 +221,7 @@ class _Reading:
 
 
 def stage_shares(work: Work) -> dict[str, float]:
-    """Milliseconds a photo of reading the file, hashing it, and decoding and resizing it, in one thread."""
+    """Measures the ms per photo for reading, hashing, and decoding with resizing, in one thread."""
     contents = [path.read_bytes() for path in work.files]
     return {
         "read_ms": _milliseconds(work, lambda row: pixels.read_bytes(work.files[row])),
@@ -240,7 +240,7 @@ def _milliseconds(work: Work, step: Callable[[int], object]) -> float:
 
 
 def mosaics(files: list[Path], folder: Path, *, count: int) -> Iterator[Path]:
-    """JPEGs of 12 megapixels made of small photos."""
+    """Writes JPEGs of 12 megapixels, made of small photos."""
     tiles = cycle(files)
     across, down = _TILES
     width, height = _LARGE[0] // across, _LARGE[1] // down
@@ -260,7 +260,7 @@ def _in_words(stages: dict[str, float]) -> str:
 
 
 def show(rows: list[Row]) -> None:
-    """One table."""
+    """Prints the table."""
     first = rows[0].photos_per_second
     print(f"{'':10} {'workers':>7} {'photos/s':>9} {'of one thread':>14}")
     for row in rows:

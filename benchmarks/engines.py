@@ -1,13 +1,13 @@
-"""How the CPU engine is best run: threads, spinning, pictures in a pass, graph optimisation, number types.
+"""Settings of the CPU engine: threads, spinning, photos per pass, graph optimisation, number types.
 
     python -m benchmarks.engines --model MODEL --photos FOLDER --part threads [--seconds 240]
 
 Parts: threads, pipeline, passes, graph, numbers.
 
-Settings are timed in turn, round after round, and each is compared with the first one of its own round: a
-shared machine changes its pace from minute to minute, and ratios of neighbours do not. `beside` says what
-else runs: nothing, threads that decode JPEGs as fast as they can, or a pipeline in which threads decode each
-batch while the one before is embedded. Prints one table and one JSON line.
+Settings are timed in turn, round after round, and each is compared with the first setting of its own round:
+the speed of a shared machine varies from minute to minute, ratios within a round do not. `beside` is the
+other load: nothing, threads that decode JPEGs at full speed, or a pipeline in which threads decode each batch
+while the previous one is embedded. Prints one table and one JSON line.
 """
 
 import argparse
@@ -40,13 +40,14 @@ Run = Callable[[Pixels], Vectors]
 
 PARTS = ("threads", "pipeline", "passes", "graph", "numbers")
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
-# Photos that a setting embeds in a round: short, so that neighbours see the same machine.
+# Number of photos that a setting embeds in a round. Rounds are short, so that all settings of a round run
+# under the same conditions.
 _BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to run the network: lanes are threads that each take whole passes through one session."""
+    """Settings of the engine. Lanes are threads that each run whole passes through one shared session."""
 
     name: str
     threads: int | None = 1
@@ -58,7 +59,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Beside:
-    """What runs at the same time: `decoders` threads, freely or feeding the engine."""
+    """The load beside the engine: `decoders` threads that run independently or feed the engine."""
 
     name: str
     decoders: int = 0
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def measured(bundle: ModelBundle, files: list[Path], part: str, seconds: float) -> list[dict[str, Any]]:
-    """The table's rows: a line for each setting and what runs beside it."""
+    """Returns the rows of the table, one for each setting and each load beside it."""
     batch = np.stack([_read(bundle, path) for path in files])
     engines = {setting.name: run for setting, run in _engines(bundle, batch, part)}
     reference = next(iter(engines.values()))(batch)
@@ -117,7 +118,7 @@ def measured(bundle: ModelBundle, files: list[Path], part: str, seconds: float) 
 
 
 def settings(part: str, cores: int) -> list[Setting]:
-    """What a part compares; the first is what the others are compared with."""
+    """Returns the settings that a part compares; the first one is the reference."""
     if part in ("threads", "pipeline"):
         return [
             Setting("default, passes of 64", threads=None, pass_size=64),
@@ -177,7 +178,7 @@ def _onnx(graph: str, setting: Setting) -> Run:
 
 
 def _number_types(bundle: ModelBundle, batch: Pixels) -> Iterator[tuple[Setting, Run]]:
-    """int8 by onnxruntime, with weights alone and with activations too; the torch engine's precisions."""
+    """Yields onnxruntime's int8, of weights only and with activations, and the torch engine's precisions."""
     import tempfile
 
     from onnxruntime.quantization import (
@@ -201,7 +202,7 @@ def _number_types(bundle: ModelBundle, batch: Pixels) -> Iterator[tuple[Setting,
     with tempfile.TemporaryDirectory() as folder:
         prepared, dynamic, static = (f"{folder}/{name}.onnx" for name in ("prepared", "dynamic", "static"))
         quant_pre_process(str(bundle.graph_path), prepared)
-        # QUInt8: onnxruntime's ConvInteger takes no signed weights on a CPU.
+        # QUInt8: onnxruntime's ConvInteger does not support signed weights on a CPU.
         quantize_dynamic(prepared, dynamic, weight_type=QuantType.QUInt8)
         quantize_static(prepared, static, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
         for name, path in (("int8, dynamic", dynamic), ("int8, static", static)):
@@ -225,7 +226,7 @@ def _paces(
     beside: Beside,
     seconds: float,
 ) -> dict[str, list[float]]:
-    """Photos a second of each engine, a figure a round; at least three rounds."""
+    """Measures photos/s of each engine, one figure per round; at least three rounds."""
     found: dict[str, list[float]] = {name: [] for name in engines}
     ends = time.perf_counter() + seconds
     with _decoding(bundle, files, 0 if beside.feeds else beside.decoders):
@@ -241,7 +242,7 @@ def _paces(
 
 
 def _piped(bundle: ModelBundle, run: Run, files: list[Path], decoders: int) -> None:
-    """Embeds files in batches of 32 while threads decode those that follow."""
+    """Embeds files in batches of 32 while threads decode the following ones."""
     with ThreadPoolExecutor(decoders) as threads:
         decoded = threads.map(lambda path: _read(bundle, path), files)
         for start in range(0, len(files), 32):
@@ -274,7 +275,7 @@ def _read(bundle: ModelBundle, path: Path) -> Pixels:
 
 
 def _drift(found: Vectors, reference: Vectors) -> dict[str, Any]:
-    """The greatest change of a vector, as a share of its length, and of a distance between two of them."""
+    """Returns the largest relative change of a vector, and of a distance between two vectors."""
     wide, exact = found.astype(np.float64), reference.astype(np.float64)
     vectors = np.linalg.norm(wide - exact, axis=1) / np.linalg.norm(exact, axis=1)
     one, other = (np.linalg.norm(rows[:, None] - rows[None], axis=2) for rows in (wide, exact))
@@ -287,7 +288,7 @@ def _drift(found: Vectors, reference: Vectors) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """One table."""
+    """Prints the table."""
     heads = f"{'setting':32} {'beside':22} {'photos/s':>9} {'ratio':>7} {'quartiles':>15}"
     print(f"{heads} {'drift':>9} {'of distances':>13}")
     for row in rows:

@@ -1,10 +1,9 @@
-"""What a newcomer waits for: help, an ingest, the same ingest again, a search from a cold start.
+"""Waiting times of a new user: help, an ingest, the same ingest again, a search from a cold start.
 
     python -m benchmarks.first_steps [--model MODEL] [--photos FOLDER] [--runs 5]
 
-Without arguments it takes what `make demo` made.
-
-Every command is timed as a whole process, from its start to its end. Prints one table and one JSON line.
+By default it uses the model and the photos of `make demo`. Every command is timed as a whole process, from
+its start to its end. Prints one table and one JSON line.
 """
 
 import argparse
@@ -55,7 +54,7 @@ def main() -> None:
 
 
 def _seconds(*arguments: object) -> float:
-    """Wall-clock time of one faceprint command, which must succeed."""
+    """Returns the wall-clock time in seconds of one faceprint command, which must succeed."""
     started = time.monotonic()
     subprocess.run(
         [sys.executable, "-m", "retrieval.cli.app", *map(str, arguments)],

@@ -1,4 +1,4 @@
-"""What galleries of benchmarks are made of: a model that never runs, faces of photos that do not exist."""
+"""Parts of the benchmarks' galleries: a model that never runs, and faces of photos that do not exist."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from retrieval.models.bundle import ModelBundle, Preprocessing
 
 
 def model(folder: Path, dimension: int) -> ModelBundle:
-    """A card for the store to copy; nothing is embedded here."""
+    """Makes a bundle for the gallery to copy; it cannot embed."""
     return ModelBundle.create(
         folder,
         tensors={"none": np.zeros(1, np.float32)},
@@ -28,7 +28,7 @@ def model(folder: Path, dimension: int) -> ModelBundle:
 
 
 def faces(first: int, count: int, *, kind: str = "bulk", identity: str | None = None) -> list[NewFace]:
-    """About twenty photos a person, at paths as long as real ones."""
+    """Returns faces with 20 photos a person, or all of `identity`, at paths of realistic length."""
     return [
         NewFace(
             identity or f"Person {number // 20:06d}",

@@ -1,19 +1,19 @@
-"""Everything about a GPU in one command: the network alone, from JPEGs into a gallery, the bus, training.
+"""All GPU measurements in one command: forward pass, JPEGs into a gallery, bus transfers, training.
 
     python -m benchmarks.gpu --photos FOLDER [--model MODEL | --weights FILE] [--device cuda]
 
 `--photos` holds a folder for each person. Without a model, a ResNet50 with the weights of a file, or random
-ones, is made for the run: pace does not depend on weights, drift does. On a machine without a network, that
-has Python 3.12, torch 2.11 and torchvision 0.26, carry wheels for what else is imported and install them:
+weights, is made for the run: throughput does not depend on weights, drift does. On a machine without a
+network that has Python 3.12, torch 2.11 and torchvision 0.26, install the other imports from wheels:
 
     PACKAGES="faiss-cpu sqlalchemy alembic safetensors"
     pip download --dest wheels --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 $PACKAGES
     pip install --no-index --find-links wheels/ $PACKAGES
 
-Photos are copied, each copy with a few bytes of its own behind the picture, so that there are enough of
-them to keep a GPU busy for some seconds and all are enrolled. `--device cpu` is a run of the program, not
-of a GPU. Prints one table and one JSON line.
+Photos are copied, each copy with a few different bytes after the image, so that there are enough photos to
+keep a GPU busy for some seconds and all of them are enrolled. `--device cpu` only tests the program. Prints
+one table and one JSON line.
 """
 
 import argparse
@@ -54,13 +54,13 @@ from training.fitting.recipes import FitConfig
 
 BATCHES = (1, 8, 32, 64, 128, 256, 512, 1024)
 TRAINING_BATCHES = (10, 64)
-# Steps of training that are not counted: the first ones choose kernels and fill the loaders' queues.
-_WARM_UP = 5
+# Number of first training steps that are not counted: they select kernels and fill the loaders' queues.
+_WARM_UP_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured, with what."""
+    """What is measured: the model, the photos, the device and the settings."""
 
     bundle: ModelBundle
     photos: Path
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def made(folder: Path, weights: str) -> ModelBundle:
-    """A ResNet50 for 128 x 128 pixels that can be run by torch alone: it has no graph."""
+    """Makes a bundle of a ResNet50 for 128 x 128 pixels. It has no graph, so only torch can run it."""
     network, start = build(62, weights=weights)
     return ModelBundle.create(
         folder,
@@ -109,7 +109,7 @@ def made(folder: Path, weights: str) -> ModelBundle:
 
 
 def measured(asked: Asked) -> dict[str, Any]:
-    """The whole table."""
+    """Returns all measurements."""
     found = [Path(photo.path) for photo in photos.scan([asked.photos]) if photo.path is not None]
     sample = _squares(asked.bundle, found[:64])
     return {
@@ -122,7 +122,7 @@ def measured(asked: Asked) -> dict[str, Any]:
 
 
 def _decoding(asked: Asked) -> list[dict[str, Any]]:
-    """What benchmarks.decoding says; a program of its own, since its processes need not import torch."""
+    """Returns the rows of benchmarks.decoding, run as a program, because its processes need no torch."""
     wanted = {
         "--photos": asked.photos,
         "--size": asked.bundle.input_size,
@@ -137,7 +137,7 @@ def _decoding(asked: Asked) -> list[dict[str, Any]]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What it ran on."""
+    """Returns the facts about the machine and the versions of packages."""
     on_gpu = device.startswith("cuda")
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu",
@@ -153,7 +153,7 @@ def _squares(bundle: ModelBundle, files: list[Path]) -> pixels.Pixels:
 
 
 def _forward(asked: Asked, sample: pixels.Pixels) -> Iterator[dict[str, Any]]:
-    """Photos a second by precision and batch: resident on the device, and through the engine and the bus."""
+    """Yields photos/s by precision and batch: resident on the device, and through the engine and the bus."""
     for precision in PRECISIONS:
         engine = TorchEngine.load(asked.bundle, asked.device, precision=precision)
         engine(sample)  # measures the drift
@@ -181,7 +181,7 @@ def _forward(asked: Asked, sample: pixels.Pixels) -> Iterator[dict[str, Any]]:
 
 
 def _pace(run: Callable[[], object], count: int, seconds: float) -> float:
-    """Photos a second, after three calls that nobody counts; the median of five."""
+    """Returns photos/s: the median of five measurements, after three calls that are not counted."""
     for _ in range(3):
         run()
     paces = []
@@ -195,7 +195,7 @@ def _pace(run: Callable[[], object], count: int, seconds: float) -> float:
 
 
 def _from_jpegs(asked: Asked, found: list[Path], precision: str, sample: pixels.Pixels) -> dict[str, Any]:
-    """From files to durable rows, with all cores; what the engine could do alone in the same process."""
+    """Measures ingest from files to durable rows on all cores, and the engine alone in the same process."""
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "photos"
         copied(found, asked.photos, files, copies=asked.copies)
@@ -229,13 +229,13 @@ def _answer_width(bundle: ModelBundle) -> int:
 
 
 def _stages(report: IngestReport) -> dict[str, float]:
-    """Whatever the report says of its stages, in seconds."""
+    """Returns the stage times of the report, in seconds."""
     named = {field.name: getattr(report, field.name) for field in fields(report)}
     return {name: round(value, 2) for name, value in named.items() if name.endswith("_seconds")}
 
 
 def copied(found: list[Path], root: Path, target: Path, *, copies: int) -> None:
-    """Copies of photos below the same folders, each with bytes of its own behind the picture's end."""
+    """Copies photos into the same folder structure, each copy with different bytes after the image's end."""
     for path in found:
         content = path.read_bytes()
         place = target / path.relative_to(root.absolute())
@@ -246,17 +246,17 @@ def copied(found: list[Path], root: Path, target: Path, *, copies: int) -> None:
 
 
 class Busy:
-    """How large a share of the time something ran on the GPU, as nvidia-smi says five times a second.
+    """Measures GPU utilization with nvidia-smi, five times a second, for the length of a with statement.
 
     Attributes:
-        share: from 0 to 1; None without nvidia-smi, or on a CPU.
+        share: mean utilization from 0 to 1; None without nvidia-smi, or on a CPU.
     """
 
     def __init__(self, device: str) -> None:
         self.share: float | None = None
         self._index = (torch.device(device).index or 0) if device.startswith("cuda") else None
         self._over = threading.Event()
-        self._seen: list[float] = []
+        self._samples: list[float] = []
         self._thread = threading.Thread(target=self._watch)
 
     def _watch(self) -> None:
@@ -264,8 +264,8 @@ class Busy:
         command.append("--format=csv,noheader,nounits")
         while not self._over.wait(0.2):
             try:
-                said = subprocess.run(command, capture_output=True, text=True)
-                self._seen.append(float(said.stdout.strip()) / 100)
+                done = subprocess.run(command, capture_output=True, text=True)
+                self._samples.append(float(done.stdout.strip()) / 100)
             except (OSError, ValueError):
                 return
 
@@ -280,11 +280,11 @@ class Busy:
         self._over.set()
         if self._index is not None:
             self._thread.join()
-        self.share = round(statistics.mean(self._seen), 3) if self._seen else None
+        self.share = round(statistics.mean(self._samples), 3) if self._samples else None
 
 
 def _training(asked: Asked, batch: int) -> dict[str, Any]:
-    """Photos a second of a training epoch, without its first steps; ends after the seconds asked for."""
+    """Measures photos/s of a training epoch, without its first steps; stops after `asked.seconds`."""
     split = dataset.load(asked.photos, validation_fraction=0.3, min_images=2, seed=0)
     network = Network(len(split.labels), architecture=asked.bundle.architecture)
     on_gpu = asked.device.startswith("cuda")
@@ -294,7 +294,7 @@ def _training(asked: Asked, batch: int) -> dict[str, Any]:
         times.append(time.perf_counter())
 
     def enough() -> bool:
-        return len(times) > _WARM_UP + 1 and times[-1] - times[_WARM_UP] > asked.seconds
+        return len(times) > _WARM_UP_STEPS + 1 and times[-1] - times[_WARM_UP_STEPS] > asked.seconds
 
     try:
         fit(
@@ -310,7 +310,7 @@ def _training(asked: Asked, batch: int) -> dict[str, Any]:
         whole = True
     except Interrupted:
         whole = False
-    warm = min(_WARM_UP, max(0, len(times) - 2))
+    warm = min(_WARM_UP_STEPS, max(0, len(times) - 2))
     steps = len(times) - 1 - warm
     took = times[-1] - times[warm]
     return {
@@ -322,7 +322,7 @@ def _training(asked: Asked, batch: int) -> dict[str, Any]:
 
 
 def limit_of(result: dict[str, Any], run: dict[str, Any]) -> str:
-    """What holds a run from JPEGs back, in words."""
+    """Returns the bottleneck of a run from JPEGs, as text."""
     if run["ratio"] >= 0.8:
         return "the network"
     threads = max(row["photos_per_second"] for row in result["decoding"] if row["kind"] == "threads")
@@ -333,7 +333,7 @@ def limit_of(result: dict[str, Any], run: dict[str, Any]) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    """One table."""
+    """Prints the tables."""
     facts = result["machine"]
     if not facts["is_a_gpu"]:
         print("A toy run on a CPU: these figures say nothing of a GPU.")

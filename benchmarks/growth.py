@@ -1,10 +1,11 @@
-"""Vectors for benchmarks: real embeddings grown to any number of rows, and isotropic ones.
+"""Vectors for benchmarks: real embeddings grown to any number of rows, and isotropic vectors.
 
-A grown vector is `a + u (b - a) + s (c - d)`: a real embedding, moved some way (u uniform in 0..1) towards
-one of its five nearest, as between two photos of one person (the idea of SMOTE, Chawla et al. 2002), plus
-noise that is a difference of two real ones, so that it lies in their span and varies as they do. s is not
-chosen but measured: with it, as many grown vectors as there are real ones have the same median distance to
-the nearest other. Without it a million would lie far closer together than photos do.
+A grown vector is `a + u (b - a) + s (c - d)`: a real embedding, moved by a share u (uniform in 0..1) towards
+one of its five nearest neighbours, as between two photos of one person (the idea of SMOTE, Chawla et al.
+2002), plus noise that is a difference of two real embeddings, so that it is in their span and varies as they
+do. s is measured: with it, as many grown vectors as there are real ones have the same median distance to the
+nearest neighbour as the real ones. Without the noise, a million grown vectors would be far closer together
+than photos.
 """
 
 import os
@@ -25,12 +26,12 @@ Vectors = NDArray[np.float32]
 
 _NEIGHBOURS = 5
 _BLOCK = 8192
-# How many grown vectors are asked for their nearest while the noise is measured.
-_ASKED = 2048
+# Number of grown vectors that are searched with while the noise is measured.
+_NOISE_QUERIES = 2048
 
 
 def embeddings(model: Path, folder: Path, cache: Path | None = None) -> Vectors:
-    """The embeddings (n, d) of every photo in a folder, ordered by path; from `cache` if there."""
+    """Returns the embeddings (n, d) of every photo in a folder, ordered by path; or from `cache`."""
     if cache is not None and cache.exists():
         return np.asarray(np.load(cache), np.float32)
     bundle = ModelBundle.load(model)
@@ -51,11 +52,11 @@ def embeddings(model: Path, folder: Path, cache: Path | None = None) -> Vectors:
 
 @dataclass(frozen=True)
 class Growth:
-    """How real vectors (n, d) are grown.
+    """The parameters for growing real vectors (n, d).
 
     Attributes:
         real: the embeddings.
-        neighbours: (n, 5) rows of the nearest others of each.
+        neighbours: (n, 5) rows of the nearest neighbours of each.
         noise: the factor s.
     """
 
@@ -65,19 +66,19 @@ class Growth:
 
     @classmethod
     def of(cls, real: Vectors) -> "Growth":
-        """Measures the noise, on as many grown vectors as there are real ones."""
+        """Measures the noise factor, on as many grown vectors as there are real ones."""
         distances, neighbours = _nearest(real, len(real), _NEIGHBOURS)
         wanted = float(np.median(distances[:, 0]))
         low, high = 0.0, 1.0
         for _ in range(8):
             middle = (low + high) / 2
             grown = np.concatenate(list(cls(real, neighbours, middle).blocks(len(real), seed=1)))
-            found = float(np.median(_nearest(grown, _ASKED, 1)[0]))
+            found = float(np.median(_nearest(grown, _NOISE_QUERIES, 1)[0]))
             low, high = (middle, high) if found < wanted else (low, middle)
         return cls(real, neighbours, (low + high) / 2)
 
     def blocks(self, rows: int, *, seed: int) -> Iterator[Vectors]:
-        """Grown vectors, some thousand at a time; the same seed gives the same ones."""
+        """Yields grown vectors in blocks of at most 8192; the same seed gives the same vectors."""
         rng = np.random.default_rng(seed)
         for start in range(0, rows, _BLOCK):
             count = min(_BLOCK, rows - start)
@@ -90,14 +91,14 @@ class Growth:
 
 
 def isotropic(rows: int, dimension: int, *, seed: int) -> Iterator[Vectors]:
-    """Independent standard normal numbers: no direction is better than another."""
+    """Yields vectors of independent standard normal numbers: no direction has more variance than another."""
     rng = np.random.default_rng(seed)
     for start in range(0, rows, _BLOCK):
         yield rng.standard_normal((min(_BLOCK, rows - start), dimension), np.float32)
 
 
 def _nearest(vectors: Vectors, asked: int, count: int) -> tuple[Vectors, NDArray[np.int64]]:
-    """Distances to, and rows of, the nearest others of each of the first vectors, nearest first."""
+    """Returns distances to, and rows of, the nearest neighbours of each of the first `asked` vectors."""
     asked = min(asked, len(vectors))
     lengths = np.einsum("ij,ij->i", vectors, vectors)
     distances = np.empty((asked, count), np.float32)

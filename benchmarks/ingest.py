@@ -1,17 +1,16 @@
-"""Bulk enrollment: photos a second from file to durable row, and what the machine could do at best.
+"""Throughput of bulk enrollment, from file to durable row, beside the machine's upper limits.
 
     python -m benchmarks.ingest --model MODEL --photos FOLDER [--parts speed,memory,broken,again]
 
 Parts:
     speed   tenths of a run, interleaved with (a) the engine's forward pass alone on batches in memory, and
-            (b) the loop that programs write today: Pillow opens and resizes, torch embeds one photo at a
-            time, a list takes it.
-    memory  an uninterrupted run over everything, and one over 1,000 files, as processes of their own: the
-            first and the last tenth, stage times, peak memory.
-    broken  photos alone and with 1% of broken files of 20 kinds, in turn.
-    again   the command over a gallery that has everything, from its start to its end; with --rehash too.
+            (b) a plain loop: Pillow opens and resizes, torch embeds one photo at a time, a list collects.
+    memory  an uninterrupted run over all files, and one over 1,000 files, in separate processes: the first
+            and the last tenth, stage times, peak memory.
+    broken  good photos only, and with 1% of broken files of 20 kinds, in turn.
+    again   the command over a gallery that has all photos, as a whole process; also with --rehash.
 
-Prints one table and one JSON line. The gallery of part memory is the one that part again is timed on.
+Prints one table and one JSON line. Part again uses the gallery of part memory.
 """
 
 import argparse
@@ -39,8 +38,8 @@ from retrieval.sources.photos import Photo
 from retrieval.system.cpu import usable_cores
 
 BATCH = 64
-LOOP = 20  # photos of the plain loop, and
-FORWARD = 4  # batches of the forward pass, after each tenth
+LOOP = 20  # photos of the plain loop after each tenth
+FORWARD = 4  # batches of the forward pass after each tenth
 
 RUN = """
 import json, sys, time
@@ -87,7 +86,7 @@ def main() -> None:
 
 
 def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Tenths of a run, each followed by the forward pass alone and by the plain loop."""
+    """Measures tenths of a run, each followed by the forward pass alone and by the plain loop."""
     found = list(islice(photos.scan([options.photos]), 10 * options.photos_each))
     each = max(1, len(found) // 10)
     bundle = ModelBundle.load(options.model)
@@ -116,7 +115,7 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _forward(embedder: Embedder, paths: Sequence[Any]) -> Callable[[], float]:
-    """The engine alone, on pixels that are in memory: photos a second."""
+    """Returns a function that measures photos/s of the engine alone, on pixels in memory."""
     preprocessing = embedder.bundle.preprocessing
     squares = np.stack([pixels.read(path, **preprocessing.stated()) for path in paths])
 
@@ -131,7 +130,7 @@ def _forward(embedder: Embedder, paths: Sequence[Any]) -> Callable[[], float]:
 
 
 def _plain_loop(bundle: ModelBundle) -> Callable[[Sequence[Any]], float]:
-    """What a program does that calls a library for each photo: photos a second."""
+    """Returns a function that measures photos/s of a program that calls the libraries for each photo."""
     import torch
     from PIL import Image
     from safetensors.torch import load_file
@@ -159,7 +158,7 @@ def _plain_loop(bundle: ModelBundle) -> Callable[[Sequence[Any]], float]:
 
 
 def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Runs as processes of their own, over 1,000 files and over all."""
+    """Measures runs in separate processes, over 1,000 files and over all."""
     every = _child(folder / "all", options, sys.maxsize)
     few = _child(folder / "few", options, 1000)
     busy = {one["name"]: round(one["busy_seconds"] / one["workers"], 1) for one in every["stages"]}
@@ -185,7 +184,7 @@ def _child(gallery: Path, options: argparse.Namespace, count: int) -> dict[str, 
 
 
 def broken(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Twenty broken files to two thousand good ones, and the good ones alone, in turn."""
+    """Measures 2,000 good files with 20 broken ones, and the good ones alone, in turn."""
     from tests.broken import make_broken
 
     expected = make_broken(folder / "broken files")
@@ -214,7 +213,7 @@ def broken(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def again(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The command over what is enrolled, as a whole process."""
+    """Measures the command over enrolled photos, as a whole process."""
     gallery = folder / "all"
     if not gallery.exists():
         _seconds("ingest", gallery, options.photos, "--model", options.model)

@@ -1,12 +1,11 @@
-"""A real gallery killed at ten random moments equals an undisturbed one; then a person is erased from it.
+"""Checks that an ingest killed at ten random moments ends as an undisturbed one; then erases a person.
 
     python -m benchmarks.kills --model MODEL --photos FOLDER --forget NAME [--kills 10]
 
-`faceprint ingest` runs as a process of its own and is killed with SIGKILL, again and again, then left to
-finish. Both galleries must hold the same (SHA-256, identity, paths) and the same vectors; `verify` must find
-them whole after each step. Then `faceprint forget` is timed, and every byte of the gallery's folder is
-searched for the person's name, paths, SHA-256s and vectors, before and after. Prints one table and one JSON
-line.
+`faceprint ingest` runs as a separate process. It is killed with SIGKILL repeatedly, then runs to its end.
+Both galleries must hold the same (SHA-256, identity, paths) and the same vectors; `verify` must find no
+damage after each step. Then `faceprint forget` is timed, and all files of the gallery's folder are searched
+for the person's name, paths, SHA-256s and vectors, before and after. Prints one table and one JSON line.
 """
 
 import argparse
@@ -57,26 +56,26 @@ def main() -> None:
 
 
 def _ingest_and_kill(folder: Path, arguments: list[object], within: float) -> int:
-    """Starts an ingest and kills it at a random moment; returns how many faces there are then."""
+    """Starts an ingest and kills it at a random moment; returns the number of faces then."""
     process = subprocess.Popen(_command("ingest", folder, *arguments), stdout=subprocess.DEVNULL)
-    # It takes some seconds until the first batch; what matters is a moment in the middle of writing.
+    # The first batch is written after some seconds; the kill must happen during writes.
     time.sleep(3 + random.uniform(0, within))
     process.kill()
     process.wait()
     if not (folder / "gallery.db").is_file():
         return 0
-    # Leftovers of the batch in flight are all that may be found.
+    # Only leftovers of the batch in flight are allowed.
     found = [finding for finding in verify(folder).findings if finding.trouble is not Trouble.LEFTOVER]
     assert found == [], found
     return len(contents(folder))
 
 
 def _erase(folder: Path, name: str) -> dict[str, object]:
-    """Forgets a person, and searches the folder for what is known of them."""
+    """Forgets a person, and searches the folder for traces of them, before and after."""
     person = {key: vector for key, vector in contents(folder).items() if key[1] == name}
     needles = [name.encode()]
     for (sha256, _, paths), vector in person.items():
-        # Any 32 bytes of a vector are as good as all of it: who finds none of these finds nothing.
+        # 32 bytes of a vector stand for all of it.
         needles += [sha256.encode(), *(path.encode() for path in paths), vector[1024:1056]]
     before = _found(folder, needles)
     started = time.monotonic()
@@ -93,7 +92,7 @@ def _erase(folder: Path, name: str) -> dict[str, object]:
 
 
 def _found(folder: Path, needles: list[bytes]) -> int:
-    """How many of some byte strings stand in any file of a folder."""
+    """Counts the byte strings that occur in any file of a folder."""
     left = set(needles)
     for path in sorted(folder.rglob("*")):
         if path.is_file():

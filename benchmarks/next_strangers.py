@@ -1,11 +1,12 @@
-"""The next strangers: how often intervals of prediction hold, by simulation and on photographs.
+"""Coverage of the prediction intervals of calibration, in simulations and on photographs.
 
     python -m benchmarks.next_strangers [--calibrations 100] [--data FOLDER] [--splits 40]
 
-Simulated are people with random effects, of whom the truth is known. With `--data`, identity folders,
-embeddings are principal components of small grey pictures: some people are enrolled, the others are split in
-two halves, one that calibrates and one that comes next. Prints how often what came next lay within the
-interval of prediction, and within the one of the long run. Docs: docs/evaluation.md.
+The simulation draws people with random effects, with a known distribution. With `--data` (identity folders),
+embeddings are principal components of small grey images: some people are enrolled, the others are split into
+two halves, one for calibration and one for later searches. Prints how often the number of later false alarms
+is within the prediction interval, and how often their share is within the interval of the long-run rate.
+Docs: docs/evaluation.md.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from retrieval.images import pixels
 _RATES = (0.1, 0.03, 0.01, 0.003)
 _PEOPLE = ((10, 5), (10, 30), (30, 5), (30, None), (65, 30), (300, None), (300, 1))
 
-# Searches: (n,) distances to the nearest enrolled face, and whose they are.
+# Non-mated searches: (n,) distances to the nearest enrolled face, and (n,) numbers of their identities.
 _Searches = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
@@ -39,28 +40,33 @@ def main() -> None:
                 (population(rng, people, photos, alike), population(rng, people, photos, alike))
                 for _ in range(options.calibrations)
             )
-            tell(f"{people} people x {photos or '3.3 on average'}, alike {alike:g}", pairs, least=1.5)
+            print_coverage(
+                f"{people} people x {photos or '3.3 on average'}, alike {alike:g}", pairs, least=1.5
+            )
     if options.data is not None:
-        vectors, whose = pictures(options.data)
-        names, counts = np.unique(whose, return_counts=True)
+        vectors, identities = pictures(options.data)
+        names, counts = np.unique(identities, return_counts=True)
         many = names[counts >= 10]
         for label, pool, enrolled, most in (
             ("all people", names, 200, None),
             ("people with 10 photos or more", many, 30, None),
             ("20 of these a half", many, 30, 40),
         ):
-            splits = halves(vectors, whose, pool, enrolled, most, options.splits)
-            tell(label, splits, least=1.0)
+            splits = halves(vectors, identities, pool, enrolled, most, options.splits)
+            print_coverage(label, splits, least=1.0)
 
 
-def tell(label: str, pairs: Iterator[tuple[_Searches, _Searches]], *, least: float) -> None:
-    """Prints how often the second searches of each pair are within what the first foretell."""
+def print_coverage(label: str, pairs: Iterator[tuple[_Searches, _Searches]], *, least: float) -> None:
+    """Prints how often the second searches of each pair are within the intervals that the first predict.
+
+    A rate is skipped if fewer than `least` false alarms are expected at it.
+    """
     held: dict[float, list[tuple[bool, bool]]] = {}
-    for seed, ((distances, whose), (others, _)) in enumerate(pairs):
+    for seed, ((distances, identities), (others, _)) in enumerate(pairs):
         wanted = [one for one in _RATES if one * len(distances) >= least]
         limits = np.array([rates.threshold(distances, one) for one in wanted])
-        found = rates.upcoming(distances, whose, limits, searches=len(others), seed=seed)
-        seen = rates.by_identity(distances[:, None] <= limits, whose, seed=seed)
+        found = rates.upcoming(distances, identities, limits, searches=len(others), seed=seed)
+        seen = rates.by_identity(distances[:, None] <= limits, identities, seed=seed)
         for one, limit, upcoming, rate in zip(wanted, limits, found, seen, strict=True):
             named = int((others <= limit).sum())
             inside = upcoming.low <= named <= upcoming.high
@@ -72,7 +78,7 @@ def tell(label: str, pairs: Iterator[tuple[_Searches, _Searches]], *, least: flo
 
 
 def population(rng: np.random.Generator, people: int, photos: int | None, alike: float) -> _Searches:
-    """Searches of people with random effects; `alike` is their intraclass correlation."""
+    """Draws searches of people with random effects; `alike` is their intraclass correlation."""
     sizes = rng.geometric(0.3, people) if photos is None else np.full(people, photos)
     place = np.repeat(np.arange(people), sizes)
     own = math.sqrt(alike) * rng.standard_normal(people)
@@ -80,7 +86,7 @@ def population(rng: np.random.Generator, people: int, photos: int | None, alike:
 
 
 def pictures(data: Path) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
-    """60 whitened principal components of each photo, 30 of a person at most, and whose it is."""
+    """Returns 60 whitened principal components and the identity of each photo, at most 30 photos a person."""
     found = [
         (path, folder.name) for folder in sorted(data.iterdir()) for path in sorted(folder.glob("*.jpg"))[:30]
     ]
@@ -93,32 +99,35 @@ def pictures(data: Path) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
 
 def halves(
     vectors: NDArray[np.float64],
-    whose: NDArray[np.str_],
+    identities: NDArray[np.str_],
     pool: NDArray[np.str_],
     enrolled: int,
     most: int | None,
     splits: int,
 ) -> Iterator[tuple[_Searches, _Searches]]:
-    """Searches of two halves of the people who are not enrolled, `most` of them, for each split."""
+    """Yields, for each split, searches of two halves of at most `most` people who are not enrolled."""
     rng = np.random.default_rng(0)
     for _ in range(splits):
         people = rng.permutation(pool)
-        stored = vectors[np.isin(whose, people[:enrolled])]
+        stored = vectors[np.isin(identities, people[:enrolled])]
         others = people[enrolled:][:most]
-        yield search(vectors, whose, stored, others[::2]), search(vectors, whose, stored, others[1::2])
+        yield (
+            search(vectors, identities, stored, others[::2]),
+            search(vectors, identities, stored, others[1::2]),
+        )
 
 
 def search(
     vectors: NDArray[np.float64],
-    whose: NDArray[np.str_],
+    identities: NDArray[np.str_],
     stored: NDArray[np.float64],
     people: NDArray[np.str_],
 ) -> _Searches:
-    """Distances of some people's photos to the nearest stored one."""
-    meant = np.isin(whose, people)
-    asked = vectors[meant]
-    squares = (asked**2).sum(1)[:, None] + (stored**2).sum(1) - 2 * asked @ stored.T
-    return np.sqrt(squares.min(1).clip(min=0)), np.unique(whose[meant], return_inverse=True)[1]
+    """Searches for some people's photos: returns distances to the nearest stored one, and identities."""
+    selected = np.isin(identities, people)
+    probes = vectors[selected]
+    squares = (probes**2).sum(1)[:, None] + (stored**2).sum(1) - 2 * probes @ stored.T
+    return np.sqrt(squares.min(1).clip(min=0)), np.unique(identities[selected], return_inverse=True)[1]
 
 
 if __name__ == "__main__":

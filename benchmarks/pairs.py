@@ -1,14 +1,14 @@
-"""Are these two the same person? LFW's ten folds, with models that know nobody of the pairs they are asked.
+"""Verification on LFW's ten folds, with models that were not trained on the people of their test pairs.
 
     python -m benchmarks.pairs DATA PAIRS --weights FILE --keep FOLDER [--recipes modern] [--min-images 5]
                                [--image-size 128] [--crop 0.6] [--precision auto]
 
-Hardly anybody with two photos is in no pair, so the folds are halved: a model learns the people of the first
-half's pairs (those with `--min-images` photos) and is asked the second half's, another the other way
-round. LFW's folds share nobody. A fold's threshold comes from the other folds of its half, whose people the
-model does not know either. Prints for each way to tell pairs the mean of all folds with its standard error,
-in %; beside it a model that learned the few people who are in no pair; then one JSON line. Models that FOLDER
-has are not trained again. Docs: docs/recipes.md.
+Almost all people with two photos are in a pair, so the folds are halved: one model is trained on the people
+of the first half's pairs (those with at least `--min-images` photos) and tested on the second half, another
+the other way round. LFW's folds have no identity in common. The threshold of a fold comes from the other
+folds of its half, and the model was not trained on their people either. Prints for each model and baseline
+the mean accuracy over all folds with its standard error, in %, also for a model trained on the few people who
+are in no pair; then one JSON line. Models that FOLDER has are not trained again. Docs: docs/recipes.md.
 """
 
 import argparse
@@ -41,18 +41,18 @@ def main() -> None:
     rows: dict[str, NDArray[np.float64]] = {}
     for recipe in options.recipes:
         rows |= halves(recipe, files, options)
-    rows |= nobodys(options.recipes[-1], options)
+    rows |= outside_pairs(options.recipes[-1], options)
     for name, accuracies in rows.items():
         print(f"{name:64}{100 * accuracies.mean():6.2f}, standard error {100 * stats.sem(accuracies):.2f}")
     print(json.dumps({name: accuracies.tolist() for name, accuracies in rows.items()}))
 
 
 def cut(pairs: Path, into: Path) -> tuple[Path, Path]:
-    """Writes a file of each half of the folds.
+    """Writes a file of pairs for each half of the folds.
 
     Args:
-        pairs: a file of pairs with an even number of folds, four at least.
-        into: a folder.
+        pairs: a file of pairs with an even number of folds, at least four.
+        into: the folder for the two files.
     """
     lines = pairs.read_text("utf-8").splitlines()
     folds, each = map(int, lines[0].split())
@@ -68,7 +68,7 @@ def cut(pairs: Path, into: Path) -> tuple[Path, Path]:
 def halves(
     recipe: str, files: tuple[Path, Path], options: argparse.Namespace
 ) -> Mapping[str, NDArray[np.float64]]:
-    """The accuracies of all folds, each by a model of the other half's people, and by the baselines."""
+    """Returns all folds' accuracies, by models of the other half's people and by the baselines."""
     parts = []
     for half, learned, asked in (("a", *files), ("b", *files[::-1])):
         listed = options.keep / f"half-{half}.csv"
@@ -80,20 +80,20 @@ def halves(
         if found.trained_people:
             raise SystemExit(f"{found.trained_people} of the people whom {folder} learned are in {asked}.")
         parts.append(_accuracies(f"{recipe}, learned from the other half's people", found))
-    # The folds of the first half are asked of the second model.
+    # The second model is tested on the folds of the first half.
     second, first = parts
     return {name: np.concatenate([first[name], second[name]]) for name in first}
 
 
-def nobodys(recipe: str, options: argparse.Namespace) -> Mapping[str, NDArray[np.float64]]:
-    """The same by a model of those who are in no pair at all and have two photos."""
+def outside_pairs(recipe: str, options: argparse.Namespace) -> Mapping[str, NDArray[np.float64]]:
+    """Returns the accuracies by a model of the people who are in no pair and have at least two photos."""
     inside = _people(read_pairs(options.pairs))
-    everybody = {photo.identity for photo in photos_of(options.data) if photo.identity is not None}
+    all_people = {photo.identity for photo in photos_of(options.data) if photo.identity is not None}
     listed = options.keep / "outside.csv"
-    trained.write_list(listed, options.data, everybody - inside)
+    trained.write_list(listed, options.data, all_people - inside)
     folder = trained.model(f"outside-{recipe}", listed, recipe, options, min_images=2)
     name = f"{recipe}, learned from people who are in no pair"
-    # The halves have told of the network before it learned.
+    # `halves` has measured the network before fine-tuning.
     return {name: _accuracies(name, _measured(folder, options.pairs, options, before=None))[name]}
 
 
@@ -102,15 +102,15 @@ def _people(pairs: Sequence[Pair]) -> set[str]:
 
 
 def _measured(folder: Path, pairs: Path, options: argparse.Namespace, *, before: str | None) -> Pairs:
-    asked = EvaluationOptions(protocol="lfw-pairs", pairs=pairs, weights=before)
-    found = measure(folder, options.data, options=asked)[0].pairs
-    assert found is not None  # as was asked for
+    evaluation = EvaluationOptions(protocol="lfw-pairs", pairs=pairs, weights=before)
+    found = measure(folder, options.data, options=evaluation)[0].pairs
+    assert found is not None  # the protocol is lfw-pairs
     return found
 
 
 def _accuracies(name: str, found: Pairs) -> dict[str, NDArray[np.float64]]:
     others = {one.name: one.verification for one in found.baselines}
-    return {said: np.array(one.folds) for said, one in {name: found.verification, **others}.items()}
+    return {way: np.array(one.folds) for way, one in {name: found.verification, **others}.items()}
 
 
 if __name__ == "__main__":

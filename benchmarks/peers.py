@@ -1,12 +1,12 @@
-"""The same vectors and the same queries through other systems that store vectors and search them exactly.
+"""Compares faceprint with other systems that store vectors and search them exactly, on the same data.
 
     python -m benchmarks.peers [--rows 50000] [--vectors FILE.npy] [--systems faiss,milvus]
 
-Needs the environment that `make bench-peers` sets up. Every system runs in processes of its own, with its own
-choice of threads: one stores the rows, each durable, and a fresh one opens them again and answers: for each
-query the 10 nearest rows, which are compared with those of a brute force in float64. A system that is not
-installed, fails or takes longer than --minutes is a line in the table, and so is one that is too slow for
---rows, at fewer (--limit). Prints one table and one JSON line.
+Needs the environment that `make bench-peers` sets up. Every system runs in separate processes, with its own
+choice of threads. One process stores the rows durably; a new one opens them and answers each query with the
+10 nearest rows, which are compared with those of a brute force in float64. A system that is not installed,
+fails or takes longer than --minutes has a row in the table with the reason. A system that is too slow for
+--rows is measured with fewer rows (--limit). Prints one table and one JSON line.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from retrieval.system.cpu import usable_cores
 
 DIMENSION = 2048
 QUERIES = 200
-# Systems that would take most of the time limit, or all of it, with the rows that others are measured at.
+# The largest number of rows for systems that would need most or all of the time limit with all rows.
 LIMITS = {"qdrant": 5000}
 
 # The columns of the table and their widths; a note follows.
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def make(folder: Path, rows: int, queries: int, real: Path | None = None, dimension: int = DIMENSION) -> str:
-    """Writes vectors.npy and queries.npy; returns what they are, in words."""
+    """Writes vectors.npy and queries.npy; returns a description of them."""
     if real is None:
         kind = f"isotropic vectors of {dimension} numbers"
         stored, asked = isotropic(rows, dimension, seed=0), isotropic(queries, dimension, seed=2)
@@ -114,13 +114,13 @@ def make(folder: Path, rows: int, queries: int, real: Path | None = None, dimens
 def measure(
     folder: Path, names: Sequence[str], limits: dict[str, int], *, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """What each system does with the vectors of a folder, one after the other.
+    """Yields the measurements of each system on the vectors of a folder, one after the other.
 
     Args:
-        folder: what `make` made.
+        folder: made by `make`.
         names: of systems.
-        limits: the most rows for a system.
-        seconds: how long a system may take.
+        limits: largest number of rows of a system, by name.
+        seconds: time limit of a system.
     """
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     queries = np.load(folder / "queries.npy")
@@ -133,10 +133,10 @@ def measure(
 
 
 def brute_force(vectors: Vectors, queries: Vectors) -> NDArray[np.int64]:
-    """The rows of the K nearest vectors (n, d) to each query, by distances in float64, equal ones by row.
+    """Returns the rows of the K nearest vectors (n, d) to each query, by distances in float64; ties by row.
 
-    Sums of products tell which rows may be among them; the distances of those are sums of squared
-    differences. Both in float64, so that what they are off by is far less than the distances differ by.
+    Inner products select the candidate rows; the distances of the candidates are sums of squared differences.
+    Both are in float64, so that rounding errors are far smaller than the differences between distances.
     """
     asked = queries.astype(np.float64)
     rows = np.empty((len(queries), 0), np.int64)
@@ -184,12 +184,12 @@ def _measured(folder: Path, name: str, rows: int, truth: list[list[int]], second
 
 
 def _child(verb: str, name: str, folder: Path, rows: int, deadline: float) -> dict[str, Any]:
-    """What a process of `benchmarks.systems` reports; what is amiss with it stands under "problem"."""
+    """Returns the report of a process of `benchmarks.systems`; a failure is under "problem"."""
     command = [sys.executable, "-m", "benchmarks.systems", verb, name, os.fspath(folder), str(rows)]
     log = folder / f"{name}-{verb}.log"
     started = time.monotonic()
     with open(log, "wb") as output:
-        # A session of its own, so that whatever it starts ends with it.
+        # A new session, so that the processes that it starts can be killed with it.
         child = subprocess.Popen(
             command,
             cwd=Path(__file__).parent.parent,
@@ -213,7 +213,7 @@ def _child(verb: str, name: str, folder: Path, rows: int, deadline: float) -> di
                 child.wait()
     report = folder / f"{name}-{verb}.json"
     found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    # A process that has done its work and fails to end has done its work all the same.
+    # A process that has reported its results but does not end still counts as successful.
     done = (
         "seconds" in found or "batch_answers" in found or ("answers" in found and not SYSTEMS[name].batches)
     )
@@ -223,13 +223,13 @@ def _child(verb: str, name: str, folder: Path, rows: int, deadline: float) -> di
 
 
 def _recall(answers: list[list[int]], truth: list[list[int]]) -> float:
-    """The share of the true neighbours that were found, in whatever order."""
+    """Returns the share of the true neighbours that were found, in any order."""
     pairs = list(zip(answers, truth, strict=False))
     return sum(len({*answer} & {*true}) for answer, true in pairs) / sum(len(true) for _, true in pairs)
 
 
 def _same(answers: list[list[int]], truth: list[list[int]]) -> int:
-    """How many answers are the true neighbours in the true order."""
+    """Counts the answers that are the true neighbours in the true order."""
     return sum(answer == true for answer, true in zip(answers, truth, strict=False))
 
 

@@ -1,10 +1,10 @@
-"""What each part of the modern recipe is worth, on people who are not those that results are reported on.
+"""The effect of each part of the modern recipe, on people that are not in the reported results.
 
     python -m benchmarks.recipes DATA --weights FILE [--least 10] [--most 19] [--seeds 0 1 2]
                                  [--only NAME ...] [--image-size 128] [--crop 0.6] [--precision bf16]
 
-Of DATA's identities those with `--least` to `--most` photos are taken (LFW's with 10 to 19: 96 people), split
-70/30, and each variant is trained on the same photos with the same seeds. Prints a line for each as it comes,
+DATA's identities with `--least` to `--most` photos are used (LFW with 10 to 19: 96 people), split 70/30, and
+each variant is trained on the same photos with the same seeds. Prints a line after each variant,
 with the errors of classifier and of closest image, raw and at unit length, and Wilson's 95% intervals over
 the held-out photos of all seeds; then one JSON line. Docs: docs/recipes.md.
 """
@@ -45,7 +45,7 @@ VARIANTS: Final[Mapping[str, FitConfig]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A variant over all seeds: errors of the classifier and of the closest image, and seconds a seed."""
+    """The results of a variant over all seeds: classifier and closest-image errors, and seconds per seed."""
 
     variant: str
     classifier: Rate
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def chosen(folder: Path, least: int, most: int, seed: int) -> dataset.Split:
-    """The split of the identities that have from `least` to `most` photos."""
+    """Returns the split of the identities with `least` to `most` photos."""
     groups: dict[str, list[Path]] = {}
     for file in walk(folder):
         if file.identity is not None:
@@ -104,7 +104,7 @@ def chosen(folder: Path, least: int, most: int, seed: int) -> dataset.Split:
 
 
 def measured(name: str, splits: Mapping[int, dataset.Split], options: argparse.Namespace) -> Row:
-    """Trains a variant with every seed, and counts the errors of all."""
+    """Trains a variant with every seed; returns the errors over all seeds."""
     started = time.monotonic()
     errors = [list(_errors(VARIANTS[name], seed, split, options)) for seed, split in splits.items()]
     n = sum(len(split.validation) for split in splits.values())
@@ -113,7 +113,7 @@ def measured(name: str, splits: Mapping[int, dataset.Split], options: argparse.N
 
 
 def _errors(config: FitConfig, seed: int, split: dataset.Split, options: argparse.Namespace) -> Iterator[int]:
-    """How many held-out photos the classifier, the closest image and that at unit length get wrong."""
+    """Yields the numbers of errors of the classifier, the closest image, and that at unit length."""
     preprocessing = Preprocessing(size=options.image_size, crop=options.crop)
     torch.manual_seed(seed)
     architecture = architecture_of(options.architecture, config.classifier)
@@ -130,7 +130,7 @@ def _errors(config: FitConfig, seed: int, split: dataset.Split, options: argpars
 
 
 def in_words(row: Row) -> str:
-    """A line of the table."""
+    """Formats a row of the table."""
     return (
         f"{row.variant:32}{_percents([row.classifier, row.closest_raw, row.closest_unit])}{row.seconds:7.0f}"
     )

@@ -1,17 +1,17 @@
-"""How long exact searches take, beside scans of the same vectors in memory, as a gallery grows.
+"""Times exact searches of a growing gallery, and scans of the same vectors in memory.
 
     python -m benchmarks.search [--rows 1000000] [--vectors FILE.npy | --model MODEL --photos FOLDER
         [--cache FILE.npy]] [--kinds realistic,isotropic] [--sizes 10000,100000] [--folder FOLDER] [--peers]
 
-Two kinds of vectors of 2048 numbers: realistic ones are real embeddings grown to any number of rows
-(`benchmarks.growth`), isotropic ones the hardest there can be. One gallery of each kind grows from size to
-size; at each it is optimized, then asked through its vector layer, the fair counterpart of an index, and
-through `Gallery.search_by_vectors`, which looks rows up as well. FAISS's IndexFlatL2 and, with --peers,
-usearch's exact search scan the same vectors, held in memory once. All take turns in one process, so that
-noise hits all alike, and are asked other queries in every call. The answers are compared with those of
+There are two kinds of vectors of 2048 numbers: realistic ones are real embeddings grown to any number of rows
+(`benchmarks.growth`), isotropic ones are the hardest case. One gallery of each kind grows from size to size.
+At each size it is optimized, then searched through its vector layer, which is comparable to an index, and
+through `Gallery.search_by_vectors`, which also looks up rows. FAISS's IndexFlatL2 and, with --peers,
+usearch's exact search scan the same vectors, held in memory once. All systems take turns in one process, so
+that noise affects them equally; every call has new queries. The answers are compared with those of
 IndexFlatL2 and of a brute force in float64. Prints one table for each kind and one JSON line. A million rows
-need 17 GB of memory, of which half is the page cache, and 12 GB in FOLDER (a temporary one unless named),
-deleted afterwards; sizes for which there is too little of either are skipped.
+need 17 GB of memory, of which half is the page cache, and 12 GB in FOLDER (by default a temporary one),
+deleted afterwards. Sizes without enough memory or disk space are skipped.
 """
 
 import argparse
@@ -45,14 +45,14 @@ DIMENSION = 2048
 KINDS = ("realistic", "isotropic")
 SIZES = (10_000, 100_000, 1_000_000)
 NEIGHBOURS = (1, 10, 100)
-# How many queries come together: how many calls of faceprint, of the scans, and of these at a million rows.
+# Queries in a call: number of calls of faceprint, of the scans, and of the scans at a million rows.
 CALLS = {1: (100, 12, 3), 16: (12, 3, 1), 256: (5, 2, 1)}
-# Calls of faceprint are fewer where they would take longer than this together, but not fewer than that.
+# The calls of faceprint are limited to this total time in seconds, but not to fewer than LEAST_CALLS.
 SECONDS, LEAST_CALLS = 20, 3
 MANY_ROWS = 1_000_000
-# Queries whose answers are compared with those of IndexFlatL2, and how many of them with a brute force.
+# Number of queries with answers compared with those of IndexFlatL2, and how many of these with a brute force.
 COMPARED, PROVEN = 32, 20
-# What has to stay free beside vectors, in bytes.
+# Memory and disk space that must stay free beside the vectors, in bytes.
 SPARE_MEMORY, SPARE_DISK = 2 * 2**30, 2**30
 
 # The columns of the table and their widths.
@@ -78,9 +78,9 @@ class Grown:
     """A gallery, and the same vectors in memory.
 
     Attributes:
-        gallery: the real thing.
-        index: an IndexFlatL2 with the rows in the order in which they were enrolled.
-        ids: (n,) the face of each row.
+        gallery: the gallery.
+        index: an IndexFlatL2 with the rows in the order of their enrollment.
+        ids: (n,) face id of each row.
     """
 
     gallery: Gallery
@@ -89,7 +89,7 @@ class Grown:
 
     @property
     def matrix(self) -> Vectors:
-        """The memory of the index, (n, d); not valid any more when the index has grown."""
+        """A view (n, d) of the memory of the index; invalid once the index has grown."""
         rows, dimension = self.index.ntotal, self.index.d
         view = faiss.rev_swig_ptr(self.index.get_xb(), rows * dimension).reshape(rows, dimension)
         view.flags.writeable = False
@@ -132,7 +132,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="faceprint-search-") as name:
             measured = list(_measured(Path(name), made, sizes, peers))
         for one in measured:
-            print(_said(one))
+            print(_summary(one))
         found[kind] = {"vectors": made.description, "sizes": measured}
     result = {
         "kinds": found,
@@ -151,7 +151,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """Where vectors come from: what they are, in words, and blocks of them by number and seed."""
+    """A source of vectors: a description, and a function from (rows, seed) to blocks."""
 
     description: str
     blocks: Callable[[int, int], Iterator[Vectors]]
@@ -173,7 +173,7 @@ def _source(kind: str, options: argparse.Namespace) -> Source:
 
 
 def _cut(blocks: Iterator[Vectors], sizes: Sequence[int]) -> Iterator[tuple[Vectors, bool]]:
-    """Blocks that end where a size is reached, and whether one is."""
+    """Cuts blocks at the sizes; yields each part, and whether it reaches a size."""
     number, ends = 0, iter(sizes)
     end = next(ends)
     for block in blocks:
@@ -191,14 +191,14 @@ def _cut(blocks: Iterator[Vectors], sizes: Sequence[int]) -> Iterator[tuple[Vect
 def _measured(
     folder: Path, source: Source, sizes: Sequence[int], peers: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """What is found at each size, of one gallery that grows."""
-    queries = np.concatenate(list(source.blocks(COMPARED + _asked(), 2)))
+    """Yields the measurements at each size of one growing gallery."""
+    queries = np.concatenate(list(source.blocks(COMPARED + _query_count(), 2)))
     with Gallery.create(folder / "gallery", model(folder / "model", DIMENSION)) as gallery:
         grown = Grown(gallery, faiss.IndexFlatL2(DIMENSION), np.empty(0, np.int64))
-        coming = iter(sorted(sizes))
-        size = next(coming)
-        if short := _short(folder, 0, size):
-            yield {"rows": size, "skipped": short}
+        next_sizes = iter(sorted(sizes))
+        size = next(next_sizes)
+        if shortage := _shortage(folder, 0, size):
+            yield {"rows": size, "skipped": shortage}
             return
         started = time.perf_counter()
         for block, reached in _cut(source.blocks(max(sizes), 0), sorted(sizes)):
@@ -219,9 +219,9 @@ def _measured(
             _progress(f"measured {size:,} rows")
             found |= _compared(grown, queries[:COMPARED])
             yield found
-            before, size = size, next(coming, 0)
-            if size and (short := _short(folder, before, size)):
-                yield {"rows": size, "skipped": short}
+            before, size = size, next(next_sizes, 0)
+            if size and (shortage := _shortage(folder, before, size)):
+                yield {"rows": size, "skipped": shortage}
                 return
             started = time.perf_counter()
 
@@ -235,7 +235,7 @@ def _enroll(grown: Grown, block: Vectors) -> None:
 
 
 def _layer(gallery: Gallery) -> Callable[..., Any]:
-    """The search of the gallery's vector layer, as of now."""
+    """Returns the search of the gallery's vector layer, on its current snapshot."""
     with gallery.vault.store.read() as reader:
         state: State = gallery.vault.state(reader)
     flat = gallery.vault.vectors(state.generation)
@@ -247,7 +247,7 @@ def _layer(gallery: Gallery) -> Callable[..., Any]:
 
 
 def _searches(grown: Grown, peers: dict[str, Any]) -> dict[str, Search]:
-    """Whatever is measured, by name."""
+    """Returns the searches to measure, by name."""
     searches: dict[str, Search] = {
         "faceprint": _layer(grown.gallery),
         "gallery": lambda queries, k: grown.gallery.search_by_vectors(queries, k),
@@ -260,16 +260,16 @@ def _searches(grown: Grown, peers: dict[str, Any]) -> dict[str, Search]:
     return searches
 
 
-def _asked() -> int:
-    """How many queries are drawn: for every call, and one call before them, others."""
+def _query_count() -> int:
+    """Returns the number of queries to draw: every call has new ones, and so has one untimed call before."""
     return len(NEIGHBOURS) * sum(queries * (1 + max(calls)) for queries, calls in CALLS.items())
 
 
 def _timed(grown: Grown, queries: Vectors, peers: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The milliseconds of calls, for each number of queries that come together and each k."""
+    """Yields the times of calls, in milliseconds, for each number of queries in a call and each k."""
     searches, layer = _searches(grown, peers), _layer(grown.gallery)
     for search in searches.values():
-        # What is done once only, such as mapping files or starting threads.
+        # One-time work, such as mapping files or starting threads, is not timed.
         search(queries[-2:], 1)
     start = 0
     for together, (ours, some, few) in CALLS.items():
@@ -303,7 +303,7 @@ def _timed(grown: Grown, queries: Vectors, peers: dict[str, Any]) -> Iterator[di
 def _in_turn(
     searches: dict[str, Search], calls: dict[str, int], asked: NDArray[np.float32], k: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call; those of one system are spread evenly among those of the others."""
+    """Returns the milliseconds of each call; the calls of a system are spread evenly among the others'."""
     rounds = len(asked)
     calls = {name: min(number, rounds) for name, number in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in searches}
@@ -311,7 +311,7 @@ def _in_turn(
         for place, (name, search) in enumerate(searches.items()):
             if (number + 1) * calls[name] // rounds == number * calls[name] // rounds:
                 continue
-            # In one round each is asked something else, lest one find warm what another has just read.
+            # In one round each system gets other queries, so that none profits from what another just read.
             queries = asked[(number + place * rounds // len(searches)) % rounds]
             began = time.perf_counter()
             search(queries, k)
@@ -323,13 +323,13 @@ def _in_turn(
 
 
 def _compared(grown: Grown, queries: Vectors) -> dict[str, Any]:
-    """How many of the answers' ids differ from those of others, nearest first."""
+    """Counts the ids of the answers that differ from those of IndexFlatL2 and of the brute force."""
     k = min(max(NEIGHBOURS), grown.index.ntotal)
     answers = _layer(grown.gallery)(queries, k)
     ours = np.stack([np.searchsorted(grown.ids, ids) for _, ids in answers])
     matrix = grown.matrix
 
-    # FAISS's squares are off by at most this much; Higham as in retrieval.index.kernels.
+    # The largest rounding error of FAISS's squared distances (Higham, as in retrieval.index.kernels).
     theirs = grown.index.search(queries, k)[1]
     longest = np.sqrt(max(float(np.einsum("j,j", row, row)) for row in matrix[theirs.ravel()]))
     lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
@@ -342,7 +342,7 @@ def _compared(grown: Grown, queries: Vectors) -> dict[str, Any]:
     true = _brute_force(matrix, proven, k)
     wrong = ours[:PROVEN] != true
     right, given = _squares(matrix, proven, true), _squares(matrix, proven, ours[:PROVEN])
-    # Equal squares stand in the order of ids; float64 may tell apart what is equal.
+    # Equal squares are ordered by id; float64 rounding may make equal ones differ.
     wrong &= np.abs(right - given) > 1e-12 * right
     return {
         "compared_answers": ours.size,
@@ -355,7 +355,7 @@ def _compared(grown: Grown, queries: Vectors) -> dict[str, Any]:
 
 
 def _squares(matrix: Vectors, queries: Vectors, rows: Ids) -> NDArray[np.float64]:
-    """True squared distances of queries (n, d) to rows (n, k) of their own."""
+    """Returns the squared distances, in float64, of queries (n, d) to their own rows (n, k)."""
     found = np.empty(rows.shape)
     for number, query in enumerate(queries.astype(np.float64)):
         differences = matrix[rows[number]] - query
@@ -364,10 +364,10 @@ def _squares(matrix: Vectors, queries: Vectors, rows: Ids) -> NDArray[np.float64
 
 
 def _brute_force(matrix: Vectors, queries: Vectors, k: int) -> Ids:
-    """The k rows nearest to each query, all distances in float64; equal ones in order of rows."""
+    """Returns the k rows nearest to each query, by distances in float64; ties by row number."""
     squares = np.empty((len(queries), len(matrix)))
     wide = queries.astype(np.float64)
-    # Few rows at a time: their differences stay in a core's cache.
+    # Blocks of 64 rows: their differences fit in a core's cache.
     for start in range(0, len(matrix), 64):
         block = matrix[start : start + 64].astype(np.float64)
         for number, query in enumerate(wide):
@@ -379,14 +379,14 @@ def _brute_force(matrix: Vectors, queries: Vectors, k: int) -> Ids:
 # Room
 
 
-def _short(folder: Path, before: int, size: int) -> str | None:
-    """Why a gallery cannot grow to a size here, in words; None if it can."""
+def _shortage(folder: Path, before: int, size: int) -> str | None:
+    """Returns why a gallery cannot grow to a size here, as text; None if it can."""
     row = 4 * DIMENSION
-    # The index grows; the gallery's own files may leave the page cache, but then the disk is measured.
+    # The index grows. The gallery's files need room in the page cache, or the benchmark measures the disk.
     memory = (size - before + size) * row + SPARE_MEMORY
     if (free := _memory("MemAvailable")) < memory:
         return f"needs {memory / 2**30:.1f} GB more memory, {free / 2**30:.1f} GB are available"
-    # Merging and codes need a quarter more for a while.
+    # Merging and codes temporarily need a quarter more.
     disk = (size - before) * row * 5 // 4 + SPARE_DISK
     if (free := shutil.disk_usage(folder).free) < disk:
         return f"needs {disk / 2**30:.1f} GB more on the disk, {free / 2**30:.1f} GB are free"
@@ -394,7 +394,7 @@ def _short(folder: Path, before: int, size: int) -> str | None:
 
 
 def _memory(name: str) -> int:
-    """A number of /proc/meminfo, in bytes."""
+    """Returns a value of /proc/meminfo, in bytes."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return 1024 * int(lines[name].split()[0])
 
@@ -451,8 +451,8 @@ def _digits(milliseconds: float) -> int:
     return 0 if milliseconds >= 1000 else 1 if milliseconds >= 100 else 2 if milliseconds >= 1 else 3
 
 
-def _said(one: dict[str, Any]) -> str:
-    """What the table does not show of a size."""
+def _summary(one: dict[str, Any]) -> str:
+    """Returns, as text, the measurements of a size that the table does not have."""
     if "skipped" in one:
         return f"{one['rows']:,} rows: skipped; {one['skipped']}"
     search = next(search for search in one["searches"] if (search["queries"], search["k"]) == (1, 10))

@@ -1,4 +1,4 @@
-"""How good the recipes are, over the seeds of split, order and augmentation, beside the baselines.
+"""Results of the recipes and the baselines, over seeds of split, order and augmentation.
 
     python -m benchmarks.seeds DATA --weights FILE --keep FOLDER [--seeds 0 1 2] [--recipes paper modern]
                                [--min-images 20] [--image-size 128] [--crop 0.6] [--precision auto]
@@ -35,7 +35,7 @@ def main() -> None:
         found = [measured(recipe, seed, options) for seed in options.seeds]
         for name in found[0]:
             if name in rows:
-                continue  # a baseline, which is the same for every recipe
+                continue  # a baseline: the same for every recipe
             rows[name] = [one[name] for one in found]
             print(in_words(name, rows[name]), flush=True)
     shown = {name: {"values": some, "mean": mean(some), "reach": reach(some)} for name, some in rows.items()}
@@ -43,12 +43,12 @@ def main() -> None:
 
 
 def measured(recipe: str, seed: int, options: argparse.Namespace) -> Mapping[str, float]:
-    """The figures of one model, and of the baselines on its split."""
+    """Returns the figures of one model, and of the baselines on its split."""
     name = f"{recipe}-{seed}"
     folder = trained.model(name, options.data, recipe, options, min_images=options.min_images, seed=seed)
     asked = EvaluationOptions(protocol="closed", weights=trained.beside(options.weights), seed=seed)
     found = measure(folder, options.data, options=asked)[0].closed
-    assert found is not None  # as was asked for
+    assert found is not None  # the protocol is closed
     return dict(_figures(recipe, found))
 
 
@@ -65,17 +65,17 @@ def _figures(recipe: str, found: Closed) -> Sequence[tuple[str, float]]:
         *((f"{recipe}: {name}", figure) for name, figure in own),
         *((f"closest image by {name}", figure) for name, figure in others),
     ]
-    # With too few photos there is no number.
+    # With too few photos there is no value.
     return [(name, figure.value) for name, figure in named if figure and figure.value is not None]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of the seeds' values."""
+    """Returns the mean of the seeds' values."""
     return float(np.mean(values))
 
 
 def reach(values: Sequence[float]) -> float | None:
-    """Half of Student's t interval (95%) of the mean; None for a single seed."""
+    """Returns half the width of Student's t interval (95%) of the mean; None for a single seed."""
     n = len(values)
     if n < 2:
         return None
@@ -83,7 +83,7 @@ def reach(values: Sequence[float]) -> float | None:
 
 
 def in_words(name: str, values: Sequence[float]) -> str:
-    """A line of the table."""
+    """Formats a row of the table."""
     half = reach(values)
     interval = "" if half is None else f" +- {100 * half:4.1f}"
     return f"{name:44}{100 * mean(values):6.1f}{interval}   seeds {trained.percent(values)}"

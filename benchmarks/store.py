@@ -1,10 +1,10 @@
-"""What a gallery costs as it grows: enrolling, opening, noticing news, forgetting, verifying, backing up.
+"""Costs of a growing gallery: enrolling, opening, refreshing readers, forgetting, verifying, backing up.
 
     python -m benchmarks.store [--rows 1000000] [--folder FOLDER] [--singles 1000]
 
-Vectors of 2048 numbers, drawn at random: the store does not look at them. Every row becomes durable by the
-same calls that a pipeline makes. Prints one table, a column for each size, and one JSON line. A million rows
-need 20 GB in FOLDER (a temporary one unless named), and are deleted afterwards.
+The vectors are 2048 random numbers, because the costs do not depend on their values. Every row becomes
+durable by the same calls that a pipeline makes. Prints one table, a column for each size, and one JSON line.
+A million rows need 20 GB in FOLDER (by default a temporary one), and are deleted afterwards.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _measured(folder: Path, sizes: list[int], singles: int) -> Iterator[dict[str, Any]]:
-    """The costs at each size, of one gallery that grows."""
+    """Yields the costs at each size of one growing gallery."""
     rng = np.random.default_rng(0)
     pool = rng.standard_normal((BLOCK, DIMENSION), np.float32)
     with Gallery.create(folder / "gallery", model(folder / "model", DIMENSION)) as gallery:
@@ -115,12 +115,12 @@ def _measured(folder: Path, sizes: list[int], singles: int) -> Iterator[dict[str
 
 
 def _vectors(pool: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """Other vectors every time, without drawing 16 million numbers every time."""
+    """Returns different vectors for each seed, without drawing 16 million random numbers each time."""
     return np.roll(pool, seed % DIMENSION + 1, axis=1) + np.float32(seed % 1009)
 
 
 def _from_parquet(gallery: Gallery, folder: Path, pool: NDArray[np.float32]) -> dict[str, Any]:
-    """`ingest --embeddings`: two blocks of rows out of a file, durable. They are forgotten again."""
+    """Measures `ingest --embeddings` with two blocks of rows from a file; forgets them afterwards."""
     path, rows = folder / "embeddings.parquet", 2 * BLOCK
     batches = (
         (faces(first, BLOCK, kind="parquet", identity="From a file"), _vectors(pool, first + 7))
@@ -138,7 +138,7 @@ def _from_parquet(gallery: Gallery, folder: Path, pool: NDArray[np.float32]) -> 
 
 
 def _one_by_one(gallery: Gallery, pool: NDArray[np.float32], singles: int) -> dict[str, Any]:
-    """Photos that come one at a time: the time of each commit, and what the process writes for it."""
+    """Measures photos enrolled one at a time: the time of each commit, and the bytes written for it."""
     photos = faces(0, singles, kind=f"single {time.monotonic_ns()}", identity=PERSON)[:singles]
     vectors = _vectors(pool, 5)
     times, written = [], _written()
@@ -154,7 +154,7 @@ def _one_by_one(gallery: Gallery, pool: NDArray[np.float32], singles: int) -> di
 
 
 def _written() -> int:
-    """Bytes that this process has handed to write calls."""
+    """Returns the number of bytes that this process has passed to write calls."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["wchar"])
 

@@ -1,14 +1,14 @@
-"""Strangers: what a threshold costs with fine-tuning and without, and whether calibration keeps its word.
+"""Open-set figures with and without fine-tuning, and the coverage of calibration's intervals.
 
     python -m benchmarks.strangers DATA --weights FILE --keep FOLDER [--recipe modern] [--min-images 10]
                                    [--splits 6] [--image-size 128] [--crop 0.6] [--precision auto]
 
-DATA's people with `--min-images` photos are enrolled, everybody else is a stranger. First the protocol
-`open`, with a model that learned these people and with the network before that: FNIR at each FPIR. Then a
-gallery of all their photos is calibrated by half of the strangers, a person on one side only, and asked about
-the other half: is the share of them that is named within the interval that was stated? So for each split by
-chance. Prints a line for each, then one JSON line. A model that FOLDER has is not trained again. Docs:
-docs/recipes.md.
+DATA's people with at least `--min-images` photos are enrolled, all others are strangers. First the protocol
+`open` measures FNIR at each FPIR, with a model trained on the enrolled people and with the network before
+training. Then a gallery of all their photos is calibrated with half of the strangers and searched for the
+other half; no person is in both halves. The benchmark checks whether the observed FPIR of the other half is
+within the stated interval, for several random splits. Prints a line for each, then one JSON line. A model
+that FOLDER has is not trained again. Docs: docs/recipes.md.
 """
 
 import argparse
@@ -32,21 +32,21 @@ from training.evaluation.observe import Observed, observe
 from training.evaluation.protocols import photos_of
 from training.fitting.recipes import RECIPES
 
-# How many searches share a call.
-_BLOCK = 1024
+# Number of probes in one call.
+_QUERY_BATCH = 1024
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A rate that was promised by one half of the strangers, and what the other half shows.
+    """The FPIR interval that one half of the strangers gives, and the FPIR of the other half.
 
     Attributes:
         split: number of the split.
-        fpir: what was asked for.
-        threshold: the distance that was found.
-        low, high: ends of the interval that was stated.
-        observed: share of the searches for the other half that named somebody.
-        n: how many searches those were.
+        fpir: the requested FPIR.
+        threshold: the calibrated distance.
+        low, high: ends of the stated interval.
+        observed: share of the searches for the other half that returned an identity.
+        n: number of those searches.
     """
 
     split: int
@@ -59,7 +59,7 @@ class Kept:
 
     @property
     def inside(self) -> bool:
-        """Whether the interval holds what was observed."""
+        """Whether the observed share is within the interval."""
         return self.low <= self.observed <= self.high
 
 
@@ -82,12 +82,12 @@ def main() -> None:
 
 
 def open_set(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float | None]]:
-    """FNIR of the model and of the baselines, by FPIR."""
+    """Returns FNIR of the model and of the baselines, by FPIR."""
     asked = EvaluationOptions(
         protocol="open", weights=trained.beside(options.weights), min_images=options.min_images
     )
     found = measure(folder, options.data, options=asked)[0].open
-    assert found is not None  # as was asked for
+    assert found is not None  # the protocol is open
     print(
         f"{found.identities} people with {found.enrolled:,} photos enrolled, {found.mated:,} searches for "
         f"them and {found.strangers:,} for {found.stranger_identities:,} strangers"
@@ -99,18 +99,18 @@ def open_set(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, f
 
 
 def _in_words(way: Identification) -> str:
-    said = [f"closest image {100 * (way.ranking.closest.value or 0):.1f} %; FNIR at FPIR"]
+    parts = [f"closest image {100 * (way.ranking.closest.value or 0):.1f} %; FNIR at FPIR"]
     for point in way.points:
         missed = point.missed
         shown = missed.method
         if missed.value is not None and missed.low is not None and missed.high is not None:
             shown = f"{100 * missed.value:.1f} % ({100 * missed.low:.1f} to {100 * missed.high:.1f})"
-        said.append(f"{point.rate:g}: {shown}")
-    return "  ".join(said)
+        parts.append(f"{point.rate:g}: {shown}")
+    return "  ".join(parts)
 
 
 def calibrated(bundle: ModelBundle, options: argparse.Namespace) -> Iterator[Kept]:
-    """Calibrates a gallery by one half of the strangers and asks the other, for each split."""
+    """Calibrates a gallery with one half of the strangers and searches for the other half, for each split."""
     photos = photos_of(options.data)
     names, counts = np.unique([p.identity for p in photos if p.identity is not None], return_counts=True)
     enrolled = set(names[counts >= options.min_images].tolist())
@@ -137,8 +137,8 @@ def _kept(gallery: Gallery, strangers: Observed, split: int, fpir: float) -> Ite
     people = np.unique(strangers.identities)
     some = np.random.default_rng(split).permutation(people)[: len(people) // 2]
     one = np.isin(strangers.identities, some)
-    whose: Sequence[str | None] = strangers.identities[one].tolist()
-    found = gallery.calibrate(fpir, strangers=[(strangers.vectors[one], whose)], seed=split)
+    identities: Sequence[str | None] = strangers.identities[one].tolist()
+    found = gallery.calibrate(fpir, strangers=[(strangers.vectors[one], identities)], seed=split)
     distances = _nearest(gallery, strangers.vectors[~one])
     for point in found.points:
         observed = float((distances <= point.threshold).mean())
@@ -147,10 +147,10 @@ def _kept(gallery: Gallery, strangers: Observed, split: int, fpir: float) -> Ite
 
 
 def _nearest(gallery: Gallery, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,) the distance to the nearest enrolled face of each."""
+    """Returns the distance (n,) from each vector to its nearest enrolled face."""
     found = []
-    for start in range(0, len(vectors), _BLOCK):
-        answers = gallery.search_by_vectors(vectors[start : start + _BLOCK], k=1)
+    for start in range(0, len(vectors), _QUERY_BATCH):
+        answers = gallery.search_by_vectors(vectors[start : start + _QUERY_BATCH], k=1)
         found += [answer[0].distance for answer in answers]
     return np.array(found)
 

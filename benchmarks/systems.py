@@ -1,10 +1,10 @@
-"""The systems that `benchmarks.peers` compares: how each stores rows and answers, as its documentation says.
+"""Adapters of the systems that `benchmarks.peers` compares, each used as its documentation recommends.
 
     python -m benchmarks.systems fill|ask NAME FOLDER ROWS
 
-Runs in a process of its own. FOLDER holds vectors.npy and queries.npy; the system keeps its files in
-FOLDER/NAME, and what was measured goes to FOLDER/NAME-fill.json or FOLDER/NAME-ask.json, as far as it came.
-A system is imported when it is first needed, since its import is part of what a fresh process waits for.
+Runs in a separate process. FOLDER holds vectors.npy and queries.npy. The system keeps its files in
+FOLDER/NAME, and the results, complete or not, go to FOLDER/NAME-fill.json or FOLDER/NAME-ask.json. A system
+is imported when it is first used, because its import is part of the time until a new process answers.
 """
 
 import json
@@ -24,25 +24,25 @@ from numpy.typing import NDArray
 K = 10
 BATCH = 64
 WARM_UP = 10
-# Rows that are handed over at a time; Chroma and Milvus have limits of their own.
+# Number of rows in one call that stores; Chroma and Milvus have their own limits.
 BLOCK = 4096
 
 Vectors = NDArray[np.float32]
 
 
 class Unavailable(Exception):
-    """A system that cannot run here; says why."""
+    """A system cannot run here; the message has the reason."""
 
 
 class System(ABC):
-    """A system that holds row i of the vectors (n, d) under the id i.
+    """A system that stores row i of the vectors (n, d) under the id i.
 
     Attributes:
-        packages: the distributions whose versions count.
-        modules: what it imports, so that storing is timed without that.
-        note: what a reader must know of it.
-        stores: whether it has files of its own.
-        batches: whether it takes many vectors in one call.
+        packages: the distributions with versions to report.
+        modules: modules that it imports; they are imported before storing is timed.
+        note: remark for the table.
+        stores: whether it has its own files.
+        batches: whether it accepts many queries in one call.
     """
 
     packages: ClassVar[tuple[str, ...]]
@@ -56,23 +56,23 @@ class System(ABC):
         self.vectors = vectors
 
     def fill(self) -> None:
-        """Stores all rows in the empty folder, and closes what it opened."""
+        """Stores all rows in the empty folder, and closes the files and connections that it opened."""
         raise NotImplementedError
 
     @abstractmethod
     def open(self) -> None:
-        """Opens what was stored."""
+        """Opens the stored rows for searches."""
 
     @abstractmethod
     def one(self, query: Vectors) -> list[int]:
-        """The ids of the K nearest rows to a query (d,), nearest first."""
+        """Returns the ids of the K nearest rows to a query (d,), nearest first."""
 
     def many(self, queries: Vectors) -> list[list[int]]:
-        """The same for queries (m, d) in one call."""
+        """Returns the answers of `one` to queries (m, d), in one call."""
         raise NotImplementedError
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, Vectors]]:
-        """The rows, some at a time, each time with the id of the first."""
+        """Yields blocks of rows, each with the id of its first row."""
         for first in range(0, len(self.vectors), size):
             yield first, self.vectors[first : first + size]
 
@@ -104,7 +104,7 @@ class Faceprint(System):
 
 
 def _rows(matches: Sequence[Any]) -> list[int]:
-    # A gallery counts its faces from 1.
+    # The ids of faces start at 1.
     return [match.face.id - 1 for match in matches]
 
 
@@ -147,7 +147,7 @@ class Usearch(System):
     def open(self) -> None:
         from usearch.index import MetricKind, search
 
-        # The metric is the cosine unless it is named.
+        # The default metric is the cosine.
         self.search, self.metric = search, MetricKind.L2sq
 
     def one(self, query: Vectors) -> list[int]:
@@ -186,15 +186,15 @@ class Lancedb(System):
         self.table = lancedb.connect(self.folder).open_table("faces")
 
     def _search(self, query: Vectors) -> Any:
-        # Its l2 is the square of the distance, which orders rows alike.
-        asked = self.table.search(query).distance_type("l2").bypass_vector_index()
-        return asked.select(["id", "_distance"]).limit(K).to_arrow()
+        # LanceDB's l2 is the squared distance, which has the same order.
+        search = self.table.search(query).distance_type("l2").bypass_vector_index()
+        return search.select(["id", "_distance"]).limit(K).to_arrow()
 
     def one(self, query: Vectors) -> list[int]:
         return list(self._search(query)["id"].to_pylist())
 
     def many(self, queries: Vectors) -> list[list[int]]:
-        # Which query a row answers stands in query_index; the queries come in any order.
+        # query_index has the query of a row; the rows are in arbitrary order.
         found = self._search(queries).sort_by([("query_index", "ascending"), ("_distance", "ascending")])
         answers: list[list[int]] = [[] for _ in queries]
         for query, number in zip(found["query_index"].to_pylist(), found["id"].to_pylist(), strict=True):
@@ -225,7 +225,7 @@ class Milvus(System):
         for first, block in self.blocks(1024):
             rows = [{"id": first + row, "vector": vector} for row, vector in enumerate(block)]
             client.insert("faces", rows)
-        client.flush("faces")  # until then the rows are in memory and in a log
+        client.flush("faces")  # before, the rows are in memory and in a log
         client.close()
 
     def open(self) -> None:
@@ -265,7 +265,7 @@ class Qdrant(System):
         self.client = self._client()
 
     def one(self, query: Vectors) -> list[int]:
-        # Local mode is always exact, and warns of search parameters since it ignores them.
+        # Local mode is always exact. It ignores search parameters, with a warning.
         found = self.client.query_points("faces", query=query, limit=K, with_payload=False)
         return [point.id for point in found.points]
 
@@ -361,7 +361,7 @@ SYSTEMS: dict[str, type[System]] = {
 
 def main() -> None:
     verb, name, folder, rows = sys.argv[1:]
-    _bounded()
+    _limit_memory()
     report = Path(folder) / f"{name}-{verb}.json"
     vectors = np.load(Path(folder) / "vectors.npy", mmap_mode="r")[: int(rows)]
     system = SYSTEMS[name](Path(folder) / name, vectors)
@@ -371,7 +371,7 @@ def main() -> None:
             _fill(system, found)
         else:
             queries = np.load(Path(folder) / "queries.npy")
-            for _ in _asked(system, queries, found):
+            for _ in _searched(system, queries, found):
                 _write(report, found)
     except ModuleNotFoundError as error:
         found["problem"] = f"not installed: {error.name}"
@@ -383,14 +383,14 @@ def main() -> None:
 
 
 def _write(report: Path, found: dict[str, Any]) -> None:
-    """Whole or not at all: the process may be ended at any time."""
+    """Writes the report atomically: the process may be killed at any time."""
     part = report.with_suffix(".part")
     part.write_text(json.dumps(found))
     os.replace(part, report)
 
 
-def _bounded() -> None:
-    """Lets a system that asks for more than half of the memory fail, rather than the machine."""
+def _limit_memory() -> None:
+    """Limits this process to half of the memory, so that a system fails before the machine does."""
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or most < hard:
@@ -403,7 +403,7 @@ def _fill(system: System, found: dict[str, Any]) -> None:
     system.folder.mkdir()
     started = time.perf_counter()
     system.fill()
-    # Not all of them wait for the disk; here all do.
+    # Not all systems wait for the disk; with this fsync all do.
     for place, _, names in os.walk(system.folder):
         for path in [place, *(os.path.join(place, name) for name in names)]:
             descriptor = os.open(path, os.O_RDONLY)
@@ -413,8 +413,8 @@ def _fill(system: System, found: dict[str, Any]) -> None:
     found["bytes"] = sum(path.stat().st_size for path in system.folder.rglob("*") if path.is_file())
 
 
-def _asked(system: System, queries: Vectors, found: dict[str, Any]) -> Iterator[None]:
-    """Measures the answers; each step yields when it is done, for what comes after may fail."""
+def _searched(system: System, queries: Vectors, found: dict[str, Any]) -> Iterator[None]:
+    """Measures the searches. Yields after each step, so that its results are kept if a later step fails."""
     started = time.perf_counter()
     system.open()
     system.one(queries[0])
@@ -432,7 +432,7 @@ def _asked(system: System, queries: Vectors, found: dict[str, Any]) -> Iterator[
         return
     system.many(queries[:BATCH])
     batch_answers, batch_ms = [], []
-    # Whole batches only, unless there are fewer queries than one takes.
+    # Full batches only, unless there are fewer queries than a batch has.
     for first in range(0, max(1, len(queries) // BATCH * BATCH), BATCH):
         batch = queries[first : first + BATCH]
         started = time.perf_counter()

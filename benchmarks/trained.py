@@ -1,4 +1,4 @@
-"""Models for the benchmarks that train some: each is trained once, and kept in a folder."""
+"""Models for the benchmarks that train: each is trained once and kept in a folder."""
 
 import argparse
 import csv
@@ -13,7 +13,7 @@ from training.run import TrainingOptions, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What says how models are trained, and where they are kept."""
+    """Adds the options for how models are trained and where they are kept."""
     parser.add_argument("--keep", type=Path, required=True, help="models that are here are not trained again")
     parser.add_argument("--weights", required=True, help="what training starts from, a FILE or imagenet")
     parser.add_argument("--epochs", type=int, default=FitConfig().epochs)
@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def model(
     name: str, data: Path, recipe: str, options: argparse.Namespace, *, min_images: int, seed: int = 0
 ) -> Path:
-    """The folder of a model that is kept under a name; it is trained first where it is not there yet.
+    """Returns the folder of a model, which is trained first if it does not exist.
 
     Args:
         name: of the folder below `--keep`, without its suffix.
-        data: what to train on.
+        data: the photos to train on.
         recipe: a key of RECIPES.
-        options: those of `add_arguments`.
+        options: the parsed options of `add_arguments`.
         min_images: identities with fewer photos are left out.
         seed: of the split, the order and the augmentation.
     """
@@ -59,7 +59,7 @@ def model(
 
 
 def write_list(path: Path, data: Path, people: Iterable[str]) -> None:
-    """Writes a list of some people's photos, as `train` takes one."""
+    """Writes a list of the photos of some people, in the format that `train` accepts."""
     wanted = set(people)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -68,10 +68,10 @@ def write_list(path: Path, data: Path, people: Iterable[str]) -> None:
 
 
 def beside(weights: str) -> str | None:
-    """The weights of the network before fine-tuning, to measure it too; None where there were none."""
+    """Returns the weights of the network before fine-tuning, as a baseline; None if training used none."""
     return None if weights == "none" else weights
 
 
 def percent(values: Iterable[float]) -> str:
-    """Shares as percentages with one digit."""
+    """Formats shares in percent, with one decimal."""
     return "  ".join(f"{100 * value:5.1f}" for value in values)

@@ -1,4 +1,4 @@
-"""Twenty kinds of files that turn up among photographs and are none."""
+"""Twenty kinds of files that occur among photographs and cannot be read as one."""
 
 import io
 import os
@@ -14,16 +14,16 @@ from PIL import Image
 
 from retrieval.errors import Reason
 
-_NOBODY = 65534
-# Where the extra that reads HEIC is installed, noise behind its magic is found out.
+_NOBODY_UID = 65534
+# With the extra for HEIC, noise after the magic bytes is detected as damage.
 _HEIC = Reason.DAMAGED if find_spec("pillow_heif") else Reason.UNSUPPORTED_FORMAT
 
 
 def make_broken(folder: Path) -> dict[str, Reason]:
-    """Writes the twenty into a folder, which is made when it is not there.
+    """Writes the twenty files into a folder, which is created if needed.
 
     Returns:
-        For each file's name, why it cannot be read.
+        For each file name, the reason why it cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     expected = {}
@@ -37,12 +37,12 @@ def make_broken(folder: Path) -> dict[str, Reason]:
 
 @contextmanager
 def without_rights(path: Path) -> Iterator[None]:
-    """Nobody may read `path` inside the with statement, the superuser no more than others."""
+    """Denies access to `path` for the length of a with statement, also when run as the superuser."""
     mode = path.stat().st_mode
     path.chmod(0)
     root = os.geteuid() == 0
     if root:
-        os.seteuid(_NOBODY)
+        os.seteuid(_NOBODY_UID)
     try:
         yield
     finally:
@@ -74,14 +74,14 @@ def _files() -> dict[str, tuple[bytes, Reason]]:
         "marker alone.jpg": (b"\xff\xd8", Reason.DAMAGED),
         "header and noise.jpg": (jpeg[:20] + noise, Reason.DAMAGED),
         "spoiled.png": (_spoiled(png, png.index(b"IDAT") + 40), Reason.DAMAGED),
-        # The directory of a TIFF may lie anywhere; this one's lies beyond the end.
+        # The directory of a TIFF may be anywhere in the file; this one is beyond the end.
         "spoiled.tiff": (b"II*\0" + struct.pack("<I", 5000) + noise, Reason.DAMAGED),
         "bomb.png": (_bomb(60_000, 60_000), Reason.TOO_MANY_PIXELS),
     }
 
 
 def _picture(file_format: str) -> bytes:
-    """A noisy picture, so that half of its bytes are half of the picture in every format."""
+    """Encodes a noise image: in every format, half of its bytes are about half of the image."""
     levels = np.random.default_rng(21).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, file_format)
@@ -93,7 +93,7 @@ def _spoiled(data: bytes, start: int) -> bytes:
 
 
 def _bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes that promises many more pixels than a memory holds."""
+    """Makes a PNG of a few hundred bytes with a header that declares more pixels than fit into memory."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(10_000))), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

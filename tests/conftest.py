@@ -1,8 +1,8 @@
-"""Small real things: drawn faces, a narrow network exported as a bundle, a gallery on disk."""
+"""Fixtures for all tests: drawn faces, a narrow network exported as a bundle, a gallery on disk."""
 
 import os
 
-# Threads of OpenMP that wait take no core from the other tests; read when FAISS and torch are loaded.
+# Waiting OpenMP threads must not occupy a core. The variable is read when FAISS and torch are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
@@ -23,14 +23,14 @@ from training.fitting.export import export
 from training.reports import model_card
 from training.synthetic_faces import draw_faces
 
-# A shell starts its background jobs with SIGINT ignored, and some of the tests are about Ctrl-C.
+# A shell starts background jobs with SIGINT ignored, and some tests need SIGINT (Ctrl-C).
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Small training runs many times faster on one thread, and does not starve what runs beside it.
+# Small training runs are many times faster on one thread, and leave cores to other processes.
 torch.set_num_threads(1)
 
-# The same examples in every run: what failed once fails again, and nothing else fails on another day.
-# `pytest --hypothesis-profile=explore` draws others.
+# The same examples in every run, so that failures are reproducible.
+# `pytest --hypothesis-profile=explore` draws other examples.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("suite")
@@ -38,18 +38,18 @@ settings.load_profile("suite")
 IDENTITIES = 6
 PHOTOS = 6
 
-# Where temporary folders lie in memory, and how much room the tests want there.
+# A file system in memory for temporary folders, and the free bytes that the tests need there.
 _MEMORY = Path("/dev/shm")
-_ROOM = 4 * 2**30
+_MIN_FREE_BYTES = 4 * 2**30
 
 _SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Puts temporary folders into memory where there is room, unless it is said where they go.
+    """Puts temporary folders into memory if it has enough space, unless --basetemp is given.
 
-    Galleries sync each of their files, which takes a disk some milliseconds; that they sync when they must is
-    tested above the disk (`tests/faults.py`).
+    Galleries sync each of their files, which takes some milliseconds on a disk. That they sync when they must
+    is tested above the disk (`tests/faults.py`).
     """
     if config.option.basetemp is None and _has_room(_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
@@ -58,14 +58,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def _has_room(folder: Path) -> bool:
     if not os.access(folder, os.W_OK):
         return False
-    # Environments that the tests make are run from where they lie.
-    runs = not os.statvfs(folder).f_flag & os.ST_NOEXEC
-    return runs and shutil.disk_usage(folder).free >= _ROOM
+    # Tests create virtual environments in temporary folders and run them.
+    executable = not os.statvfs(folder).f_flag & os.ST_NOEXEC
+    return executable and shutil.disk_usage(folder).free >= _MIN_FREE_BYTES
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is remembered about files goes into a folder of the test run, also from other processes."""
+    """Puts faceprint's cache into a folder of the test run, also for child processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -73,7 +73,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real photographs and weights; a test that asks for it skips where it is absent."""
+    """The folder with real photographs and weights; tests that use it are skipped if it is absent."""
     folder = Path(os.environ.get("FACEPRINT_SHARED", _SHARED))
     if not (folder / "data").is_dir():
         pytest.skip(f"the real photographs are not at {folder}")
@@ -88,14 +88,14 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def network() -> Network:
-    """The narrowest network of the family, with the same random weights every time."""
+    """The narrowest architecture, with the same random weights every time."""
     torch.manual_seed(0)
     return Network(IDENTITIES, architecture="resnet14-narrow").eval()
 
 
 @pytest.fixture(scope="session")
 def bundle(network: Network, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
-    """That network as a bundle for 32 x 32 pixels; its labels are the drawn people."""
+    """The bundle of `network` for 32 x 32 pixels; its labels are the drawn people."""
     sample = np.stack([pixels.read(path, size=32) for path in sorted(faces.glob("*/*_0001.jpg"))])
     return export(
         network,
@@ -112,7 +112,7 @@ def bundle(network: Network, faces: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def empty_gallery(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty gallery that nobody opens: a copy of it costs a third of what making one does."""
+    """The folder of an empty gallery, to be copied, not opened: a copy takes 1/3 of the time of `create`."""
     folder = tmp_path_factory.mktemp("galleries") / "empty.gallery"
     Gallery.create(folder, bundle).close()
     return folder
@@ -127,7 +127,7 @@ def gallery(empty_gallery: Path, tmp_path: Path) -> Iterator[Gallery]:
 
 @pytest.fixture
 def one_core() -> Iterator[None]:
-    """The test runs on one core, as under `taskset`, and so do the threads and processes that it starts."""
+    """Runs the test on one core, as under `taskset`, with all threads and processes that it starts."""
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system has no affinity")
     every = os.sched_getaffinity(0)

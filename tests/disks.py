@@ -1,4 +1,4 @@
-"""Disks that are really full, or mounted for reading only: for one process, in a world of its own."""
+"""Full and read-only disks for tests, mounted for one process in its own mount namespace."""
 
 import os
 import shutil
@@ -21,21 +21,21 @@ _READ_ONLY = (
 
 
 def on_small_disk(folder: Path, program: str, *, size: str, arguments: tuple[str, ...] = ()) -> Done:
-    """Runs a program of Python with an empty disk of a size mounted over the folder, its first argument.
+    """Runs a Python program with an empty disk of the given size mounted over `folder`, its first argument.
 
-    The test skips where nothing can be mounted.
+    Skips the test if nothing can be mounted.
     """
     return _run(_SMALL, size, folder, program, arguments)
 
 
 def on_read_only_media(folder: Path, program: str, *arguments: str) -> Done:
-    """Runs a program of Python with the folder, its first argument, mounted for reading only."""
+    """Runs a Python program with `folder`, its first argument, mounted read-only."""
     return _run(_READ_ONLY, "sh", folder, program, arguments)
 
 
 @contextmanager
 def filled(disk: Path, *, room: int) -> Iterator[None]:
-    """A disk of which all but `room` bytes are taken, for the length of a with statement."""
+    """Fills a disk up to `room` free bytes, for the length of a with statement."""
     with open(disk / "ballast", "wb", buffering=0) as ballast:
         try:
             while True:

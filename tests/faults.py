@@ -1,8 +1,8 @@
-"""Faults at every call: a process is killed, or its disk full, broken or without power, at the n-th change.
+"""Fault injection at every call that changes the disk: kill, full disk, I/O error or power loss.
 
-`fault.c` is preloaded into a server process that has imported what is slow to import. For every request
-the server forks a child, which arms the shim, runs one function and reports. On that stand `sweep` (every
-point of an operation, one fault at each) and `power_loss_images` (what a disk may hold after every call).
+`fault.c` is preloaded into a server process that has imported the slow modules. For every request the server
+forks a child, which arms the shim, runs one function and reports. `sweep` (one fault at each point of an
+operation) and `power_loss_images` (possible disk contents after every call) are built on the server.
 """
 
 import ctypes
@@ -38,23 +38,23 @@ needs_shim = pytest.mark.skipif(
     reason="faults are injected by a library for Linux that cc compiles; one of the two is missing",
 )
 
-Function: TypeAlias = Callable[..., Any] | str  # what pickle finds by name, or "module:function"
+Function: TypeAlias = Callable[..., Any] | str  # importable by its qualified name, or "module:function"
 
 
 class Kind(enum.IntEnum):
-    """What happens at the n-th call that changes the disk; the numbers are those of fault.c."""
+    """The fault at the n-th call that changes the disk; the numbers are those of fault.c."""
 
     COUNT = 0  # nothing
     KILL = 1  # SIGKILL, before the call
     ENOSPC = 2  # this call fails, and no other
     EIO = 3
-    FULL = 4  # from here on, whatever needs space fails with ENOSPC
-    DEAD = 5  # from here on, everything fails with EIO
+    FULL = 4  # from this call on, every call that needs space fails with ENOSPC
+    DEAD = 5  # from this call on, every call fails with EIO
     TRACE = 6  # every call is recorded
-    NO_LOCKS = 7  # every lock is refused with ENOLCK, as on some network shares; nothing else fails
+    NO_LOCKS = 7  # every lock fails with ENOLCK, as on some network shares; no other call fails
 
 
-# What a recorded call did; the numbers are those of fault.c.
+# The kinds of recorded calls; the numbers are those of fault.c.
 Call = enum.IntEnum("Call", "FAILED WRITE TRUNCATE CREATE SYNC RENAME LINK SYMLINK UNLINK MKDIR", start=0)
 
 
@@ -64,7 +64,7 @@ class Op:
 
     call: Call
     path: str
-    other: str  # where a rename or a link leads
+    other: str  # target path of a rename or a link
     offset: int
     length: int  # bytes written, or the new size
     data: bytes = field(repr=False)
@@ -72,12 +72,12 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run in a child ended."""
+    """The result of a run in a child."""
 
     state: Literal["done", "error", "killed", "hung"]
-    count: int  # calls that were counted; of a killed child the one it died before; of a hung one 0
+    count: int  # number of counted calls; for a killed child, the call before which it died; 0 if hung
     result: Any = None
-    error: str = ""  # the type of the exception, "Died" for a child that ended without a word
+    error: str = ""  # the type of the exception, "Died" for a child that ended without a report
     message: str = ""
 
     def reached(self, at: int) -> bool:
@@ -87,7 +87,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """An operation with a fault at each of its points, and those points where a check failed."""
+    """The result of a sweep: an operation with a fault at each point, and the points where a check failed."""
 
     operation: str
     kind: Kind
@@ -108,11 +108,11 @@ class _Request:
 
 
 def shim() -> Path:
-    """The compiled fault.c; made once and kept by its content."""
+    """Returns the path of the compiled fault.c; it is compiled once for each content."""
     source = _HERE / "fault.c"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"fault-{os.getuid()}-{digest}.so"
-    # A file of another user under this name is not ours to load.
+    # A file of another user under this name must not be loaded.
     if not (path.exists() and path.stat().st_uid == os.getuid()):
         descriptor, temporary = tempfile.mkstemp(suffix=".so")
         os.close(descriptor)
@@ -123,7 +123,7 @@ def shim() -> Path:
 
 
 def count() -> int:
-    """How many calls were counted so far. For a function that runs in a child, to say when it did what."""
+    """Returns the number of calls counted so far; for functions in a child, to report when they did what."""
     return int(ctypes.CDLL(None).fault_count())
 
 
@@ -131,7 +131,7 @@ def count() -> int:
 
 
 class FaultServer:
-    """A process with the shim and with modules imported, that forks a child for every run.
+    """A process with the shim and preloaded modules, which forks a child for every run.
 
     Args:
         preload: modules that are imported before the first fork.
@@ -148,7 +148,7 @@ class FaultServer:
             **os.environ,
             "LD_PRELOAD": ":".join(preloads),
             "PYTHONPATH": ":".join(paths),
-            # A process with threads cannot be forked, and numpy and FAISS would start theirs.
+            # A process with threads must not be forked, and numpy and FAISS would start threads.
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
@@ -185,12 +185,12 @@ class FaultServer:
 
         Args:
             timeout: seconds after which the child is killed and counts as hung.
-            log: where a trace goes; outside of `root`.
+            log: path of the trace; outside of `root`.
         """
         return self._asked(_Request(_name(function), args, root, at, kind, timeout, log))
 
     def call(self, function: Function, args: tuple[Any, ...]) -> Outcome:
-        """Runs a function in the server itself, without a fault: there is no fork, and caches are warm."""
+        """Runs a function in the server itself, without fork and without a fault; its caches stay warm."""
         return self._asked(_Request(_name(function), args, _HERE, 0, Kind.COUNT, 0, None, fork=False))
 
     def _asked(self, request: _Request) -> Outcome:
@@ -216,7 +216,7 @@ def _found(name: str) -> Callable[..., Any]:
 
 
 def serve(descriptor: int) -> None:
-    """Answers requests until the other end is closed. Runs in the server."""
+    """Answers requests until the client closes the connection. Runs in the server."""
     with Connection(descriptor) as connection:
         try:
             for module in connection.recv():
@@ -237,8 +237,8 @@ def _in_server(request: _Request) -> Outcome:
 
 
 def _in_child(request: _Request) -> Outcome:
-    function = _found(request.function)  # imported here, so that it costs time only once
-    gc.freeze()  # a child that collects would copy every page it looks at
+    function = _found(request.function)  # imported in the server, so that no child repeats the import
+    gc.freeze()  # garbage collection in a child would copy every page that it touches
     reader, writer = multiprocessing.Pipe(duplex=False)
     pid = os.fork()
     if pid == 0:
@@ -254,7 +254,7 @@ def _in_child(request: _Request) -> Outcome:
             outcome = reader.recv() if ready else Outcome("hung", 0)
         except EOFError:
             outcome = None
-        os.kill(pid, signal.SIGKILL)  # what has ended already keeps its own exit code
+        os.kill(pid, signal.SIGKILL)  # a child that has already ended keeps its exit code
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if isinstance(outcome, Outcome):
         return outcome
@@ -265,7 +265,7 @@ def _in_child(request: _Request) -> Outcome:
 
 def _perform(request: _Request, function: Callable[..., Any]) -> Outcome:
     shim = ctypes.CDLL(None)
-    shim.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a child that hangs does not outlive its server
+    shim.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a hung child dies with its server
     shim.fault_count.restype = ctypes.c_long
     root = os.fsencode(request.root)
     if request.kind is Kind.TRACE:
@@ -283,7 +283,7 @@ def _perform(request: _Request, function: Callable[..., Any]) -> Outcome:
     return Outcome("done", shim.fault_count(), result)
 
 
-# Every point
+# The sweep
 
 
 def sweep(
@@ -298,18 +298,18 @@ def sweep(
     step: int = 1,
     timeout: float = 600,
 ) -> Swept:
-    """Runs an operation again and again, with a fault at its 1st call, its 2nd, and so on to its end.
+    """Runs an operation repeatedly, with a fault at its 1st call, its 2nd, and so on to its last.
 
-    The last run, in which the fault was not reached, is checked too. A child that hangs is a failure and
-    ends the sweep.
+    The last run, in which the fault is not reached, is checked too. A hung child is a failure and ends the
+    sweep.
 
     Args:
         operation: called in a child with the folder of the point, and with `args`.
-        make: lays the initial state into that folder, which is empty. Runs in threads, as `check` does.
-        check: raises where something does not hold; the folder is removed afterwards.
-        servers: each takes a point at a time.
-        workspace: where the folders are made.
-        step: how far it is from one point to the next.
+        make: makes the initial state in that empty folder. Runs in threads, as `check` does.
+        check: raises if an invariant does not hold; the folder is removed afterwards.
+        servers: each runs one point at a time.
+        workspace: parent of the points' folders.
+        step: distance between two points, in calls.
     """
     numbers, over, lock = itertools.count(1, step), threading.Event(), threading.Lock()
     reached: list[int] = []
@@ -327,7 +327,7 @@ def sweep(
             try:
                 assert outcome.state != "hung", f"nothing came back in {timeout} s"
                 check(folder, outcome)
-            except Exception as error:  # a gallery that cannot be opened is a broken one, too
+            except Exception as error:  # also errors of opening a damaged gallery
                 failures.append((number, f"{type(error).__name__}: {error}"))
 
     def work(server: FaultServer) -> None:
@@ -351,7 +351,7 @@ _RECORD = struct.Struct("<4I2q")
 
 
 def trace(server: FaultServer, function: Function, args: tuple[Any, ...], root: Path) -> list[Op]:
-    """Runs a function to its end; gives what it changed under `root`: op n - 1 is the call that counts n."""
+    """Runs a function to its end; returns its changes under `root`: op n - 1 is call number n."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         outcome = server.run(function, args, root, kind=Kind.TRACE, log=log)
@@ -360,7 +360,7 @@ def trace(server: FaultServer, function: Function, args: tuple[Any, ...], root: 
 
 
 def read_ops(log: bytes) -> Iterator[Op]:
-    """The calls in a log that fault.c wrote."""
+    """Yields the calls in a log that fault.c wrote."""
     position = 0
     while position < len(log):
         call, *sizes, offset, length = _RECORD.unpack_from(log, position)
@@ -394,21 +394,21 @@ _Image: TypeAlias = dict[str, bytes | tuple[bytes] | None]  # content, (text of 
 def power_loss_images(
     initial: Path, ops: Sequence[Op], target: Path, *, distinct: bool = False, step: int = 1
 ) -> Iterator[tuple[int, Variant, Path]]:
-    """What a machine that lost power after n calls may find on its disk, for every n from 0 on.
+    """Yields possible disk contents after a power loss that follows n calls, for every n from 0 on.
 
-    - "all": everything that was done, as after a SIGKILL.
-    - "lost": nothing that was not synced: a file has the bytes of its last fsync, a folder the entries of
-      its last fsync. One exception: an fsync of a file named *-wal or *-journal keeps its entry, too, as
-      SQLite relies on it where it does not sync the folder.
-    - "reordered": metadata went first. Entries are as in "all", and files cut, but bytes as in "lost".
+    - "all": all changes, as after a SIGKILL.
+    - "lost": only synced changes: a file has the bytes of its last fsync, a folder the entries of its last
+      fsync. One exception: an fsync of a file named *-wal or *-journal also keeps its entry, because SQLite
+      relies on that if it does not sync the folder.
+    - "reordered": metadata was written first. Entries and truncations are as in "all", bytes as in "lost".
 
-    SQLite's *-shm files, which it makes anew, are in none of them. Modes and times are not rebuilt.
+    No image has SQLite's *-shm files, which SQLite recreates. Modes and times are not restored.
 
     Args:
-        initial: a copy of the root as it was before the first call, taken for durable.
-        target: an existing folder; each image is removed when the next is asked for.
-        distinct: leave out an image that equals an earlier one, but never those after the last call.
-        step: how far it is from one n to the next.
+        initial: a copy of the root before the first call; its contents count as durable.
+        target: an existing folder; each image is removed when the next one is requested.
+        distinct: leave out images that equal an earlier one, except those after the last call.
+        step: distance between two values of n, in calls.
     """
     disk, before = _load(initial), set[bytes]()
     for number in range(len(ops) + 1):
@@ -445,7 +445,7 @@ def _load(path: Path) -> _Folder:
 
 
 def _replay(disk: _Folder, op: Op) -> None:
-    """Does to a disk what was done. What concerns a file without a name any more changes nothing."""
+    """Applies a recorded call to a disk. A call on a file that no longer has a name changes nothing."""
     folder, name = _parent(disk, op.path)
     node = disk if not op.path else folder.entries.get(name)
     match op.call, node:
@@ -480,7 +480,7 @@ def _replay(disk: _Folder, op: Op) -> None:
 
 
 def _parent(disk: _Folder, path: str) -> tuple[_Folder, str]:
-    """The folder that a path's last name is in; for a path outside of the root one that nobody sees."""
+    """Returns the parent folder and the name of a path; outside of the root, a discarded folder."""
     *parents, name = path.split("/")
     if path.startswith("/"):
         return _Folder(), name
@@ -491,7 +491,7 @@ def _parent(disk: _Folder, path: str) -> tuple[_Folder, str]:
 
 
 def _image(folder: _Folder, variant: Variant, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Paths and what is there, folders before what they hold."""
+    """Yields the paths of an image with their contents, folders before their entries."""
     for name, node in (folder.synced if variant == "lost" else folder.entries).items():
         if isinstance(node, _Folder):
             yield prefix + name, None

@@ -1,7 +1,7 @@
-"""Everything that changes a gallery, as operations on a small one that a fault may end at any call.
+"""All operations that change a gallery, on small galleries, for tests that interrupt them at any call.
 
-Each operation works on a folder that `lay` made, leaves the same gallery when it is done again, and says
-through `states` which galleries may be left when it was interrupted.
+Each operation works on a folder that `lay` made, and leaves the same gallery when it is repeated.
+`all_states` lists the galleries that an interrupted operation may leave.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ from retrieval.storage import codes
 from retrieval.storage.vault import Vault
 from retrieval.system.files import is_free
 
-# Who is in a gallery: (SHA-256, identity, paths, what is said of both as JSON) -> the bytes of the vector.
-# What is known of its distances is one entry more, under CALIBRATION.
+# The faces of a gallery: (SHA-256, identity, paths, metadata of face and identity as JSON) -> bytes of the
+# vector. The calibration is one more entry, under CALIBRATION.
 Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...], str], bytes]
 CALIBRATION = "calibration"
 
@@ -49,17 +49,17 @@ DIMENSION = 8
 SIZE = 8
 PEOPLE = ("Adi", "Kim", "Zephyr Kant")
 GONE = "Zephyr Kant"
-BADGE = "badge 4711 of somebody"  # said of the one who goes, and of a face of theirs
+BADGE = "badge 4711 of somebody"  # in the metadata of the identity that is forgotten, and of one of its faces
 
-# What an interrupted write may leave, and the next one puts right.
+# Findings that an interrupted write may leave, and that the next write removes.
 HARMLESS = {Trouble.LEFTOVER, Trouble.UNFINISHED}
 
 
-# The small real things
+# The model, photos and faces
 
 
 def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Lets work be done on galleries whose segments have codes, however small they are."""
+    """Makes segments get codes while `work` runs, even in small galleries."""
 
     @functools.wraps(work)
     def with_codes(root: Path) -> None:
@@ -74,7 +74,7 @@ def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def tiny_model(folder: Path, *, seed: int = 0) -> ModelBundle:
-    """A network of two layers that onnxruntime runs, in 20 KB."""
+    """Makes a bundle of a network with two layers, for onnxruntime, in 20 KB."""
     rng = np.random.default_rng(seed)
     weights = {
         "embed": rng.standard_normal((SIZE * SIZE * 3, DIMENSION)).astype(np.float32),
@@ -121,7 +121,7 @@ def photo(number: int) -> Image.Image:
 
 
 def write_photos(folder: Path, numbers: range, *, start: int = 0) -> None:
-    """Photos of three people, who take turns."""
+    """Writes photos with the given numbers; the three people take turns."""
     for number in numbers:
         name = PEOPLE[number % len(PEOPLE)]
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def write_photos(folder: Path, numbers: range, *, start: int = 0) -> None:
 
 
 def vector_of(sha256: str) -> NDArray[np.float32]:
-    """A vector that a photo with these bytes might have given: the same every time."""
+    """Returns a vector that is a function of the hash, as an embedding is of a photo."""
     return np.random.default_rng(int(sha256, 16)).standard_normal(DIMENSION).astype(np.float32)
 
 
@@ -144,7 +144,7 @@ def add(gallery: Gallery, numbers: range) -> None:
 
 
 def contents(folder: Path) -> Contents:
-    """Who is in a gallery and with which vector; each row has exactly one."""
+    """Returns the faces of a gallery with their vectors; checks that each row has exactly one vector."""
     vault = Vault.open(folder, read_only=True)
     try:
         with vault.store.read() as reader:
@@ -171,7 +171,7 @@ def contents(folder: Path) -> Contents:
         vault.close()
 
 
-# The operations: each is called with the folder that `lay` filled
+# The operations: the argument is the folder that `lay` filled
 
 
 @coded
@@ -182,7 +182,7 @@ def create(root: Path) -> None:
 
 @coded
 def merge_segments(root: Path) -> None:
-    """One more photo, and three segments become one."""
+    """Enrolls one more photo; three segments become one."""
     with Gallery.open(root / "people.gallery") as gallery:
         add(gallery, range(7, 8))
 
@@ -196,7 +196,7 @@ def enroll_three_batches(root: Path) -> None:
 
 @coded
 def ingest_photos(root: Path) -> None:
-    """Real photos through a real network: new ones, a changed one, a renamed one, a broken one."""
+    """Ingests image files with a network: new ones, a changed one, a renamed one and a broken one."""
     with Gallery.open(root / "photo.gallery") as gallery:
         report = ingest(gallery, [_photos(root, "changed")], batch_size=2, workers=1)
     assert report.found == report.enrolled + report.known + report.duplicate + report.rejected
@@ -205,7 +205,7 @@ def ingest_photos(root: Path) -> None:
 
 @coded
 def replace(root: Path) -> None:
-    """Other bytes under a known path, and the old bytes under a new one for another face."""
+    """Enrolls other bytes under two known paths."""
     with Gallery.open(root / "people.gallery") as gallery:
         faces = [face(20, path="/photos/0.png"), face(21, path="/photos/5.png")]
         gallery.enroll_vectors(faces, np.stack([vector_of(one.sha256) for one in faces]))
@@ -215,7 +215,7 @@ def replace(root: Path) -> None:
 def forget(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         if gallery.receipts():
-            gallery.compact()  # it is done, or owed: any write finishes it
+            gallery.compact()  # the erasure is done or deferred; any write completes it
         else:
             gallery.forget(GONE)
 
@@ -251,7 +251,7 @@ def merge_people(root: Path) -> None:
 
 @coded
 def annotate(root: Path) -> None:
-    """Metadata are replaced, removed and new, of faces and of people."""
+    """Adds, replaces and removes metadata of faces and of people."""
     with Gallery.open(root / "people.gallery") as gallery:
         gallery.annotate(
             faces={1: {"year": 2020, "pad": "x" * 5000}, 3: None},
@@ -262,7 +262,7 @@ def annotate(root: Path) -> None:
 
 @coded
 def calibrate(root: Path) -> None:
-    """Another threshold takes the place of the one that is known, and is written anew with everything."""
+    """Replaces the calibrated threshold, then rewrites it with all data by a compaction."""
     with Gallery.open(root / "people.gallery") as gallery:
         gallery.calibrate(0.3)
         gallery.compact()
@@ -270,14 +270,14 @@ def calibrate(root: Path) -> None:
 
 @coded
 def sync(root: Path) -> None:
-    """Two of the photos are gone from the disk, and one person's folder has another name."""
+    """Removes faces of missing photos: two files are deleted, and the folder of one person is renamed."""
     with Gallery.open(root / "synced.gallery") as gallery:
         gallery.remove_missing([_photos(root, "thinned")])
 
 
 @coded
 def relabel(root: Path) -> None:
-    """One of two photos is said to be of somebody new, and all of another person's of a known one."""
+    """Relabels one of two photos of a person to a new identity, and all photos of another to a known one."""
     said = {"Adi_0.png": "Nina", f"{GONE}_2.png": "Kim", f"{GONE}_5.png": "Kim"}
     paths = [path for path in sorted(_photos(root, "kept").rglob("*.png")) if path.name in said]
     with Gallery.open(root / "kept.gallery") as gallery:
@@ -287,7 +287,7 @@ def relabel(root: Path) -> None:
 @coded
 def relocate(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery, contextlib.suppress(InputError):
-        gallery.relocate("/photos", "/pictures")  # once it is done, there is nothing left to relocate
+        gallery.relocate("/photos", "/pictures")  # a repetition raises: no path is left to relocate
 
 
 @coded
@@ -313,7 +313,7 @@ def back_up(root: Path) -> None:
 
 @coded
 def restore(root: Path) -> None:
-    """In place: a face was added and a person forgotten since the backup."""
+    """Restores in place; since the backup, faces were added and a person was forgotten."""
     Gallery.restore(root / "backup", root / "later.gallery")
 
 
@@ -325,20 +325,20 @@ def restore_anew(root: Path) -> None:
 
 @coded
 def upgrade(root: Path) -> None:
-    """A gallery of the first version."""
+    """Migrates a gallery of the first version."""
     Gallery.open(root / "old.gallery").close()
 
 
 @coded
 def first_write(root: Path) -> None:
-    """A gallery of the first version is written to: its folder of vectors gets its id."""
+    """Writes to a gallery of the first version, which gives its folder of vectors an id."""
     with Gallery.open(root / "old.gallery") as gallery:
         add(gallery, range(7, 8))
 
 
 @coded
 def mend(root: Path) -> None:
-    """A segment is damaged; its photos are there."""
+    """Repairs a gallery with a damaged segment; the photos still exist."""
     repair(root / "damaged.gallery")
 
 
@@ -351,13 +351,13 @@ def export(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that changes a gallery.
+    """An operation that changes a gallery.
 
     Attributes:
-        work: does it; a second time it does what is left, if anything.
-        gallery: the folder that it is about.
-        batches: how many steps it may stop between, each a whole state.
-        erased: bytes that must not be found in the gallery when it is done.
+        work: runs the operation; a repetition completes the remaining work, if any.
+        gallery: name of the folder of the gallery.
+        stages: whether it commits in several batches, with a valid state after each.
+        erased: bytes that must not occur in the gallery afterwards.
     """
 
     work: Callable[[Path], None]
@@ -408,7 +408,7 @@ OPERATIONS = {
 
 @coded
 def lay(root: Path) -> None:
-    """Every initial state that an operation needs, below one folder, and the photos that stay there."""
+    """Makes the initial states of all operations in one folder, with photos that are never copied."""
     model = tiny_model(root / "model")
     tiny_model(root / "other-model", seed=1)
     people = root / "people.gallery"
@@ -432,7 +432,7 @@ def lay(root: Path) -> None:
 
 
 def _photos(root: Path, name: str) -> Path:
-    """Photos are known by their paths, so they stay where they were when their gallery was laid."""
+    """Returns a folder of photos in the folder that `lay` filled: galleries store absolute paths."""
     return (root / "fixed").resolve() / name
 
 
@@ -458,13 +458,14 @@ def _lay_photos(root: Path, model: ModelBundle) -> None:
     photo(100).save(changed / "Adi" / "Adi_0.png")
     (changed / "Kim" / "Kim_1.png").rename(changed / "Kim" / "renamed.png")
     (changed / "Kim" / "broken.png").write_bytes(b"not a picture at all")
-    # They look as if nobody had written to them for years, so what they are is stored, of known ones too.
+    # Old modification times: the stat of a file, also of a known one, is stored only if the file was not
+    # written recently.
     for path in changed.glob("*/*"):
         os.utime(path, (1e9, 1e9))
 
 
 def _lay_old(root: Path, model: ModelBundle) -> None:
-    """A gallery as the first version left it."""
+    """Makes a gallery in the format of the first version."""
     folder = root / "old.gallery"
     shutil.copytree(root / "people.gallery", folder)
     for extra in ("gallery.db", "gallery.sums", "vectors/gallery.id"):
@@ -504,10 +505,10 @@ def _lay_old(root: Path, model: ModelBundle) -> None:
 
 
 def left(root: Path, name: str) -> tuple[Contents | None, bool]:
-    """What a gallery holds, None where there is none; and whether `verify` finds nothing, not even leftovers.
+    """Returns the contents of a gallery, or None without one, and whether `verify` has no findings at all.
 
     Raises:
-        AssertionError: it finds more than leftovers.
+        AssertionError: a finding is not in HARMLESS.
     """
     folder = root / OPERATIONS[name].gallery
     if is_free(folder):
@@ -519,10 +520,10 @@ def left(root: Path, name: str) -> tuple[Contents | None, bool]:
 
 
 def check(root: Path, name: str, state: str, error: str, states: list[Contents | None]) -> None:
-    """I1 to I3 and I6, after a fault: a whole state is left, and doing it again ends as if undisturbed.
+    """Checks I1 to I3 and I6 after a fault: the state is valid, and a repetition ends as without the fault.
 
     Raises:
-        AssertionError: something does not hold.
+        AssertionError: an invariant does not hold.
     """
     operation = OPERATIONS[name]
     before, after = states[0], states[-1]
@@ -540,7 +541,7 @@ def check(root: Path, name: str, state: str, error: str, states: list[Contents |
     found, tidy = left(root, name)
     assert found == after, f"done again, and not as if undisturbed: {summary(found)}"
     folder = root / operation.gallery
-    # Doing it again may have found nothing left to write, and so nothing was tidied.
+    # If the repetition had nothing to write, leftovers are still there.
     if not tidy:
         assert (final := repair(folder).after).whole, final.findings
     _check_others(root, operation, before)
@@ -557,7 +558,7 @@ def _check_others(root: Path, operation: Operation, before: Contents | None) -> 
 
 
 def erased(folder: Path, operation: Operation) -> None:
-    """I5: no byte of what was forgotten is in any file."""
+    """Checks I5: no file contains bytes of the forgotten data."""
     if operation.erased:
         data = b"\0".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
         assert [trace in data for trace in operation.erased] == [False] * len(operation.erased)
@@ -573,7 +574,7 @@ def summary(found: Contents | None) -> str:
 
 
 def all_states(root: Path, name: str) -> list[Contents | None]:
-    """The galleries that an operation may leave: before, between its batches, after. Does it, to see."""
+    """Runs an operation; returns the galleries that it may leave: before, between batches, and after."""
     operation = OPERATIONS[name]
     folder = root / operation.gallery
     states: list[Contents | None] = []
@@ -584,7 +585,7 @@ def all_states(root: Path, name: str) -> list[Contents | None]:
             states.append(found)
 
     if operation.work is first_write:
-        upgrade(root)  # what is looked at is only read
+        upgrade(root)  # `contents` opens the gallery for reading only, which needs the current version
     if operation.work is not upgrade and operation.work is not mend:
         look()
     if operation.stages:
@@ -607,7 +608,7 @@ def all_states(root: Path, name: str) -> list[Contents | None]:
 
 
 def copy_initial(laid: Path, name: str, root: Path) -> None:
-    """Lays what an operation needs into an empty folder."""
+    """Copies the initial state of an operation into an empty folder."""
     operation = OPERATIONS[name]
     needed = {operation.gallery}
     if operation.work is create:
@@ -622,7 +623,7 @@ def copy_initial(laid: Path, name: str, root: Path) -> None:
     (root / "fixed").symlink_to(laid)
 
 
-# What is put in the place of a file
+# Replacements for a file
 
 
 def _pipe(path: Path) -> None:
@@ -630,7 +631,7 @@ def _pipe(path: Path) -> None:
 
 
 def _socket(path: Path) -> None:
-    # The name of a socket is limited to some hundred bytes, that of a test's folder is not.
+    # The path of a socket is limited to about 100 bytes, which a test's folder may exceed.
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX) as one:
@@ -639,7 +640,7 @@ def _socket(path: Path) -> None:
         os.close(descriptor)
 
 
-# What it is called, and what makes it where nothing is.
+# Objects other than files, by name, with the function that makes one at a free path.
 OTHER_THAN_FILES: dict[str, Callable[[Path], None]] = {
     "a pipe": _pipe,
     "a socket": _socket,

@@ -1,4 +1,4 @@
-"""The sweep: every operation of `operations`, with every fault of `faults`, at every call."""
+"""The crash sweep: every operation of `operations` with every fault of `faults`, at every call."""
 
 import queue
 import shutil
@@ -12,7 +12,7 @@ from tests import operations
 from tests.faults import FaultServer, Kind, Outcome, Swept, power_loss_images, sweep, trace
 from tests.operations import Contents
 
-# All that an operation or a check imports, so that no child does it again.
+# All modules that an operation or a check imports, so that no child repeats an import.
 _PRELOAD = (
     *("tests.operations", "onnxruntime", "retrieval.models.onnx_engine", "retrieval.models.self_test"),
     *("alembic.command", "msgspec.json", "numpy.ma"),
@@ -20,7 +20,7 @@ _PRELOAD = (
 
 
 class Sweeper:
-    """The initial states, laid once, and the processes that fork a child for each point."""
+    """The initial states, made once, and the server processes that fork a child for each point."""
 
     def __init__(self, workspace: Path, *, processes: int = 2) -> None:
         self._workspace = workspace
@@ -46,7 +46,7 @@ class Sweeper:
         self._stack.close()
 
     def sweep(self, name: str, kind: Kind, *, step: int = 1) -> Swept:
-        """One operation, one kind of fault, at every step-th call."""
+        """Sweeps one operation with one kind of fault, at every step-th call."""
         states = self.states(name)
 
         def check(root: Path, outcome: Outcome) -> None:
@@ -63,7 +63,7 @@ class Sweeper:
         )
 
     def lose_power(self, name: str, *, step: int = 1) -> Swept:
-        """One operation, and each disk that a loss of power after every step-th of its calls may leave."""
+        """Checks one operation on each possible disk after a power loss at every step-th of its calls."""
         states, points, failures = self.states(name), 0, []
         with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
             initial, run, image = (Path(folder) / part for part in ("initial", "run", "image"))
@@ -82,7 +82,7 @@ class Sweeper:
         return Swept(name, Kind.TRACE, points, failures)
 
     def states(self, name: str) -> list[Contents | None]:
-        """The galleries that an operation may leave."""
+        """Returns the galleries that an operation may leave."""
         if name not in self._states:
             with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
                 root = Path(folder)
@@ -91,10 +91,10 @@ class Sweeper:
         return self._states[name]
 
     def _ask(self, function: object, root: Path, *arguments: object) -> object:
-        """Calls a function in a process beside this one, without any fault.
+        """Calls a function in a server process, without a fault, and returns its result.
 
         Raises:
-            AssertionError: it did not come to its end.
+            AssertionError: the function raised an error.
         """
         server = self._idle.get()
         try:

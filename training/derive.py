@@ -1,4 +1,4 @@
-"""A new bundle with other embeddings from a trained one, without training again."""
+"""Derives a bundle with other embeddings from a trained bundle, without training again."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -37,11 +37,11 @@ from training.reports import model_card
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model is worth on the photos that it held out.
+    """The results of a model on its held-out photos.
 
     Attributes:
-        accuracy: share that the classifier names rightly; embeddings have no part in it.
-        agreement: share whose nearest training photo shows the same person.
+        accuracy: share of photos that the classifier labels correctly; it does not depend on the embedding.
+        agreement: closest-image agreement: share of photos with a nearest training photo of the same person.
     """
 
     accuracy: Rate
@@ -53,9 +53,9 @@ class Derivation:
     """A derived bundle.
 
     Attributes:
-        bundle: the new one.
-        before, after: both models, measured on the same photos; None without photos.
-        missing: photos of the model's split that are not there or cannot be read, as the card names them.
+        bundle: the new bundle.
+        before, after: results of both models on the same photos; None without photos.
+        missing: photos of the model's split that do not exist or cannot be read, named as in the card.
     """
 
     bundle: ModelBundle
@@ -74,22 +74,22 @@ def derive(
     workers: int = 0,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Derivation:
-    """Writes a bundle with a model's network and other embeddings, whole or not at all.
+    """Writes a bundle with a model's network and other embeddings, completely or not at all.
 
     Args:
-        model: the trained one, which is left as it is.
+        model: the trained model; it is not changed.
         out: a folder that does not exist yet.
-        embedding: how the new one embeds.
-        data: the folder of photos that the model was trained on: figures are measured on them, and a new
-            projection is learned from those of the training split alone.
-        device: what computes.
-        workers: processes that read photos.
-        on_stage: told of what begins.
+        embedding: the embedding of the new bundle.
+        data: the folder of photos that the model was trained on. Figures are measured on these photos, and a
+            new projection is learned from those of the training split only.
+        device: the device that computes.
+        workers: number of processes that read photos.
+        on_stage: called with a description when a stage begins.
 
     Raises:
-        InputError: nothing would change, `embedding` cannot be had from what is given, or `out` exists.
+        InputError: nothing would change, `embedding` needs photos that are not given, or `out` exists.
         DataError: `data` does not have the model's photos.
-        BundleError: the model's files are not what its card says.
+        BundleError: the model's files do not match its card.
         StorageError: `out` cannot be written.
     """
     _check(model, out, embedding, data)
@@ -123,7 +123,7 @@ def _check(model: ModelBundle, out: Path, embedding: Embedding, data: Path | Non
 
 
 def _learns(before: Embedding, after: Embedding) -> bool:
-    """Whether it takes a projection that the model does not have."""
+    """Whether the new embedding needs a projection that the model does not have."""
     before, after = (replace(each, length="raw") for each in (before, after))
     return after.dimensions is not None and after != before
 
@@ -149,17 +149,18 @@ def _projection(network: Network) -> Projection | None:
 
 
 def _split(model: ModelBundle, data: Path) -> tuple[Split, tuple[str, ...]]:
-    """The photos that a card names, as far as they can be read, and the names of the others."""
+    """Returns the readable photos of the card's split, and the names of the others."""
     numbers = {label: number for number, label in enumerate(model.labels)}
     parts = [_samples(model.split.get(part, []), data, numbers) for part in ("train", "validation")]
-    (train, lost), (validation, others) = parts
+    (train, missing_train), (validation, missing_validation) = parts
+    missing = (*missing_train, *missing_validation)
     if not train or not validation:
         raise DataError(
             f"{data} does not have the photos that {model.folder} was trained on "
-            f"({len(lost) + len(others):,} of {len(train) + len(lost) + len(validation) + len(others):,} "
+            f"({len(missing):,} of {len(train) + len(validation) + len(missing):,} "
             "are missing); give the folder that it was trained on."
         )
-    return Split(model.labels, train, validation, ()), (*lost, *others)
+    return Split(model.labels, train, validation, ()), missing
 
 
 def _samples(
@@ -188,11 +189,11 @@ def _readable(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Activations:
-    """What the photos of a split give, before projection and length.
+    """The features of the photos of a split, before projection and normalisation of length.
 
     Attributes:
         train, validation: (n, f) float32, pooled.
-        predicted: (n,) label that the classifier gives each held-out photo.
+        predicted: (n,) predicted label of each held-out photo.
     """
 
     train: Tensor
@@ -208,7 +209,7 @@ def _measured(
     workers: int,
     on_stage: Callable[[str], None],
 ) -> tuple[Measured, Measured]:
-    """Makes a network embed as is wanted; what it is worth before and after."""
+    """Changes how a network embeds; returns its results before and after."""
     present, kept = network.embedding, _projection(network)
     learns = _learns(present, embedding)
     if learns:
@@ -216,7 +217,7 @@ def _measured(
     on_stage("measuring the model as it is")
     found = _activations(network, present, split, preprocessing, workers)
     network.embed_as(present, kept)
-    before = _worth(network, found, split)
+    before = _evaluated(network, found, split)
     on_stage("measuring the new embeddings")
     if (present.layers, present.pooling) != (embedding.layers, embedding.pooling):
         found = _activations(network, embedding, split, preprocessing, workers)
@@ -224,7 +225,7 @@ def _measured(
         train = found.train.cpu().numpy()
         kept = projection.principal(train, embedding.dimensions, whiten=embedding.whiten)
     network.embed_as(embedding, kept)
-    return before, _worth(network, found, split)
+    return before, _evaluated(network, found, split)
 
 
 def _activations(
@@ -240,7 +241,7 @@ def _activations(
     return _Activations(train, validation, logits.argmax(1).cpu().numpy())
 
 
-def _worth(network: Network, found: _Activations, split: Split) -> Measured:
+def _evaluated(network: Network, found: _Activations, split: Split) -> Measured:
     with torch.inference_mode():
         train, held_out = (network.finish(each).cpu().numpy() for each in (found.train, found.validation))
     _, closest = brute_force.nearest(held_out, train, 1)
@@ -257,7 +258,7 @@ def _written(
     before: Measured | None,
     after: Measured | None,
 ) -> ModelBundle:
-    """The new bundle, made beside its place and checked before it gets there."""
+    """Writes the new bundle to a temporary folder beside `out`, checks it, and moves it to `out`."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(out.parent, f".{out.name}-") as temporary:
@@ -280,7 +281,7 @@ def _written(
 def _figures(
     model: ModelBundle, split: Split | None, before: Measured | None, after: Measured | None
 ) -> dict[str, Any]:
-    """The model's figures; the one about its embeddings measured anew, or left out."""
+    """Returns the model's figures, with new closest-image agreement if it was measured, else without it."""
     figures = {name: value for name, value in model.figures.items() if name != "closest_image_agreement"}
     if split is None or before is None or after is None:
         return figures
@@ -295,7 +296,7 @@ def _figures(
 
 
 def _sample(model: ModelBundle, split: Split | None) -> NDArray[np.uint8]:
-    """Photos to try the graph on; noise where there are none."""
+    """Returns photos on which the graph is checked; random noise without photos."""
     if split is None:
         shape = (TRIAL_PICTURES, model.input_size, model.input_size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -1,4 +1,4 @@
-"""A training run from a folder of photos to a model folder with its report."""
+"""The training run: from a folder of photos to a model folder with its report."""
 
 import os
 import tempfile
@@ -29,21 +29,21 @@ _CHECKPOINT: Final = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What `train` is asked for, beside the recipe.
+    """Options of `train` beside the recipe.
 
     Attributes:
-        weights: "imagenet", "none" or a file.
+        weights: initial weights: "imagenet", "none" or a file.
         validation_fraction: share of each identity's photos that is held out.
         min_images: identities with fewer photos are left out.
         preprocessing: how photos become pixels.
-        workers: processes that read photos; None is none on a CPU, whose cores all train, and one per core
-            up to 8 beside a GPU.
+        workers: number of processes that read photos. None means 0 on a CPU, where all cores train, and one
+            per core up to 8 for a GPU.
         device: "auto", "cpu", "cuda", ...
-        precision: of the steps: "auto" (bf16 on a GPU that has it, else fp32), "fp32" or "bf16".
-        resume: go on from the folder's checkpoint.
-        architecture: a key of `models.network.ARCHITECTURES`; the recipe says with which classifier.
-        embedding: how activations become an embedding; a projection is learned when training is over, from
-            the training photos.
+        precision: of the steps: "auto" (bf16 on a GPU that supports it, else fp32), "fp32" or "bf16".
+        resume: continue from the folder's checkpoint.
+        architecture: a key of `models.network.ARCHITECTURES`; the recipe selects the classifier.
+        embedding: how activations become an embedding. A projection is learned after training, from the
+            training photos.
         exclude: patterns of files and folders that are passed over (see `retrieval.sources.photos.scan`).
     """
 
@@ -62,7 +62,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Observer:
-    """Who is told of a run's progress; the defaults tell nobody."""
+    """Callbacks of a training run, for progress and for stopping; the defaults do nothing."""
 
     on_data: Callable[[dataset.Split], None] = lambda split: None
     on_start: Callable[[Start, torch.device], None] = lambda start, device: None
@@ -74,7 +74,7 @@ class Observer:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run: the bundle, the data it saw, how the training went, what was measured."""
+    """A finished run: the bundle, the data set, the history of training, and the evaluation."""
 
     bundle: ModelBundle
     split: dataset.Split
@@ -84,13 +84,13 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that was found possible, and what it works on.
+    """A run with checked inputs.
 
     Attributes:
-        config: the recipe, as this network starts it.
-        checkpoint: where the fit is kept until the model is written.
-        network: learns when the run is fitted; everything else stays as it is.
-        start: where its weights come from.
+        config: the recipe, with warm-up if the network needs it.
+        checkpoint: file with the state of the fit, until the model is written.
+        network: changed by fitting; all other fields stay unchanged.
+        start: the source of its weights.
     """
 
     folder: Path
@@ -119,8 +119,10 @@ def train(
 
     Raises:
         InputError: `out` is in use, or the data, the weights or the device are not usable.
-        Interrupted: `observer.should_stop` said so; `out` holds a checkpoint to resume from.
-        RunError: training diverged, or the disk refused.
+        Interrupted: `observer.should_stop` returned True; after the first step, `out` holds a checkpoint to
+            resume from.
+        RunError: training diverged.
+        StorageError: files cannot be written to `out`.
     """
     started = time.monotonic()
     run = _prepare(folder, out, config, options, observer)
@@ -132,7 +134,7 @@ def train(
 def _prepare(
     folder: Path, out: Path, config: FitConfig, options: TrainingOptions, observer: Observer
 ) -> _Run:
-    """Everything that can be refused is refused here, before `out` is made."""
+    """Checks all inputs, before `out` is created, and builds the network."""
     dataset.check_outside(out, folder)
     checkpoint = _claim(out, resume=options.resume)
     device = pick_device(options.device)
@@ -171,7 +173,7 @@ def _load(folder: Path, config: FitConfig, options: TrainingOptions) -> dataset.
 
 
 def _network(split: dataset.Split, config: FitConfig, options: TrainingOptions) -> tuple[Network, Start]:
-    """A network to fit; it embeds without a projection, which is learned when training is over."""
+    """Builds the network to fit. It embeds without a projection, which is learned after training."""
     torch.manual_seed(config.seed)
     architecture = architecture_of(options.architecture, config.classifier)
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
@@ -200,7 +202,7 @@ def _fit(run: _Run) -> History:
 
 
 def _measure(run: _Run) -> Evaluation:
-    """The network embeds as was asked for from here on, and is measured so."""
+    """Learns the projection, if there is one, and measures the network with its final embedding."""
     preprocessing, embedding = run.options.preprocessing, run.options.embedding
     if embedding.dimensions is not None:
         run.observer.on_stage("learning the projection")
@@ -210,7 +212,7 @@ def _measure(run: _Run) -> Evaluation:
 
 
 def _write(run: _Run, history: History, evaluation: Evaluation, *, seconds: float) -> TrainingResult:
-    """The report, then the model; the checkpoint is of no more use."""
+    """Writes the report, then the model; then removes the checkpoint."""
     figures, recipe = _figures(run, history, evaluation, seconds), _recipe(run)
     run.observer.on_stage("writing the report")
     write_report(
@@ -233,14 +235,14 @@ def _write(run: _Run, history: History, evaluation: Evaluation, *, seconds: floa
 
 
 def workers_for(device: torch.device, *, asked: int | None) -> int:
-    """How many processes read photos beside a device, unless a number is asked for."""
+    """Returns the number of processes that read photos: `asked`, or the default for the device."""
     if asked is not None:
         return asked
     return 0 if device.type == "cpu" else min(8, usable_cores())
 
 
 def _claim(out: Path, *, resume: bool) -> Path:
-    """The checkpoint's path, when `out` is free to train into."""
+    """Checks that `out` is free to train into, and returns the path of its checkpoint."""
     checkpoint = out / _CHECKPOINT
     if (out / "bundle.json").exists():
         raise InputError(f"{out} holds a finished model already; choose another folder with `out`.")
@@ -250,7 +252,7 @@ def _claim(out: Path, *, resume: bool) -> Path:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder with `out`.")
-    # A hidden file may be the half of a first checkpoint, left behind by a machine that was lost.
+    # Hidden files do not count: one may be an unfinished first checkpoint, left behind by a crash.
     taken = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
     if taken and not checkpoint.exists():
         raise InputError(f"{out} is not empty and holds no model; choose another folder with `out`.")
@@ -260,7 +262,7 @@ def _claim(out: Path, *, resume: bool) -> Path:
 def _make(out: Path) -> None:
     try:
         make_output_folder(out)
-        # A folder that cannot be written to is better known now than after the first epoch.
+        # Reports a folder that cannot be written to now, not after the first epoch.
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise StorageError(
@@ -269,7 +271,10 @@ def _make(out: Path) -> None:
 
 
 def _figures(run: _Run, history: History, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
-    """What metrics.json says; `seconds` is this sitting's wall-clock time, the epochs have their own."""
+    """Returns the content of metrics.json.
+
+    `seconds` is the wall-clock time of this session; epochs of earlier sessions have their own times.
+    """
     split, device = run.split, run.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -301,11 +306,11 @@ def _processor() -> str:
 
 
 def _split_card(split: dataset.Split, folder: Path, options: TrainingOptions) -> dict[str, Any]:
-    # As `walk` makes its paths absolute: Path.absolute would keep a "..".
+    # abspath, as in `walk`: Path.absolute would keep "..".
     root = Path(os.path.abspath(folder if folder.is_dir() else folder.parent))
 
     def names(samples: tuple[dataset.Sample, ...]) -> list[str]:
-        # What a list names may lie anywhere.
+        # Photos of a list may be in any folder.
         return [Path(os.path.relpath(sample.path, root)).as_posix() for sample in samples]
 
     return {

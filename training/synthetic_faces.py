@@ -1,7 +1,7 @@
 """Synthetic faces, drawn with polygons, for the demo and the tests.
 
-An identity is a set of `Traits`, a photo of it is a `Variation`. Points are complex numbers x + iy in head
-units: the origin is the middle of the head, x points right, y down, the crown is at -1i, the chin at +1i.
+`Traits` define an identity, a `Variation` defines one photo of it. Points are complex numbers x + iy in head
+units: the origin is the centre of the head, x points right, y down, the crown is at -1i, the chin at +1i.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ Colour = tuple[int, int, int]
 Points = NDArray[np.complexfloating[Any, Any]]
 
 OVERSAMPLE = 2
-NECK_PIVOT = 0.7  # a head tilts about the top of its neck, not about its middle
+NECK_PIVOT = 0.7  # a head tilts about the top of its neck, not about its centre
 
-# Given names that any of the faces could carry, so that no name contradicts a beard.
+# Given names for any gender, so that no name contradicts a beard.
 NAMES = (
     "Adi", "Imani", "Sky", "Eden", "Ocean", "Bao", "Kim", "Yael", "Güneş", "Sam", "Deniz", "Nima", "Ánh",
     "Jules", "Vanja", "Finley", "René", "Claude", "Mika", "Alex", "Indigo", "Tal", "Ege", "Özgür",
@@ -47,7 +47,7 @@ GLASS: Colour = (210, 230, 240)
 
 
 def within(low: float, high: float) -> Any:
-    """A dataclass field whose value `sample` draws uniformly from [low, high)."""
+    """A dataclass field with a value that `sample` draws uniformly from [low, high)."""
     return field(metadata={"range": (low, high)})
 
 
@@ -87,7 +87,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cut:
-    """A hair style: how the cap on the skull runs, and what hangs behind the head."""
+    """A hair style: the outline of the hair on the skull, and the hair behind the head."""
 
     line: float  # y of the hairline above the nose
     side: float  # y at which the hair ends beside the face
@@ -117,7 +117,7 @@ CUTS: dict[str, Cut | None] = {
 
 @dataclass(frozen=True)
 class Traits:
-    """What stays the same in every photo of an identity."""
+    """The properties that all photos of an identity share."""
 
     shape: Shape
     skin: Colour
@@ -148,7 +148,7 @@ class Camera:
 @dataclass(frozen=True)
 class Mood:
     smile: float = within(-0.5, 1.0)
-    open: float = within(-1.2, 1.0)  # the mouth is shut where this is negative
+    open: float = within(-1.2, 1.0)  # negative: the mouth is shut
     brows: float = within(-0.03, 0.06)
     lids: float = within(0.4, 1.1)
     gaze: float = within(-0.35, 0.35)
@@ -167,7 +167,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Variation:
-    """What changes from one photo of an identity to the next."""
+    """The properties that differ between the photos of an identity."""
 
     camera: Camera
     mood: Mood
@@ -208,7 +208,7 @@ def draw_traits(rng: Generator) -> Traits:
     cut = list(CUTS.values())[int(rng.integers(len(CUTS)))]
     mole = rng.uniform(0.24, 0.46) * rng.choice([-1, 1]) + 1j * rng.uniform(0.2, 0.75)
     bearded = rng.random() < (0.15 if cut and cut.behind else 0.5)
-    natural = bool(bearded or not cut)  # nobody dyes a beard or bare eyebrows
+    natural = bool(bearded or not cut)  # the colour of a beard, or of eyebrows without hair, is not dyed
     spots = rng.uniform(-0.42, 0.42, 26) + 1j * rng.uniform(0.08, 0.38, 26)
     return Traits(
         shape=shape,
@@ -249,13 +249,13 @@ def unit_oval(power: float) -> Points:
 
 
 def oval(middle: complex, rx: float, ry: float, power: float = 2.0) -> Points:
-    """A superellipse: power 2 is an ellipse, larger ones approach a rectangle."""
+    """Returns a superellipse: power 2 is an ellipse, larger powers approach a rectangle."""
     unit = unit_oval(power)
     return middle + rx * unit.real + 1j * ry * unit.imag
 
 
 def head(shape: Shape) -> Points:
-    """The outline of the face, clockwise from the crown."""
+    """Returns the outline of the face, clockwise from the crown."""
     t = np.linspace(0, 2 * np.pi, 56, endpoint=False)
     bend = np.where(np.cos(t) > 0, 1.0, 2 / shape.jaw)
     x = np.sign(np.sin(t)) * np.abs(np.sin(t)) ** bend
@@ -265,38 +265,38 @@ def head(shape: Shape) -> Points:
 
 
 class Pen:
-    """Fills shapes given in head units, seen by one camera."""
+    """Fills shapes that are given in head units, as one camera projects them."""
 
     def __init__(self, canvas: Image.Image, camera: Camera, width: float) -> None:
         self.draw = ImageDraw.Draw(canvas, "RGBA")
         self.width, self.pixels = width, canvas.width
-        self.look = complex(camera.yaw, camera.pitch)
+        self.gaze = complex(camera.yaw, camera.pitch)
         self.turn = camera.scale * canvas.width * np.exp(1j * camera.roll)
         self.pivot = canvas.width * complex(camera.x, camera.y + NECK_PIVOT * camera.scale)
 
     def fill(self, points: Points, colour: Colour, alpha: int = 255, lift: float = 0.0) -> None:
-        """Fills a polygon; `lift` is how far it stands off the face."""
-        # The face is a dome: its middle moves most when the head turns, its outline not at all.
+        """Fills a polygon; `lift` is its distance from the face."""
+        # The face is a dome: its centre moves most when the head turns, its outline does not move.
         dome = np.maximum(1 - (points.real / self.width) ** 2 - points.imag**2, 0) + lift
-        placed = (points + dome * self.look - 1j * NECK_PIVOT) * self.turn + self.pivot
+        placed = (points + dome * self.gaze - 1j * NECK_PIVOT) * self.turn + self.pivot
         self.draw.polygon(placed.view(np.float64).tolist(), fill=(*colour, alpha))
 
     def stroke(
         self, points: Points, width: ArrayLike, colour: Colour, alpha: int = 255, lift: float = 0.0
     ) -> None:
-        """Draws a line along the points, of one width or of a width per point."""
+        """Draws a line along the points; `width` is one number, or one per point."""
         along = np.gradient(points)
         half = 0.5j * np.asarray(width) * along / np.maximum(np.abs(along), 1e-9)
         self.fill(np.concatenate([points + half, (points - half)[::-1]]), colour, alpha, lift)
 
 
 def skull_arc(traits: Traits, cut: Cut, reach: float) -> Points:
-    """The outer edge of the hair, from the left side over the crown to the right side."""
+    """Returns the outer edge of the hair, from the left side over the crown to the right side."""
     t = np.linspace(-reach, reach, 61)
-    # Hair stands highest on the side away from the parting.
+    # Hair is highest on the side away from the parting.
     lean = cut.volume * (1 - traits.shape.part * np.sin(t)) * np.cos(t / 2) ** (2 if cut.behind else 5)
     r = 1 + lean + cut.ripple * np.abs(np.sin(t * cut.ripples / 2))
-    # Past the ears it hangs straight down.
+    # Below the ears the hair hangs straight down.
     arc: Points = (traits.shape.width + 0.03) * r * np.sin(np.clip(t, -1.5, 1.5)) - 1j * r * np.cos(t)
     return arc
 
@@ -335,7 +335,7 @@ def draw_curls(pen: Pen, traits: Traits, arc: Points, hairline: Points) -> None:
 
 
 def draw_strands(pen: Pen, traits: Traits, arc: Points, hairline: Points) -> None:
-    """Combed hair: lines that fan out from the parting to the hairline."""
+    """Draws combed hair: lines that fan out from the parting to the hairline."""
     t = np.linspace(0, 1, 9)
     root = traits.shape.part * 0.5 + 0.95j * arc.imag.min()
     for i, end in enumerate(hairline[2:-2:5]):
@@ -367,7 +367,7 @@ def draw_ears(pen: Pen, traits: Traits) -> None:
 def draw_skull(pen: Pen, traits: Traits, light: Light) -> None:
     outline = head(traits.shape)
     pen.fill(outline, mix(traits.skin, SHADE, 0.3))
-    # Nested outlines that lean towards the light make the round of the cheeks.
+    # Nested outlines, shifted towards the light, shade the cheeks.
     for step in range(1, 7):
         pen.fill(outline * (1 - 0.026 * step) + step * (0.03 * light.side - 0.008j), traits.skin, 70)
     for side in (-1, 1):
@@ -523,7 +523,7 @@ def draw_lock(pen: Pen, traits: Traits, variation: Variation) -> None:
 
 
 def draw_bar(pen: Pen, traits: Traits, variation: Variation) -> None:
-    """Something out of focus at the edge of the frame, such as a door post."""
+    """Draws an object out of focus at the edge of the frame, such as a door post."""
     n, depth = pen.pixels, pen.pixels * (0.16 + 0.1 * abs(variation.mood.gaze))
     box = (0, 0, depth, n) if variation.hand < 0 else (n - depth, 0, n, n)
     pen.draw.rectangle(box, fill=(*variation.accent, 255))
@@ -540,7 +540,7 @@ OCCLUSIONS: dict[str, Callable[[Pen, Traits, Variation], None]] = {
 
 
 def draw_background(rng: Generator, pixels: int) -> Image.Image:
-    """A wall or a room out of focus: a tiny picture enlarged, which blurs it for nothing."""
+    """Draws a wall or a room out of focus: a tiny picture, enlarged, which blurs it at no cost."""
     first, second = np.array(any_colour(rng)), np.array(any_colour(rng))
     ramp = np.add.outer(np.linspace(-1, 1, 24) * rng.normal(), np.linspace(-1, 1, 24) * rng.normal())
     share = 1 / (1 + np.exp(-2 * ramp))[..., None]
@@ -587,7 +587,7 @@ def draw_person(canvas: Image.Image, traits: Traits, variation: Variation) -> No
 
 
 def develop(image: Image.Image, light: Light, rng: Generator) -> Image.Image:
-    """Light, lens and sensor: shades, blurs and adds noise to a clean picture."""
+    """Applies light, lens and sensor to a clean picture: blur, shading and noise."""
     n = image.width
     image = image.filter(ImageFilter.GaussianBlur(light.blur * n / 160))
     at = np.linspace(-1, 1, n, dtype=np.float32)
@@ -599,10 +599,10 @@ def develop(image: Image.Image, light: Light, rng: Generator) -> Image.Image:
 
 
 def draw_face(identity: int, photo: int, *, size: int = 160, seed: int = 0) -> Image.Image:
-    """One photo of an invented person: RGB, uint8, `size` x `size` pixels.
+    """Draws one photo of an invented person: RGB, uint8, `size` x `size` pixels.
 
-    A pure function of its arguments: the same ones give the same pixels, in whatever order and however
-    often it is called. `identity` fixes the person, `photo` the pose, light, mood and everything else.
+    A pure function of its arguments: the same arguments give the same pixels, in any order of calls.
+    `identity` determines the person; `photo` determines pose, light, mood and everything else.
     """
     traits = draw_traits(np.random.default_rng([seed, identity]))
     # numpy pads a seed with zeros, so photo 0 would otherwise repeat the identity's own random numbers.

@@ -16,7 +16,7 @@ from tests.transfer.numbered_faces import D, add, digest_of, face, vector_of
 
 @pytest.fixture
 def people(gallery: Gallery) -> Gallery:
-    """Thirteen faces in several segments: of some more than one path is known, of one none."""
+    """A gallery of 13 faces in several segments; some have several paths, one has none."""
     for first, count in ((0, 6), (6, 5), (11, 1)):
         add(gallery, first, count)
     paths = {"/a.jpg": face(2), "/b.jpg": face(7), "/c.jpg": face(2)}
@@ -35,7 +35,7 @@ def other(bundle: ModelBundle, tmp_path: Path) -> Iterator[Gallery]:
 
 @pytest.fixture(scope="session")
 def strangers(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
-    """Another model: the same weights see another part of a picture."""
+    """Another model: the same weights with another crop."""
     return ModelBundle.create(
         tmp_path_factory.mktemp("models") / "other",
         tensors=load_file(bundle.weights_path),

@@ -1,4 +1,4 @@
-"""Faces by number, whose vectors and names a careless conversion would change; and what a gallery holds."""
+"""Numbered faces with vectors and names that a lossy conversion would change, and readers of a gallery."""
 
 import hashlib
 import resource
@@ -24,7 +24,7 @@ def digest_of(number: int) -> str:
 
 
 def vector_of(number: int) -> NDArray[np.float32]:
-    """A vector of its own for each face, with numbers that a conversion would change."""
+    """Returns a different vector for each face, with values that a lossy conversion would change."""
     vector = np.random.default_rng(number).standard_normal(D).astype(np.float32)
     vector[:4] = -0.0, 1e-45, np.float32(1) + np.finfo(np.float32).eps, 1e15
     return vector
@@ -41,7 +41,7 @@ def add(gallery: Gallery, first: int, count: int) -> list[Outcome]:
 
 
 def contents(gallery: Gallery) -> set[Row]:
-    """Everything that an import has to bring back."""
+    """Returns everything that an import must restore, except metadata."""
     with gallery.vault.store.read() as reader:
         state = gallery.vault.state(reader)
         stored = {face.id: face for page in reader.all_faces() for face in page}
@@ -52,7 +52,7 @@ def contents(gallery: Gallery) -> set[Row]:
 
 
 def said(gallery: Gallery) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata of the faces, by SHA-256, and of the people, by name, where there are any."""
+    """Returns the metadata of faces, by SHA-256, and of people, by name; without empty ones."""
     with gallery.vault.store.read() as reader:
         stored = [face for page in reader.all_faces() for face in page if face.metadata]
         people = reader.identity_metadata([name for name in NAMES if name is not None])
@@ -64,7 +64,7 @@ def said(gallery: Gallery) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextmanager
 def disk_that_takes(size: int) -> Iterator[None]:
-    """A disk on which no file can become larger than `size` bytes."""
+    """Limits the size of files to `size` bytes, for the length of a with statement."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""What `faceprint evaluate` shows: progress, and tables in which each figure has its interval."""
+"""The output of `faceprint evaluate`: progress, and tables of figures with their intervals."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,8 +31,8 @@ from training.reports.evaluation_report import NAMES, THIS, turned
 
 __all__ = ["EvaluationOptions", "compare", "evaluate"]
 
-# Rows of the tables of people and confusions; the others stand in metrics.json.
-_SHOWN: Final = 10
+# The largest number of people, and of photos left out, that are printed; metrics.json has all of them.
+_MAX_ROWS_SHOWN: Final = 10
 
 
 def evaluate(
@@ -44,10 +44,10 @@ def evaluate(
     as_json: bool,
     check: Path | None = None,
 ) -> None:
-    """Measures with a progress bar, writes results and their report where they are wanted, and prints them.
+    """Measures with a progress bar, writes results and their report to `out` if given, and prints them.
 
     Raises:
-        FaceprintError: as `measure.measure`, `result_files.write` and `data_check.read`.
+        FaceprintError: as in `measure.measure`, `result_files.write` and `data_check.read`.
     """
     if out is not None:
         result_files.check_target(out)
@@ -70,10 +70,10 @@ def evaluate(
 def compare(
     a: Path, b: Path, data: Path | None, *, options: EvaluationOptions, out: Path | None, as_json: bool
 ) -> None:
-    """Lays two evaluations, or two models that are evaluated now, side by side.
+    """Compares two stored evaluations, or (with `data`) two models that are evaluated first.
 
     Raises:
-        FaceprintError: as `evaluation.comparison.compare`, `evaluation.result_files.read` and `evaluate`.
+        FaceprintError: as in `evaluation.comparison.compare`, `evaluation.result_files.read` and `evaluate`.
     """
     if out is not None:
         comparison.check_target(out)
@@ -109,7 +109,7 @@ def _measured(model: Path, data: Path, options: EvaluationOptions) -> tuple[Meas
 
 @contextmanager
 def _stages() -> Iterator[tuple[Callable[[str, int], None], Callable[[Any], None]]]:
-    """A bar for each stage that has photos, one at a time."""
+    """Yields callbacks that show a progress bar for each stage, one at a time."""
     with ExitStack() as open_bar:
         bars: list[Bar] = []
 
@@ -145,10 +145,10 @@ def _print_measured(measured: Measured) -> None:
     )
     if measured.left_out:
         console.print(f"{terminal.counted(len(measured.left_out), 'photo')} could not be read:")
-        for one in measured.left_out[:_SHOWN]:
+        for one in measured.left_out[:_MAX_ROWS_SHOWN]:
             console.print(terminal.text(f"  {one.reason}  {one.path}"))
-        if len(measured.left_out) > _SHOWN:
-            console.print(f"  and {len(measured.left_out) - _SHOWN:,} more")
+        if len(measured.left_out) > _MAX_ROWS_SHOWN:
+            console.print(f"  and {len(measured.left_out) - _MAX_ROWS_SHOWN:,} more")
     for note in measured.notes:
         console.print(terminal.text(f"note: {note}", "yellow"))
 
@@ -164,13 +164,13 @@ def _print_closed(found: Closed) -> None:
         _add(table, "classifier, among the likeliest 5", found.classifier.top5)
     _add_ranking(table, found.ranking)
     if found.classifier is not None:
-        how = found.classifier.calibration
-        _add(table, "calibration error", how.error)
-        if how.temperature is not None:
-            _add(table, "  on one half of the photos", how.before)
-            _add(table, f"  there, at temperature {how.temperature:.2f} of the other half", how.after)
-            _add(table, "  loss there, in nats", how.loss_before, _nats)
-            _add(table, f"  loss there, at temperature {how.temperature:.2f}", how.loss_after, _nats)
+        fit = found.classifier.calibration
+        _add(table, "calibration error", fit.error)
+        if fit.temperature is not None:
+            _add(table, "  on one half of the photos", fit.before)
+            _add(table, f"  there, at temperature {fit.temperature:.2f} of the other half", fit.after)
+            _add(table, "  loss there, in nats", fit.loss_before, _nats)
+            _add(table, f"  loss there, at temperature {fit.temperature:.2f}", fit.loss_after, _nats)
     _show(table)
     rows = [(THIS, found.ranking), *((NAMES[one.name], one.ranking) for one in found.baselines)]
     beside = _table("the same photos", "closest image", "", "among 5 nearest people", "", "mAP", "")
@@ -182,17 +182,17 @@ def _print_closed(found: Closed) -> None:
 
 
 def _print_people(found: Closed) -> None:
-    hard = [person for person in found.people if person.closest < person.probes][:_SHOWN]
-    if not hard:
+    with_mistakes = [one for one in found.people if one.closest < one.probes][:_MAX_ROWS_SHOWN]
+    if not with_mistakes:
         return
     table = _table(
         "the hardest people", "enrolled", "searched", "closest right", "classifier right", "taken for"
     )
     table.columns[-1].justify = "left"
-    for one in hard:
-        judged = "-" if one.right is None else f"{one.right:,}"
+    for one in with_mistakes:
+        classified = "-" if one.right is None else f"{one.right:,}"
         name, other = terminal.text(one.identity), terminal.text(one.taken_for or "-")
-        table.add_row(name, f"{one.enrolled:,}", f"{one.probes:,}", f"{one.closest:,}", judged, other)
+        table.add_row(name, f"{one.enrolled:,}", f"{one.probes:,}", f"{one.closest:,}", classified, other)
     _show(table)
 
 
@@ -279,22 +279,22 @@ def _print_comparison(found: Comparison) -> None:
     table = _table(*headings)
     for test in found.tests:
         counts = ["-" if one is None else f"{one:,}" for one in (test.only_a, test.only_b)]
-        chance = "-" if test.p is None else _chance(test.p)
-        step = _points(test.difference)
+        p = "-" if test.p is None else _p_value(test.p)
+        difference = _points(test.difference)
         table.add_row(
-            test.name, _cells(test.a)[0], _cells(test.b)[0], *step, *counts, chance, f"{test.difference.n:,}"
+            test.name, _cells(test.a)[0], _cells(test.b)[0], *difference, *counts, p, f"{test.difference.n:,}"
         )
     _show(table)
     for note in found.notes:
         console.print(terminal.text(f"note: {note}", "yellow"))
 
 
-def _chance(p: float) -> str:
+def _p_value(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def _points(difference: Figure) -> tuple[str, str]:
-    """A difference of shares, in points."""
+    """Formats a difference of shares and its interval, in percentage points."""
     if difference.value is None:
         return "too few", ""
     if difference.low is None or difference.high is None:
@@ -321,20 +321,20 @@ def _nats(loss: float) -> str:
     return f"{loss:.3f}"
 
 
-def _add(table: Any, name: str, figure: Figure, said: Callable[[float], str] = _percent) -> None:
-    table.add_row(name, *_cells(figure, said), f"{figure.n:,}")
+def _add(table: Any, name: str, figure: Figure, shown: Callable[[float], str] = _percent) -> None:
+    table.add_row(name, *_cells(figure, shown), f"{figure.n:,}")
 
 
-def _cells(figure: Figure | None, said: Callable[[float], str] = _percent) -> tuple[str, str]:
-    """A figure and its interval; shares in percent."""
+def _cells(figure: Figure | None, shown: Callable[[float], str] = _percent) -> tuple[str, str]:
+    """Formats a figure and its interval; shares in percent."""
     if figure is None:
         return "-", ""
     if figure.value is None:
         return "too few", ""
-    value = said(figure.value) + (" %" if said is _percent else "")
+    value = shown(figure.value) + (" %" if shown is _percent else "")
     if figure.low is None or figure.high is None:
         return value, "-"
-    return value, f"{said(figure.low)} to {said(figure.high)}"
+    return value, f"{shown(figure.low)} to {shown(figure.high)}"
 
 
 def _show(table: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the training commands show: progress, epochs, and where the results are."""
+"""The training commands' output: progress, epochs, and the paths of results."""
 
 import sys
 from collections import Counter
@@ -25,13 +25,13 @@ __all__ = ["RECIPES", "TrainingOptions", "derive", "print_layers", "train"]
 
 
 def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> TrainingResult:
-    """Trains with a progress bar, and prints each epoch and the figures at the end.
+    """Trains with a progress bar, prints each epoch and, at the end, the figures.
 
     Raises:
-        FaceprintError: as `training.run.train`; on Ctrl-C with the command that goes on from there.
+        FaceprintError: as in `training.run.train`; on Ctrl-C the message says how to resume.
     """
     bar = Console(stderr=True, highlight=False, soft_wrap=True)
-    # Where both go to one terminal, the bar's own console prints above the bar and not into it.
+    # If both write to one terminal, only the bar's own console can print above the bar and not into it.
     console = bar if sys.stdout.isatty() and bar.is_terminal else Console(highlight=False, soft_wrap=True)
     progress = Progress(
         TextColumn("{task.description}"),
@@ -111,10 +111,10 @@ def _left_out(split: Split) -> str:
 def derive(
     model: ModelBundle, out: Path, embedding: Embedding, *, data: Path | None, device: str, workers: int
 ) -> derivation.Derivation:
-    """Makes a bundle with other embeddings, and prints what they cost and save.
+    """Derives a bundle with other embeddings, and prints both models' sizes and results.
 
     Raises:
-        FaceprintError: as `training.derive.derive`.
+        FaceprintError: as in `training.derive.derive`.
     """
     console = Console(highlight=False, soft_wrap=True)
     with Console(stderr=True).status("") as status:

@@ -1,1 +1,1 @@
-"""Data sets, and what they look like in training."""
+"""Data sets for training, and their augmentation."""

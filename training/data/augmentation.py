@@ -1,4 +1,4 @@
-"""Augmentation: random flips, shifts and other changes, so that no image is seen twice."""
+"""Augmentation: random flips, shifts and other changes of training photos, different in every epoch."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,14 @@ from torchvision.transforms.v2 import functional as transforms
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far photos are changed, each at random within these bounds. The defaults are the paper's.
+    """The bounds of random changes of photos. The defaults are the paper's.
 
     Attributes:
-        displacement: the farthest that a photo is moved, horizontally and vertically, as a share of its
-            side.
+        displacement: largest shift of a photo, horizontally and vertically, as a share of its side.
         flip: whether half of the photos are mirrored.
-        zoom: the most that a photo is enlarged or made smaller, as a share of its size.
-        turn: the farthest that a photo is turned, in degrees.
-        colour: the most that brightness, contrast and saturation change, as a share of themselves.
+        zoom: largest enlargement or reduction, as a share of the photo's size.
+        turn: largest rotation, in degrees.
+        colour: largest relative change of brightness, contrast and saturation.
     """
 
     displacement: float = 1 / 16
@@ -29,15 +28,15 @@ class Augmentation:
 
 
 def augmented(picture: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
-    """A picture, changed at random.
+    """Changes a picture at random.
 
     Args:
         picture: (size, size, 3) uint8.
-        augmentation: within which bounds.
-        random: decides; the same state gives the same picture.
+        augmentation: the bounds.
+        random: source of randomness; the same state gives the same picture.
 
     Returns:
-        A new tensor of the same shape and dtype, black where nothing is left of the picture.
+        A new tensor of the same shape and dtype, black where the picture does not reach.
     """
     reach = round(augmentation.displacement * picture.shape[0])
     down, right = random.integers(-reach, reach + 1, size=2).tolist()
@@ -54,7 +53,7 @@ def augmented(picture: Tensor, augmentation: Augmentation, random: np.random.Gen
 
 
 def displaced(picture: Tensor, down: int, right: int) -> Tensor:
-    """A picture moved by whole pixels, black where nothing is left.
+    """Shifts a picture by whole pixels; black where the picture does not reach.
 
     Args:
         picture: (H, W, C) uint8.
@@ -74,7 +73,7 @@ def displaced(picture: Tensor, down: int, right: int) -> Tensor:
 
 
 def warped(picture: Tensor, down: int, right: int, zoom: float, turn: float) -> Tensor:
-    """A picture turned about its middle, enlarged and moved, bilinear, black where nothing is left.
+    """Rotates a picture about its centre, scales and shifts it, bilinear; black where it does not reach.
 
     Args:
         picture: (H, W, C) uint8.
@@ -98,7 +97,7 @@ def warped(picture: Tensor, down: int, right: int, zoom: float, turn: float) -> 
 
 
 def recoloured(picture: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """A picture (H, W, 3) uint8 in another light; 1 keeps each of the three."""
+    """Scales brightness, contrast and saturation of a picture (H, W, 3) uint8; 1 changes nothing."""
     changed = transforms.adjust_brightness(picture.permute(2, 0, 1), brightness)
     changed = transforms.adjust_contrast(changed, contrast)
     changed = transforms.adjust_saturation(changed, saturation)

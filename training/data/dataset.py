@@ -1,4 +1,4 @@
-"""Data sets: identity folders, checked; the stratified split; augmented pixels for training."""
+"""Data sets for training: reads identity folders or lists, splits each identity, loads augmented pixels."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,9 +24,9 @@ from retrieval.system.files import why
 from retrieval.system.paths import is_url, is_utf8_name, parent_name
 from training.data.augmentation import Augmentation, augmented
 
-# How many photos the graph of an exported model is tried on.
+# Number of photos on which the graph of an exported model is checked.
 TRIAL_PICTURES: Final = 16
-# How many names an error spells out before it says "and N more".
+# Number of names in an error message before "and N more".
 _NAMES_SHOWN = 8
 
 _Groups: TypeAlias = dict[str, list[File]]
@@ -42,14 +42,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """A data set, cut in two per identity.
+    """A data set, split into training and validation within each identity.
 
     Attributes:
         labels: identities in code point order; a sample's label is an index into it.
-        train: the samples to learn from.
-        validation: the samples held out; every label occurs in both.
-        left_out: files that are in the folder and in neither half, each with the reason.
-        passed_over: files and folders that were not looked at.
+        train: the training samples.
+        validation: the held-out samples; every label occurs in both parts.
+        left_out: files of the folder that are in neither part, each with the reason.
+        passed_over: files and folders that were excluded and not read.
     """
 
     labels: tuple[str, ...]
@@ -60,10 +60,10 @@ class Split:
 
 
 def check_outside(out: Path, photos: Path) -> None:
-    """Refuses a model that would lie among the photos that it is made from.
+    """Checks that a model's folder is outside the folder of its training photos.
 
     Raises:
-        InputError: `out` is in `photos`, or it is that folder.
+        InputError: `out` is `photos`, or inside it.
     """
     if out.resolve().is_relative_to(photos.resolve()):
         raise InputError(f"The model {out} would lie among the photos of {photos}; choose another `out`.")
@@ -77,36 +77,36 @@ def load(
     seed: int,
     exclude: Iterable[str] = (),
 ) -> Split:
-    """Reads identity folders or a list, tries every photo, and splits each identity by itself.
+    """Reads identity folders or a list, decodes every photo once to check it, and splits each identity.
 
-    A photo that cannot be decoded is left out and named in `left_out`. Loose files of the folder, which
-    have no identity, are left out too. Which photos of an identity are held out depends on the seed and
-    on that identity alone, so that a new identity does not reshuffle the others.
+    A photo that cannot be decoded is left out and listed in `left_out`. So are files directly in the folder,
+    which have no identity. Which photos of an identity are held out depends only on the seed and on that
+    identity, so that a new identity does not change the split of the others.
 
     Args:
-        folder: one subfolder per identity; or a list of photos as `retrieval.sources.lists` reads it, whose
-            photos without an identity in the list have that of the folder that they lie in.
+        folder: one subfolder per identity; or a list of photos as `retrieval.sources.lists` reads it. A photo
+            without an identity in the list has the name of its folder as identity.
         validation_fraction: share of each identity's photos to hold out, rounded to the nearest photo,
             at least one and never all.
         min_images: identities with fewer photos are left out; None refuses a set with an identity
             that cannot be split.
         seed: of the split.
-        exclude: patterns of files and folders that are passed over, as of `sources.photos.scan`; of a list
-            nothing is.
+        exclude: patterns of files and folders that are passed over, as in `sources.photos.scan`; not allowed
+            with a list.
 
     Raises:
-        DataError: no folder or list, no identity or only one, an identity with a single photo, nothing
-            readable.
-        InputError: a pattern that is none, or patterns with a list.
+        DataError: there is no folder or list, fewer than two identities, an identity with a single photo, or
+            no readable photo.
+        InputError: a pattern is invalid, or patterns are given with a list.
     """
     passed_over = PassedOver()
     found = list(_found(folder, Exclusion.of(exclude), passed_over))
     loose = [(photo.path, photo.problem or "no-identity") for photo in found if photo.identity is None]
-    groups, hopeless = _large_enough(_by_identity(found), min_images)
-    # Only what may be used is decoded: a large set with a high --min-images starts at once.
+    groups, too_few_files = _large_enough(_by_identity(found), min_images)
+    # Only photos of the remaining identities are decoded: a large set with a high `min_images` starts fast.
     groups, unreadable = _readable(groups)
-    groups, too_few = _large_enough(groups, min_images)
-    left_out = loose + hopeless + unreadable + too_few
+    groups, too_few_readable = _large_enough(groups, min_images)
+    left_out = loose + too_few_files + unreadable + too_few_readable
     if not groups:
         raise DataError(_nothing_found(folder, left_out, passed_over))
     if len(groups) < 2:
@@ -118,14 +118,14 @@ def load(
     train: list[Sample] = []
     validation: list[Sample] = []
     for label, photos in enumerate(groups.values()):
-        apart = held_out(labels[label], len(photos), validation_fraction, seed)
+        held = held_out(labels[label], len(photos), validation_fraction, seed)
         for index, photo in enumerate(photos):
-            (validation if index in apart else train).append(Sample(photo.path, label))
+            (validation if index in held else train).append(Sample(photo.path, label))
     return Split(labels, tuple(train), tuple(validation), tuple(left_out), passed_over)
 
 
 def _found(data: Path, exclusion: Exclusion, passed_over: PassedOver) -> Iterator[File]:
-    """The files of identity folders, or those that a list names."""
+    """Yields the files of identity folders, or those of a list."""
     if data.is_dir():
         return walk(data, exclusion=exclusion.with_file_of(data), passed_over=passed_over)
     if exclusion.patterns:
@@ -142,7 +142,7 @@ def _listed(path: Path) -> Iterator[File]:
     lists.check_list(path)
     try:
         for row in lists.rows(path, parent_name):
-            # Training reads files, each many times; an address would be asked as often.
+            # Training reads each photo in every epoch; an address would be downloaded as often.
             problem = row.problem or (Reason.UNSUPPORTED_FORMAT if is_url(row.path or "") else None)
             if not is_utf8_name(row.path or ""):
                 problem = Reason.NAME_NOT_UTF8
@@ -162,7 +162,7 @@ def _by_identity(photos: Iterable[File]) -> dict[str, list[File]]:
 
 
 def _readable(groups: _Groups) -> tuple[_Groups, list[tuple[Path, str]]]:
-    """The photos that decode, by identity, and the others with the reason."""
+    """Returns the decodable photos by identity, and the paths of the others with the reason."""
     photos = [photo for group in groups.values() for photo in group]
     with ThreadPoolExecutor(reading_threads()) as threads:
         problems = list(threads.map(_problem, photos))
@@ -182,20 +182,20 @@ def _problem(photo: File) -> str | None:
 
 
 def _large_enough(groups: _Groups, min_images: int | None) -> tuple[_Groups, list[tuple[Path, str]]]:
-    """The identities that can be split, and the photos of the others."""
+    """Returns the identities with enough photos to be split, and the photos of the others."""
     lowest = max(2, min_images or 0)
     small = {name: photos for name, photos in groups.items() if len(photos) < lowest}
     if small and min_images is None:
         raise DataError(
             f"{len(small)} of {len(groups)} identities have a single photo and cannot be split into "
-            f"training and validation: {_some(list(small))}; pass `min_images=2` (or more) to train "
+            f"training and validation: {_first_names(list(small))}; pass `min_images=2` (or more) to train "
             f"without the identities that have fewer photos."
         )
     kept = {name: photos for name, photos in groups.items() if name not in small}
     return kept, [(photo.path, "too-few-images") for photos in small.values() for photo in photos]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     shown = ", ".join(names[:_NAMES_SHOWN])
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
@@ -230,10 +230,10 @@ class Photographs(Dataset[tuple[torch.Tensor, int]]):
 
 
 class AugmentedPhotographs(Dataset[tuple[torch.Tensor, int]]):
-    """Samples changed at random; its keys are (epoch, index).
+    """Samples with random augmentation; keys are (epoch, index).
 
-    What happens to a photo is a function of (seed, epoch, index), whichever worker reads it and whatever
-    was read before, so that an interrupted epoch can go on and end as if it had not been interrupted.
+    The augmentation of a photo is a function of (seed, epoch, index) only, independent of the worker and of
+    the order of reads. So an interrupted epoch can be resumed with the same result.
     """
 
     def __init__(self, plain: Photographs, augmentation: Augmentation, *, seed: int) -> None:
@@ -247,22 +247,23 @@ class AugmentedPhotographs(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
         epoch, index = key
         picture, label = self.plain[index]
-        # Not 0: numpy pads seeds with zeros, and [seed, epoch] shuffles the epoch.
+        # index + 1: numpy pads seeds with zeros, so [seed, epoch, 0] would equal [seed, epoch], the seed of
+        # the epoch's shuffle.
         random = np.random.default_rng([self.seed, epoch, index + 1])
         return augmented(picture, self.augmentation, random), label
 
 
 def trial_pictures(samples: Sequence[Sample], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The first few photos that an exported graph is tried on, (n, size, size, 3)."""
+    """Returns at most 16 photos on which an exported graph is checked, (n, size, size, 3) uint8."""
     photographs = Photographs(tuple(samples[:TRIAL_PICTURES]), preprocessing)
     return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """The batches of one epoch: a shuffle that (seed, epoch) decides, from batch `start` on.
+    """The batches of one epoch, shuffled by (seed, epoch), starting with batch number `start`.
 
-    The last batch is dropped when it is not full (unless it is the only one): batch normalisation over
-    one or two photos does harm.
+    An incomplete last batch is dropped, unless it is the only batch: batch normalisation over one or two
+    photos is harmful.
     """
 
     def __init__(self, length: int, *, batch_size: int, seed: int, epoch: int, start: int = 0) -> None:
@@ -284,7 +285,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 def plain_batches(
     photographs: Photographs, *, batch_size: int, workers: int, pin: bool
 ) -> DataLoader[tuple[torch.Tensor, int]]:
-    """A loader of (pixels uint8 (n, size, size, 3), labels int64 (n,)), in the samples' order."""
+    """Returns a loader of (pixels uint8 (n, size, size, 3), labels int64 (n,)), in the samples' order."""
     return DataLoader(
         photographs,
         batch_size=batch_size,
@@ -297,7 +298,7 @@ def plain_batches(
 def augmented_batches(
     photographs: AugmentedPhotographs, batches: EpochBatches, *, workers: int, pin: bool
 ) -> DataLoader[tuple[torch.Tensor, int]]:
-    """A loader of (pixels uint8 (n, size, size, 3), labels int64 (n,)) for one epoch."""
+    """Returns a loader of (pixels uint8 (n, size, size, 3), labels int64 (n,)) for one epoch."""
     return DataLoader(
         photographs,
         batch_sampler=batches,
@@ -308,7 +309,7 @@ def augmented_batches(
 
 
 def leave_interrupts_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the parent knows how to end well."""
+    """Ignores SIGINT in a worker: Ctrl-C reaches all processes, and only the parent can stop cleanly."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

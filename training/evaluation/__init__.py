@@ -1,1 +1,1 @@
-"""How good a model is: protocols, measurements, and their files."""
+"""Evaluation of a model: protocols, measurements, and result files."""

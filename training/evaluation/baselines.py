@@ -1,4 +1,4 @@
-"""Baselines: other distances between photos, on the photos that a model is evaluated on."""
+"""Baselines of an evaluation: other feature vectors of the same photos."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from retrieval.system.files import temporary_folder
 from training.evaluation.observe import GREY, Observed
 from training.fitting.export import export
 
-# Of principal components, at most: what eigenfaces are usually given.
+# The largest number of principal components of eigenfaces; 150 is a usual choice.
 COMPONENTS: Final = 150
 
 
 @dataclass(frozen=True)
 class Space:
-    """A row of numbers for each observed photo, compared by Euclidean distance.
+    """A feature vector for each observed photo, compared by Euclidean distance.
 
     Attributes:
         name: "pixels", "eigenfaces" or "before".
-        says: what it is, in words.
+        says: description, as text for people.
         features: (n, k) float32.
     """
 
@@ -39,12 +39,12 @@ class Space:
 
 
 def spaces(observed: Observed, fitted_on: NDArray[np.int64], before: Observed | None) -> Iterator[Space]:
-    """The baselines, one after the other, so that only one is in memory.
+    """Yields the baselines one at a time, so that the features of only one are in memory.
 
     Args:
-        observed: n photos with their grey pictures.
-        fitted_on: (m,) rows that eigenfaces may learn from, m >= 2.
-        before: the same photos as the network saw them before it was fine-tuned.
+        observed: n photos with their grey images.
+        fitted_on: (m,) rows that eigenfaces are fitted on, m >= 2.
+        before: the same photos, embedded by the network before fine-tuning; None leaves that baseline out.
 
     Raises:
         RunError: files changed between the two observations.
@@ -63,7 +63,7 @@ def spaces(observed: Observed, fitted_on: NDArray[np.int64], before: Observed | 
 
 
 def _eigenfaces(plain: NDArray[np.float32], fitted_on: NDArray[np.int64]) -> Space:
-    """Turk & Pentland, 1991: principal components of pixels, each divided by its spread (whitened)."""
+    """Computes eigenfaces (Turk & Pentland, 1991): whitened principal components of the pixels."""
     number = min(COMPONENTS, len(fitted_on) - 1, plain.shape[1])
     analysis = PCA(number, whiten=True, svd_solver="full").fit(plain[fitted_on].astype(np.float64))
     says = (
@@ -75,22 +75,23 @@ def _eigenfaces(plain: NDArray[np.float32], fitted_on: NDArray[np.int64]) -> Spa
 
 @contextmanager
 def before_fine_tuning(bundle: ModelBundle, weights: str, sample: NDArray[np.uint8]) -> Iterator[ModelBundle]:
-    """A bundle's network as it was before training, as a bundle in a temporary folder.
+    """Yields a bundle, in a temporary folder, with the network as it was before fine-tuning.
 
     Args:
         bundle: the fine-tuned model.
-        weights: "imagenet" or a file, as of training; what it lacks starts from the recipe's seed.
-        sample: uint8 (n, size, size, 3), photos that the exported graph is tried on.
+        weights: the initial weights: "imagenet" or a file, as in training. Layers that they lack are
+            initialized from the recipe's seed.
+        sample: uint8 (n, size, size, 3), photos on which the exported graph is checked.
 
     Raises:
-        InputError: "none": there is nothing that it was before.
+        InputError: `weights` is "none": there is no earlier network to compare with.
         WeightsError, RunError: as `retrieval.models.network.build` and `training.fitting.export.export`.
     """
     if weights == "none":
         raise InputError("`weights='none'` is no network to compare with; give imagenet or a FILE.")
     torch.manual_seed(int(bundle.recipe.get("seed", 0)))
     network, start = build(len(bundle.labels), weights=weights, architecture=bundle.architecture)
-    # As the model embeds, but for a projection, which is learned from what training has made.
+    # Embeds as the model does, without its projection: that one was learned from the trained network.
     network.embed_as(bundle.embedding.unprojected)
     with temporary_folder(Path(tempfile.gettempdir()), "faceprint-before-") as folder:
         yield export(

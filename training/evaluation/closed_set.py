@@ -1,4 +1,4 @@
-"""Closed-set identification: held-out photos of enrolled people."""
+"""Closed-set identification: searches for held-out photos of enrolled people."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,17 +36,17 @@ def measure(
     before: Observed | None,
     seed: int,
 ) -> tuple[Closed, Rows]:
-    """Measures a model and the baselines.
+    """Measures a model and the baselines in closed-set identification.
 
     Args:
-        observed: n photos, with probabilities and grey pictures.
-        enrolled: (n,) which of them are searched in; the others are searched for.
+        observed: n photos, with probabilities and grey images.
+        enrolled: (n,) True for enrolled photos; the others are probes.
         labels: of the classifier's outputs.
-        before: the same photos before fine-tuning.
-        seed: of halves and resampling.
+        before: the same photos, embedded by the network before fine-tuning.
+        seed: of the halves (for the temperature) and of resampling.
 
     Returns:
-        The figures, and a row for each probe: what was said of it by whom.
+        The figures, and a row for each probe with the answers of the model and of each baseline.
     """
     gallery = np.flatnonzero(enrolled)
     _, numbers = np.unique(observed.identities, return_inverse=True)
@@ -93,7 +93,7 @@ def _closest(
 
 
 def _ranking(found: Ranks, identities: NDArray[np.str_], seed: int) -> Ranking:
-    """The figures of searches, all of them for people who are enrolled."""
+    """Returns the figures of searches, all of which are mated."""
     cmc = tuple(intervals.share(found.place <= k, identities, seed=seed) for k in range(1, PLACES + 1))
     precision = intervals.share(found.precision, identities, seed=seed)
     return Ranking(cmc[0], cmc, precision)
@@ -127,7 +127,10 @@ def _rows(observed: Observed, gallery: NDArray[np.int64], probes: NDArray[np.int
 def _classifier(
     observed: Observed, probes: NDArray[np.int64], labels: Sequence[str], rows: Rows, seed: int
 ) -> Classifier | None:
-    """The classifier's figures, over probes of people whom it knows; writes what it says into all rows."""
+    """Returns the classifier's figures over probes of people that it has a label for; None if there are none.
+
+    Writes the classifier's answer into every row.
+    """
     if observed.probabilities is None:
         raise ValueError("the photos were observed without probabilities")
     probabilities = observed.probabilities[probes]
@@ -154,7 +157,7 @@ def _classifier(
 def _calibration(
     probabilities: NDArray[np.float32], actual: NDArray[np.int64], identities: NDArray[np.str_], seed: int
 ) -> Calibration:
-    confidence, right = _sure(probabilities, actual)
+    confidence, right = _confidence(probabilities, actual)
     diagram = reliability.reliability(confidence, right)
     bins = tuple(
         Bin(float(low), float(high), int(n), float(mean) if n else None, float(share) if n else None)
@@ -169,51 +172,55 @@ def _calibration(
     )
     whole = intervals.calibration_error(confidence, right, identities, seed=seed)
     order = np.random.default_rng(seed).permutation(len(actual))
-    one, other = order[: len(order) // 2], order[len(order) // 2 :]
-    enough = len(one) >= intervals.TRIALS
-    temperature = reliability.fitted_temperature(probabilities[one], actual[one]) if enough else None
-    cooled = reliability.at_temperature(probabilities[other], temperature or 1.0)
+    fitted_on, measured_on = order[: len(order) // 2], order[len(order) // 2 :]
+    temperature = (
+        reliability.fitted_temperature(probabilities[fitted_on], actual[fitted_on])
+        if len(fitted_on) >= intervals.TRIALS
+        else None
+    )
+    scaled = reliability.at_temperature(probabilities[measured_on], temperature or 1.0)
+    identities = identities[measured_on]
 
     def error(values: NDArray[Any]) -> Figure:
-        return intervals.calibration_error(*_sure(values, actual[other]), identities[other], seed=seed)
+        return intervals.calibration_error(*_confidence(values, actual[measured_on]), identities, seed=seed)
 
     def loss(values: NDArray[Any]) -> Figure:
-        return intervals.mean(reliability.losses(values, actual[other]), identities[other], seed=seed)
+        return intervals.mean(reliability.losses(values, actual[measured_on]), identities, seed=seed)
 
-    plain = probabilities[other].astype(np.float64)
-    return Calibration(whole, temperature, error(plain), error(cooled), loss(plain), loss(cooled), bins)
+    plain = probabilities[measured_on].astype(np.float64)
+    return Calibration(whole, temperature, error(plain), error(scaled), loss(plain), loss(scaled), bins)
 
 
-def _sure(
+def _confidence(
     probabilities: NDArray[Any], actual: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The likeliest label's probability (n,), and whether it is the true one (n,)."""
+    """Returns the highest probability (n,), and whether its label is the true one (n,)."""
     return probabilities.max(1).astype(np.float64), probabilities.argmax(1) == actual
 
 
 def _confusions(rows: Rows, column: str) -> tuple[Confusion, ...]:
-    """The confusions of who is on photos with whom a column names."""
+    """Counts the confusions between the true identity and the one in a column of the rows."""
     found = identification.confusions([row[column] for row in rows], [row["identity"] for row in rows])
     return tuple(Confusion(*one) for one in found)
 
 
 def _people(rows: Rows, enrolled: NDArray[np.str_]) -> tuple[Person, ...]:
     photos = Counter(enrolled.tolist())
-    theirs: dict[str, Rows] = {}
+    by_identity: dict[str, Rows] = {}
     for row in rows:
-        theirs.setdefault(row["identity"], []).append(row)
-    people = [_person(name, photos[name], some) for name, some in theirs.items()]
+        by_identity.setdefault(row["identity"], []).append(row)
+    people = [_person(name, photos[name], own_rows) for name, own_rows in by_identity.items()]
     return tuple(sorted(people, key=lambda one: (one.closest - one.probes, one.identity)))
 
 
 def _person(name: str, enrolled: int, rows: Rows) -> Person:
-    judged = [row["classifier_right"] for row in rows if row["classifier_right"] is not None]
+    classified = [row["classifier_right"] for row in rows if row["classifier_right"] is not None]
     wrong = Counter(row["nearest_identity"] for row in rows if not row["closest_right"])
     return Person(
         identity=name,
         enrolled=enrolled,
         probes=len(rows),
-        right=sum(judged) if judged else None,
+        right=sum(classified) if classified else None,
         closest=sum(row["closest_right"] for row in rows),
         taken_for=min(wrong, key=lambda who: (-wrong[who], who)) if wrong else None,
     )

@@ -1,4 +1,4 @@
-"""The comparison of two evaluations of the same photos, with paired tests."""
+"""Comparison of two evaluations of the same photos, with paired tests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from training.evaluation.result_files import REPORT, Results, check_free, in_jso
 
 COMPARISON: Final = "comparison.json"
 
-# The columns of each protocol that say right (1) or wrong (0) of a photo, and what they are called.
+# The columns of each protocol that hold 1 for right and 0 for wrong, and their names in a comparison.
 _OUTCOMES: Final[Mapping[str, Mapping[str, str]]] = {
     "closed": {
         "classifier_right": "classifier accuracy",
@@ -34,10 +34,10 @@ _PRECISION: Final = "average_precision"
 
 
 def compare(a: Results, b: Results, *, seed: int = 0) -> Comparison:
-    """Lays two evaluations side by side, on the photos that both have.
+    """Compares two evaluations on the photos that both have.
 
     Raises:
-        InputError: they are of different protocols, or have no photo in common.
+        InputError: the protocols differ, or the evaluations have no photo in common.
     """
     protocol = str(a.metrics["protocol"])
     if protocol != b.metrics["protocol"]:
@@ -46,7 +46,7 @@ def compare(a: Results, b: Results, *, seed: int = 0) -> Comparison:
             "evaluate both with the same `protocol`."
         )
     first, second = _by_key(a), _by_key(b)
-    common = [key for key in first if key in second and _about_the_same(first[key], second[key])]
+    common = [key for key in first if key in second and _same_trial(first[key], second[key])]
     if not common:
         raise InputError(f"{a.name} and {b.name} have no photo in common; evaluate both on the same photos.")
     rows = [(first[key], second[key]) for key in common]
@@ -63,9 +63,12 @@ def compare(a: Results, b: Results, *, seed: int = 0) -> Comparison:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """p of McNemar's exact test, two-sided: is what only one has right a fair coin? 1 where none differs."""
-    both = only_first + only_second
-    return float(binomtest(only_first, both, 0.5).pvalue) if both else 1.0
+    """Returns the p-value of McNemar's exact test, two-sided; 1 if there are no discordant photos.
+
+    The test is binomial with probability 0.5 on the discordant photos, those that only one side has right.
+    """
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def _by_key(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
@@ -73,8 +76,8 @@ def _by_key(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     return {tuple(row[name] for name in names): row for row in results.rows}
 
 
-def _about_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a photo was asked for in the same way: as the same person, enrolled or as a stranger."""
+def _same_trial(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows are of the same trial: same identity, mated or not, and same fold of pairs."""
     return all(
         _text(one.get(name)) == _text(other.get(name)) for name in ("identity", "mated", "same", "fold")
     )
@@ -85,19 +88,19 @@ def _text(value: Any) -> str | None:
 
 
 def check_target(folder: Path) -> None:
-    """Checks, before anything is measured, that a comparison can be written there.
+    """Checks that a comparison can be written to a folder; called before anything is measured.
 
     Raises:
-        InputError: it is a file, or a folder that has something else in it.
+        InputError: it is a file, or a folder with other content.
     """
     check_free(folder, COMPARISON, "comparison")
 
 
 def write(folder: Path, found: Comparison, *, report: bytes | None = None) -> None:
-    """Writes a comparison into a folder, as JSON and as a page; the JSON last.
+    """Writes a comparison into a folder, as JSON and as an HTML page; the JSON last.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the files cannot be written.
     """
     write_files(folder, {REPORT: report, COMPARISON: in_json(found)}, what="comparison")
 
@@ -107,7 +110,7 @@ _Pairs = list[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 def _tests(rows: _Pairs, protocol: str, seed: int) -> list[Paired]:
     if protocol == "open":
-        # Strangers decide the thresholds, the same share of them on both sides.
+        # Non-mated searches only set the thresholds, at the same FPIR on both sides.
         rows = [(one, other) for one, other in rows if int(one["mated"])]
     tests = [
         _paired(name, column, rows, seed, exact=True)

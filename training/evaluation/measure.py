@@ -1,4 +1,4 @@
-"""The measurement of a model on a data folder: `measurements.Measured`, and a row for each photo."""
+"""Measures a model on a data folder: returns `measurements.Measured` and a row for each photo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,24 +27,24 @@ from training.evaluation.searches import Rows
 from training.fitting.export import versions
 
 PROTOCOLS: Final = ("closed", "open", "lfw-pairs")
-# How many photos the graph of the network before fine-tuning is tried on.
-_TRIED: Final = 8
+# Number of photos on which the exported graph of the network before fine-tuning is checked.
+_SAMPLE_PHOTOS: Final = 8
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How a model is measured.
+    """Options of an evaluation.
 
     Attributes:
-        protocol: one of PROTOCOLS; None is "open" with a gallery, else "closed".
+        protocol: one of PROTOCOLS; None means "open" with a gallery, else "closed".
         gallery: folder of an existing gallery to search in.
         pairs: the file of pairs, for "lfw-pairs".
         weights: of the network before fine-tuning, "imagenet" or a file; None leaves that baseline out.
-        fraction: share of each person's photos that is held out where the model's split does not say.
-        min_images: from how many photos on people are enrolled in an open set.
+        fraction: share of each person's photos that is held out if the model's own split does not apply.
+        min_images: an open set enrolls people with at least this many photos.
         seed: of the split and of resampling.
-        workers: threads that read photos; None is one per processor.
-        device, precision: as of `Embedder.open`.
+        workers: number of threads that read photos; None means one per processor.
+        device, precision: as in `Embedder.open`.
         exclude: patterns of files and folders that are passed over (see `retrieval.sources.photos.scan`).
     """
 
@@ -62,19 +62,19 @@ class EvaluationOptions:
 
     @property
     def chosen(self) -> str:
-        """The protocol."""
+        """The protocol that applies: `protocol`, or its default."""
         return self.protocol or ("open" if self.gallery else "closed")
 
 
 def measure(
     model: Path, data: Path, *, options: EvaluationOptions = EvaluationOptions(), watch: Watch = Watch()
 ) -> tuple[Measured, Rows]:
-    """Measures a model on the photos of a folder, beside the baselines.
+    """Measures a model and the baselines on the photos of a folder.
 
     Raises:
         InputError: the options contradict each other, or the model, the data, the gallery, the pairs or the
             weights cannot be used.
-        Interrupted: `watch.should_stop` said so.
+        Interrupted: `watch.should_stop` returned True.
         RunError: the device failed.
     """
     check_options(options)
@@ -94,10 +94,10 @@ def measure(
 
 
 def check_options(options: EvaluationOptions) -> None:
-    """Checks options against each other.
+    """Checks options, each by itself and against the others.
 
     Raises:
-        InputError: they do not go together.
+        InputError: a value is out of range, or two options contradict each other.
     """
     if options.chosen not in PROTOCOLS:
         raise InputError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, not {options.chosen}.")
@@ -116,24 +116,24 @@ def check_options(options: EvaluationOptions) -> None:
 def _measure_closed(
     bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: EvaluationOptions, watch: Watch
 ) -> tuple[Measured, Rows]:
-    cut = protocols.closed(photos, data, bundle, fraction=options.fraction, seed=options.seed)
-    seen, before = _see(bundle, (*cut.enrolled, *cut.probes), options, watch, probabilities=True)
-    enrolled = _which(seen, cut.enrolled)
+    division = protocols.closed(photos, data, bundle, fraction=options.fraction, seed=options.seed)
+    seen, before = _embed(bundle, (*division.enrolled, *division.probes), options, watch, probabilities=True)
+    enrolled = _is_enrolled(seen, division.enrolled)
     _require_both(enrolled, data)
     watch.on_stage("measuring", 0)
     found, rows = closed_set.measure(seen, enrolled, bundle.labels, before=before, seed=options.seed)
-    found = replace(found, mistakes=tuple(_named(one, data) for one in found.mistakes))
-    measured = _measured(bundle, data, options, cut.says, (*cut.enrolled, *cut.probes), seen)
-    notes = (*_of_nobody(cut), *_about_baselines(bundle, options))
-    if cut.says != "the model's own split" and bundle.split.get("train"):
+    found = replace(found, mistakes=tuple(_relative_mistake(one, data) for one in found.mistakes))
+    measured = _measured(bundle, data, options, division.says, (*division.enrolled, *division.probes), seen)
+    notes = (*_note_unnamed(division), *_note_baselines(bundle, options))
+    if division.says != "the model's own split" and bundle.split.get("train"):
         notes = ("The photos of the model's own split are not here: this is other data.", *notes)
-    return replace(measured, closed=found, notes=notes), _rows_named(rows, data)
+    return replace(measured, closed=found, notes=notes), _relative_rows(rows, data)
 
 
 def _measure_open(
     bundle: ModelBundle, data: Path, photos: Sequence[Photo], options: EvaluationOptions, watch: Watch
 ) -> tuple[Measured, Rows]:
-    cut = protocols.open_set(
+    division = protocols.open_set(
         photos,
         data,
         bundle,
@@ -141,23 +141,23 @@ def _measure_open(
         fraction=options.fraction,
         seed=options.seed,
     )
-    seen, before = _see(bundle, (*cut.enrolled, *cut.probes), options, watch)
-    enrolled = _which(seen, cut.enrolled)
+    seen, before = _embed(bundle, (*division.enrolled, *division.probes), options, watch)
+    enrolled = _is_enrolled(seen, division.enrolled)
     _require_both(enrolled, data)
     watch.on_stage("measuring", 0)
     found, rows = open_set.measure(
         seen,
         enrolled,
-        trained=_trained(bundle),
+        trained=_trained_people(bundle),
         min_images=options.min_images,
-        trained_photos=cut.trained_photos,
+        trained_photos=division.trained_photos,
         before=before,
         seed=options.seed,
     )
-    found = replace(found, mistakes=tuple(_named(one, data) for one in found.mistakes))
-    measured = _measured(bundle, data, options, cut.says, (*cut.enrolled, *cut.probes), seen)
-    notes = (*_of_nobody(cut), *_of_trained(cut), *_about_baselines(bundle, options))
-    return replace(measured, open=found, notes=notes), _rows_named(rows, data)
+    found = replace(found, mistakes=tuple(_relative_mistake(one, data) for one in found.mistakes))
+    measured = _measured(bundle, data, options, division.says, (*division.enrolled, *division.probes), seen)
+    notes = (*_note_unnamed(division), *_note_trained(division), *_note_baselines(bundle, options))
+    return replace(measured, open=found, notes=notes), _relative_rows(rows, data)
 
 
 def _measure_gallery(
@@ -168,23 +168,27 @@ def _measure_gallery(
     options: EvaluationOptions,
     watch: Watch,
 ) -> tuple[Measured, Rows]:
-    cut = protocols.untrained(photos, data, bundle)
-    if not cut.probes:
+    division = protocols.untrained(photos, data, bundle)
+    if not division.probes:
         raise DataError(f"There is no photo in {data} that has a name and that the model was not trained on.")
-    seen, _ = _see(bundle, cut.probes, replace(options, weights=None), watch, grey=False)
+    seen, _ = _embed(bundle, division.probes, replace(options, weights=None), watch, grey=False)
     watch.on_stage("searching", 0)
     found, rows = open_set.measure_gallery(
-        seen, gallery, trained=_trained(bundle), trained_photos=cut.trained_photos, seed=options.seed
+        seen,
+        gallery,
+        trained=_trained_people(bundle),
+        trained_photos=division.trained_photos,
+        seed=options.seed,
     )
-    found = replace(found, mistakes=tuple(_named(one, data) for one in found.mistakes))
-    measured = _measured(bundle, data, options, cut.says, cut.probes, seen)
+    found = replace(found, mistakes=tuple(_relative_mistake(one, data) for one in found.mistakes))
+    measured = _measured(bundle, data, options, division.says, division.probes, seen)
     notes = (
-        *_of_nobody(cut),
-        *_of_trained(cut),
+        *_note_unnamed(division),
+        *_note_trained(division),
         "Baselines are left out: a gallery has embeddings, and not the photos that baselines look at.",
         "Mean average precision is left out: the gallery is asked for its nearest people only.",
     )
-    return replace(measured, open=found, notes=notes), _rows_named(rows, data)
+    return replace(measured, open=found, notes=notes), _relative_rows(rows, data)
 
 
 def _measure_pairs(
@@ -194,13 +198,13 @@ def _measure_pairs(
         raise InputError("The protocol lfw-pairs takes `pairs`, a file.")
     wanted = pairs.read_pairs(options.pairs)
     photos = pairs.photos_in(wanted, photos, data)
-    seen, before = _see(bundle, photos, options, watch)
+    seen, before = _embed(bundle, photos, options, watch)
     watch.on_stage("measuring", 0)
     found, rows = pairs.measure(
-        seen, wanted, data, trained=_trained(bundle), before=before, seed=options.seed
+        seen, wanted, data, trained=_trained_people(bundle), before=before, seed=options.seed
     )
     measured = _measured(bundle, data, options, options.pairs.name, photos, seen)
-    notes = _about_baselines(bundle, options)
+    notes = _note_baselines(bundle, options)
     if found.trained_people:
         some = f"{found.trained_people:,} of the {found.people:,} people in the pairs"
         notes = (
@@ -210,7 +214,7 @@ def _measure_pairs(
     return replace(measured, pairs=found, notes=notes), rows
 
 
-def _see(
+def _embed(
     bundle: ModelBundle,
     photos: Sequence[Photo],
     options: EvaluationOptions,
@@ -219,7 +223,7 @@ def _see(
     probabilities: bool = False,
     grey: bool = True,
 ) -> tuple[Observed, Observed | None]:
-    """Photos as the model sees them, and as its network did before it was fine-tuned."""
+    """Embeds photos with the model and, given `options.weights`, with the network before fine-tuning."""
     watch.on_stage("embedding", len(photos))
     with Embedder.open(bundle, device=options.device, precision=options.precision) as embedder:
         seen = observe(
@@ -228,23 +232,23 @@ def _see(
     if options.weights is None or not seen.paths:
         return seen, None
     watch.on_stage("exporting the network before fine-tuning", 0)
-    with before_fine_tuning(bundle, options.weights, _sample(seen, bundle)) as former:
+    with before_fine_tuning(bundle, options.weights, _sample(seen, bundle)) as initial:
         readable = frozenset(seen.paths)
         watch.on_stage("embedding, before fine-tuning", len(readable))
         again = [photo for photo in photos if photo.path in readable]
-        with Embedder.open(former, device=options.device, precision=options.precision) as embedder:
+        with Embedder.open(initial, device=options.device, precision=options.precision) as embedder:
             return seen, observe(embedder, again, watch=watch, workers=options.workers)
 
 
 def _sample(seen: Observed, bundle: ModelBundle) -> NDArray[np.uint8]:
-    how = bundle.preprocessing
+    preprocessing = bundle.preprocessing
     try:
-        return np.stack([pixels.read(path, **how.stated()) for path in seen.paths[:_TRIED]])
+        return np.stack([pixels.read(path, **preprocessing.stated()) for path in seen.paths[:_SAMPLE_PHOTOS]])
     except UnreadableImage as error:
         raise InputError(f"A photo changed while it was measured; run it again: {error.words}.") from error
 
 
-def _which(seen: Observed, enrolled: Sequence[Photo]) -> NDArray[np.bool_]:
+def _is_enrolled(seen: Observed, enrolled: Sequence[Photo]) -> NDArray[np.bool_]:
     paths = {photo.path for photo in enrolled}
     return np.array([path in paths for path in seen.paths], bool)
 
@@ -256,8 +260,8 @@ def _require_both(enrolled: NDArray[np.bool_], data: Path) -> None:
         )
 
 
-def _trained(bundle: ModelBundle) -> frozenset[str]:
-    """People whom a model was trained on, by its card."""
+def _trained_people(bundle: ModelBundle) -> frozenset[str]:
+    """The people that a model was trained on, according to its card."""
     return frozenset(name.split("/")[0] for name in bundle.split.get("train", ())) | frozenset(bundle.labels)
 
 
@@ -298,7 +302,7 @@ def _measured(
     )
 
 
-def _about_baselines(bundle: ModelBundle, options: EvaluationOptions) -> tuple[str, ...]:
+def _note_baselines(bundle: ModelBundle, options: EvaluationOptions) -> tuple[str, ...]:
     if options.weights is not None:
         return ()
     started = bundle.recipe.get("weights")
@@ -309,19 +313,21 @@ def _about_baselines(bundle: ModelBundle, options: EvaluationOptions) -> tuple[s
     )
 
 
-def _of_nobody(cut: protocols.Division) -> tuple[str, ...]:
-    if not cut.nobodys:
+def _note_unnamed(division: protocols.Division) -> tuple[str, ...]:
+    if not division.unnamed:
         return ()
-    return (f"In no person's folder, and left out: {counted(cut.nobodys, 'file')}.",)
+    return (f"In no person's folder, and left out: {counted(division.unnamed, 'file')}.",)
 
 
-def _of_trained(cut: protocols.Division) -> tuple[str, ...]:
-    if not cut.trained_photos:
+def _note_trained(division: protocols.Division) -> tuple[str, ...]:
+    if not division.trained_photos:
         return ()
-    return (f"Not searched for, as the model was trained on them: {counted(cut.trained_photos, 'photo')}.",)
+    return (
+        f"Not searched for, as the model was trained on them: {counted(division.trained_photos, 'photo')}.",
+    )
 
 
-def _named(one: Mistake, data: Path) -> Mistake:
+def _relative_mistake(one: Mistake, data: Path) -> Mistake:
     return replace(
         one,
         path=shown(one.path, str(data)),
@@ -330,8 +336,8 @@ def _named(one: Mistake, data: Path) -> Mistake:
     )
 
 
-def _rows_named(rows: Rows, data: Path) -> Rows:
-    """Rows whose paths are relative to the data folder, so that two evaluations can be compared."""
+def _relative_rows(rows: Rows, data: Path) -> Rows:
+    """Makes the paths of rows relative to the data folder, so that two evaluations can be compared."""
     return [
         {**row, "path": shown(row["path"], str(data)), "nearest": shown(row["nearest"], str(data))}
         for row in rows

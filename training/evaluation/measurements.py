@@ -1,10 +1,10 @@
-"""Measurements: all that an evaluation gives, as a tree of frozen dataclasses that is saved as JSON.
+"""The results of an evaluation, as a tree of frozen dataclasses that is saved as JSON.
 
     Measured
     ├── ModelFacts, DataFacts, Speed, left_out, notes
-    └── one of  Closed  who is it, among the people of the gallery: classifier and closest photos
-                Open    who is it, if it is anybody of the gallery at all
-                Pairs   are these two photos of the same person
+    └── one of  Closed  closed-set identification: classifier and nearest photos
+                Open    open-set identification: enrolled people and strangers
+                Pairs   verification: do two photos show the same person
 
     Comparison  two evaluations on the same photos, with paired tests
 
@@ -16,19 +16,19 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-# Of metrics.json; a reader of another number must not guess.
+# Format number of metrics.json. A reader refuses any other number.
 FORMAT: Final = 1
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that was measured, with the ends of its 95% interval.
+    """A measured value with its 95% interval.
 
     Attributes:
-        value: None where there were too few trials for a number.
-        low, high: ends of the interval; None where there is none.
-        n: how many trials it is over: photos, searches or pairs.
-        method: how the interval was made, or why there is no number: "bootstrap over 62 identities",
+        value: None if there are too few trials.
+        low, high: ends of the interval; None if there is none.
+        n: number of trials: photos, searches or pairs.
+        method: how the interval was computed, or why there is no value: "bootstrap over 62 identities",
             "Wilson", "Student's t over 10 folds", "too few: ...".
     """
 
@@ -40,18 +40,25 @@ class Figure:
 
     @property
     def known(self) -> bool:
-        """Whether there is a number."""
+        """Whether there is a value."""
         return self.value is not None
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model: its folder's name, how many labels, side of its input, numbers of an embedding.
+    """The model that was evaluated.
 
     Attributes:
+        name: name of its folder.
+        fingerprint: of the bundle.
+        labels: number of labels of the classifier.
+        input_size: side of the input, in pixels.
+        crop: share of the shorter side that is kept, centred.
+        dimension: numbers of an embedding.
+        recipe: as its card states it.
         architecture: of the network.
-        trained_photos: how many photos it was trained on, by its card.
-        trained_with: the device, by its card; None where that does not say.
+        trained_photos: number of photos that it was trained on, according to its card.
+        trained_with: the device of the training, according to its card; None if the card does not state it.
     """
 
     name: str
@@ -68,15 +75,15 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The photos that it was measured on.
+    """The photos that the model was measured on.
 
     Attributes:
-        folder: as it was given.
-        gallery: of --gallery, as it was given; None without.
+        folder: as passed by the caller.
+        gallery: folder of --gallery, as passed by the caller; None without one.
         split: "the model's own split" (of its card), "seed 0, 30% held out", the name of a pairs file, ...
         seed: of the split and of every bootstrap.
-        found: photos that the protocol uses.
-        embedded: of them, those that could be read.
+        found: number of photos that the protocol uses.
+        embedded: number of those that could be read.
     """
 
     folder: str
@@ -89,7 +96,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast photos were read, decoded and embedded in this very run, wall clock."""
+    """Throughput of reading, decoding and embedding in this run, in wall-clock time."""
 
     photos: int
     seconds: float
@@ -100,7 +107,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A photo that could not be used: a stable reason code, and words for a person."""
+    """A photo that could not be used: `reason` is a stable code, `detail` is text for people."""
 
     path: str
     identity: str | None
@@ -110,7 +117,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often photos of `actual` were taken for `said`."""
+    """The number of photos of `actual` that were identified as `said`."""
 
     actual: str
     said: str
@@ -119,13 +126,14 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well the right person comes out on top of a search.
+    """Rank-based figures of mated searches.
 
     Attributes:
-        closest: share of searches whose nearest photo shows the right person (closest-image agreement).
+        closest: share of searches in which the nearest photo shows the right person (closest-image
+            agreement).
         cmc: at index k - 1 the share of searches with the right person among the k nearest people, k = 1..20.
-        mean_average_precision: mean over searches of the average precision of the gallery's photos in order
-            of distance; None where the gallery was only searched for its nearest.
+        mean_average_precision: mean over searches of the average precision of the gallery's photos, ordered
+            by distance; None if the gallery was searched for its nearest people only.
     """
 
     closest: Figure
@@ -135,7 +143,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Bin:
-    """Photos whose probability lay in (low, high]: how many, their mean probability, their accuracy."""
+    """The photos with a probability in (low, high]: their number, mean probability and accuracy."""
 
     low: float
     high: float
@@ -146,14 +154,15 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether the classifier's probabilities mean what they say, on held-out photos.
+    """Calibration of the classifier's probabilities on held-out photos.
 
     Attributes:
         error: expected calibration error over all of them, 15 bins of equal width.
-        temperature: the scalar that minimises the loss on one half; None where there are too few photos.
+        temperature: the scalar that minimises the loss on one half; None if there are too few photos.
         before, after: calibration error on the other half, without the temperature and with it.
-        loss_before, loss_after: mean negative log-likelihood there, in nats: what temperature lowers.
-        bins: the reliability diagram, over all of them.
+        loss_before, loss_after: mean negative log-likelihood on the other half, in nats. The temperature is
+            fitted to lower this loss.
+        bins: the reliability diagram, over all held-out photos.
     """
 
     error: Figure
@@ -167,7 +176,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Classifier:
-    """The classifier on held-out photos of people whom it knows."""
+    """Figures of the classifier on held-out photos of people that it has a label for."""
 
     accuracy: Figure
     top5: Figure
@@ -180,10 +189,13 @@ class Person:
     """A row of the table of identities.
 
     Attributes:
-        enrolled, probes: photos of theirs that were searched in, and for.
-        right: of the probes, those that the classifier named rightly; None for people whom it does not know.
-        closest: of the probes, those whose nearest photo shows this person.
-        taken_for: whom the nearest photo of the other probes shows most often; None where there are none.
+        enrolled: number of the person's enrolled photos.
+        probes: number of the person's photos that were searched for.
+        right: number of probes that the classifier identified correctly; None if it has no label for the
+            person.
+        closest: number of probes with a nearest photo that shows this person.
+        taken_for: the identity that the nearest photo of the other probes shows most often; None if there are
+            no other probes.
     """
 
     identity: str
@@ -196,18 +208,18 @@ class Person:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A held-out photo that was taken for somebody else: the surest mistakes come first.
+    """A search in which the nearest photo shows another identity. Lists of mistakes start with the nearest.
 
     Attributes:
-        path: of the photo, relative to the data folder.
-        identity: who it is.
-        nearest_path: the photo that was nearest, relative to the data folder (as stored, in a --gallery).
-        nearest_identity: who that is.
-        distance: between the two.
-        predicted, probability: what the classifier says; None where it was not asked.
-        right_path, right_distance: the nearest photo of the right person; None where there is none, or (in a
-            --gallery) that person is not among the nearest.
-        stranger: whether nobody would have been right.
+        path: of the probe, relative to the data folder.
+        identity: of the probe.
+        nearest_path: path of the nearest photo, relative to the data folder (in a --gallery: as stored).
+        nearest_identity: identity of the nearest photo.
+        distance: Euclidean, between the two.
+        predicted, probability: label and probability of the classifier; None if it was not evaluated.
+        right_path, right_distance: the nearest photo of the right person; None if there is none, or (in a
+            --gallery) if that person is not among the nearest.
+        stranger: whether the search is non-mated, so that no answer is right.
     """
 
     path: str
@@ -224,7 +236,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ClosedBaseline:
-    """Another way to find the closest photo, on the very same split."""
+    """A baseline for closed-set identification, measured on the same split."""
 
     name: str
     says: str
@@ -233,18 +245,18 @@ class ClosedBaseline:
 
 @dataclass(frozen=True)
 class Closed:
-    """Held-out photos searched among enrolled ones of the same people.
+    """Closed-set identification: held-out photos searched among enrolled photos of the same people.
 
     Attributes:
-        enrolled, probes: photos.
-        identities: people with enrolled photos.
-        unanswerable: probes of people without a readable enrolled photo, who are in no figure.
+        enrolled, probes: numbers of photos.
+        identities: number of people with enrolled photos.
+        unanswerable: number of probes of people without a readable enrolled photo; no figure counts them.
         ranking: of the model's embeddings.
-        classifier: None where it knows nobody of the probes.
+        classifier: None if it has no label for any of the probes.
         confusions: by the nearest photo.
-        people: everybody with a probe, those with the most mistakes first.
+        people: every identity with a probe, those with the most mistakes first.
         mistakes: by the nearest photo, at most 50.
-        baselines: raw pixels, eigenfaces, and the network before fine-tuning where its weights were given.
+        baselines: raw pixels, eigenfaces, and the network before fine-tuning if its weights were given.
     """
 
     enrolled: int
@@ -261,13 +273,14 @@ class Closed:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a share of false alarms costs in misses.
+    """The miss rate at an allowed rate of false alarms.
 
     Attributes:
-        rate: FPIR of an identification, FAR of a verification: what is allowed.
-        threshold: the largest distance with no more false alarms than that here; None where too few.
+        rate: the allowed rate: FPIR of an identification, FAR of a verification.
+        threshold: the largest distance at which the false alarms measured here do not exceed the rate; None
+            if there are too few trials.
         missed: FNIR of an identification, 1 - TAR of a verification, at that distance. Its interval resamples
-            identities on both sides, and finds the threshold anew each time.
+            identities on both sides, and computes the threshold again for each resample.
     """
 
     rate: float
@@ -292,7 +305,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Identification:
-    """What one way of measuring distances gives in an open set: points at FPIR 0.1, 0.01, 0.003, and DET."""
+    """Open-set figures of one set of features: points at FPIR 0.1, 0.01 and 0.003, the DET curve, ranks."""
 
     points: tuple[OperatingPoint, ...]
     curve: Curve
@@ -301,7 +314,7 @@ class Identification:
 
 @dataclass(frozen=True)
 class OpenBaseline:
-    """Another way to measure distances, on the very same searches."""
+    """A baseline for open-set identification, measured on the same searches."""
 
     name: str
     says: str
@@ -310,17 +323,19 @@ class OpenBaseline:
 
 @dataclass(frozen=True)
 class Open:
-    """Searches of people who are enrolled and of strangers.
+    """Open-set identification: mated searches (enrolled people) and non-mated ones (strangers).
 
     Attributes:
-        min_images: people with so many photos are enrolled; None with --gallery.
-        enrolled: photos; identities: people.
-        trained_identities: of them, people whom the model was trained on.
-        mated, strangers: searches of people who are enrolled, and who are not.
-        stranger_identities: people among the latter.
-        trained_photos: photos that the model was trained on and that are not enrolled: not searched for.
-        already_enrolled: photos with the very bytes of an enrolled one: they are not searched for.
-        mistakes: searches whose nearest photo shows somebody else, the nearest first, at most 50.
+        min_images: people with at least this many photos are enrolled; None with --gallery.
+        enrolled: number of enrolled photos.
+        identities: number of enrolled people.
+        trained_identities: number of enrolled people that the model was trained on.
+        mated, strangers: numbers of mated and of non-mated searches.
+        stranger_identities: number of people in the non-mated searches.
+        trained_photos: number of photos that the model was trained on and that are not enrolled. They are not
+            searched for.
+        already_enrolled: number of photos with the same bytes as an enrolled photo. Not searched for.
+        mistakes: searches in which the nearest photo shows another identity, the nearest first, at most 50.
     """
 
     min_images: int | None
@@ -339,13 +354,14 @@ class Open:
 
 @dataclass(frozen=True)
 class Verification:
-    """Pairs told apart by a threshold on their distance.
+    """Verification figures: pairs are classified by a threshold on their distance.
 
     Attributes:
-        accuracy: mean over folds, each with the threshold that is best on the others.
+        accuracy: mean over folds, each with the threshold that is best on the other folds.
         standard_error: of that mean.
         folds, thresholds: accuracy of each fold, and its threshold.
-        area: under the ROC curve; its interval resamples identities, of a pair of two people the first's.
+        area: area under the ROC curve. Its interval resamples identities; a pair of two people counts for the
+            first of them.
         points: at FAR 0.1, 0.01 and 0.001; TAR is 1 - missed.
         curve: ROC is (false_alarms, 1 - missed).
     """
@@ -361,7 +377,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class PairsBaseline:
-    """Another way to measure distances, on the very same pairs."""
+    """A baseline for verification, measured on the same pairs."""
 
     name: str
     says: str
@@ -370,16 +386,17 @@ class PairsBaseline:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of photos: the same person or not.
+    """Verification: pairs of photos that show the same person or two people.
 
     Attributes:
-        same, different: pairs of either kind.
-        left_out: pairs with a photo that could not be read.
-        people: in the pairs.
-        trained_people: of them, people whom the model was trained on: with those it is no fair test.
+        same, different: numbers of pairs of one person and of two.
+        left_out: number of pairs with a photo that could not be read.
+        people: number of people in the pairs.
+        trained_people: number of those that the model was trained on. With them the test is not fair.
         verification: over all pairs.
-        unseen: over the pairs without anybody whom the model was trained on; None where that is all of them.
-        unseen_pairs: how many these are.
+        unseen: over the pairs without people that the model was trained on. None if these are all pairs, or
+            too few to measure.
+        unseen_pairs: number of those pairs.
     """
 
     same: int
@@ -395,11 +412,11 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that one evaluation measured; exactly one of `closed`, `open` and `pairs` is there.
+    """The results of one evaluation. Exactly one of `closed`, `open` and `pairs` is set.
 
     Attributes:
         protocol: "closed", "open" or "lfw-pairs".
-        notes: what a reader must know, a sentence each: a baseline that is missing, photos seen in training.
+        notes: caveats for the reader, one sentence each: a missing baseline, photos seen in training.
     """
 
     protocol: str
@@ -418,14 +435,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Paired:
-    """One figure of two evaluations, on the photos (or pairs) that both of them have.
+    """One figure of two evaluations, on the photos (or pairs) that both have.
 
     Attributes:
         name: of the figure.
-        a, b: its two values there.
-        difference: b - a, its interval by resampling identities.
-        only_a, only_b: photos that only one of them had right; None for what is not right or wrong.
-        p: of McNemar's exact test on these two; None where there is no such test.
+        a, b: its values in the two evaluations.
+        difference: b - a; its interval resamples identities.
+        only_a, only_b: number of photos that only this evaluation has right; None for a figure that is not a
+            share of right answers.
+        p: p-value of McNemar's exact test on these two numbers; None if there is no such test.
     """
 
     name: str
@@ -439,14 +457,14 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations side by side.
+    """A paired comparison of two evaluations.
 
     Attributes:
-        a, b: what they are called.
+        a, b: names of the evaluations.
         protocol: of both.
-        common: photos (or pairs) of both.
-        only_in_a, only_in_b: photos of one alone, which are in no figure here.
-        notes: what a reader must know, a sentence each.
+        common: number of photos (or pairs) that both have.
+        only_in_a, only_in_b: numbers of photos that only one has. No figure here counts them.
+        notes: caveats for the reader, one sentence each.
     """
 
     a: str
@@ -461,7 +479,7 @@ class Comparison:
 
 
 def as_json(tree: Any) -> Any:
-    """A dataclass of this module as dicts, lists and numbers; NaN and infinity are null."""
+    """Converts a dataclass of this module to dicts, lists and numbers; NaN and infinity become None."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return {one.name: as_json(getattr(tree, one.name)) for one in dataclasses.fields(tree)}
     if isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""Observations: embeddings and small grey images of all photos, in memory, in one pass."""
+"""Observation of photos for an evaluation: embeddings and small grey images, in memory, in one pass."""
 
 import os
 import time
@@ -19,21 +19,21 @@ from retrieval.models.embedder import Embedder
 from retrieval.sources.photos import Photo
 from training.evaluation.measurements import LeftOut, Speed
 
-# Side of the grey pictures that the plain baselines look at.
+# Side, in pixels, of the grey images that the baselines "pixels" and "eigenfaces" use.
 GREY: Final = 32
 
 
 @dataclass(frozen=True)
 class Observed:
-    """n photos that could be read, in the order in which they were named.
+    """The n photos that could be read, in the order in which the caller listed them.
 
     Attributes:
         paths: of the photos.
-        identities: (n,) names; "" for nobody.
+        identities: (n,) names; "" for an anonymous photo.
         digests: SHA-256 of the bytes.
         vectors: (n, d) float32, embeddings.
-        probabilities: (n, c) float32; None where they were not wanted.
-        grey: (n, 1024) uint8, the model's crop in grey at 32 x 32; None where it was not wanted.
+        probabilities: (n, c) float32; None if they were not requested.
+        grey: (n, 1024) uint8, the model's crop in grey at 32 x 32; None if it was not requested.
         left_out: photos that could not be read.
         speed: of reading, decoding and embedding together.
     """
@@ -50,7 +50,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is kept of each photo beside its embedding."""
+    """Which data are kept for each photo in addition to its embedding."""
 
     probabilities: bool = False
     grey: bool = False
@@ -58,12 +58,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of progress, and may end it; the defaults tell nobody.
+    """Callbacks of an evaluation, for progress and for stopping; the defaults do nothing.
 
     Attributes:
-        on_stage: what begins, in words, and of how many photos it is.
+        on_stage: called when a stage begins, with its description and its number of photos.
         on_outcome: called for every photo.
-        should_stop: asked after each batch.
+        should_stop: called after each batch; True stops the evaluation.
     """
 
     on_stage: Callable[[str, int], None] = lambda stage, total: None
@@ -88,20 +88,20 @@ def observe(
     watch: Watch = Watch(),
     workers: int | None = None,
 ) -> Observed:
-    """Reads, decodes and embeds photos by the stages of bulk embedding; what cannot be read is left out.
+    """Reads, decodes and embeds photos with the stages of bulk embedding; leaves out unreadable photos.
 
-    Memory: 4 x d bytes a photo, and 4 x c for probabilities, 1 KiB for grey.
+    Memory per photo: 4 x d bytes for the embedding, 4 x c bytes for probabilities, 1 KiB for grey.
 
     Raises:
-        Interrupted: `watch.should_stop` said so.
-        RunError: the device, or a process that decodes, failed.
+        Interrupted: `watch.should_stop` returned True.
+        RunError: the device, or a decoding process, failed.
     """
     preprocessing, started = embedder.bundle.preprocessing, time.monotonic()
     parts: list[_Batch] = []
     with PhotoPipeline(
         found,
         prepare=partial(prepare_without_gallery, preprocessing),
-        embed=partial(_see, embedder, wanted),
+        embed=partial(_embed, embedder, wanted),
         embedder=lambda: embedder,
         size=preprocessing.size,
         on_gpu=embedder.on_gpu,
@@ -116,11 +116,11 @@ def observe(
     return _joined(parts, embedder, time.monotonic() - started)
 
 
-def _see(embedder: Embedder, wanted: Wanted, batch: Sequence[Prepared | Outcome]) -> _Batch:
+def _embed(embedder: Embedder, wanted: Wanted, batch: Sequence[Prepared | Outcome]) -> _Batch:
     ready = [photo for photo in batch if isinstance(photo, Prepared)]
     size = embedder.bundle.input_size
     pixels = np.stack(squares(ready)) if ready else np.empty((0, size, size, 3), np.uint8)
-    seen = embedder.embed(pixels)
+    embedded = embedder.embed(pixels)
     outcomes = [
         photo
         if isinstance(photo, Outcome)
@@ -129,16 +129,16 @@ def _see(embedder: Embedder, wanted: Wanted, batch: Sequence[Prepared | Outcome]
     ]
     return _Batch(
         outcomes,
-        # Their pixels have been seen, and are not kept.
+        # The pixels are embedded and no longer needed.
         [Prepared(photo.face, None, 0) for photo in ready],
-        seen.vectors,
-        seen.probabilities if wanted.probabilities else None,
+        embedded.vectors,
+        embedded.probabilities if wanted.probabilities else None,
         grey(pixels) if wanted.grey else None,
     )
 
 
 def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures (n, H, W, 3) in grey (ITU-R 601), averaged down to 32 x 32, as rows (n, 1024)."""
+    """Converts images (n, H, W, 3) to grey (ITU-R 601), averaged down to 32 x 32, as rows (n, 1024)."""
     rows = np.empty((len(pixels), GREY * GREY), np.uint8)
     for row, picture in zip(rows, pixels, strict=True):
         small = Image.fromarray(picture).convert("L").resize((GREY, GREY), Image.Resampling.BOX)
@@ -155,8 +155,8 @@ def _joined(parts: Sequence[_Batch], embedder: Embedder, seconds: float) -> Obse
         np.array([face.identity or "" for face in faces], np.str_),
         tuple(face.sha256 for face in faces),
         _stacked([part.vectors for part in parts], bundle.dimension, np.float32),
-        _wanted([part.probabilities for part in parts], len(bundle.labels), np.float32),
-        _wanted([part.grey for part in parts], GREY * GREY, np.uint8),
+        _stacked_or_none([part.probabilities for part in parts], len(bundle.labels), np.float32),
+        _stacked_or_none([part.grey for part in parts], GREY * GREY, np.uint8),
         tuple(LeftOut(one.path or "", one.identity, str(one.reason), one.detail) for one in rejected),
         Speed(len(faces), seconds, len(faces) / seconds, embedder.device, embedder.engine),
     )
@@ -166,12 +166,12 @@ def _stacked(parts: Iterable[NDArray[Any]], width: int, dtype: type) -> NDArray[
     return np.concatenate([np.empty((0, width), dtype), *parts])
 
 
-def _wanted(parts: Iterable[NDArray[Any] | None], width: int, dtype: type) -> NDArray[Any] | None:
+def _stacked_or_none(parts: Iterable[NDArray[Any] | None], width: int, dtype: type) -> NDArray[Any] | None:
     kept = [part for part in parts if part is not None]
     return _stacked(kept, width, dtype) if kept else None
 
 
 def shown(path: str, root: str) -> str:
-    """A photo's path relative to the data folder, with / in it; as it is where it lies elsewhere."""
+    """Returns a photo's path relative to the data folder, with "/"; unchanged if outside that folder."""
     inside = os.path.abspath(root) + os.sep
     return path.removeprefix(inside).replace(os.sep, "/") if path.startswith(inside) else path

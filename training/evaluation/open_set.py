@@ -1,4 +1,4 @@
-"""Open-set identification: enrolled people and strangers."""
+"""Open-set identification: searches for enrolled people and for strangers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,23 +19,25 @@ from training.evaluation.observe import Observed
 from training.evaluation.searches import PLACES, Rows, mistakes, with_right
 from training.metrics import identification
 
-# What is allowed of searches of strangers.
+# The false positive identification rates at which FNIR is measured.
 FPIR: Final = (0.1, 0.01, 0.003)
-_POINTS: Final = 200
-# Searches that a gallery is asked at a time.
-_ASKED: Final = 256
+_CURVE_POINTS: Final = 200
+# Number of probes in one batch of searches in a gallery.
+_QUERY_BATCH: Final = 256
 
 
 @dataclass(frozen=True)
 class SearchOutcomes:
-    """What n searches found.
+    """The answers to n searches.
 
     Attributes:
-        place: (n,) of the right person among the people, 1 the nearest; 0 for a stranger and beyond 20th.
-        precision: (n,) average precision, NaN for a stranger; None where only the nearest were asked for.
-        distance: (n,) to the nearest photo.
-        nearest, who: of that photo, its path and its person.
-        right: (path, distance) of the right person's nearest photo, of those whom a gallery was asked for.
+        place: (n,) rank of the right person among the people, 1 is the nearest; 0 for a stranger and, in an
+            existing gallery, beyond the 20th.
+        precision: (n,) average precision, NaN for a stranger; None if only the nearest were searched for.
+        distance: (n,) Euclidean, to the nearest photo.
+        nearest, who: path and identity of the nearest photo.
+        right: (path, distance) of the right person's nearest photo, or None if that person is not among the
+            answers; empty unless an existing gallery was searched.
     """
 
     place: NDArray[np.int64]
@@ -56,15 +58,18 @@ def measure(
     before: Observed | None,
     seed: int,
 ) -> tuple[Open, Rows]:
-    """Measures a model and the baselines on photos that were divided.
+    """Measures a model and the baselines in open-set identification, on photos divided into two parts.
 
     Args:
-        observed: n photos with grey pictures.
-        enrolled: (n,) which of them are searched in; the others are searched for.
-        trained: people whom the model was trained on.
+        observed: n photos with grey images.
+        enrolled: (n,) True for enrolled photos; the others are probes.
+        trained: people that the model was trained on.
         min_images, trained_photos: see `Open`.
-        before: the same photos before fine-tuning.
+        before: the same photos, embedded by the network before fine-tuning.
         seed: of resampling.
+
+    Returns:
+        The figures, and a row for each probe.
     """
     gallery, probes = np.flatnonzero(enrolled), np.flatnonzero(~enrolled)
     mated = np.isin(observed.identities[probes], observed.identities[gallery])
@@ -104,11 +109,11 @@ def measure_gallery(
     trained_photos: int,
     seed: int,
 ) -> tuple[Open, Rows]:
-    """Measures searches in a gallery that exists; what is enrolled already is not searched for.
+    """Measures searches in an existing gallery. Photos that are enrolled there are not searched for.
 
     Raises:
-        DataError: nobody is enrolled.
-        GalleryDamaged: as searches.
+        DataError: the gallery has no identities.
+        GalleryDamaged: as in `Gallery.search_people_by_vectors`.
     """
     with gallery.vault.store.read() as reader:
         known = reader.faces_by_sha256(set(observed.digests))
@@ -133,7 +138,7 @@ def measure_gallery(
         trained_photos=trained_photos,
         already_enrolled=len(observed.digests) - len(probes),
         identification=measured,
-        mistakes=_with_found(mistakes(rows), rows, found),
+        mistakes=_with_right_photo(mistakes(rows), rows, found),
         baselines=(),
     ), rows
 
@@ -153,7 +158,7 @@ def _searched(
     ranked = identification.ranks(features[probes[mated]], numbers[probes[mated]], stored, labels)
     place[mated], precision[mated] = ranked.place, ranked.precision
     distance[mated], row[mated] = ranked.distance, ranked.row
-    # Of strangers only the nearest counts, which spares the ranking.
+    # For strangers only the nearest photo counts, so they need no ranking.
     nearest, rows = brute_force.nearest(features[probes[~mated]], stored, 1)
     distance[~mated], row[~mated] = nearest[:, 0], rows[:, 0]
     photos = gallery[row].tolist()
@@ -165,8 +170,8 @@ def _asked(
     gallery: Gallery, vectors: NDArray[np.float32], identities: NDArray[np.str_], mated: NDArray[np.bool_]
 ) -> SearchOutcomes:
     answers: list[tuple[PersonMatch, ...]] = []
-    for start in range(0, len(vectors), _ASKED):
-        answers += gallery.search_people_by_vectors(vectors[start : start + _ASKED], PLACES, photos=1)
+    for start in range(0, len(vectors), _QUERY_BATCH):
+        answers += gallery.search_people_by_vectors(vectors[start : start + _QUERY_BATCH], PLACES, photos=1)
     place = [
         next((number for number, one in enumerate(people, 1) if one.identity == name), 0)
         for people, name in zip(answers, identities.tolist(), strict=True)
@@ -189,8 +194,8 @@ def _photo(person: PersonMatch) -> str:
     return face.path or f"face {face.id}"
 
 
-def _with_found(some: Sequence[Mistake], rows: Rows, found: SearchOutcomes) -> tuple[Mistake, ...]:
-    """Mistakes, each with the right person's nearest photo where the gallery named it."""
+def _with_right_photo(some: Sequence[Mistake], rows: Rows, found: SearchOutcomes) -> tuple[Mistake, ...]:
+    """Adds to each mistake the right person's nearest photo, if the gallery's answer has one."""
     place = {row["path"]: index for index, row in enumerate(rows)}
     right = [found.right[place[one.path]] or (None, None) for one in some]
     return tuple(
@@ -218,14 +223,11 @@ def _identification(
 def _curve(strangers: NDArray[np.float64], known: NDArray[np.float64], right: NDArray[np.bool_]) -> Curve:
     if not len(strangers) or not len(known):
         return Curve((), (), ())
-    # Half of the points where strangers begin to be named, which is where thresholds are chosen.
-    shares = np.concatenate(
-        [np.geomspace(1 / len(strangers), 1, _POINTS // 2), np.linspace(0, 1, _POINTS // 2)]
-    )
-    both = np.concatenate(
-        [np.quantile(strangers, shares[: _POINTS // 2]), np.quantile(known, shares[_POINTS // 2 :])]
-    )
-    limits = np.unique(both)
+    # Half of the points are quantiles of the strangers, dense at low FPIR: thresholds are chosen there.
+    half = _CURVE_POINTS // 2
+    stranger_limits = np.quantile(strangers, np.geomspace(1 / len(strangers), 1, half))
+    known_limits = np.quantile(known, np.linspace(0, 1, half))
+    limits = np.unique(np.concatenate([stranger_limits, known_limits]))
     named, missed = rates.det(strangers, known, right, limits)
     return Curve(tuple(named.tolist()), tuple(missed.tolist()), tuple(limits.tolist()))
 

@@ -1,4 +1,4 @@
-"""Verification: are two photos of the same person? Pairs and folds come from a file as LFW's pairs.txt."""
+"""Verification (1:1) on pairs of photos, which come from a file in the format of LFW's pairs.txt."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from training.evaluation.observe import Observed, shown
 from training.evaluation.searches import Rows
 from training.metrics.verification import across_folds, roc
 
-# What is allowed of pairs of two people.
+# The false accept rates at which TAR is measured.
 FAR: Final = (0.1, 0.01, 0.001)
-_POINTS: Final = 200
-_BLOCK: Final = 1024
+_CURVE_POINTS: Final = 200
+_PAIRS_PER_BLOCK: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two photos, each by its name without a suffix, such as "Ada/Ada_0001"; and the number of their fold."""
+    """Two photos, named by paths without suffix, such as "Ada/Ada_0001", and the number of their fold."""
 
     first: str
     second: str
@@ -39,18 +39,18 @@ class Pair:
 
     @property
     def people(self) -> tuple[str, str]:
-        """Who is on them."""
+        """The identities of the first and of the second photo."""
         return self.first.split("/")[0], self.second.split("/")[0]
 
 
 def read_pairs(path: Path) -> list[Pair]:
     """Reads a file of pairs in LFW's format.
 
-    The first line has the number of folds and of pairs of each kind in a fold; a fold's lines are `name n m`,
-    the n-th and m-th photo of one person, and then `name n other m`.
+    The first line has the number of folds and the number of pairs of each kind in a fold. A fold starts with
+    lines `name n m` (the n-th and m-th photo of one person), followed by lines `name n other m` (two people).
 
     Raises:
-        InputError: there is no such file, or a line is something else.
+        InputError: the file cannot be read, or a line has another format.
     """
     try:
         with open_file_or_pipe(path) as file:
@@ -89,10 +89,10 @@ def _name(person: str, number: str) -> str:
 
 
 def photos_in(pairs: Iterable[Pair], found: Iterable[Photo], data: Path) -> list[Photo]:
-    """The photos of a data folder that are in some pair, in the order of the files.
+    """Returns the photos of a data folder that occur in a pair, in the order of the files.
 
     Raises:
-        InputError: not one is there.
+        InputError: there are none.
     """
     wanted = {name for pair in pairs for name in (pair.first, pair.second)}
     photos = [photo for photo in found if named(photo.path or "", data) in wanted]
@@ -104,7 +104,7 @@ def photos_in(pairs: Iterable[Pair], found: Iterable[Photo], data: Path) -> list
 
 
 def named(path: str, data: Path) -> str:
-    """What pairs call a photo."""
+    """Returns the name of a photo as pairs have it: its path relative to `data`, without the suffix."""
     return str(PurePosixPath(shown(path, str(data))).with_suffix("")) if path else ""
 
 
@@ -117,18 +117,21 @@ def measure(
     before: Observed | None,
     seed: int,
 ) -> tuple[Pairs, Rows]:
-    """Measures a model and the baselines on pairs.
+    """Measures a model and the baselines in verification of pairs.
 
     Args:
-        observed: the pairs' photos that could be read, with grey pictures.
+        observed: those photos of the pairs that could be read, with grey images.
         pairs: all pairs.
-        data: the folder.
-        trained: people whom the model was trained on.
-        before: the same photos before fine-tuning.
+        data: the data folder.
+        trained: people that the model was trained on.
+        before: the same photos, embedded by the network before fine-tuning.
         seed: of resampling.
 
+    Returns:
+        The figures, and a row for each pair with two readable photos.
+
     Raises:
-        InputError: too few pairs are left to have two folds with pairs of both kinds.
+        InputError: the readable pairs are too few: it takes two folds with pairs of each kind.
     """
     index = {named(path, data): row for row, path in enumerate(observed.paths)}
     usable = [pair for pair in pairs if pair.first in index and pair.second in index]
@@ -175,18 +178,19 @@ def measure(
 
 
 def _can_be_measured(pairs: Sequence[Pair]) -> bool:
-    """Whether, whichever fold is left out, there are pairs of both kinds in the others."""
+    """Whether the remaining folds have pairs of both kinds, for every choice of the fold that is left out."""
     folds = {kind: {pair.fold for pair in pairs if pair.same is kind} for kind in (True, False)}
     return all(len(some) > 1 for some in folds.values())
 
 
 def _distances(features: NDArray[np.float32], sides: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Euclidean, of each pair of rows (n, 2)."""
+    """Returns the Euclidean distance (n,), in float64, of each pair of rows (n, 2)."""
     found = np.empty(len(sides))
-    for start in range(0, len(sides), _BLOCK):
-        one, other = sides[start : start + _BLOCK].T
-        found[start : start + _BLOCK] = np.linalg.norm(
-            features[one].astype(np.float64) - features[other].astype(np.float64), axis=1
+    for start in range(0, len(sides), _PAIRS_PER_BLOCK):
+        block = slice(start, start + _PAIRS_PER_BLOCK)
+        first, second = sides[block].T
+        found[block] = np.linalg.norm(
+            features[first].astype(np.float64) - features[second].astype(np.float64), axis=1
         )
     return found
 
@@ -212,5 +216,5 @@ def _verified(
 
 def _curve(distances: NDArray[np.float64], same: NDArray[np.bool_]) -> Curve:
     false, true, limits = roc(distances, same)
-    some = np.unique(np.linspace(0, len(limits) - 1, _POINTS).round().astype(int))
-    return Curve(tuple(false[some].tolist()), tuple((1 - true[some]).tolist()), tuple(limits[some].tolist()))
+    kept = np.unique(np.linspace(0, len(limits) - 1, _CURVE_POINTS).round().astype(int))
+    return Curve(tuple(false[kept].tolist()), tuple((1 - true[kept]).tolist()), tuple(limits[kept].tolist()))

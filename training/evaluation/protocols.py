@@ -1,4 +1,4 @@
-"""Protocols: which photos of a data folder are enrolled and which are probes. Reads no file."""
+"""Protocols: which photos of a data folder are enrolled and which are probes. Opens no photo."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,29 +15,29 @@ from training.evaluation.observe import shown
 
 @dataclass(frozen=True)
 class Division:
-    """Photos to be enrolled and photos to be searched for, and how they were told apart.
+    """A division of photos into enrolled photos and probes.
 
     Attributes:
         enrolled, probes: in the order of the files.
-        says: how, for a person.
-        trained_photos: photos that are in neither because the model was trained on them.
-        nobodys: photos that are in neither because nobody said who is on them.
+        says: the rule of the division, as text for people.
+        trained_photos: number of photos in neither part because the model was trained on them.
+        unnamed: number of photos in neither part because they have no identity.
     """
 
     enrolled: tuple[Photo, ...]
     probes: tuple[Photo, ...]
     says: str
     trained_photos: int = 0
-    nobodys: int = 0
+    unnamed: int = 0
 
 
 def photos_of(
     data: Path, *, exclude: Sequence[str] = (), passed_over: PassedOver | None = None
 ) -> list[Photo]:
-    """Every file of a data folder; what is excluded (see `photos.scan`) is added to `passed_over`.
+    """Returns every file of a data folder; adds excluded ones (see `photos.scan`) to `passed_over`.
 
     Raises:
-        DataError: it does not exist, or has none.
+        DataError: the folder does not exist, or has no files.
     """
     if not data.exists():
         raise DataError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
@@ -54,19 +54,21 @@ def photos_of(
 def closed(
     found: Sequence[Photo], data: Path, bundle: ModelBundle, *, fraction: float, seed: int
 ) -> Division:
-    """The photos that the model held out, against those that it was trained on; of other data a new split.
+    """Returns the model's own split, if the data has its photos; otherwise a new split of the data.
+
+    In the model's own split, the training photos are enrolled and the held-out photos are probes.
 
     Raises:
-        DataError: some photos of the model's split are there and some are not, or nobody has two photos.
+        DataError: only some photos of the model's split are there, or no identity has two photos.
     """
     by_name = {shown(photo.path or "", str(data)): photo for photo in found}
     train, validation = _card(bundle, "train"), _card(bundle, "validation")
-    there = [name for name in (*train, *validation) if name in by_name]
-    if there:
+    present = [name for name in (*train, *validation) if name in by_name]
+    if present:
         missing = [name for name in (*train, *validation) if name not in by_name]
         if missing:
             raise DataError(
-                f"{data} lacks {len(missing):,} of the {len(there) + len(missing):,} photos of the model's "
+                f"{data} lacks {len(missing):,} of the {len(present) + len(missing):,} photos of the model's "
                 f"own split, such as {missing[0]}; give all that it was trained on, or other photos."
             )
         return Division(
@@ -78,26 +80,28 @@ def closed(
     enrolled, probes = [], []
     for name, photos in people.items():
         if len(photos) > 1:
-            one, other = _cut(name, photos, fraction, seed)
-            enrolled += one
-            probes += other
+            kept, held = _split(name, photos, fraction, seed)
+            enrolled += kept
+            probes += held
     if not probes:
         raise DataError(
             f"Nobody in {data} has two photos; it takes one to be enrolled and one to be searched for."
         )
-    return Division(tuple(enrolled), tuple(probes), _says(fraction, seed), nobodys=_nobodys(found))
+    return Division(
+        tuple(enrolled), tuple(probes), _split_rule(fraction, seed), unnamed=_without_identity(found)
+    )
 
 
 def open_set(
     found: Sequence[Photo], data: Path, bundle: ModelBundle, *, min_images: int, fraction: float, seed: int
 ) -> Division:
-    """People with so many photos are enrolled, a share of each one's held out; all others are strangers.
+    """Enrolls people with at least `min_images` photos, with a share of each held out; others are strangers.
 
-    A photo that the model was trained on is never searched for. Of people of the model's split, the photos of
-    its training half are enrolled and the others searched for.
+    A photo that the model was trained on is never a probe. For people of the model's split, the photos of its
+    training half are enrolled and their other photos are probes.
 
     Raises:
-        DataError: nobody has so many photos, or everybody has.
+        DataError: no identity has that many photos, or every identity has.
     """
     trained = frozenset(_card(bundle, "train"))
     known = {name.split("/")[0] for name in trained}
@@ -114,28 +118,32 @@ def open_set(
             enrolled += [one for one in photos if one not in fresh]
             probes += fresh
         else:
-            one, other = _cut(name, photos, fraction, seed)
-            enrolled += one
-            probes += other
+            kept, held = _split(name, photos, fraction, seed)
+            enrolled += kept
+            probes += held
     if not enrolled or not strangers:
         who = "Nobody" if not enrolled else "Everybody"
         raise DataError(
             f"{who} in {data} has {min_images} photos or more; choose another `min_images`, so that some are "
             "enrolled and some are strangers."
         )
-    says = f"people with {min_images} photos or more enrolled, {_says(fraction, seed)}"
+    says = f"people with {min_images} photos or more enrolled, {_split_rule(fraction, seed)}"
     if known & {one.identity for one in enrolled}:
         says += ", but for the model's own people, whose photos are cut as in training"
-    return Division(tuple(enrolled), (*probes, *strangers), says, left_out, _nobodys(found))
+    return Division(tuple(enrolled), (*probes, *strangers), says, left_out, _without_identity(found))
 
 
 def untrained(found: Sequence[Photo], data: Path, bundle: ModelBundle) -> Division:
-    """Every photo that somebody is named on and that the model was not trained on, to be searched for."""
+    """Makes a probe of every photo that has an identity and that the model was not trained on."""
     trained = frozenset(_card(bundle, "train"))
     named = [one for one in found if one.identity is not None]
     fresh = [one for one in named if shown(one.path or "", str(data)) not in trained]
     return Division(
-        (), tuple(fresh), "every photo", trained_photos=len(named) - len(fresh), nobodys=_nobodys(found)
+        (),
+        tuple(fresh),
+        "every photo",
+        trained_photos=len(named) - len(fresh),
+        unnamed=_without_identity(found),
     )
 
 
@@ -152,12 +160,12 @@ def _people(found: Iterable[Photo]) -> dict[str, list[Photo]]:
     return people
 
 
-def _nobodys(found: Iterable[Photo]) -> int:
+def _without_identity(found: Iterable[Photo]) -> int:
     return sum(photo.identity is None for photo in found)
 
 
-def _cut(name: str, photos: Sequence[Photo], fraction: float, seed: int) -> tuple[list[Photo], list[Photo]]:
-    """As training cuts them: a person's photos, and the share that is held out."""
+def _split(name: str, photos: Sequence[Photo], fraction: float, seed: int) -> tuple[list[Photo], list[Photo]]:
+    """Splits a person's photos as training does: the photos that are kept, and those that are held out."""
     chosen = held_out(name, len(photos), fraction, seed)
     return (
         [photo for index, photo in enumerate(photos) if index not in chosen],
@@ -165,5 +173,5 @@ def _cut(name: str, photos: Sequence[Photo], fraction: float, seed: int) -> tupl
     )
 
 
-def _says(fraction: float, seed: int) -> str:
+def _split_rule(fraction: float, seed: int) -> str:
     return f"{fraction:.0%} of each one's photos held out, seed {seed}"

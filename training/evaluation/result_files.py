@@ -1,4 +1,4 @@
-"""Results on disk: `metrics.json`, `photos.csv` with a row for each photo, and the report."""
+"""Result files of an evaluation: `metrics.json`, `photos.csv` with a row for each photo, and the report."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ REPORT: Final = "report.html"
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation, as it lies on disk: the tree of `measurements.Measured` as JSON, and its rows."""
+    """An evaluation as it is stored: the tree of `measurements.Measured` as JSON, and its rows."""
 
     name: str
     metrics: dict[str, Any]
@@ -29,15 +29,15 @@ class Results:
 
 
 def of(measured: Measured, rows: Rows) -> Results:
-    """An evaluation that was made just now."""
+    """Returns the results of an evaluation that is still in memory."""
     return Results(measured.model.name, as_json(measured), rows)
 
 
 def check_target(folder: Path) -> None:
-    """Checks, before anything is measured, that results can be written there.
+    """Checks that results can be written to a folder; called before anything is measured.
 
     Raises:
-        InputError: it is a file, or a folder that has something else in it than results.
+        InputError: it is a file, a model, a gallery, or a folder with content other than results.
     """
     if (folder / "bundle.json").exists() or (folder / "gallery.db").exists():
         raise InputError(f"{folder} is a model or a gallery; choose another folder with `out`.")
@@ -45,10 +45,15 @@ def check_target(folder: Path) -> None:
 
 
 def check_free(folder: Path, last: str, what: str) -> None:
-    """Checks that a folder is empty or not there, or holds what is being made, whose last file is `last`.
+    """Checks that a folder does not exist, is empty, or holds an earlier result of the same kind.
+
+    Args:
+        folder: to be written to.
+        last: the file that is written last; a folder with it holds an earlier result.
+        what: the kind of result, for the message.
 
     Raises:
-        InputError: it is a file, or a folder that has something else in it.
+        InputError: it is a file, or a folder with other content.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder with `out`.")
@@ -57,27 +62,27 @@ def check_free(folder: Path, last: str, what: str) -> None:
 
 
 def write(folder: Path, measured: Measured, rows: Rows, *, report: bytes | None = None) -> None:
-    """Writes an evaluation into a folder; metrics.json last, so that a folder with it has all of it.
+    """Writes an evaluation into a folder; metrics.json last, so that a folder with it is complete.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the files cannot be written.
     """
     files = {PHOTOS: _table(rows).encode(), REPORT: report, METRICS: in_json(measured)}
     write_files(folder, files, what="evaluation")
 
 
 def in_json(figures: Measured | Comparison) -> bytes:
-    """Figures as the text of a file."""
+    """Returns figures as the bytes of a JSON file."""
     return (json.dumps(as_json(figures), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | None], *, what: str) -> None:
-    """Writes files (None is no file) in their order, so that a folder with the last of them has all.
+    """Writes files in their order (None writes none), so that a folder with the last file is complete.
 
-    The last one and the report of an older writing go first.
+    The last file and the report of an earlier result are removed first.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the files cannot be written.
     """
     *_, last = files
     try:
@@ -95,7 +100,7 @@ def _table(rows: Rows) -> str:
     file = io.StringIO()
     table = csv.DictWriter(file, list(rows[0]) if rows else ["path"], lineterminator="\n")
     table.writeheader()
-    # What is no number is empty.
+    # NaN is written as an empty field.
     table.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
     return file.getvalue()
 
@@ -106,10 +111,10 @@ def _text(path: Path) -> str:
 
 
 def read(folder: Path) -> Results:
-    """Reads what `write` wrote.
+    """Reads an evaluation that `write` wrote.
 
     Raises:
-        InputError: there is no evaluation, a damaged one, or one of a newer version.
+        InputError: there is no evaluation, it is damaged, or another version of faceprint wrote it.
     """
     path, advice = folder / METRICS, "make the evaluation again"
     try:
@@ -148,7 +153,7 @@ class _Searched(TypedDict):
 
 
 class _Metrics(_Format):
-    """The types of what a comparison reads of metrics.json."""
+    """The fields of metrics.json that a comparison reads, with their types."""
 
     protocol: Literal["closed", "open", "lfw-pairs"]
     data: _Data
@@ -156,7 +161,7 @@ class _Metrics(_Format):
     open: NotRequired[_Searched | None]
 
 
-# The columns that a comparison tells rows by.
+# The columns that identify a row in a comparison.
 _COLUMNS: Final = {
     "closed": ("path", "identity"),
     "open": ("path", "identity", "mated"),
@@ -168,7 +173,7 @@ def _check_rows(rows: Sequence[Mapping[str | None, Any]], protocol: str, path: P
     """Checks the rows of photos.csv.
 
     Raises:
-        InputError: a column is missing, or a value is none of its column.
+        InputError: a column is missing, or a value has the wrong type for its column.
     """
     for number, row in enumerate(rows, 2):
         lacking = [name for name in _COLUMNS[protocol] if not row.get(name)]
@@ -183,7 +188,7 @@ def _check_rows(rows: Sequence[Mapping[str | None, Any]], protocol: str, path: P
 
 
 def _is_number(column: str, value: str) -> bool:
-    """Whether a value is what its column holds, as far as a comparison reads it: most columns hold texts."""
+    """Whether a value fits its column. Only columns that a comparison reads as numbers are checked."""
     if column == "mated":
         return value in ("0", "1")
     if "right" not in column and column != "average_precision":

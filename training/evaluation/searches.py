@@ -1,4 +1,4 @@
-"""What the protocols of identification share: a row for each search, and the worst of them."""
+"""Rows of searches and the list of mistakes, shared by the closed-set and open-set protocols."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from training.evaluation.measurements import Mistake
 from training.evaluation.observe import Observed
 
-# How far CMC curves go, and how many mistakes are kept.
+# The highest rank of CMC curves, and the largest number of mistakes that are kept.
 PLACES: Final = 20
 MISTAKES: Final = 50
 
-# Of each photo that was searched for, what was said of it by whom.
+# One row for each probe: the answers of the model and of each baseline.
 Rows = list[dict[str, Any]]
 
 
 def mistakes(rows: Rows) -> tuple[Mistake, ...]:
-    """The searches whose nearest photo shows somebody else, the nearest first."""
+    """Returns the searches in which the nearest photo shows another identity, nearest first, at most 50."""
     wrong = sorted((row for row in rows if not row["closest_right"]), key=lambda row: row["distance"])
     return tuple(
         Mistake(
@@ -39,16 +39,18 @@ def mistakes(rows: Rows) -> tuple[Mistake, ...]:
 def with_right(
     found: Sequence[Mistake], observed: Observed, gallery: NDArray[np.int64]
 ) -> tuple[Mistake, ...]:
-    """Mistakes, each with the nearest of the photos (g,) that show the right person."""
+    """Adds to each mistake the right person's nearest photo among the enrolled rows `gallery`, (g,)."""
     rows = {path: row for row, path in enumerate(observed.paths)}
     return tuple(_with_right(one, rows[one.path], observed, gallery) for one in found)
 
 
 def _with_right(one: Mistake, probe: int, observed: Observed, gallery: NDArray[np.int64]) -> Mistake:
-    theirs = gallery[observed.identities[gallery] == one.identity]
-    if not len(theirs):
+    enrolled = gallery[observed.identities[gallery] == one.identity]
+    if not len(enrolled):
         return one
-    steps = observed.vectors[theirs].astype(np.float64) - observed.vectors[probe]
+    steps = observed.vectors[enrolled].astype(np.float64) - observed.vectors[probe]
     distances = np.linalg.norm(steps, axis=1)
     nearest = int(distances.argmin())
-    return replace(one, right_path=observed.paths[theirs[nearest]], right_distance=float(distances[nearest]))
+    return replace(
+        one, right_path=observed.paths[enrolled[nearest]], right_distance=float(distances[nearest])
+    )

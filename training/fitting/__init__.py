@@ -1,1 +1,1 @@
-"""From a data set and a network to fitted weights."""
+"""Fitting of a network to a data set, and the export of the result."""

@@ -1,4 +1,4 @@
-"""A fitted Network -> a ModelBundle with its model card on disk, checked against the network beforehand."""
+"""Export of a fitted network as a bundle with its model card; the ONNX graph is checked before writing."""
 
 import contextlib
 import io
@@ -20,13 +20,13 @@ from retrieval.errors import RunError
 from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.models.network import Network
 
-# The largest relative difference between the network's embeddings and its graph's.
+# The largest allowed relative difference between the embeddings of the network and those of its graph.
 TOLERANCE: Final = 1e-4
 _OPSET: Final = 18
 
 
 class _WithSoftmax(nn.Module):
-    """The network as the graph shows it: probabilities instead of logits."""
+    """The network with the outputs of the graph: probabilities instead of logits."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ def export(
     """Writes a network as a bundle.
 
     Args:
-        network: fitted; left on the CPU and in evaluation mode.
+        network: fitted; moved to the CPU and left in evaluation mode.
         folder: gets the bundle's files.
         labels: the identities, in the order of the logits.
         preprocessing: how photos become pixels.
         recipe, split, figures: written into the card.
-        sample: uint8 (n, size, size, 3), real photos that the graph is tried on.
-        describe: gives the text of the model card; without it there is none.
+        sample: uint8 (n, size, size, 3), real photos on which the graph is checked.
+        describe: returns the text of the model card; None writes no card.
 
     Raises:
         RunError: the graph's embeddings differ from the network's by more than TOLERANCE.
@@ -86,9 +86,9 @@ def export(
 
 
 def graph_of(network: Network, size: int) -> bytes:
-    """The network as ONNX: `pixels` uint8 (n, size, size, 3) to `embedding` and `probabilities`."""
+    """Returns the network as ONNX: `pixels` uint8 (n, size, size, 3) to `embedding` and `probabilities`."""
     pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    # The exporter prints its progress and warns of its own deprecations; neither is the user's concern.
+    # The exporter prints progress and warns of its own deprecations; neither concerns the user.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -107,7 +107,7 @@ def graph_of(network: Network, size: int) -> bytes:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a result may depend on."""
+    """Returns the versions of faceprint, Python and the packages that a result may depend on."""
     packages = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
     return {
         "faceprint": retrieval.__version__,

@@ -1,4 +1,4 @@
-"""The training loop: SGD with momentum, as the paper; interruptible, and resumable to the same result."""
+"""The training loop: SGD with momentum, as in the paper; interruptible, resumable with the same result."""
 
 import json
 import math
@@ -29,21 +29,21 @@ from training.fitting.recipes import FitConfig
 _EVALUATION_BATCH: Final = 64
 
 
-# What to do about a checkpoint that cannot be used.
+# Advice in errors about a checkpoint that cannot be used.
 _ANEW: Final = "remove it and train from the start"
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training photos gave.
+    """The results of one epoch, a pass over the training photos.
 
     Attributes:
-        epoch: counted from 1.
-        loss: mean of what is minimised (the recipe's cross-entropy) over the epoch's steps, while learning.
-        accuracy: share of the training photos named rightly, while learning (augmented).
+        epoch: number, counted from 1.
+        loss: mean training loss (the recipe's cross-entropy) over the epoch's steps, measured while learning.
+        accuracy: share of correctly classified training photos (augmented), measured while learning.
         validation_loss: mean cross-entropy on the held-out photos, after the epoch.
-        validation_accuracy: share of the held-out photos named rightly, after the epoch.
-        seconds: of wall-clock time, validation included; summed over the sittings of a resumed run.
+        validation_accuracy: share of correctly classified held-out photos, after the epoch.
+        seconds: wall-clock time, validation included; summed over the sessions of a resumed run.
     """
 
     epoch: int
@@ -56,7 +56,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Step:
-    """Progress: a step was taken, in which a batch gave this loss and this accuracy."""
+    """Progress: one step was done; loss and accuracy are those of its batch."""
 
     epoch: int
     step: int
@@ -67,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True)
 class History:
-    """The course of a run: its epochs, and loss and accuracy of every single step."""
+    """The history of a run: its epochs, and loss and accuracy of every step."""
 
     epochs: tuple[Epoch, ...] = ()
     losses: tuple[float, ...] = ()
@@ -76,7 +76,7 @@ class History:
 
 @dataclass
 class _Progress:
-    """Where a run stands. Everything here and in the tensors is in a checkpoint."""
+    """The state of a run, beside its tensors. A checkpoint holds both."""
 
     epoch: int = 0
     step: int = 0
@@ -87,10 +87,10 @@ class _Progress:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a name means; "auto" is CUDA where there is one, else the CPU.
+    """Returns the device of a name; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        InputError: the device does not exist here.
+        InputError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,13 +103,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision that a name means; "auto" is bfloat16 on a GPU that has it, else float32.
+    """Returns "bf16" or "fp32"; "auto" is bfloat16 on a GPU that supports it, else float32.
 
-    bfloat16 keeps float32's range, so that the loss needs no scaling; parameters, their updates and batch
+    bfloat16 has float32's range, so the loss needs no scaling. Parameters, their updates and batch
     normalisation's statistics stay float32.
 
     Raises:
-        InputError: the device has no bfloat16.
+        InputError: the device does not support bfloat16.
     """
     able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
     if name == "bf16" and not able:
@@ -120,7 +120,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def in_software(precision: str, device: torch.device) -> bool:
-    """Whether steps would be slower in that precision than in float32: a CPU's that cannot compute in it."""
+    """Whether this precision would be slower than float32: bfloat16 on a CPU without instructions for it."""
     plain = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
     return precision == "bf16" and device.type == "cpu" and plain
 
@@ -144,21 +144,21 @@ def fit(
     """Trains `network` in place.
 
     Args:
-        network: gets its parameters changed and is moved to `device`.
+        network: its parameters are changed, and it is moved to `device`.
         split: trained on `train`, measured on `validation` after every epoch.
         preprocessing: how photos become pixels.
         config: the recipe.
-        device: CPU or CUDA, where loaders pin their memory.
-        precision: "fp32", or "bf16" for mixed precision while learning; figures are measured in float32.
-        workers: processes that read photos; 0 reads them in this one.
-        weights: where the network's parameters came from; a checkpoint remembers it.
+        device: CPU or CUDA; for CUDA, loaders pin their memory.
+        precision: "fp32", or "bf16" for mixed precision while learning; validation is in float32.
+        workers: number of processes that read photos; 0 reads them in this process.
+        weights: the source of the network's parameters, recorded in the checkpoint.
         checkpoint: a file that is rewritten after every epoch and on stopping.
-        resume: go on from `checkpoint` where there is one.
-        on_step, on_epoch: told of progress.
-        should_stop: asked after every step; True ends the run with a checkpoint.
+        resume: continue from `checkpoint` if it exists.
+        on_step, on_epoch: called after every step and every epoch.
+        should_stop: called after every step; True ends the run with a checkpoint.
 
     Raises:
-        Interrupted: `should_stop` said so.
+        Interrupted: `should_stop` returned True.
         InputError: the checkpoint belongs to another run.
         RunError: the loss became infinite or not a number.
     """
@@ -182,7 +182,7 @@ def fit(
 
 
 class _Run:
-    """One training run: the network, its optimizer and where it stands."""
+    """One training run: the network, its optimizer and its progress."""
 
     def __init__(
         self,
@@ -215,10 +215,10 @@ class _Run:
         self.identity = _run_identity(split, preprocessing, config, precision, weights, network.architecture)
 
     def one_epoch(self, on_step: Callable[[Step], None], should_stop: Callable[[], bool]) -> None:
-        """Trains from where the run stands to the end of the epoch, and validates.
+        """Trains from the current step to the end of the epoch, and validates.
 
         Raises:
-            Interrupted: `should_stop` said so before the epoch's last step.
+            Interrupted: `should_stop` returned True before the epoch's last step.
             RunError: the loss became infinite or not a number.
         """
         started = time.monotonic()
@@ -273,7 +273,7 @@ class _Run:
         return loss
 
     def _rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted over the whole run: a linear rise, then the schedule."""
+        """Returns the learning rate of a step of the whole run: a linear warm-up, then the schedule."""
         config = self.config
         rise = config.warmup_epochs * steps
         if step + 1 < rise:
@@ -286,7 +286,7 @@ class _Run:
     def _finish_epoch(self, steps: int, started: float) -> None:
         progress = self.progress
         validation_loss, validation_accuracy = self._validate()
-        self._finite(validation_loss)  # the epoch's last step has no next one to show what it did
+        self._finite(validation_loss)  # no later training loss would show that the last step diverged
         progress.epoch, progress.step = progress.epoch + 1, 0
         seconds = progress.seconds + time.monotonic() - started
         progress.seconds = 0.0
@@ -327,7 +327,11 @@ class _Run:
             raise StorageError(f"The checkpoint cannot be written to {path}: {why(error)}.") from error
 
     def restore(self, path: Path) -> None:
-        """Puts the run back where a checkpoint left it."""
+        """Restores the state of the run from a checkpoint.
+
+        Raises:
+            InputError: the file is damaged, or belongs to another run.
+        """
         from safetensors import SafetensorError, safe_open
 
         if (other := other_than_file(path)) is not None:
@@ -363,9 +367,9 @@ class _Run:
 def outputs(
     network: Network, photographs: Photographs, *, workers: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Embeddings (n, 2048) and logits (n, c), both float32, and labels (n,) of photos, batch by batch.
+    """Yields embeddings (n, d) and logits (n, c), both float32, and labels (n,) of photos, batch by batch.
 
-    In full precision, on the network's device, with batch normalisation's running statistics.
+    Computes in full precision, on the network's device, with batch normalisation's running statistics.
     """
     device = network.mean.device
     loader = plain_batches(
@@ -379,10 +383,10 @@ def outputs(
 
 
 def _progress(text: str, path: Path) -> _Progress:
-    """What a checkpoint says of its run; losses may be NaN, which JSON is read with.
+    """Parses the progress in a checkpoint. Losses may be NaN, which the parser accepts.
 
     Raises:
-        InputError: its fields have other types.
+        InputError: a field has another type.
     """
     tree = parse_tree(text, _Progress, name=path, error=InputError, advice=_ANEW)
     return replace(_Progress(**tree), epochs=[Epoch(**epoch) for epoch in tree.get("epochs", [])])
@@ -400,7 +404,7 @@ def _run_identity(
     weights: str,
     architecture: str,
 ) -> str:
-    """What two runs must share for one to go on from the other's checkpoint, as JSON."""
+    """Returns, as JSON, everything that must be equal for a run to resume from another's checkpoint."""
     import hashlib
 
     photos = hashlib.sha256()
@@ -419,8 +423,8 @@ def _run_identity(
 
 
 def _difference(stored: str, wanted: str) -> str:
-    """In words, how the run of a checkpoint differs from the one that is asked for."""
+    """Describes how the run of a checkpoint differs from the requested one, for an error message."""
     before, now = json.loads(stored), json.loads(wanted)
     names = [name for name in now if before.get(name) != now[name]]
-    said = [f"with {name} {before.get(name)} (now {now[name]})" for name in names if name != "photos"]
-    return " and ".join(said) or "from other photos"
+    parts = [f"with {name} {before.get(name)} (now {now[name]})" for name in names if name != "photos"]
+    return " and ".join(parts) or "from other photos"

@@ -1,4 +1,4 @@
-"""Embeddings in fewer dimensions: the principal components of the training photos' embeddings."""
+"""Dimension reduction of embeddings, by principal components of the training photos' embeddings."""
 
 import numpy as np
 import torch
@@ -10,16 +10,16 @@ from retrieval.models.network import Network, Projection
 from training.data.dataset import Photographs, Sample
 from training.fitting.fit import outputs
 
-# A component that varies less than this share of the first one (standard deviations) is rounding.
-_NOTHING = 1e-6
-_BLOCK = 4096
+# A component with a standard deviation below this share of the first one's is rounding error.
+_MIN_RELATIVE_DEVIATION = 1e-6
+_ROWS_PER_BLOCK = 4096
 
 
 def check_projection(embedding: Embedding, network: Network, *, photos: int) -> None:
-    """Whether a projection can be learned from so many photos; known before hours of training.
+    """Checks that a projection can be learned from so many photos; called before hours of training.
 
     Raises:
-        InputError: the photos or the network's numbers are too few for it.
+        InputError: there are too few photos, or the network's features have too few dimensions.
     """
     if embedding.dimensions is None:
         return
@@ -41,16 +41,16 @@ def embed_as(
     *,
     workers: int,
 ) -> None:
-    """Makes a network embed in another way; learns a projection from the samples where there is one.
+    """Changes how a network embeds; learns the projection from the samples if the embedding has one.
 
     Raises:
-        InputError: the samples are too few for it, or too much alike.
+        InputError: the samples are too few for the projection, or vary in too few directions.
     """
     if embedding.dimensions is None:
         network.embed_as(embedding)
         return
     check_projection(embedding, network, photos=len(samples))
-    # A projection comes before the length.
+    # The projection is applied before the normalisation of length, so it is learned from raw features.
     network.embed_as(Embedding(layers=embedding.layers, pooling=embedding.pooling))
     photographs = Photographs(samples, preprocessing)
     features = [part.cpu().numpy() for part, *_ in outputs(network, photographs, workers=workers)]
@@ -59,25 +59,25 @@ def embed_as(
 
 
 def principal(features: NDArray[np.float32], dimensions: int, *, whiten: bool) -> Projection:
-    """The directions in which features vary most, computed in float64.
+    """Returns the projection on the principal components of features, computed in float64.
 
     Args:
         features: (n, f).
-        dimensions: how many, at most f and less than n.
-        whiten: divides each by its standard deviation.
+        dimensions: number of components, at most f and less than n.
+        whiten: divides each component by its standard deviation.
 
     Raises:
-        InputError: features do not vary in so many directions.
+        InputError: the features vary in fewer directions.
     """
     mean = features.mean(0, dtype=np.float64)
     deviations, matrix = (part[:dimensions] for part in _components(features, mean))
-    varying = int((deviations > _NOTHING * deviations[0]).sum())
+    varying = int((deviations > _MIN_RELATIVE_DEVIATION * deviations[0]).sum())
     if varying < dimensions:
         raise InputError(
             f"The training photos' embeddings vary in {varying:,} dimensions only, not in {dimensions:,}; "
             "choose fewer."
         )
-    # A direction and its opposite are one component: the largest number is made positive.
+    # The sign of a component is arbitrary: its coordinate of largest magnitude is made positive.
     matrix = matrix * np.sign(matrix[np.arange(dimensions), np.abs(matrix).argmax(1)])[:, None]
     if whiten:
         matrix = matrix / deviations[:, None]
@@ -87,7 +87,7 @@ def principal(features: NDArray[np.float32], dimensions: int, *, whiten: bool) -
 def _components(
     features: NDArray[np.float32], mean: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Standard deviations and directions (r, f), the largest first, r at least min(n, f)."""
+    """Returns standard deviations (r,) and directions (r, f), the largest first; r is at least min(n, f)."""
     rows, columns = features.shape
     if rows <= columns:
         _, values, directions = np.linalg.svd(features - mean, full_matrices=False)
@@ -97,9 +97,9 @@ def _components(
 
 
 def _covariance(features: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(f, f), block by block: a float64 copy of all rows would be twice as large as they are."""
+    """Returns the covariance (f, f), in blocks: a float64 copy of all rows would take twice their memory."""
     total = np.zeros((len(mean), len(mean)))
-    for start in range(0, len(features), _BLOCK):
-        block = features[start : start + _BLOCK] - mean
+    for start in range(0, len(features), _ROWS_PER_BLOCK):
+        block = features[start : start + _ROWS_PER_BLOCK] - mean
         total += block.T @ block
     return total / max(1, len(features) - 1)

@@ -1,4 +1,4 @@
-"""Recipes: how a network is trained. The paper's, and the best that we found on the same budget of epochs."""
+"""Training recipes: the paper's, and the best one that we found with the same number of epochs."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,25 +10,25 @@ from training.data.augmentation import Augmentation
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How a network is fitted. The defaults are the paper's.
+    """Hyperparameters of a training run. The defaults are the paper's.
 
     Attributes:
-        recipe: the name of the recipe that it is, or was changed from; a key of RECIPES.
-        epochs: passes over the training photos.
-        batch_size: photos a step.
+        recipe: name of this recipe, or of the one that it was derived from; a key of RECIPES.
+        epochs: number of passes over the training photos.
+        batch_size: number of photos per step.
         learning_rate: of stochastic gradient descent.
-        schedule: what becomes of the rate after warming up: it stays, or falls along half a cosine to
-            nothing at the end of the run (Loshchilov and Hutter, 2017).
-        momentum: share of the last step that is kept.
+        schedule: the learning rate after warm-up: "constant", or "cosine": it falls along half a cosine to 0
+            at the end of the run (Loshchilov and Hutter, 2017).
+        momentum: share of the previous step that is kept.
         weight_decay: L2 penalty.
         label_smoothing: share of each target that is spread over all identities (Szegedy et al., 2016).
         classifier: "linear", or "cosine" (`retrieval.models.network.CosineClassifier`).
-        margin: by how much the cosine of a photo's own identity has to pass the others' while learning
+        margin: by how much the cosine of a photo's own identity must exceed the others' while learning
             (Wang et al., 2018); 0 with a linear classifier.
-        augmentation: how photos are changed while learning.
-        warmup_epochs: over how many epochs the rate rises from nothing to `learning_rate`; needed where
-            whole stages start fresh.
-        seed: of the order and of the augmentation.
+        augmentation: random changes of photos while learning.
+        warmup_epochs: number of epochs over which the rate rises from 0 to `learning_rate`; needed if whole
+            stages start from random weights.
+        seed: of the order of photos and of the augmentation.
     """
 
     recipe: str = "paper"
@@ -46,11 +46,11 @@ class FitConfig:
     seed: int = 0
 
     def starting(self, fresh: Collection[str]) -> "FitConfig":
-        """The same for a network of which some modules start fresh: where any does, the rate warms up."""
+        """Returns this configuration, with one warm-up epoch if any modules (`fresh`) start random."""
         return replace(self, warmup_epochs=1.0) if fresh else self
 
     def plain(self) -> dict[str, Any]:
-        """Every setting by its name, the augmentation's among the others."""
+        """Returns every setting by its name, with those of the augmentation on the same level."""
         settings = asdict(self)
         augmentation = settings.pop("augmentation")
         return {**settings, **augmentation}
@@ -58,7 +58,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is fitted, and how it then embeds."""
+    """A training configuration, and how the trained network embeds."""
 
     config: FitConfig
     embedding: Embedding
@@ -66,7 +66,7 @@ class Recipe:
 
 RECIPES: Final[Mapping[str, Recipe]] = {
     "paper": Recipe(FitConfig(), Embedding()),
-    # What each part is worth: docs/recipes.md.
+    # docs/recipes.md has the effect of each part.
     "modern": Recipe(
         FitConfig(recipe="modern", schedule="cosine", classifier="cosine", margin=0.1),
         Embedding(length="unit"),

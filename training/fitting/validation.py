@@ -1,4 +1,4 @@
-"""A model and a data set -> an Evaluation: how good the model is on photos that it has not seen."""
+"""Validation of a fitted network on the held-out photos of its split."""
 
 from dataclasses import dataclass
 
@@ -13,20 +13,20 @@ from training.data.dataset import Photographs, Sample, Split
 from training.fitting.fit import outputs
 from training.metrics import identification
 
-# How many of the closest training photos are kept for each held-out photo.
+# Number of closest training photos that are kept for each held-out photo.
 NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on the held-out photos, against the training photos.
+    """The results on the held-out photos, searched among the training photos.
 
     Attributes:
-        validation_accuracy: share of the held-out photos that the classifier names rightly.
-        closest_image_agreement: share whose nearest training photo, by Euclidean distance between
-            embeddings, shows the same person.
-        predicted: (n,) label that the classifier gives each held-out photo.
-        probability: (n,) its softmax probability.
+        validation_accuracy: share of the held-out photos that the classifier labels correctly.
+        closest_image_agreement: share of the held-out photos with a nearest training photo, by Euclidean
+            distance between embeddings, that shows the same person.
+        predicted: (n,) predicted label of each held-out photo.
+        probability: (n,) softmax probability of that label.
         actual: (n,) true label.
         closest: (n, k) index into the training samples, nearest first.
         distances: (n, k) Euclidean.
@@ -41,12 +41,12 @@ class Evaluation:
     distances: NDArray[np.float64]
 
     def confusions(self) -> list[tuple[int, int, int]]:
-        """(actual, predicted, how often) of every wrong pair, the most frequent first."""
+        """Returns (actual, predicted, count) of every wrong pair, the most frequent first."""
         return identification.confusions(self.predicted.tolist(), self.actual.tolist())
 
 
 def evaluate(network: Network, split: Split, preprocessing: Preprocessing, *, workers: int) -> Evaluation:
-    """Measures a network on its split: classifier and closest image."""
+    """Measures a network on its split: classifier accuracy and closest-image agreement."""
     train, _, train_labels = _all_outputs(network, split.train, preprocessing, workers)
     held_out, logits, actual = _all_outputs(network, split.validation, preprocessing, workers)
     distances, closest = brute_force.nearest(held_out, train, NEIGHBOURS)
@@ -66,7 +66,7 @@ def evaluate(network: Network, split: Split, preprocessing: Preprocessing, *, wo
 def _all_outputs(
     network: Network, samples: tuple[Sample, ...], preprocessing: Preprocessing, workers: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Embeddings (n, d), logits (n, c) and labels (n,) of samples."""
+    """Returns embeddings (n, d), logits (n, c) and labels (n,) of samples."""
     batches = list(outputs(network, Photographs(samples, preprocessing), workers=workers))
     embeddings, logits, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*batches, strict=True))
     return embeddings, logits, labels

@@ -1,1 +1,1 @@
-"""Pure functions on arrays: how good predictions, distances and probabilities are."""
+"""Metrics of predictions, distances and probabilities: pure functions on arrays."""

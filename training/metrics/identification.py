@@ -1,4 +1,4 @@
-"""Pure functions on arrays: how good predictions and distances are."""
+"""Metrics of classification and identification: pure functions on arrays."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 
 from retrieval.index import brute_force
 
-# What a person is called: a number or a name.
+# The label of an identity: a number or a name.
 Label = TypeVar("Label", int, str)
 
 
 def accuracy(predicted: NDArray[np.int64], actual: NDArray[np.int64]) -> float:
-    """Share of equal entries of two (n,) arrays of labels; NaN for none."""
+    """Returns the share of equal entries of two (n,) arrays of labels; NaN if n is 0."""
     return float(np.mean(predicted == actual)) if len(actual) else float("nan")
 
 
 def confusions(predicted: Iterable[Label], actual: Iterable[Label]) -> list[tuple[Label, Label, int]]:
-    """(actual, predicted, how often) of every wrong pair, the most frequent first, then by label."""
+    """Returns (actual, predicted, count) of every wrong pair, the most frequent first, then by label."""
     pairs = zip(actual, predicted, strict=True)
-    counts = Counter((true, said) for true, said in pairs if true != said)
+    counts = Counter((true, answer) for true, answer in pairs if true != answer)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [(true, said, number) for (true, said), number in ordered]
+    return [(true, answer, number) for (true, answer), number in ordered]
 
 
 def top_k(probabilities: NDArray[np.float32], actual: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Whether the true label is among the k likeliest.
+    """Returns whether the true label is among the k most probable ones.
 
     Args:
         probabilities: (n, c).
@@ -36,7 +36,7 @@ def top_k(probabilities: NDArray[np.float32], actual: NDArray[np.int64], k: int)
         k: at least 1; equal probabilities are ordered by label.
 
     Returns:
-        (n,).
+        (n,) bool.
     """
     own = np.take_along_axis(probabilities, actual[:, None], axis=1)
     earlier = (probabilities == own) & (np.arange(probabilities.shape[1]) < actual[:, None])
@@ -45,14 +45,14 @@ def top_k(probabilities: NDArray[np.float32], actual: NDArray[np.int64], k: int)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the right person comes in each of n searches.
+    """The rank of the right person in each of n searches.
 
     Attributes:
-        place: (n,) int64, of the right person among the people, each as near as their nearest photo; 1 is
-            the nearest, 0 is nowhere: nobody of that label is in the gallery.
-        precision: (n,) float64, average precision of the gallery's photos by distance; NaN for nowhere.
-        row: (n,) int64, of the nearest photo.
-        distance: (n,) float64, Euclidean, to it.
+        place: (n,) int64, rank of the right person among the people, each at the distance of their nearest
+            photo; 1 is the nearest, 0 means that the gallery has no photo with that label.
+        precision: (n,) float64, average precision of the gallery's photos by distance; NaN if `place` is 0.
+        row: (n,) int64, gallery row of the nearest photo.
+        distance: (n,) float64, Euclidean, to the nearest photo.
     """
 
     place: NDArray[np.int64]
@@ -67,13 +67,14 @@ def ranks(
     gallery: NDArray[np.float32],
     gallery_labels: NDArray[np.int64],
 ) -> Ranks:
-    """Ranks all of a gallery for each query, by Euclidean distance in float64; ties by row number.
+    """Ranks all gallery rows for each query, by Euclidean distance in float64; ties by row number.
 
-    Works in blocks of queries of at most 4 million distances: no (n, m) matrix is ever in memory.
+    Works in blocks of queries with at most 4 million distances each, so that the whole (n, m) matrix is never
+    in memory.
 
     Args:
         queries: (n, d).
-        labels: (n,) who is on them.
+        labels: (n,) labels of the queries.
         gallery: (m, d), m >= 1.
         gallery_labels: (m,).
     """

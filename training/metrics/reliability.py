@@ -1,4 +1,4 @@
-"""Whether a classifier's probabilities mean what they say: pure functions on arrays (Guo et al., 2017)."""
+"""Calibration of a classifier's probabilities (Guo et al., 2017): pure functions on arrays."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -9,19 +9,21 @@ from scipy.optimize import minimize_scalar
 
 BINS: Final = 15
 
-# ONNX's softmax gives 0 where float32 ends.
-_LEAST: Final = float(np.finfo(np.float32).tiny)
+# ONNX's softmax returns 0 below float32's range; the logarithm needs a positive number.
+_MIN_PROBABILITY: Final = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Photos by their probability, in bins of equal width: (low, high], the first with its low end.
+    """A reliability diagram: photos binned by probability, in bins (low, high] of equal width.
+
+    The first bin includes its lower edge.
 
     Attributes:
         edges: (bins + 1,).
-        counts: (bins,) how many.
-        confidence: (bins,) mean probability; NaN where there is none.
-        accuracy: (bins,) share that is right; NaN where there is none.
+        counts: (bins,) number of photos.
+        confidence: (bins,) mean probability; NaN for an empty bin.
+        accuracy: (bins,) share of right predictions; NaN for an empty bin.
     """
 
     edges: NDArray[np.float64]
@@ -31,12 +33,12 @@ class Reliability:
 
 
 def bin_of(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The bin (n,) of each probability (n,), out of 15."""
+    """Returns the bin (n,) of each probability (n,), from 0 to 14."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Reliability:
-    """The reliability diagram of n predictions: their probability (n,), and whether they were right (n,)."""
+    """Returns the reliability diagram of n predictions: their probability (n,), and whether right (n,)."""
     number = bin_of(confidence)
     counts = np.bincount(number, minlength=BINS)
     with np.errstate(invalid="ignore"):
@@ -46,7 +48,10 @@ def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Re
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Expected calibration error: mean over photos of their bin's |accuracy - confidence|; NaN for none."""
+    """Returns the expected calibration error: the mean over photos of |accuracy - confidence| of their bin.
+
+    NaN without photos.
+    """
     if not len(confidence):
         return float("nan")
     gaps = np.bincount(bin_of(confidence), right - confidence, BINS)
@@ -54,20 +59,20 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_])
 
 
 def at_temperature(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    """What softmax (n, c) would have given had its logits been divided by `temperature`."""
-    logits = np.log(np.maximum(probabilities.astype(np.float64), _LEAST)) / temperature
+    """Returns the probabilities (n, c) that softmax gives if the logits are divided by `temperature`."""
+    logits = np.log(np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY)) / temperature
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 def losses(probabilities: NDArray[np.float64], actual: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Negative log-likelihood (n,) of the true labels (n,) under probabilities (n, c), in nats."""
+    """Returns the negative log-likelihood (n,), in nats, of true labels (n,) under probabilities (n, c)."""
     own = np.take_along_axis(probabilities, actual[:, None], axis=1)[:, 0]
-    return np.asarray(-np.log(np.maximum(own, _LEAST)))
+    return np.asarray(-np.log(np.maximum(own, _MIN_PROBABILITY)))
 
 
 def fitted_temperature(probabilities: NDArray[np.float32], actual: NDArray[np.int64]) -> float:
-    """The temperature, from 1/20 to 20, at which the loss of n >= 1 predictions (n, c) is least."""
+    """Returns the temperature, from 1/20 to 20, that minimises the mean loss of n >= 1 predictions (n, c)."""
     limit = np.log(20)
     found = minimize_scalar(
         lambda log: losses(at_temperature(probabilities, float(np.exp(log))), actual).mean(),

@@ -1,7 +1,7 @@
-"""Pairs of photos, the same person or not, told apart by their distance: pure functions on arrays.
+"""Metrics of verification (1:1) by a threshold on distances of pairs: pure functions on arrays.
 
-The protocol is LFW's (Huang et al., 2007): ten folds of pairs whose people do not overlap; the threshold
-comes from nine of them, the accuracy from the tenth.
+The protocol is LFW's (Huang et al., 2007): ten folds of pairs, with no identity in two folds. The threshold
+is chosen on nine folds, the accuracy is measured on the tenth.
 """
 
 from dataclasses import dataclass
@@ -13,34 +13,35 @@ from sklearn.metrics import roc_curve
 
 @dataclass(frozen=True)
 class Folds:
-    """Accuracy of each fold, in the order of their numbers, at the threshold that is best on the others."""
+    """The accuracy of each fold, ordered by fold number, at the threshold that is best on the other folds."""
 
     accuracies: NDArray[np.float64]
     thresholds: NDArray[np.float64]
 
     @property
     def mean(self) -> float:
-        """Of the folds' accuracies."""
+        """The mean of the folds' accuracies."""
         return float(self.accuracies.mean())
 
     @property
     def standard_error(self) -> float:
-        """Of the mean: the folds' sample standard deviation over the root of their number."""
+        """The standard error of the mean: sample standard deviation over the square root of their number."""
         return float(self.accuracies.std(ddof=1) / np.sqrt(len(self.accuracies)))
 
 
 def best_threshold(distances: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
-    """The distance at most which pairs had best be called the same.
+    """Returns the threshold with the best accuracy; pairs at or below it count as the same person.
 
     Args:
         distances: (n,) of pairs, n >= 1.
-        same: (n,) whether they are.
+        same: (n,) whether a pair shows the same person.
 
     Returns:
-        The middle between two neighbouring distances, or a step beyond the ends; the least of the best.
+        The midpoint of two neighbouring distances, or 1 / 2 beyond the ends. Among equally good thresholds,
+        the smallest.
     """
     values, place = np.unique(distances, return_inverse=True)
-    # Calling one more distance "the same" gains its pairs that are, and loses those that are not.
+    # Accepting one more distance gains its pairs of one person and loses its pairs of two people.
     gains = np.bincount(place, np.where(same, 1, -1))
     best = int(np.argmax(np.concatenate([[0.0], np.cumsum(gains)])))
     around = np.concatenate([[values[0] - 1], values, [values[-1] + 1]])
@@ -50,15 +51,15 @@ def best_threshold(distances: NDArray[np.float64], same: NDArray[np.bool_]) -> f
 def across_folds(
     distances: NDArray[np.float64], same: NDArray[np.bool_], folds: NDArray[np.int64]
 ) -> tuple[Folds, NDArray[np.bool_]]:
-    """Each fold's accuracy at the best threshold of the others.
+    """Returns each fold's accuracy at the threshold that is best on the other folds.
 
     Args:
         distances: (n,) of pairs.
-        same: (n,) whether they are the same person.
-        folds: (n,) the number of the fold of each; two folds at least.
+        same: (n,) whether a pair shows the same person.
+        folds: (n,) fold number of each pair; at least two folds.
 
     Returns:
-        The folds, and for each pair (n,) whether it was told rightly.
+        The folds, and for each pair (n,) whether it was classified correctly.
     """
     right = np.zeros(len(distances), bool)
     accuracies, thresholds = [], []
@@ -74,7 +75,10 @@ def across_folds(
 def roc(
     distances: NDArray[np.float64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The ROC curve: FAR (t,), TAR (t,) and thresholds (t,), rising distances; takes pairs of both kinds."""
+    """Returns the ROC curve: FAR (t,), TAR (t,) and thresholds (t,), in order of rising distance.
+
+    Needs pairs of one person and pairs of two people.
+    """
     false, true, scores = roc_curve(same, -distances)
-    # scikit-learn begins with a threshold that no pair reaches.
+    # scikit-learn starts with a threshold that no pair reaches.
     return false[1:], true[1:], -scores[1:]

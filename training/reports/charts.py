@@ -1,4 +1,4 @@
-"""Charts as SVG that is part of a page and follows its colours."""
+"""Charts of reports, as inline SVG in the colours of the page."""
 
 import io
 import re
@@ -15,7 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from training.evaluation.measurements import Bin, Curve, Figure, OperatingPoint, Paired, Ranking
 
-# matplotlib wants colours; in the SVG each becomes a colour of the page, which differs by day and by night.
+# matplotlib needs literal colours. In the SVG each is replaced by a CSS variable of the page, which differs
+# between light and dark mode.
 _COLOURS: Final = {
     "#010101": "--ink",
     "#020202": "--faint",
@@ -30,7 +31,7 @@ _MARKERS: Final = "osD^"
 _DASHES: Final = ("-", "--", "-.", ":")
 _WIDTH: Final = 8.0
 _NARROW: Final = 6.4
-# Typed by matplotlib's newer versions, each with names of its own.
+# Any: newer versions of matplotlib type the keys, each version with different names.
 _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "faceprint",
@@ -54,14 +55,14 @@ _STYLE: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True)
 class ChartRow:
-    """A way to measure distances, and a figure of it for each column of a chart."""
+    """A row of a chart: the model or a baseline, with a figure for each column."""
 
     name: str
     figures: Sequence[Figure | None]
 
 
 def intervals(heads: Sequence[str], rows: Sequence[ChartRow], *, title: str) -> Markup:
-    """A dot and its interval for each figure: a row for each way, a column for each kind, from 0 to 100%."""
+    """Draws each figure as a dot with its interval, from 0 to 100%: a line per row, a panel per heading."""
 
     def draw(canvas: Canvas) -> None:
         axes = np.atleast_1d(canvas.subplots(1, len(heads), sharey=True))
@@ -99,7 +100,10 @@ def _dot(axis: Axes, figure: Figure | None, place: int) -> None:
 
 
 def cmc(rows: Sequence[tuple[str, Ranking]], *, title: str) -> Markup | None:
-    """How often the right person is among the k nearest; None where there are too few searches."""
+    """Draws CMC curves: the share of searches with the right person among the k nearest people.
+
+    Returns None if there are too few searches.
+    """
     known = [(name, ranking.cmc) for name, ranking in rows if ranking.cmc and ranking.cmc[0].known]
     if not known:
         return None
@@ -107,7 +111,7 @@ def cmc(rows: Sequence[tuple[str, Ranking]], *, title: str) -> Markup | None:
     def draw(canvas: Canvas) -> None:
         axis = canvas.subplots()
         for place, (name, figures) in enumerate(known):
-            _rise(axis, place, name, figures)
+            _cmc_curve(axis, place, name, figures)
         _percents(axis, "y")
         axis.set_xlabel("k, people from the nearest on")
         axis.set_ylabel("right person among them")
@@ -117,7 +121,7 @@ def cmc(rows: Sequence[tuple[str, Ranking]], *, title: str) -> Markup | None:
     return _drawn(draw, height=3.2, title=title, width=_NARROW)
 
 
-def _rise(axis: Axes, place: int, name: str, figures: Sequence[Figure]) -> None:
+def _cmc_curve(axis: Axes, place: int, name: str, figures: Sequence[Figure]) -> None:
     ranks = np.arange(1, len(figures) + 1)
     values = [100 * (one.value or 0) for one in figures]
     if place == 0 and all(one.low is not None and one.high is not None for one in figures):
@@ -131,7 +135,10 @@ def _ends(figures: Iterable[Figure]) -> Iterator[tuple[float | None, float | Non
 
 
 def det(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, title: str) -> Markup | None:
-    """Misses against false alarms, both logarithmic, with the first one's operating points; None for none."""
+    """Draws DET curves: FNIR against FPIR, both logarithmic, with the operating points of the first curve.
+
+    Returns None if no curve has a point that logarithmic axes can show.
+    """
     known = [(name, *_positive(curve)) for name, curve in rows if len(curve.missed)]
     if not any(len(alarms) for _, alarms, _ in known):
         return None
@@ -152,7 +159,10 @@ def det(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
 
 
 def roc(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, title: str) -> Markup | None:
-    """True accepts against false ones, the latter logarithmic, with the operating points of the first."""
+    """Draws ROC curves: TAR against FAR, FAR logarithmic, with the operating points of the first curve.
+
+    Returns None if no curve has a FAR above 0.
+    """
     known = [(name, curve) for name, curve in rows if len(curve.missed)]
     shown = [rate for _, curve in known for rate in curve.false_alarms if rate]
     if not shown:
@@ -165,7 +175,7 @@ def roc(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
         for place, (name, curve) in enumerate(known):
             alarms, missed = _positive(curve, both=False)
             _step(axis, place, name, alarms, 1 - missed, scale=100)
-        _mark(axis, points, lambda figure: _hits(figure), scale=100)
+        _mark(axis, points, lambda figure: _complement(figure), scale=100)
         axis.set_xlabel("FAR: pairs of two people that are accepted")
         axis.set_ylabel("TAR: pairs of one person that are")
         _legend(axis, "lower right")
@@ -174,17 +184,18 @@ def roc(rows: Sequence[tuple[str, Curve]], points: Sequence[OperatingPoint], *, 
 
 
 def _rates(points: Sequence[OperatingPoint]) -> list[float]:
-    """Those at which a figure is known."""
+    """Returns the rates at which the miss rate is known."""
     return [point.rate for point in points if point.missed.known]
 
 
-def _hits(figure: Figure) -> Figure:
+def _complement(figure: Figure) -> Figure:
+    """Returns 1 - figure, such as TAR for the miss rate."""
     value, low, high = (None if end is None else 1 - end for end in (figure.value, figure.high, figure.low))
     return Figure(value, low, high, figure.n, figure.method)
 
 
 def _positive(curve: Curve, *, both: bool = True) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """What a logarithmic axis can show of a curve."""
+    """Returns false alarm rates and miss rates of the points of a curve that logarithmic axes can show."""
     alarms, missed = np.array(curve.false_alarms), np.array(curve.missed)
     shown = (alarms > 0) & ((missed > 0) if both else True)
     return alarms[shown], missed[shown]
@@ -198,7 +209,7 @@ def _step(axis: Axes, place: int, name: str, x: Any, y: Any, *, scale: float = 1
 def _mark(
     axis: Axes, points: Sequence[OperatingPoint], of: Callable[[Figure], Figure], *, scale: float = 1
 ) -> None:
-    """The operating points with their intervals, and a thin line at each rate."""
+    """Marks operating points with their intervals, and each rate with a thin line."""
     for point in points:
         axis.axvline(point.rate, color=_FAINT, lw=0.6, ls=(0, (2, 3)))
         figure = of(point.missed)
@@ -211,7 +222,7 @@ def _mark(
 
 
 def _logarithmic(axis: Axes, which: str, lowest: float) -> None:
-    """A logarithmic axis of shares up to 1, from just below the lowest, in percent."""
+    """Makes an axis logarithmic, for shares from 0.8 times the lowest to 1, labelled in percent."""
     floor = lowest * 0.8
     ticks = [digit * 10.0**power for power in range(-6, 1) for digit in (1, 3)]
     if floor > 0.05:
@@ -228,14 +239,17 @@ def _logarithmic(axis: Axes, which: str, lowest: float) -> None:
 
 def _percents(axis: Axes, which: str, *, ticks: int = 5) -> None:
     side = axis.xaxis if which == "x" else axis.yaxis
-    # Room for a dot at either end.
+    # A dot at 0 or 100% is not cut off.
     (axis.set_xlim if which == "x" else axis.set_ylim)(-2, 102)
     side.set_major_locator(FixedLocator(np.linspace(0, 100, ticks).tolist()))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
 
 
 def reliability(bins: Sequence[Bin], *, title: str) -> Markup | None:
-    """How often the classifier is right where it is so sure, and how many photos that is; None for none."""
+    """Draws the reliability diagram of the classifier, with the number of photos in each bin.
+
+    Returns None if all bins are empty.
+    """
     filled = [one for one in bins if one.confidence is not None and one.accuracy is not None]
     if not filled:
         return None
@@ -260,7 +274,7 @@ def reliability(bins: Sequence[Bin], *, title: str) -> Markup | None:
 
 
 def differences(tests: Sequence[Paired], *, title: str) -> Markup | None:
-    """B - A with its interval for each figure, in points; None where none is known."""
+    """Draws B - A with its interval for each figure, in percentage points; None if no difference is known."""
     known = [(test.name, test.difference) for test in tests if test.difference.value is not None]
     if not known:
         return None
@@ -299,11 +313,11 @@ def _drawn(draw: Callable[[Canvas], None], *, height: float, title: str, width: 
 
 
 def _inlined(svg: str, title: str) -> str:
-    """An SVG file as a part of a page: without its prolog and styles, with ids of its own."""
+    """Converts an SVG file to inline SVG: without prolog and styles, with ids that are unique in the page."""
     own = re.sub(r"[^a-z]+", "-", title.lower()).strip("-")
     body = svg[svg.index("<svg") :]
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body)[0]
-    # Comments repeat the text of labels; the style would be one for the whole page.
+    # Comments repeat the text of labels; a style element would apply to the whole page.
     body = re.sub(r"<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
     body = re.sub(r'\bid="', f'id="{own}-', body)

@@ -1,4 +1,4 @@
-"""A data check as `faceprint check --json` wrote it, as far as a report shows it."""
+"""Reads the file that `faceprint check --json` writes, with the fields that a report shows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from retrieval.system.manifests import read_manifest
 
 @dataclass(frozen=True)
 class ReportedFinding:
-    """One kind of thing that was found: how serious ("harms", "look", "note"), how many, and what to do."""
+    """One kind of finding: its severity ("harms", "look", "note"), its number, and what to do about it."""
 
     kind: str
     level: str
@@ -22,12 +22,12 @@ class ReportedFinding:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a check found in a data folder.
+    """The result of a check of a data folder.
 
     Attributes:
-        data: the folder, as it was given.
-        photos, readable: files, and those that can be read.
-        identities: people.
+        data: the folder, as passed by the caller.
+        photos, readable: number of files, and of those that can be read.
+        identities: number of people.
         findings: the most serious first.
     """
 
@@ -39,10 +39,10 @@ class DataCheck:
 
 
 def read(path: Path) -> DataCheck:
-    """Reads a check.
+    """Reads the result of a check.
 
     Raises:
-        InputError: there is no such file, or it is something else.
+        InputError: the file cannot be read, or it is not the result of a check.
     """
     advice = f"make one with `faceprint check --json {path}`"
     found = read_manifest(path, _Check, error=InputError, advice=advice)
@@ -51,7 +51,7 @@ def read(path: Path) -> DataCheck:
 
 @dataclass(frozen=True)
 class _Check:
-    """The file, as far as it is read."""
+    """The fields of the file that are read."""
 
     data: str
     photos: int

@@ -1,4 +1,4 @@
-"""The report of an evaluation, or of a comparison of two, as one HTML file."""
+"""The HTML report of an evaluation, or of a comparison of two, as one self-contained file."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ from training.reports import charts, templates
 from training.reports.charts import ChartRow
 from training.reports.data_check import DataCheck
 
-# What each way to measure distances is called beside a model.
+# The baselines by their names in metrics.json, and their names on pages.
 NAMES: Final[Mapping[str, str]] = {
     "pixels": "raw pixels",
     "eigenfaces": "eigenfaces",
@@ -36,13 +36,14 @@ NAMES: Final[Mapping[str, str]] = {
 }
 THIS: Final = "this model"
 
-# Of people, confusions and mistakes, how many are on the page; metrics.json has all of them.
+# The largest number of people, confusions and mistakes on the page. metrics.json has all people and
+# confusions, and up to 50 mistakes.
 PEOPLE_SHOWN: Final = 500
 CONFUSIONS_SHOWN: Final = 15
 MISTAKES_SHOWN: Final = 24
 
-# Twice the side at which thumbnails are shown, for screens and printers that show more.
-_SIDE: Final = 224
+# Side of thumbnails in pixels: twice the displayed side, for screens and printers of high resolution.
+_THUMBNAIL_SIDE: Final = 224
 
 _HEADS: Final[Mapping[str, Sequence[str]]] = {
     "closed": ("closest image", "among 5 nearest people", "mean average precision"),
@@ -52,7 +53,7 @@ _HEADS: Final[Mapping[str, Sequence[str]]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """A figure with its name; the main ones are tiles too."""
+    """A figure with its name; main figures are also shown as tiles."""
 
     name: str
     figure: Figure
@@ -61,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Picture:
-    """A photo on a page: a data URL, or why there is none."""
+    """A photo on a page: a data URL, or the reason why there is none."""
 
     url: str | None
     why: str
@@ -69,7 +70,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """A mistake with its pictures: what was searched for, what it was taken for, what was right."""
+    """A mistake with its pictures: the probe, the nearest photo, and the right person's nearest photo."""
 
     mistake: Mistake
     query: Picture
@@ -78,9 +79,9 @@ class Shown:
 
 
 def page(measured: Measured, data: Path, *, check: DataCheck | None = None) -> bytes:
-    """The report of an evaluation, with thumbnails of the photos as they lie in `data` now.
+    """Renders the report of an evaluation, with thumbnails of the photos that are in `data` now.
 
-    A photo that cannot be read any more is a box that says so.
+    A photo that can no longer be read is replaced by a box with the reason.
     """
     found = measured.closed or measured.open or measured.pairs
     if found is None:
@@ -102,7 +103,7 @@ def page(measured: Measured, data: Path, *, check: DataCheck | None = None) -> b
 
 
 def comparison_page(found: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) -> bytes:
-    """The page of a comparison; `a` and `b` are the two trees of metrics.json."""
+    """Renders the page of a comparison; `a` and `b` are the two trees of metrics.json."""
     rows = [ChartRow(name, _sides(found, name)) for name in ("A", "B")]
     return templates.page(
         "comparison.html.jinja",
@@ -118,7 +119,7 @@ def comparison_page(found: Comparison, a: Mapping[str, Any], b: Mapping[str, Any
 
 
 def _points(difference: float) -> Markup:
-    """A difference of shares, in percentage points."""
+    """Formats a difference of shares in percentage points, with its exact value in a `data` element."""
     return Markup('<data value="{}">{:+.1f}</data>').format(repr(difference), 100 * difference)
 
 
@@ -127,7 +128,7 @@ def _sides(found: Comparison, name: str) -> list[Figure]:
 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What is known of two models, side by side."""
+    """Returns the facts of two models and evaluations, as rows (name, of A, of B)."""
     facts = [_facts(one) for one in (a, b)]
     names = list(dict.fromkeys([*facts[0], *facts[1]]))
     return [(name, facts[0].get(name, "–"), facts[1].get(name, "–")) for name in names]
@@ -148,7 +149,7 @@ def _facts(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _context(found: Closed | Open | Pairs) -> dict[str, Any]:
-    """The lines, rows and charts of a protocol."""
+    """Returns the lines, rows and charts of a protocol, for the template."""
     if isinstance(found, Closed):
         return _closed(found)
     return _open(found) if isinstance(found, Open) else _pairs(found)
@@ -158,7 +159,7 @@ def _closed(found: Closed) -> dict[str, Any]:
     ranking = found.ranking
     lines = []
     if found.classifier is not None:
-        how = found.classifier.calibration
+        calibration = found.classifier.calibration
         lines = [
             Line("Classifier: the likeliest person is right", found.classifier.accuracy, main=True),
             Line("Classifier: right among the likeliest 5", found.classifier.top5, main=True),
@@ -171,10 +172,10 @@ def _closed(found: Closed) -> dict[str, Any]:
     if ranking.mean_average_precision is not None:
         lines.append(Line("Mean average precision", ranking.mean_average_precision, main=True))
     if found.classifier is not None:
-        lines.append(Line("Calibration error of the classifier (ECE)", how.error, main=True))
-        if how.temperature is not None:
-            lines.append(Line("ECE on one half of the photos", how.before))
-            lines.append(Line(f"ECE there, at temperature {how.temperature:.2f}", how.after))
+        lines.append(Line("Calibration error of the classifier (ECE)", calibration.error, main=True))
+        if calibration.temperature is not None:
+            lines.append(Line("ECE on one half of the photos", calibration.before))
+            lines.append(Line(f"ECE there, at temperature {calibration.temperature:.2f}", calibration.after))
     rankings = [(THIS, ranking), *((NAMES[one.name], one.ranking) for one in found.baselines)]
     rows = [ChartRow(name, (one.closest, one.cmc[4], one.mean_average_precision)) for name, one in rankings]
     bins = () if found.classifier is None else found.classifier.calibration.bins
@@ -250,7 +251,7 @@ def _of_verification(found: Verification, about: str, *, main: bool) -> list[Lin
 
 
 def turned(missed: Figure) -> Figure:
-    """What is not missed."""
+    """Returns 1 - `missed`, such as TAR for the miss rate, with its interval."""
     value, low, high = (None if end is None else 1 - end for end in (missed.value, missed.high, missed.low))
     return Figure(value, low, high, missed.n, missed.method)
 
@@ -273,9 +274,9 @@ def _picture(path: str, data: Path, shelf: Shelf) -> Picture:
         return Picture(None, "not on this machine")
     try:
         content, _ = photos.read_from(shelf, os.path.join(os.path.abspath(data), path))
-        return Picture(html.thumbnail_url(content, side=_SIDE), "")
+        return Picture(html.thumbnail_url(content, side=_THUMBNAIL_SIDE), "")
     except UnreadableImage as error:
-        gone = error.reason is Reason.MISSING
-        return Picture(None, "photo is gone" if gone else f"it cannot be read: {error.detail}")
+        missing = error.reason is Reason.MISSING
+        return Picture(None, "photo is gone" if missing else f"it cannot be read: {error.detail}")
     except FaceprintError as error:
         return Picture(None, str(error))

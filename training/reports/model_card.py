@@ -1,4 +1,4 @@
-"""The model card in Markdown: what a model is, what was measured and what was not."""
+"""The model card in Markdown: what the model is, what was measured and what was not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from retrieval.rates import Rate, wilson
 from training.evaluation.intervals import TRIALS
 from training.reports import templates
 
-# The figures of a bundle that a card states, and what they are.
+# The figures of a bundle that a card states, with their descriptions.
 _FIGURES: Final[Mapping[str, str]] = {
     "validation_accuracy": "validation accuracy of the classifier",
     "closest_image_agreement": "closest image shows the same person",
 }
 
-# What a card says elsewhere, or in its own words.
+# Entries of the recipe that a card states in other sections.
 _NOT_RECIPE: Final = ("weights", "started_fresh", "derived_from")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of a card: a share of photos that were held out; None where these are too few for a number."""
+    """A figure of a card: a share of the n held-out photos; the rate is None if there are too few of them."""
 
     name: str
     n: int
@@ -29,7 +29,7 @@ class Line:
 
 
 def describe(bundle: ModelBundle) -> str:
-    """The card of a bundle. It names no person, so it stays true when people are renamed or forgotten."""
+    """Returns the card of a bundle. It names no person, so it stays true after a rename or an erasure."""
     recipe, split = bundle.recipe, bundle.split
     return templates.text("modelcard.md.jinja").render(
         bundle=bundle,

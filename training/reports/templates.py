@@ -1,4 +1,4 @@
-"""The templates of pages and texts, and the formats of numbers in them."""
+"""Templates of report pages and model cards, and the number formats that they use."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -11,12 +11,12 @@ from retrieval.pages import html
 
 
 def page(name: str, **values: Any) -> bytes:
-    """The HTML page of a template; what is put into it is escaped."""
+    """Renders the HTML page of a template; values are escaped."""
     return html.render("training.reports", name, filters=_FILTERS, **values)
 
 
 def text(name: str) -> Template:
-    """The Markdown template of a name; `plain` makes a name safe to stand in it."""
+    """Returns a Markdown template by its file name; its filter `plain` escapes names."""
     environment = Environment(
         loader=PackageLoader("training.reports", "."),
         undefined=StrictUndefined,
@@ -29,54 +29,54 @@ def text(name: str) -> Template:
 
 
 def percent(value: float) -> str:
-    """A share in percent, with one decimal."""
+    """Formats a share in percent, with one decimal."""
     return f"{100 * value:.1f} %"
 
 
 def architecture(name: str) -> str:
-    """The name of an architecture (a key of `retrieval.models.network.ARCHITECTURES`) as a person says it."""
+    """Formats an architecture, a key of `retrieval.models.network.ARCHITECTURES`, for people."""
     family = name.removesuffix("-cosine")
-    said = "ResNet50" if family == "resnet50" else family
-    return said if family == name else f"{said} with a classifier of cosines"
+    shown = "ResNet50" if family == "resnet50" else family
+    return shown if family == name else f"{shown} with a classifier of cosines"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Formats seconds as minutes and seconds, for people."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def setting(value: Any) -> str:
-    """The value of a setting, a list as its members."""
+    """Formats the value of a setting; a list as its members, separated by commas."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return f"{value:g}" if isinstance(value, float) else str(value)
     return ", ".join(map(str, value)) or "-"
 
 
 def plain(words: str) -> str:
-    """A name as code in Markdown, on one line, whatever is in it."""
+    """Formats any name as inline code in Markdown, on one line."""
     shown = html.readable(unicodedata.normalize("NFC", words)).strip()
-    fence = "`" * (1 + max((len(run) for run in _ticks(shown)), default=0))
+    fence = "`" * (1 + max((len(run) for run in _backtick_runs(shown)), default=0))
     space = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{fence}{space}{shown}{space}{fence}"
 
 
-def _ticks(words: str) -> list[str]:
+def _backtick_runs(words: str) -> list[str]:
     return "".join(one if one == "`" else " " for one in words).split()
 
 
 def share(value: float | None) -> Markup:
-    """A share in percent that a program can read too; a dash for none."""
+    """Formats a share in percent, with its exact value in a `data` element; a dash for None."""
     return Markup("–") if value is None else _datum(value, percent(value))
 
 
 def bare(value: float) -> Markup:
-    """The same without the sign, for the first of two."""
+    """Formats a share as `share` does, without the percent sign: the lower end of an interval."""
     return _datum(value, f"{100 * value:.1f}")
 
 
 def measure(value: float | None, digits: int = 3) -> Markup:
-    """Any number, likewise."""
+    """Formats any number, with its exact value in a `data` element; a dash for None."""
     return Markup("–") if value is None else _datum(value, f"{value:,.{digits}f}")
 
 

@@ -1,4 +1,4 @@
-"""The report of a training: figures (PNG), `metrics.json` and `report.html`."""
+"""The report of a training run: figures (PNG), `metrics.json` and `report.html`."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from training.fitting.fit import History
 from training.fitting.validation import Evaluation
 from training.reports import templates
 
-# Rows of the panel of held-out photos: the paper's figure 5 shows a handful.
+# Rows of the panel of held-out photos. The paper's figure 5 shows a handful.
 _PANEL_ROWS: Final = 6
 _CONFUSIONS_SHOWN: Final = 15
 _BLUE: Final = "#2b6cb0"
@@ -83,21 +83,21 @@ def _axes(rows: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def _epoch_axis(history: History) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Where each step and where each epoch's end lie on an axis counted in epochs."""
+    """Returns the positions of each step and of each epoch's end, on an axis in epochs."""
     per_epoch = len(history.losses) / len(history.epochs)
     steps = (np.arange(len(history.losses)) + 1) / per_epoch
     return steps, np.array([epoch.epoch for epoch in history.epochs])
 
 
 def _smooth(values: list[float]) -> np.ndarray[Any, Any]:
-    """A running mean over about a twentieth of the run, so that batches of ten show a course."""
+    """Returns a running mean over about 1/20 of the run, because batches of ten photos are noisy."""
     window = max(1, len(values) // 20)
     padded = np.concatenate([np.full(window - 1, values[0]), np.asarray(values)])
     return np.convolve(padded, np.full(window, 1 / window), mode="valid")
 
 
 def _progress(history: History) -> Figure:
-    """Figure 3: accuracy and loss over the run, training as it goes and validation after each epoch."""
+    """Draws the paper's figure 3: accuracy and loss of training steps, and validation after each epoch."""
     figure, (accuracy, loss) = _axes(2)
     steps, epochs = _epoch_axis(history)
     percent = [100 * value for value in history.accuracies]
@@ -120,7 +120,7 @@ def _course(axis: Axes, steps: Any, training: list[float], epochs: Any, validati
 
 
 def _loss_and_error(history: History) -> Figure:
-    """Figure 4: loss and error of each epoch."""
+    """Draws the paper's figure 4: loss and error of each epoch."""
     figure, (loss, error) = _axes(2)
     epochs = [epoch.epoch for epoch in history.epochs]
     loss.plot(epochs, [e.loss for e in history.epochs], "o-", color=_BLUE, label="training")
@@ -138,7 +138,7 @@ def _loss_and_error(history: History) -> Figure:
 
 
 def _panel(split: Split, evaluation: Evaluation) -> bytes:
-    """Figure 5: held-out photos, spread evenly over the set, each with its closest training photos."""
+    """Draws the paper's figure 5: evenly spaced held-out photos, each with its closest training photos."""
     chosen = np.unique(np.linspace(0, len(split.validation) - 1, _PANEL_ROWS).round().astype(int))
     rows = [_panel_row(split, evaluation, int(index)) for index in chosen]
     return _bytes(panel.panel(rows, heading="Held-out photos and their closest training photos"))
@@ -155,8 +155,8 @@ def _panel_row(split: Split, evaluation: Evaluation, index: int) -> panel.PanelR
         )
         for row, distance in zip(evaluation.closest[index], evaluation.distances[index], strict=True)
     ]
-    said = split.labels[evaluation.predicted[index]]
-    note = f"classifier: {evaluation.probability[index]:.0%} {said}"
+    predicted = split.labels[evaluation.predicted[index]]
+    note = f"classifier: {evaluation.probability[index]:.0%} {predicted}"
     return panel.PanelRow(panel.Tile(sample.path, split.labels[sample.label], note), matches)
 
 
