@@ -74,7 +74,7 @@ def _erase(folder: Path, name: str) -> dict[str, object]:
     """Forgets a person, and searches the folder for traces of them, before and after."""
     person = {key: vector for key, vector in contents(folder).items() if key[1] == name}
     needles = [name.encode()]
-    for (sha256, _, paths), vector in person.items():
+    for (sha256, _, paths, *_), vector in person.items():
         # 32 bytes of a vector stand for all of it.
         needles += [sha256.encode(), *(path.encode() for path in paths), vector[1024:1056]]
     before = _found(folder, needles)
