@@ -23,7 +23,8 @@ test: $(READY)
 
 # What to run after each edit: files of tests that start no process, train nothing and draw no large samples.
 QUICK := tests/database/test_filters.py tests/database/test_identity_names.py tests/index/test_brute_force.py \
-	tests/system/test_manifests.py tests/docs/test_site.py
+	tests/system/test_manifests.py tests/docs/test_site.py tests/search/test_question.py tests/pages \
+	tests/embedding/test_outcome.py tests/gallery/test_annotate.py
 quick: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
