@@ -26,7 +26,7 @@ def is_url(name: str | os.PathLike[str]) -> bool:
 
 
 def absolute(name: str | os.PathLike[str]) -> str:
-    """Returns an absolute path, links not resolved; addresses as given, but file:// and local:// are paths."""
+    """Returns an absolute path, links not resolved; URLs as given, but file:// and local:// as paths."""
     text = os.fspath(name)
     if text[:7].lower() == "file://":
         text = url2pathname(urlsplit(text).path)
