@@ -63,7 +63,7 @@ class Filter:
         return list(spread(partial(self._proposals, wanted=wanted), chosen))
 
     def seeds(self, selection: Selection) -> tuple[NDArray[np.int64], Ids] | None:
-        """Returns pairs of queries and near rows from the start of a block; None without codes or enough rows."""
+        """Returns pairs of queries and near rows from the start of a block; None if it lacks codes."""
         enough = self._batch.enough
         beginning = selection.beginning(max(SEED_ROWS, 4 * enough))
         coded = beginning.block.coded
