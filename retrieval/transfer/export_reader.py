@@ -1,4 +1,4 @@
-"""Reading an export: every byte and every row of it is checked before anything is made of it."""
+"""Export reader for imports: checks every byte and every row of an export before it is used."""
 
 import hashlib
 import os
@@ -66,7 +66,7 @@ def read_export(folder: Path) -> Export:
 
 def _verify(path: Path, file: ExportedFile) -> None:
     try:
-        # Neither a link nor a pipe: what was copied whole is a file of its own.
+        # Neither a link nor a pipe: a complete copy consists of plain files.
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
             status = os.fstat(opened.fileno())
             is_whole = stat.S_ISREG(status.st_mode) and status.st_size == file.bytes
@@ -98,7 +98,7 @@ def _check_rows(exported: Export) -> None:
     for batch in rows(exported):
         ids.append(np.array([face.id for face in batch.faces], np.int64))
         digests.append(np.array([face.sha256 for face in batch.faces], "S64"))
-        # 16 bytes of each path, so that memory is that of numbers.
+        # A hash of 16 bytes for each path, to bound memory.
         known = [_short(path) for face in batch.faces for path in face.paths]
         paths.append(np.array(known, "V16").view("S16") if known else np.empty(0, "S16"))
         names |= {face.identity for face in batch.faces if face.identity is not None}

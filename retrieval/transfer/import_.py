@@ -1,4 +1,4 @@
-"""Importing: what another gallery exported is offered to this one."""
+"""Import: enrolls the faces of another gallery's export into this one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Imported:
 
     @property
     def found(self) -> int:
-        """Rows that were looked at."""
+        """The number of rows that were processed."""
         return self.enrolled + self.known + self.duplicate + self.rejected
 
 
@@ -88,7 +88,7 @@ def import_export(
 
 
 def _import_calibration(vault: Vault, exported: Export) -> None:
-    """Takes over the thresholds of a gallery that this one has become: it has these faces and no other."""
+    """Copies the exported calibration if this gallery has none, the same model and the same number of faces."""
 
     def wanted(reader: Reader) -> Calibration | None:
         serving = vault.serving(reader)
@@ -149,7 +149,7 @@ def _import_batch(
 
 
 def _import_people(vault: Vault, batch: ExportBatch) -> None:
-    """Fills in the metadata of a batch's identities; one that has no faces here is passed over."""
+    """Adds the metadata of a batch's identities; skips an identity without faces in this gallery."""
 
     def missing(reader: Reader) -> dict[int, Metadata]:
         own: dict[int, Metadata] = {}

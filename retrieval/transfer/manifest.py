@@ -104,11 +104,11 @@ class Export:
 
     @property
     def bytes(self) -> int:
-        """Size of the Parquet files."""
+        """The size of the Parquet files in bytes."""
         return sum(file.bytes for file in self.files)
 
     def manifest(self) -> str:
-        """The text of manifest.json."""
+        """Returns the text of manifest.json."""
         fields: dict[str, Any] = {
             "format": FORMAT,
             "version": self.version,
@@ -283,7 +283,7 @@ def _checksum(fields: dict[str, Any]) -> str:
 def export_schema(
     fingerprint: str, dimension: int, *, gallery: str, version: int = VERSION_WITH_METADATA
 ) -> Any:
-    """The columns of an export's files."""
+    """Returns the columns of the files of an export."""
     pa, _ = pyarrow()
     has_metadata = version >= VERSION_WITH_METADATA
     return pa.schema(
