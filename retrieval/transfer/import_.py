@@ -23,13 +23,13 @@ _STATUS_ORDER: Final = (Status.ENROLLED, Status.REJECTED, Status.DUPLICATE, Stat
 
 @dataclass(slots=True)
 class Imported:
-    """What an import did. `found` is always `enrolled + known + duplicate + rejected`: each row once.
+    """The result of an import. `found` is always `enrolled + known + duplicate + rejected`: each row once.
 
     Attributes:
         enrolled: rows that became faces.
-        known: rows of which the gallery knew everything.
-        duplicate: rows whose bytes the gallery had, under other paths or none.
-        rejected: rows whose bytes the gallery has under another identity.
+        known: rows that the gallery already held completely.
+        duplicate: rows with bytes that the gallery had, under other paths or none.
+        rejected: rows with bytes that the gallery has under another identity.
         replaced: paths that led to other faces of the gallery until now.
         interrupted: whether it was stopped before the last row.
     """
@@ -57,13 +57,13 @@ def import_export(
 ) -> Imported:
     """Offers every face of an export to a gallery: its SHA-256, its identity, all of its paths, its vector.
 
-    Duplicates, conflicts and older names are judged as always. Face ids are new, and so are the times of
-    enrolling. What the gallery says about a face or a person stays; metadata of the export fill in what it
-    has no key for. A path that leads to other bytes in the gallery leads to the exported face from then on.
+    Duplicates, conflicts and former names are handled as in any enrollment. Face ids and times of enrollment
+    are new. Metadata of the gallery stay; metadata of the export add missing keys. A path of another face in
+    the gallery is moved to the exported face.
 
     Args:
-        vault: the gallery's.
-        exported: what `read_export` gave.
+        vault: the gallery.
+        exported: the result of `read_export`.
         enroll: `Gallery.enroll_vectors`.
         on_outcome: called once for every row that was not enrolled, after its batch is durable.
         should_stop: asked between batches; True ends the import, with everything so far enrolled.
@@ -88,7 +88,7 @@ def import_export(
 
 
 def _import_calibration(vault: Vault, exported: Export) -> None:
-    """Copies the exported calibration if this gallery has none, the same model and the same number of faces."""
+    """Copies the calibration to a gallery without one that has the same model and number of faces."""
 
     def wanted(reader: Reader) -> Calibration | None:
         serving = vault.serving(reader)
