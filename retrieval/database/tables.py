@@ -1,4 +1,4 @@
-"""Tables: what a gallery's database holds. `migrations/` makes them; `reader` and `writer` use them."""
+"""Tables of a gallery's database. `migrations/` creates them; `reader` and `writer` use them."""
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
