@@ -12,7 +12,7 @@ from retrieval.system.paths import is_utf8
 # How long a name may be, in bytes of UTF-8.
 MAX_BYTES: Final = 1024
 
-# How many names are compared with one that nobody has, to find the nearest.
+# The most names that are compared with an unknown one, to find the nearest.
 _MAX_COMPARED: Final = 100_000
 
 

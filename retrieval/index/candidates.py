@@ -75,7 +75,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Bounded:
-    """Rows whose vectors were compared in float32, (n,) each; `lower` and `upper` bound the distance."""
+    """Rows compared in float32 by their vectors, (n,) each; `lower` and `upper` bound the distance."""
 
     query: NDArray[np.int64]
     row: Ids

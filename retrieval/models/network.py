@@ -56,7 +56,7 @@ def architecture_of(family: str, classifier: str) -> str:
 
 
 class CosineClassifier(nn.Linear):
-    """A last layer whose logits are `scale` times the cosines of features with each identity's weights.
+    """A last layer with logits of `scale` times the cosines of features with each identity's weights.
 
     Only the direction of the features then separates identities, as between embeddings of unit length (Wang
     et al., 2018, CosFace). The scale is needed because plain cosines are too close together for a softmax to
