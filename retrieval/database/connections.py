@@ -1,4 +1,4 @@
-"""Connections: how SQLite is opened for the writer and for readers, and what must not lie in its way."""
+"""Connections for the store: opens SQLite for the writer and for readers, and checks the files beside it."""
 
 import os
 import sqlite3
@@ -17,7 +17,7 @@ _CACHE_KIB: Final = 256 * 1024
 
 
 def make_engine(path: Path, *, read_only: bool = False) -> Engine:
-    """SQLAlchemy's engine of a database, whose connections are set up for writing or for reading only."""
+    """Returns the SQLAlchemy engine of a database, with connections for writing or for reading only."""
     if read_only:
         # Whether the database is read without locks is decided anew for each connection.
         pool = QueuePool if os.access(path.parent, os.W_OK) else NullPool
@@ -60,7 +60,7 @@ def _prepare(driver: Any, _record: object) -> None:
     driver.execute("PRAGMA secure_delete = ON")
     # The log is copied into the database by `page_checksums.checkpoint`, which writes down the pages.
     driver.execute("PRAGMA wal_autocheckpoint = 0")
-    # The index of SHA-256 is met at random: of a million faces it has 90 MB. Taken only as it is needed.
+    # The index of SHA-256 is accessed at random: it has 90 MB for a million faces. Allocated only as needed.
     driver.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
 
@@ -71,7 +71,7 @@ def _prepare_to_read(driver: Any, _record: object) -> None:
 
 
 def _distrust(driver: Any) -> None:
-    """The database may come from an untrusted source: nothing in it is run, and broken cells are noticed."""
+    """Hardens a connection to an untrusted database: no code in it runs, and broken cells are detected."""
     driver.execute("PRAGMA trusted_schema = OFF")
     driver.execute("PRAGMA cell_size_check = ON")
 

@@ -35,7 +35,7 @@ from retrieval.database.tables import alias_table, face_table, file_table, ident
 # How many values one IN (...) lists: far below SQLite's limit, and PostgreSQL's.
 LIST_LENGTH: Final = 1000
 
-# How many folders one statement looks into: each is a branch of one expression, whose depth is limited.
+# The most folders in one statement: each is a branch of one expression, and its depth is limited.
 _FOLDERS: Final = 100
 
 # SQLAlchemy's columns take the same operators as Python's values.

@@ -1,4 +1,4 @@
-"""`Where`: conditions on faces and their metadata. `filter_sql` evaluates them in a database."""
+"""`Where`: conditions on faces and their metadata, for searches. `filter_sql` translates them to SQL."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from retrieval.system.paths import absolute
 
 Value: TypeAlias = str | int | float | bool | None
 
-# What a condition's text may be about, in the words of `Where`'s fields.
+# The subjects of a condition's text: the fields of `Where`.
 Subject: TypeAlias = Literal[
     "faces", "people", "identities", "face_ids", "path_prefixes", "enrolled_after", "enrolled_before"
 ]
@@ -32,16 +32,16 @@ ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 }
 _OPERATORS: Final = frozenset({"=", "!=", BEGINS, EXISTS, *ORDER})
 
-# A key: names between dots; one with a dot, a quote or an operator's letter in it stands as a JSON text.
+# A key: names separated by dots; a name that contains a dot, a quote or an operator is a JSON string.
 _PLAIN: Final = '[^"=<>!~?.]+'
 _NAME: Final = rf'(?:"(?:[^"\\]|\\.)*"|{_PLAIN})'
 _CONDITION: Final = re.compile(rf"({_NAME}(?:\.{_NAME})*)(?:(>=|<=|!=|=|<|>|~)(.*)|(\?)\s*)", re.DOTALL)
 _NAMES: Final = re.compile(_NAME)
 
-# How many names the keys of all conditions may have: a database joins a table for each.
+# The most names in the keys of all conditions: a database joins a table for each.
 MAX_NAMES: Final = 400
 
-# Keys that are no metadata; in quotes they are.
+# Keys with a special meaning; in quotes they are metadata.
 _PERSON: Final = "person"
 _SPECIAL: Final[Mapping[tuple[str, str], Subject]] = {
     ("identity", "="): "identities",
@@ -54,18 +54,18 @@ _SPECIAL: Final[Mapping[tuple[str, str], Subject]] = {
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A condition on metadata. Types count: a number is never a text, and true is no number.
+    """A condition on metadata. Types are strict: a number never equals a text, and true is not a number.
 
-    A key that is not there meets no condition, not even `!=`.
+    A missing key meets no condition, not even `!=`.
 
     Attributes:
         key: the names that lead to a value, object by object.
         operator: `=` or `!=`; `<`, `<=`, `>`, `>=` between numbers, or between texts by their code points;
-            `~` for a text that begins so; `?` for a key that is there, whatever its value.
-        value: to compare with; None, for `=` and `!=`, is JSON's null. `?` needs none.
+            `~` for a text with this prefix; `?` for a key that exists, with any value.
+        value: the value to compare with; None, for `=` and `!=`, is JSON's null. `?` needs none.
 
     Raises:
-        InputError: there is no such operator, or it does not compare such values.
+        InputError: the operator does not exist, or does not compare such values.
     """
 
     key: tuple[str, ...]
@@ -104,7 +104,7 @@ class Condition:
         return f"{shown}{self.operator}{literal}"
 
     def holds(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether some metadata meet it; what SQL answers is this."""
+        """Returns whether metadata meet the condition; the SQL of `filter_sql` gives the same result."""
         found: Any = metadata
         for name in self.key:
             if not isinstance(found, Mapping) or name not in found:
@@ -128,20 +128,20 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Which faces are meant: those of which everything that is said here holds.
+    """A filter of faces: all of its conditions must hold.
 
     Attributes:
-        identities: any of these people, by today's names or former ones; none given is anybody. Nobody has
-            an unknown name.
-        face_ids: any of these faces, of any number; None is every face.
-        path_prefixes: a path that is one of these files or folders, or lies below one; made absolute.
-        enrolled_after, enrolled_before: from the one on, until right before the other. ISO 8601 or a
-            datetime; without a zone it is UTC, without a time it is midnight.
-        faces: conditions on the faces' own metadata, all of which hold.
-        people: conditions on their identities' metadata, all of which hold.
+        identities: any of these identities, by current or former names; empty is every face. An unknown name
+            matches no face.
+        face_ids: any of these faces; None is every face.
+        path_prefixes: a path that is one of these files or folders, or is below one; made absolute.
+        enrolled_after, enrolled_before: the time of enrollment, from the first inclusive to the second
+            exclusive. ISO 8601 or a datetime; without a zone it is UTC, without a time it is midnight.
+        faces: conditions on the metadata of the faces, all of which must hold.
+        people: conditions on the metadata of their identities, all of which must hold.
 
     Raises:
-        InputError: something of another type, or not a time.
+        InputError: a value has the wrong type, or is not a time.
     """
 
     identities: tuple[str, ...] = ()
@@ -185,12 +185,12 @@ class Where:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Where":
-        """What several texts say together (see `parse_condition`).
+        """Returns the filter that several texts state together (see `parse_condition`).
 
-        Everything must hold, and of several `identity=`, `path=` or `face=`, one of each.
+        All conditions must hold; of several `identity=`, `path=` or `face=`, one of each kind.
 
         Raises:
-            InputError: one of them cannot be read, or there are two of the same end of a time.
+            InputError: a text cannot be parsed, or one end of the time of enrollment is given twice.
         """
         said: dict[Subject, list[Any]] = {}
         for text in texts:
@@ -213,17 +213,17 @@ class Where:
 
 
 def parse_condition(text: str) -> tuple[Subject, Condition]:
-    """What a text such as `year>=2020` is about, and what it says.
+    """Returns the subject and the condition of a text such as `year>=2020`.
 
         camera=north  camera!=north  year>=2020  name~North  badge?  address.city=Rome  "a.b".c=true
         person.country=FR                       of the identity's metadata
         identity=Kim  path=photos/2024  face=12  enrolled>=2024-01-01  enrolled<2025-01-01T12:00
 
-    A value that is JSON (a number, true, false, null, a text in quotes) is what JSON says, any other a text.
-    After `~`, `identity=` and `path=` it is always a text. White space around key and value is passed over.
+    A JSON value (a number, true, false, null, a text in quotes) is parsed as JSON; any other value is a text.
+    After `~`, `identity=` and `path=` it is always a text. White space around key and value is ignored.
 
     Raises:
-        InputError: it is none of these.
+        InputError: the text is not a condition.
     """
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
@@ -287,7 +287,7 @@ def _as_json(literal: str) -> Value:
 
 
 def _as_text(literal: str) -> str:
-    """A text, out of its quotes if it stands in some."""
+    """Returns a literal as a text, without its quotes if it has any."""
     value = _as_json(literal) if literal.startswith('"') else literal
     return value if isinstance(value, str) else literal
 
@@ -300,12 +300,12 @@ def _as_float(value: int | float) -> float:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number of JSON's: Python takes true for one."""
+    """Returns whether a value is a JSON number: Python also counts booleans as integers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _can_be(number: Any) -> bool:
-    """Whether metadata can have a number: an integer of 64 bits, or a finite one."""
+    """Returns whether metadata can hold a number: an integer of 64 bits, or a finite float."""
     return number in INTEGERS if isinstance(number, int) else math.isfinite(number)
 
 
@@ -322,12 +322,12 @@ def _is_text(text: str) -> bool:
 
 
 def _second(given: datetime | str) -> str:
-    """A time as faces have theirs, in UTC to the second; between two seconds, the later.
+    """Returns a time in the format of the database: UTC, rounded up to a whole second.
 
-    Faces' times have whole seconds, so that before and after it are the same faces.
+    Times of faces have whole seconds, so that rounding up selects the same faces.
 
     Raises:
-        InputError: it is not a time.
+        InputError: the value is not a time.
     """
     try:
         time = datetime.fromisoformat(given) if isinstance(given, str) else given

@@ -1,4 +1,4 @@
-"""Names of identities: which can be stored, and which are so similar that they may be one person's."""
+"""Names of identities: checks that they can be stored, and finds similar ones that may mean one person."""
 
 import difflib
 import unicodedata
@@ -12,12 +12,12 @@ from retrieval.system.paths import is_utf8
 # How long a name may be, in bytes of UTF-8.
 MAX_BYTES: Final = 1024
 
-# How many names are compared with one that nobody has, to find the nearest.
+# The most names that are compared with an unknown one, to find the nearest.
 _MAX_COMPARED: Final = 100_000
 
 
 def problem(name: str) -> str | None:
-    """Why a name cannot be stored, as the end of a sentence; None where it can."""
+    """Returns why a name cannot be stored, as the end of a sentence; None where it can."""
     if not is_utf8(name):
         return "it is not valid Unicode"
     if len(name) > MAX_BYTES or len(name.encode()) > MAX_BYTES:
@@ -41,7 +41,7 @@ def check_identity(name: str) -> None:
 
 
 def folded(name: str) -> str:
-    """What is left of a name without what a typist may vary: case, width, spaces, composition of accents."""
+    """Returns a name without differences of case, width, spaces and composition of accents."""
     if not name.isascii():
         visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
         # Folding case may undo the normal form, and leave what has one again.
@@ -50,7 +50,7 @@ def folded(name: str) -> str:
 
 
 def twins(every: Iterable[str], among: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
-    """Names that `folded` makes one, in groups; with `among`, those groups that have one of these in it."""
+    """Returns groups of names that are equal after `folded`; with `among`, only groups that contain one."""
     groups: dict[str, list[str]] = {}
     for name in every:
         groups.setdefault(folded(name), []).append(name)
@@ -59,6 +59,6 @@ def twins(every: Iterable[str], among: Iterable[str] | None = None) -> tuple[tup
 
 
 def nearest(name: str, every: Iterable[str]) -> list[str]:
-    """The names most like one that nobody has, at most three, the most alike first."""
+    """Returns the known names most similar to an unknown one, at most three, the most similar first."""
     spelled = {folded(one): one for one in islice(every, _MAX_COMPARED)}
     return [spelled[one] for one in difflib.get_close_matches(folded(name), spelled, n=3)]

@@ -1,4 +1,4 @@
-"""Metadata of faces and of people: JSON objects that every database keeps, as the tables hold them."""
+"""Metadata of faces and identities: JSON objects, validated so that any database can store them."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from retrieval.errors import InputError
 
 Metadata: TypeAlias = dict[str, Any]
 
-# How long the metadata of one face or identity may be, in bytes of JSON.
+# The largest metadata of one face or identity, in bytes of JSON.
 MOST_BYTES: Final = 64 * 1024
 
-# How many objects and lists may lie in one another. Databases have limits of their own, far above.
+# The deepest nesting of objects and lists. The limits of databases are far above.
 MAX_LEVELS: Final = 64
 
 # The integers that every database holds exactly.
@@ -20,20 +20,20 @@ INTEGERS: Final = range(-(2**63), 2**63)
 
 
 def to_json(value: Any) -> str:
-    """JSON as the database has it: the same value always gives the same text."""
+    """Returns canonical JSON for the database: equal values give equal texts."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
 def encoded(metadata: Mapping[str, Any] | None, of: str) -> str | None:
-    """Metadata as JSON text; None for None and for an empty object.
+    """Returns metadata as JSON text; None for None and for an empty object.
 
     Args:
         metadata: keys are texts; values texts, integers of 64 bits, floats, booleans, None, lists and
             objects of these.
-        of: the owner, for the sentence of an error.
+        of: the owner, for error messages.
 
     Raises:
-        InputError: something that JSON cannot say and every database keep, or more than 64 KiB of it.
+        InputError: a value that JSON or a database cannot hold exactly, or more than 64 KiB of JSON.
     """
     if metadata is None:
         return None
@@ -51,10 +51,10 @@ def encoded(metadata: Mapping[str, Any] | None, of: str) -> str | None:
 
 
 def decoded(text: str | None, of: str) -> Metadata:
-    """Metadata of JSON text; nothing for None and an empty text.
+    """Returns metadata from JSON text; an empty object for None and for an empty text.
 
     Raises:
-        InputError: it is not JSON, or not an object, or one that `encoded` would refuse.
+        InputError: the text is not JSON, is not an object, or is one that `encoded` refuses.
     """
     if not text:
         return {}
@@ -67,15 +67,15 @@ def decoded(text: str | None, of: str) -> Metadata:
 
 
 def filled(own: Mapping[str, Any], others: Mapping[str, Any]) -> Metadata:
-    """One's own metadata, and of another's what one has no key for."""
+    """Returns own metadata, completed by the keys of others that it lacks."""
     return {**others, **own}
 
 
 def _checked(value: Any, of: str, levels: int) -> Any:
-    """A value of the types that JSON has.
+    """Returns a value converted to the plain types of JSON.
 
     Raises:
-        InputError: it holds something else.
+        InputError: the value contains another type.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -102,10 +102,10 @@ def _checked(value: Any, of: str, levels: int) -> Any:
 
 
 def checked_text(text: str, of: str) -> str:
-    """A text, or a key, as a plain `str`.
+    """Returns a text, or a key, as a plain `str`.
 
     Raises:
-        InputError: it is not valid Unicode, or has a zero character.
+        InputError: the text is not valid Unicode, or contains a zero character.
     """
     try:
         text.encode()

@@ -1,4 +1,4 @@
-"""Migrations: the version of a database's tables, and how older ones are brought up to it."""
+"""Migrations for the store: reads the schema version of a database, and upgrades older ones."""
 
 import os
 import threading

@@ -1,21 +1,21 @@
 """A checksum for each page of a gallery's database, so that every flipped byte is found.
 
-`PRAGMA integrity_check` reads how rows and indexes hang together; what a cell's text says, and what lies
-in the unused parts of a page, it does not see. `gallery.sums` beside `gallery.db` is what each page is at
-one revision, the WAL included:
+`PRAGMA integrity_check` checks the structure of rows and indexes; it does not see changes of a cell's text or
+of the unused parts of a page. `gallery.sums` beside `gallery.db` holds a checksum of each page at one
+revision, the WAL included:
 
     magic, page size, number of pages, revision | BLAKE2b of each page in turn, 8 bytes | SHA-256 of all that
 
-A checkpoint hashes the pages that it takes out of the WAL, so it reads no page of the database. The order
-that a crash may cut anywhere: frames are copied (a WAL that is copied still stands), the sums are written,
-the WAL is emptied. Whatever of a page is not settled then has a frame in the WAL, and `check` skips it.
+A checkpoint hashes the pages that it copies from the WAL, so it reads no page of the database. The order is
+safe against a crash at any point: frames are copied (the WAL still exists), the sums are written, the WAL is
+emptied. A page in doubt then has a frame in the WAL, and `check` skips it.
 
-SQLite may also copy the WAL without us: when a process was killed and the last connection of another one
-closes. Then, and only then, the database alone states a revision above that of the sums: they are out of
-date, which is no damage. A flipped byte cannot pass for that, since the row holds the revision's opposite
-too. Where the revision is lower, contradicts itself or cannot be read, the pages are compared and tell.
+SQLite may also copy the WAL itself: when a process was killed and the last connection of another one closes.
+Then, and only then, the database alone states a revision above that of the sums: they are out of date, which
+is not damage. A flipped byte cannot imitate that, since the row also holds the negated revision. Where the
+revision is lower, inconsistent or unreadable, the pages are compared.
 
-Nothing here opens the database but SQLite: closing any descriptor of a file drops every POSIX lock that the
+Only SQLite opens the database here: closing any descriptor of a file drops every POSIX lock that the
 process has on it (https://www.sqlite.org/howtocorrupt.html, 2.2), and another process would then delete the
 WAL in which this one writes. So the pages are read through SQLite's own descriptor.
 """
@@ -53,7 +53,7 @@ _READ_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A file that is not what was written.
+    """A damaged file.
 
     Attributes:
         file: which.
@@ -68,7 +68,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         damage: empty where all is well.
@@ -84,7 +84,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """What the pages are at a revision; page 1's sum is the first 8 bytes of `sums`."""
+    """The checksums of all pages at a revision; that of page 1 is the first 8 bytes of `sums`."""
 
     page_size: int
     revision: int
@@ -98,7 +98,7 @@ class _Sums:
 
 
 def sums_path(path: Path) -> Path:
-    """Where the sums of the database `path` lie: `gallery.sums` beside `gallery.db`."""
+    """Returns the path of the checksums of the database `path`: `gallery.sums` beside `gallery.db`."""
     return path.with_suffix(".sums")
 
 
@@ -131,7 +131,7 @@ def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
         _, frames, copied = _checkpoint(driver, "PASSIVE")
         if frames < 0:
             return False
-        # A page that was written often has many frames; the last is what it is now.
+        # A page that was written often has many frames; the last one is current.
         last, read = dict[int, bytes](), 0
         for number, page in islice(_frames(path), frames):
             last[number] = page
@@ -192,7 +192,7 @@ def discard(path: Path) -> None:
 def _renewed(
     driver: sqlite3.Connection, path: Path, known: _Sums | None, changed: dict[int, bytes], revision: int
 ) -> _Sums:
-    """The sums of now: those known, or else those of the file, and on top of them the WAL's."""
+    """Returns the current checksums: the known ones, else those of the file, updated by the WAL."""
     ((page_size,),) = driver.execute("PRAGMA page_size").fetchall()
     ((count,),) = driver.execute("PRAGMA page_count").fetchall()
     if known is None or known.page_size != page_size:
@@ -210,7 +210,7 @@ def _renewed(
 
 
 def _differing(path: Path, sums: _Sums, unsettled: set[int]) -> Iterator[int]:
-    """The pages that are not what they were, or are missing, or too many."""
+    """Returns the pages that have changed, are missing, or are in excess."""
     # While there is a WAL, the file may still lack pages at its end, and have more than it will keep.
     absent = bytes(sums.page_size) if unsettled else b""
     pairs = zip_longest(sums, _pages(path, sums.page_size))
@@ -244,12 +244,12 @@ def _usable(path: Path) -> _Sums | None:
 
 
 def _overtaken(sums: _Sums, revision: int | None) -> bool:
-    """Whether the database alone is newer. Doubtful revisions are not: a flip is never taken as true."""
+    """Returns whether the database alone is newer. An inconsistent revision never counts as newer."""
     return revision is not None and revision > sums.revision
 
 
 def _read(path: Path) -> _Sums | None:
-    """The sums; None where there are none, or of another version; GalleryDamaged where they changed."""
+    """Returns the checksums; None without any or in another version; GalleryDamaged where they changed."""
     try:
         with open_plain(sums_path(path)) as file:
             data = file.read()
@@ -282,13 +282,13 @@ def _sum(page: bytes) -> bytes:
 
 
 def _checkpoint(driver: sqlite3.Connection, mode: Mode) -> tuple[int, int, int]:
-    """SQLite's answer: busy, frames in the WAL (-1: another holds it), frames copied."""
+    """Returns SQLite's result: busy, frames in the WAL (-1: another connection holds it), frames copied."""
     ((busy, frames, copied),) = driver.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
     return busy, frames, copied
 
 
 def _revision(connection: sqlite3.Connection) -> int | None:
-    """The revision that a connection sees; None where it contradicts itself."""
+    """Returns the revision that a connection sees; None where it contradicts its negated copy."""
     match connection.execute("SELECT revision, revision_check FROM gallery").fetchmany(2):
         case [(int() as revision, int() as opposite)] if revision == -opposite:
             return revision
@@ -352,7 +352,7 @@ def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Turns the errors of SQLite and of the operating system into ours."""
+    """Translates errors of SQLite and of the operating system into faceprint's."""
     try:
         yield
     except OSError as error:

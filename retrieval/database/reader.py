@@ -1,4 +1,4 @@
-"""Reader: one snapshot of a gallery's tables."""
+"""Reader: queries on one snapshot of a gallery's tables."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -58,20 +58,20 @@ _REVISION: Final = select(gallery_table.c.revision)
 
 
 class Reader:
-    """One snapshot of the tables: whatever others commit meanwhile is not seen."""
+    """One snapshot of the tables: later commits are not seen."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def revision(self) -> int:
-        """A number that rises with every transaction that changes anything."""
+        """Returns the revision, which rises with every transaction that changes anything."""
         found = self._connection.execute(_REVISION).scalar_one_or_none()
         if found is None:
             raise GalleryDamaged(_NO_ROW)
         return int(found)
 
     def gallery(self) -> GalleryRow:
-        """The gallery's own row."""
+        """Returns the row of the gallery."""
         left_out = ("id", "revision_check")
         columns = [column for column in gallery_table.c if column.name not in left_out]
         row = self._connection.execute(select(*columns)).one_or_none()
@@ -172,7 +172,7 @@ class Reader:
         return {row[0]: checked(CodesRow(*row)) for row in self._connection.execute(select(codes_table))}
 
     def calibration(self, generation: Generation) -> Calibration | None:
-        """The thresholds of a generation; None where it was not calibrated."""
+        """Returns the calibration of a generation; None where it was not calibrated."""
         query = select(calibration_table).where(calibration_table.c.generation_id == generation.id)
         row = self._connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -188,11 +188,11 @@ class Reader:
             raise GalleryDamaged(f"The gallery's calibration cannot be read; {RESTORE}.") from error
 
     def count(self) -> int:
-        """How many faces there are."""
+        """Returns the number of faces."""
         return self._connection.execute(select(func.count()).select_from(face_table)).scalar_one()
 
     def file_count(self) -> int:
-        """How many paths there are."""
+        """Returns the number of paths."""
         return self._connection.execute(select(func.count()).select_from(file_table)).scalar_one()
 
     def faces(self, ids: Iterable[int]) -> dict[int, Face]:
@@ -253,7 +253,7 @@ class Reader:
         return np.array([tuple(row) for row in rows], np.int64).reshape(-1, 2)
 
     def names_of_identities(self, identity_ids: Iterable[int]) -> dict[int, str]:
-        """Today's names of some identities, by id."""
+        """Returns the current names of identities, by id."""
         query = select(identity_table.c.id, identity_table.c.name)
         return {
             number: name
@@ -262,7 +262,7 @@ class Reader:
         }
 
     def face_ids_where(self, where: Where) -> NDArray[np.int64]:
-        """The ids of the faces that are meant, ascending."""
+        """Returns the ids of the faces that match a filter, ascending."""
         return select_faces(self._connection, where)
 
     def identity_metadata(self, names: Iterable[str]) -> dict[str, Metadata]:
@@ -289,7 +289,7 @@ class Reader:
         }
 
     def names_of(self, identity_ids: Iterable[int]) -> set[str]:
-        """Every name that some identities have or had, by number."""
+        """Returns all current and former names of identities, by id."""
         today = select(identity_table.c.name)
         before = select(alias_table.c.name)
         return {
@@ -308,7 +308,7 @@ class Reader:
         return self._connection.execute(query).scalar_one_or_none()
 
     def identity_names(self) -> list[str]:
-        """Today's names of all identities, oldest first."""
+        """Returns the current names of all identities, oldest first."""
         query = select(identity_table.c.name).order_by(identity_table.c.id)
         return list(self._connection.execute(query).scalars())
 
@@ -344,7 +344,7 @@ class Reader:
         }
 
     def known_files(self, paths: Iterable[str]) -> dict[str, KnownFile]:
-        """What is known of each path; one that is not known is absent."""
+        """Returns the record of each known path; an unknown path is absent."""
         joined = file_table.join(face_table).outerjoin(identity_table)
         stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
         query = select(
@@ -380,7 +380,7 @@ class Reader:
         return frozenset(self._connection.execute(select(host_table.c.name)).scalars())
 
     def without_files(self, ids: Iterable[int]) -> list[int]:
-        """Those of some faces that no path leads to."""
+        """Returns those of the faces that have no path (orphaned faces)."""
         query = select(face_table.c.id).outerjoin(file_table).where(file_table.c.id.is_(None))
         return [
             number
@@ -389,7 +389,7 @@ class Reader:
         ]
 
     def merged_into(self, identity_id: int) -> list[int]:
-        """The identities that became part of one, directly or not."""
+        """Returns the identities that were merged into one, directly or indirectly."""
         found, waiting = [], [identity_id]
         while waiting:
             query = select(merger_table.c.identity_id).where(merger_table.c.into_id == waiting.pop())
@@ -423,7 +423,7 @@ class Reader:
         ]
 
     def audit_log(self) -> list[AuditEntry]:
-        """What was done, oldest first."""
+        """Returns the entries of the audit log, oldest first."""
         entries = self._connection.execute(select(audit_table).order_by(audit_table.c.id)).mappings()
         return [
             AuditEntry(**{**entry, "detail": json.loads(entry["detail"])})

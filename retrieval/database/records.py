@@ -1,4 +1,4 @@
-"""Records: what a gallery's tables hold, as frozen values; a field is called as its column is."""
+"""Records: the rows of a gallery's tables as frozen dataclasses; fields have the names of their columns."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from retrieval.system.files import Stamp
 
 RESTORE: Final = "restore it from a backup"
 
-# What is a file's name, or a folder's, because a database says so: never anything that leads elsewhere.
+# The valid names of files and folders in a database: never a path outside the gallery.
 MODEL_FOLDER: Final = re.compile(r"model(-[0-9]+)?")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -26,15 +26,14 @@ class Face:
     """A stored photo.
 
     Attributes:
-        id: the vector's id too; never used again.
-        identity: the name of the person on it; None where it is not known.
-        paths: the files that have its bytes, in the order in which they became known; none for bytes or
-            arrays given by a library call. In the answer to a search below some paths, those that are there
-            come first.
+        id: also the id of its vector; never reused.
+        identity: the name of the person; None for an anonymous face.
+        paths: the files with its bytes, in the order in which they were added; empty for bytes or arrays from
+            a library call. In the result of a search with path prefixes, matching paths come first.
         sha256: of the file's bytes, in hex.
         enrolled_at: ISO 8601, UTC.
-        metadata: a JSON object given by the user; empty where none was given.
-        meant: in such an answer, how many of its paths are those; 0 where none was asked for.
+        metadata: a JSON object from the user; empty where none was given.
+        meant: in such a result, the number of matching paths; 0 without path prefixes.
     """
 
     id: int
@@ -47,19 +46,20 @@ class Face:
 
     @property
     def path(self) -> str | None:
-        """One of its files, to show: the first that exists where there are several (see `first_present`).
+        """The file to show: of several, the first that exists (see `first_present`).
 
-        Of those that a search was for, where it was for some; so it may be one that is gone.
+        In the result of a search with path prefixes it is a matching one, which may no longer exist.
         """
         return first_present(self.paths[: self.meant] or self.paths)
 
 
 @dataclass(frozen=True, slots=True)
 class NewFace:
-    """A photo about to be stored: identity, path, the SHA-256 of its bytes in hex, and metadata.
+    """A photo to store: identity, path, the SHA-256 of its bytes in hex, and metadata.
 
-    `stamp` is what its file was when it was read; None where that says nothing about it later. `host` is from
-    where the photo was fetched, as `paths.host_of` spells it; None for a photo that faceprint did not fetch.
+    `stamp` is the stamp of its file when it was read; None where a later change might not show. `host` is the
+    host that the photo was fetched from, in the form of `paths.host_of`; None for a photo that faceprint did
+    not fetch.
     """
 
     identity: str | None
@@ -96,17 +96,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A model and its vectors.
+    """A generation: a model and its vectors.
 
     Attributes:
-        id: never used again.
+        id: never reused.
         fingerprint: of the model.
         dimension: of its embeddings.
         folder: the name of the model's folder in the gallery.
         card_sha256: of the model's card in that folder, in hex.
         created_at: ISO 8601, UTC.
         checked_before: faces with lower ids were compared with their photos, or are suspects (see
-            `Reader.suspects`); None where none was compared.
+            `Reader.suspects`); None where no face was compared.
     """
 
     id: int
@@ -119,22 +119,22 @@ class Generation:
 
     def __post_init__(self) -> None:
         check_name(MODEL_FOLDER, self.folder)
-        if self.card_sha256:  # of the first version's galleries that had lost their card it is empty
+        if self.card_sha256:  # it is empty for galleries of the first version that had lost their card
             check_name(_SHA256, self.card_sha256)
 
 
 @dataclass(frozen=True, slots=True)
 class BasisRow:
-    """What was learned from a generation's vectors.
+    """A basis that was learned from the vectors of a generation.
 
     Attributes:
-        id: the name of its file; never used again.
-        generation_id: of the vectors that it was learned from.
-        rows: how many vectors there were.
+        id: also the name of its file; never reused.
+        generation_id: the generation of the vectors.
+        rows: the number of vectors at that time.
         coordinates: bytes of a code; 0 where codes would not make searches cheaper, and there is no file.
         bytes, sha256: of the file.
         learned_at: ISO 8601, UTC.
-        detail: what was measured.
+        detail: the measurements.
     """
 
     id: int
@@ -149,7 +149,7 @@ class BasisRow:
 
 @dataclass(frozen=True, slots=True)
 class CodesRow:
-    """A file of codes: of a segment, in a basis; `sha256` in hex, `error` bounds that of every code."""
+    """A file of a segment's codes in a basis; `sha256` in hex, `error` bounds the error of every code."""
 
     segment_id: int
     basis_id: int
@@ -160,16 +160,16 @@ class CodesRow:
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """A threshold, and what to expect of it.
+    """A threshold, with its measured and expected error rates.
 
     Attributes:
         fpir: the target: the share of non-mated searches that may return an identity.
         threshold: Euclidean distance; a search whose nearest face is farther returns no identity.
         seen: the share of the non-mated searches of the calibration that returned an identity.
         missed: FNIR, the share of enrolled faces that did not return their own identity when searched for
-            among all others; of no trial where no identity has two faces.
-        upcoming: how many of as many further non-mated searches may return an identity; None where an older
-            version calibrated, which did not say.
+            among all others; without any trial where no identity has two faces.
+        upcoming: how many of the same number of further non-mated searches may return an identity; None in a
+            calibration of an older version.
     """
 
     fpir: float
@@ -181,20 +181,20 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was found out about the distances of a gallery, at the size and with the model that it had.
+    """A calibration of a gallery, at its size and with its model of that time.
 
     Attributes:
-        generation: the id of the generation. As an export and `--json` call it, not as its column.
+        generation: the id of the generation; named as in exports and `--json`, unlike its column.
         fingerprint: of the model.
         found_at: ISO 8601, UTC.
-        strangers: where the non-mated probes came from: "photos" of people who were not enrolled, or
-            "gallery": the enrolled, each without the faces of their own identity.
-        faces, identities: how many the gallery had.
-        searches: how many non-mated searches there were.
-        people: how many different people those were of; 0 where that was not given.
-        trained: of these people, how many the model was trained on.
-        fpir: what was asked for; searches go by it unless they ask for another.
-        points: by falling `fpir`.
+        strangers: the source of the non-mated probes: "photos" of people who were not enrolled, or
+            "gallery": enrolled faces, each searched without the faces of its own identity.
+        faces, identities: the numbers in the gallery.
+        searches: the number of non-mated searches.
+        people: the number of different people in them; 0 where that was not given.
+        trained: the number of these people that the model was trained on.
+        fpir: the requested rate; the default of searches.
+        points: the operating points by falling `fpir`.
     """
 
     generation: int
@@ -210,17 +210,17 @@ class Calibration:
     points: tuple[OperatingPoint, ...]
 
     def point(self, fpir: float | None = None) -> OperatingPoint | None:
-        """The operating point of a rate, or the one that was asked for; None where there is none."""
+        """Returns the operating point of a rate, by default `self.fpir`; None without one."""
         wanted = self.fpir if fpir is None else fpir
         return next((one for one in self.points if math.isclose(one.fpir, wanted, rel_tol=1e-9)), None)
 
     def fields(self) -> dict[str, Any]:
-        """As JSON can say it; what could not be measured is None."""
+        """Returns the calibration as values for JSON; a rate that could not be measured is None."""
         return {**asdict(self), "points": [_point_fields(point) for point in self.points]}
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Calibration":
-        """What `fields` gave."""
+        """Returns the calibration from the result of `fields`."""
         return cls(**{**fields, "points": tuple(map(_point_of, fields["points"]))})
 
 
@@ -244,7 +244,7 @@ def _point_of(fields: Mapping[str, Any]) -> OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class GalleryRow:
-    """What a gallery knows of itself."""
+    """The row of a gallery: its ids, counters and state."""
 
     uuid: str
     created_at: str
@@ -261,16 +261,16 @@ class GalleryRow:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of an erasure, with nothing in it about the person.
+    """A receipt: the proof of an erasure, without data about the person.
 
     Attributes:
         id: a UUID.
-        gallery: the gallery's UUID.
+        gallery: the UUID of the gallery.
         at: ISO 8601, UTC.
-        who: the user of the operating system who asked for it.
+        who: the operating system user who requested it.
         what: "identity", "face" or "path".
-        faces: how many were removed.
-        face_ids, identity_ids: the numbers that a restored backup must not bring back.
+        faces: the number of removed faces.
+        face_ids, identity_ids: the ids that a restored backup must not bring back.
     """
 
     id: str
@@ -285,14 +285,14 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """Something that was done to a gallery.
+    """An entry of the audit log: an operation on a gallery.
 
     Attributes:
         began_at, ended_at: ISO 8601, UTC; many small enrollments of one caller are one entry.
-        who: the user of the operating system.
+        who: the operating system user.
         via: the command, or "library".
         action: "enroll", "forget", "compact", ...
-        faces: how many it concerned.
+        faces: the number of affected faces.
         detail: numbers; never a name, a path or an embedding.
     """
 
@@ -306,7 +306,7 @@ class AuditEntry:
 
 
 def check_name(known: re.Pattern[str], name: object) -> None:
-    """Checks a name of a file or a folder that a database states.
+    """Checks the name of a file or folder from a database.
 
     Raises:
         GalleryDamaged: faceprint never writes such a name.
@@ -319,7 +319,7 @@ def check_name(known: re.Pattern[str], name: object) -> None:
 
 
 def utc_now() -> str:
-    """ISO 8601, to the second."""
+    """Returns the current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -327,7 +327,7 @@ _Row = TypeVar("_Row")
 
 
 def checked(row: _Row) -> _Row:
-    """A row whose values have the types of its fields, which SQLite does not ensure; none is negative."""
+    """Returns a row after checking the types of its values, which SQLite does not ensure, and their signs."""
     for name, kinds in _kinds(type(row)).items():  # type: ignore[arg-type]
         value = getattr(row, name)
         if not isinstance(value, kinds) or (isinstance(value, int) and value < 0 and name != "revision"):
@@ -339,7 +339,7 @@ def checked(row: _Row) -> _Row:
 
 @cache
 def _kinds(kind: type[Any]) -> dict[str, tuple[type, ...]]:
-    """What each field may be, of those that are plain values."""
+    """Returns the allowed types of each field with a plain type."""
     plain: dict[Any, tuple[type, ...]] = {
         int: (int,),
         str: (str,),

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import sqlite
 
 from retrieval.database.tables import metadata
 
-# What alembic leaves when its command is killed in the middle of a migration: a table in the making.
+# The temporary table that alembic leaves when its process is killed during a migration.
 TEMPORARY: Final = "_alembic_tmp_"
 
 VERSION_TABLE: Final = "alembic_version"
@@ -80,7 +80,7 @@ def problems(execute: Any, *, exact: bool, only: str | None = None) -> list[str]
 
 
 def leftovers(execute: Any) -> list[str]:
-    """Tables that an interrupted migration left."""
+    """Returns the tables that an interrupted migration left."""
     return [name for kind, name, _, _ in execute(_ENTRIES) if kind == "table" and name.startswith(TEMPORARY)]
 
 
@@ -95,7 +95,7 @@ def _strange(entries: Sequence[Sequence[Any]]) -> Iterator[str]:
 
 
 def _is_plain(sql: str) -> bool:
-    """Whether a CREATE TABLE has only columns, keys and unique constraints."""
+    """Returns whether a CREATE TABLE has only columns, keys and unique constraints."""
     pieces = _PIECES.findall(sql)
     # Behind a type may stand its length; every other word is a keyword that is known, or a name of ours.
     words = [piece.strip('"') for piece in pieces if not piece.isspace() and piece not in "(),"]
@@ -105,7 +105,7 @@ def _is_plain(sql: str) -> bool:
 
 
 def _is_index(sql: str) -> bool:
-    """Whether a CREATE INDEX is of plain columns, all of them."""
+    """Returns whether a CREATE INDEX has only plain columns."""
     return (
         re.fullmatch(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \("?\w+"?(, ?"?\w+"?)*\)', sql) is not None
     )
@@ -113,7 +113,7 @@ def _is_index(sql: str) -> bool:
 
 @cache
 def _names() -> frozenset[str]:
-    """Every name that a table of any version has: of tables, columns and constraints."""
+    """Returns all names in any schema version: of tables, columns and constraints."""
     names = {VERSION_TABLE, "alembic_version_pkc", "version_num"}
     # Columns and their indexes that older versions had.
     names |= {"fingerprint", "dimension", "path"}
@@ -125,7 +125,7 @@ def _names() -> frozenset[str]:
 
 @cache
 def _expected() -> tuple[frozenset[tuple[Any, ...]], frozenset[tuple[Any, ...]]]:
-    """The columns and the indexes of the newest version, as SQLite states them."""
+    """Returns the columns and the indexes of the newest version, as SQLite states them."""
     dialect = sqlite.dialect()
     columns: set[tuple[Any, ...]] = {(VERSION_TABLE, "version_num", "VARCHAR(32)", 1, None, 1, 0)}
     indexes: set[tuple[Any, ...]] = {(VERSION_TABLE, None, 1, "pk", 0, "version_num")}
@@ -148,12 +148,12 @@ def _expected() -> tuple[frozenset[tuple[Any, ...]], frozenset[tuple[Any, ...]]]
 
 
 def _shown(rows: Any) -> Iterator[Sequence[Any]]:
-    """Rows but those of tables that an interrupted migration left."""
+    """Returns rows without those of tables that an interrupted migration left."""
     return (row for row in rows if not str(row[0]).startswith(TEMPORARY))
 
 
 def _unnamed(rows: set[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    """Indexes with their columns in order; without the names that SQLite gives its own."""
+    """Returns indexes with their columns in order, without the names of SQLite's automatic indexes."""
     found: dict[tuple[str, str], tuple[Any, ...]] = {}
     for table, name, unique, origin, partial, _, column, descending, collation in sorted(
         rows, key=lambda row: (row[0], row[1], row[5])
@@ -169,7 +169,7 @@ _KINDS: Final = {"INTEGER": ("integer",), "BIGINT": ("integer",), "FLOAT": ("rea
 
 
 def misplaced(execute: Any) -> list[str]:
-    """Tables with a value of another type than its column's, which SQLite does not mind; reads them all."""
+    """Returns tables with a value of another type than its column, which SQLite permits; reads all rows."""
     found, dialect = [], sqlite.dialect()
     for table in metadata.tables.values():
         wrong = []

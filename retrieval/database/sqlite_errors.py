@@ -1,4 +1,4 @@
-"""Errors of SQLite: their translation into faceprint's, and whether the machine is to blame for one."""
+"""Errors of SQLite: their translation into faceprint's, and whether the machine caused one."""
 
 import errno
 import json
@@ -15,10 +15,10 @@ from retrieval.errors import GalleryDamaged, StorageError
 from retrieval.system import lock
 from retrieval.system.files import is_no_file
 
-# With less free space than this a disk counts as full: the size of the -shm file that SQLite makes to read.
+# A disk with fewer free bytes counts as full: the size of the -shm file that SQLite creates to read.
 _MIN_FREE_BYTES: Final = 32 * 1024
 
-# https://www.sqlite.org/rescode.html: what the machine is to blame for, and not what is in the file ...
+# https://www.sqlite.org/rescode.html: errors of the machine, not of the content of the file ...
 _MACHINE: Final = frozenset(
     (
         sqlite3.SQLITE_PERM,
@@ -33,7 +33,7 @@ _MACHINE: Final = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     )
 )
-# ... and the exceptions: a page that is cut off, or that the file system or a checksum says is not the same.
+# ... except these: a truncated page, or a page that fails a checksum or the check of the file system.
 _NOT_MACHINE: Final = frozenset(
     (sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS, sqlite3.SQLITE_IOERR_DATA)
 )
@@ -41,11 +41,11 @@ _NOT_MACHINE: Final = frozenset(
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turns the errors of SQLAlchemy and SQLite into faceprint's.
+    """Translates errors of SQLAlchemy and SQLite into faceprint's.
 
     Raises:
-        StorageError: the machine is to blame.
-        GalleryDamaged: the content of the file is.
+        StorageError: the machine caused the error.
+        GalleryDamaged: the content of the file caused it.
     """
     try:
         yield
@@ -64,10 +64,10 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def blames_machine(error: BaseException | None) -> bool:
-    """Whether an error was caused by the machine (disk full, no permission, too many open files, no memory).
+    """Returns whether the machine caused an error (disk full, permissions, too many open files, no memory).
 
-    Such an error says nothing about what is in a file, so it is no finding of damage. A file that is missing,
-    or a folder in its place, is one.
+    Such an error says nothing about the content of a file, so it is not damage. A missing file, or a folder
+    in its place, is damage.
     """
     while error is not None:
         cause = error.orig if isinstance(error, DatabaseError) else error
@@ -83,7 +83,7 @@ def blames_machine(error: BaseException | None) -> bool:
 
 
 def _no_space(path: Path) -> str:
-    """Says that the disk is full where it is: SQLite calls that an I/O error in some places."""
+    """Returns a note if the disk is full: SQLite sometimes reports that as an I/O error."""
     try:
         free = os.statvfs(path.parent)
     except OSError:

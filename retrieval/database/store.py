@@ -1,6 +1,6 @@
-"""Store: a gallery's database, from its making and opening to its snapshots and transactions.
+"""Store: the database of a gallery for the vault: creation, opening, snapshots and transactions.
 
-SQLite is the truth about which faces exist. A segment that no row names does not exist.
+SQLite is the authority on which faces exist. A segment without a row does not exist.
 """
 
 import os
@@ -60,15 +60,15 @@ class Store:
         card_sha256: str = "",
         folder_id: str | None = None,
     ) -> "Store":
-        """Makes the database of an empty gallery, whose first generation is the given model.
+        """Creates the database of an empty gallery, with the given model as its first generation.
 
-        `folder_id` is that of its folder of vectors (see `retrieval.storage.ownership`).
+        `folder_id` is the id of its vectors folder (see `retrieval.storage.ownership`).
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the file system refused.
         """
         try:
-            # Before SQLite does, which would make it as the umask says; its log takes the mode of this file.
+            # Before SQLite creates it with the mode of the umask; SQLite's log takes the mode of this file.
             create(path, inherit=True).close()
         except OSError as error:
             raise StorageError(f"The database {path} cannot be made: {why(error)}.") from error
@@ -100,18 +100,19 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False, timeout: float = 30.0) -> "Store":
-        """Opens a database, and brings it up to date when an older version made it, after taking a copy.
+        """Opens a database; migrates one of an older version, after taking a copy.
 
         Args:
-            path: of the database.
-            read_only: changes nothing, not even the version; works where nothing can be written.
-            timeout: seconds to wait for another writer when it has to be brought up to date.
+            path: the database file.
+            read_only: change nothing, not even the schema version; works on a read-only file system.
+            timeout: seconds to wait for another writer before a migration.
 
         Raises:
-            GalleryError: there is none, a newer version made it, or an older one and `read_only` is asked.
-            GalleryDamaged: the file is not a gallery's database.
-            GalleryBusy: another process is writing while it has to be brought up to date.
-            StorageError: the file system cannot lock files, or cannot be written to.
+            GalleryError: there is no database, a newer version made it, or an older one and `read_only` is
+                set.
+            GalleryDamaged: the file is not the database of a gallery.
+            GalleryBusy: another process is writing while a migration is needed.
+            StorageError: the file system cannot lock files, or is not writable.
         """
         if (other := other_than_file(path)) is not None:
             raise GalleryError(f"{path} is {other}, not a database; restore the gallery from a backup.")
@@ -122,7 +123,7 @@ class Store:
             if (reason := why_not_written(path.parent)) is not None:
                 raise StorageError(f"{path.parent} cannot be written to: {reason}.")
         check_beside(path)
-        # SQLite would say that the database is locked, after 30 s.
+        # Without locks SQLite would report "database is locked" after 30 s.
         lock.check_existing(path.with_name(LOCK_NAME))
         store = cls(path, make_engine(path, read_only=read_only))
         try:
@@ -146,25 +147,26 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Closes every connection; nothing is read or written afterwards."""
+        """Closes all connections; later reads and writes raise an error."""
         self.closed = True
         self._engine.dispose()
 
     def check_open(self) -> None:
-        """Checks that the database has not been closed: SQLAlchemy would open it again by itself.
+        """Checks that the database is not closed: SQLAlchemy would silently reopen it.
 
         Raises:
-            InputError: it has.
+            InputError: it is closed.
         """
         if self.closed:
             raise InputError(f"The gallery {self.path.parent} is closed; open it again with Gallery.open.")
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A snapshot, for the length of a with statement.
+        """Yields a snapshot until the with statement ends.
 
         Raises:
-            SnapshotLost: at its end, where SQLite could not keep others from writing: what was read is void.
+            SnapshotLost: at the end, if SQLite could not lock the file and it has changed: the data read are
+                invalid.
         """
         self.check_open()
         before = self._stamp()
@@ -175,7 +177,7 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        """A transaction, committed durably at the end of the with statement unless it raises."""
+        """Yields a transaction, committed durably at the end of the with statement unless it raises."""
         with self._translated(), self._engine.connect() as connection:
             connection.execution_options(faceprint_write=True)
             with connection.begin():
@@ -185,7 +187,7 @@ class Store:
 
     @contextmanager
     def driver(self) -> Iterator[Any]:
-        """SQLite's own connection, outside of any transaction."""
+        """Yields the `sqlite3` connection, outside of any transaction."""
         with self._translated(), self._engine.connect() as connection:
             driver = connection.connection.driver_connection
             assert driver is not None  # a connection that is checked out always has one
@@ -197,16 +199,16 @@ class Store:
                 raise DatabaseError(None, None, error) from error
 
     def vacuum(self) -> None:
-        """Writes the file anew, into the log, so that deleted rows are on no page of it.
+        """Rewrites the file, through the log, so that no page contains deleted rows.
 
-        `secure_delete` alone is not enough: SQLite leaves copies of a row behind when it moves rows
-        between pages, and later zeros only the row where it last was.
+        `secure_delete` alone is not enough: SQLite leaves copies of a row behind when it moves rows between
+        pages, and later overwrites only the last one.
         """
         with self.driver() as driver:
             driver.execute("VACUUM")
 
     def checkpoint(self, *, timeout: float) -> bool:
-        """Copies SQLite's log into the database and empties it; says whether nothing is left of it."""
+        """Copies SQLite's log into the database and empties it; returns whether the log is empty."""
         with self.driver() as driver:
             driver.execute(f"PRAGMA busy_timeout = {int(1000 * timeout)}")
             try:
@@ -215,15 +217,15 @@ class Store:
                 driver.execute("PRAGMA busy_timeout = 30000")
 
     def copy(self, target: Path) -> None:
-        """Copies one snapshot of the database to a new file, durably; writers are not disturbed.
+        """Copies one snapshot of the database to a new file, durably, without blocking writers.
 
-        The copy has no log beside it, so it is one file, also while it is read.
+        The copy is a single file without a log, even while it is read.
 
         Raises:
             StorageError: it cannot be copied.
             OSError: the copy cannot be made durable.
         """
-        # A journal that an interrupted copy left would be played back into this one.
+        # SQLite would replay the journal of an interrupted copy into this one.
         for suffix in ("-journal", "-wal", "-shm"):
             journal = target.with_name(target.name + suffix)
             make_room(journal)
@@ -240,7 +242,7 @@ class Store:
         sync(target)
 
     def problems(self) -> list[str]:
-        """What SQLite itself finds wrong with the file."""
+        """Returns the defects that SQLite's own checks find in the file."""
         try:
             with self.driver() as driver:
                 lines = [str(row[0]) for row in driver.execute("PRAGMA integrity_check")]
@@ -254,11 +256,11 @@ class Store:
         return problems + [f"a row of {row[0]} refers to nothing" for row in dangling]
 
     def upgrade_copies(self) -> list[Path]:
-        """Copies that were taken of the database before it was brought up to date."""
+        """Returns the copies of the database that were taken before migrations."""
         return sorted(self.path.parent.glob(f"{self.path.stem}-[0-9][0-9][0-9][0-9]{self.path.suffix}"))
 
     def _stamp(self) -> tuple[int, int] | None:
-        """Size and modification time, which change with every write; None where SQLite's locks suffice."""
+        """Returns modification time and size, which change with every write; None where SQLite can lock."""
         if not is_still(self.path):
             return None
         status = self.path.stat()
@@ -269,7 +271,7 @@ class Store:
             return stored_version(connection, self.path)
 
     def _check_schema(self, *, exact: bool) -> None:
-        """Whether the database has the tables of a gallery and nothing else; see `database.schema`."""
+        """Checks that the database has exactly the tables of a gallery; see `database.schema`."""
         with self._translated(), self._engine.connect() as connection:
             check_schema(connection, self.path, exact=exact)
 
@@ -278,7 +280,7 @@ class Store:
             return schema.leftovers(runner(connection))
 
     def _drop_leftovers(self) -> None:
-        """Removes temporary tables of a migration that was killed."""
+        """Removes the temporary tables of a killed migration."""
         if names := self._leftovers():
             page_checksums.discard(self.path)
             with self._translated(), self._engine.begin() as connection:
@@ -286,7 +288,7 @@ class Store:
                     connection.exec_driver_sql(f'DROP TABLE "{name}"')
 
     def _upgrade(self) -> None:
-        version = self._version()  # another process may have been quicker
+        version = self._version()  # another process may have migrated it meanwhile
         if version == SCHEMA_VERSION:
             return
         self._check_schema(exact=False)
@@ -302,7 +304,7 @@ class Store:
                 f"{self.path} has to be brought up to date and cannot be copied to "
                 f"{error.filename2 or error.filename or copy} before: {why(error)}."
             ) from error
-        # Migrations change pages and leave the revision as it is.
+        # Migrations change pages without changing the revision.
         page_checksums.discard(self.path)
         self._drop_leftovers()
         with self._translated(), self._engine.begin() as connection:
@@ -311,7 +313,7 @@ class Store:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turns SQLAlchemy's errors into ours."""
+        """Translates errors of SQLAlchemy into faceprint's."""
         self.check_open()
         with translated(self.path):
             yield

@@ -1,4 +1,4 @@
-"""Tables: what a gallery's database holds. `migrations/` makes them; `reader` and `writer` use them."""
+"""Tables of a gallery's database. `migrations/` creates them; `reader` and `writer` use them."""
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
@@ -34,7 +34,7 @@ gallery_table = Table(
     Column("folder_id", String(36), nullable=True),
 )
 
-# A model and the vectors it gave. One serves; another may be in the making, or kept to go back to.
+# A model and its vectors. One generation serves; another may be incomplete, or kept to switch back to.
 generation_table = Table(
     "generation",
     metadata,

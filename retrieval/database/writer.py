@@ -1,4 +1,4 @@
-"""Writer: one transaction that changes a gallery's tables."""
+"""Writer: one transaction that changes a gallery's tables, for the vault."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ _NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges (first, end) in order, those that touch or overlap as one, without empty ones."""
+    """Returns ranges (first, end) in order, without empty ones; adjacent and overlapping ones are joined."""
     found: list[tuple[int, int]] = []
     for first, end in sorted(ranges):
         if first >= end:
@@ -61,11 +61,11 @@ def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class Writer(Reader):
-    """A Reader that changes the tables; everything it does is committed together or not at all.
+    """A Reader that changes the tables; all of its changes are committed together or not at all.
 
     Attributes:
         changed: whether it has changed anything yet.
-        defers: whether something has to be done once it is committed.
+        defers: whether there is deferred work to run after the commit.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -76,7 +76,7 @@ class Writer(Reader):
     def add_faces(self, first_id: int, faces: Sequence[NewFace]) -> None:
         """Inserts faces with consecutive ids from `first_id`, which `gallery().next_face_id` gave.
 
-        Their paths are another call, `add_files`: one path may belong to one face after the other.
+        `add_files` adds their paths separately: a path may belong to different faces over time.
         """
         identities = self._identity_ids({face.identity for face in faces if face.identity is not None})
         now = utc_now()
@@ -96,7 +96,7 @@ class Writer(Reader):
         self.set_gallery(next_face_id=first_id + len(faces))
 
     def remove_faces(self, ids: Iterable[int]) -> None:
-        """Deletes faces with their paths; identities, hosts and ranges of suspects that have none left go."""
+        """Deletes faces with their paths, and the identities, hosts and suspect ranges without faces then."""
         ids = list(ids)
         hosts = self._hosts_of(ids)
         for part in parts(ids):
@@ -108,7 +108,7 @@ class Writer(Reader):
         self._remove_unused(hosts)
 
     def remove_orphaned_identities(self) -> None:
-        """Deletes identities that have no faces, with their older names."""
+        """Deletes identities without faces, with their former names."""
         alive = select(face_table.c.id)
         faces_of = alive.where(face_table.c.identity_id == alias_table.c.identity_id)
         self._change(delete(alias_table).where(~faces_of.exists()))
@@ -116,30 +116,30 @@ class Writer(Reader):
         self._change(delete(identity_table).where(~faces_of.exists()))
 
     def remove_files(self, paths: Iterable[str]) -> None:
-        """Makes paths unknown; their faces stay."""
+        """Deletes paths; their faces stay."""
         for part in parts(paths):
             self._change(delete(file_table).where(file_table.c.path.in_(part)))
 
     def add_files(self, files: Iterable[tuple[str, int]], stamps: Mapping[str, Stamp] = _NO_STAMPS) -> None:
-        """Adds paths, each to a face; of some it is known what the file was when it was read."""
+        """Adds paths, each to a face, with the stamps of their files where these are known."""
         self._insert(
             file_table,
             [{"path": path, "face_id": number, **_stamped(stamps.get(path))} for path, number in files],
         )
 
     def set_stamps(self, stamps: Mapping[str, Stamp]) -> None:
-        """Says of known paths what the file was when it was read."""
+        """Sets the stamps of the files of known paths."""
         rows = [{"known": path, **_stamped(stamp)} for path, stamp in stamps.items()]
         if rows:
             changed = update(file_table).where(file_table.c.path == bindparam("known"))
             self._change(changed.values({name: bindparam(name) for name in _stamped(None)}), rows)
 
     def add_hosts(self, hosts: Iterable[str]) -> None:
-        """Says that photos were enrolled from some hosts, so that they may be fetched from there again."""
+        """Records hosts that photos were enrolled from, so that photos may be fetched from there again."""
         self._insert(host_table, [{"name": name} for name in sorted(set(hosts) - self.hosts())])
 
     def name_face(self, face_id: int, identity: str | None) -> None:
-        """Sets the identity of a face; `remove_orphaned_identities` removes one that has no face then."""
+        """Sets the identity of a face; `remove_orphaned_identities` removes one without faces."""
         number = None if identity is None else self._identity_ids({identity})[identity]
         self._change(update(face_table).where(face_table.c.id == face_id).values(identity_id=number))
 
@@ -173,7 +173,7 @@ class Writer(Reader):
         self._change(delete(identity_table).where(identity_table.c.id == identity_id))
 
     def replace_segments(self, old: Iterable[int], new: Sequence[Segment]) -> None:
-        """Makes `old` not exist and `new` exist; new ids begin at `gallery().next_segment_id`."""
+        """Deletes the rows of `old` and inserts `new`; new ids begin at `gallery().next_segment_id`."""
         for part in parts(old):
             self.remove_codes(part)
             self._change(delete(segment_table).where(segment_table.c.id.in_(part)))
@@ -182,12 +182,12 @@ class Writer(Reader):
             self.set_gallery(next_segment_id=segment.id + 1)
 
     def set_codes(self, codes: CodesRow) -> None:
-        """Makes a file of codes exist, in place of another of the same segment."""
+        """Inserts the row of a file of codes, in place of another of the same segment."""
         self.remove_codes([codes.segment_id])
         self._insert(codes_table, [asdict(codes)])
 
     def remove_codes(self, segments: Iterable[int]) -> None:
-        """Makes the files of codes of some segments not exist."""
+        """Deletes the rows of the codes of segments."""
         for part in parts(segments):
             self._change(delete(codes_table).where(codes_table.c.segment_id.in_(part)))
 
@@ -197,13 +197,13 @@ class Writer(Reader):
         self.set_gallery(next_basis_id=basis.id + 1)
 
     def remove_bases(self, ids: Iterable[int]) -> None:
-        """Makes bases not exist, with the codes in them."""
+        """Deletes the rows of bases, and of the codes in them."""
         for part in parts(ids):
             self._change(delete(codes_table).where(codes_table.c.basis_id.in_(part)))
             self._change(delete(basis_table).where(basis_table.c.id.in_(part)))
 
     def set_calibration(self, calibration: Calibration) -> None:
-        """Stores the thresholds of a generation, in place of those that it had."""
+        """Replaces the calibration of a generation."""
         self.remove_calibration(calibration.generation)
         fields = calibration.fields()
         left_out = ("generation", "fingerprint", "points")
@@ -212,48 +212,48 @@ class Writer(Reader):
         self._insert(calibration_table, [row])
 
     def remove_calibration(self, generation: int) -> None:
-        """Removes the thresholds of a generation."""
+        """Deletes the calibration of a generation."""
         self._change(delete(calibration_table).where(calibration_table.c.generation_id == generation))
 
     def add_generation(self, generation: Generation) -> None:
-        """Adds a model that has no vectors yet."""
+        """Inserts a generation without vectors."""
         self._insert(generation_table, [asdict(generation)])
         self.set_gallery(next_generation_id=generation.id + 1)
 
     def remove_generation(self, generation: int) -> None:
-        """Makes a generation that has no segments, and does not serve, not exist."""
+        """Deletes a generation that has no segments and does not serve."""
         self.remove_bases(self.bases(generation))
         self.remove_calibration(generation)
         self.set_suspects(generation, [])
         self._change(delete(generation_table).where(generation_table.c.id == generation))
 
     def set_card(self, generation: int, card_sha256: str) -> None:
-        """Says what a generation's card is from now on."""
+        """Sets the SHA-256 of the card of a generation."""
         changed = update(generation_table).where(generation_table.c.id == generation)
         self._change(changed.values(card_sha256=card_sha256))
 
     def set_suspects(self, generation: int, ranges: Iterable[tuple[int, int]]) -> None:
-        """Says which faces a model may have embedded while it was damaged, in place of what was said.
+        """Replaces the suspects of a generation: faces that its model may have embedded while damaged.
 
         Args:
-            generation: the model's.
-            ranges: of ids, (first, end); they may overlap, and empty ones count for nothing.
+            generation: the id of the generation.
+            ranges: ranges of face ids, (first, end); they may overlap, and empty ones are ignored.
         """
         self._change(delete(suspect_table).where(suspect_table.c.generation_id == generation))
         rows = [{"generation_id": generation, "first_id": a, "end_id": b} for a, b in merged(ranges)]
         self._insert(suspect_table, rows)
 
     def set_checked_before(self, generation: int, face_id: int | None) -> None:
-        """Says that the faces below an id, but the suspects, were compared with their photos."""
+        """Records that all faces below an id, except suspects, were compared with their photos."""
         changed = update(generation_table).where(generation_table.c.id == generation)
         self._change(changed.values(checked_before=face_id))
 
     def set_gallery(self, **values: Any) -> None:
-        """Changes the gallery's own row."""
+        """Updates the row of the gallery."""
         self._change(update(gallery_table).values(**values))
 
     def add_receipt(self, receipt: Receipt) -> None:
-        """Stores a receipt and its tombstones, unless it is stored already."""
+        """Inserts a receipt and its tombstones, unless the receipt exists."""
         known = select(erasure_table.c.id).where(erasure_table.c.id == receipt.id)
         if self._connection.execute(known).first() is not None:
             return
@@ -270,13 +270,13 @@ class Writer(Reader):
         )
 
     def add_audit(self, entry: AuditEntry) -> int:
-        """Writes an entry of the audit log; returns its number."""
+        """Inserts an entry of the audit log; returns its id."""
         values = {**asdict(entry), "detail": json.dumps(entry.detail, sort_keys=True)}
         self._insert(audit_table, [values])
         return int(self._connection.execute(select(func.max(audit_table.c.id))).scalar_one())
 
     def extend_audit(self, number: int, faces: int) -> bool:
-        """Adds to the newest entry, if that is still `number`; says whether it was."""
+        """Adds to the newest entry if its id is still `number`; returns whether it was."""
         if self._connection.execute(select(func.max(audit_table.c.id))).scalar_one() != number:
             return False
         grown = update(audit_table).where(audit_table.c.id == number)
@@ -288,11 +288,11 @@ class Writer(Reader):
         self._change(delete(table))
 
     def fill(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-        """Adds rows to a table as they stand in another gallery's."""
+        """Inserts rows of another gallery's table unchanged."""
         self._insert(table, rows)
 
     def finish(self) -> None:
-        """Counts the transaction, if it has changed anything: readers see by it that there is news."""
+        """Raises the revision if the transaction has changed anything: readers detect changes by it."""
         if self.changed:
             self.set_gallery(
                 revision=gallery_table.c.revision + 1, revision_check=-(gallery_table.c.revision + 1)
@@ -319,7 +319,7 @@ class Writer(Reader):
         self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
 
     def _hosts_of(self, ids: Iterable[int]) -> set[str]:
-        """The known hosts that paths of some faces lie at."""
+        """Returns the known hosts in the paths of faces."""
         known = self.hosts()
         if not known:
             return set()
@@ -332,7 +332,7 @@ class Writer(Reader):
         return {host for path in paths if (host := host_of(path)) in known}
 
     def _remove_unused(self, hosts: set[str]) -> None:
-        """Makes those of some hosts unknown at which no path lies any more."""
+        """Deletes those of the hosts that no path contains any more."""
         if not hosts:
             return
         unused = set(hosts)
@@ -345,7 +345,7 @@ class Writer(Reader):
         self._change(delete(host_table).where(host_table.c.name.in_(sorted(unused))))
 
     def _identity_ids(self, names: set[str]) -> dict[str, int]:
-        """The ids of identities, which are made where they are new."""
+        """Returns the ids of identities by name; inserts new ones."""
         found = self._find_identities(names)
         missing = sorted(names - found.keys())
         if missing:
@@ -366,7 +366,7 @@ class Writer(Reader):
 
 
 def _stamped(stamp: Stamp | None) -> dict[str, int | None]:
-    """The columns of a file's stamp."""
+    """Returns the columns of a file's stamp."""
     if stamp is None:
         return {"size": None, "mtime_ns": None, "inode": None}
     return {"size": stamp.size, "mtime_ns": stamp.mtime_ns, "inode": stamp.inode}

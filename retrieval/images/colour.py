@@ -1,4 +1,4 @@
-"""Colour: from a photo's own ICC profile to sRGB, by Little CMS."""
+"""Colour conversion: from the ICC profile of a photo to sRGB, by Little CMS."""
 
 import io
 from functools import lru_cache
@@ -7,25 +7,25 @@ from typing import Final, TypeAlias
 import numpy as np
 from PIL import Image, ImageCms
 
-# What a profile's colours are, by the mode of the pictures that it may be for.
+# The colour space of a profile, by the mode of the pictures to which it may apply.
 _COLOUR_SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
 _DEVICE_CLASSES: Final = ("scnr", "mntr", "prtr", "spac")
-# A profile that moves none of these colours by more than so many levels is sRGB.
+# A profile that changes no test colour by more than this many levels is sRGB.
 _MAX_SRGB_DIFFERENCE: Final = 2
 
 Transform: TypeAlias = ImageCms.ImageCmsTransform
 
 
 def converts(profile: bytes, mode: str) -> bool:
-    """Whether a profile moves the colours of pictures of a mode."""
+    """Returns whether a profile changes the colours of pictures of a mode."""
     return _transform(profile, mode) is not None
 
 
 def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """A picture of mode RGB, L or CMYK in RGB, with sRGB's colours.
+    """Returns a picture of mode RGB, L or CMYK as RGB in sRGB.
 
-    Without a profile, with one of sRGB, and with one that is damaged, for other modes, or absurd (its white
-    is dark, or its black is bright), colours are as Pillow converts them.
+    Pillow's own conversion is used without a profile, with an sRGB profile, and with a profile that is
+    damaged, is for another mode, or is absurd (its white is dark, or its black is bright).
     """
     transform = None if profile is None else _transform(profile, picture.mode)
     if transform is None:

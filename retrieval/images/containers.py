@@ -1,7 +1,8 @@
-"""JPEG, PNG and WebP files without their pixels: size, orientation, colour profile, and what to decode.
+"""Headers of JPEG, PNG and WebP files, for `pixels`: size, orientation, colour profile, bytes to decode.
 
-What decides no pixel (comments, thumbnails, dates, resolutions) is left out of what a decoder gets, so that
-damage in it does no harm. The parsers here read headers only, and stop at anything unusual.
+Parts that affect no pixel (comments, thumbnails, dates, resolutions) are removed from the bytes that a
+decoder gets, so that damage in them does no harm. The parsers read headers only, and stop at anything
+unusual.
 """
 
 import re
@@ -13,19 +14,19 @@ from typing import Final, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["JPEG", "PNG", "WEBP"]
 
-# Segments of a JPEG, or chunks of a PNG, that are read here. 128 MiB of PNG in libpng's chunks of 8 KiB are
-# 16,384 of them, and a profile of a JPEG has 255 segments at most.
+# The most segments of a JPEG, or chunks of a PNG or WebP, that are parsed. 128 MiB of PNG in libpng's chunks
+# of 8 KiB are 16,384 chunks, and a profile of a JPEG has at most 255 segments.
 MAX_PARTS: Final = 50_000
-# The largest profiles in use, of printing presses, have 2 to 3 MiB.
+# The largest profile in bytes. The largest in use, of printing presses, have 2 to 3 MiB.
 MAX_PROFILE: Final = 4 * 2**20
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-# Bytes of transparency, by the colour type of the picture; it has none where the alpha is a channel.
+# The valid lengths of a tRNS chunk in bytes, by colour type; types with an alpha channel have none.
 _PNG_TRANSPARENCY: Final = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}
 _PNG_TEXT: Final = (b"tEXt", b"zTXt", b"iTXt")
 _XMP_KEYWORD: Final = b"XML:com.adobe.xmp"
 _EXIF_KEYWORD: Final = b"Raw profile type exif"
-# A text of more bytes holds no orientation that is worth unpacking it.
+# The largest text chunk in bytes that is decompressed for its orientation.
 _MAX_TEXT: Final = 2**20
 
 _EXIF: Final = b"Exif\0\0"
@@ -33,7 +34,7 @@ _XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
 _ICC: Final = b"ICC_PROFILE\0"
 _ORIENTATION: Final = 0x0112
 _XMP_ORIENTATION: Final = re.compile(rb"tiff:Orientation(=\"|>)([0-9])")
-# TIFF's types of integers that fit into an entry of a directory.
+# The integer types of TIFF that fit into a directory entry.
 _INTEGERS: Final = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L"}
 
 # Start of frame: Huffman or arithmetic coding, sequential or progressive.
@@ -45,16 +46,16 @@ _EOI: Final = b"\xff\xd9"
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A file's header.
+    """The parsed header of a file.
 
     Attributes:
-        kind: its format.
-        width, height: of the picture as it is stored, in pixels.
-        data: the file without what decides no pixel.
-        orientation: of EXIF or XMP, 1 to 8; None where nothing valid says it.
-        profile: its ICC profile as stored, at most `MAX_PROFILE` bytes.
+        kind: the format.
+        width, height: of the stored picture, before orientation, in pixels.
+        data: the file without the parts that affect no pixel.
+        orientation: from EXIF or XMP, 1 to 8; None without a valid one.
+        profile: the ICC profile as stored, at most `MAX_PROFILE` bytes.
         pixel_bytes: bytes that Pillow stores for a pixel.
-        scans: of a JPEG, at most so many passes over the picture.
+        scans: an upper bound of the scans of a JPEG.
         buffered: bytes of coefficients that a JPEG decoder holds until the last scan.
         animated: whether a WebP has frames.
     """
@@ -72,7 +73,7 @@ class Container:
 
 
 def parse(data: bytes) -> Container | None:
-    """The header of a JPEG, PNG or WebP file; None for other files and where anything is unusual."""
+    """Returns the header of a JPEG, PNG or WebP file; None for other files and for anything unusual."""
     try:
         if data.startswith(b"\xff\xd8\xff"):
             return _jpeg(data)
@@ -87,7 +88,7 @@ def parse(data: bytes) -> Container | None:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation in the first directory of EXIF data, with or without the leading `Exif`."""
+    """Returns the orientation in the first directory of EXIF data, with or without the leading `Exif`."""
     while exif.startswith(_EXIF):
         exif = exif[len(_EXIF) :]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -102,7 +103,7 @@ def exif_orientation(exif: bytes) -> int | None:
             if tag == _ORIENTATION and count == 1 and kind in _INTEGERS:
                 (found,) = struct.unpack_from(order + _INTEGERS[kind], exif, start + 10 + 12 * number)
     except struct.error:
-        pass  # the directory is cut: what stands before the cut counts
+        pass  # the directory is truncated: the entries before the end count
     return found
 
 
@@ -123,9 +124,9 @@ class _JpegMetadata:
     icc: list[bytes] = field(default_factory=list)
 
     def take(self, marker: int, body: bytes) -> bool:
-        """Reads a segment; whether a decoder has no use for it."""
+        """Reads a segment; returns whether a decoder does not need it."""
         if marker == 0xE0:
-            # JFIF says what the colours are, but only where it is long enough to be believed.
+            # JFIF defines the colour space, but libjpeg uses it only if the segment is long enough.
             return not body.startswith(b"JFIF\0") or len(body) < 14
         if marker == 0xE1 and body.startswith(_EXIF):
             self.exif = body if self.exif is None else self.exif + body[len(_EXIF) :]
@@ -134,7 +135,7 @@ class _JpegMetadata:
         elif marker == 0xE2 and body.startswith(_ICC) and len(body) >= 14:
             self.icc.append(body)
         if marker == 0xEE:
-            # Adobe's segment says what the colours are; libjpeg passes over one that is cut.
+            # Adobe's segment defines the colour space; libjpeg ignores a truncated one.
             return not body.startswith(b"Adobe") or len(body) < 12
         return 0xE1 <= marker <= 0xEF or marker == 0xFE
 
@@ -147,7 +148,7 @@ class _JpegMetadata:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment up to the first scan, without fill bytes between them."""
+    """Yields marker, start and end of each segment up to the first scan; stops at fill bytes between them."""
     start = 2
     for _ in range(MAX_PARTS):
         marker = data[start + 1]
@@ -191,14 +192,14 @@ def _jpeg(data: bytes) -> Container | None:
         orientation=_orientation(metadata.exif, metadata.xmp),
         profile=metadata.profile(),
         pixel_bytes=1 if layers == 1 else 4,
-        # Data of a scan never hold these bytes.
+        # The data of a scan never contain these bytes.
         scans=data.count(b"\xff\xda", start),
         buffered=0 if in_one_scan and not progressive else _coefficients(frame, width, height),
     )
 
 
 def _coefficients(frame: bytes, width: int, height: int) -> int:
-    """Bytes of all coefficients, two each, of all components."""
+    """Returns the bytes of the coefficients of all components, two bytes each."""
     sampling = [(frame[at] >> 4, frame[at] & 15) for at in range(7, 6 + 3 * frame[5], 3)]
     across, down = (max(1, *(pair[axis] for pair in sampling)) for axis in (0, 1))
     return sum(
@@ -207,10 +208,10 @@ def _coefficients(frame: bytes, width: int, height: int) -> int:
 
 
 def completed_jpeg(data: bytes) -> tuple[bytes, ...] | None:
-    """A JPEG that lacks its end mark, with one in three ways; None where it has one or lacks a whole scan.
+    """Returns three completions of a JPEG without its end mark; None if it has one or lacks a whole scan.
 
-    Behind the last byte stand zeros, or other bits of two kinds: where all three give the same pixels, no bit
-    of them was used, and every pixel is there.
+    The end mark follows the last byte directly, so that the decoder reads zeros, or follows one of two bit
+    patterns. If all three decode to the same pixels, none of these bits was used: every pixel is present.
     """
     body = data[:-1] if data.endswith(b"\xff") else data
     last = body.rfind(b"\xff\xda")
@@ -221,7 +222,7 @@ def completed_jpeg(data: bytes) -> tuple[bytes, ...] | None:
 
 
 def _all_scans(data: bytes) -> bool:
-    """Whether some scan gives each coefficient of each component to its last bit."""
+    """Returns whether the scans give each coefficient of each component to its last bit."""
     frame: bytes | None = None
     missing: dict[tuple[int, int], int] = {}
     for marker, body in _all_segments(data):
@@ -240,7 +241,7 @@ def _all_scans(data: bytes) -> bool:
 
 
 def _all_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of each segment of a JPEG, also behind scans."""
+    """Yields marker and body of each segment of a JPEG, including those after scans."""
     start, parts = 2, 0
     try:
         while parts < MAX_PARTS and (start := data.find(b"\xff", start)) >= 0:
@@ -261,10 +262,10 @@ def _all_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of each whole chunk; stops behind IEND, and before a chunk that is cut.
+    """Yields name, start and end of each complete chunk; stops after IEND, and before a truncated chunk.
 
     Raises:
-        IndexError: there are too many.
+        IndexError: there are too many chunks.
     """
     start = len(_PNG_SIGNATURE)
     for _ in range(MAX_PARTS):
@@ -289,8 +290,8 @@ def _png(data: bytes) -> Container | None:
         return None
     kept, metadata, left_out, done = [data[: len(_PNG_SIGNATURE)]], _PngMetadata(), 0, len(_PNG_SIGNATURE)
     for name, start, end in _chunks(data):
-        # The fifth bit of the name says that a picture can be shown without the chunk.
-        if name[0] & 0x20 and not _decides(name, end - start - 12, colour):
+        # Bit 5 of the name marks a chunk as ancillary: the picture can be shown without it.
+        if name[0] & 0x20 and not _affects_pixels(name, end - start - 12, colour):
             metadata.take(name, data, start, end)
             left_out += end - start
         else:
@@ -308,8 +309,8 @@ def _png(data: bytes) -> Container | None:
     )
 
 
-def _decides(name: bytes, length: int, colour: int) -> bool:
-    """Whether an ancillary chunk decides pixels; libpng passes over a transparency of any other length."""
+def _affects_pixels(name: bytes, length: int, colour: int) -> bool:
+    """Returns whether an ancillary chunk affects pixels; libpng ignores a tRNS chunk of another length."""
     return name == b"tRNS" and length in _PNG_TRANSPARENCY.get(colour, ())
 
 
@@ -321,7 +322,7 @@ class _PngMetadata:
     profile: bytes | None = None
 
     def take(self, name: bytes, data: bytes, start: int, end: int) -> None:
-        """Reads a chunk where it is one of ours and whole."""
+        """Reads a chunk of a known kind with a valid checksum; ignores others."""
         if name not in (b"eXIf", b"iCCP", *_PNG_TEXT) or end - start > MAX_PROFILE:
             return
         body = data[start + 8 : end - 4]
@@ -330,7 +331,7 @@ class _PngMetadata:
         if name == b"eXIf":
             self.exif = body
         elif name == b"iCCP":
-            self.profile = _unpacked(body.partition(b"\0")[2], MAX_PROFILE)
+            self.profile = _decompress(body.partition(b"\0")[2], MAX_PROFILE)
         elif body.startswith((_XMP_KEYWORD + b"\0", _EXIF_KEYWORD + b"\0")):
             self._take_text(name, body)
 
@@ -339,9 +340,9 @@ class _PngMetadata:
         if name == b"iTXt":
             compressed, text = text[:1] == b"\1", text[1:]
             method, rest = text[:1], text[1:].split(b"\0", 2)[-1]
-            text = (_unpacked(method + rest, _MAX_TEXT) or b"") if compressed else rest
+            text = (_decompress(method + rest, _MAX_TEXT) or b"") if compressed else rest
         elif name == b"zTXt":
-            text = _unpacked(text, _MAX_TEXT) or b""
+            text = _decompress(text, _MAX_TEXT) or b""
         if keyword == _XMP_KEYWORD:
             self.xmp = text
         else:
@@ -351,8 +352,8 @@ class _PngMetadata:
                 self.raw_exif = None
 
 
-def _unpacked(packed: bytes, most: int) -> bytes | None:
-    """A compression method, which must be 0, and zlib data, unpacked to at most so many bytes."""
+def _decompress(packed: bytes, most: int) -> bytes | None:
+    """Decompresses zlib data after a method byte, which must be 0; None if damaged or over `most` bytes."""
     if packed[:1] != b"\0":
         return None
     unpacker = zlib.decompressobj()

@@ -1,12 +1,12 @@
-"""Decoders: threads, or processes that write pixels into shared memory.
+"""Decoders for bulk embedding: threads, or processes that write pixels into shared memory.
 
-Processes are for machines whose GPU is quicker than threads decode: a thread holds the interpreter's lock
-for 0.4 of the time that a small JPEG takes (`benchmarks/decoding.py`): more than three wait for each other.
+Processes serve machines with a GPU that is faster than decoding threads. A thread holds the interpreter lock
+(GIL) for 0.4 of the decoding time of a small JPEG (`benchmarks/decoding.py`), so that more than three threads
+wait for each other.
 
-A process is a program of its own, not one of `multiprocessing`: it imports numpy and Pillow and never the
-caller's main module, and it is in a session of its own, so that Ctrl-C in a terminal does not reach it. It
-ends when its pipe does, which the caller's death sees to, however the caller dies. The memory has no name, so
-nothing of it can be left behind.
+A process is a separate program, not one of `multiprocessing`: it imports numpy and Pillow and never the
+caller's main module. It has its own session, so that Ctrl-C in a terminal does not reach it. It ends when its
+pipe closes, which happens however the caller ends. The shared memory is unnamed, so no leftover can remain.
 """
 
 import mmap
@@ -36,33 +36,33 @@ from retrieval.system.files import why
 
 Content: TypeAlias = bytes | Image | NDArray[np.uint8]
 
-# Photos that a slot of the shared memory has room for.
+# Photos in a slot of the shared memory.
 SLOT: Final = 32
 
-# With fewer cores, threads decode as quickly as processes.
+# With fewer cores, threads decode as fast as processes.
 _MIN_CORES: Final = 4
 
-# How long a process may take to end once its pipe is closed: it finishes what it decodes.
+# Seconds that a process may take to end after its pipe is closed: it finishes its batch.
 _CLOSE_SECONDS: Final = 10.0
 
 _PROGRAM: Final = "import sys; from retrieval.images.decoders import serve; serve(*map(int, sys.argv[1:]))"
 
-# What is said of a photo whose decoding may take long: it is left to `pixels.read` in the thread that asked,
-# which shares one budget of memory with the others, and has a process of its own that can be killed.
+# The reply for a photo that may take long to decode. `pixels.read` in the calling thread decodes it, within
+# the memory budget of all threads, and in a separate process that can be killed.
 _HEAVY: Final = "heavy"
 
-# How often a process that decodes is left for a look at whether the run is to stop, in seconds.
+# The interval at which a wait for a reply checks for cancellation, in seconds.
 _POLL_SECONDS: Final = 0.1
 
-# For each photo why it has no pixels: a reason and its detail, or that it is heavy; None where it has.
+# For each photo None if it has pixels, else the reason and its detail, or `_HEAVY`.
 _Reply: TypeAlias = list[tuple[Reason, str] | str | None]
 
 
 class Decode(Protocol):
-    """Decodes photos: for each its pixels, uint8 (size, size, 3), or why it has none.
+    """Decodes photos: returns the pixels of each, uint8 (size, size, 3), or the error.
 
     Raises:
-        Interrupted: Ctrl-C has asked the run to stop.
+        Interrupted: the run was cancelled by Ctrl-C.
     """
 
     def __call__(
@@ -78,7 +78,7 @@ def decode_here(
     colour: Colour = "ignore",
     seconds: float = MAX_SECONDS,
 ) -> list[Pixels | UnreadableImage]:
-    """See `Decode`; in the caller's thread, or for as many seconds as `pixels.read` says."""
+    """Decodes photos in the caller's thread; see `Decode`. `seconds` is the limit of `pixels.read`."""
     return [_decoded(content, size, crop, colour, seconds) for content in contents]
 
 
@@ -93,14 +93,14 @@ def _decoded(
 
 
 def processes_for(asked: int | None, *, beside_gpu: bool) -> int:
-    """How many processes decode; 0 is none, threads do.
+    """Returns the number of decoding processes; 0 decodes in threads.
 
     Args:
-        asked: how many, or None: one for each core beside a GPU when there are more than 3 cores, else none.
+        asked: the number; None is one for each usable core beside a GPU with at least 4 cores, else 0.
         beside_gpu: whether photos are embedded on a GPU.
 
     Raises:
-        InputError: a negative number.
+        InputError: `asked` is negative.
     """
     if asked is not None:
         if asked < 0:
@@ -111,23 +111,23 @@ def processes_for(asked: int | None, *, beside_gpu: bool) -> int:
 
 
 class Decoders:
-    """Processes that decode. See `Decode`; may be called by several threads at once. A context manager.
+    """Processes that decode; implements `Decode`. Safe to call from several threads. A context manager.
 
-    A process starts when it is needed first. There are `processes + ahead` slots of 32 photos, of
-    32 x size x size x 3 bytes each. Pixels that are returned lie in a slot as long as somebody has one of
-    them, or, when `ahead` slots are lent already, in memory of their own: nobody ever waits for a slot.
+    A process starts on first use. There are `processes + ahead` slots of 32 photos, each of
+    32 x size x size x 3 bytes. Returned pixels stay in their slot as long as one of them is referenced. Once
+    `ahead` slots are lent, pixels are copied instead, so that no thread waits for a slot.
 
-    Photos that may take long or much memory are decoded as `decode_here` does.
+    Photos that may take long or much memory are decoded as by `decode_here`.
     """
 
     def __init__(self, processes: int, *, size: int, ahead: int, seconds: float = MAX_SECONDS) -> None:
-        """Makes room, and starts nothing yet.
+        """Allocates the shared memory; starts no process yet.
 
         Args:
-            processes: how many, at least 1.
-            size: side of the pictures; those of another size are decoded in the caller's thread.
-            ahead: slots that may be lent.
-            seconds: as of `pixels.read`.
+            processes: the number of processes, at least 1.
+            size: side of the pictures in pixels; another size is decoded in the caller's thread.
+            ahead: the number of slots that may be lent.
+            seconds: as in `pixels.read`.
         """
         self._size = size
         self._seconds = seconds
@@ -148,16 +148,16 @@ class Decoders:
     def __call__(
         self, contents: Sequence[Content], *, size: int, crop: float, colour: Colour = "ignore"
     ) -> list[Pixels | UnreadableImage]:
-        """See `Decode`.
+        """Decodes photos; see `Decode`.
 
         Raises:
             RunError: a process was killed, or its decoder crashed.
         """
         found = [
-            _decoded(one, size, crop, colour, self._seconds) if self._is_for_here(one, size) else None
+            _decoded(one, size, crop, colour, self._seconds) if self._decodes_in_thread(one, size) else None
             for one in contents
         ]
-        files = [one for one in contents if isinstance(one, bytes) and not self._is_for_here(one, size)]
+        files = [one for one in contents if isinstance(one, bytes) and not self._decodes_in_thread(one, size)]
         there = (
             one
             for start in range(0, len(files), SLOT)
@@ -166,7 +166,7 @@ class Decoders:
         return [next(there) if one is None else one for one in found]
 
     def close(self) -> None:
-        """Ends the processes. Pixels that somebody has stay good."""
+        """Ends the processes. Returned pixels stay valid."""
         for process in self._processes:
             process.close()
         os.close(self._file)
@@ -179,7 +179,7 @@ class Decoders:
     ) -> None:
         self.close()
 
-    def _is_for_here(self, content: Content, size: int) -> bool:
+    def _decodes_in_thread(self, content: Content, size: int) -> bool:
         return not isinstance(content, bytes) or size != self._size
 
     def _decode_slot(
@@ -192,7 +192,7 @@ class Decoders:
             except BaseException:
                 self._free.put(slot)
                 raise
-            squares = self._taken(slot, len(files))
+            squares = self._lend_slot(slot, len(files))
         return [
             square
             if bad is None
@@ -209,40 +209,40 @@ class Decoders:
             process.start(self._file, self._slots, self._size)
             yield process
         except Interrupted:
-            # It is in the middle of something; nobody asks it again.
+            # It is in the middle of a batch and cannot be used again.
             process.kill()
             raise
         finally:
             self._idle.put(process)
 
-    def _taken(self, slot: int, count: int) -> Pixels:
-        """The pixels in a slot, which is free again when nobody has any of them."""
-        squares = _place(self._memory, slot, self._size)
+    def _lend_slot(self, slot: int, count: int) -> Pixels:
+        """Returns the pixels in a slot; the slot is free again once none of them is referenced."""
+        squares = _slot_pixels(self._memory, slot, self._size)
         try:
             self._lendable.get_nowait()
         except Empty:
             copied = squares[:count].copy()
             self._free.put(slot)
             return copied
-        # Every view of it, such as one photo of a batch, keeps this array.
-        weakref.finalize(squares, self._give_back, slot).atexit = False
+        # Every view, such as one photo of a batch, keeps this array alive.
+        weakref.finalize(squares, self._release_lent_slot, slot).atexit = False
         return squares[:count]
 
-    def _give_back(self, slot: int) -> None:
-        # Runs wherever the last of the pixels goes; a SimpleQueue bears that.
+    def _release_lent_slot(self, slot: int) -> None:
+        # The garbage collector may run this anywhere; a SimpleQueue is reentrant.
         self._free.put(slot)
         self._lendable.put(None)
 
 
 class _Process:
-    """One process, and this side of its pipe."""
+    """A decoding process, and the caller's end of its pipe."""
 
     def __init__(self) -> None:
         self._popen: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
 
     def start(self, file: int, slots: int, size: int) -> None:
-        """Starts it; a second time does nothing.
+        """Starts the process; does nothing if it is started.
 
         Raises:
             RunError: the system refused.
@@ -285,30 +285,30 @@ class _Process:
             isolation.end(self._popen, _CLOSE_SECONDS)
 
 
-def _place(memory: mmap.mmap, slot: int, size: int) -> Pixels:
+def _slot_pixels(memory: mmap.mmap, slot: int, size: int) -> Pixels:
     shape = (SLOT, size, size, 3)
     return np.ndarray(shape, np.uint8, memory, offset=slot * SLOT * size * size * 3)
 
 
 def serve(pipe: int, file: int, slots: int, size: int) -> None:
-    """The program of a process: decodes what it is sent until the other side has gone.
+    """Runs a decoding process: decodes what it receives until the caller has ended.
 
     Args:
-        pipe, file: file descriptors, of the pipe and of the memory.
-        slots, size: how many slots the memory has, and the side of the pictures in it.
+        pipe, file: the file descriptors of the pipe and of the shared memory.
+        slots, size: the number of slots in the memory, and the side of the pictures in pixels.
     """
-    # A service manager stops every process of a service at once, and the batch underway is to be finished.
+    # A service manager stops all processes of a service at once; the current batch must be finished.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)
-    # As in the command: what matters of an odd file is in the answer.
+    # As in the command line: the reply says what is wrong with a file.
     warnings.filterwarnings("ignore", module="PIL")
     memory = mmap.mmap(file, slots * SLOT * size * size * 3)
     questions: Connection[Any, Any] = Connection(pipe)
     with suppress(EOFError, OSError):
         while True:
             slot, crop, colour, files = questions.recv()
-            questions.send(_decode_into(_place(memory, slot, size), files, crop, colour))
-            del files  # or they would be kept until there are others
+            questions.send(_decode_into(_slot_pixels(memory, slot, size), files, crop, colour))
+            del files  # else they would stay in memory until the next batch
 
 
 def _decode_into(place: Pixels, files: Sequence[bytes], crop: float, colour: Colour) -> _Reply:

@@ -1,4 +1,4 @@
-"""Panels: a query beside its closest photos (the paper's figure 5), drawn with Pillow."""
+"""Panels: draws a query beside its closest photos (the paper's figure 5) with Pillow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Tile:
     """One picture with two lines under it.
 
     Attributes:
-        source: the picture; one that cannot be read any more is drawn as an empty tile that says so.
+        source: the picture; an unreadable one is drawn as an empty tile with the reason.
         title: the upper line, such as an identity.
         note: the lower line, such as a distance.
         agrees: draws a green (True) or red (False) frame; None draws a plain one.
@@ -70,7 +70,7 @@ def panel(rows: Sequence[PanelRow], *, heading: str) -> Image.Image:
 
 def _draw_row(canvas: Image.Image, row: PanelRow, top: int) -> None:
     _draw_tile(canvas, row.query, _MARGIN, top)
-    # A wider gap and a line set the question apart from the answers.
+    # A wider gap and a line separate the query from its matches.
     left = _MARGIN + _TILE + 3 * _GAP
     if row.matches:
         middle = _MARGIN + _TILE + (3 * _GAP) // 2
@@ -99,12 +99,12 @@ def _draw_tile(canvas: Image.Image, tile: Tile, left: int, top: int) -> None:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which travels with us: Latin, Greek, Cyrillic, Arabic and more, the same everywhere."""
+    """Returns the bundled DejaVu Sans (Latin, Greek, Cyrillic, Arabic and more), the same on all systems."""
     return ImageFont.truetype(Path(__file__).parent / "fonts" / "DejaVuSans.ttf", size)
 
 
 def _shortened(text: str, width: int, size: int) -> str:
-    """The text on one line, or as much of it as fits with an ellipsis."""
+    """Returns the text on one line, cut with an ellipsis where it is wider than `width` pixels."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     font = _font(size)
     if font.getlength(text) <= width:

@@ -1,9 +1,9 @@
 """From an image file to pixels: the only module that decodes, rotates, crops and resizes.
 
-A photo may cost so many bytes of memory and so many seconds, whatever its file says. The memory is known from
-its header, before anything is decoded, and all threads share one budget of it. JPEG, PNG and WebP files whose
-headers bound the time as well are decoded by the thread that asks; all others by a process that is killed
-when it takes too long (`retrieval.system.isolation`).
+The memory and the time of a photo are limited, whatever its file states. The memory is known from the header
+before decoding, and all threads share one budget of it. The calling thread decodes JPEG, PNG and WebP files
+with headers that bound the time as well. A separate process decodes all others, and is killed at the time
+limit (`retrieval.system.isolation`).
 """
 
 import dataclasses
@@ -36,44 +36,44 @@ from retrieval.system.files import Stamp
 from retrieval.system.memory_budget import ByteBudget
 
 Pixels: TypeAlias = NDArray[np.uint8]
-# What becomes of a photo's colour profile: nothing, or its colours are converted to sRGB's.
+# The treatment of a photo's colour profile: ignore it, or convert the colours to sRGB.
 Colour: TypeAlias = Literal["ignore", "srgb"]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 MAX_BYTES: Final = 128 * 2**20
-# After a JPEG's reduction to 1/2, 1/4 or 1/8. Pillow itself starts to warn of decompression bombs just above.
+# Pixels after a JPEG's reduction to 1/2, 1/4 or 1/8. Just above, Pillow warns of decompression bombs.
 MAX_PIXELS: Final = 89_000_000
-# For decoding and converting a photo, besides its file.
+# Bytes for decoding and converting a photo, besides its file.
 MAX_MEMORY: Final = 2**30
-# For decoding a photo in a process of its own. The slowest picture within the other limits, a JPEG 2000 of 89
-# million pixels, takes 15 s.
+# Seconds for decoding a photo in a separate process. The slowest picture within the other limits, a JPEG 2000
+# of 89 million pixels, takes 15 s.
 MAX_SECONDS: Final = 60.0
 
-# What all threads of this process may need at a time for decoding and converting.
+# The memory for decoding and converting that all threads of this process share.
 MEMORY: Final = ByteBudget(MAX_MEMORY)
 
-# The formats a camera, a phone or a web page produces. Pillow knows more, among them ones
-# that start other programs (EPS) and ones that nobody has photographs in.
+# The formats of cameras, phones and web pages. Pillow reads more, among them formats that start other
+# programs (EPS) and formats that are not used for photographs.
 _FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _HEIF: Final = "HEIF"
 
-# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size when what is left of the crop is still
-# at least this many times the size asked for. `tests/images/test_pixels.py` states what that costs.
+# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if the reduced crop is still at least this many times
+# the requested size. `tests/images/test_pixels.py` states the error.
 _DRAFT_MARGIN: Final = 2
 
-# What a thread decodes itself: within these limits no file takes longer than a second, or 80 MiB.
+# The limits of files that a thread decodes itself: none within them takes longer than 1 s, or 80 MiB.
 _LIGHT_BYTES: Final = 16 * 2**20
 _LIGHT_PIXELS: Final = {"JPEG": 16_000_000, "PNG": 16_000_000, "WEBP": 4_000_000}
-# Of a JPEG, each scan passes over all pixels before its reduction.
+# The most pixels times scans of a JPEG: each scan passes over all pixels before the reduction.
 _LIGHT_SCANNED_PIXELS: Final = 100_000_000
 
-# Bytes of a strip of rows while its colours are converted, at up to 24 a pixel, and of all its rows when they
-# are as short as those of the result.
+# Conversion works in strips of rows: bytes of a strip, at up to 24 bytes a pixel; and the most bytes of all
+# rows once they are reduced to the width of the result.
 _STRIP_BYTES: Final = 8 * 2**20
 _CONVERTED_PIXEL_BYTES: Final = 24
 _NARROW_BYTES: Final = 64 * 2**20
-# What decoders of whole pictures need for a pixel, besides the pixel as Pillow stores it. Measured with 12
-# and 88 million pixels; of JPEG 2000 for each component, of TIFF for those of a strip or tile.
+# Bytes a pixel that decoders of whole pictures need, besides the pixel as Pillow stores it. Measured with 12
+# and 88 million pixels; JPEG 2000: for each component; TIFF: for the pixels of a strip or tile.
 _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 12, "HEIF": 16}
 _COMPONENT_BYTES: Final = 6
 _TIFF_BYTES: Final = 8
@@ -117,7 +117,7 @@ _KNOWN_SIGNATURES: Final[tuple[tuple[bytes, int, Reason, str], ...]] = (
     (b"8bps", 0, Reason.UNSUPPORTED_FORMAT, "it is a Photoshop document; convert it to JPEG"),
     (b"fujifilmccd-raw", 0, Reason.UNSUPPORTED_FORMAT, _RAW),
 )
-# These begin with bytes that are no text, so that no space before them may be passed over.
+# These signatures are binary: leading white space must not be skipped.
 _BINARY_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\xff\x0a", "it is a JPEG XL picture; convert it to JPEG"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "it is a JPEG XL picture; convert it to JPEG"),
@@ -139,7 +139,7 @@ _DAMAGED_HEADER: Final = (Reason.DAMAGED, "its header is damaged")
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What is wanted of a picture: a square for a network, a thumbnail, or a glance."""
+    """The requested result: a square for a network, a thumbnail, or a glance."""
 
     what: Literal["square", "thumbnail", "glance"]
     size: int
@@ -160,39 +160,38 @@ def read(
     colour: Colour = "ignore",
     seconds: float = MAX_SECONDS,
 ) -> Pixels:
-    """Reads a picture as the network wants it.
+    """Returns the pixels of a picture as the input of a network.
 
-    The bytes decide the format, never a file's extension. EXIF orientation is applied, any mode
-    becomes RGB (transparency over white), the central square of side `crop` x the shorter side is
-    resized to `size` with an antialiased bilinear filter.
+    The bytes decide the format, never the extension of a file. EXIF orientation is applied, any mode becomes
+    RGB (transparency over white), and the central square of side `crop` x the shorter side is resized to
+    `size` with an antialiased bilinear filter.
 
     Args:
         source: a path, the file's bytes, a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
-            A path and its bytes give identical pixels; a PIL image that is already decoded gives the
-            pixels of the full decode, which a large JPEG's scaled decode approaches within 2 levels
-            on average.
+            A path and its bytes give identical pixels. A decoded PIL image gives the pixels of the full
+            decode; the scaled decode of a large JPEG differs from it by at most 2 levels on average.
         size: side of the result in pixels.
         crop: share of the shorter side that is kept, above 0 and at most 1.
-        colour: "srgb" converts colours to sRGB where the picture has another profile; one that is damaged,
-            or is not for its mode, is passed over.
-        seconds: how long a file may take that is decoded in a process of its own.
+        colour: "srgb" converts colours to sRGB where the picture has another profile; a profile that is
+            damaged, or is not for its mode, is ignored.
+        seconds: the time limit of a file that is decoded in a separate process.
 
     Returns:
         uint8 (size, size, 3), RGB.
 
     Raises:
-        UnreadableImage: with its reason; nothing else for a bad picture.
-        InputError: an array that is not uint8 or not of one of these shapes.
-        RunError: the process that decodes was killed.
-        Interrupted: Ctrl-C has asked the run to stop.
+        UnreadableImage: the picture cannot be read; the only error for a bad picture, with a reason.
+        InputError: an array is not uint8 or not of one of these shapes.
+        RunError: the decoding process was killed.
+        Interrupted: the run was cancelled by Ctrl-C.
     """
     return _made(source, _Task("square", size, crop, colour), seconds)[0]
 
 
 def thumbnail(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> Image.Image:
-    """The whole picture, upright, at most `side` pixels wide and high, for showing to a person.
+    """Returns the whole picture for display, upright, at most `side` pixels wide and high.
 
-    In RGB with sRGB's colours; a damaged or unknown profile is ignored.
+    The result is RGB in sRGB; a damaged or unknown profile is ignored.
 
     Raises:
         UnreadableImage, RunError, Interrupted: as `read`.
@@ -202,11 +201,11 @@ def thumbnail(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Glance:
-    """What can be said of a picture at a glance.
+    """The size of a picture, and a small version of all of it.
 
     Attributes:
         width, height: of the whole picture, upright, in pixels.
-        small: uint8 (side, side, 3), RGB: all of it, upright, squeezed into a square.
+        small: uint8 (side, side, 3), RGB: the whole picture, upright, scaled to a square.
     """
 
     width: int
@@ -215,7 +214,7 @@ class Glance:
 
 
 def glance(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> Glance:
-    """The whole of a picture, small, and how large it is.
+    """Returns a small version of the whole picture, and its size.
 
     Raises:
         UnreadableImage, InputError, RunError, Interrupted: as `read`.
@@ -225,13 +224,13 @@ def glance(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> G
 
 
 def is_light(data: bytes, *, size: int, crop: float = 1.0) -> bool:
-    """Whether `read` is sure to take less than a second and 80 MiB for a file."""
+    """Returns whether `read` certainly takes less than 1 s and 80 MiB for a file."""
     container = containers.parse(data)
     return container is not None and _is_light(container, _Task("square", size, crop))
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
-    """A file's bytes, read only when it is a regular file of at most `max_bytes`.
+    """Returns the bytes of a regular file of at most `max_bytes`.
 
     Raises:
         UnreadableImage: missing, no permission, not a file, empty, too many bytes, or an I/O error.
@@ -240,12 +239,12 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> b
 
 
 def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> tuple[bytes, Stamp | None]:
-    """As `read_bytes`, with the stamp by which the file can be known as unchanged later.
+    """Returns what `read_bytes` returns, and the stamp that later shows whether the file has changed.
 
-    The stamp is None where the file may have other bytes by now and the same stamp.
+    The stamp is None where the file could change without a change of the stamp.
     """
     try:
-        # Before it is opened: opening a pipe would wake up whoever waits to write to it.
+        # Before it is opened: opening a pipe would wake up a process that waits to write to it.
         _check_status(os.stat(path), max_bytes)
         now = time.time_ns()
         with open(path, "rb", buffering=0) as file:
@@ -273,7 +272,7 @@ def _check_status(status: os.stat_result, max_bytes: int) -> None:
 
 
 def content_sha256(source: bytes | Image.Image | NDArray[np.uint8]) -> str:
-    """What a picture is known by: SHA-256, in hex, of a file's bytes; elsewhere of its upright RGB pixels.
+    """Returns the SHA-256 that identifies a picture, in hex: of a file's bytes, else of upright RGB pixels.
 
     Raises:
         UnreadableImage, InputError: as `read`.
@@ -327,11 +326,11 @@ def _is_light(container: Container, task: _Task) -> bool:
     )
 
 
-# In a process of its own
+# In a separate process
 
 
 def _in_process(data: bytes, task: _Task, seconds: float) -> _Made:
-    """Has a file decoded by a process that is killed when it takes too long.
+    """Decodes a file in a process that is killed at the time limit.
 
     Raises:
         UnreadableImage, RunError, Interrupted: as `read`.
@@ -339,7 +338,7 @@ def _in_process(data: bytes, task: _Task, seconds: float) -> _Made:
     try:
         return _in_one_process(data, task, seconds)
     except isolation.Ended:
-        # What ended it may have been about another photo, or about none: this one has another try.
+        # The reason may have been another photo, or none: this one gets a second attempt.
         return _in_one_process(data, task, seconds)
 
 
@@ -366,14 +365,14 @@ def _in_one_process(data: bytes, task: _Task, seconds: float) -> _Made:
 
 
 def serve(pipe: int) -> None:
-    """The program of a process that decodes, one file at a time.
+    """Runs a decoding process: decodes one file at a time.
 
     Args:
-        pipe: file descriptor of its pipe.
+        pipe: the file descriptor of its pipe.
     """
-    # What matters of an odd file is in the answer.
+    # The answer says what is wrong with a file.
     warnings.filterwarnings("ignore", module="PIL")
-    # In case that a header promises less than its decoder takes; the file is here up to three times.
+    # For decoders that take more than the header announces; the file is in memory up to three times.
     with suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY + 2**29 + 3 * MAX_BYTES, hard))
@@ -381,7 +380,7 @@ def serve(pipe: int) -> None:
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-    # Loading the decoders takes none of a photo's seconds.
+    # The decoders are loaded before the time limit of a photo starts.
     Image.init()
     isolation.serve(pipe, _answer)
 
@@ -400,7 +399,7 @@ def _answer(caller: isolation.Caller) -> None:
         if container is not None:
             answer: object = _work_on_container(container, task, asking)
         else:
-            answer = _work(_Picture(_opened(data), page=True), task, asking)
+            answer = _work(_Picture(_open_untrusted(data), page=True), task, asking)
     except UnreadableImage as error:
         answer = error.reason, error.detail
     caller.send(answer)
@@ -434,7 +433,7 @@ def _in_memory(source: Image.Image | NDArray[np.uint8]) -> Image.Image:
 
 
 def _may_be_picture(data: bytes) -> bool:
-    """Whether the first bytes are those of a format that is read."""
+    """Returns whether the first bytes are those of a supported format."""
     start = data[:16]
     if _is_heif(data):
         return find_spec("pillow_heif") is not None
@@ -446,12 +445,12 @@ def _is_heif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
 
 
-def _opened(data: bytes) -> Image.Image:
-    """Opens a file of any format; only in a process that may be killed: some headers take hours to read."""
+def _open_untrusted(data: bytes) -> Image.Image:
+    """Opens a file of any format. Only for a process that may be killed: some headers take hours to read."""
     try:
         image = Image.open(io.BytesIO(data), formats=_known_formats())
     except UnidentifiedImageError as error:
-        # What the extra could read is not asked to be installed again.
+        # Do not advise to install the extra where it is installed.
         heif = _is_heif(data) and find_spec("pillow_heif")
         found = (Reason.DAMAGED, "its header is damaged") if heif else _what_is(data)
         raise UnreadableImage(*found) from error
@@ -460,20 +459,20 @@ def _opened(data: bytes) -> Image.Image:
     except MemoryError as error:
         raise UnreadableImage(*_TOO_LARGE) from error
     except Exception as error:
-        # Pillow's plugins let struct, index, value and zlib errors through for hostile headers.
+        # Pillow's plugins raise struct, index, value and zlib errors for malformed headers.
         raise UnreadableImage(*_cut_or_damaged(data)) from error
     return image
 
 
-def _opened_container(container: Container) -> Image.Image:
-    """Opens a JPEG, PNG or WebP file whose header has been read."""
+def _open_container(container: Container) -> Image.Image:
+    """Opens a JPEG, PNG or WebP file with a parsed header."""
     plugins: dict[str, Callable[[io.BytesIO], Image.Image]] = {
         "JPEG": JpegImagePlugin.JpegImageFile,
         "PNG": PngImagePlugin.PngImageFile,
         "WEBP": WebPImagePlugin.WebPImageFile,
     }
     try:
-        # Not by `Image.open`, which judges a JPEG's pixels before its reduction.
+        # Not by `Image.open`, which limits the pixels of a JPEG before its reduction.
         return plugins[container.kind](io.BytesIO(container.data))
     except (SyntaxError, IndexError, TypeError, struct.error) as error:
         raise UnreadableImage(*_what_is(container.data)) from error
@@ -482,19 +481,19 @@ def _opened_container(container: Container) -> Image.Image:
 
 
 def _cut_or_damaged(data: bytes) -> tuple[Reason, str]:
-    # A WebP says how long it is, and does not open at all when it is shorter.
+    # A WebP states its length, and does not open at all if it is shorter.
     is_cut = data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") > len(data) - 8
     return _TRUNCATED if is_cut else _DAMAGED_HEADER
 
 
 def _known_formats() -> tuple[str, ...]:
-    """Those of our formats that this build of Pillow has (AVIF and JPEG 2000 are optional)."""
+    """Returns the supported formats that this build of Pillow has (AVIF and JPEG 2000 are optional)."""
     Image.init()
     return tuple(name for name in (*_FORMATS, _HEIF) if name in Image.OPEN)
 
 
 def _what_is(data: bytes) -> tuple[Reason, str]:
-    """What bytes that no decoder knows are, as far as their first few tell."""
+    """Returns why no decoder accepts the bytes, as far as their signature tells."""
     for magic, words in _BINARY_MAGIC:
         if data.startswith(magic):
             return Reason.UNSUPPORTED_FORMAT, words
@@ -516,7 +515,7 @@ _PCX_HEADER: Final = 128
 
 
 def _is_pcx(data: bytes) -> bool:
-    """Whether a file begins as PCX: four bytes of small numbers would be no proof, so its header must fit."""
+    """Returns whether a file is PCX. Its signature is only four small bytes, so the header must fit too."""
     if len(data) < _PCX_HEADER or data[0] != 10 or data[1] not in (0, 2, 3, 4, 5) or data[2] > 1:
         return False
     left, top, right, bottom = struct.unpack_from("<4H", data, 4)
@@ -536,16 +535,16 @@ _TOO_LARGE: Final = (
 
 
 class _Picture:
-    """A picture whose header is read, with what its pixels need to become upright RGB."""
+    """A picture with a parsed header, and what its conversion to upright RGB needs."""
 
     def __init__(self, image: Image.Image, container: Container | None = None, *, page: bool = False) -> None:
-        """Of a caller's own image, of a file whose header we have read, or, with `page`, of another file."""
+        """Wraps an image of the caller, a file with a parsed container, or, with `page`, another file."""
         self.image = image
         self.container = container
-        # A caller's own PIL image is never put into a reduced scale under its hands, nor too large for it.
+        # A PIL image of the caller is never reduced in place, and never refused as too large.
         self.is_file = container is not None or page
         if page and image.format == "TIFF":
-            _turn_to_largest_page(image)
+            _seek_largest_page(image)
 
     @property
     def orientation(self) -> int | None:
@@ -561,15 +560,15 @@ class _Picture:
         return found if isinstance(found, bytes) and len(found) <= containers.MAX_PROFILE else None
 
     def loaded(self) -> Image.Image:
-        """The same image, decoded."""
+        """Decodes the image and returns it."""
         self.image.load()
         return self.image
 
     def memory(self, across: int) -> int:
-        """Bytes that decoding, converting and resizing to so many pixels across takes.
+        """Returns the bytes for decoding, converting and resizing to a width of `across` pixels.
 
         Raises:
-            UnreadableImage: more pixels or bytes than a file may have.
+            UnreadableImage: the file has too many pixels, or takes too many bytes.
         """
         width, height = self.image.size
         needed = self._decoding() + _converting(self.image, across)
@@ -582,7 +581,7 @@ class _Picture:
         return needed
 
     def _decoding(self) -> int:
-        """Bytes that the decoder takes, with the pixels."""
+        """Returns the bytes that the decoder takes, with the pixels."""
         image = self.image
         pixels = image.width * image.height
         needed = pixels * (_stored_bytes(image.mode) + _DECODER_BYTES.get(image.format or "", 0))
@@ -598,7 +597,7 @@ class _Picture:
 
 
 def _largest_piece(tags: Any, size: tuple[int, int]) -> int:
-    """Pixels of a TIFF that are decoded together: a tile, or a strip of rows."""
+    """Returns the pixels of a TIFF that are decoded together: a tile, or a strip of rows."""
     across, down = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
     if isinstance(across, int) and isinstance(down, int):
         return across * down
@@ -607,7 +606,7 @@ def _largest_piece(tags: Any, size: tuple[int, int]) -> int:
 
 
 def _converting(image: Image.Image, across: int) -> int:
-    """Bytes that `_resized` takes besides the picture."""
+    """Returns the bytes that `_resized` takes besides the picture."""
     width, height = image.size
     if image.mode == "RGB" and "transparency" not in image.info:
         return 0
@@ -617,22 +616,22 @@ def _converting(image: Image.Image, across: int) -> int:
 
 
 def _is_in_one(width: int, height: int, across: int) -> bool:
-    """Whether a picture is converted whole: it is small, or so tall that narrow rows are large as well."""
+    """Returns whether a picture is converted whole: it is small, or so tall that strips save no memory."""
     return width * height * _CONVERTED_PIXEL_BYTES <= _STRIP_BYTES or 4 * across * height > _NARROW_BYTES
 
 
 def _stored_bytes(mode: str) -> int:
-    """Bytes that Pillow stores for a pixel."""
+    """Returns the bytes that Pillow stores for a pixel."""
     if mode in ("1", "L", "P"):
         return 1
     return 2 if mode.startswith("I;16") else 4
 
 
-def _turn_to_largest_page(image: Image.Image) -> None:
-    """Turns a TIFF whose first page is a thumbnail to the picture itself.
+def _seek_largest_page(image: Image.Image) -> None:
+    """Seeks the page of the picture in a TIFF with a thumbnail as its first page.
 
     Raises:
-        UnreadableImage: the picture is none of the pages that can be read.
+        UnreadableImage: the picture is not among the pages that can be read.
     """
     tiff = cast(Any, image)
     is_reduced = bool(tiff.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1)
@@ -649,7 +648,7 @@ def _turn_to_largest_page(image: Image.Image) -> None:
             sizes.append(tiff.size)
     areas = [width * height for width, height in sizes]
     largest = areas.index(max(areas))
-    # Other pages of one document are of about one size, and the first is the one that counts.
+    # The pages of a document have about the same size, and its first page is used.
     tiff.seek(largest if is_reduced or areas[largest] >= _MIN_THUMBNAIL_RATIO * areas[0] else 0)
 
 
@@ -659,7 +658,7 @@ _ROWS_PER_STRIP: Final = 278
 _TILE_WIDTH: Final = 322
 _TILE_HEIGHT: Final = 323
 _SUB_DIRECTORIES: Final = 330
-# How many pages of a TIFF are looked at, and how much larger than a thumbnail its picture is at least.
+# The most pages of a TIFF that are examined, and the least ratio of the areas of picture and thumbnail.
 _MAX_TIFF_PAGES: Final = 16
 _MIN_THUMBNAIL_RATIO: Final = 4
 
@@ -667,39 +666,39 @@ _MIN_THUMBNAIL_RATIO: Final = 4
 def _work_on_container(container: Container, task: _Task, hold: _Hold) -> _Made:
     if container.kind == "WEBP" and (
         container.width * container.height > MAX_PIXELS
-        # Its decoder takes memory already when it is opened.
+        # The decoder of WebP allocates its memory on opening.
         or container.width * container.height * (4 + _DECODER_BYTES["WEBP"]) > MAX_MEMORY
     ):
         raise UnreadableImage(*_TOO_LARGE)
     try:
-        return _work(_Picture(_opened_container(container), container), task, hold)
+        return _work(_Picture(_open_container(container), container), task, hold)
     except UnreadableImage as error:
         if error.reason is not Reason.TRUNCATED or container.kind != "JPEG":
             raise
-        made = _without_end_mark(container, task, hold)
+        made = _completed_jpeg_pixels(container, task, hold)
         if made is None:
             raise
         return made
 
 
-def _without_end_mark(container: Container, task: _Task, hold: _Hold) -> _Made | None:
-    """A JPEG that lacks nothing but its end mark; None where more is missing."""
+def _completed_jpeg_pixels(container: Container, task: _Task, hold: _Hold) -> _Made | None:
+    """Returns the pixels of a JPEG that lacks only its end mark; None where more is missing."""
     found: list[_Made] = []
     for data in containers.completed_jpeg(container.data) or ():
         completed = dataclasses.replace(container, data=data)
         with suppress(UnreadableImage):
-            found.append(_work(_Picture(_opened_container(completed), completed), task, hold))
+            found.append(_work(_Picture(_open_container(completed), completed), task, hold))
     same = len(found) == _END_MARKS and all(np.array_equal(found[0][0], other[0]) for other in found)
     return found[0] if same else None
 
 
-# In how many ways a missing end mark is put there.
+# The number of variants of `containers.completed_jpeg`.
 _END_MARKS: Final = 3
 
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """Turns whatever a broken file raises while it is decoded into its reason."""
+    """Converts any error of a decoder into an UnreadableImage with a reason."""
     try:
         yield
     except (UnreadableImage, Interrupted):
@@ -709,7 +708,7 @@ def _reasons() -> Iterator[None]:
     except MemoryError as error:
         raise UnreadableImage(*_TOO_LARGE) from error
     except Exception as error:
-        # A decoder fed hostile bytes may raise anything; one bad file must never end a run.
+        # A decoder may raise anything for malformed bytes; one bad file must never end a run.
         words = str(error).lower()
         if any(sign in words for sign in ("truncated", "end of file", "eof", "not enough", "incomplete")):
             raise UnreadableImage(*_TRUNCATED) from error
@@ -725,7 +724,7 @@ def _work(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
 def _square(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
     width, height = picture.image.size
     side = max(1.0, task.crop * min(width, height))
-    # Not the quotient of the sizes: 1597 pixels at 1/4 are 400 whole ones, the last three quarters empty.
+    # Not the quotient of the sizes: 1597 pixels at 1/4 become 400, and 3/4 of the last one are padding.
     scale = _draft(picture, _DRAFT_MARGIN * task.size / side)
     box = (
         (width - side) / 2 * scale,
@@ -735,7 +734,7 @@ def _square(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
     )
     size, resampling = (task.size, task.size), Image.Resampling.BILINEAR
     square = _coloured(picture, size, resampling, box, hold, colour=task.colour)
-    # Turning commutes with a central square, and is cheaper on the small picture.
+    # Rotation commutes with a central crop, and is cheaper on the small picture.
     return np.array(_upright(square, picture.orientation)), width, height
 
 
@@ -744,7 +743,7 @@ def _thumbnail(picture: _Picture, task: _Task, hold: _Hold) -> _Made:
     _draft(picture, _DRAFT_MARGIN * task.size / max(width, height))
     shrink = min(1.0, task.size / max(width, height))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    # A page says nothing of colour spaces, so a browser takes every picture for sRGB.
+    # HTML pages state no colour space, so a browser assumes sRGB.
     small = _coloured(picture, size, Image.Resampling.LANCZOS, None, hold, colour="srgb")
     return np.array(_upright(small, picture.orientation)), width, height
 
@@ -768,8 +767,8 @@ def _coloured(
     *,
     colour: Colour,
 ) -> Image.Image:
-    """As `_resized`, with the colours converted to sRGB's where that is asked for."""
-    # What is resized is converted: colours first would cost many times as much.
+    """Returns what `_resized` returns, converted to sRGB if `colour` is "srgb"."""
+    # The resized picture is converted: converting the whole picture first would cost many times as much.
     profile = (picture.profile or None) if colour == "srgb" else None
     keep_cmyk = profile is not None and picture.image.mode == "CMYK" and converts(profile, "CMYK")
     with hold(picture.memory(size[0])):
@@ -780,12 +779,12 @@ def _coloured(
     return to_srgb(small.getchannel(0) if is_grey else small, profile)
 
 
-# Modes of pictures that a profile of grey levels may be for.
+# The modes to which a grey profile may apply.
 _GREY_MODES: Final = ("1", "L", "La", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
 def _draft(picture: _Picture, least: float) -> float:
-    """Asks a JPEG's decoder for 1/2, 1/4 or 1/8 of its size, but for no less than `least`; says which."""
+    """Sets a JPEG decoder to 1/2, 1/4 or 1/8 of the size, at least `least`, and returns the scale."""
     image = picture.image
     if not picture.is_file or image.format not in ("JPEG", "MPO") or least >= 1:
         return 1.0
@@ -802,10 +801,10 @@ def _resized(
     *,
     keep_cmyk: bool = False,
 ) -> Image.Image:
-    """A box of a picture, or all of it, in RGB at another size; one of CMYK in that where it is kept.
+    """Returns a box of a picture, or all of it, in RGB at another size; in CMYK with `keep_cmyk`.
 
-    The same pixels as those of the whole picture converted first and then resized; in strips of rows where
-    that would take much memory: rows are squeezed to their width first, as Pillow does itself, then columns.
+    The pixels are the same as if the whole picture were converted first and then resized. Where that would
+    take much memory, it works in strips of rows: the width is reduced first, as in Pillow, then the height.
     """
     image = picture.loaded()
     width, height = image.size
@@ -818,7 +817,7 @@ def _resized(
         return converted(image).resize(size, resampling, box=box)
     rows = max(1, _STRIP_BYTES // (width * _CONVERTED_PIXEL_BYTES))
     narrow = Image.new("RGB", (across, height))
-    # Beyond the box a filter reaches as far as 3 pixels of the result, or 3 of the picture.
+    # A filter reaches beyond the box by up to 3 pixels of the result, or 3 of the picture.
     reach = math.ceil(3 * max(1.0, (box[3] - box[1]) / down)) + 1
     first, last = max(0, math.floor(box[1]) - reach), min(height, math.ceil(box[3]) + reach)
     for top in range(first, last, rows):
@@ -839,36 +838,36 @@ _TRANSPOSE_BY_ORIENTATION: Final = {
 }
 
 
-# Of these orientations width and height are the other way round.
+# The orientations that exchange width and height.
 _SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None where there is none that can be read."""
+    """Returns the EXIF orientation; None where it is missing or unreadable."""
     try:
         return cast("int | None", image.getexif().get(0x0112))
     except Exception:
-        # Broken EXIF beside a good picture: cameras and editors do that; the picture stands as it is.
+        # Cameras and editors write broken EXIF beside a good picture; the picture is used without rotation.
         return None
 
 
 def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:
-    """`picture`, turned as an EXIF orientation says."""
+    """Returns the picture rotated or flipped by an EXIF orientation."""
     turn = _TRANSPOSE_BY_ORIENTATION.get(orientation or 1)
     return picture if turn is None else picture.transpose(turn)
 
 
 class _Conversion:
-    """RGB of any mode; transparency lies over white, 16 bits are scaled and never clipped.
+    """Converts any mode to RGB: transparency over white; 16 bits are scaled and never clipped.
 
-    It is made of a whole picture and may be called with parts of it.
+    It is made for a whole picture and may be called with parts of it.
     """
 
     def __init__(self, picture: _Picture) -> None:
-        """Looks at all pixels where their range decides.
+        """Scans all pixels where their range decides the conversion (floating-point modes).
 
         Raises:
-            UnreadableImage: numbers that are no levels.
+            UnreadableImage: a pixel is not a finite number.
         """
         image = picture.image
         self._floats_of_one = image.mode == "F" and _highest(image) <= 1
@@ -876,10 +875,10 @@ class _Conversion:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if image.mode.startswith("I"):
-            return _from_deep(np.asarray(image).astype(np.float64) / 257)
+            return _from_float_levels(np.asarray(image).astype(np.float64) / 257)
         if image.mode == "F":
             levels = np.asarray(image, np.float64)
-            return _from_deep(levels * 255 if self._floats_of_one else levels)
+            return _from_float_levels(levels * 255 if self._floats_of_one else levels)
         if image.has_transparency_data:
             layered = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
             white = Image.new("RGBA", layered.size, "white")
@@ -893,7 +892,7 @@ class _Conversion:
 
 
 def _highest(image: Image.Image) -> float:
-    """The highest of floating-point levels, strip by strip."""
+    """Returns the highest floating-point level, computed in strips of rows."""
     width, height = image.size
     rows = max(1, _STRIP_BYTES // (width * _CONVERTED_PIXEL_BYTES))
     highest = -math.inf
@@ -905,5 +904,5 @@ def _highest(image: Image.Image) -> float:
     return highest
 
 
-def _from_deep(levels: NDArray[np.float64]) -> Image.Image:
+def _from_float_levels(levels: NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Blocks: the rows that a search goes through, and their numbers across all blocks."""
+"""Blocks: the rows of a search, and their numbering across all blocks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Block:
     Attributes:
         ids: (n,) int64.
         matrix: (n, d) float32, C order.
-        coded: their codes; None where there are none.
+        coded: their codes; None without codes.
     """
 
     ids: Ids
@@ -33,7 +33,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Selection:
-    """A block, the rows of it that are allowed (None: all), and the number of its first row among all."""
+    """A block, its allowed rows (None is all), and the number of its first row among all rows."""
 
     block: Block
     rows: Ids | None
@@ -43,17 +43,17 @@ class Selection:
         return len(self.block) if self.rows is None else len(self.rows)
 
     def beginning(self, count: int) -> "Selection":
-        """The first rows of a selection."""
+        """Returns the first `count` rows of the selection."""
         rows = np.arange(len(self.block)) if self.rows is None else self.rows
         return Selection(self.block, rows[:count], self.first)
 
     def numbers(self, rows: Ids) -> Ids:
-        """The numbers, among all rows of all blocks, of rows of this selection."""
+        """Returns the numbers, among all rows of all blocks, of rows of this selection."""
         return (rows if self.rows is None else self.rows[rows]) + self.first
 
 
 def selections(blocks: Sequence[Block], allowed: Ids | None) -> Iterator[Selection]:
-    """The rows of each block that are allowed, the largest selection first; none that is empty."""
+    """Yields the allowed rows of each block, the largest selection first, without empty ones."""
     first, found = 0, []
     for block in blocks:
         rows = None
@@ -67,22 +67,22 @@ def selections(blocks: Sequence[Block], allowed: Ids | None) -> Iterator[Selecti
 
 
 class Numbering:
-    """The numbers of all rows of some blocks: block i begins at `firsts[i]`, the last entry is the total."""
+    """The numbers of all rows of the blocks: block i begins at `firsts[i]`; the last entry is the total."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = blocks
         self.firsts: Ids = np.cumsum([0] + [len(block) for block in blocks])
 
     def block_of(self, row: Ids) -> Ids:
-        """In which block each row (n,) is."""
+        """Returns the block of each row (n,)."""
         return np.asarray(np.searchsorted(self.firsts, row, side="right") - 1)
 
     def first_of(self, row: Ids) -> Ids:
-        """The number of the first row of the block of each row (n,)."""
+        """Returns the number of the first row of the block of each row (n,)."""
         return np.asarray(self.firsts[self.block_of(row)])
 
     def ids(self, row: Ids) -> Ids:
-        """The ids of rows (n,)."""
+        """Returns the ids of rows (n,)."""
         number = self.block_of(row)
         ids = np.empty(len(row), np.int64)
         for one in np.unique(number):

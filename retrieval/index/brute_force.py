@@ -1,13 +1,13 @@
 """Brute force: the exact nearest rows of one array to those of another, in blocks, for evaluation and checks.
 
-Of arrays without codes, segments or ids, which `knn` searches. Every pair is compared by a matrix product in
-blocks, |a - b|² = |b|² - 2ab + |a|², which is quick and loses digits where two vectors are close. A bound on
-its rounding says which pairs may be in an answer; those are computed in float64, which alone decides.
+It works on plain arrays; `knn` searches segments with codes and ids. All pairs are compared by matrix
+products in blocks, |a - b|² = |b|² - 2ab + |a|², which are fast but lose digits where two vectors are close.
+A bound on the rounding selects the pairs that may be in a result; float64 distances of these decide.
 
 Shapes: queries (n, d), stored (m, d), m at least 1. Any float dtype; either may be mapped from a file.
 Results: distances float64, Euclidean, and row numbers int64. Equal distances are ordered by row number.
-Memory: a product of 256 x 8192 numbers (8 MB in float32), one block of 8192 rows in float32, and what comes
-back; never an (n, m) array. `rankings` holds `stored` in float64.
+Memory: a product of 256 x 8192 numbers (8 MB in float32), one block of 8192 rows in float32, and the result;
+never an (n, m) array. `rankings` holds `stored` in float64.
 Exactness: as if all distances were computed in float64 by `np.linalg.norm(query - row)`.
 """
 
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 Float = TypeVar("Float", np.float32, np.float64)
 Floats: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = NDArray[np.int64]
-# Some queries, some rows -> which of the rows may be an answer to which query, (q, r).
+# (slice of queries, slice of rows) -> a mask (q, r) of the pairs that may be in the result.
 Allowed: TypeAlias = Callable[[slice, slice], NDArray[np.bool_]]
 
-# Queries and stored rows whose product is in memory at a time.
+# The sides of a block: queries and stored rows that are multiplied at a time.
 QUERY_BLOCK: Final = 256
 ROW_BLOCK: Final = 8192
 
-# Pairs whose differences are computed at a time: 512 KB of 2048 numbers each, for a core's cache.
+# Pairs that are subtracted at a time: 512 KB at 2048 numbers each, which fit into a core's cache.
 PAIR_BLOCK: Final = 32
 
-# Up to this number of pairs all are computed in float64: a product so small waits longer for the threads of
-# numpy than it takes.
+# Up to this number of pairs, all are computed in float64: starting numpy's threads would take longer than so
+# small a product.
 DIRECT_PAIRS: Final = 4096
 
 # Distances that a ranking of all rows has in memory at a time, 8 bytes each.
@@ -44,24 +44,24 @@ _FLOAT64_SLACK: Final = 1 + 1e-11
 def nearest(
     queries: NDArray[np.float32], stored: NDArray[np.float32], k: int, *, allowed: Allowed | None = None
 ) -> tuple[Floats, Rows]:
-    """The k nearest rows of `stored` to each query.
+    """Returns the k nearest rows of `stored` to each query.
 
     Args:
         queries: (n, d).
         stored: (m, d), m >= 1.
-        k: how many, at least 1; at most m are given.
-        allowed: which pairs may be an answer; None is all.
+        k: the number of neighbours, at least 1; at most m are returned.
+        allowed: selects the pairs that may be in the result; None is all.
 
     Returns:
-        Distances (n, k') ascending and row numbers (n, k'), k' = min(k, m); where fewer rows are allowed,
-        infinity and -1 fill up.
+        Distances (n, k') ascending and row numbers (n, k'), k' = min(k, m). Where fewer rows are allowed, the
+        rest is infinity and -1.
     """
     k = min(k, len(stored))
     best = np.full((len(queries), k), np.inf), np.full((len(queries), k), -1, np.int64)
     if len(queries) * len(stored) <= DIRECT_PAIRS:
         _compare_all(best, queries, stored, allowed)
         return best
-    # Around the mean vectors are short, and rounding is small.
+    # Relative to the mean, vectors are short and rounding errors are small.
     middle = _mean(stored)
     for rows in _slices(len(stored), ROW_BLOCK):
         block = (stored[rows] - middle).astype(np.float32)
@@ -80,11 +80,11 @@ def nearest(
 def rankings(
     queries: NDArray[np.float32], stored: NDArray[np.float32]
 ) -> Iterator[tuple[slice, Rows, Floats]]:
-    """For some queries at a time: all rows from near to far, (q, m), and the distances (q,) of the first."""
+    """Yields, for slices of the queries, all rows by distance, (q, m), and the nearest distances (q,)."""
     exact = stored.astype(np.float64)
     lengths = squared_lengths(exact)
     size = max(1, RANKED_CELLS // max(stored.shape))
-    # Even of no queries there is one block.
+    # There is one block even without queries.
     for some in [slice(start, start + size) for start in range(0, max(len(queries), 1), size)]:
         block = queries[some].astype(np.float64)
         order = _ranked(block, exact, lengths)
@@ -92,14 +92,16 @@ def rankings(
 
 
 def squared_lengths(vectors: NDArray[Float]) -> NDArray[Float]:
-    """Squared lengths (n,) of vectors (n, d)."""
+    """Returns the squared lengths (n,) of vectors (n, d)."""
     return np.asarray(np.einsum("nd,nd->n", vectors, vectors))
 
 
 def expanded(
     queries: NDArray[Float], others: NDArray[Float], lengths: NDArray[Float]
 ) -> tuple[NDArray[Float], NDArray[Float]]:
-    """Squared distances by one product. What differs by more than twice a query's bound is in the true order.
+    """Returns squared distances by one matrix product, and a bound on their error for each query.
+
+    Two distances of a query that differ by more than twice its bound are in the true order.
 
     Args:
         queries: (q, d).
@@ -107,15 +109,15 @@ def expanded(
         lengths: (m,) the squared lengths of `others`.
 
     Returns:
-        Squared distances (q, m), which may be below 0; and by how much a query's may be off (q,), even where
-        its vectors had more digits before they were of this type.
+        Squared distances (q, m), which may be below 0; and the largest error of each query's (q,), including
+        the rounding of its vectors to this type.
     """
     own = squared_lengths(queries)
     squares = -2 * queries @ others.T
     squares += lengths
     squares += own[:, None]
-    # Sums of d products are off by d/2 eps of the squared lengths at most; what is rounded before and after
-    # them adds a few eps.
+    # Sums of d products have an error of at most d/2 eps of the squared lengths; the rounding before and
+    # after them adds a few eps.
     bound = 4 * (queries.shape[1] + 1) * np.finfo(squares.dtype).eps
     return squares, np.asarray(bound * (own + lengths.max()), squares.dtype)
 
@@ -129,7 +131,7 @@ def _compare_all(
     stored: NDArray[np.float32],
     allowed: Allowed | None,
 ) -> None:
-    """Puts the nearest of all pairs into distances and rows (n, k)."""
+    """Compares all allowed pairs in float64, and puts the nearest into `best`, (n, k) each."""
     pairs = np.ones((len(queries), len(stored)), bool)
     if allowed is not None:
         pairs = allowed(slice(0, len(queries)), slice(0, len(stored)))
@@ -138,40 +140,40 @@ def _compare_all(
 
 
 def _possible(squares: NDArray[np.float32], off: NDArray[np.float32], best: Floats) -> tuple[Rows, Rows]:
-    """The pairs (query, row) that may be among the k nearest, by squares (q, r) that are off by `off` (q,).
+    """Returns the pairs (query, row) that may be among the k nearest.
 
-    `best` (q, k) are the distances of the nearest so far.
+    `squares` (q, r) have errors of at most `off` (q,); `best` (q, k) are the nearest distances so far.
     """
     k = best.shape[1]
     limit = best[:, -1] ** 2 * _FLOAT64_SLACK + off
     if k <= squares.shape[1]:
         kth = np.partition(squares, k - 1, axis=1)[:, k - 1].astype(np.float64)
         limit = np.minimum(limit, kth + 2 * off)
-    # What float32 cannot say is rounded up; infinity stands for what is not allowed.
+    # The limit is rounded up to float32; infinity marks pairs that are not allowed.
     most = np.nextafter(limit.astype(np.float32), np.float32(np.inf))
     query, row = np.nonzero((squares <= most[:, None]) & (squares < np.inf))
     return query, row
 
 
 def _pair_distances(queries: Floats, query: Rows, stored: NDArray[np.float32], row: Rows) -> Floats:
-    """The distances (p,) of p pairs, in float64."""
+    """Returns the distances (p,) of p pairs, in float64."""
     far = np.empty(len(query))
     for some in _slices(len(query), PAIR_BLOCK):
         apart = stored[row[some]].astype(np.float64)
         apart -= queries[query[some]]
-        # As np.linalg.norm, without its copies.
+        # Same as np.linalg.norm, without its copies.
         apart *= apart
         far[some] = np.sqrt(apart.sum(axis=1))
     return far
 
 
 def _keep_best(best: tuple[Floats, Rows], query: Rows, far: Floats, row: Rows) -> None:
-    """Puts pairs (p,) into the distances and rows (q, k) of the nearest so far, ascending, ties by row."""
+    """Merges pairs (p,) into the nearest distances and rows so far, (q, k) each, ascending, ties by row."""
     distances, rows = best
     count, k = distances.shape
     query = np.concatenate([np.repeat(np.arange(count), k), query])
     far, row = np.concatenate([distances.ravel(), far]), np.concatenate([rows.ravel(), row])
-    # Rows that fill up, at infinity, are behind all others.
+    # Padding, at infinity, is after all other rows.
     order = np.lexsort((row, far, query))
     firsts = np.searchsorted(query[order], np.arange(count))
     chosen = order[firsts[:, None] + np.arange(k)]
@@ -193,10 +195,10 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def _ranked(block: Floats, stored: Floats, lengths: Floats) -> Rows:
-    """Rows of `stored` (m, d) from near to far, for each vector of `block` (b, d): (b, m)."""
+    """Returns the rows of `stored` (m, d) by distance to each vector of `block` (b, d): (b, m)."""
     squares, off = expanded(block, stored, lengths)
     order = np.argsort(squares, axis=1, kind="stable")
-    # What the product's rounding may have put in another order is computed again.
+    # Pairs that the rounding of the product may have exchanged are computed again.
     close = np.diff(np.take_along_axis(squares, order, axis=1), axis=1) <= 2 * off[:, None]
     for index in np.flatnonzero(close.any(1)):
         order[index] = _reordered(block[index], stored, order[index], close[index])
@@ -204,7 +206,7 @@ def _ranked(block: Floats, stored: Floats, lengths: Floats) -> Rows:
 
 
 def _reordered(vector: Floats, stored: Floats, order: Rows, close: NDArray[np.bool_]) -> Rows:
-    """An order whose runs of neighbours that are too close to tell are sorted by their exact distances."""
+    """Returns the order with runs of indistinguishable neighbours sorted by their exact distances."""
     group = np.concatenate([[0], np.cumsum(~close)])
     exact = np.zeros(len(order))
     doubtful = np.concatenate([close, [False]]) | np.concatenate([[False], close])

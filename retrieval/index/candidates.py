@@ -1,4 +1,4 @@
-"""What passes between filter and refine: queries with their limits, candidates, and bounded rows."""
+"""The data that filter and refine exchange: queries with their limits, candidates, and bounded rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -13,17 +13,17 @@ from retrieval.index.explanation import Explanation
 
 
 class QueryBatch:
-    """Some queries on their way to their answers.
+    """A batch of queries with their current limits.
 
     Attributes:
         queries: (n, d) float32.
         exact: the same in float64.
         lengths: (n,) float64, Euclidean.
-        exclude: (n,) the id that is no answer to each query, -1 for none; None where there is none at all.
-        k: how many are asked for; 0 for everything within a radius.
+        exclude: (n,) the id to exclude for each query, -1 for none; None where no query excludes any.
+        k: the number of neighbours; 0 for a radius search.
         limit: (n,) float64, an upper bound of each query's k-th distance, proven by k rows, or the radius.
             It only falls, while filter and refine share it.
-        explanation: is added to.
+        explanation: the costs are added to it.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class QueryBatch:
 
     @property
     def enough(self) -> int:
-        """Among this many different rows there are k that may be answers: one of them may be left out."""
+        """The number of rows that surely contain k results: k, plus one where an id is excluded."""
         return self.k + (self.exclude is not None)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows that no bound has ruled out yet, (n,) each.
+    """Rows that no bound has excluded yet, (n,) each.
 
     Attributes:
-        query: which query of the batch.
-        row: which row, by its number among all rows.
+        query: the position of the query in the batch.
+        row: the number of the row among all rows.
         bound: a lower bound of the distance.
     """
 
@@ -75,7 +75,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Bounded:
-    """Rows whose vectors were compared in float32, (n,) each; `lower` and `upper` bound the distance."""
+    """Rows compared in float32 by their vectors, (n,) each; `lower` and `upper` bound the distance."""
 
     query: NDArray[np.int64]
     row: Ids
@@ -87,12 +87,12 @@ class Bounded:
 
 
 def no_candidates() -> Candidates:
-    """None at all."""
+    """Returns empty candidates."""
     return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 def nothing_bounded() -> Bounded:
-    """None at all."""
+    """Returns empty bounded rows."""
     return Bounded(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0))
 
 
@@ -100,7 +100,7 @@ _Rows = TypeVar("_Rows", Candidates, Bounded)
 
 
 def joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:
-    """All parts in one."""
+    """Returns the concatenation of all parts."""
     if len(parts) == 1:
         return parts[0]
     columns = [[getattr(one, column.name) for one in (nothing, *parts)] for column in fields(nothing)]
@@ -108,7 +108,7 @@ def joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:
 
 
 def by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:
-    """Each query that is in (n,), with its places."""
+    """Yields each query in (n,) with its positions."""
     # numpy sorts numbers of 16 bits by counting them.
     order = np.argsort(query.astype(np.uint16), kind="stable")
     ordered = query[order]
@@ -118,7 +118,7 @@ def by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:
 
 
 def least(query: NDArray[np.int64], values: Floats, count: int) -> NDArray[np.bool_]:
-    """Which values (n,) are among the `count` least of their query (n,)."""
+    """Returns a mask (n,) of the `count` least values of each query."""
     chosen = np.zeros(len(query), bool)
     for _, places in by_query(query):
         if len(places) > count:
@@ -128,7 +128,7 @@ def least(query: NDArray[np.int64], values: Floats, count: int) -> NDArray[np.bo
 
 
 def rank(query: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of each entry among those of the same query, from 0, of an array (n,) sorted by query."""
+    """Returns the rank of each entry within its query, from 0, for an array (n,) sorted by query."""
     if not len(query):
         return query
     starts = np.flatnonzero(np.concatenate([[True], query[1:] != query[:-1]]))

@@ -1,4 +1,4 @@
-"""Explanation: what answering queries took, in rows, bytes and seconds."""
+"""Explanation: the cost of a search for its caller, in rows, bytes and seconds."""
 
 import threading
 import time
@@ -12,16 +12,16 @@ _COUNTING: Final = threading.Lock()
 
 @dataclass
 class Explanation:
-    """What answering took.
+    """The cost of a search.
 
     Attributes:
-        queries: how many were answered.
-        rows: stored vectors that were allowed to be the answer.
-        coded_rows: of them, ruled out or not by their codes, summed over queries.
-        scanned_rows: compared by their whole vectors in float32, summed over queries.
-        candidates: rows that codes did not rule out, compared by their whole vectors, summed over queries.
-        bytes_read: of codes and vectors.
-        seconds: by stage: "filter" and "refine" here; callers add theirs.
+        queries: the number of queries.
+        rows: the number of stored vectors that were allowed in the result.
+        coded_rows: rows tested by their codes, summed over queries.
+        scanned_rows: rows compared by their whole vectors in float32, summed over queries.
+        candidates: rows that codes did not exclude, compared by their whole vectors, summed over queries.
+        bytes_read: bytes of codes and vectors.
+        seconds: by stage: "filter" and "refine" here; callers add their own.
     """
 
     queries: int = 0
@@ -34,14 +34,14 @@ class Explanation:
 
     @property
     def method(self) -> str:
-        """Whether the codes' bound answered, a scan of whole vectors, or some of each."""
+        """The method in words: the bound of codes, a scan of whole vectors, or both."""
         if not self.scanned_rows:
             return "bound" if self.coded_rows else "nothing to search"
         return "bound and scan" if self.coded_rows else "scan"
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time of a with statement to a stage, less that of stages within it."""
+        """Adds the time of a with statement to a stage, without that of nested stages."""
         began, before = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
@@ -52,7 +52,7 @@ class Explanation:
 
 
 def count(explanation: Explanation, **numbers: int) -> None:
-    """Adds to the counters of an explanation; threads may do so at once."""
+    """Adds to the counters of an explanation; thread-safe."""
     with _COUNTING:
         for name, number in numbers.items():
             setattr(explanation, name, getattr(explanation, name) + number)

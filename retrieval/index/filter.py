@@ -1,7 +1,7 @@
-"""Filter: the rows that a lower bound on their distance does not rule out.
+"""Filter: excludes rows by a lower bound on their distance.
 
-The bound comes from codes (`quantization`) where a block has them and they rule out enough, else from a
-float32 product with its vectors and a bound on that product's rounding.
+The bound comes from codes (`quantization`) if a block has them and they exclude enough rows, else from a
+float32 product with its vectors and a bound on the rounding of that product.
 """
 
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ from retrieval.index.kernels import FLOAT64_SLACK, at_most, pairwise_squares, re
 from retrieval.index.quantization import Basis, Coded, centred
 from retrieval.index.threads import buffer, spread
 
-# Rows that FAISS proposes of each block by their codes, at least.
+# The least number of rows that FAISS proposes for each block by their codes.
 MIN_PROPOSALS: Final = 24
 
-# Rows of a block that are compared first, for a limit to begin with, at least.
+# The least number of rows of a block that are compared first, for an initial limit.
 SEED_ROWS: Final = 1024
 
-# Where codes leave more than this share of a block's rows, its whole vectors are scanned instead.
+# If codes leave more than this share of a block's rows, its whole vectors are scanned instead.
 MAX_CANDIDATE_SHARE: Final = 1 / 16
 
-# This number of candidates is compared one by one, however few rows the block has.
+# Up to this number of candidates is never replaced by a scan, however few rows the block has.
 MIN_CANDIDATES: Final = 64
 
-# Above any squared distance that float32 can hold.
+# The largest limit of a squared distance, near the largest float32.
 _MAX_SQUARE: Final = 3e38
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Queries in a basis: codes (n, m) as float32, the same about the centre of the grid, and errors (n,)."""
+    """Queries in a basis: codes (n, m) as float32, the same codes centred, and errors (n,)."""
 
     codes: NDArray[np.float32]
     centred: NDArray[np.float32]
@@ -52,9 +52,9 @@ class Filter:
         self._encodings: dict[int, _Encoded] = {}
 
     def proposals(self, chosen: Sequence[Selection]) -> list[tuple[Candidates, Floats]]:
-        """The rows of whole coded blocks with the least bounds, as FAISS finds them, block by block.
+        """Returns for each whole coded block the rows with the lowest bounds, as FAISS finds them.
 
-        Beside them, for each query (n,), the bound that no other row of the block is below.
+        With them, for each query (n,), comes a lower bound of all other rows of the block.
         """
         for selection in chosen:
             assert selection.block.coded is not None
@@ -63,7 +63,7 @@ class Filter:
         return list(spread(partial(self._proposals, wanted=wanted), chosen))
 
     def seeds(self, selection: Selection) -> tuple[NDArray[np.int64], Ids] | None:
-        """Pairs of queries and near rows, some of each query, from the first rows of a block with codes."""
+        """Returns pairs of queries and near rows from the start of a block; None if it lacks codes."""
         enough = self._batch.enough
         beginning = selection.beginning(max(SEED_ROWS, 4 * enough))
         coded = beginning.block.coded
@@ -74,7 +74,7 @@ class Filter:
         return np.repeat(np.arange(len(best)), enough), beginning.numbers(best.ravel())
 
     def filtered(self, selection: Selection) -> Candidates | Bounded:
-        """Those rows of a selection that the bound does not rule out."""
+        """Returns the rows of a selection that the bound does not exclude."""
         coded = selection.block.coded
         if coded is not None:
             found = self._by_codes(selection, coded)
@@ -100,14 +100,14 @@ class Filter:
         encoded = self._encoded(coded)
         squares = self._code_squares(selection, coded)
         reach = (self._batch.limit * FLOAT64_SLACK + coded.error + encoded.errors) / coded.basis.step
-        # Squared distances between codes are whole numbers, and none is above the second.
+        # Squared distances between codes are whole numbers, and the second value is their maximum.
         most = np.minimum(reach**2 * (1 + 1e-9) + 1, 256.0**2 * coded.basis.coordinates)
         query, row = at_most(squares, np.floor(most).astype(np.float32))
         bounds = _lower_bound(coded, squares[query, row].astype(np.float64), encoded.errors[query])
         return Candidates(query, selection.numbers(row), bounds)
 
     def _code_squares(self, selection: Selection, coded: Coded) -> NDArray[np.float32]:
-        """Squared distances (queries, rows) between codes, exactly."""
+        """Returns exact squared distances (queries, rows) between codes."""
         rows, coordinates = len(selection), coded.basis.coordinates
         stored = buffer("codes", (rows, coordinates))
         coded.centred(slice(None) if selection.rows is None else selection.rows, stored)
@@ -141,14 +141,14 @@ class Filter:
         return Bounded(query, selection.numbers(row), lower, self._upper_bound(found, query))
 
     def _vector_squares(self, selection: Selection) -> NDArray[np.float32]:
-        """Squared distances (queries, rows) in float32, off by at most what `_rounding` says."""
+        """Returns squared distances (queries, rows) in float32, with errors of at most `_rounding`."""
         block = selection.block
         matrix = block.matrix if selection.rows is None else block.matrix[selection.rows]
         self._count(scanned_rows=len(selection) * len(self._batch), bytes_read=matrix.nbytes)
         return pairwise_squares(self._batch.queries, matrix)
 
     def _kth_limit(self, squares: NDArray[np.float32]) -> Floats:
-        """A limit for each query from float32 squares (queries, rows) of distances to different rows."""
+        """Returns a limit for each query from float32 squared distances (queries, rows) to different rows."""
         enough = self._batch.enough
         if squares.shape[1] < enough:
             return np.full(len(squares), np.inf)
@@ -156,11 +156,11 @@ class Filter:
         return self._upper_bound(kth.astype(np.float64), np.arange(len(kth)))
 
     def _upper_bound(self, squares: Floats, query: NDArray[np.int64]) -> Floats:
-        """Upper bounds of distances (n,) from what `_vector_squares` gave.
+        """Returns upper bounds of distances (n,) from the result of `_vector_squares`.
 
-        With t the distance, D its float32 square and q the query's length, |x| <= q + t, and `_rounding` says
-        t^2 <= D + g(2q + t)^2. So t <= sqrt(D) + sqrt(g)(2q + t), from which t is at most some T; and once
-        more, t^2 <= D + g(2q + T)^2.
+        With t the distance, D its float32 square and q the query's length, |x| <= q + t, and by `_rounding`
+        t^2 <= D + g(2q + t)^2. So t <= sqrt(D) + sqrt(g)(2q + t), which bounds t by some T; and again,
+        t^2 <= D + g(2q + T)^2.
         """
         dimension = self._batch.queries.shape[1]
         length, gamma = self._batch.lengths[query], relative_rounding(dimension)
@@ -169,7 +169,7 @@ class Filter:
         return np.asarray(np.sqrt(squares + gamma * (2 * length + most) ** 2) * FLOAT64_SLACK)
 
     def _rounding(self, lengths: Floats) -> Floats:
-        """How much FAISS's float32 square of a distance may differ from the true one, |x| up to `lengths`.
+        """Returns the error bound of FAISS's float32 square of a distance, for |x| up to `lengths`.
 
         FAISS sums either (q - x)^2 or |q|^2 + |x|^2 - 2qx; the magnitudes of both are at most (|q| + |x|)^2.
         """
@@ -182,7 +182,7 @@ class Filter:
 
 
 def _lower_bound(coded: Coded, squares: Floats, errors: Floats) -> Floats:
-    """Lower bounds of distances from squared distances between codes."""
-    # The factor covers the rounding of these few operations.
+    """Returns lower bounds of distances from squared distances between codes."""
+    # The factors cover the rounding of these few operations.
     reach = coded.basis.step * np.sqrt(np.maximum(squares, 0)) * (1 - 1e-12)
     return np.maximum(reach - (coded.error + errors) * (1 + 1e-12), 0)

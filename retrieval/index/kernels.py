@@ -1,8 +1,8 @@
 """Squared distances by FAISS and numpy on one core, and bounds on their float32 rounding.
 
-numpy's own products would spread over every core by themselves, and where others compute too its threads wait
-for each other: the same product was measured at 0.4 and at 12 ms. So these run on the calling thread's core,
-and `threads.spread` calls them on all of them.
+numpy's own products use all cores, and its threads wait for each other if other threads compute too: the same
+product was measured at 0.4 and at 12 ms. So these kernels run on the calling thread's core, and
+`threads.spread` calls them on all cores.
 """
 
 from typing import Final
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from retrieval.index.blocks import Floats, Ids
 from retrieval.index.threads import buffer
 
-# Up to this many pairs numpy computes in float32, too: FAISS would wake threads of its own outside ours.
-# In float64, whose differences should stay in a core's cache, no more pairs are computed at a time.
+# Up to this many pairs numpy also computes in float32: FAISS would start its own threads outside the pool. In
+# float64 this is the most pairs at a time, so that the differences stay in a core's cache.
 SMALL_BATCH_PAIRS: Final = 16
 
-# Relative rounding error of a float64 distance, plus one: sums of 2048 terms are off by 2e-13.
+# One plus the relative rounding error of a float64 distance; sums of 2048 terms have an error of 2e-13.
 FLOAT64_SLACK: Final = 1 + 1e-11
 
 
 def pairwise_squares(queries: NDArray[np.float32], stored: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Squared distances (q, n) float32 of all queries (q, d) to all stored vectors (n, d), both float32.
+    """Returns squared distances (q, n) float32 of queries (q, d) to stored vectors (n, d), both float32.
 
-    They lie in the calling thread's buffer, until it asks again.
+    The result is the calling thread's buffer, which its next call overwrites.
     """
     squares = buffer("squares", (len(queries), len(stored)))
     (n, d), rows = queries.shape, len(stored)
@@ -40,7 +40,7 @@ def pairwise_squares(queries: NDArray[np.float32], stored: NDArray[np.float32]) 
 def pair_squares_float32(
     queries: NDArray[np.float32], query: NDArray[np.int64], matrix: NDArray[np.float32], row: Ids
 ) -> NDArray[np.float32]:
-    """Squared distances (p,) float32 of p pairs: of `queries[query]` to `matrix[row]`."""
+    """Returns squared distances (p,) float32 of p pairs: of `queries[query]` to `matrix[row]`."""
     if len(row) <= SMALL_BATCH_PAIRS:
         differences = matrix[row]
         differences -= queries[query]
@@ -54,30 +54,31 @@ def pair_squares_float32(
 def pair_squares_float64(
     queries: Floats, query: NDArray[np.int64], matrix: NDArray[np.float32], row: Ids
 ) -> Floats:
-    """The same in float64, of `queries` (q, d) float64."""
+    """Returns squared distances (p,) float64 of p pairs, of `queries` (q, d) float64."""
     differences = matrix[row].astype(np.float64)
     differences -= queries[query]
     return np.asarray(np.einsum("ij,ij->i", differences, differences))
 
 
 def relative_rounding(dimension: int) -> float:
-    """By which share of the sum of their magnitudes a float32 sum of products may be off, in any order.
+    """Returns the relative error bound of a float32 sum of products, in any order of summation.
 
-    Higham, Accuracy and Stability of Numerical Algorithms, 3.1: (d + c)u / (1 - (d + c)u), u = 2^-24.
+    It is a share of the sum of the magnitudes. Higham, Accuracy and Stability of Numerical Algorithms, 3.1:
+    (d + c)u / (1 - (d + c)u), u = 2^-24.
     """
     terms = dimension + 16
     return terms * 2.0**-24 / (1 - terms * 2.0**-24)
 
 
 def underflow(dimension: int) -> float:
-    """How much such a sum may lose to terms that are too small for float32."""
+    """Returns the absolute error bound of such a sum from terms that underflow in float32."""
     return (dimension + 16) * 2.0**-126
 
 
 def at_most(squares: NDArray[np.float32], most: NDArray[np.float32]) -> tuple[Ids, Ids]:
-    """Where a row of (n, m) has numbers of at most its own limit (n,): rows and columns.
+    """Returns rows and columns of the entries of (n, m) that are at most the limit of their row (n,).
 
-    Hardly any has, so eight answers are looked at in one, which is quicker than numpy's own search.
+    Few entries are, so eight comparison results are tested at once, which is faster than numpy's search.
     """
     rows, columns = squares.shape
     answers = buffer("answers", (rows, columns + -columns % 8), np.dtype(bool))
@@ -90,10 +91,10 @@ def at_most(squares: NDArray[np.float32], most: NDArray[np.float32]) -> tuple[Id
 
 
 def float32_bounds(squares: Floats, dimension: int) -> tuple[Floats, Floats]:
-    """Lower and upper bounds (n,) of distances from float32 sums (n,) of squared differences.
+    """Returns lower and upper bounds (n,) of distances from float32 sums (n,) of squared differences.
 
-    Every term of the sum is off by a few units in its last place, so the sum is, by Higham's bound, off by at
-    most g of itself.
+    Each term has an error of a few units in its last place, so by Higham's bound the relative error of the
+    sum is at most gamma.
     """
     gamma, tiny = relative_rounding(dimension), underflow(dimension)
     lower = np.sqrt(np.maximum(squares - tiny, 0) / (1 + gamma)) / FLOAT64_SLACK

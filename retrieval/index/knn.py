@@ -1,9 +1,9 @@
 """Exact k-nearest-neighbour search: the answers of a float64 brute force, by filter and refine.
 
 Filter and refine (Faloutsos et al. 1994; Seidl and Kriegel, Optimal multi-step k-nearest neighbor search,
-SIGMOD 1998): `filter` rules rows out by a lower bound on each distance; `refine` computes the others in
-float64 from the vectors themselves, nearest bound first, until the next bound exceeds the k-th distance. So
-the answer does not depend on codes, blocks, kernels, or how many queries come together.
+SIGMOD 1998): `filter` excludes rows by a lower bound on each distance; `refine` computes the others in
+float64 from the whole vectors, lowest bound first, until the next bound exceeds the k-th distance. So the
+result does not depend on codes, blocks, kernels, or the number of queries in a batch.
 """
 
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ from retrieval.index.threads import spread
 
 __all__ = ["Block", "Explanation", "Ids", "Neighbours", "nearest", "within"]
 
-# Distances (m,) of a query's answers, and their ids (m,).
+# The distances (m,) of a query's neighbours, and their ids (m,).
 Neighbours: TypeAlias = tuple[Floats, Ids]
 
-# Queries that are searched together: their products with a block of 8192 rows are 8 MB.
+# Queries in a batch: their products with a block of 8192 rows are 8 MB.
 QUERY_BATCH: Final = 256
 RADIUS_QUERY_BATCH: Final = 64
 
-# Answers of all queries that are searched together, at most.
+# The most neighbours of all queries of a batch.
 MAX_BATCH_ANSWERS: Final = 2**24
 
-# Up to this number of queries FAISS scans the codes for each of them; above it one product serves all.
+# Up to this number of queries FAISS scans the codes once for each; above, one product serves all.
 DIRECT_SCAN_MAX_QUERIES: Final = 8
 
-# No distance is above this, as no vector is longer than 1e18.
+# An upper bound of all distances: no vector is longer than 1e18.
 MAX_DISTANCE: Final = 1e19
 
 
@@ -48,15 +48,15 @@ def nearest(
     exclude: Sequence[int | None] | None = None,
     explanation: Explanation | None = None,
 ) -> list[Neighbours]:
-    """The k nearest rows to each query.
+    """Returns the k nearest rows to each query.
 
     Args:
-        blocks: what is searched; no id is in two of them.
+        blocks: the rows to search; no id is in two blocks.
         queries: (n, d) float32, finite, of lengths up to 1e18.
-        k: at least 1; fewer rows give them all.
-        allowed: the only ids that may be an answer, ascending.
-        exclude: for each query an id that is none.
-        explanation: is added to.
+        k: at least 1; with fewer rows, all are returned.
+        allowed: the only ids that may be in the result, ascending.
+        exclude: for each query an id that may not be in its result, or None.
+        explanation: the costs are added to it.
 
     Returns:
         For each query: Euclidean distances ascending, float64, and ids; equal distances by id.
@@ -75,13 +75,13 @@ def within(
     exclude: Sequence[int | None] | None = None,
     explanation: Explanation | None = None,
 ) -> list[Neighbours]:
-    """Every row whose distance to a query is at most `radius`; otherwise as `nearest`."""
+    """Returns all rows at a distance of at most `radius` from each query; otherwise as `nearest`."""
     search = _Search(blocks, allowed, explanation, k=0, radius=min(radius, MAX_DISTANCE))
     return search.in_batches(queries, exclude, RADIUS_QUERY_BATCH)
 
 
 class _Search:
-    """What is searched, and for how many (k, or 0) or how far."""
+    """A search of blocks, for the k nearest rows or, with k = 0, within a radius."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Search:
     def in_batches(
         self, queries: NDArray[np.float32], exclude: Sequence[int | None] | None, size: int
     ) -> list[Neighbours]:
-        """The answers to queries (n, d), of which `size` are searched together."""
+        """Returns the neighbours of queries (n, d), in batches of `size`."""
         self._explanation.queries += len(queries)
         self._explanation.rows = sum(map(len, self._selections))
         answers: list[Neighbours] = []
@@ -124,7 +124,7 @@ class _Search:
         return refiner.answers()
 
     def _proposed(self, batch: QueryBatch, filtering: Filter, refiner: Refiner) -> list[Selection]:
-        """Lets FAISS scan the codes of whole blocks; returns the selections that this does not finish."""
+        """Scans the codes of whole blocks by FAISS; returns the selections that this does not finish."""
         ready = [one for one in self._selections if one.block.coded is not None and one.rows is None]
         if not ready:
             return self._selections
@@ -141,7 +141,7 @@ class _Search:
     def _filter(
         self, rest: Sequence[Selection], batch: QueryBatch, filtering: Filter, refiner: Refiner
     ) -> None:
-        """Filters selections side by side; the limits fall meanwhile."""
+        """Filters selections in parallel, while the limits fall."""
         seen, next_look = 0, 1
         with self._explanation.timed("filter"):
             if rest and batch.k and not np.isfinite(batch.limit).any():

@@ -1,19 +1,19 @@
-"""8-bit scalar quantization of vectors, which gives a lower bound on every distance.
+"""8-bit scalar quantization of vectors, which gives a lower bound on every distance, for `filter`.
 
-A basis is a mean, m - 1 orthonormal axes and a grid. A vector is placed at its m - 1 coordinates along the
-axes and, as the last one, at the length of what remains. For any two vectors the Euclidean distance between
-their places is at most their own (Faloutsos et al., GEMINI, SIGMOD 1994): along the axes it is a projection,
-and lengths differ by no more than what they are lengths of. Clipping places to a box keeps that, since a
-projection onto a convex set brings nothing further apart. A code is the clipped place on a grid with one step
-for all coordinates; how far off that is, is measured when it is made. Hence
+A basis is a mean, m - 1 orthonormal axes and a grid. The place of a vector is its m - 1 coordinates along the
+axes and, as the last coordinate, the length of the remainder. For any two vectors the Euclidean distance of
+their places is at most their own distance (Faloutsos et al., GEMINI, SIGMOD 1994): along the axes it is a
+projection, and by the triangle inequality lengths differ by at most the distance. Clipping places to a box
+keeps the bound, since a projection onto a convex set increases no distance. A code is the clipped place on a
+grid with one step for all coordinates; its error is measured when it is made. Hence
 
     |q - x|  >=  step * sqrt(D) - error(q) - error(x)
 
 where D, the squared distance between two codes, is a whole number that FAISS (8-bit codes, summed as
 integers) and a float32 matrix product (whole numbers below 2^24) both compute without any rounding.
 
-The axes are the principal ones of a sample, turned among each other at random: then the coordinates vary
-alike, and one step serves them all (as in product quantisation, Jégou et al. 2010, and its rotations).
+The axes are the principal axes of a sample, after a random rotation: then the coordinates have similar
+variance, and one step fits all (as in product quantisation, Jégou et al. 2010, and its rotations).
 """
 
 import errno
@@ -34,35 +34,35 @@ from retrieval.system.files import open_plain, path_in_utf8, why, write_durably
 
 Codes: TypeAlias = NDArray[np.uint8]  # (n, m)
 
-# How many coordinates a basis may have. More, and D would no longer be exact in float32.
+# The numbers of coordinates that a basis may have. With more, D would not be exact in float32.
 CHOICES: Final = (64, 128, 256)
 
 # Half the unit in the last place of float64.
 _FLOAT64_ROUNDOFF: Final = 2.0**-53
 
-# Where a FAISS file has its number of rows: after its kind and the dimension.
+# The offset of the number of rows in a FAISS file: after its kind and the dimension.
 _ROW_COUNT_OFFSET: Final = 8
 
-# The centre of the grid, that products stay small: 255 * 255 * 256 would leave float32 no room.
+# The centre of the grid. Centred codes keep products small: 255 * 255 * 256 would not leave float32 exact.
 _CENTRE: Final = np.float32(128)
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """Where vectors are placed, and on which grid.
+    """A basis: the projection and the grid of the codes.
 
     Attributes:
         mean: (d,) float64.
         axes: (m - 1, d) float64, orthonormal rows.
-        low: (m,) float64, the grid's least corner.
-        step: its step, the same along every coordinate.
+        low: (m,) float64, the lowest corner of the grid.
+        step: the step of the grid, the same along all coordinates.
     """
 
     mean: NDArray[np.float64]
     axes: NDArray[np.float64]
     low: NDArray[np.float64]
     step: float
-    # How far the axes are from orthonormal, as a bound that includes the rounding of its own computation.
+    # A bound on the axes' defect from orthonormality, including the rounding of its own computation.
     _slack: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,24 +72,24 @@ class Basis:
 
     @property
     def coordinates(self) -> int:
-        """m, also the bytes of a code."""
+        """The number of coordinates m, which is also the size of a code in bytes."""
         return len(self.low)
 
     def encode(self, vectors: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float64]]:
-        """Codes (n, m) of vectors (n, d), and how far each may be from its clipped place, (n,)."""
+        """Returns codes (n, m) of vectors (n, d), and the largest distances to their clipped places, (n,)."""
         places, noise = self._place(vectors)
         top = self.low + 255 * self.step
         np.clip(places, self.low, top, out=places)
         codes = np.rint((places - self.low) / self.step).clip(0, 255)
         places -= self.low + codes * self.step
         errors = np.sqrt(np.einsum("ij,ij->i", places, places))
-        # The last term covers the rounding of this very arithmetic.
+        # The last terms cover the rounding of this arithmetic.
         grid = float(np.abs(self.low).max() + 255 * self.step)
         errors += noise + 64 * _FLOAT64_ROUNDOFF * grid * np.sqrt(self.coordinates) + 1e-12 * errors
         return codes.astype(np.uint8), errors
 
     def _place(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Places (n, m), and bounds (n,) on what the rounding of float64 and of the axes did to them."""
+        """Returns places (n, m), and bounds (n,) on their errors from float64 rounding and inexact axes."""
         moved = vectors.astype(np.float64)
         lengths = np.sqrt(np.einsum("ij,ij->i", moved, moved)) + np.linalg.norm(self.mean)
         moved -= self.mean
@@ -99,30 +99,30 @@ class Basis:
         squares -= np.einsum("ij,ij->i", places[:, :-1], places[:, :-1])
         rest = np.sqrt(np.maximum(squares, 0))
         places[:, -1] = rest
-        # Of a square that is off by e the root is off by at most sqrt(e), and by e over itself.
+        # If a square has an error e, its root has an error of at most sqrt(e), and of at most e / root.
         off = 4 * self._slack * lengths**2
         with np.errstate(divide="ignore", invalid="ignore"):
             root = np.where(rest > 0, np.minimum(np.sqrt(off), off / rest), np.sqrt(off))
         return places, 2 * self._slack * lengths + root
 
     def data(self) -> bytes:
-        """What `basis_of` reads: safetensors, no pickle."""
+        """Returns the file content that `basis_of` reads: safetensors, no pickle."""
         step = np.array([self.step])
         return save({"mean": self.mean, "axes": self.axes, "low": self.low, "step": step})
 
 
 def basis_of(data: bytes) -> Basis:
-    """A basis from its file's bytes.
+    """Returns the basis in the bytes of a file.
 
     Raises:
-        ValueError: they are something else.
+        ValueError: the bytes are not a basis.
     """
     try:
         parts = load(data)
         basis = Basis(parts["mean"], parts["axes"], parts["low"], float(parts["step"][0]))
         shapes_fit = basis.axes.shape == (len(basis.low) - 1, len(basis.mean))
     except Exception as error:
-        # safetensors has exceptions of its own for damaged files.
+        # safetensors raises its own exceptions for damaged files.
         raise ValueError("not a basis") from error
     if not (shapes_fit and basis.coordinates in CHOICES and 0 < basis.step < np.inf):
         raise ValueError("not a basis")
@@ -133,9 +133,9 @@ class Coded:
     """The codes of a segment's vectors, in the order of its rows, memory-mapped.
 
     Attributes:
-        basis: what they are codes in.
-        error: how far any of the vectors may be from its code's place.
-        index: FAISS's, for squared distances between codes.
+        basis: the basis of the codes.
+        error: the largest distance between a vector's place and its code.
+        index: a FAISS index, for squared distances between codes.
         codes: (n, m), a view of the mapped file.
     """
 
@@ -147,14 +147,14 @@ class Coded:
         self.codes: Codes = faiss.rev_swig_ptr(index.codes.data(), size).reshape(index.ntotal, index.d)
 
     def centred(self, rows: Any, out: NDArray[np.float32]) -> None:
-        """Fills (n, m) with the codes of some rows, moved by `centred` as those of queries are."""
+        """Fills (n, m) with the centred codes of rows; see the function `centred`."""
         np.subtract(self.codes[rows], _CENTRE, out=out, dtype=np.float32)
 
 
 def centred(codes: Codes) -> NDArray[np.float32]:
-    """Codes (n, m) about the centre of the grid: squared distances of these are exact in float32.
+    """Returns codes (n, m) relative to the centre of the grid: their squared distances are exact in float32.
 
-    Also as |q|^2 + |x|^2 - 2qx, since all of it stays below 2^24 for 256 coordinates.
+    This also holds for |q|^2 + |x|^2 - 2qx, since all terms stay below 2^24 for 256 coordinates.
     """
     return np.subtract(codes, _CENTRE, dtype=np.float32)
 
@@ -169,7 +169,7 @@ class WrittenCodes:
 
 
 def tolerable(basis: Basis, errors: NDArray[np.float64]) -> bool:
-    """Whether errors are those of the grid; a vector so long that float64 is coarse beside it has others."""
+    """Returns whether errors are those of the grid; they are larger for vectors too long for float64."""
     return bool((errors <= 0.6 * basis.step * np.sqrt(basis.coordinates)).all())
 
 
@@ -177,7 +177,7 @@ def write(path: Path, codes: Codes, errors: NDArray[np.float64]) -> WrittenCodes
     """Writes codes durably.
 
     Raises:
-        StorageError: the disk refused; no file is left.
+        StorageError: the file system refused; no file is left.
     """
     head, tail = _frame(*codes.shape)
     data = b"".join((head, np.ascontiguousarray(codes).data, tail))
@@ -186,15 +186,15 @@ def write(path: Path, codes: Codes, errors: NDArray[np.float64]) -> WrittenCodes
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, in our words if not."""
+    """Writes a file atomically; a failure is a StorageError."""
     try:
         write_durably(path, data, inherit=True)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {why(error)}.") from error
 
 
-# Errors that say nothing about what is in a file.
-_MACHINE: Final = (
+# Errors of the machine, which say nothing about the content of a file.
+_MACHINE_ERRORS: Final = (
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
@@ -208,24 +208,25 @@ _MACHINE: Final = (
 
 
 def machine_reason(error: BaseException) -> str | None:
-    """Why the machine could not open a file, in the operating system's words; None where that is not why.
+    """Returns the operating system's message if an error is one of the machine; None for other errors.
 
-    FAISS tells of such an error by a RuntimeError with these words in it.
+    FAISS reports such an error as a RuntimeError that contains this message.
     """
     if isinstance(error, OSError):
-        return why(error) if error.errno in _MACHINE else None
+        return why(error) if error.errno in _MACHINE_ERRORS else None
     text = str(error)
-    return next((os.strerror(code).lower() for code in _MACHINE if os.strerror(code) in text), None)
+    return next((os.strerror(code).lower() for code in _MACHINE_ERRORS if os.strerror(code) in text), None)
 
 
 def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
-    """Opens codes.
+    """Opens the codes of a segment, memory-mapped.
 
     Raises:
-        GalleryDamaged: the file is missing, or is not that of so many rows.
+        GalleryDamaged: the file is missing, or is not a file of `rows` codes.
+        StorageError: the machine cannot read it.
     """
     try:
-        if not _is_whole(path, rows, basis.coordinates):
+        if not _has_valid_frame(path, rows, basis.coordinates):
             raise GalleryDamaged(f"{path} is damaged.")
         with path_in_utf8(path) as name:
             index = faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC)
@@ -242,13 +243,13 @@ def read(path: Path, basis: Basis, rows: int, error: float) -> Coded:
 
 
 def copy(path: Path, rows: int, coordinates: int, sha256: str) -> Codes | None:
-    """Codes (rows, m) of a file that is what was written; None of one that is not, or cannot be read."""
+    """Returns the codes (rows, m) of a file with this SHA-256; None for a damaged or unreadable one."""
     head, tail = _frame(rows, coordinates)
     try:
         with open_plain(path) as file:
             data = file.read()
     except OSError:
-        return None  # whoever asks can make them anew
+        return None  # the caller can compute them again
     if len(data) != len(head) + rows * coordinates + len(tail):
         return None
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -256,23 +257,23 @@ def copy(path: Path, rows: int, coordinates: int, sha256: str) -> Codes | None:
     return np.frombuffer(data, np.uint8, rows * coordinates, len(head)).reshape(rows, coordinates)
 
 
-def _is_whole(path: Path, rows: int, coordinates: int) -> bool:
-    """Whether a file has the frame of so many codes: FAISS reserves what a damaged one asks for."""
+def _has_valid_frame(path: Path, rows: int, coordinates: int) -> bool:
+    """Returns whether a file has the frame of `rows` codes: FAISS allocates what a damaged header states."""
     head, tail = _frame(rows, coordinates)
     size = len(head) + rows * coordinates + len(tail)
     with open_plain(path) as file:
         if os.fstat(file.fileno()).st_size != size or file.read(len(head)) != head:
             return False
         if hasattr(os, "posix_fadvise"):
-            # Every search goes through all of it. Mapped pages alone would be fetched a few at a time: 124 MB
-            # took 1.3 s from a disk that reads them in 0.14 s.
+            # A search reads the whole file. Page faults alone would fetch a few pages at a time: 124 MB took
+            # 1.3 s from a disk that reads them in 0.14 s.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         file.seek(size - len(tail))
         return file.read() == tail
 
 
 def _frame(rows: int, coordinates: int) -> tuple[bytes, bytes]:
-    """What a file of codes has before and behind them: that of one code, with the numbers of many."""
+    """Returns the bytes of a file before and after the codes: those of one code, with `rows` as the count."""
     index = faiss.IndexScalarQuantizer(coordinates, faiss.ScalarQuantizer.QT_8bit_direct)
     code = (np.arange(coordinates)[None] * 37 % 251).astype(np.uint8)
     index.add(code.astype(np.float32))
@@ -289,7 +290,7 @@ def _frame(rows: int, coordinates: int) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a number of coordinates would cost, and the share of rows that is left to look at."""
+    """The cost of a number of coordinates, and the share of rows that its bound does not exclude."""
 
     coordinates: int
     left: float
@@ -298,12 +299,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned from a sample.
+    """The result of learning from a sample.
 
     Attributes:
-        basis: the cheapest; None where the bound leaves so much that reading every vector costs less.
-        trials: for each number of coordinates.
-        scan_cost: of reading every vector, in the unit of the trials' costs.
+        basis: the cheapest; None where reading all vectors costs less.
+        trials: one for each number of coordinates.
+        scan_cost: the cost of reading all vectors, in the unit of the trials' costs.
     """
 
     basis: Basis | None
@@ -320,16 +321,16 @@ _TRIAL_QUERIES: Final = 64
 
 
 def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
-    """Finds the axes of a sample (n, d), and the number of coordinates that makes searches cheapest.
+    """Returns the basis of a sample (n, d) with the number of coordinates that makes searches cheapest.
 
-    The cost of each is measured: rows of the sample are asked for their nearest other row. In a gallery that
-    is larger than its sample the nearest are nearer, so fewer are left than this says.
+    The cost of each number is measured by searches of sample rows for their nearest other row. In a gallery
+    larger than its sample, nearest rows are nearer, so that the bound excludes more rows than measured.
     """
     rng = np.random.default_rng(seed)
     dimension = sample.shape[1]
     mean = sample.mean(axis=0, dtype=np.float64)
     moved = (sample - mean).astype(np.float32)
-    # The longest vectors that are allowed have squares that float32 cannot add up.
+    # The squares of the longest allowed vectors would overflow float32 sums.
     scaled = moved / max(np.abs(moved).max(initial=0.0), np.finfo(np.float32).tiny)
     covariance = scaled.T @ scaled / np.float32(len(sample))
     principal = np.linalg.eigh(covariance)[1][:, ::-1].T
@@ -343,7 +344,7 @@ def learn(sample: NDArray[np.float32], *, seed: int = 0) -> Learned:
         basis = _basis(moved, mean, principal[: coordinates - 1], rng)
         if basis is None:
             break
-        left = _left(basis, sample, asked, nearest)
+        left = _candidate_share(basis, sample, asked, nearest)
         found.append((Trial(coordinates, left, coordinates * _BYTE_OF_CODE + left * _ROW_COMPARISON), basis))
     trials = tuple(trial for trial, _ in found)
     if not found:
@@ -358,7 +359,7 @@ def _basis(
     principal: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> Basis | None:
-    """The basis of some principal axes; None where the sample does not vary at all."""
+    """Returns the basis of some principal axes; None where the sample does not vary."""
     turn = np.linalg.qr(rng.standard_normal((len(principal), len(principal))))[0]
     axes = np.ascontiguousarray(np.linalg.qr((turn @ principal).T)[0].T)
     places = np.empty((len(moved), len(axes) + 1))
@@ -374,7 +375,7 @@ def _basis(
 
 
 def _nearest_others(sample: NDArray[np.float32], asked: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The distance of each row that is asked for to its nearest other row."""
+    """Returns the distance of each row in `asked` to its nearest other row."""
     stored = sample.astype(np.float64)
     lengths = np.einsum("ij,ij->i", stored, stored)
     squares = lengths[asked, None] + lengths - 2 * stored[asked] @ stored.T
@@ -382,10 +383,10 @@ def _nearest_others(sample: NDArray[np.float32], asked: NDArray[np.int64]) -> ND
     return np.asarray(np.sqrt(np.maximum(squares.min(axis=1), 0)))
 
 
-def _left(
+def _candidate_share(
     basis: Basis, sample: NDArray[np.float32], asked: NDArray[np.int64], nearest: NDArray[np.float64]
 ) -> float:
-    """The mean share of rows whose bound does not exceed the nearest distance."""
+    """Returns the mean share of rows that the bound does not exclude at the nearest distance."""
     codes, errors = basis.encode(sample)
     stored = centred(codes)
     squares = np.einsum("ij,ij->i", stored, stored)

@@ -1,7 +1,7 @@
-"""Refine: candidates are compared by their whole vectors, nearest bounds first, until none can be an answer.
+"""Refine: compares candidates by their whole vectors, lowest bounds first, until no other can be a result.
 
-A comparison in float32 with bounds lowers the limits of the queries; what is left in the end is computed in
-float64, which alone decides.
+Comparisons in float32, with error bounds, lower the limits of the queries. Float64 distances of the remaining
+rows decide the result.
 """
 
 from collections import deque
@@ -36,19 +36,19 @@ from retrieval.index.kernels import (
 from retrieval.index.threads import spread
 from retrieval.system.cpu import usable_cores
 
-# Candidates beyond k that are compared before the bounds of the others are looked at.
+# Candidates beyond k that are compared before the bounds of the others are checked.
 OVERFETCH: Final = 8
 
-# Candidates and bounded rows that may wait before they are refined: 24 or 32 bytes each.
+# The most candidates and bounded rows that are held before they are refined: 24 or 32 bytes each.
 MAX_PENDING_CANDIDATES: Final = 1_500_000
 
-# Below this number of pairs of vectors one core computes all there are.
+# Below this number of pairs, one core computes all.
 SINGLE_THREAD_MAX_PAIRS: Final = 128
 
-# Pairs that are computed at a time in float32.
+# Pairs that one float32 kernel call computes.
 FLOAT32_PAIRS: Final = 64
 
-# Candidates of each query that are compared first where everything within a radius is wanted.
+# Candidates of each query that a radius search compares first.
 RADIUS_CANDIDATES: Final = 2**20
 
 # Some pairs of queries and rows of a matrix -> squared distances.
@@ -56,7 +56,7 @@ _Kernel: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.float32], Ids], NDA
 
 
 class Refiner:
-    """The candidates of a batch of queries on their way to the answers; no row is here twice for a query."""
+    """The candidates of a batch of queries; no row is held twice for a query."""
 
     def __init__(self, batch: QueryBatch, numbering: Numbering) -> None:
         self._batch = batch
@@ -66,7 +66,7 @@ class Refiner:
         self._size = 0
 
     def add(self, found: Candidates | Bounded) -> None:
-        """Takes what the filter let through."""
+        """Adds rows that the filter did not exclude."""
         if isinstance(found, Candidates):
             self._pending.append(found)
         else:
@@ -75,11 +75,11 @@ class Refiner:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits that it should be refined, whatever is still to come."""
+        """Whether so many rows are pending that they should be refined now."""
         return self._size > MAX_PENDING_CANDIDATES
 
     def drop(self, firsts: Sequence[int]) -> None:
-        """Drops all rows of the blocks with these first rows: they will be filtered once more."""
+        """Drops all rows of the blocks with these first rows: they will be filtered again."""
         self._pending = [one[~self._is_of(firsts, one.row)] for one in self._pending]
         self._bounded = [one[~self._is_of(firsts, one.row)] for one in self._bounded]
 
@@ -87,12 +87,12 @@ class Refiner:
         return np.isin(self._numbering.first_of(row), firsts)
 
     def lower_limits(self, query: NDArray[np.int64], row: Ids) -> None:
-        """Lowers the limits by pairs (n,) that are compared for that alone, and will be filtered again."""
+        """Lowers the limits by pairs (n,) that are compared only for that, and will be filtered again."""
         with self._batch.explanation.timed("refine"):
             self._lower_limits(self._compare(query, row))
 
     def tighten(self) -> None:
-        """Compares the candidates with the least bounds, which lowers the limits, and drops who is beyond."""
+        """Compares the candidates with the lowest bounds, lowers the limits, and drops rows beyond them."""
         with self._batch.explanation.timed("refine"):
             self._drop_beyond()
             found = self._in_reach()
@@ -104,12 +104,12 @@ class Refiner:
         self._size += sum(len(one.row) for one in self._bounded)
 
     def relieve(self) -> None:
-        """Compares every candidate where more than half of what may wait has stayed."""
+        """Compares all candidates if more than half of `MAX_PENDING_CANDIDATES` remain."""
         if self._size > MAX_PENDING_CANDIDATES // 2:
             self.settle()
 
     def settle(self) -> None:
-        """Compares every candidate that is left, nearest bounds first, until none is."""
+        """Compares all remaining candidates, lowest bounds first."""
         with self._batch.explanation.timed("refine"):
             self._drop_beyond()
             wanted = self._batch.k + OVERFETCH if self._batch.k else RADIUS_CANDIDATES
@@ -120,7 +120,7 @@ class Refiner:
         self._size = 0
 
     def answers(self) -> list[tuple[Floats, Ids]]:
-        """For each query distances, ascending, and ids, equal distances by id; after `settle`."""
+        """Returns for each query its distances, ascending, and ids, ties by id; call after `settle`."""
         batch = self._batch
         with batch.explanation.timed("refine"):
             found = self._all_bounded()
@@ -130,7 +130,7 @@ class Refiner:
             self._per_block(kernel, query, row, SMALL_BATCH_PAIRS, squares)
             order = np.lexsort((ids, squares, query))
             query, distances, ids = query[order], np.sqrt(squares[order]), ids[order]
-            # Roots of different squares may be equal, and a radius is one of distances.
+            # Roots of different squares may be equal, and a radius limits distances, not squares.
             stays = rank(query) < batch.k if batch.k else distances <= batch.limit[query]
             query, distances, ids = query[stays], distances[stays], ids[stays]
         cuts = np.searchsorted(query, np.arange(len(batch) + 1))
@@ -139,20 +139,20 @@ class Refiner:
     # Limits
 
     def _in_reach(self) -> Candidates:
-        """What waits and is not beyond the limits."""
+        """Returns the pending candidates that are within the limits."""
         limit = self._batch.limit
         near = [one[one.bound <= limit[one.query] * FLOAT64_SLACK] for one in self._pending]
         return joined(near, no_candidates())
 
     def _compare_least(self, found: Candidates, wanted: int) -> Candidates:
-        """Compares the candidates with the least bounds, so many of each query; returns the others."""
+        """Compares the `wanted` candidates with the lowest bounds of each query; returns the others."""
         first = least(found.query, found.bound, wanted)
         self._bounded.append(self._compare(found.query[first], found.row[first]))
         self._drop_beyond()
         return found[~first]
 
     def _drop_beyond(self) -> None:
-        """Lowers the limits by all that was compared, and drops what is beyond them."""
+        """Lowers the limits by all compared rows, and drops rows beyond them."""
         found = self._all_bounded()
         self._lower_limits(found)
         self._bounded = [found[found.lower <= self._batch.limit[found.query] * FLOAT64_SLACK]]
@@ -174,7 +174,7 @@ class Refiner:
     # Comparisons
 
     def _compare(self, query: NDArray[np.int64], row: Ids) -> Bounded:
-        """Bounds of distances from float32 differences of whole vectors: closer than those of a product."""
+        """Returns bounds of distances from float32 differences, which are tighter than those of a product."""
         queries = self._batch.queries
         squares = np.empty(len(row), np.float32)
         self._per_block(partial(pair_squares_float32, queries), query, row, FLOAT32_PAIRS, squares)
@@ -190,7 +190,7 @@ class Refiner:
     def _per_block(
         self, kernel: _Kernel, query: NDArray[np.int64], row: Ids, at_a_time: int, results: NDArray[Any]
     ) -> None:
-        """Fills `results` (n,) with what a kernel makes of pairs (n,), on every core where that pays."""
+        """Fills `results` (n,) by a kernel over pairs (n,), on all cores where that is faster."""
         alone = len(row) < SINGLE_THREAD_MAX_PAIRS
         at_a_time = min(at_a_time, SMALL_BATCH_PAIRS) if alone else at_a_time
         firsts = self._numbering.firsts

@@ -1,8 +1,8 @@
-"""Segments: the immutable, memory-mapped FAISS files of a gallery; write, read, search exactly.
+"""Segments: the immutable, memory-mapped FAISS files of a gallery; writes, reads and searches them exactly.
 
-A segment is an IndexIDMap over an IndexFlatL2, written whole and never changed, opened memory-mapped.
-(Older versions wrote IndexIDMap2, which builds a table of all ids in memory whenever it is opened.)
-Which segments exist is not for this module to know: callers name them.
+A segment is an IndexIDMap over an IndexFlatL2, written once, never changed, and opened memory-mapped. (Older
+versions wrote IndexIDMap2, which builds a table of all ids in memory when it is opened.) This module does not
+track which segments exist: callers pass their ids.
 """
 
 import hashlib
@@ -28,27 +28,27 @@ from retrieval.system.files import create, is_no_file, open_plain, path_in_utf8,
 
 Vectors: TypeAlias = NDArray[np.float32]  # (n, d)
 
-# Segments grow by merging up to about this many bytes of vectors: what a merge, or forgetting one face,
-# writes at most for each segment that it concerns.
+# Segments grow by merging up to about this many bytes of vectors. So this is the most that a merge, or the
+# removal of a face, rewrites for each affected segment.
 _CEILING_BYTES: Final = 64 * 2**20
 
-# Above this length float32 squares come near overflow, and no proof about them would hold.
+# The longest vector: above, float32 squares come near overflow, and the error bounds would not hold.
 _MAX_NORM: Final = 1e18
 
-# What every FAISS file begins with: its kind, the dimension, the number of rows.
+# The start of every FAISS file: its kind, the dimension, the number of rows.
 _HEAD: Final = struct.Struct("<4siq")
 
-# What stands in a FAISS file for an index: its kind, the dimension, the number of rows, two numbers that mean
-# nothing any more, whether it is trained, and the metric, of which 1 is L2.
+# The header of an index in a FAISS file: its kind, the dimension, the number of rows, two unused numbers,
+# whether it is trained, and the metric (1 is L2).
 _INDEX: Final = struct.Struct("<4siqqqbi")
-_NOTHING: Final = 1 << 20
+_UNUSED: Final = 1 << 20
 _COUNT: Final = struct.Struct("<q")
 
-# What a FAISS file of either kind has before its vectors, and beside its vectors and ids.
-_BEFORE: Final = 2 * _INDEX.size + _COUNT.size
-_FRAME_BYTES: Final = _BEFORE + _COUNT.size
+# The bytes of a FAISS file of either kind before its vectors, and in total without its vectors and ids.
+_HEADER_BYTES: Final = 2 * _INDEX.size + _COUNT.size
+_FRAME_BYTES: Final = _HEADER_BYTES + _COUNT.size
 
-# How much of a segment is in memory at a time while it is written anew.
+# Bytes of a segment in memory at a time while it is rewritten.
 _BLOCK_BYTES: Final = 2**20
 
 
@@ -64,15 +64,15 @@ class Written:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Vectors of a segment's file that are to be written anew: they are read a block at a time.
+    """The vectors of a segment file that are to be rewritten, read one block at a time.
 
     Attributes:
-        segment: its id.
+        segment: the id of the segment.
         path: its file.
-        rows: how many vectors it has.
+        rows: the number of its vectors.
         dimension: d.
-        sha256: what its file was when it was written.
-        kept: which of the rows are meant, (rows,) bool; None is all.
+        sha256: the SHA-256 of the file when it was written.
+        kept: the rows to keep, (rows,) bool; None is all.
     """
 
     segment: int
@@ -83,38 +83,38 @@ class Stored:
     kept: NDArray[np.bool_] | None = None
 
     def blocks(self) -> Iterator[Vectors]:
-        """Some vectors at a time. What is written anew must not pass damage on: take all before any is used.
+        """Yields the kept vectors in blocks. Damage shows at the end: use no block before all are read.
 
         Raises:
-            GalleryDamaged: the file is not what was written; at the latest after the last block.
+            GalleryDamaged: the file is damaged; raised after the last block at the latest.
             StorageError: it cannot be read.
         """
         digest, step = hashlib.sha256(), _rows_in_block(self.dimension)
         try:
             with open_plain(self.path) as file:
-                digest.update(file.read(_BEFORE))
+                digest.update(file.read(_HEADER_BYTES))
                 for start in range(0, self.rows, step):
                     count = min(step, self.rows - start)
                     data = file.read(4 * count * self.dimension)
                     if len(data) < 4 * count * self.dimension:
-                        raise _not_what_was_written(self.path)
+                        raise _damaged_segment(self.path)
                     digest.update(data)
                     block = np.frombuffer(data, np.float32).reshape(count, self.dimension)
                     yield block if self.kept is None else block[self.kept[start : start + count]]
-                # One byte more than there should be, or a longer file would pass.
+                # One byte more than expected, so that a longer file fails.
                 digest.update(file.read(_COUNT.size + 8 * self.rows + 1))
         except OSError as error:
             if is_no_file(error):
-                raise _not_what_was_written(self.path) from error
+                raise _damaged_segment(self.path) from error
             raise StorageError(f"{self.path} cannot be read: {why(error)}.") from error
         if digest.hexdigest() != self.sha256:
-            raise _not_what_was_written(self.path)
+            raise _damaged_segment(self.path)
 
     def prove(self) -> None:
-        """Reads all of the file.
+        """Reads the whole file to check it.
 
         Raises:
-            GalleryDamaged, StorageError: as `blocks`.
+            GalleryDamaged, StorageError: as in `blocks`.
         """
         for _ in self.blocks():
             pass
@@ -125,10 +125,10 @@ Part: TypeAlias = tuple[Ids, Vectors | Stored]
 
 
 def in_blocks(vectors: Vectors | Stored) -> Iterator[Vectors]:
-    """Vectors, about 1 MiB at a time.
+    """Yields vectors in blocks of about 1 MiB.
 
     Raises:
-        GalleryDamaged, StorageError: as `Stored.blocks`.
+        GalleryDamaged, StorageError: as in `Stored.blocks`.
     """
     if isinstance(vectors, Stored):
         return vectors.blocks()
@@ -140,7 +140,7 @@ def _rows_in_block(dimension: int) -> int:
     return max(1, _BLOCK_BYTES // (4 * dimension))
 
 
-def _not_what_was_written(path: Path) -> GalleryDamaged:
+def _damaged_segment(path: Path) -> GalleryDamaged:
     gallery = path.parent.parent
     return GalleryDamaged(f"{path} is not what was written; see what `faceprint repair {gallery}` can mend.")
 
@@ -155,7 +155,7 @@ class _Open:
 
 
 class _Mapped:
-    """What numpy asks for the rows of a mapped index; an array made of it keeps the index alive."""
+    """The array interface of the rows of a mapped index; an array made from it keeps the index alive."""
 
     def __init__(self, index: Any, flat: Any) -> None:
         rows = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
@@ -166,24 +166,24 @@ class _Mapped:
 
 @dataclass(frozen=True, slots=True)
 class CodesOf:
-    """What has to be known to use a segment's codes: in which basis they are, and how far off."""
+    """The basis of a segment's codes, and the largest error of a code."""
 
     basis: int
     error: float
 
 
 def basis_name(number: int) -> str:
-    """What a basis's file is called."""
+    """Returns the file name of a basis."""
     return f"{number:08d}.basis"
 
 
 def codes_name(segment: int, basis: int) -> str:
-    """What the file of a segment's codes in a basis is called."""
+    """Returns the file name of a segment's codes in a basis."""
     return f"{segment:08d}-{basis:d}.codes"
 
 
 class SegmentMissing(GalleryDamaged):
-    """A named segment has no file: merged away by a writer meanwhile, or lost."""
+    """The file of a segment is missing: a writer merged it away meanwhile, or it is lost."""
 
 
 class FlatVectors:
@@ -198,12 +198,12 @@ class FlatVectors:
         self._bases: dict[int, Basis] = {}
 
     def checked(self, vectors: NDArray[Any]) -> Vectors:
-        """Vectors as float32 (n, d), C order.
+        """Returns the vectors as float32 (n, d), C order.
 
         Raises:
-            InputError: another shape, a NaN, an infinity, or a length above 1e18.
+            InputError: the shape is wrong, or there is a NaN, an infinity, or a length above 1e18.
         """
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity, refused below
+        with np.errstate(over="ignore"):  # an overflow of float32 becomes an infinity, refused below
             array = np.ascontiguousarray(vectors, np.float32)
         if array.ndim != 2 or array.shape[1] != self.dimension:
             raise InputError(
@@ -220,12 +220,12 @@ class FlatVectors:
         """Writes a segment durably: temporary file, fsync, rename, fsync of the folder.
 
         Args:
-            segment: its id, never used before.
+            segment: its id, which was never used before.
             parts: (ids (n,), vectors (n, d)) in the order of the rows.
 
         Raises:
-            StorageError: the disk refused; no file is left.
-            GalleryDamaged: stored vectors are not what was written; no file is left.
+            StorageError: the file system refused; no file is left.
+            GalleryDamaged: a source segment is damaged; no file is left.
         """
         path, rows = self.path(segment), sum(len(ids) for ids, _ in parts)
         temporary = path.with_suffix(".part")
@@ -234,7 +234,7 @@ class FlatVectors:
             os.replace(temporary, path)
             sync(self.folder)
         except BaseException as error:
-            # On a disk that is broken this fails too; the next writer removes what nothing names.
+            # On a failing disk this fails too; the next writer removes unreferenced files.
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
@@ -244,11 +244,11 @@ class FlatVectors:
         return Written(segment, rows, size, digest)
 
     def path(self, segment: int) -> Path:
-        """Where a segment's file is."""
+        """Returns the path of a segment's file."""
         return self.folder / f"{segment:08d}.faiss"
 
     def rows(self, segment: int) -> tuple[Ids, Vectors]:
-        """The ids and the vectors of a segment, views of the mapped file.
+        """Returns the ids and the vectors of a segment, as views of the mapped file.
 
         Raises:
             GalleryDamaged: the file is missing or is not a segment.
@@ -259,15 +259,15 @@ class FlatVectors:
     def stored(
         self, segment: int, rows: int, sha256: str, *, kept: NDArray[np.bool_] | None = None
     ) -> tuple[Ids, Stored]:
-        """Rows of a segment as `write` takes them: of their vectors no more than 1 MiB are ever in memory.
+        """Returns rows of a segment as input of `write`, with at most 1 MiB of vectors in memory at a time.
 
         Args:
-            segment, rows, sha256: as they are written down.
-            kept: which of the rows, (rows,) bool; None is all.
+            segment, rows, sha256: as in the row of the segment.
+            kept: the rows to keep, (rows,) bool; None is all.
 
         Raises:
-            GalleryDamaged: the file is missing or too short. Whether it is what was written shows when the
-                vectors are read.
+            GalleryDamaged: the file is missing or too short. The SHA-256 is checked when the vectors are
+                read.
             StorageError: it cannot be read.
         """
         path = self.path(segment)
@@ -277,16 +277,16 @@ class FlatVectors:
                 ids = np.frombuffer(file.read(8 * rows), np.int64)
         except OSError as error:
             if is_no_file(error):
-                raise _not_what_was_written(path) from error
+                raise _damaged_segment(path) from error
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
         except ValueError as error:
-            raise _not_what_was_written(path) from error
+            raise _damaged_segment(path) from error
         if len(ids) != rows:
-            raise _not_what_was_written(path)
+            raise _damaged_segment(path)
         return ids if kept is None else ids[kept], Stored(segment, path, rows, self.dimension, sha256, kept)
 
     def rows_of_file(self, path: Path) -> tuple[Ids, Vectors]:
-        """The ids and the vectors of a segment that lies elsewhere, views of the mapped file.
+        """Returns the ids and the vectors of a segment at any path, as views of the mapped file.
 
         Raises:
             GalleryDamaged: the file is missing or is not a segment.
@@ -295,9 +295,9 @@ class FlatVectors:
         return opened.ids, opened.matrix
 
     def forget_all_but(self, segments: Iterable[int]) -> None:
-        """Closes the mapped files of segments that are not named."""
+        """Closes the mapped files of all other segments."""
         named = set(segments)
-        # Other threads open segments meanwhile, so the loop goes over a copy.
+        # Other threads may open segments meanwhile, so the loop iterates over a copy.
         for segment in {*self._open, *self._blocks}:
             if segment not in named:
                 self._open.pop(segment, None)
@@ -314,20 +314,20 @@ class FlatVectors:
         exclude: Sequence[int | None] | None = None,
         explanation: Explanation | None = None,
     ) -> list[Neighbours]:
-        """The k nearest stored vectors to each query: exactly those of a float64 brute force.
+        """Returns the k nearest stored vectors to each query: exactly those of a float64 brute force.
 
         Args:
-            segments: which segments to search; a missing file raises SegmentMissing.
+            segments: the segments to search; a missing file raises SegmentMissing.
             queries: (n, d).
-            k: how many, at least 1; a gallery that has fewer gives them all.
-            coded: what is known of the segments' codes, which make it quicker and change no answer.
+            k: the number of neighbours, at least 1; a smaller gallery gives all of its faces.
+            coded: the segments' codes, which make the search faster and do not change its result.
             allowed, exclude, explanation: see `knn.nearest`.
 
         Returns:
             For each query: Euclidean distances ascending, and ids; equal distances by id.
 
         Raises:
-            InputError: k below 1, or queries of another shape or not finite.
+            InputError: k is below 1, or queries have another shape or are not finite.
         """
         if k < 1:
             raise InputError(f"The number of neighbours must be at least 1, not {k}.")
@@ -345,10 +345,10 @@ class FlatVectors:
         exclude: Sequence[int | None] | None = None,
         explanation: Explanation | None = None,
     ) -> list[Neighbours]:
-        """Every stored vector at most `radius` away from a query; otherwise as `search`.
+        """Returns all stored vectors within `radius` of each query; otherwise as `search`.
 
         Raises:
-            InputError: the radius is negative or not finite, or queries of another shape or not finite.
+            InputError: the radius is negative or not finite, or queries have another shape or are not finite.
         """
         if not 0 <= radius < math.inf:
             raise InputError(f"The distance must be a number of at least 0, not {radius}.")
@@ -356,7 +356,7 @@ class FlatVectors:
         return within(blocks, checked, radius, allowed=allowed, exclude=exclude, explanation=explanation)
 
     def blocks(self, segments: Sequence[int], coded: Mapping[int, CodesOf] | None = None) -> list[Block]:
-        """Segments as they are searched, with their codes where these can be read."""
+        """Returns segments as blocks for a search, with their codes where these can be read."""
         coded = {} if coded is None else coded
         return [self._block(segment, coded.get(segment)) for segment in segments]
 
@@ -370,7 +370,7 @@ class FlatVectors:
         return block
 
     def _coded(self, segment: int, codes: CodesOf | None, rows: int) -> Coded | None:
-        """A segment's codes; None where a file cannot be read: reading the vectors gives the same answer."""
+        """Returns a segment's codes; None where a file is damaged: a scan gives the same result."""
         if codes is None:
             return None
         with suppress(GalleryDamaged):
@@ -379,10 +379,11 @@ class FlatVectors:
         return None
 
     def basis(self, number: int) -> Basis:
-        """A basis, read once.
+        """Returns a basis; its file is read once.
 
         Raises:
-            GalleryDamaged: its file is missing or is something else.
+            GalleryDamaged: its file is missing or damaged.
+            StorageError: the machine cannot read it.
         """
         found = self._bases.get(number)
         if found is None:
@@ -401,11 +402,11 @@ class FlatVectors:
         return found
 
     def basis_path(self, number: int) -> Path:
-        """Where a basis's file is."""
+        """Returns the path of a basis."""
         return self.folder / basis_name(number)
 
     def codes_path(self, segment: int, basis: int) -> Path:
-        """Where the file of a segment's codes in a basis is."""
+        """Returns the path of a segment's codes in a basis."""
         return self.folder / codes_name(segment, basis)
 
     def _opened(self, segment: int) -> _Open:
@@ -425,7 +426,7 @@ class FlatVectors:
             f"The vector file {path} is damaged; `faceprint repair` may mend it, or restore it from a backup."
         )
         try:
-            if not _is_whole(path):
+            if not _has_valid_size(path):
                 raise damaged
             with path_in_utf8(path) as name:
                 index = faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC)
@@ -445,9 +446,9 @@ class FlatVectors:
 
 
 def _pieces(dimension: int, rows: int, parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
-    """What `faiss.write_index` writes of an IndexIDMap over an IndexFlatL2, without holding all of it."""
+    """Yields the bytes that `faiss.write_index` writes for an IndexIDMap over an IndexFlatL2, in pieces."""
     for kind in (b"IxMp", b"IxF2"):
-        yield _INDEX.pack(kind, dimension, rows, _NOTHING, _NOTHING, True, 1)
+        yield _INDEX.pack(kind, dimension, rows, _UNUSED, _UNUSED, True, 1)
     yield _COUNT.pack(rows * dimension)
     for _, vectors in parts:
         for block in in_blocks(vectors):
@@ -458,7 +459,7 @@ def _pieces(dimension: int, rows: int, parts: Sequence[Part]) -> Iterator[bytes 
 
 
 def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
-    """Writes a file and makes it durable; returns its size and its SHA-256, made on the way."""
+    """Writes a file durably; returns its size in bytes and its SHA-256."""
     digest = hashlib.sha256()
     with create(path, inherit=True) as file:
         for piece in pieces:
@@ -469,10 +470,10 @@ def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int
         return file.tell(), digest.hexdigest()
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file is as long, and has as many ids, as its head says.
+def _has_valid_size(path: Path) -> bool:
+    """Returns whether a file has the size and the number of ids that its header states.
 
-    FAISS itself reads past the end of a mapped file that was cut, and reserves memory for any number of ids.
+    FAISS itself reads past the end of a truncated mapped file, and allocates memory for any number of ids.
     """
     with open_plain(path) as file:
         head = file.read(_HEAD.size)
@@ -482,6 +483,6 @@ def _is_whole(path: Path) -> bool:
         size = _FRAME_BYTES + rows * (4 * dimension + 8)
         if rows < 0 or os.fstat(file.fileno()).st_size != size:
             return False
-        # The file ends with the ids, their number before them.
+        # The file ends with the number of ids, then the ids.
         file.seek(size - 8 * (rows + 1))
         return bool(int.from_bytes(file.read(8), "little") == rows)

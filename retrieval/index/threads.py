@@ -1,4 +1,4 @@
-"""The threads of a search, one a core, and the memory that each of them keeps."""
+"""The thread pool of searches, one thread a core, and the buffers that each thread keeps."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 _NAME: Final = "faceprint-search"
 
-# A thread keeps a buffer of up to this many elements, however little of it is asked for.
+# A thread keeps a buffer of up to this many elements, even when it needs fewer.
 _KEPT_ELEMENTS: Final = 2**24
 
 _LOCAL: Final = threading.local()
@@ -26,7 +26,7 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def spread(work: Callable[[Any], _T], items: Iterable[Any]) -> Iterator[_T]:
-    """The results of `work` for each item, in order; the pool computes some ahead of what is taken."""
+    """Yields the results of `work` for each item, in order; the pool computes some items ahead."""
     items = list(items)
     if len(items) < 2 or threading.current_thread().name.startswith(_NAME):
         yield from map(work, items)
@@ -40,15 +40,15 @@ def spread(work: Callable[[Any], _T], items: Iterable[Any]) -> Iterator[_T]:
         while pending:
             yield pending.popleft().result()
     finally:
-        # After an error nothing of it goes on behind the caller's back.
+        # After an error no pending item starts.
         for future in pending:
             future.cancel()
 
 
 def buffer(name: str, shape: tuple[int, int], dtype: Any = np.dtype(np.float32)) -> NDArray[Any]:
-    """Uninitialized memory of the calling thread, the same for the same name until it asks again.
+    """Returns uninitialized memory of the calling thread; the next call with the same name reuses it.
 
-    New memory would cost more than what is done with it.
+    Allocating new memory would cost more than the computation in it.
     """
     size = shape[0] * shape[1]
     kept = getattr(_LOCAL, name, None)
@@ -61,14 +61,14 @@ def buffer(name: str, shape: tuple[int, int], dtype: Any = np.dtype(np.float32))
 def _threads() -> ThreadPoolExecutor:
     global _pool
     if _pool is None:
-        # FAISS would start threads of its own in each of these.
+        # Otherwise FAISS would start its own threads in each of these.
         one = partial(faiss.omp_set_num_threads, 1)
         _pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix=_NAME, initializer=one)
     return _pool
 
 
 def _drop_threads() -> None:
-    """A forked child has none of its parent's threads."""
+    """Drops the pool in a forked child, which has none of its parent's threads."""
     global _pool
     _pool = None
 

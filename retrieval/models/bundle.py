@@ -1,4 +1,4 @@
-"""The `ModelBundle`: a model on disk, complete. The contract between training and retrieval.
+"""The `ModelBundle`: a complete model on disk, the contract between training and retrieval.
 
     my.model/
       model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std
@@ -6,7 +6,7 @@
       MODELCARD.md        what the model is and what it is not, for people; may be edited, and may be missing
       bundle.json         everything else; written last, so a folder with it is complete
 
-No pickle anywhere: a bundle can be opened without trusting whoever made it.
+A bundle contains no pickle, so that it can be opened without trusting its author.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ from retrieval.system.files import (
 )
 from retrieval.system.manifests import check_tree, read_tree
 
-# The newest card that is read. One with the paper's embedding has format 1, as it always had, and one that
-# does not heed colour profiles 2 at most: who is older reads them, and refuses the others.
+# The newest format of a card that is read. A card with the paper's embedding keeps format 1, and one that
+# ignores colour profiles has at most 2: older versions read these, and refuse the others.
 FORMAT: Final = 3
 
 Colour = Literal["ignore", "srgb"]
@@ -48,33 +48,33 @@ _T = TypeVar("_T")
 
 Length = Literal["raw", "unit"]
 Pooling = Literal["avg", "gem"]
-# The stages of a ResNet whose activations may be embedded, in the order in which a picture passes them.
+# The stages of a ResNet with activations that can be embedded, in the order of a forward pass.
 LAYERS: Final = ("layer1", "layer2", "layer3", "layer4")
 
-# Stands in the place of the name of somebody who was forgotten.
+# Replaces the label of an erased identity.
 FORGOTTEN: Final = "(forgotten)"
 _CARD: Final = "bundle.json"
 _WEIGHTS: Final = "model.safetensors"
 _GRAPH: Final = "model.onnx"
 _DESCRIPTION: Final = "MODELCARD.md"
 
-# What protobuf can hold, and far more than the weights of a ResNet.
+# The largest weights or graph file in bytes: the limit of protobuf, far above the weights of a ResNet.
 _MAX_WEIGHT_BYTES: Final = 2**31 - 1
-# Sides in pixels and numbers of an embedding beyond any model's, whose arrays still fit into memory.
+# The largest input side in pixels and the largest dimension: beyond all models, but small enough for memory.
 _MAX_SIZE: Final = 4096
 _MAX_DIMENSION: Final = 65_536
 _SHA256: Final = re.compile("[0-9a-f]{64}")
-# Raise it when `onnx_graph.check_graph` refuses more than before: graphs that passed are checked again.
+# Raise it when `onnx_graph.check_graph` becomes stricter: graphs that passed before are then checked again.
 _GRAPH_RULES_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Relabel:
-    """A new name for an output of a classifier.
+    """A new label for an output of a classifier.
 
     Attributes:
-        label: the name; None where a person is forgotten.
-        keep_photos: whether the person's photos go on to stand in the split, under the new name's folder.
+        label: the name; None for an erased identity.
+        keep_photos: whether the identity's photos stay in the split, under the folder of the new name.
     """
 
     label: str | None
@@ -83,13 +83,13 @@ class Relabel:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes pixels for this model (the arguments of `pixels.read`).
+    """The conversion of a picture to the pixels of this model (the arguments of `pixels.read`).
 
     Attributes:
         size: side of the square in pixels.
         crop: share of the shorter side that is kept, centred.
-        colour: what becomes of colour profiles. Models from before it could be said, whose cards do not say
-            it, have not heeded them.
+        colour: the treatment of colour profiles. Older models, without this field in their cards, ignore
+            them.
     """
 
     size: int
@@ -97,37 +97,37 @@ class Preprocessing:
     colour: Colour = "ignore"
 
     def stated(self) -> dict[str, Any]:
-        """The fields, as cards and fingerprints have them: `colour` only where it is not "ignore"."""
+        """Returns the fields as in cards and fingerprints: `colour` only where it is not "ignore"."""
         fields = dataclasses.asdict(self)
         if self.colour == "ignore":
             del fields["colour"]
         return fields
 
 
-def _among(kind: str, chosen: object, known: Sequence[str]) -> None:
+def _check_choice(kind: str, chosen: object, known: Sequence[str]) -> None:
     if chosen not in known:
         raise InputError(f"There is no {kind} {chosen}; choose of {', '.join(known)}.")
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """How a network's activations become an embedding. The defaults are the paper's: avg_pool as it is.
+    """The conversion of a network's activations to an embedding. The default is the paper's: plain avg_pool.
 
-    In this order: each layer's activations are pooled to a number a channel; the layers' numbers stand side
-    by side; their projection; their length. Distances are Euclidean whatever is chosen.
+    The steps: the activations of each layer are pooled to one number a channel; the layers are concatenated;
+    the result is projected; the length is normalized. Distances are always Euclidean.
 
     Attributes:
-        length: "raw", or "unit": divided by its Euclidean length (a distance d then says that the cosine is
+        length: "raw", or "unit": divided by its Euclidean length (a distance d then means a cosine of
             1 - d**2 / 2).
         layers: some of LAYERS, in their order.
         pooling: "avg", the mean over the picture, or "gem", its generalized mean with exponent 3
             (Radenovic et al., 2018).
-        dimensions: how many principal components of the training photos' embeddings are kept, centred; None
-            for no projection.
+        dimensions: the number of principal components of the training photos' embeddings to keep, centred;
+            None for no projection.
         whiten: whether each component is divided by its standard deviation over the training photos.
 
     Raises:
-        InputError: no such choice, or choices that do not go together.
+        InputError: a choice does not exist, or the choices contradict each other.
     """
 
     length: Length = "raw"
@@ -137,10 +137,10 @@ class Embedding:
     whiten: bool = False
 
     def __post_init__(self) -> None:
-        _among("length", self.length, get_args(Length))
-        _among("pooling", self.pooling, get_args(Pooling))
+        _check_choice("length", self.length, get_args(Length))
+        _check_choice("pooling", self.pooling, get_args(Pooling))
         for layer in self.layers:
-            _among("layer", layer, LAYERS)
+            _check_choice("layer", layer, LAYERS)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(
                 "Name at least one layer, each once, in the order in which a picture passes them."
@@ -152,7 +152,7 @@ class Embedding:
 
     @property
     def unprojected(self) -> "Embedding":
-        """The same without its projection."""
+        """The same embedding without its projection."""
         return dataclasses.replace(self, dimensions=None, whiten=False)
 
     def __str__(self) -> str:
@@ -166,23 +166,23 @@ class Embedding:
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A model on disk: its labels, its preprocessing, its recipe and its figures.
+    """A model on disk: its labels, preprocessing, recipe and figures.
 
     Attributes:
-        folder: where it lies.
-        architecture: the name under which `retrieval.models.network.ARCHITECTURES` has it.
-        labels: the identities that the classifier knows, in the order of its outputs.
-        preprocessing: how a picture becomes pixels.
-        dimension: how many float32 numbers an embedding has.
+        folder: the folder of the bundle.
+        architecture: its key in `retrieval.models.network.ARCHITECTURES`.
+        labels: the identities of the classifier, in the order of its outputs.
+        preprocessing: the conversion of a picture to pixels.
+        dimension: the number of float32 values of an embedding.
         fingerprint: SHA-256, in hex, over weights, architecture, preprocessing and embedding. Two bundles
             with the same fingerprint give the same embeddings; galleries refuse any other.
-        recipe: how it was trained.
-        split: which photos were trained on and which held out, relative to the data folder.
-        figures: what was measured after training.
-        versions: of the packages that made it.
+        recipe: the training options.
+        split: the training and the held-out photos, relative to the data folder.
+        figures: the measurements after training.
+        versions: the versions of the packages that made it.
         created_at: ISO 8601, UTC.
         files: SHA-256 of the weights file and of the graph file.
-        embedding: how activations become an embedding; a card that does not say means the paper's.
+        embedding: the conversion of activations to an embedding; the paper's where a card has none.
     """
 
     folder: Path
@@ -201,7 +201,7 @@ class ModelBundle:
 
     @property
     def input_size(self) -> int:
-        """Side in pixels of the square that the model takes."""
+        """Side of the input square in pixels."""
         return self.preprocessing.size
 
     @property
@@ -221,11 +221,11 @@ class ModelBundle:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "ModelBundle":
-        """Opens a bundle: reads its card and looks that its files are there. Does not read the weights.
+        """Opens a bundle: reads its card and checks that its files exist. It does not read the weights.
 
         Raises:
-            BundleError: no such folder, no bundle in it, a damaged card, a missing file, or a bundle
-                made by a newer version.
+            BundleError: the folder does not exist or is not a bundle, the card is damaged, a file is missing,
+                or a newer version made the bundle.
         """
         folder = Path(folder)
         card = _read_card(folder)
@@ -235,7 +235,7 @@ class ModelBundle:
             embedding = Embedding(**{**stated, "layers": layers})
             preprocessing = _preprocessing(card["preprocessing"])
         except (InputError, TypeError) as error:
-            # TypeError: a field more than there are here.
+            # TypeError: a field that this version does not have.
             kind = "an embedding" if isinstance(error, InputError) else "options"
             raise BundleError(
                 f"{folder / _CARD} states {kind} that this version of faceprint does not know "
@@ -259,7 +259,7 @@ class ModelBundle:
 
     @staticmethod
     def stated_files(folder: Path) -> dict[str, str]:
-        """The SHA-256 that a card states for each file, whether or not the files are there.
+        """Returns the SHA-256 that a card states for each file, whether or not the files exist.
 
         Raises:
             BundleError: the card is missing or damaged.
@@ -285,9 +285,9 @@ class ModelBundle:
         embedding: Embedding = Embedding(),
         describe: Callable[["ModelBundle"], str] | None = None,
     ) -> "ModelBundle":
-        """Writes a bundle into `folder`, which may exist; the card last, and durably.
+        """Writes a bundle into `folder`, which may exist, and returns it; the card last, and durably.
 
-        `describe` gives the text of the model card; without it there is none.
+        `describe` returns the text of the model card; without it none is written.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -315,7 +315,7 @@ class ModelBundle:
         )
         try:
             make_output_folder(folder)
-            # An older card would vouch for files that are about to be others.
+            # An older card would state the hashes of files that are about to change.
             (folder / _CARD).unlink(missing_ok=True)
             write_durably(bundle.weights_path, weights)
             write_durably(bundle.graph_path, graph)
@@ -329,7 +329,7 @@ class ModelBundle:
         return bundle
 
     def card(self) -> str:
-        """The text of bundle.json."""
+        """Returns the text of bundle.json."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
         fields["preprocessing"] = self.preprocessing.stated()
@@ -340,15 +340,15 @@ class ModelBundle:
         return json.dumps({"format": version, **fields}, ensure_ascii=False, indent=1) + "\n"
 
     def card_sha256(self) -> str:
-        """SHA-256, in hex, of bundle.json as it is on disk; of nothing where it is missing."""
+        """Returns the SHA-256, in hex, of bundle.json on disk; of empty bytes where it is missing."""
         path = self.folder / _CARD
         return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
     def relabelled(self, changes: Mapping[int, "Relabel"]) -> "ModelBundle":
-        """The same model with other names for some of its outputs; the fingerprint stays."""
+        """Returns the same model with changed labels, by output number; the fingerprint is unchanged."""
         labels = list(self.labels)
         split = dict(self.split)
-        # All at once: two people may have exchanged their names.
+        # All changes at once: two identities may have exchanged their names.
         folders: dict[str, str | None] = {}
         for number, change in changes.items():
             name = FORGOTTEN if change.label is None else change.label
@@ -357,14 +357,14 @@ class ModelBundle:
             labels[number] = name
         for part, photos in split.items():
             if isinstance(photos, list):
-                split[part] = _moved(photos, folders)
+                split[part] = _with_folders_renamed(photos, folders)
         return dataclasses.replace(self, labels=tuple(labels), split=split)
 
     def rewrite_card(self) -> None:
-        """Writes bundle.json anew, durably.
+        """Rewrites bundle.json, durably.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the file system refused.
         """
         try:
             write_durably(self.folder / _CARD, self.card().encode(), inherit=True)
@@ -372,14 +372,14 @@ class ModelBundle:
             raise StorageError(f"{self.folder / _CARD} cannot be written: {why(error)}.") from error
 
     def save(self, folder: str | os.PathLike[str], *, inherit: bool = False) -> "ModelBundle":
-        """Copies the bundle, files checked against their SHA-256 on the way, whole or not at all.
+        """Copies the bundle atomically, after checking its files, and returns the copy.
 
         Args:
-            folder: of the copy; nothing is there.
-            inherit: who may read the folder above may read the copy. Otherwise only its owner may.
+            folder: the folder of the copy; it must not exist.
+            inherit: the copy gets the permissions of its parent folder. Otherwise only its owner may read it.
 
         Raises:
-            BundleError: a file is not the one that the card names.
+            BundleError: a file does not match the card.
             StorageError: the copy cannot be written, or `folder` exists.
         """
         target = Path(folder)
@@ -396,29 +396,31 @@ class ModelBundle:
         return dataclasses.replace(self, folder=target)
 
     def load_graph(self, use: Callable[[str | bytes], _T]) -> _T:
-        """Hands the graph to a loader, proven to be the one that the card names and to be plain operators.
+        """Returns the graph loaded by `use`, after a check of its SHA-256 and its operators.
 
-        Proven once for each identity of the file (`retrieval.system.remembered`).
+        The result of the check is cached by the identity of the file (`retrieval.system.remembered`).
 
         Args:
             use: loads bytes, or a file by a name in UTF-8 (see `files.path_in_utf8`).
 
         Raises:
-            BundleError: it is another file, cannot be read, or holds what `onnx_graph.check_graph` refuses.
+            BundleError: the file does not match the card, cannot be read, or holds what
+                `onnx_graph.check_graph` refuses.
             StorageError: the disk refused.
         """
         return self._load(_GRAPH, use, check=onnx_graph.check_graph, checked=("graph", _GRAPH_RULES_VERSION))
 
     def load_weights(self, use: Callable[[str | bytes], _T]) -> _T:
-        """Hands the weights to a loader, proven to have the card's SHA-256 and its fingerprint.
+        """Returns the weights loaded by `use`, after a check of their SHA-256 and fingerprint.
 
-        Proven once for each identity of the file (`retrieval.system.remembered`).
+        The result of the check is cached by the identity of the file (`retrieval.system.remembered`).
 
         Args:
             use: loads bytes, or a file by a name in UTF-8 (see `files.path_in_utf8`).
 
         Raises:
-            BundleError: it is another file, cannot be read, or has another fingerprint.
+            BundleError: the file does not match the card, cannot be read, or has another fingerprint.
+            StorageError: the disk refused.
         """
         contract = json.dumps(_contract(self.architecture, self.preprocessing, self.embedding))
         checked = ("fingerprint", self.fingerprint, contract)
@@ -445,13 +447,13 @@ class ModelBundle:
                 path, self.files[name], check=check, checked=checked, use=load, most=_MAX_WEIGHT_BYTES
             )
         except remembered.NotTheFile as error:
-            raise _not_named(path) from error
+            raise _mismatch(path) from error
         except onnx_graph.RefusedGraph as error:
             raise BundleError(
                 f"{path} is not run: {error}; export the model again with faceprint."
             ) from error
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise _read_error(path, error) from error
 
     def _check_fingerprint(self, weights: bytes) -> None:
         from safetensors.numpy import load
@@ -459,7 +461,7 @@ class ModelBundle:
         try:
             tensors = load(weights)
         except Exception as error:
-            # safetensors has exceptions of its own, and numpy others for types that it does not have.
+            # safetensors raises its own exceptions, and numpy others for types that it lacks.
             raise BundleError(f"{self.weights_path} holds no tensors; copy the model whole again.") from error
         actual = fingerprint_of(
             tensors,
@@ -471,20 +473,20 @@ class ModelBundle:
             raise BundleError(f"{self.folder / _CARD} states another fingerprint than its weights have.")
 
     def verify(self) -> None:
-        """Reads every byte and compares.
+        """Reads all files and compares them with the card.
 
         Raises:
-            BundleError: a file is not the one that the card names, or the weights do not have the
-                fingerprint that the card states.
+            BundleError: a file does not match its SHA-256, or the weights do not have the stated fingerprint.
+            StorageError: the machine cannot read a file.
         """
         for name, expected in self.files.items():
             try:
                 with open_plain(self.folder / name) as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
-                raise _unreadable(self.folder / name, error) from error
+                raise _read_error(self.folder / name, error) from error
             if found != expected:
-                raise _not_named(self.folder / name)
+                raise _mismatch(self.folder / name)
         self._check_fingerprint(self.weights_path.read_bytes())
 
 
@@ -502,7 +504,10 @@ def fingerprint_of(
     preprocessing: Preprocessing,
     embedding: Embedding = Embedding(),
 ) -> str:
-    """SHA-256, in hex, over what decides an embedding: weights, architecture, preprocessing and options."""
+    """Returns the SHA-256, in hex, over all that decides an embedding.
+
+    These are the weights, the architecture, the preprocessing and the embedding options.
+    """
     digest = hashlib.sha256()
     contract = _contract(architecture, preprocessing, embedding)
     digest.update(json.dumps(contract, sort_keys=True).encode())
@@ -514,37 +519,37 @@ def fingerprint_of(
 
 
 def _preprocessing(card: Mapping[str, Any]) -> Preprocessing:
-    """What a card says of it.
+    """Returns the preprocessing of a card.
 
     Raises:
-        TypeError, InputError: nothing that this version knows.
+        TypeError, InputError: this version does not know a field or a value.
     """
     found = Preprocessing(**card)
-    _among("use of colour profiles", found.colour, get_args(Colour))
+    _check_choice("use of colour profiles", found.colour, get_args(Colour))
     return found
 
 
 def _contract(architecture: str, preprocessing: Preprocessing, embedding: Embedding) -> dict[str, Any]:
-    """What decides an embedding beside the weights."""
+    """Returns all that decides an embedding besides the weights."""
     contract: dict[str, Any] = {"architecture": architecture, "preprocessing": preprocessing.stated()}
-    # The paper's embedding goes without saying: galleries know fingerprints from before there were others.
+    # The paper's embedding is omitted: fingerprints of older galleries do not contain it.
     if embedding != Embedding():
         contract["embedding"] = dataclasses.asdict(embedding)
     return contract
 
 
-def _unreadable(path: Path, error: OSError) -> BundleError | StorageError:
+def _read_error(path: Path, error: OSError) -> BundleError | StorageError:
     if not is_about_path(error):
         return StorageError(f"{path} cannot be read: {why(error)}.")
     return BundleError(f"{path} cannot be read ({why(error)}); copy the model whole again.")
 
 
-def _not_named(path: Path) -> BundleError:
+def _mismatch(path: Path) -> BundleError:
     return BundleError(f"{path} is not the file that {_CARD} names; copy the model whole again.")
 
 
-def _moved(photos: Sequence[Any], folders: Mapping[str, str | None]) -> list[Any]:
-    """Photos with those of some folders moved to other ones, or taken out; what is no text stays."""
+def _with_folders_renamed(photos: Sequence[Any], folders: Mapping[str, str | None]) -> list[Any]:
+    """Returns photo paths with some folders renamed, or removed (None); entries that are not text stay."""
     found: list[Any] = []
     for photo in photos:
         composed = unicodedata.normalize("NFC", photo) if isinstance(photo, str) else ""
@@ -557,7 +562,7 @@ def _moved(photos: Sequence[Any], folders: Mapping[str, str | None]) -> list[Any
 
 
 class _Training(TypedDict, total=False):
-    """What a card says of the training, as far as it is read back; whatever else stands there is shown."""
+    """The types of the recipe fields that are read back; other fields are only displayed."""
 
     seed: int
     weights: str | None
@@ -595,12 +600,12 @@ class _Activations(TypedDict, total=False):
     whiten: bool
 
 
-# A file's name is no Python name.
+# File names are not Python identifiers.
 _Files = TypedDict("_Files", {"model.safetensors": str, "model.onnx": str})
 
 
 class _Card(TypedDict):
-    """The types in bundle.json."""
+    """The types of bundle.json."""
 
     format: int
     architecture: str
@@ -630,7 +635,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{folder} is not a model: it has no {_CARD}; make one with `faceprint train`.")
     advice = "copy the model whole again"
-    # The values as `json` reads them: the card is written back when a person is renamed or forgotten.
+    # The values as `json` reads them: the card is written back when an identity is renamed or erased.
     card: dict[str, Any] = read_tree(path, _Format, error=BundleError, advice=advice)
     if card["format"] > FORMAT:
         raise BundleError(
@@ -638,13 +643,13 @@ def _read_card(folder: Path) -> dict[str, Any]:
             f"{FORMAT}; upgrade faceprint."
         )
     check_tree(card, _Card, name=path, error=BundleError, advice=advice)
-    if (problem := _implausible(card)) is not None:
+    if (problem := _value_problem(card)) is not None:
         raise BundleError(f"{path} is damaged ({problem}); {advice}.")
     return card
 
 
-def _implausible(card: Mapping[str, Any]) -> str | None:
-    """What is wrong with values of the right types."""
+def _value_problem(card: Mapping[str, Any]) -> str | None:
+    """Returns the problem of a value that has the right type; None without one."""
     pixels, dimension = card["preprocessing"], card["dimension"]
     if not 1 <= pixels["size"] <= _MAX_SIZE:
         return f"the field preprocessing.size: {pixels['size']} is not between 1 and {_MAX_SIZE:,}"

@@ -1,7 +1,7 @@
-"""The `Embedder`: a bundle on a device; batches of pixels give embeddings and probabilities.
+"""The `Embedder`: runs a bundle on a device; batches of pixels give embeddings and probabilities.
 
-Two engines: onnxruntime on a CPU, torch on CUDA or by choice. Which one answers does not show in the
-answers beyond float32 rounding (`tests/models/test_embedder.py` holds them to each other).
+It has two engines: onnxruntime on a CPU, torch on CUDA or by choice. Their results differ only by float32
+rounding (`tests/models/test_embedder.py` compares them).
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ ENGINES: Final = ("auto", "onnxruntime", "torch")
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What a model says of n pictures.
+    """The output of a model for n pictures.
 
     Attributes:
         vectors: (n, d) float32, the embeddings, by default avg_pool.
@@ -36,7 +36,7 @@ class Embeddings:
 
 
 class Embedder:
-    """A model ready to embed. Safe to share between threads. A context manager.
+    """A loaded model that embeds pictures. Safe to share between threads. A context manager.
 
     Attributes:
         bundle: the model.
@@ -58,7 +58,7 @@ class Embedder:
         self._threads: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process loads the model again, in the same way.
+        # Another process loads the model again, with the same options.
         return _opened, (self.bundle, self.device, self.engine, self.precision, self._threads)
 
     @classmethod
@@ -71,24 +71,23 @@ class Embedder:
         precision: str = "float32",
         threads: int | None = None,
     ) -> "Embedder":
-        """Loads a bundle's weights.
+        """Loads a bundle and returns its embedder.
 
         Args:
             bundle: the model.
             device: "auto" (CUDA where there is a GPU and torch, else the CPU), "cpu", "cuda", "cuda:1", ...
-                or several, "cuda:0,cuda:1": a process for each.
+                or several, "cuda:0,cuda:1": one process for each.
             engine: "auto" (onnxruntime on a CPU in float32, torch elsewhere), "onnxruntime" or "torch".
-            precision: what the torch engine's convolutions compute in: "float32", "bf16" or "fp16".
-                `drift` says what that changes.
-            threads: how many cores the onnxruntime engine may keep busy; None is all that this process may
-                run on.
+            precision: the precision of the torch engine's convolutions: "float32", "bf16" or "fp16". `drift`
+                gives the effect on distances.
+            threads: the number of cores for the onnxruntime engine; None is all that this process may use.
 
         Raises:
-            InputError: no such engine, device or precision, or an engine that does not run on the device or
-                in the precision; a number of threads below 1.
-            MissingDependency: the torch engine without torch.
-            BundleError: the weights or the graph cannot be loaded, are not those that the card names, or do
-                not compute what the weights of the card's fingerprint do.
+            InputError: the engine, device or precision does not exist, the engine does not support the device
+                or the precision, or `threads` is below 1.
+            MissingDependency: the torch engine needs torch.
+            BundleError: the weights or the graph cannot be loaded, do not match the card, or fail the
+                self-test against the weights of the card's fingerprint.
         """
         _check(engine, precision, threads)
         less = precision != "float32"
@@ -98,7 +97,7 @@ class Embedder:
             engine = "onnxruntime" if device == "cpu" and not less else "torch"
         if engine == "torch":
             run = _torch_engine(bundle, device, precision)
-            return cls(bundle, device, engine, run, precision=precision)._proven()
+            return cls(bundle, device, engine, run, precision=precision)._self_tested()
         if device != "cpu":
             raise InputError(
                 f"The onnxruntime engine runs on the CPU, not on {device}; use the torch engine."
@@ -111,11 +110,11 @@ class Embedder:
 
         opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
         opened._threads = threads
-        return opened._proven()
+        return opened._self_tested()
 
     @property
     def drift(self) -> PrecisionDrift | None:
-        """How far `precision` moved distances between photos of the first batch, compared with float32.
+        """The change of distances between photos of the first batch by `precision`, compared with float32.
 
         None in float32, and until a batch with two different photos was embedded.
         """
@@ -123,23 +122,23 @@ class Embedder:
 
     @property
     def batch_size(self) -> int:
-        """How many pictures a call should bring, at least, for the device to be busy to the end of it."""
+        """The least number of pictures in a call that keeps the device busy."""
         return self._run.batch_size
 
     def tune(self, sample: NDArray[np.uint8], *, limit: int = 1024) -> int:
-        """Finds the size of a pass through the network at which a GPU is fastest; takes seconds.
+        """Finds the size of a pass through the network at which a GPU is fastest; this takes seconds.
 
-        Worth it before thousands of pictures. Sizes are doubled until that is no faster or the memory ends.
+        It pays off for thousands of pictures. The size doubles until that is not faster or memory runs out.
 
         Args:
-            sample: a picture or more, as `embed` takes them; they are repeated as needed.
-            limit: the largest pass that is tried.
+            sample: one or more pictures, as for `embed`; they are repeated as needed.
+            limit: the largest pass to try.
 
         Returns:
             The new `batch_size`.
 
         Raises:
-            InputError: another dtype or shape, or no picture.
+            InputError: `sample` has another dtype or shape, or is empty.
         """
         self._check_pixels(sample)
         if not len(sample):
@@ -156,21 +155,21 @@ class Embedder:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it computes elsewhere than on the CPU."""
+        """Whether the device is not the CPU."""
         return self.device != "cpu"
 
     def embed(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Embeds a batch; however large it is, it goes through the network in passes of bounded memory.
+        """Returns the embeddings and probabilities of a batch of any size, in passes of bounded memory.
 
-        Where a GPU's memory ends, passes become half as large and the batch goes on.
+        If a GPU runs out of memory, the pass size is halved and the batch continues.
 
         Args:
-            pixels: uint8 (n, size, size, 3), RGB, as `pixels.read` gives them.
+            pixels: uint8 (n, size, size, 3), RGB, as from `pixels.read`.
 
         Raises:
-            InputError: another dtype or shape.
-            RunError: the device has no memory for one picture, numbers do not fit into fp16, or the process
-                of one of several devices ended.
+            InputError: `pixels` has another dtype or shape.
+            RunError: the device has no memory for one picture, values do not fit into fp16, or the process of
+                one of several devices ended.
         """
         self._check_pixels(pixels)
         if not len(pixels):
@@ -179,7 +178,7 @@ class Embedder:
         return Embeddings(*self._run(pixels))
 
     def close(self) -> None:
-        """Ends threads and processes of the engine, which also end with the last reference to it."""
+        """Ends the threads and processes of the engine; they also end with the last reference to it."""
         self._run.close()
 
     def __enter__(self) -> "Embedder":
@@ -188,9 +187,9 @@ class Embedder:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _proven(self) -> "Embedder":
-        """This embedder, once its answers are known to be those of the weights."""
-        # With fewer bits `drift` compares the answers with those in float32.
+    def _self_tested(self) -> "Embedder":
+        """Returns this embedder after its self-test against the weights."""
+        # In lower precision `drift` compares the results with float32.
         if self.precision == "float32":
             try:
                 self_test.check_engine(self.bundle, self.engine, self.device, self._run)
@@ -209,7 +208,7 @@ class Embedder:
 
 
 def may_use_gpu(device: str, engine: str = "auto") -> bool:
-    """Whether `Embedder.open` would take a GPU, as far as can be said without importing torch."""
+    """Returns whether `Embedder.open` may use a GPU, as far as can be told without importing torch."""
     return _may_have_gpu() and engine != "onnxruntime" if device == "auto" else device != "cpu"
 
 
@@ -223,7 +222,7 @@ def _check(engine: str, precision: str, threads: int | None) -> None:
 
 
 def _may_have_gpu() -> bool:
-    """Whether torch could find an NVIDIA GPU, without the seconds that importing torch takes."""
+    """Returns whether torch may find an NVIDIA GPU, without importing torch, which takes seconds."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
         return False
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"

@@ -1,4 +1,4 @@
-"""The interface of engines: vectors and probabilities, precisions, drift."""
+"""The interface of engines for the `Embedder`: outputs, precisions and precision drift."""
 
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
@@ -15,13 +15,13 @@ NetworkOutput: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class PrecisionDrift:
-    """How far distances between photos moved because the network was computed in fewer bits than float32.
+    """The change of distances between photos by a precision lower than float32.
 
     Attributes:
         precision: "bf16" or "fp16".
-        largest: the greatest change of a distance between two photos, as a share of that distance.
+        largest: the largest change of a distance between two photos, as a share of that distance.
         mean: the mean of these changes.
-        photos: how many photos were compared, each with each.
+        photos: the number of photos that were compared pairwise.
     """
 
     precision: str
@@ -31,37 +31,37 @@ class PrecisionDrift:
 
 
 class Engine(Protocol):
-    """A network on a device. May be called from several threads."""
+    """A network on a device. Several threads may call it."""
 
     @property
     def batch_size(self) -> int:
-        """How many pictures a call should bring, at least, for the device to be busy to the end of it."""
+        """The least number of pictures in a call that keeps the device busy."""
         ...
 
     @property
     def drift(self) -> PrecisionDrift | None:
-        """None in float32, and until two different photos were embedded together."""
+        """The precision drift; None in float32, and until two different photos were embedded together."""
         ...
 
     def __call__(self, pixels: Pixels) -> NetworkOutput:
-        """Embeds uint8 (n, size, size, 3), n at least 1."""
+        """Returns the output for uint8 (n, size, size, 3), n at least 1."""
         ...
 
     def tune(self, sample: Pixels, *, limit: int) -> None:
-        """Finds the pass size, up to a limit, at which a device is fastest, with copies of some pictures."""
+        """Finds the fastest pass size of the device, up to `limit`, with repetitions of the sample."""
         ...
 
     def close(self) -> None:
-        """Gives back threads, processes and memory; a second time does nothing."""
+        """Releases threads, processes and memory; a second call does nothing."""
         ...
 
 
 def drift_between(
     precision: str, found: NDArray[np.float32], exact: NDArray[np.float32]
 ) -> PrecisionDrift | None:
-    """What `PrecisionDrift` says of the same photos' embeddings (n, d), in fewer bits and in float32.
+    """Returns the drift between embeddings (n, d) of the same photos in low precision and in float32.
 
-    None where no two photos lie apart.
+    Returns None where all distances are 0.
     """
     one, other = _distances(found), _distances(exact)
     apart = other > 0
@@ -72,7 +72,7 @@ def drift_between(
 
 
 def _distances(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Euclidean distances of each pair of rows, once."""
+    """Returns the Euclidean distance of each pair of rows, once."""
     wide = vectors.astype(np.float64)
     pairs = [np.linalg.norm(wide[row + 1 :] - wide[row], axis=1) for row in range(len(wide))]
     return np.concatenate(pairs) if pairs else np.empty(0)

@@ -1,11 +1,11 @@
-"""Several devices: a process and an engine for each; pixels and answers go through shared memory.
+"""The engine for several devices: one process each; pixels and outputs go through shared memory.
 
-Each process has two lanes, so that it computes one pass while the pixels of the next one are written. A lane
-is memory that both share, for pixels and for the answer, and a pipe over which only a few bytes go.
+Each process has two lanes, so that it computes one pass while the pixels of the next are written. A lane is
+shared memory for pixels and outputs, and a pipe for messages of a few bytes.
 
-Such a process is a program of its own, since CUDA does not survive a fork. `multiprocessing` is not used: its
-processes, and the tracker of its shared memory, import modules from the current folder, which may hold files
-of strangers.
+A process is a separate program, since CUDA does not survive a fork. `multiprocessing` is not used: its
+processes, and the tracker of its shared memory, import modules from the current folder, which may hold
+untrusted files.
 """
 
 import mmap
@@ -35,17 +35,17 @@ from retrieval.system.files import why
 _PROGRAM: Final = (
     "import sys; from retrieval.models.multi_device import serve; serve(*map(int, sys.argv[1:]))"
 )
-# How long a process may take to end once its pipes are closed: it finishes what it computes. In seconds.
+# Seconds that a process may take to end after its pipes are closed: it finishes its pass.
 _CLOSE_SECONDS: Final = 10.0
 
 _LANES_PER_DEVICE: Final = 2
-# How many pictures a lane holds. An engine passes them on in passes of its own size.
+# Pictures in a lane. The engine splits them into passes of its own size.
 _LANE_PICTURES: Final = 256
 
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What a lane's memory holds: pixels, and the answer behind them."""
+    """The layout of a lane's memory: pixels, then the output."""
 
     pictures: int
     side: int
@@ -70,7 +70,7 @@ class _Shapes:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a process is told first."""
+    """The first message to a process: the model, the device and the layout of its lanes."""
 
     bundle: ModelBundle
     device: str
@@ -81,25 +81,25 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Reply:
-    """What a process says of a pass. Its vectors lie in shared memory, if there was no error."""
+    """The reply of a process to a pass. Without an error, its vectors are in shared memory."""
 
     error: FaceprintError | None = None
     drift: PrecisionDrift | None = None
 
 
 def cores_of_each(devices: int) -> int:
-    """How many cores the process of one of several devices computes on."""
+    """Returns the number of cores for the process of each device."""
     return max(1, usable_cores() // devices)
 
 
 class SeveralDevices:
-    """See `engine.Engine`. The processes only compute: whoever calls it writes to the gallery, alone."""
+    """The engine for several devices; see `engine.Engine`. Its processes only compute, and write no files."""
 
     def __init__(self, bundle: ModelBundle, devices: list[str], *, precision: str = "float32") -> None:
         """Starts a process for each device and waits until all have loaded the bundle.
 
         Raises:
-            InputError, BundleError, MissingDependency: as `Embedder.open`.
+            InputError, BundleError, MissingDependency: as in `Embedder.open`.
             RunError: a process cannot be started, or ended while it started.
         """
         self.drift: PrecisionDrift | None = None
@@ -111,7 +111,7 @@ class SeveralDevices:
         self._threads = ThreadPoolExecutor(
             _LANES_PER_DEVICE * len(devices), thread_name_prefix="faceprint-device"
         )
-        # Runs when close() is called, when nobody has this engine any more, or when Python ends.
+        # Runs on close(), when this engine is garbage-collected, or when Python ends.
         self._end = weakref.finalize(self, _end, self._lanes, self._processes, self._threads)
         try:
             for device in devices:
@@ -130,17 +130,17 @@ class SeveralDevices:
         Raises:
             RunError: a process ended, or its device has no memory for a single picture.
         """
-        # A share for every lane, if there is enough to share.
+        # Split evenly among the lanes, up to the size of a lane.
         size = min(_LANE_PICTURES, max(1, -(-len(pixels) // len(self._lanes))))
         parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-        vectors, probabilities = zip(*self._threads.map(self._one, parts), strict=True)
+        vectors, probabilities = zip(*self._threads.map(self._embed_part, parts), strict=True)
         return np.concatenate(vectors), np.concatenate(probabilities)
 
     def tune(self, sample: Pixels, *, limit: int) -> None:
-        """Nothing: a lane's memory decides how many pictures a process gets at a time."""
+        """Does nothing: the size of a lane decides how many pictures a process gets at a time."""
 
     def close(self) -> None:
-        """Ends the processes; a second time does nothing."""
+        """Ends the processes; a second call does nothing."""
         self._end()
 
     def _start(self, task: _Task) -> None:
@@ -152,7 +152,7 @@ class SeveralDevices:
                     file = isolation.nameless_file(task.shapes.bytes)
                     theirs.callback(os.close, file)
                     ours, other = socket.socketpair()
-                    # So that the pipe ends when the process does.
+                    # Closed here, so that the pipe ends with the process.
                     theirs.enter_context(other)
                     lanes.append(_Lane(task.device, Connection(ours.detach()), task.shapes, file))
                     descriptors += other.fileno(), file
@@ -166,7 +166,7 @@ class SeveralDevices:
                 self._lanes += lanes
         lanes[0].tell(task)
 
-    def _one(self, pixels: Pixels) -> NetworkOutput:
+    def _embed_part(self, pixels: Pixels) -> NetworkOutput:
         lane = self._free.get()
         try:
             reply, answer = lane.embed(pixels)
@@ -177,7 +177,7 @@ class SeveralDevices:
 
 
 class _Lane:
-    """This side of a lane."""
+    """The caller's end of a lane."""
 
     def __init__(self, device: str, pipe: "Connection[Any, Any]", shapes: _Shapes, file: int) -> None:
         self._device = device
@@ -186,14 +186,14 @@ class _Lane:
         self._memory = mmap.mmap(file, shapes.bytes)
 
     def tell(self, task: _Task) -> None:
-        """Says what the process is to do; only the first lane does."""
+        """Sends the task to the process; only the first lane does."""
         try:
             self._pipe.send(task)
         except OSError as error:
             raise self._ended() from error
 
     def ready(self) -> _Reply:
-        """Waits for the model to be loaded."""
+        """Waits until the model is loaded."""
         return self._reply()
 
     def embed(self, pixels: Pixels) -> tuple[_Reply, NetworkOutput]:
@@ -209,7 +209,7 @@ class _Lane:
         return reply, (answer[:, :dimension].copy(), answer[:, dimension:].copy())
 
     def close(self) -> None:
-        # The process ends when its pipes do.
+        # The process ends when its pipes are closed.
         self._pipe.close()
         self._memory.close()
 
@@ -238,12 +238,12 @@ def _end(lanes: list[_Lane], processes: "list[subprocess.Popen[bytes]]", threads
 
 
 def serve(*descriptors: int) -> None:
-    """The program of a device's process: a thread for each lane, until the other side has gone.
+    """Runs the process of a device: one thread for each lane, until the caller has ended.
 
     Args:
-        descriptors: of files: of each lane its pipe and its memory.
+        descriptors: file descriptors: the pipe and the memory of each lane in turn.
     """
-    # Whoever sends Ctrl-C to the process itself: the batch in flight is to be finished.
+    # If Ctrl-C is sent to this process itself, the current batch must be finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipes: list[Connection[Any, Any]] = [Connection(pipe) for pipe in descriptors[::2]]
     try:
@@ -278,18 +278,18 @@ def _serve_lane(engine: Any, shapes: _Shapes, pipe: "Connection[Any, Any]", file
         pipe.send(_Reply())
         while True:
             count = pipe.recv()
-            pipe.send(_passed(engine, pixels[:count], answer[:count]))
+            pipe.send(_run_pass(engine, pixels[:count], answer[:count]))
     except (EOFError, OSError):
-        return  # the other side has gone
+        return  # the caller has ended
 
 
-def _passed(engine: Any, pixels: Pixels, answer: NDArray[np.float32]) -> _Reply:
+def _run_pass(engine: Any, pixels: Pixels, answer: NDArray[np.float32]) -> _Reply:
     try:
         vectors, probabilities = engine(pixels)
     except FaceprintError as error:
         return _Reply(error)
     except Exception as error:
-        # Torch and CUDA have exceptions that only a process that loaded them could read.
+        # Exceptions of torch and CUDA can be unpickled only in a process that imported them.
         return _Reply(RunError(f"The device failed: {error}"))
     answer[:, : vectors.shape[1]] = vectors
     answer[:, vectors.shape[1] :] = probabilities

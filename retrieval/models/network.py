@@ -1,4 +1,4 @@
-"""Network: ResNet50 with its own normalisation and its new last layer."""
+"""The network for training and the torch engine: ResNet50 with normalisation and a new last layer."""
 
 import http.client
 import os
@@ -56,11 +56,11 @@ def architecture_of(family: str, classifier: str) -> str:
 
 
 class CosineClassifier(nn.Linear):
-    """A last layer whose logits are `scale` times the cosines of features with each identity's weights.
+    """A last layer with logits of `scale` times the cosines of features with each identity's weights.
 
-    What tells identities apart is then the direction of the features alone, as between embeddings of unit
-    length (Wang et al., 2018, who call it CosFace). The scale is theirs to choose: cosines themselves are
-    too close together for a softmax to become sure.
+    Only the direction of the features then separates identities, as between embeddings of unit length (Wang
+    et al., 2018, CosFace). The scale is needed because plain cosines are too close together for a softmax to
+    reach high probabilities.
     """
 
     scale: Final = 16.0
@@ -88,16 +88,16 @@ class Projection:
 
 
 class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's ResNet, last layer replaced, that takes uint8 pixels and gives two answers in a pass.
+    """torchvision's ResNet with another last layer: takes uint8 pixels, gives embeddings and logits.
 
-    Its parameters have torchvision's key names; `mean` and `std` are buffers beside them, so that
-    normalisation travels with the weights and nobody else can get it wrong. So do `projection_mean` and
-    `projection_matrix`, where the embedding is projected.
+    Its parameters have torchvision's key names. `mean` and `std` are buffers beside them, so that the
+    normalisation is stored with the weights. So are `projection_mean` and `projection_matrix`, where the
+    embedding is projected.
 
     Attributes:
         architecture: a key of ARCHITECTURES.
-        embedding: how activations become an embedding.
-        dimension: how many numbers an embedding has.
+        embedding: the conversion of activations to an embedding.
+        dimension: the number of values of an embedding.
     """
 
     mean: Tensor
@@ -108,10 +108,10 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
     def __init__(
         self, labels: int, *, architecture: str = "resnet50", embedding: Embedding = Embedding()
     ) -> None:
-        """A network with random weights, and with zeros for a projection.
+        """Makes a network with random weights, and zeros for a projection.
 
         Raises:
-            InputError: a projection to more dimensions than there are.
+            InputError: the projection has more dimensions than its layers have.
         """
         chosen = ARCHITECTURES[architecture]
         super().__init__(
@@ -125,14 +125,14 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
         self.embed_as(embedding)
 
     def embed_as(self, embedding: Embedding, projection: Projection | None = None) -> None:
-        """Gives other embeddings from now on; the classifier is not touched.
+        """Changes the embedding; the classifier is unchanged.
 
         Args:
-            embedding: how.
-            projection: where it projects; None is zeros, until weights are loaded.
+            embedding: the new conversion of activations.
+            projection: its projection, if it has one; None is zeros, until weights are loaded.
 
         Raises:
-            InputError: a projection to more dimensions than there are.
+            InputError: the projection has more dimensions than its layers have.
         """
         features, dimensions = self.features_of(embedding), embedding.dimensions
         if dimensions is not None and dimensions > features:
@@ -151,11 +151,11 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
             self.register_buffer(f"projection_{name}", tensor)
 
     def features_of(self, embedding: Embedding) -> int:
-        """How many numbers an embedding has before its projection: the channels of its layers."""
+        """Returns the size of an embedding before its projection: the channels of its layers."""
         return sum(getattr(self, layer)[-1].conv3.out_channels for layer in embedding.layers)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass.
+        """Returns embeddings and logits of a batch.
 
         Args:
             pixels: uint8 (n, H, W, 3), RGB.
@@ -165,7 +165,7 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
             float32, which are always avg_pool's.
         """
         x = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        # The convolutions may have fewer bits (`retrieval.models.torch_engine`), and nothing else.
+        # Only the convolutions may have lower precision (`retrieval.models.torch_engine`).
         x = self.maxpool(self.relu(self.bn1(self.conv1(x.to(self.conv1.weight.dtype)))))
         maps: dict[str, Tensor] = {}
         for layer in LAYERS:
@@ -176,7 +176,7 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
         return self.finish(self._features(maps, pooled)), self.fc(pooled)
 
     def _features(self, maps: Mapping[str, Tensor], pooled: Tensor) -> Tensor:
-        """The chosen layers' activations, pooled, side by side (n, f); layer4's average is given."""
+        """Returns the pooled activations of the layers, concatenated (n, f); `pooled` is layer4's mean."""
         if self.embedding.pooling == "gem":
             parts = [_generalized_mean(x) for x in maps.values()]
         else:
@@ -184,7 +184,7 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def finish(self, features: Tensor) -> Tensor:
-        """Embeddings (n, dimension) of pooled activations (n, f): their projection and their length."""
+        """Returns embeddings (n, dimension) of pooled activations (n, f): projected and normalized."""
         if self.projection_mean is not None and self.projection_matrix is not None:
             features = nn.functional.linear(features - self.projection_mean, self.projection_matrix)
         return nn.functional.normalize(features) if self.embedding.length == "unit" else features
@@ -196,7 +196,7 @@ def _generalized_mean(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a network's parameters came from.
+    """The origin of a network's parameters.
 
     Attributes:
         source: "imagenet", "none" or the name of the file.
@@ -208,21 +208,21 @@ class Start:
 
 
 def build(labels: int, *, weights: str, architecture: str = "resnet50") -> tuple[Network, Start]:
-    """A network for `labels` identities.
+    """Returns a network for `labels` identities, and the origin of its parameters.
 
-    What the weights do not have starts fresh, and the last batch norm of each fresh block starts at
-    zero (Goyal et al., 2017: a block then begins as the identity), without which a fresh stage behind
-    trained ones makes the loss explode at the paper's rate.
+    Parameters that the weights lack are initialized at random, and the last batch norm of each such block at
+    zero (Goyal et al., 2017: the block then starts as the identity function). Otherwise a fresh stage after
+    trained ones makes the loss explode at the paper's learning rate.
 
     Args:
-        labels: how many identities the classifier tells apart.
+        labels: the number of identities of the classifier.
         weights: "imagenet" (torchvision's download and cache), "none", or the path of a safetensors
             file or of a torch state dict, which may be partial.
         architecture: a key of ARCHITECTURES.
 
     Raises:
-        InputError: the download cannot be reached, or there is no such file.
-        WeightsError: the file is not a ResNet50's.
+        InputError: the download fails, or the file does not exist.
+        WeightsError: the file does not hold weights of a ResNet50.
     """
     network = Network(labels, architecture=architecture)
     if weights == "none":
@@ -236,7 +236,7 @@ def build(labels: int, *, weights: str, architecture: str = "resnet50") -> tuple
                 f"{source} is not a ResNet50's weights: {misfit}; give a file made for ResNet50."
             )
     missing = _load(network, given)
-    _soften(network, missing)
+    _zero_fresh_blocks(network, missing)
     return network, Start(source, _modules(missing))
 
 
@@ -265,7 +265,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             # weights_only: a pickle that could run code is refused by torch.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Every library has its own exceptions for a file that is something else.
+        # Each library raises its own exceptions for a file in another format.
         raise WeightsError(
             f"{path} cannot be read as safetensors or as a torch state dict of tensors."
         ) from error
@@ -278,14 +278,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load(network: Network, given: dict[str, Tensor]) -> list[str]:
-    """Copies what fits; returns the parameters and buffers of the body that were not given."""
+    """Copies the given tensors; returns the names of the body's parameters and buffers that are missing."""
     body = _body(network)
     network.load_state_dict({name: given[name] for name in body if name in given}, strict=False)
     return [name for name in body if name not in given and not name.endswith("num_batches_tracked")]
 
 
 def _body(network: Network) -> dict[str, Tensor]:
-    """Everything but the last layer, the normalisation and a projection, under torchvision's key names."""
+    """Returns all tensors by name, except the last layer, the normalisation and a projection."""
     everything = network.state_dict()
     return {
         name: tensor
@@ -295,7 +295,7 @@ def _body(network: Network) -> dict[str, Tensor]:
 
 
 def _misfit(given: dict[str, Tensor], body: dict[str, Tensor]) -> str | None:
-    """Why tensors are not a ResNet50's; None when they are, or are a part of it."""
+    """Returns why tensors are not of a ResNet50; None if they are all or a part of one."""
     for name, tensor in given.items():
         if name in body and tensor.shape != body[name].shape:
             return f"{name} has another shape"
@@ -307,8 +307,8 @@ def _misfit(given: dict[str, Tensor], body: dict[str, Tensor]) -> str | None:
     return None
 
 
-def _soften(network: Network, missing: list[str]) -> None:
-    """Starts each fresh block as the identity."""
+def _zero_fresh_blocks(network: Network, missing: list[str]) -> None:
+    """Makes each fresh block start as the identity function."""
     fresh = set(missing)
     for name, module in network.named_modules():
         if isinstance(module, Bottleneck) and f"{name}.bn3.weight" in fresh:
@@ -316,7 +316,7 @@ def _soften(network: Network, missing: list[str]) -> None:
 
 
 def _modules(missing: list[str]) -> tuple[str, ...]:
-    """`layer4.0.bn1.weight` and its siblings are, for a person, `layer4`."""
+    """Returns the top-level modules of parameter names: `layer4` for `layer4.0.bn1.weight`."""
     return tuple(dict.fromkeys(name.split(".")[0] for name in missing))
 
 
@@ -327,9 +327,9 @@ class Layer:
     Attributes:
         name: dotted, as in the weights file.
         kind: the type of layer.
-        activations: the shape that comes out for one picture, height x width x channels.
+        activations: the output shape for one picture, height x width x channels.
         learnables: sizes of the learnable parameters, such as "Weight 7x7x3x64".
-        states: sizes of what is kept but not learned (running mean and variance).
+        states: sizes of the state that is not learned (running mean and variance).
     """
 
     name: str
@@ -340,12 +340,12 @@ class Layer:
 
     @property
     def total_learnables(self) -> int:
-        """How many numbers are learned."""
+        """The number of learnable parameters."""
         return sum(_product(text.split(" ")[1]) for text in self.learnables)
 
 
 def layer_table(network: Network, size: int) -> list[Layer]:
-    """The network's layers in the order in which a picture of `size` x `size` passes them."""
+    """Returns the network's layers in the order of a forward pass of a `size` x `size` picture."""
     rows = [Layer("input", "Image Input", (size, size, 3), (), ("Mean 1x1x3", "Std 1x1x3"))]
     names = {module: name for name, module in network.named_modules()}
 
@@ -368,7 +368,7 @@ def layer_table(network: Network, size: int) -> list[Layer]:
 
 
 def _embedding_rows(network: Network) -> list[Layer]:
-    """What comes out beside the probabilities, where it is not avg_pool, which has its row."""
+    """Returns the row of the embedding, unless it is avg_pool, which has a row already."""
     if network.embedding == Embedding():
         return []
     buffers = {"Mean": network.projection_mean, "Matrix": network.projection_matrix}
@@ -405,7 +405,7 @@ def _title(key: str) -> str:
 
 
 def _size(tensor: Tensor) -> str:
-    """Height x width x in x out for a filter, as papers write it; torch has out x in x height x width."""
+    """Returns a filter's size as height x width x in x out, as in papers; torch has out x in x h x w."""
     shape = tensor.shape
     order = (shape[2], shape[3], shape[1], shape[0]) if tensor.ndim == 4 else tuple(shape)
     return "x".join(str(number) for number in order)

@@ -1,7 +1,7 @@
-"""A network computed from a bundle's weights by numpy alone: what an engine's answers are checked against.
+"""The reference network for the self-test: computes a bundle's outputs by numpy alone.
 
-Slow, and independent of every engine: it reads neither the graph nor torch, only the tensors that the
-fingerprint covers. `retrieval.models.self_test` does so once for each model and runtime.
+It is slow, and independent of all engines: it uses neither the graph nor torch, only the tensors that the
+fingerprint covers. `retrieval.models.self_test` runs it once for each model and runtime.
 """
 
 import re
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval.models.bundle import LAYERS, Embedding
 
-# float32 throughout, which numpy's stubs forget in every product.
+# Always float32, which numpy's stubs lose in every product.
 Array: TypeAlias = Any
 
 # As torch.nn.BatchNorm2d, torch.nn.functional.normalize and retrieval.models.network have them.
@@ -24,7 +24,7 @@ _GEM_EXPONENT: Final = 3.0
 _GEM_FLOOR: Final = 1e-6
 _COSINE_SCALE: Final = 16.0
 
-# What `embed` computes: ResNets of bottleneck blocks, whose number the weights' names tell.
+# The architectures of `embed`: ResNets of bottleneck blocks; the weights' names give the number of blocks.
 ARCHITECTURES: Final = frozenset({"resnet50", "resnet50-cosine", "resnet14-narrow", "resnet14-narrow-cosine"})
 
 _BLOCK: Final = re.compile(r"(layer\d)\.(\d+)\.conv1\.weight")
@@ -33,11 +33,11 @@ _BLOCK: Final = re.compile(r"(layer\d)\.(\d+)\.conv1\.weight")
 def embed(
     tensors: Mapping[str, NDArray[Any]], embedding: Embedding, picture: NDArray[np.uint8]
 ) -> tuple[Array, Array]:
-    """Embedding and probabilities of one picture by a ResNet of bottleneck blocks.
+    """Returns the embedding and probabilities of one picture by a ResNet of bottleneck blocks.
 
     Args:
         tensors: the weights, under torchvision's key names.
-        embedding: how activations become an embedding.
+        embedding: the conversion of activations to an embedding.
         picture: uint8 (size, size, 3).
 
     Returns:
@@ -74,7 +74,7 @@ class _Network:
         return self.get(name).reshape(-1)
 
     def convolve(self, x: Array, name: str, norm: str, *, stride: int = 1) -> Array:
-        """A convolution with half its kernel as padding, and the batch normalisation behind it."""
+        """Returns a convolution, padded by half its kernel, followed by batch normalisation."""
         scale = self.vector(f"{norm}.weight") / np.sqrt(
             self.vector(f"{norm}.running_var") + np.float32(_BATCH_NORM_EPSILON)
         )
@@ -82,7 +82,7 @@ class _Network:
         return _convolution(x, self.get(f"{name}.weight"), stride) * scale + shift
 
     def block(self, x: Array, name: str, stride: int) -> Array:
-        """A bottleneck block; its stride is that of the middle convolution."""
+        """Returns the output of a bottleneck block; its stride is that of the middle convolution."""
         inner = np.maximum(self.convolve(x, f"{name}.conv1", f"{name}.bn1"), 0)
         inner = np.maximum(self.convolve(inner, f"{name}.conv2", f"{name}.bn2", stride=stride), 0)
         inner = self.convolve(inner, f"{name}.conv3", f"{name}.bn3")
@@ -99,7 +99,7 @@ class _Network:
 
 
 def _convolution(x: Array, weight: Array, stride: int) -> Array:
-    """x (h, w, i) with weight (o, i, k, k) gives (h', w', o)."""
+    """Returns the convolution (h', w', o) of x (h, w, i) with weight (o, i, k, k)."""
     outputs, inputs, size, _ = weight.shape
     if size == 1:
         return x[::stride, ::stride] @ weight[:, :, 0, 0].T
@@ -112,7 +112,7 @@ def _convolution(x: Array, weight: Array, stride: int) -> Array:
 
 
 def _max_pool(x: Array) -> Array:
-    """3 x 3, stride 2, padding 1, of what is not negative."""
+    """Returns max pooling, 3 x 3 with stride 2 and padding 1, of values that are not negative."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     found: Array = sliding_window_view(padded, (3, 3), (0, 1))[::2, ::2].max((-2, -1))
     return found

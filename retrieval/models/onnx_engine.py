@@ -1,6 +1,6 @@
-"""The CPU engine: onnxruntime, passes side by side, each on one core.
+"""The CPU engine for the `Embedder`: onnxruntime, with parallel passes of one core each.
 
-`benchmarks/engines.py` measured what is chosen here; docs/benchmarks.md has the table.
+`benchmarks/engines.py` measured the choices made here; docs/benchmarks.md has the table.
 """
 
 import threading
@@ -15,12 +15,12 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import NetworkOutput, Pixels
 from retrieval.system.cpu import usable_cores
 
-# Pictures in a pass, at most.
+# The most pictures in a pass.
 _MAX_PASS_SIZE: Final = 16
 
 
 class OnnxEngine:
-    """See `engine.Engine`. The same picture gives the same bits in any batch (`test_embedder.py`)."""
+    """The CPU engine; see `engine.Engine`. A picture gives the same bits in any batch: `test_embedder.py`."""
 
     drift: Final = None
 
@@ -29,14 +29,14 @@ class OnnxEngine:
 
         Args:
             bundle: the model.
-            threads: how many cores it may keep busy; None is all that this process may run on.
+            threads: the number of cores; None is all that this process may use.
 
         Raises:
             BundleError: the graph cannot be loaded.
         """
         self._bundle = bundle
         self._threads = threads or usable_cores()
-        # A few pictures are answered soonest when all cores work on each.
+        # A few pictures are fastest when all cores work on each.
         self._wide = _session(bundle, self._threads)
         self._narrow: Any = None
         self._lanes: ThreadPoolExecutor | None = None
@@ -44,15 +44,15 @@ class OnnxEngine:
 
     @property
     def batch_size(self) -> int:
-        """A pass for every core; see `engine.Engine`."""
+        """One pass for each core; see `engine.Engine`."""
         return _MAX_PASS_SIZE * self._threads
 
     def __call__(self, pixels: Pixels) -> NetworkOutput:
         """See `engine.Engine`."""
-        return self._side_by_side(pixels) if self._many(pixels) else self._in_turn(pixels)
+        return self._side_by_side(pixels) if self._fills_cores(pixels) else self._in_turn(pixels)
 
     def tune(self, sample: Pixels, *, limit: int) -> None:
-        """Nothing: the size was measured once, and hardly matters."""
+        """Does nothing: the pass size was measured once, and has little effect."""
 
     def close(self) -> None:
         """Ends the threads."""
@@ -61,19 +61,19 @@ class OnnxEngine:
         if lanes is not None:
             lanes.shutdown()
 
-    def _many(self, pixels: Pixels) -> bool:
-        """Whether there is a picture for every core, and more."""
+    def _fills_cores(self, pixels: Pixels) -> bool:
+        """Returns whether there are at least two pictures for each of several cores."""
         return self._threads > 1 and len(pixels) >= 2 * self._threads
 
     def _in_turn(self, pixels: Pixels) -> NetworkOutput:
         return _joined([_run(self._wide, part) for part in _parts(pixels, _MAX_PASS_SIZE)])
 
     def _side_by_side(self, pixels: Pixels) -> NetworkOutput:
-        # As many passes for each lane, and all as large: at the end of a batch none waits long for another.
+        # Each thread gets the same number of passes of the same size, so that all finish together.
         rounds = -(-len(pixels) // (_MAX_PASS_SIZE * self._threads))
         size = -(-len(pixels) // (rounds * self._threads))
         with self._opening:
-            # A second copy of the weights, for those who embed by the batch.
+            # A second copy of the weights, only for callers that embed large batches.
             self._narrow = self._narrow or _session(self._bundle, 1)
             if self._lanes is None:
                 self._lanes = ThreadPoolExecutor(self._threads, thread_name_prefix="faceprint-embed")
@@ -86,14 +86,14 @@ def _session(bundle: ModelBundle, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # A thread that waits in a loop takes the core of one that decodes.
+    # A spinning thread would take the core of a decoding thread.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def open_session(graph: str | bytes) -> Any:
         try:
             return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            # onnxruntime has a dozen exception classes and no common one.
+            # onnxruntime has a dozen exception classes without a common base.
             raise BundleError(f"{bundle.graph_path} cannot be loaded; copy the model whole again.") from error
 
     session = bundle.load_graph(open_session)
@@ -102,7 +102,7 @@ def _session(bundle: ModelBundle, threads: int) -> Any:
 
 
 def _check_signature(bundle: ModelBundle, session: Any) -> None:
-    """Compares what a graph takes and gives with what the card says."""
+    """Compares the inputs and outputs of a graph with the card."""
     size = bundle.input_size
     wanted = {
         "pixels": ("tensor(uint8)", (size, size, 3)),
@@ -118,7 +118,7 @@ def _check_signature(bundle: ModelBundle, session: Any) -> None:
         )
     for name, (kind, shape) in wanted.items():
         one = found[name]
-        # The first dimension is the batch's. One without a number takes what comes.
+        # The first dimension is the batch. A dimension without a number is dynamic.
         fits = len(one.shape) == 1 + len(shape) and all(
             stated == expected or not isinstance(stated, int)
             for stated, expected in zip(one.shape[1:], shape, strict=True)

@@ -1,7 +1,7 @@
-"""What an ONNX file may hold, found by walking its protobuf, without the `onnx` package.
+"""The check of ONNX graphs for bundles: walks the protobuf of a file, without the `onnx` package.
 
-Only plain operators of the standard set pass, in one graph, with every number in the file itself. So a graph
-cannot repeat work without end, run another library's code, or read other files.
+Only plain operators of the standard set pass, in one graph, with all tensors in the file itself. So a graph
+cannot loop forever, run code of another library, or read other files.
 """
 
 from collections.abc import Iterator
@@ -40,11 +40,11 @@ _Field: TypeAlias = tuple[int, int | memoryview | None]
 
 
 class RefusedGraph(Exception):
-    """Why an ONNX file is not run, in a few words."""
+    """An ONNX file is refused; the message says why in a few words."""
 
 
 def check_graph(data: bytes) -> None:
-    """Looks at a serialized ModelProto; its numbers are passed over, so 100 MB take milliseconds.
+    """Checks a serialized ModelProto. It skips the tensor data, so 100 MB take milliseconds.
 
     Raises:
         RefusedGraph: it is not an ONNX file, or holds control flow, nested graphs, functions, operators of
@@ -125,13 +125,13 @@ class _Walk:
         self._left = _MAX_FIELDS
 
     def messages(self, message: memoryview) -> Iterator[tuple[int, memoryview]]:
-        """The strings and messages in a message, by field number."""
+        """Yields the strings and messages in a message, by field number."""
         for number, value in self.fields(message):
             if isinstance(value, memoryview):
                 yield number, value
 
     def fields(self, message: memoryview) -> Iterator[_Field]:
-        """Every field of a message, in order."""
+        """Yields all fields of a message, in order."""
         position, end = 0, len(message)
         while position < end:
             self._left -= 1
@@ -160,7 +160,7 @@ class _Walk:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, and the position behind it."""
+    """Returns a varint (7 bits a byte, lowest first) and the position after it."""
     found = 0
     for shift in range(0, 70, 7):
         if position >= len(message):

@@ -1,8 +1,9 @@
-"""The self-test: whether an engine computes what a bundle's weights say. Run once, then remembered.
+"""The self-test of the `Embedder`: compares an engine with a bundle's weights. The result is cached.
 
-The fingerprint covers weights, architecture, preprocessing and embedding. What answers is a graph (a file of
-its own), a runtime and this machine's arithmetic. Here they are held to `models.numpy_network`, on a picture
-that nobody can foresee. A wrong graph, a wrong card and a broken runtime differ in it.
+The fingerprint covers weights, architecture, preprocessing and embedding. But an engine runs a graph (a
+separate file), a runtime and this machine's arithmetic. The self-test compares its output with
+`models.numpy_network` on a random picture, which no file can anticipate. A wrong graph, a wrong card and a
+broken runtime give another output.
 """
 
 import os
@@ -24,17 +25,17 @@ from retrieval.system import remembered
 # numpy differ by 1e-6 (float32's rounding, summed in another order), other weights by more than 1e-1.
 TOLERANCE: Final = 1e-3
 
-# Raise it when the test finds more than before: models that passed are then tested again.
+# Raise it when the test becomes stricter: models that passed before are then tested again.
 _RULES_VERSION: Final = 2
 # A picture of squares: smooth parts and edges, at any size.
 _SQUARES_PER_SIDE: Final = 8
 
 
 def check_engine(bundle: ModelBundle, engine: str, device: str, run: Engine) -> None:
-    """Compares one answer of a loaded engine with the weights' own, unless that is remembered.
+    """Compares outputs of a loaded engine with the reference network, unless an earlier result is cached.
 
-    A model of another architecture than `ARCHITECTURES` is not tested. The architecture is part of
-    the fingerprint, so such a model cannot pass for one of ours.
+    A model with an architecture outside `numpy_network.ARCHITECTURES` is not tested. The architecture is part
+    of the fingerprint, so such a model cannot have the fingerprint of a tested one.
 
     Args:
         bundle: the model.
@@ -43,7 +44,7 @@ def check_engine(bundle: ModelBundle, engine: str, device: str, run: Engine) -> 
         run: the engine, in float32.
 
     Raises:
-        BundleError: the answers differ by more than TOLERANCE, or the weights are of no known network.
+        BundleError: the outputs differ by more than TOLERANCE, or the weights do not fit the architecture.
     """
     fact = _fact(bundle, engine, device)
     if bundle.architecture not in numpy_network.ARCHITECTURES or remembered.known(fact):
@@ -67,7 +68,7 @@ def check_engine(bundle: ModelBundle, engine: str, device: str, run: Engine) -> 
 
 
 def _among_others(run: Engine, picture: NDArray[np.uint8]) -> NetworkOutput:
-    """The answer to a picture in the middle of a batch: a wrong graph may be right about the first."""
+    """Returns the output for a picture in the middle of a batch: a wrong graph may be right for the first."""
     others = [_picture(len(picture)) for _ in range(2)]
     vectors, probabilities = run(np.stack([others[0], picture, others[1]]))
     return vectors[1:2], probabilities[1:2]
@@ -79,7 +80,7 @@ def _agree(answer: NetworkOutput, embedding: NDArray[np.float32], probabilities:
         return False
     length = float(np.linalg.norm(embedding))
     apart = float(np.linalg.norm(vectors[0] - embedding))
-    # NaN agrees with nothing.
+    # NaN fails both comparisons.
     return apart <= TOLERANCE * length and float(np.abs(chances[0] - probabilities).max()) <= TOLERANCE
 
 
@@ -88,14 +89,14 @@ def _suspect(bundle: ModelBundle, engine: str) -> str:
 
 
 def _fact(bundle: ModelBundle, engine: str, device: str) -> remembered.Fact:
-    """All that the verdict depends on."""
+    """Returns all that the result of the test depends on."""
     graph = bundle.files[bundle.graph_path.name] if engine == "onnxruntime" else ""
     machine = (platform.machine(), os.uname().nodename if hasattr(os, "uname") else "")
     return ("answers", _RULES_VERSION, bundle.fingerprint, graph, engine, _version(engine), device, *machine)
 
 
 def _version(engine: str) -> str:
-    """The runtime's; where other processes run it, that of its package."""
+    """Returns the version of the imported runtime, or of its package where other processes import it."""
     module = sys.modules.get(engine)
     return str(module.__version__) if module is not None else version(engine)
 
@@ -107,7 +108,7 @@ def _tensors(weights: str | bytes) -> dict[str, NDArray[Any]]:
 
 
 def _picture(size: int) -> NDArray[np.uint8]:
-    """uint8 (size, size, 3): squares of colours from the operating system's randomness."""
+    """Returns a picture, uint8 (size, size, 3), of squares in random colours (seeded by the system)."""
     colours = np.random.default_rng().integers(
         0, 256, (_SQUARES_PER_SIDE, _SQUARES_PER_SIDE, 3), dtype=np.uint8
     )

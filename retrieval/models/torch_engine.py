@@ -1,9 +1,9 @@
-"""The torch engine: a network on one device, in float32 or in fewer bits.
+"""The torch engine for the `Embedder`: a network on one device, in float32 or lower precision.
 
-On CUDA a pass goes as uint8 from pinned memory over the bus, on its lane's own stream; through the network on
-the one stream that computes; and back on the lane's stream. There are two lanes, so that the next pass is
-copied while this one is computed. The kernels of a pass size that comes again and again are recorded once and
-replayed (a CUDA graph), which spares launching a few hundred of them one by one.
+On CUDA a pass is copied as uint8 from pinned memory on the stream of its lane, computed on the one compute
+stream, and copied back on the lane's stream. There are two lanes, so that the next pass is copied while the
+current one is computed. The kernels of a frequent pass size are recorded once and replayed (a CUDA graph),
+which saves launching a few hundred kernels one by one.
 """
 
 import copy
@@ -32,22 +32,22 @@ _DTYPES: Final = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torc
 # Pass sizes before `tune`.
 _CPU_PASS_SIZE: Final = 16
 _GPU_PASS_SIZE: Final = 64
-# `tune` goes on doubling while a doubling makes it this much faster.
+# `tune` continues to double the pass size while a doubling is faster by at least this factor.
 _MIN_SPEEDUP: Final = 1.03
 _GPU_LANES: Final = 2
 _DRIFT_PHOTOS: Final = 32
-# A pass size is recorded as a graph when it comes this often, and at most so many graphs are kept.
+# The number of passes of one size after which it is recorded as a graph, and the most graphs that are kept.
 _PASSES_BEFORE_RECORDING: Final = 3
 _MAX_GRAPHS: Final = 4
 
 
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU that torch can use."""
+    """Returns whether torch can use an NVIDIA GPU."""
     return torch.cuda.is_available()
 
 
 class TorchEngine:
-    """See `engine.Engine`."""
+    """The engine for one device; see `engine.Engine`."""
 
     def __init__(
         self,
@@ -57,28 +57,28 @@ class TorchEngine:
         precision: str = "float32",
         pass_size: int | None = None,
     ) -> None:
-        """Puts a copy of a network on a device.
+        """Copies a network to a device.
 
         Args:
             network: in float32 and in evaluation mode.
-            device: where it is to run.
-            precision: what the convolutions compute in, "float32", "bf16" or "fp16". Normalisation, all
-                that makes an embedding of activations, and the classifier stay in float32.
-            pass_size: how many pictures go through at a time; None is what suits the device.
+            device: the device to run on.
+            precision: the precision of the convolutions, "float32", "bf16" or "fp16". Normalisation, the
+                steps from activations to the embedding, and the classifier stay in float32.
+            pass_size: the number of pictures in a pass; None is the default of the device.
 
         Raises:
-            RuntimeError, AssertionError: torch's own, where there is no such device.
+            RuntimeError, AssertionError: from torch, where the device does not exist.
         """
         on_gpu = device.type == "cuda"
         self.pass_size = pass_size or (_GPU_PASS_SIZE if on_gpu else _CPU_PASS_SIZE)
         self.drift: PrecisionDrift | None = None
         self._precision = precision
-        exact = _placed(network, device, torch.float32)
+        exact = _on_device(network, device, torch.float32)
         less = precision != "float32"
         # Kept until the drift is measured.
         self._exact: _Lane | None = _Lane(exact, device) if less else None
         self._measuring = threading.Lock()
-        chosen = _placed(network, device, _DTYPES[precision]) if less else exact
+        chosen = _on_device(network, device, _DTYPES[precision]) if less else exact
         self._lanes: queue.SimpleQueue[_AnyLane] = queue.SimpleQueue()
         for lane in _gpu_lanes(chosen, device) if on_gpu else [_Lane(chosen, device)] * _GPU_LANES:
             self._lanes.put(lane)
@@ -88,8 +88,8 @@ class TorchEngine:
         """Loads a bundle's weights.
 
         Raises:
-            InputError: there is no such device.
-            BundleError: the weights cannot be loaded, or are of an architecture that is not known here.
+            InputError: the device does not exist.
+            BundleError: the weights cannot be loaded, or this version does not know their architecture.
         """
         try:
             network = Network(
@@ -111,7 +111,7 @@ class TorchEngine:
         except BundleError:
             raise
         except Exception as error:
-            # safetensors and torch have exceptions of their own for damaged and for foreign files.
+            # safetensors and torch raise their own exceptions for damaged and for other files.
             raise BundleError(
                 f"{bundle.weights_path} cannot be loaded; copy the model whole again."
             ) from error
@@ -133,31 +133,31 @@ class TorchEngine:
 
     @property
     def batch_size(self) -> int:
-        """Passes for all lanes; see `engine.Engine`."""
+        """One pass for each lane; see `engine.Engine`."""
         return _GPU_LANES * self.pass_size
 
     def tune(self, sample: Pixels, *, limit: int) -> None:
-        """Doubles the pass size until that is no faster or memory ends, and keeps the best; see `Engine`."""
+        """Doubles the pass size until that is not faster or memory runs out; keeps the best. See `Engine`."""
         best, best_pace, size = self.pass_size, 0.0, self.pass_size
         while size <= limit:
             pace = self._pace(sample, size)
-            # Where memory ended, the size is smaller by now than what was asked for.
+            # If memory ran out, the pass size was reduced below the requested one.
             if pace < best_pace * _MIN_SPEEDUP or self.pass_size < size:
                 break
             best, best_pace, size = size, pace, 2 * size
         self.pass_size = min(best, self.pass_size)
 
     def resident(self, pixels: Pixels) -> Callable[[int], None]:
-        """The network alone, for measuring: runs so many times over pixels that are on the device already."""
+        """Returns a function for benchmarks that runs the network n times on pixels on the device."""
         lane = self._lanes.get()
         self._lanes.put(lane)
         return lane.resident(pixels)
 
     def close(self) -> None:
-        """Nothing: Python gives back what there is."""
+        """Does nothing: garbage collection releases all resources."""
 
     def _pace(self, sample: Pixels, size: int) -> float:
-        """Pictures a second in passes of a size."""
+        """Returns the pictures per second in passes of a size."""
         self.pass_size = size
         batch = np.resize(sample, (_PASSES_BEFORE_RECORDING * size, *sample.shape[1:]))
         self._embed(batch)  # chooses kernels, and records them
@@ -166,7 +166,7 @@ class TorchEngine:
         return len(batch) / (time.perf_counter() - start)
 
     def _embed(self, pixels: Pixels) -> NetworkOutput:
-        """Pass by pass, the next one under way before the one before is waited for."""
+        """Embeds in passes; starts the next pass before it waits for the one before."""
         answers: list[NetworkOutput] = []
         under_way: deque[_Pass] = deque()
         start = 0
@@ -177,19 +177,19 @@ class TorchEngine:
                     under_way.append(_Pass(self._free_lane(under_way, answers), part, self._lanes))
                     start += len(part)
                 except torch.OutOfMemoryError as error:
-                    # What is under way gives its memory back first.
+                    # Passes under way release their memory first.
                     _finish(under_way, answers)
                     self._shrink(len(part), error)
             _finish(under_way, answers)
         finally:
-            # Empty, unless something failed. Lanes that are not given back would be waited for, for ever.
+            # Empty, unless a pass failed. Callers would wait forever for lanes that are not returned.
             for left in under_way:
                 self._lanes.put(left.lane)
         vectors, probabilities = zip(*answers, strict=True)
         return np.concatenate(vectors), np.concatenate(probabilities)
 
     def _free_lane(self, under_way: "deque[_Pass]", answers: list[NetworkOutput]) -> "_AnyLane":
-        """A lane of nobody's. Who holds one waits for that first: two callers never wait for each other."""
+        """Returns a free lane. It finishes own passes first, so that callers never wait for each other."""
         while under_way:
             try:
                 return self._lanes.get_nowait()
@@ -227,8 +227,8 @@ def _tensors(weights: str | bytes) -> dict[str, Tensor]:
     return load(weights) if isinstance(weights, bytes) else load_file(weights)
 
 
-def _placed(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
-    """A copy on a device: batch normalisation inside the convolutions, and these in `dtype`."""
+def _on_device(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """Returns a copy on a device, with batch norms fused into the convolutions, and these in `dtype`."""
     placed: Network = copy.deepcopy(network)
     placed.conv1, placed.bn1 = fuse_conv_bn_eval(placed.conv1, placed.bn1), nn.Identity()
     for block in placed.modules():
@@ -253,7 +253,7 @@ def _finish(under_way: "deque[_Pass]", answers: list[NetworkOutput]) -> None:
 
 class _AnyLane(Protocol):
     def start(self, pixels: Pixels) -> Callable[[], NetworkOutput]:
-        """Begins a pass; what comes back waits for its answer."""
+        """Starts a pass; returns a function that waits for its output."""
         ...
 
     def resident(self, pixels: Pixels) -> Callable[[int], None]:
@@ -262,7 +262,7 @@ class _AnyLane(Protocol):
 
 
 class _Pass:
-    """A pass that has begun on a lane, which it gives back when it is over or cannot begin."""
+    """A started pass on a lane; it returns the lane when it is finished or cannot start."""
 
     def __init__(self, lane: _AnyLane, pixels: Pixels, lanes: "queue.SimpleQueue[_AnyLane]") -> None:
         self.lane = lane
@@ -274,7 +274,7 @@ class _Pass:
             raise
 
     def answer(self) -> NetworkOutput:
-        """Waits for it. Once."""
+        """Waits for the output and returns it. May be called once."""
         try:
             return self._wait()
         finally:
@@ -285,17 +285,17 @@ _OnDevice: TypeAlias = tuple[Tensor, Tensor]
 
 
 def _tensor(pixels: Pixels) -> Tensor:
-    # Torch takes no arrays that are read-only or that run backwards.
+    # Torch accepts no arrays that are read-only or have negative strides.
     return torch.from_numpy(np.require(pixels, requirements=("C", "W")))
 
 
-def _through(network: Network, batch: Tensor) -> _OnDevice:
+def _forward(network: Network, batch: Tensor) -> _OnDevice:
     vectors, logits = network(batch)
     return vectors, torch.softmax(logits, 1)
 
 
 class _Lane:
-    """Passes that are over when they have begun."""
+    """A lane with synchronous passes, for the CPU and for measuring drift."""
 
     def __init__(self, network: Network, device: torch.device) -> None:
         self._network = network
@@ -303,7 +303,7 @@ class _Lane:
 
     def start(self, pixels: Pixels) -> Callable[[], NetworkOutput]:
         with torch.inference_mode():
-            vectors, probabilities = _through(self._network, _tensor(pixels).to(self._device))
+            vectors, probabilities = _forward(self._network, _tensor(pixels).to(self._device))
             answer = vectors.cpu().numpy(), probabilities.cpu().numpy()
         return lambda: answer
 
@@ -313,7 +313,7 @@ class _Lane:
         def run(times: int) -> None:
             with torch.inference_mode():
                 for _ in range(times):
-                    _through(self._network, batch)
+                    _forward(self._network, batch)
 
         return run
 
@@ -323,21 +323,21 @@ class _Recorded:
 
     def __init__(self, network: Network, batch: Tensor, stream: torch.cuda.Stream, pool: Any) -> None:
         self._batch = batch.clone()
-        _through(network, self._batch)  # whatever is set up at a first time cannot be recorded
+        _forward(network, self._batch)  # the setup of a first pass cannot be recorded
         self._graph = torch.cuda.CUDAGraph()
-        # thread_local: the other lane may go on copying meanwhile.
+        # thread_local: the other lane may copy meanwhile.
         with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._answer = _through(network, self._batch)
+            self._answer = _forward(network, self._batch)
 
     def replay(self, batch: Tensor) -> _OnDevice:
         self._batch.copy_(batch)
         self._graph.replay()
-        # The next replay writes over these.
+        # The next replay overwrites the outputs.
         return self._answer[0].clone(), self._answer[1].clone()
 
 
 class _Gpu:
-    """The one stream of a device that computes; lanes take turns at it."""
+    """The compute stream of a device, which the lanes share."""
 
     def __init__(self, network: Network, device: torch.device) -> None:
         self.device = device
@@ -349,13 +349,13 @@ class _Gpu:
         self._pool = torch.cuda.graph_pool_handle()
 
     def launch(self, batch: Tensor, copied: torch.cuda.Event) -> tuple[_OnDevice, torch.cuda.Event]:
-        """Queues the network behind the copy of its batch; the event comes when the answer is there."""
+        """Queues a pass after the copy of its batch; returns the output and the event of its completion."""
         with self._turn, torch.cuda.stream(self._stream):
             self._stream.wait_event(copied)
-            # Its memory belongs to the lane's stream, which must not use it again before this one has.
+            # Its memory belongs to the lane's stream, which must not reuse it before this stream has read it.
             batch.record_stream(self._stream)
             recorded = self._recording(batch)
-            answer = recorded.replay(batch) if recorded else _through(self._network, batch)
+            answer = recorded.replay(batch) if recorded else _forward(self._network, batch)
             return answer, self._stream.record_event()
 
     def _recording(self, batch: Tensor) -> _Recorded | None:
@@ -368,13 +368,13 @@ class _Gpu:
         try:
             self._recorded[size] = _Recorded(self._network, batch, self._stream, self._pool)
         except RuntimeError:
-            # No memory for it, or a driver that cannot: the same kernels one by one give the same answer.
+            # Out of memory, or unsupported by the driver: single kernels give the same output.
             self._recorded[size] = None
         return self._recorded[size]
 
 
 class _GpuLane:
-    """Copies of one pass, there and back, on a stream of their own."""
+    """A lane on a GPU: copies the pixels and outputs of a pass on its own stream."""
 
     def __init__(self, gpu: _Gpu) -> None:
         self._gpu = gpu
@@ -390,7 +390,7 @@ class _GpuLane:
                 self._stream.wait_event(computed)
                 for part in answer:
                     part.record_stream(self._stream)
-                # Without blocking, torch copies into pinned memory.
+                # With non_blocking, torch copies into pinned memory.
                 host = [part.to("cpu", non_blocking=True) for part in answer]
                 # A blocking event leaves the core to the threads that decode.
                 back = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -398,7 +398,7 @@ class _GpuLane:
 
         def wait() -> NetworkOutput:
             back.synchronize()
-            # Copies: pinned memory is for the next pass, not for whoever keeps the answer.
+            # Copies: the next pass reuses the pinned memory.
             return host[0].numpy().copy(), host[1].numpy().copy()
 
         return wait
@@ -420,6 +420,6 @@ class _GpuLane:
 def _gpu_lanes(network: Network, device: torch.device) -> list[_GpuLane]:
     with torch.cuda.device(device):
         gpu = _Gpu(network, device)
-        # The weights came on the default stream, for which the others do not wait.
+        # The weights were copied on the default stream, for which other streams do not wait.
         torch.cuda.synchronize(device)
         return [_GpuLane(gpu) for _ in range(_GPU_LANES)]

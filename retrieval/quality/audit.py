@@ -1,12 +1,12 @@
-"""The audit of a gallery: where distances contradict names, and which photos degrade its answers.
+"""The audit of a gallery: finds names that distances contradict, and photos that degrade search results.
 
-Nothing is changed and nothing is decided: each finding is a *doubt* for a person to look at. (Who did what to
-a gallery is another thing, its audit log.) `docs/audit.md` says how each score is defined.
+The audit changes nothing and decides nothing: each finding is a *doubt* for a person to review. (The audit
+log, which records who did what to a gallery, is unrelated.) `docs/audit.md` defines each score.
 
-Neighbours are the exact ones of `index.knn`, some hundred queries at a time; vectors are gathered one
-person at a time. What is held beside the mapped vectors grows with the faces that are audited and with the
-number of faces, by some dozens of numbers each, never with their pairs; of one person's photos, at most 2,048
-are compared with each other.
+Neighbours are the exact ones of `index.knn`, in batches of 256 queries. Vectors are gathered one identity at
+a time. Beside the mapped vectors, memory is some dozens of numbers for each audited face and for each stored
+face; it never grows with the number of pairs. At most 2,048 photos of one identity are compared with each
+other.
 """
 
 import math
@@ -35,26 +35,28 @@ from retrieval.quality.outliers import (
 )
 from retrieval.search.people import gathered
 
-# From how many robust standard deviations on a value is doubted: the "very conservative" choice of Leys et
-# al., Detecting outliers, Journal of Experimental Social Psychology, 2013. A person looks at what is found.
+# A value this many robust standard deviations from the median is a doubt: the "very conservative" choice of
+# Leys et al., Detecting outliers, Journal of Experimental Social Psychology, 2013. A person reviews doubts.
 LIMIT: Final = 3.0
 
-# Up to how many faces all of them are audited, and how many of a larger gallery, unless the caller says so.
+# The default without `sample`: a gallery of up to 50,000 faces is audited whole, a larger one by a sample of
+# 20,000 faces.
 FULL_AUDIT_MAX_FACES: Final = 50_000
 DEFAULT_SAMPLE: Final = 20_000
 
 QUERY_BATCH: Final = 256
 
-# How many of a person's faces are compared with each other, at most.
+# The most faces of one identity that are compared with each other.
 MAX_COMPARED_FACES: Final = 2048
 
-# How many other people each person is compared with: those whose faces are nearest to most of theirs.
+# Each identity is compared with this many others: those that own the nearest foreign face of most of its
+# faces.
 MAX_RIVALS: Final = 5
 
-# How many photos of each side a doubt shows.
+# The most photos that a doubt shows on each side.
 SHOWN_PHOTOS: Final = 4
 
-# How many doubts of a kind are kept, the most serious ones.
+# The most doubts of a kind that are kept: those with the highest scores.
 MAX_DOUBTS: Final = 500
 
 
@@ -68,38 +70,38 @@ def audit(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Audited:
-    """Looks for names and photos that the gallery's distances contradict. Reads only, beside any writer.
+    """Returns the names and photos that the gallery's distances contradict. It only reads, beside any writer.
 
     Args:
-        gallery: read as it is now; what is written meanwhile is not seen.
-        sample: about how many faces are looked at, each compared with all; whole people are drawn. None is
-            everything up to 50,000 faces, and 20,000 of more.
-        seed: of the draw.
-        limit: how many robust standard deviations from the usual are a doubt.
-        neighbours: how many of the nearest faces count for hubs, at least 1.
-        on_progress: hears how much is done, and of how much.
-        should_stop: asked now and then.
+        gallery: one snapshot of it is audited; later writes are not seen.
+        sample: the approximate number of faces to audit, each compared with all. Whole identities are drawn.
+            None audits all of up to 50,000 faces, and 20,000 of a larger gallery.
+        seed: the random seed of the sample.
+        limit: the number of robust standard deviations from the median at which a value is a doubt.
+        neighbours: the number of nearest faces that count for hubs, at least 1.
+        on_progress: called with the work done and the total.
+        should_stop: called between batches; True stops the audit.
 
     Raises:
-        InputError: a sample or a number of neighbours below 1, or a limit that is not above 0.
-        Interrupted: `should_stop` said so.
+        InputError: `sample` or `neighbours` is below 1, or `limit` is not above 0.
+        Interrupted: `should_stop` returned True.
     """
     if (sample is not None and sample < 1) or neighbours < 1 or not limit > 0:
         raise InputError("A sample and neighbours must be at least 1, and the limit above 0.")
-    # No transaction is held while this runs: erasing would have to wait for it.
+    # No transaction stays open during the audit: an erasure would have to wait for it.
     faces = gallery.vault.on_a_snapshot(lambda reader: _Faces.of(gallery, reader))
-    chosen = _chosen(faces, sample, seed)
+    chosen = _sampled_rows(faces, sample, seed)
     work = _Progress(len(chosen) + len(faces.numbers_of(chosen)), on_progress, should_stop)
     near = _Neighbours.of(faces, chosen, neighbours, work)
-    typical = _typical(faces, near)
+    typical = _typical_spread(faces, near)
     found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, typical, limit)]
     found += [*_people(faces, near, typical, limit, seed, work), _hubs(faces, near, limit)]
     kept = [some.kept() for some in found]
-    raw = _without_repeats([one for some in kept for one in some])
+    raw = _without_explained([one for some in kept for one in some])
     stays = set(map(id, raw))
     explained = [sum(id(one) not in stays for one in some) for some in kept]
     with gallery.vault.store.read() as reader:
-        doubts = list(_worded(reader, faces, raw, str(gallery.folder)))
+        doubts = list(_with_names(reader, faces, raw, str(gallery.folder)))
     return Audited(
         folder=str(gallery.folder),
         faces=len(faces),
@@ -119,14 +121,17 @@ def audit(
 
 
 class _Faces:
-    """Every stored vector by its row, ascending by id, and the number of who is on it; 0 is nobody's."""
+    """The stored vectors of a snapshot: rows ascending by face id, and the identity number of each row.
+
+    Identity number 0 means anonymous.
+    """
 
     def __init__(self, blocks: Sequence[Block], owners: NDArray[np.int64], dimension: int) -> None:
         self._blocks = blocks
         self._firsts = np.cumsum([0] + [len(block) for block in blocks])
         ids = np.concatenate([block.ids for block in blocks] or [np.empty(0, np.int64)])
-        self._places = np.argsort(ids, kind="stable")
-        self.ids = ids[self._places]
+        self._positions = np.argsort(ids, kind="stable")
+        self.ids = ids[self._positions]
         self.dimension = dimension
         self.people = np.zeros(len(ids), np.int64)
         rows = self.rows(owners[:, 0])
@@ -146,31 +151,34 @@ class _Faces:
         return len(self.ids)
 
     def rows(self, ids: Rows) -> Rows:
-        """The rows of some ids; -1 where there is no vector."""
+        """Returns the row of each id; -1 where the id has no vector."""
         place = np.searchsorted(self.ids, ids)
         place[place == len(self.ids)] = 0
         return np.where(self.ids[place] == ids, place, -1) if len(self.ids) else np.full(len(ids), -1)
 
     def numbers_of(self, rows: Rows) -> Rows:
-        """The numbers of who is on some rows, each once, nobody left out."""
+        """Returns the distinct identity numbers of rows, without anonymous ones."""
         numbers = np.unique(self.people[rows])
         return numbers[numbers > 0]
 
     def rows_of(self, person: int) -> Rows:
-        """A person's rows, ascending."""
+        """Returns the rows of an identity, ascending."""
         place = int(np.searchsorted(self.numbers, person))
         return self._by_person[self._ends[place] : self._ends[place + 1]]
 
     def vectors(self, rows: Rows) -> Floats:
-        """(n, d) float64."""
-        return gathered(self._blocks, self._firsts, self._places[rows])
+        """Returns the vectors of rows, (n, d) float64."""
+        return gathered(self._blocks, self._firsts, self._positions[rows])
 
     def nearest(self, rows: Rows, k: int, *, among: Rows | None = None) -> tuple[Rows, Floats]:
-        """The k nearest rows to each row, itself left out, and distances (n, k); -1 and infinity fill up."""
+        """Returns the k nearest rows of each row, itself excluded, and their distances, both (n, k).
+
+        Where there are fewer than k, the rest is -1 and infinity.
+        """
         queries = self.vectors(rows).astype(np.float32)
         exclude = self.ids[rows].tolist()
         if among is not None and len(among) <= MAX_COMPARED_FACES:
-            # Quicker than to look for them among all.
+            # Faster than a search of all vectors with an allow list.
             blocks = [Block(self.ids[among], self.vectors(among).astype(np.float32))]
             answers = nearest(blocks, queries, k, exclude=exclude)
         else:
@@ -185,31 +193,31 @@ class _Faces:
         return Cluster.of(self.vectors(part) for part in _chunks(self.rows_of(person), MAX_COMPARED_FACES))
 
 
-def _chosen(faces: _Faces, sample: int | None, seed: int) -> Rows:
-    """The rows to look at: everything, or whole people (and single photos of nobody) drawn at random."""
+def _sampled_rows(faces: _Faces, sample: int | None, seed: int) -> Rows:
+    """Returns the rows to audit: all, or whole identities and single anonymous faces drawn at random."""
     if sample is None:
         sample = DEFAULT_SAMPLE if len(faces) > FULL_AUDIT_MAX_FACES else len(faces)
     if sample >= len(faces):
         return np.arange(len(faces))
-    # Each photo that is nobody's is drawn for itself.
+    # Each anonymous face is a unit of its own.
     units = np.where(faces.people > 0, faces.people, -1 - np.arange(len(faces)))
     _, unit, sizes = np.unique(units, return_inverse=True, return_counts=True)
     drawn = np.random.default_rng(seed).permutation(len(sizes))
     count = int(np.searchsorted(np.cumsum(np.minimum(sizes[drawn], MAX_COMPARED_FACES)), sample)) + 1
     rows = np.flatnonzero(np.isin(unit, drawn[:count]))
-    some = [_some(faces.rows_of(one), seed) for one in faces.numbers_of(rows)]
+    some = [_capped(faces.rows_of(one), seed) for one in faces.numbers_of(rows)]
     return np.sort(np.concatenate([*some, rows[faces.people[rows] == 0]]))
 
 
-def _some(rows: Rows, seed: int) -> Rows:
-    """Rows, but no more of one person than can be compared with each other."""
+def _capped(rows: Rows, seed: int) -> Rows:
+    """Returns the rows of one identity; a random sample of 2,048 where there are more."""
     if len(rows) <= MAX_COMPARED_FACES:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, MAX_COMPARED_FACES, replace=False))
 
 
 class _Progress:
-    """How far an audit is, and whether it is to end."""
+    """Reports the progress of an audit, and stops it when the caller asks."""
 
     def __init__(
         self, total: int, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool]
@@ -219,10 +227,10 @@ class _Progress:
         on_progress(0, total)
 
     def did(self, number: int) -> None:
-        """So much more is done.
+        """Adds `number` units to the work done, and reports the sum.
 
         Raises:
-            Interrupted: the caller asks to stop.
+            Interrupted: `should_stop` returned True.
         """
         if self._should_stop():
             raise Interrupted("Stopped; nothing was written.")
@@ -235,13 +243,13 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """The nearest faces of those that are audited.
+    """The nearest neighbours of the audited faces.
 
     Attributes:
-        rows: (n,) the audited.
+        rows: (n,) the audited rows.
         found, distances: (n, k) the nearest rows; -1 and infinity where there are no more.
-        own, own_distance: (n,) the nearest face of the same person; -1 and infinity where there is none.
-        other, other_distance: (n,) the nearest face of another person; the same.
+        own, own_distance: (n,) the nearest face of the same identity; -1 and infinity where there is none.
+        other, other_distance: (n,) the nearest face of another identity; -1 and infinity where there is none.
     """
 
     rows: Rows
@@ -259,22 +267,22 @@ class _Neighbours:
             found[part], distances[part] = faces.nearest(rows[part], k)
             work.did(len(part))
         person, theirs = faces.people[rows][:, None], np.where(found >= 0, faces.people[found], 0)
-        own = _first(found, distances, (theirs == person) & (person > 0))
-        other = _first(found, distances, (theirs != person) & (theirs > 0) & (person > 0))
+        own = _first_match(found, distances, (theirs == person) & (person > 0))
+        other = _first_match(found, distances, (theirs != person) & (theirs > 0) & (person > 0))
         near = cls(rows, found, distances, *own, *other)
         near._complete(faces, work)
         return near
 
     def _complete(self, faces: _Faces, work: _Progress) -> None:
-        """Looks for own and other faces that were not among the nearest, person by person."""
-        everybody = np.flatnonzero(faces.people > 0)
+        """Searches for the nearest own and other faces beyond the k nearest, one identity at a time."""
+        named_rows = np.flatnonzero(faces.people > 0)
         for person, places in _by_person(faces.people[self.rows]):
             theirs = faces.rows_of(person)
             alone = places[self.own[places] < 0] if len(theirs) > 1 else places[:0]
             among = places[self.other[places] < 0]
             for part in _chunks(alone, QUERY_BATCH):
                 self._fill(self.own, self.own_distance, part, faces, theirs)
-            others = everybody[faces.people[everybody] != person] if len(among) else everybody[:0]
+            others = named_rows[faces.people[named_rows] != person] if len(among) else named_rows[:0]
             for part in _chunks(among, QUERY_BATCH) if len(others) else ():
                 self._fill(self.other, self.other_distance, part, faces, others)
             work.did(0)
@@ -284,18 +292,18 @@ class _Neighbours:
         rows[part], far[part] = found[:, 0], distances[:, 0]
 
     def occurrences(self, count: int) -> Rows:
-        """(count,) among the nearest of how many audited faces each row is."""
+        """Returns, (count,), of how many audited faces each row is among the k nearest."""
         return np.bincount(self.found[self.found >= 0], minlength=count)
 
     @cached_property
     def nothing(self) -> float:
-        """What stands for a distance of 0 where logarithms are taken: far below any other."""
+        """The floor of distances under a logarithm: 1e-6 of the median positive distance; 1 without any."""
         known = self.distances[(self.distances > 0) & (self.distances < np.inf)]
         return 1e-6 * float(np.median(known)) if len(known) else 1.0
 
 
-def _first(found: Rows, distances: Floats, which: NDArray[np.bool_]) -> tuple[Rows, Floats]:
-    """The first of each line that is meant."""
+def _first_match(found: Rows, distances: Floats, which: NDArray[np.bool_]) -> tuple[Rows, Floats]:
+    """Returns the first neighbour of each line where `which` is True, and its distance."""
     column, line = which.argmax(axis=1), np.arange(len(found))
     there = which[line, column]
     return np.where(there, found[line, column], -1), np.where(there, distances[line, column], np.inf)
@@ -306,7 +314,7 @@ def _first(found: Rows, distances: Floats, which: NDArray[np.bool_]) -> tuple[Ro
 
 @dataclass(frozen=True)
 class _DoubtInNumbers:
-    """A doubt in numbers: who, and the rows of the photos that show it."""
+    """A doubt in numbers: its identities, and the rows of the photos that show it."""
 
     kind: Kind
     score: float
@@ -317,7 +325,7 @@ class _DoubtInNumbers:
 
 @dataclass(frozen=True)
 class _DoubtsOfKind:
-    """Doubts of one kind, made when they are wanted: only the most serious are."""
+    """The doubts of one kind. Only the most serious ones are built, on demand."""
 
     kind: Kind
     measures: str
@@ -327,12 +335,12 @@ class _DoubtsOfKind:
     make: Callable[[int, float], _DoubtInNumbers]
 
     def kept(self) -> list[_DoubtInNumbers]:
-        """The most serious ones."""
+        """Returns the doubts with the highest scores, at most 500."""
         order = np.argsort(-self.scores, kind="stable")[:MAX_DOUBTS]
         return [self.make(int(place), float(self.scores[place])) for place in order]
 
     def limit(self, explained: int) -> Limit:
-        """What was measured; some doubts are explained by others."""
+        """Returns the figures of this kind, without the `explained` doubts, which others explain."""
         known = self.usual.deviation > 0
         return Limit(
             self.kind,
@@ -345,12 +353,12 @@ class _DoubtsOfKind:
 
 
 def _same_photos(faces: _Faces, near: _Neighbours, limit: float) -> list[_DoubtsOfKind]:
-    """Faces that are much nearer to another one than faces are: across people, and within them."""
+    """Finds faces at unusually small distances from another: of two identities, and of one."""
     values = -np.log(np.maximum(near.distances[:, 0], near.nothing))
     there = near.found[:, 0] >= 0
     usual = RobustScale.of(values[there])
     scores = usual.scores(values)
-    # What is no distance at all is the same photo, however alike the others are.
+    # A distance of 0 is the same photo, whatever the usual distance is.
     same = there & ((scores >= limit) | (near.distances[:, 0] == 0))
     first, second = near.rows, near.found[:, 0]
     pairs = np.sort(np.column_stack([first, second])[same], axis=1)
@@ -368,13 +376,16 @@ def _same_photos(faces: _Faces, near: _Neighbours, limit: float) -> list[_Doubts
     measures, bound = "a face's distance to the nearest other one", math.exp(-usual.at(limit))
     kinds = ((Kind.SAME_PHOTO_TWO_NAMES, places[across]), (Kind.SAME_PHOTO, places[~across]))
     return [
-        _DoubtsOfKind(kind, measures, _logged(usual), bound, scores[some], partial(make, some, kind))
+        _DoubtsOfKind(kind, measures, _exponentiated(usual), bound, scores[some], partial(make, some, kind))
         for kind, some in kinds
     ]
 
 
 def _anothers_photos(faces: _Faces, near: _Neighbours, typical: float, limit: float) -> _DoubtsOfKind:
-    """Faces that are far from their person's others, for these and for how near somebody else's are."""
+    """Finds faces that are far from the others of their identity, and near to another identity.
+
+    "Far" is relative to the spread of those others and to the distance of the nearest foreign face.
+    """
     known = np.flatnonzero((near.own >= 0) & (near.other >= 0))
     values = _outlier_values(faces, near, known, typical)
     usual = RobustScale.of(values)
@@ -393,7 +404,7 @@ def _anothers_photos(faces: _Faces, near: _Neighbours, typical: float, limit: fl
             "other": float(near.other_distance[places[place]]),
             "photos": float(len(faces.rows_of(person))),
         }
-        groups = ((int(row[0]),), _there(own[0]), _there(theirs[0]))
+        groups = ((int(row[0]),), _present(own[0]), _present(theirs[0]))
         return _DoubtInNumbers(Kind.ANOTHERS_PHOTO, score, (person, rival), groups, measured)
 
     measures = (
@@ -401,15 +412,15 @@ def _anothers_photos(faces: _Faces, near: _Neighbours, typical: float, limit: fl
         "distance to the nearest of another's"
     )
     bound = math.exp(usual.at(limit))
-    return _DoubtsOfKind(Kind.ANOTHERS_PHOTO, measures, _logged(usual, sign=1), bound, scores, make)
+    return _DoubtsOfKind(Kind.ANOTHERS_PHOTO, measures, _exponentiated(usual, sign=1), bound, scores, make)
 
 
 def _outlier_values(faces: _Faces, near: _Neighbours, known: Rows, typical: float) -> Floats:
-    """(n,): the logarithm of c/e * c/o: c is a face's distance to the centroid of its person's others, e what
-    that is for them, o its distance to the nearest face of another person.
+    """Returns the logarithm of c/e * c/o for each known face, (n,).
 
-    Of a cloud whose members are w apart (root mean square), one is sqrt(w^2 / 2 * (1 + 1 / n)) from the
-    centroid of n others.
+    c is the distance of a face to the centroid of the other faces of its identity, e the expected value of
+    that distance, and o the distance to the nearest face of another identity. In a cluster with a root mean
+    square distance w between members, a member is sqrt(w^2 / 2 * (1 + 1 / n)) from the centroid of n others.
     """
     values = np.empty(len(known))
     for person, places in _by_person(faces.people[near.rows[known]]):
@@ -418,19 +429,21 @@ def _outlier_values(faces: _Faces, near: _Neighbours, known: Rows, typical: floa
             for place, vector in zip(part, faces.vectors(near.rows[known[part]]), strict=True):
                 others, squared = shape.without(vector)
                 expected = _within([others], typical) / 2 * (1 + 1 / others.count)
-                values[place] = _log(squared, near.nothing) - 0.5 * _log(expected, near.nothing)
+                values[place] = _log_distance(squared, near.nothing) - 0.5 * _log_distance(
+                    expected, near.nothing
+                )
     return values - np.log(np.maximum(near.other_distance[known], near.nothing))
 
 
-def _log(squared: float, nothing: float) -> float:
-    """Of a squared distance; one of 0 is taken for `nothing`."""
+def _log_distance(squared: float, nothing: float) -> float:
+    """Returns the logarithm of a squared distance, with the distance raised to at least `nothing`."""
     return math.log(max(squared, nothing**2))
 
 
 def _people(
     faces: _Faces, near: _Neighbours, typical: float, limit: float, seed: int, work: _Progress
 ) -> list[_DoubtsOfKind]:
-    """Two people who look like one, and those who look like two."""
+    """Finds pairs of identities that may be one person, and identities that may be two."""
     pairs: list[_Pair] = []
     gaps: list[_Gap] = []
     for person, places in _by_person(faces.people[near.rows]):
@@ -450,14 +463,17 @@ def _people(
     ]
 
 
-def _typical(faces: _Faces, near: _Neighbours) -> float:
-    """The median, over people with several photos, of the mean squared distance between two of them."""
+def _typical_spread(faces: _Faces, near: _Neighbours) -> float:
+    """Returns the median of the mean squared distance between two photos of one identity.
+
+    Identities with two photos or more count; NaN without any.
+    """
     several = [person for person in faces.numbers_of(near.rows).tolist() if len(faces.rows_of(person)) > 1]
     return float(np.median([faces.cluster_of(person).within for person in several])) if several else math.nan
 
 
 def _rivals(faces: _Faces, near: _Neighbours, places: Rows) -> list[int]:
-    """The people whose faces are nearest to most of a person's."""
+    """Returns the identities that own the nearest foreign face of most of these faces, at most 5."""
     there = places[near.other[places] >= 0]
     numbers, votes = np.unique(faces.people[near.other[there]], return_counts=True)
     return [int(one) for one in numbers[np.argsort(-votes, kind="stable")[:MAX_RIVALS]]]
@@ -465,13 +481,13 @@ def _rivals(faces: _Faces, near: _Neighbours, places: Rows) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two people, all in squares.
+    """Two identities, with squared distances.
 
     Attributes:
         apart: between their centroids.
-        within: the mean between two photos of one of them.
-        chance: what would be between the centroids of two such lots of photos of one person.
-        fewest: how many photos there are of the one with fewer.
+        within: the mean between two photos of one identity.
+        chance: expected between the centroids of two sets of photos of one person, with as many photos.
+        fewest: the number of photos of the identity with fewer.
     """
 
     person: int
@@ -491,9 +507,10 @@ def _pair(faces: _Faces, person: int, rival: int, typical: float) -> _Pair:
 
 
 def _within(shapes: Sequence[Cluster], typical: float) -> float:
-    """The mean squared distance between two photos of one of these people; NaN where there is nothing to say.
+    """Returns the mean squared distance between two photos of one of these identities; NaN where unknown.
 
-    The gallery's typical person counts as one more photo, so that who has a single one is judged by that.
+    The typical spread of the gallery has the weight of one more photo, so that identities with a single
+    photo get the typical value.
     """
     several = [shape for shape in shapes if shape.count > 1]
     known = math.isfinite(typical)
@@ -505,12 +522,12 @@ def _within(shapes: Sequence[Cluster], typical: float) -> float:
 def _two_like_one(
     faces: _Faces, pairs: Sequence[_Pair], usual_excess: float, which: str, nothing: float, limit: float
 ) -> _DoubtsOfKind:
-    """Pairs whose centroids are nearer than those of similar people are, for so many photos."""
+    """Finds pairs with centroids nearer than is usual of similar identities with as many photos."""
     nearest_of: dict[int, tuple[float, _Pair]] = {}
     for pair in pairs:
         expected = pair.chance + usual_excess * pair.within
         if expected > 0:
-            value = 0.5 * (_log(expected, nothing) - _log(pair.apart, nothing))
+            value = 0.5 * (_log_distance(expected, nothing) - _log_distance(pair.apart, nothing))
             best = nearest_of.get(pair.person)
             if best is None or value > best[0]:
                 nearest_of[pair.person] = value, pair
@@ -541,12 +558,12 @@ def _two_like_one(
     )
     scores = np.array([score for _, (score, _) in kept])
     return _DoubtsOfKind(
-        Kind.TWO_LIKE_ONE, measures, _logged(usual), math.exp(-usual.at(limit)), scores, make
+        Kind.TWO_LIKE_ONE, measures, _exponentiated(usual), math.exp(-usual.at(limit)), scores, make
     )
 
 
 def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
-    """The rows of a person's photos that are nearest to a place."""
+    """Returns the rows of an identity that are nearest to the point `place`, at most 4."""
     rows = faces.rows_of(person)
     far = np.concatenate(
         [((faces.vectors(part) - place) ** 2).sum(axis=1) for part in _chunks(rows, MAX_COMPARED_FACES)]
@@ -556,7 +573,11 @@ def _closest(faces: _Faces, person: int, place: Floats) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Gap:
-    """The widest gap among a person's photos, its two sides, and how near the smaller one is to others."""
+    """The widest gap among the photos of an identity.
+
+    `group` and `rest` are the smaller and the larger side; `other` is the distance from `group` to the
+    nearest face of another identity, `rival`.
+    """
 
     person: int
     width: float
@@ -570,7 +591,7 @@ class _Gap:
 def _gap(faces: _Faces, near: _Neighbours, person: int, places: Rows, seed: int) -> _Gap | None:
     if len(places) < 2 * MIN_GROUP:
         return None
-    places = _some(places, seed)
+    places = _capped(places, seed)
     vectors = faces.vectors(near.rows[places])
     found = widest_gap(vectors)
     if found is None:
@@ -589,7 +610,7 @@ def _gap(faces: _Faces, near: _Neighbours, person: int, places: Rows, seed: int)
 def _one_like_two(
     faces: _Faces, near: _Neighbours, gaps: Sequence[_Gap], typical: float, limit: float
 ) -> _DoubtsOfKind:
-    """People whose photos on two sides of a gap are as far apart as those of two people."""
+    """Finds identities with photos on two sides of a gap that are as far apart as two people's."""
     across = np.array([one.across(other) for one, other in (gap.sides for gap in gaps)])
     within = np.array([_within(gap.sides, typical) for gap in gaps])
     values = 0.5 * _log_ratio(across, within, near.nothing**2)
@@ -613,11 +634,13 @@ def _one_like_two(
         "how far photos on two sides of a person's widest gap are apart, over how far those of one side are"
     )
     bound = math.exp(usual.at(limit))
-    return _DoubtsOfKind(Kind.ONE_LIKE_TWO, measures, _logged(usual, sign=1), bound, scores[places], make)
+    return _DoubtsOfKind(
+        Kind.ONE_LIKE_TWO, measures, _exponentiated(usual, sign=1), bound, scores[places], make
+    )
 
 
 def _hubs(faces: _Faces, near: _Neighbours, limit: float) -> _DoubtsOfKind:
-    """Faces that are among the nearest of unusually many faces of other people."""
+    """Finds hubs: faces that are among the nearest of unusually many faces of other identities."""
     there = near.found >= 0
     theirs, own = np.where(there, faces.people[near.found], 0), faces.people[near.rows][:, None]
     foreign = there & ((theirs != own) | (own == 0))
@@ -630,7 +653,7 @@ def _hubs(faces: _Faces, near: _Neighbours, limit: float) -> _DoubtsOfKind:
     def make(place: int, score: float) -> _DoubtInNumbers:
         row = int(rows[place])
         lines = np.flatnonzero((foreign & (near.found == row)).any(axis=1))
-        witnesses = near.rows[lines[_one_each(faces.people[near.rows[lines]])]]
+        witnesses = near.rows[lines[_first_row_of_each(faces.people[near.rows[lines]])]]
         measured = {"neighbour_of": float(counts[row]), "people": float(len(witnesses))}
         person = int(faces.people[row])
         groups = ((row,), tuple(witnesses[: 2 * SHOWN_PHOTOS].tolist()))
@@ -641,8 +664,8 @@ def _hubs(faces: _Faces, near: _Neighbours, limit: float) -> _DoubtsOfKind:
     return _DoubtsOfKind(Kind.HUB, measures, plain, usual.at(limit) ** 2, scores[rows], make)
 
 
-def _one_each(people: Rows) -> Rows:
-    """The first place of each person; of nobody's, each."""
+def _first_row_of_each(people: Rows) -> Rows:
+    """Returns the first position of each identity, and every anonymous position, ascending."""
     apart = np.where(people > 0, people, -1 - np.arange(len(people)))
     return np.sort(np.unique(apart, return_index=True)[1])
 
@@ -651,12 +674,12 @@ def _log_ratio(above: Floats, below: Floats, nothing: float) -> Floats:
     return np.asarray(np.log(np.maximum(above, nothing)) - np.log(np.maximum(below, nothing)))
 
 
-def _logged(usual: RobustScale, *, sign: int = -1) -> RobustScale:
-    """What is usual among logarithms, as the value itself."""
+def _exponentiated(usual: RobustScale, *, sign: int = -1) -> RobustScale:
+    """Returns the scale with its median converted from a logarithm (times `sign`) to the value itself."""
     return RobustScale(usual.values, math.exp(sign * usual.median), usual.deviation)
 
 
-def _there(rows: Rows) -> tuple[int, ...]:
+def _present(rows: Rows) -> tuple[int, ...]:
     return tuple(rows[rows >= 0].tolist())
 
 
@@ -665,18 +688,19 @@ def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
 
 
 def _by_person(people: Rows) -> Iterator[tuple[int, Rows]]:
-    """The places of each person, by number; nobody left out."""
+    """Yields each identity number, ascending, with its positions; anonymous ones are left out."""
     order = np.argsort(people, kind="stable")
     order = order[people[order] > 0]
     numbers, starts = np.unique(people[order], return_index=True)
     return zip(numbers.tolist(), np.split(order, starts[1:]), strict=bool(len(numbers)))
 
 
-def _without_repeats(raw: Sequence[_DoubtInNumbers]) -> list[_DoubtInNumbers]:
-    """The most serious first, near duplicates last: they mislead nobody. What another doubt explains goes.
+def _without_explained(raw: Sequence[_DoubtInNumbers]) -> list[_DoubtInNumbers]:
+    """Returns doubts by falling score, near duplicates last because they do no harm.
 
-    Somebody's photo under another's name is near to them, so theirs seem to be that one's. And who is two
-    people has photos that are so far apart that others seem to be near.
+    Doubts that another doubt explains are dropped. A mislabelled photo is near to its true identity, so that
+    the photos of that identity seem mislabelled too. An identity that holds two people has a wide spread, so
+    that other identities seem near.
     """
     photos = {one.groups[0][0]: one.score for one in raw if one.kind is Kind.ANOTHERS_PHOTO}
     twice = [one for one in raw if one.kind is Kind.SAME_PHOTO_TWO_NAMES]
@@ -695,8 +719,10 @@ def _without_repeats(raw: Sequence[_DoubtInNumbers]) -> list[_DoubtInNumbers]:
     return sorted(kept, key=lambda one: (one.kind is Kind.SAME_PHOTO, -one.score))
 
 
-def _worded(reader: Reader, faces: _Faces, raw: Sequence[_DoubtInNumbers], folder: str) -> Iterator[Doubt]:
-    """Doubts with names and photos as they are today; those whose people or photos have gone are left out."""
+def _with_names(
+    reader: Reader, faces: _Faces, raw: Sequence[_DoubtInNumbers], folder: str
+) -> Iterator[Doubt]:
+    """Yields doubts with the current names and photos; without those that lost an identity or a photo."""
     names = reader.names_of_identities({person for one in raw for person in one.people})
     ids = {int(faces.ids[row]) for one in raw for group in one.groups for row in group}
     known = reader.faces(ids)

@@ -1,4 +1,4 @@
-"""The report of an audit: in words, as JSON, and as a page that shows the photos side by side."""
+"""The report of an audit: as sentences, as JSON, and as an HTML page with the photos side by side."""
 
 import math
 import shlex
@@ -13,7 +13,7 @@ from retrieval.sources.remote import NOTHING_FETCHED, Fetching
 
 
 class Kind(StrEnum):
-    """What is doubted. The values are stable: programs may rely on them."""
+    """The kind of a doubt. The values are stable: programs may rely on them."""
 
     SAME_PHOTO_TWO_NAMES = "same-photo-two-names"
     ANOTHERS_PHOTO = "anothers-photo"
@@ -25,15 +25,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What is usual in this gallery, and from where on it is doubted.
+    """The usual value of one kind in this gallery, and the value from which it is a doubt.
 
     Attributes:
-        kind: of the doubts.
+        kind: the kind of the doubts.
         measures: what is measured, in words.
-        values: of how many faces or people it was measured.
+        values: the number of faces or identities measured.
         median: the usual value; NaN where there are too few values.
-        limit: the value beyond which it is a doubt; NaN where there are too few.
-        found: how many doubts there are, without those that others explain; at most 500 come back.
+        limit: the value beyond which it is a doubt; NaN where there are too few values.
+        found: the number of doubts, without those that others explain; at most 500 are returned.
     """
 
     kind: Kind
@@ -46,15 +46,15 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Something that a person should look at.
+    """A finding of an audit that a person should review.
 
     Attributes:
-        kind: which doubt.
-        score: how many robust standard deviations from what is usual, at least the limit; more is worse.
-        identities: the people it is about.
+        kind: the kind of the doubt.
+        score: the robust standard deviations from the usual value, at least the limit; higher is worse.
+        identities: the names it is about.
         groups: the photos that show it, side by side: the doubtful ones first.
-        measured: distances (Euclidean) and counts, by what they are.
-        says: what was seen, in a sentence.
+        measured: distances (Euclidean) and counts, by name.
+        says: what was found, in a sentence.
         next: what to do if it is true.
     """
 
@@ -69,18 +69,18 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit found in the snapshot that it saw.
+    """The result of an audit of one snapshot.
 
     Attributes:
-        folder: the gallery's.
-        faces, identities: how many there are.
-        audited, people: how many of them were looked at.
-        seed: of the sample; None where everything was looked at.
-        neighbours: how many nearest faces of each were looked at.
-        skewness: of how often a face is among them; far above 0, a few faces are close to everybody.
-        limits: by kind.
-        doubts: the most serious first.
-        gone: doubts that are left out, because their faces were removed meanwhile.
+        folder: the folder of the gallery.
+        faces, identities: the numbers of stored faces and of identities with faces.
+        audited, people: the numbers of audited faces and identities.
+        seed: the random seed of the sample; None where everything was audited.
+        neighbours: the number of nearest faces that were searched for each face.
+        skewness: of how often a face is among the nearest; far above 0, a few faces are close to everybody.
+        limits: the usual values, by kind.
+        doubts: the most serious first, near duplicates last.
+        gone: the number of doubts left out because their faces were removed during the audit.
     """
 
     folder: str
@@ -96,7 +96,7 @@ class Audited:
     gone: int
 
     def summary(self) -> dict[str, Any]:
-        """All of it as JSON can say it; a number that is not known is None."""
+        """Returns the result as values for JSON; an unknown number is None."""
         return {
             "gallery": self.folder,
             "faces": self.faces,
@@ -121,7 +121,7 @@ def doubt(
     measured: Mapping[str, float],
     folder: str,
 ) -> Doubt:
-    """A doubt about the gallery in `folder`, with its sentences; the other arguments are its attributes."""
+    """Returns a doubt about the gallery in `folder`, with its sentences; other arguments are attributes."""
     says, advice = _WORDS[kind](identities, groups, measured, shlex.quote(folder))
     return Doubt(kind, score, identities, groups, measured, says, advice)
 
@@ -209,7 +209,7 @@ def _hub_words(
 
 
 def _take_out(folder: str, some: Sequence[Face], *, more: float = 1, rename: bool = True) -> str:
-    """How photos are taken from a person."""
+    """Returns the instructions that remove photos from an identity."""
     forget = ", ".join(f"`faceprint forget {folder} --face {face.id}`" for face in some)
     also = f" (and the others, {more:,.0f} in all)" if more > len(some) else ""
     where = (
@@ -244,22 +244,22 @@ HEADINGS: Final[Mapping[Kind, str]] = {
     Kind.HUB: "Photos that are close to everybody",
 }
 
-# What the groups of a doubt's photos are, when they are not called by the name of who is on them.
+# The headings of the groups of photos of a doubt; without an entry, a group has the name of its identity.
 _GROUP_NAMES: Final[Mapping[Kind, tuple[str, ...]]] = {
     Kind.ANOTHERS_PHOTO: ("doubted", "nearest of {0}", "nearest of {1}"),
     Kind.ONE_LIKE_TWO: ("these of {0}", "others of {0}", "nearest of {1}"),
     Kind.HUB: ("close to everybody", "among the nearest of these"),
 }
 
-# How many doubts of a kind a page shows.
+# The most doubts of a kind on a page.
 ON_A_PAGE: Final = 60
 
 
 def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED) -> bytes:
-    """One HTML file in UTF-8: what is usual, and the doubts with photos side by side, 60 of a kind at most.
+    """Returns one HTML file in UTF-8: the usual values, and at most 60 doubts of a kind with their photos.
 
-    Photos are read from their stored paths; one that cannot be read is a box with its name. Addresses are
-    fetched only as `fetching` allows it; see `Gallery.fetching`.
+    Photos are read from their stored paths; an unreadable one is a box with its name. Addresses are fetched
+    only where `fetching` allows it; see `Gallery.fetching`.
     """
     heads = ("doubt", "what is measured", "of", "usual", "doubted from", "found")
     table = Table(heads, [limit_row(limit) for limit in audited.limits], frozenset({2, 3, 4, 5}))
@@ -278,7 +278,7 @@ def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED) -> bytes:
 
 
 def scope(audited: Audited) -> str:
-    """In a sentence or two, what was looked at."""
+    """Returns one to three sentences on what was audited."""
     every = audited.seed is None
     what = f"{audited.faces:,} faces of {audited.identities:,} people"
     drawn = f"{audited.audited:,} faces of {audited.people:,} people, drawn with seed {audited.seed}"
@@ -290,7 +290,7 @@ def scope(audited: Audited) -> str:
 
 
 def limit_row(limit: Limit) -> tuple[str, ...]:
-    """In words: which doubt, what is measured, of how many, the usual, doubted from, how many were found."""
+    """Returns the cells of a table row: heading, measure, number of values, median, limit, number found."""
     said = [f"{number:.4g}" if math.isfinite(number) else "too few" for number in (limit.median, limit.limit)]
     return HEADINGS[limit.kind], limit.measures, f"{limit.values:,}", *said, f"{limit.found:,}"
 

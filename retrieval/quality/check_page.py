@@ -1,4 +1,4 @@
-"""The page of a data set check: one HTML file with thumbnails."""
+"""The page of a data set check: renders a `Check` as one HTML file with thumbnails."""
 
 from typing import Final
 
@@ -12,18 +12,18 @@ from retrieval.quality.findings import DataFinding, Shown
 from retrieval.sources import photos
 from retrieval.system.paths import is_url
 
-# Of each finding, how many cases are shown, and of each case how many photos.
+# The most cases shown of a finding, and the most photos of a case.
 SHOWN: Final = 30
 PHOTOS_SHOWN: Final = 4
 
-# Twice the side at which they are shown, for screens of high resolution.
+# Side of a thumbnail in pixels: twice the displayed side, for high-resolution screens.
 _SIDE: Final = 256
 
 TITLES: Final = {rule.kind: rule.title for rule in RULES}
 
 
 def page(check: Check) -> bytes:
-    """The page, with its pictures in it; a photo that is gone meanwhile is an empty tile that says so."""
+    """Returns the page with embedded pictures; an unreadable photo is an empty tile with the reason."""
     return html.render(
         "retrieval.quality",
         "check.html.jinja",
@@ -38,13 +38,13 @@ def page(check: Check) -> bytes:
 
 
 def amount(finding: DataFinding) -> str:
-    """How many it is about."""
+    """Returns the number of photos or identities of a finding, with the unit."""
     several = {"photo": "photos", "identity": "identities"}[finding.unit]
     return f"{finding.count:,} {finding.unit if finding.count == 1 else several}"
 
 
 def summary(check: Check) -> str:
-    """What there is, in a sentence."""
+    """Returns a sentence with the numbers of photos and identities, and their split."""
     usable = [person for person in check.people if person.training]
     learned, held = sum(one.training for one in usable), sum(one.validation for one in usable)
     photo = "photo" if check.readable == 1 else "photos"

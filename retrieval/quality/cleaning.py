@@ -1,11 +1,11 @@
-"""Cleaning: which photos of a data set should go, and why."""
+"""Cleaning of a data set: selects the photos to remove, each with a reason, for the check."""
 
 from retrieval.quality.findings import Kind
 from retrieval.quality.photo_set import PhotoSet, Rows, grouped
 
 
 class Cleaning:
-    """Which photos should go, and why: `out`, by row; and those that stay: `rows`."""
+    """The photos to remove, `out`: row to kind of finding; and the rows that remain, `rows`."""
 
     def __init__(self, seen: PhotoSet) -> None:
         self.seen = seen
@@ -16,13 +16,13 @@ class Cleaning:
                 self.out[row] = Kind.UNREADABLE
         self._leave_out_two_names()
         self._leave_out_copies()
-        # Last, because copies do not count.
+        # Last, because copies do not count as photos of an identity.
         unique = [row for row in seen.readable if row not in self.out]
         self._leave_out_small(unique)
         self.rows = [row for row in unique if row not in self.out]
 
     def _leave_out_two_names(self) -> None:
-        """All copies of what is under two names, and copies of those, until there are no more."""
+        """Removes photos under two names with all their exact and near copies."""
         seen, found = self.seen, self.copies
         clusters = [[first, *(row for row, _ in others)] for first, others in found.near.items()]
         bad = {rows[0]: Kind.TWO_NAMES for rows in found.exact if len(seen.names(rows)) > 1}
@@ -54,5 +54,5 @@ class Cleaning:
                 self.out.update(dict.fromkeys(rows, kind))
 
     def to_judge(self) -> Rows:
-        """What would be trained on, without copies: a copy would vouch for its original."""
+        """Returns the rows with an identity, without copies: a copy would confirm its original's label."""
         return [row for row in self.rows if self.seen.identity(row) is not None]

@@ -1,8 +1,8 @@
-"""The check of a data set: what is wrong with it, before a model is trained on it.
+"""The check of a data set: finds its defects before a model is trained on it.
 
-Findings come from what can be seen without a model (`photo_stats`): files that cannot be read, copies of
-a photo, people with too few photos, odd pictures. A model adds labels in doubt (`quality.label_errors`).
-Nothing here changes a photo; `Check.cleaned` says which of them are left when the worst is left out.
+Statistics that need no model (`photo_stats`) give most findings: unreadable files, copies of a photo,
+identities with too few photos, odd pictures. A model adds labels in doubt (`quality.label_errors`). The check
+changes no photo; `Check.cleaned` lists the photos that remain without the harmful ones.
 """
 
 import tempfile
@@ -36,20 +36,21 @@ __all__ = ["Check", "CheckOptions", "DataFinding", "Kind", "Level", "Person", "c
 
 @dataclass(frozen=True)
 class Check:
-    """What a data set is worth.
+    """The result of a data set check.
 
     Attributes:
-        data: what was checked.
-        options: for which training.
-        photos, readable: how many files were found, and can be read.
-        people: every identity, by name.
-        effective_people: as many people of equally many photos would be as varied: the exponential of the
-            entropy of the shares of those that can be split; 0 where there is none.
+        data: the data set that was checked.
+        options: the options of the training that was checked for.
+        photos, readable: the numbers of files found, and of readable ones.
+        people: all identities, by name.
+        effective_people: the effective number of identities: the exponential of the entropy of the photo
+            shares of the identities that can be split; 0 where there are none. That many identities of
+            equal size are as varied.
         findings: the most serious first.
-        judged: how many photos a model's doubts are about; None without a model.
-        cleaned: (path, identity) of the photos that are left without what should go.
+        judged: the number of photos of which a model checked the label; None without a model.
+        cleaned: (path, identity) of the photos that remain.
         left_out: (path, identity, kind) of the others.
-        passed_over: files and folders that were not looked at.
+        passed_over: files and folders that were not read.
     """
 
     data: str
@@ -66,11 +67,11 @@ class Check:
 
     @property
     def harms(self) -> bool:
-        """Whether anything was found that harms."""
+        """Whether a finding has the level `HARMS`."""
         return any(finding.level is Level.HARMS for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as JSON can say it."""
+        """Returns the result as values for JSON."""
         return {
             "data": self.data,
             "options": {
@@ -105,21 +106,21 @@ def check(
     on_photo: Callable[[str, Outcome | PhotoStats], None] = lambda stage, one: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Check:
-    """Says what a data set is worth.
+    """Returns the defects of a data set.
 
     Args:
         data: identity folders, or any other source of `photos.scan` that can be read twice.
-        model: to find labels that are in doubt.
-        options: how `train` will be asked for.
-        exclude: patterns of files and folders that are passed over, as of `photos.scan`.
+        model: finds labels in doubt; None skips them.
+        options: the options that `train` will be called with.
+        exclude: patterns of files and folders that are passed over, as in `photos.scan`.
         workers: threads that read and decode; None is one per processor.
         on_photo: called for every photo, in order, at each stage: "looking", then with a model "embedding".
-        should_stop: asked between some photos.
+        should_stop: called between chunks of photos; True stops the check.
 
     Raises:
-        DataError: there is nothing at `data`, or no file in it.
-        InputError: standard input or an address.
-        Interrupted: `should_stop` said so.
+        DataError: `data` does not exist or holds no file, or none of its photos could be read again.
+        InputError: `data` is standard input or an address.
+        Interrupted: `should_stop` returned True.
     """
     if data == photos.STANDARD_INPUT or is_url(data):
         raise InputError(f"A check reads its data twice, which {data} does not allow; name a folder.")
@@ -167,7 +168,7 @@ _Vectors: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"
 def _doubts(
     seen: PhotoSet, rows: Rows, embed: Callable[[Rows, Sequence[PhotoStats], Path], tuple[Rows, _Vectors]]
 ) -> tuple[Item, ...]:
-    """Labels in doubt among rows, the strongest doubt first; vectors lie in a file meanwhile."""
+    """Returns the labels in doubt among rows, the strongest doubt first; vectors are in a temporary file."""
     if len(seen.names(rows)) < 2:
         return ()
     with temporary_folder(Path(tempfile.gettempdir()), "faceprint-check-") as folder:
@@ -191,14 +192,14 @@ def _embedded(
     model: ModelBundle | Embedder, workers: int | None, on_photo: Callable[[Outcome], None],
     should_stop: Callable[[], bool], rows: Rows, stats: Sequence[PhotoStats], target: Path,
 ) -> tuple[Rows, _Vectors]:  # fmt: skip
-    """Embeds some rows into a file; those that could be, and their vectors (n, d) float32, mapped."""
+    """Embeds rows into a file; returns the rows that succeeded and their vectors (n, d) float32, mapped."""
     wanted, embedded = set(rows), list[int]()
     photos_again = enumerate(scan())
     order: list[int] = []
 
     def chosen() -> Iterator[Photo]:
         for row, photo in photos_again:
-            # A folder that changes meanwhile must not shift what belongs to what.
+            # A change of the folder between the two scans must not pair photos with other rows.
             if row in wanted and photo.path == stats[row].path:
                 order.append(row)
                 yield photo

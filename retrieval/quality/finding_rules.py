@@ -1,4 +1,4 @@
-"""The rules of a data set check: for each kind of finding what it says, what to do, and what shows it."""
+"""The rules of a data set check: for each kind of finding its sentence, its advice and its detector."""
 
 import math
 from collections import Counter
@@ -13,23 +13,23 @@ from retrieval.quality.near_duplicates import FLAT
 from retrieval.quality.photo_set import Person, PhotoSet, Rows
 from retrieval.quality.photo_stats import PhotoStats
 
-# Mean levels, from 0 to 255.
+# Mean levels, 0 to 255, below and above which a picture is dark or bright.
 DARK: Final = 30.0
 BRIGHT: Final = 225.0
-# A longer side of more than so many shorter ones is an odd shape: the network sees the middle square.
+# An aspect ratio above this is an odd shape: the network sees only the central square.
 STRETCHED: Final = 2.0
-# Up to this difference between channels, in levels, a picture is grey; JPEG leaves it a little coloured.
+# A picture is grey up to this difference between channels, in levels; JPEG adds a little colour to grey.
 GREY: Final = 12.0
-# Identities are uneven where the largest has more than so many times the photos of the smallest.
+# Identities are uneven where the largest has more than this many times the photos of the smallest.
 UNEVEN: Final = 10
-# Sizes of a network's input in pixels: what is worth training at, and the largest that train takes.
+# Input sizes of a network in pixels: the smallest worth training, and the largest that `train` accepts.
 SMALLEST_INPUT: Final = 32
 LARGEST_INPUT: Final = 1024
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rules look at: the photos, and the cases of labels in doubt that a model found."""
+    """The input of the rules: the photos, and the label errors that a model found."""
 
     photos: PhotoSet
     doubts: tuple[Item, ...] = ()
@@ -37,7 +37,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Cases:
-    """What a rule found: cases, the worst first, how many photos or identities, facts for its sentences."""
+    """The result of a rule: cases, worst first; the count of photos or identities; facts for sentences."""
 
     items: tuple[Item, ...]
     count: int
@@ -49,13 +49,13 @@ Collect: TypeAlias = Callable[[Evidence], Cases | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the table.
+    """A rule: one row of the table `RULES`.
 
     Attributes:
-        kind, level, unit: of the finding; see there.
-        title: a heading.
+        kind, level, unit: as in `DataFinding`.
+        title: the heading on the page.
         says, advice: what it is and why it matters, and what to do; fields in braces are facts of its cases.
-        collect: its cases; None where there are none.
+        collect: returns the cases; None where there are none.
     """
 
     kind: Kind
@@ -67,7 +67,7 @@ class Rule:
     collect: Collect
 
     def finding(self, evidence: Evidence) -> DataFinding | None:
-        """What the rule finds."""
+        """Returns the finding of this rule; None without cases."""
         cases = self.collect(evidence)
         if cases is None:
             return None
@@ -76,7 +76,7 @@ class Rule:
 
 
 def findings(evidence: Evidence) -> Iterator[DataFinding]:
-    """What all rules find, the most serious first, equally serious ones in the order of `Kind`."""
+    """Yields the findings of all rules by level, the most serious first, then in the order of `Kind`."""
     levels, kinds = list(Level), list(Kind)
     for rule in sorted(RULES, key=lambda one: (levels.index(one.level), kinds.index(one.kind))):
         found = rule.finding(evidence)
@@ -96,7 +96,7 @@ def _too_few_people(evidence: Evidence) -> Cases | None:
 
 
 def _too_small(*, refused: bool) -> Collect:
-    """Identities that cannot be split: those that train refuses, or those that it is told to leave out."""
+    """Returns a detector of identities too small to split: that `train` refuses, or leaves out as told."""
 
     def collect(evidence: Evidence) -> Cases | None:
         photos = evidence.photos
@@ -121,7 +121,7 @@ def _uneven(evidence: Evidence) -> Cases | None:
 
 
 def _of_people(photos: PhotoSet, some: Iterable[Person], said: Callable[[Person], str]) -> tuple[Item, ...]:
-    """A case for each identity, with its first photo."""
+    """Returns a case for each identity, with its first photo."""
     return tuple(photos.item(photos.of_person[one.name][:1], f"{one.name}: {said(one)}") for one in some)
 
 
@@ -137,7 +137,7 @@ def _no_identity(evidence: Evidence) -> Cases | None:
 
 
 def _copies(groups: Callable[[PhotoSet], Sequence[tuple[Rows, str]]]) -> Collect:
-    """Groups of rows that belong together, with what is to be said of each."""
+    """Returns a detector of copies: a case for each group of rows, with its detail."""
 
     def collect(evidence: Evidence) -> Cases | None:
         photos = evidence.photos
@@ -160,13 +160,13 @@ def _two_names_near(photos: PhotoSet) -> list[tuple[Rows, str]]:
 
 
 def _same_name(photos: PhotoSet, *, across: bool) -> list[tuple[Rows, str]]:
-    """Exact copies of one identity, on both sides of the split or on one."""
+    """Returns exact copies within one identity, on both sides of the split or on one."""
     groups = (rows for rows in photos.copies.exact if len(photos.names(rows)) < 2)
     return [(rows, _SAME) for rows in groups if photos.across(rows) == across]
 
 
 def _near(photos: PhotoSet, *, across: bool) -> list[tuple[Rows, str]]:
-    """Near copies of one identity, on both sides of the split or on one, the most alike first."""
+    """Returns near copies within one identity, on both sides of the split or on one, most similar first."""
     groups = [
         ([first, *(row for row, _ in others)], min(correlation for _, correlation in others))
         for first, others in photos.copies.near.items()
@@ -199,7 +199,7 @@ def _pictures(
     worst: Callable[[PhotoStats], float],
     detail: Callable[[PhotoStats], str],
 ) -> Collect:
-    """Readable photos of which something holds; those with the least `worst` first."""
+    """Returns a detector of readable photos for which `holds` is True, in ascending order of `worst`."""
 
     def collect(evidence: Evidence) -> Cases | None:
         stats = evidence.photos.stats
@@ -218,7 +218,7 @@ def _tiny(evidence: Evidence) -> Cases | None:
 
 
 def _alternative(sides: Sequence[float]) -> str:
-    """A size of the input that 95% of the photos reach; nothing where that is too small to train at."""
+    """Returns advice with an input size that 95% of the photos reach; "" where that is too small to train."""
     fits = math.floor(float(np.percentile(sides, 5, method="lower"))) if sides else 0
     if fits < SMALLEST_INPUT:
         return ""
@@ -226,7 +226,7 @@ def _alternative(sides: Sequence[float]) -> str:
 
 
 def _colour(*, fewer_are_grey: bool) -> Collect:
-    """The fewer of grey and coloured photos, where there are both; of equally many the grey ones."""
+    """Returns a detector of the minority among grey and coloured photos; a tie counts the grey ones."""
 
     def collect(evidence: Evidence) -> Cases | None:
         photos = evidence.photos
@@ -245,7 +245,7 @@ def _each(
     detail: Callable[[PhotoStats], str] = lambda one: "",
     facts: Mapping[str, Any] | None = None,
 ) -> Cases | None:
-    """A case for each photo; None where there is none."""
+    """Returns a case for each photo; None without photos."""
     items = tuple(photos.item([row], detail(photos.stats[row])) for row in rows)
     return Cases(items, len(items), facts or {}) if items else None
 

@@ -1,11 +1,11 @@
-"""Findings of a data set check: their kinds, how serious they are, and the photos that show them."""
+"""Findings of a data set check: their kinds, their levels, and the photos that show them."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How serious a finding is."""
+    """The severity of a finding."""
 
     HARMS = "harms"
     LOOK = "look"
@@ -13,7 +13,7 @@ class Level(StrEnum):
 
 
 class Kind(StrEnum):
-    """What was found. The values are stable, and in the order of their seriousness."""
+    """The kind of a finding. The values are stable, and in descending order of severity."""
 
     TOO_FEW_PEOPLE = "too-few-people"
     TWO_NAMES = "two-names"
@@ -39,7 +39,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A photo of a finding; `half` is "training", "validation", or None where it is in neither."""
+    """A photo of a finding; `half` is "training", "validation", or None for a photo in neither."""
 
     path: str | None
     identity: str | None
@@ -48,7 +48,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One case of a finding: the photos that belong together, and what is to be said of them."""
+    """One case of a finding: the photos that belong together, and a detail in words."""
 
     photos: tuple[Shown, ...]
     detail: str
@@ -56,14 +56,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class DataFinding:
-    """One kind of thing that was found.
+    """All cases of one kind of finding.
 
     Attributes:
-        kind, level: what, and how serious.
-        count: how many, of `unit`: "photo" or "identity".
+        kind, level: the kind and the severity.
+        count: the number of photos or identities, as `unit` says: "photo" or "identity".
         says: what it is and why it matters.
         advice: what to do.
-        items: every case, the worst first.
+        items: all cases, the worst first.
     """
 
     kind: Kind

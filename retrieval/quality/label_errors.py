@@ -1,8 +1,8 @@
 """Label errors: photos that are nearer to another identity than to the rest of their own.
 
-Each photo is left out and looked up among all the others: its nearest photo of its own identity, its nearest
-of another one, and its distance to the mean of each, of its own without it. Distances are Euclidean, and
-exact as `index.brute_force` computes them.
+Each photo is searched among all others (leave-one-out): its nearest photo of its own identity, its nearest of
+another one, and its distances to the means of both identities, where the mean of its own excludes the photo.
+Distances are Euclidean and exact, as `index.brute_force` computes them.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ Rows: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Mislabel:
-    """A photo whose label is in doubt. Rows are rows of the vectors, distances Euclidean.
+    """A photo with a label in doubt. Rows are rows of the vectors; distances are Euclidean.
 
     Attributes:
         row: the photo.
-        own, own_distance: the nearest other photo of its person.
-        other, other_distance: the nearest photo of another person, which is nearer.
-        own_middle, other_middle: to the mean of its person's others, and of that other person's photos,
-            which is nearer too.
+        own, own_distance: the nearest other photo of its identity.
+        other, other_distance: the nearest photo of another identity, which is nearer.
+        own_middle, other_middle: the distances to the mean of the other photos of its identity, and to the
+            mean of that other identity, which is nearer too.
     """
 
     row: int
@@ -40,7 +40,7 @@ class Mislabel:
 
     @property
     def strength(self) -> float:
-        """From 0, no doubt, to 1: how much nearer the other person is, by nearest photo and by middle."""
+        """How much nearer the other identity is, by nearest photo and by mean: from 0, no doubt, to 1."""
         return (
             _margin(self.own_distance, self.other_distance) + _margin(self.own_middle, self.other_middle)
         ) / 2
@@ -51,15 +51,15 @@ def _margin(own: float, other: float) -> float:
 
 
 def mislabels(vectors: Vectors, labels: Labels) -> list[Mislabel]:
-    """The photos whose label is in doubt, the strongest doubt first.
+    """Returns the photos with a label in doubt, the strongest doubt first.
 
-    Memory: that of `brute_force.nearest`, and the vectors of one person, besides `vectors`, which may be
+    Memory: that of `brute_force.nearest`, and the vectors of one identity, besides `vectors`, which may be
     mapped from a file.
 
     Args:
         vectors: (n, d) float32, n >= 1.
-        labels: (n,) int64, the identity of each. A photo alone of its identity is a neighbour of others and
-            never in doubt.
+        labels: (n,) int64, the identity of each photo. The only photo of an identity is a neighbour of
+            others, but never in doubt.
     """
     own, own_row = _nearest_own(vectors, labels)
     other, other_row = _nearest_of_others(vectors, labels)
@@ -80,7 +80,7 @@ def mislabels(vectors: Vectors, labels: Labels) -> list[Mislabel]:
 def _mislabel(
     vectors: Vectors, labels: Labels, row: int, own: tuple[float, int], other: tuple[float, int]
 ) -> Mislabel | None:
-    """None where the mean of the photo's own person is nearer after all."""
+    """Returns the label error of a photo; None where the mean of its own identity is not farther."""
     (own_distance, own_row), (other_distance, other_row) = own, other
     mine = np.flatnonzero(labels == labels[row])
     theirs = np.flatnonzero(labels == labels[other_row])
@@ -100,13 +100,13 @@ _Nearest: TypeAlias = tuple[NDArray[np.float64], Rows]
 
 
 def _nearest_own(vectors: Vectors, labels: Labels) -> _Nearest:
-    """The nearest other photo of the same person of each photo: distances (n,), rows (n,); -1 for none."""
+    """Returns the nearest other photo of the same identity: distances (n,), rows (n,); -1 for none."""
     distances, found = np.full(len(labels), np.inf), np.full(len(labels), -1, np.int64)
     for rows in _by_label(labels):
         if len(rows) > 1:
             theirs = vectors[rows]
             far, near = brute_force.nearest(theirs, theirs, 2)
-            # Of two, one at least is another photo: the first that is not the photo itself.
+            # At least one of the two nearest is another photo: take the first that is not the photo itself.
             other = (near[:, 0] == np.arange(len(rows))).astype(np.int64)[:, None]
             distances[rows] = np.take_along_axis(far, other, axis=1)[:, 0]
             found[rows] = rows[np.take_along_axis(near, other, axis=1)[:, 0]]
@@ -114,7 +114,7 @@ def _nearest_own(vectors: Vectors, labels: Labels) -> _Nearest:
 
 
 def _nearest_of_others(vectors: Vectors, labels: Labels) -> _Nearest:
-    """The nearest photo of another person of each photo: distances (n,), rows (n,); -1 for none."""
+    """Returns the nearest photo of another identity: distances (n,), rows (n,); -1 for none."""
 
     def of_others(queries: slice, rows: slice) -> NDArray[np.bool_]:
         return np.not_equal.outer(labels[queries], labels[rows])
@@ -124,6 +124,6 @@ def _nearest_of_others(vectors: Vectors, labels: Labels) -> _Nearest:
 
 
 def _by_label(labels: Labels) -> list[Rows]:
-    """The rows of each label, ascending."""
+    """Returns the rows of each label, ascending by label."""
     _, starts = np.unique(labels[order := np.argsort(labels, kind="stable")], return_index=True)
     return np.split(order, starts[1:])

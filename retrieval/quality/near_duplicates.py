@@ -1,8 +1,9 @@
-"""Near duplicates: copies of one photograph, found by their content, however they were saved.
+"""Near duplicates: copies of one photograph, found by their content, in any size or file format.
 
-A picture's print is 64 bits, the signs of its lowest frequencies (the "pHash" of C. Zauner, Implementation
-and Benchmarking of Perceptual Image Hash Functions, 2010). Prints rule out nearly every pair; what they leave
-is compared by the correlation of the two pictures at 32 x 32. docs/check.md says how the limits were chosen.
+The print of a picture is a perceptual hash of 64 bits, from its lowest frequencies (the "pHash" of C. Zauner,
+Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). Prints exclude nearly every pair;
+the others are compared by the correlation of the two pictures at 32 x 32 pixels. docs/check.md says how the
+limits were chosen.
 """
 
 from collections.abc import Iterator
@@ -15,15 +16,15 @@ from numpy.typing import NDArray
 
 SIDE: Final = 32
 
-# Bits in which two prints may differ, and the correlation from which on two pictures are copies.
+# The largest Hamming distance of two prints, in bits, and the least correlation of two copies.
 MAX_PRINT_DISTANCE: Final = 8
 MIN_CORRELATION: Final = 0.97
 
-# Below this deviation, in levels, a picture shows nothing that could be told from another's nothing.
+# Below this standard deviation, in levels, a picture is flat: it has no content to compare.
 FLAT: Final = 10.0
 
 _FREQUENCIES: Final = 8
-# How many pictures are compared with all the others at a time.
+# The number of pictures that are compared with all others at a time.
 QUERY_BLOCK: Final = 128
 
 Grey: TypeAlias = NDArray[np.uint8]
@@ -31,7 +32,7 @@ Grey: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicate:
-    """Two pictures that are copies: rows, first < second, and their correlation."""
+    """A pair of near duplicates: rows, first < second, and their correlation."""
 
     first: int
     second: int
@@ -39,26 +40,26 @@ class NearDuplicate:
 
 
 def _frequencies() -> NDArray[np.float64]:
-    """The lowest 8 rows of the discrete cosine transform of 32 values, (8, 32)."""
+    """Returns the lowest 8 rows of the discrete cosine transform of 32 values, (8, 32) float64."""
     steps = np.arange(SIDE)
     return np.asarray(np.cos(np.pi * (2 * steps[None, :] + 1) * steps[:_FREQUENCIES, None] / (2 * SIDE)))
 
 
 def prints(grey: Grey) -> NDArray[np.uint8]:
-    """64 bits a picture, (n, 8), of pictures (n, 32, 32)."""
+    """Returns the prints of pictures (n, 32, 32): 64 bits each, (n, 8) uint8."""
     low = _frequencies()
     found = np.empty((len(grey), 8), np.uint8)
     for start in range(0, len(grey), 4096):
         some = grey[start : start + 4096].astype(np.float64)
         values = (low @ some @ low.T).reshape(len(some), -1)
-        # The first is the brightness, which makes no difference.
+        # The first coefficient is the mean brightness, which must not change the median.
         middle = np.median(values[:, 1:], axis=1, keepdims=True)
         found[start : start + 4096] = np.packbits(values > middle, axis=1)
     return found
 
 
 def correlations(one: Grey, others: Grey) -> NDArray[np.float64]:
-    """Of a picture (32, 32) with others (n, 32, 32), (n,); none of them flat."""
+    """Returns the correlations, (n,), of a picture (32, 32) with others (n, 32, 32); none may be flat."""
     first = _standard(one[None])[0]
     return np.asarray(_standard(others) @ first)
 
@@ -70,12 +71,12 @@ def _standard(grey: Grey) -> NDArray[np.float64]:
 
 
 def copies(grey: Grey) -> Iterator[NearDuplicate]:
-    """Every pair of copies, by the first and then by the second.
+    """Yields all pairs of near duplicates, ordered by the first and then by the second row.
 
-    Memory: 8 bytes a picture beside `grey`, and what one block of 128 pictures is near to.
+    Memory: 8 bytes a picture besides `grey`, and the neighbours of one block of 128 pictures.
 
     Args:
-        grey: uint8 (n, 32, 32). Flat pictures are nobody's copy.
+        grey: uint8 (n, 32, 32). Flat pictures are never copies.
     """
     rows = np.flatnonzero([picture.std() >= FLAT for picture in grey])
     if len(rows) < 2:
@@ -84,7 +85,7 @@ def copies(grey: Grey) -> Iterator[NearDuplicate]:
     index = faiss.IndexBinaryFlat(64)
     index.add(hashes)
     for start in range(0, len(rows), QUERY_BLOCK):
-        # FAISS gives what is nearer than its radius.
+        # FAISS returns distances strictly below the radius.
         ends, _, near = index.range_search(hashes[start : start + QUERY_BLOCK], MAX_PRINT_DISTANCE + 1)
         for row in range(len(ends) - 1):
             behind = np.sort(near[int(ends[row]) : int(ends[row + 1])])

@@ -1,4 +1,4 @@
-"""Outliers: the spread of an identity's vectors, robust limits, and the widest gap among vectors."""
+"""Outlier statistics for the audit: the spread of a cluster, a robust scale, the widest gap of vectors."""
 
 import math
 from collections.abc import Iterable
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 Rows: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 
-# Below how many values nothing can be said about what is usual.
+# The least number of values from which a usual value is estimated.
 MIN_VALUES: Final = 20
 
-# A group of one is a doubtful photo, which has a score of its own.
+# The least size of a group in a gap: a single photo is a doubt of another kind, with its own score.
 MIN_GROUP: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RobustScale:
-    """Median and robust standard deviation of some values; NaN of fewer than 20."""
+    """The median and robust standard deviation of values; NaN for fewer than 20 values."""
 
     values: int
     median: float
@@ -28,7 +28,11 @@ class RobustScale:
 
     @classmethod
     def of(cls, values: Floats) -> "RobustScale":
-        """The deviation is 1.4826 times the median absolute one; where that is 0, 1.2533 times the mean."""
+        """Returns the scale of values.
+
+        The deviation is 1.4826 times the median absolute deviation; where that is 0, it is 1.2533 times the
+        mean absolute deviation.
+        """
         if len(values) < MIN_VALUES:
             return cls(len(values), math.nan, math.nan)
         median = float(np.median(values))
@@ -36,18 +40,18 @@ class RobustScale:
         return cls(len(values), median, float(1.4826 * np.median(off)) or float(1.2533 * off.mean()))
 
     def scores(self, values: Floats) -> Floats:
-        """How many deviations above the median values are; 0 where nothing deviates or nothing is known."""
+        """Returns the deviations of values above the median; 0 where the deviation is 0 or unknown."""
         if not self.deviation > 0:
             return np.zeros(len(values))
         return np.asarray((values - self.median) / self.deviation)
 
     def at(self, score: float) -> float:
-        """The value of a score."""
+        """Returns the value that has a score."""
         return self.median + score * self.deviation
 
 
 def skewness(values: NDArray[Any]) -> float:
-    """The third standardized moment; NaN where nothing varies."""
+    """Returns the third standardized moment; NaN where values do not vary or there are none."""
     if not len(values) or not values.std():
         return math.nan
     return float((((values - values.mean()) / values.std()) ** 3).mean())
@@ -55,7 +59,7 @@ def skewness(values: NDArray[Any]) -> float:
 
 @dataclass(frozen=True)
 class Cluster:
-    """How a person's vectors lie: how many, their centroid (d,), and the mean squared distance to it."""
+    """The vectors of an identity in sum: their count, centroid (d,), and mean squared distance to it."""
 
     count: int
     centroid: Floats
@@ -63,7 +67,7 @@ class Cluster:
 
     @classmethod
     def of(cls, parts: Iterable[Floats]) -> "Cluster":
-        """Of vectors that come in parts. (Chan, Golub and LeVeque's update of mean and squares.)"""
+        """Returns the cluster of vectors given in parts, by Chan, Golub and LeVeque's update of moments."""
         count, centroid, squares = 0, np.zeros(1), 0.0
         for part in parts:
             mean = part.mean(axis=0)
@@ -73,7 +77,7 @@ class Cluster:
         return cls(count, centroid, squares / count)
 
     def without(self, vector: Floats) -> tuple["Cluster", float]:
-        """The shape without one of its vectors, and that one's squared distance to the others' centroid."""
+        """Returns the cluster without one of its vectors, and the squared distance between the two."""
         left, others = self.centroid - vector, self.count - 1
         squared = float((left**2).sum())
         spread = max(0.0, self.spread * self.count - squared * self.count / others) / others
@@ -82,26 +86,26 @@ class Cluster:
 
     @property
     def within(self) -> float:
-        """The mean squared distance between two different photos; NaN of one."""
+        """The mean squared distance between two different photos; NaN for a single photo."""
         return 2 * self.spread * self.count / (self.count - 1) if self.count > 1 else math.nan
 
     def across(self, other: "Cluster") -> float:
-        """The mean squared distance between a photo of one and a photo of the other."""
+        """Returns the mean squared distance between a photo of this and a photo of the other cluster."""
         return float(((self.centroid - other.centroid) ** 2).sum()) + self.spread + other.spread
 
 
 def widest_gap(vectors: Floats) -> tuple[float, NDArray[np.bool_]] | None:
-    """The widest gap between two groups of vectors, each of two or more.
+    """Returns the widest gap between two groups of vectors, each of two or more.
 
-    It is the longest edge of the minimum spanning tree (Prim's) that leaves two vectors or more on both
-    sides: the distance between the nearest two of different groups, as single linkage has it.
+    The gap is the longest edge of the minimum spanning tree (Prim's) that leaves two vectors or more on both
+    sides: the distance between the nearest two vectors of different groups, as in single linkage.
 
     Args:
-        vectors: (n, d) float64; n x n distances are held.
+        vectors: (n, d) float64; the n x n distances are held in memory.
 
     Returns:
-        The gap, Euclidean, and which vectors (n,) are in the smaller group; None below four vectors, and
-        where every edge leaves a single one.
+        The gap (Euclidean) and a mask (n,) of the smaller group; None below four vectors, and where every
+        edge leaves a single vector on one side.
     """
     count = len(vectors)
     centred = vectors - vectors.mean(axis=0)
@@ -124,7 +128,7 @@ def widest_gap(vectors: Floats) -> tuple[float, NDArray[np.bool_]] | None:
 
 
 def _spanning_tree(squares: Floats) -> tuple[list[int], Rows, Floats]:
-    """Vertices in the order in which they join, the parent of each, and the weight of the edge to it."""
+    """Returns the vertices in the order of joining, the parent of each, and the weight of the edge to it."""
     count = len(squares)
     edges, parents, out = squares[0].copy(), np.zeros(count, int), np.ones(count, bool)
     out[0], edges[0] = False, 0.0

@@ -1,4 +1,4 @@
-"""Pages of photos: findings with photos side by side, as one self-contained HTML file."""
+"""Pages of photos for reports: findings with photos side by side, as one self-contained HTML file."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from retrieval.sources.remote import NOTHING_FETCHED, Fetching
 # Reads a photo's bytes from one of its paths.
 _Read: TypeAlias = Callable[[str], bytes]
 
-# Side of a photo on a sheet, in pixels: twice what is shown, for screens and printers that show more.
+# Side of a photo on a sheet, in pixels: twice the displayed side, for high-resolution screens and printers.
 _SIDE: Final = 224
 
 
@@ -26,8 +26,8 @@ class Picture:
     """A photo with a line under it.
 
     Attributes:
-        paths: where its bytes may be; the first that has them is shown.
-        sha256: of its bytes, in hex; a file with others is not shown.
+        paths: where its bytes may be; the first path that has them is shown.
+        sha256: of its bytes, in hex; a file with other bytes is not shown.
         caption: the line.
     """
 
@@ -47,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A finding: what was seen, what to do, how serious it is, and the photos that show it, side by side."""
+    """A finding: what was found, what to do, its score, and the photos that show it, side by side."""
 
     says: str
     next: str
@@ -80,10 +80,10 @@ def sheet(
     sections: Iterable[Section],
     fetching: Fetching = NOTHING_FETCHED,
 ) -> bytes:
-    """One HTML file, photos in it, in UTF-8.
+    """Returns one HTML file in UTF-8, with embedded photos.
 
-    A photo that cannot be read, or whose bytes are others by now, is a box that says so with its name; so is
-    one at an address, unless `fetching` allows to fetch it.
+    An unreadable photo, or a file with other bytes, is a box with its name and the reason; so is a photo at
+    an address, unless `fetching` allows to fetch it.
     """
     with Shelf() as shelf:
         read = partial(photos.read_stored, shelf, fetching=fetching)
@@ -108,7 +108,11 @@ def _photo(picture: Picture, *, read: _Read) -> Markup:
 
 
 def _content(picture: Picture, read: _Read) -> bytes:
-    """A photo's bytes, from the first of its files that still has them."""
+    """Returns the bytes of a photo, from the first of its files that still has them.
+
+    Raises:
+        UnreadableImage: no file has them.
+    """
     problem = UnreadableImage(Reason.MISSING, "it was enrolled without a file")
     for path in picture.paths:
         try:

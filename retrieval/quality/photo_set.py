@@ -1,4 +1,4 @@
-"""A data set as it was inspected: its photos by identity and content, split as training would split them."""
+"""An inspected data set for the check: photos by identity and content, split as training splits them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Rows: TypeAlias = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An identity: its readable photos, and how `train` would split them; 0 and 0 where it would not."""
+    """An identity: its readable photos, and their split by `train`; 0 and 0 where it cannot be split."""
 
     name: str
     photos: int
@@ -28,11 +28,11 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """How `train` will be asked for, beside what is checked.
+    """The options of the training that a data set is checked for.
 
     Attributes:
-        seed, validation_fraction: of the split.
-        min_images: identities with fewer photos are left out; None: one photo is an error.
+        seed, validation_fraction: the seed of the split, and the share of photos that is held out.
+        min_images: identities with fewer photos are left out; with None, a single photo is an error.
         preprocessing: the size of the network's input, and the crop.
     """
 
@@ -43,7 +43,7 @@ class CheckOptions:
 
     @property
     def lowest(self) -> int:
-        """How many photos an identity needs."""
+        """The least number of photos of an identity."""
         return max(2, self.min_images or 0)
 
 
@@ -52,10 +52,10 @@ class Copies:
     """Groups of copies.
 
     Attributes:
-        exact: rows with the same bytes, two or more each.
-        near: for the first of some photos that look alike, each of the others and the correlation with it.
-        two_names: photos under different names that look alike, and their correlation; each such photo is in
-            one pair at least.
+        exact: groups of two or more rows with the same bytes.
+        near: for the first of a group of near copies, the other rows and their correlation with it.
+        two_names: pairs of near copies under different names, and their correlation; each such photo is in
+            at least one pair.
     """
 
     exact: list[Rows]
@@ -64,7 +64,7 @@ class Copies:
 
 
 class PhotoSet:
-    """The photos, by identity and by content, split as training would split them. Rows are of the photos."""
+    """Photos by identity and by content, split as training splits them. A row is a position in `stats`."""
 
     def __init__(self, stats: Sequence[PhotoStats], options: CheckOptions) -> None:
         self.stats = stats
@@ -88,7 +88,7 @@ class PhotoSet:
 
     @property
     def usable(self) -> list[Person]:
-        """Those that can be split."""
+        """The identities that can be split."""
         return [person for person in self.people if person.training]
 
     @property
@@ -101,18 +101,18 @@ class PhotoSet:
 
     @cached_property
     def copies(self) -> Copies:
-        """Its groups of copies."""
+        """The groups of copies."""
         return _copies(self)
 
     def identity(self, row: int) -> str | None:
         return self.stats[row].identity
 
     def names(self, rows: Iterable[int]) -> set[str]:
-        """Who is said to be on them."""
+        """Returns the identities of rows."""
         return {name for row in rows if (name := self.identity(row)) is not None}
 
     def across(self, rows: Iterable[int]) -> bool:
-        """Whether some are learned from and others held out."""
+        """Returns whether the rows are on both sides of the split."""
         return {"training", "validation"} <= {self.halves.get(row) for row in rows}
 
     def shown(self, row: int) -> Shown:
@@ -131,8 +131,8 @@ def grouped(rows: Iterable[int], key: Callable[[int], Any]) -> dict[Any, Rows]:
 
 
 def _copies(seen: PhotoSet) -> Copies:
-    """Each photo stands for itself or is a copy of one that does, so memory is by photos, not by pairs."""
-    # Whoever has a name comes first, so that of copies a photo with a name stays.
+    """Returns the groups of copies. Each copy belongs to one representative: memory is linear in photos."""
+    # Photos with an identity come first, so that they are the representatives of their copies.
     order = sorted(seen.readable, key=lambda row: seen.identity(row) is None)
     groups = list(grouped(order, lambda row: seen.stats[row].sha256).values())
     found = Copies([rows for rows in groups if len(rows) > 1])
@@ -145,7 +145,7 @@ def _copies(seen: PhotoSet) -> Copies:
     for pair in copies(grey):
         one, other = firsts[pair.first], firsts[pair.second]
         if len(seen.names((one, other))) == 2:
-            # A pair for each that is in none yet: that names all of them, and is no more than photos.
+            # A pair is kept if a photo of it is in none yet: that covers all, with no more pairs than photos.
             if not named >= {one, other}:
                 named |= {one, other}
                 found.two_names.append((one, other, pair.correlation))

@@ -1,4 +1,4 @@
-"""Statistics of photos that need no model, by `retrieval.embedding.stages`."""
+"""Statistics of photos that need no model, for the data set check; read by `retrieval.embedding.stages`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ from retrieval.quality.near_duplicates import SIDE, Grey
 from retrieval.sources.photos import Photo
 from retrieval.system.pipeline import Meter, Pipeline
 
-# How many photos are looked at ahead.
+# The batch size of reading, in photos.
 _READ_AHEAD: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhotoStats:
-    """A photo at a glance; where it cannot be read, `reason` says why and the rest is nothing.
+    """The statistics of a photo; of an unreadable one, `reason` is set and the figures are 0 or None.
 
     Attributes:
-        path: where it is, absolute; None where a list's row names none.
-        identity: who is said to be on it.
+        path: absolute; None where the row of a list names none.
+        identity: the label of the photo.
         reason, detail: why it cannot be read.
         sha256: of the file's bytes, in hex.
         width, height: upright, in pixels.
         brightness: mean level, from 0 to 255.
         contrast: standard deviation of the levels.
         colour: the difference between a pixel's channels that 1% of the pixels exceed, in levels.
-        grey: uint8 (32, 32), the whole picture.
+        grey: the whole picture in grey, uint8 (32, 32).
     """
 
     path: str | None
@@ -56,19 +56,19 @@ def read_stats(
     on_photo: Callable[[PhotoStats], None] = lambda one: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[PhotoStats] | None:
-    """Looks at photos, in their order; None when it was stopped.
+    """Returns the statistics of photos, in order; None where `should_stop` returned True.
 
-    Each photo leaves about 2 KB behind; beside that, memory is as of `ingest`'s reading.
+    Memory: about 2 KB a photo, besides that of the reading stage, which is the same as in `ingest`.
 
     Args:
         found: the photos.
         workers: threads that read and decode; None is one per processor.
         on_photo: called once for every photo, in order.
-        should_stop: asked between pieces of some photos.
+        should_stop: called between chunks of photos.
 
     Raises:
-        InputError: a number of workers below 1.
-        MissingDependency: for an address, fsspec is not installed.
+        InputError: `workers` is below 1.
+        MissingDependency: a photo is at an address, and fsspec is not installed.
     """
     workers = checked_workers(workers)
     stage = prepare_stage(partial(_stats_of_some, Meters()), workers=workers, batch_size=_READ_AHEAD)
@@ -111,6 +111,6 @@ def _stats(read: ReadPhoto | Outcome) -> PhotoStats:
 
 
 def _grey(levels: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> Grey:
-    """Means of the squares of four pixels, with the weights of luma (ITU-R BT.601)."""
+    """Returns the luma (ITU-R BT.601) of each 2 x 2 block of pixels, averaged."""
     luma = levels @ np.array([0.299, 0.587, 0.114], np.float32)
     return np.asarray(np.rint(luma.reshape(SIDE, 2, SIDE, 2).mean(axis=(1, 3))), np.uint8)

@@ -1,7 +1,7 @@
-"""Backups: a consistent copy of a gallery, taken while others write, and its restoration.
+"""Backups: consistent copies of a gallery, taken beside writers, and their restoration.
 
 my.backup/
-  backup.json                     what the backup is; written last, so it names only what is there
+  backup.json                     the card; written last, so it names only complete files
   gallery-<SHA-256>.db            the database, one snapshot
   vectors/<SHA-256>.faiss         segments by their content: a second backup copies only new ones
   models/<SHA-256 of the card>/   the bundles
@@ -67,23 +67,23 @@ _T = TypeVar("_T")
 _CARD: Final = BACKUP_CARD
 _FORMAT: Final = 1
 _MODELS: Final = "models"
-_BLOCK: Final = 2**20
+_BLOCK_BYTES: Final = 2**20
 
-# The files of a model: the card states the SHA-256 of the others, but for the description, which may be
-# missing and is for people.
+# The files of a model. Its card states the SHA-256 of the weights and the graph, but not of the description,
+# which is for people and may be missing.
 _MODEL_CARD: Final = "bundle.json"
 _MODEL_FILES: Final = frozenset({"model.safetensors", "model.onnx"})
 _DESCRIPTION: Final = "MODELCARD.md"
 
-# What a card may name: nothing outside of the backup's folder.
+# The file names that a card may contain: none outside the folder of the backup.
 _NAME: Final = re.compile(
     r"gallery-[0-9a-f]{16}\.db|vectors/[0-9a-f]{64}\.faiss"
     r"|models/[0-9a-f]{64}/(bundle\.json|model\.safetensors|model\.onnx|MODELCARD\.md)"
 )
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
-# What a backup may delete: its own files, whole or in the making (of any version), and SQLite's beside them.
-_OURS: Final = re.compile(
+# The files that a backup may delete: its own, complete or temporary (of any version), and SQLite's with them.
+_BACKUP_FILE_NAME: Final = re.compile(
     r"gallery-[0-9a-f]{16}\.db(-wal|-shm|-journal)?|\.gallery\.part(-wal|-shm|-journal)?"
     r"|[0-9a-f]{64}\.(faiss|part)|\..*\.part|MODELCARD\.md"
 )
@@ -91,16 +91,16 @@ _MODEL_FOLDER: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}-\w+")
 
 _FORGET: Final = Relabel(None, keep_photos=False)
 
-# How many segments are opened before the first is copied: far below what a process may open.
-_OPEN: Final = 256
+# The most segments that are opened before the first is copied: far below the limit of open files.
+_MAX_OPEN_SEGMENTS: Final = 256
 
-# How often a backup starts over when segments are merged away before it could open them.
+# The most attempts of a backup when segments are merged away before it could open them.
 _ATTEMPTS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """What a backup did; sizes in bytes."""
+    """The result of a backup; sizes in bytes."""
 
     folder: str
     faces: int
@@ -112,7 +112,7 @@ class BackedUp:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore did: faces in the gallery now, and faces of the backup that stay forgotten."""
+    """The result of a restore: faces in the gallery now, and faces of the backup that stay erased."""
 
     folder: str
     faces: int
@@ -125,12 +125,12 @@ class _Unfinished(Exception):
 
 
 class _CardDamaged(DataError):
-    """A backup's card is not what was written."""
+    """The card of a backup is damaged."""
 
 
 @dataclass(frozen=True)
 class _Backup:
-    """A backup on disk, as its card states it."""
+    """The content of a backup, as its card states it."""
 
     folder: Path
     gallery: str
@@ -149,22 +149,23 @@ class _Backup:
 
 
 def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
-    """Copies one snapshot of a gallery; writers and readers go on meanwhile.
+    """Copies one snapshot of a gallery, without blocking writers and readers, and returns the figures.
 
     A file of an older backup in `target` is kept only if its SHA-256 is the expected one; otherwise it is
-    copied again. The older backup stays whole until the new one is; what only it needs is then deleted.
+    copied again. The older backup stays complete until the new one is; the files that only the older one
+    needs are then deleted.
 
     Args:
-        vault: the gallery's.
+        vault: the gallery.
         target: the folder of the backup.
         verify: read each copied file back and compare its SHA-256.
 
     Raises:
-        InputError: `target` is something else than a backup of this gallery.
-        GalleryDamaged: a file of the gallery is not what its row says; the older backup stays as it was.
-        GalleryBusy: another process makes a backup there.
-        StorageError: the disk refused, or does not give back what was written; the older backup stays as it
-            was.
+        InputError: `target` is not a backup of this gallery, and is not an empty or missing folder.
+        GalleryDamaged: a file of the gallery does not match its row; the older backup is unchanged.
+        GalleryBusy: another process writes a backup there.
+        StorageError: the file system refused, or read back other bytes than were written; the older backup is
+            unchanged.
     """
     if target.resolve().is_relative_to(vault.folder.resolve()):
         raise InputError(f"{target} is in the gallery itself; choose a folder elsewhere.")
@@ -185,12 +186,12 @@ def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
 
 @dataclass
 class _Copying:
-    """The files of a backup in the making.
+    """The files of a backup in progress.
 
     Attributes:
-        target: the backup's folder.
-        kept: SHA-256 of files that an older backup had, each read and compared in this run, by their names.
-        copied: SHA-256 of files that were copied in this run.
+        target: the folder of the backup.
+        kept: SHA-256 by name of files of an older backup, each read and compared in this run.
+        copied: SHA-256 by name of files that were copied in this run.
     """
 
     target: Path
@@ -198,7 +199,7 @@ class _Copying:
     copied: dict[str, str] = field(default_factory=dict)
 
     def has(self, name: str, sha256: str) -> bool:
-        """Whether a file is there with this SHA-256; reads all of it, once in a run."""
+        """Returns whether a file exists with this SHA-256; reads all of it, once a run."""
         if sha256 in (self.kept.get(name), self.copied.get(name)):
             return True
         if _sha256(self.target / name) != sha256:
@@ -207,16 +208,16 @@ class _Copying:
         return True
 
     def copy(self, name: str, source: IO[bytes], sha256: str | None = None) -> str | None:
-        """Copies a file durably, in place of whatever is there; returns the SHA-256 of what was read.
+        """Copies a file durably, replacing any file of that name; returns the SHA-256 of the bytes read.
 
-        Where that is not `sha256`, nothing is copied and None is returned.
+        If it differs from `sha256`, no file is replaced and None is returned.
         """
         path = self.target / name
         part = path.with_name(f".{path.name}.part")
         digest = hashlib.sha256()
         try:
             with create(part, inherit=True) as copy:
-                while block := source.read(_BLOCK):
+                while block := source.read(_BLOCK_BYTES):
                     digest.update(block)
                     copy.write(block)
                 copy.flush()
@@ -232,10 +233,10 @@ class _Copying:
         return found
 
     def prove(self) -> None:
-        """Reads what was copied and compares.
+        """Reads the copied files back and compares them.
 
         Raises:
-            StorageError: a file is not what was written.
+            StorageError: a file has other bytes than were written.
         """
         for name, sha256 in self.copied.items():
             path = self.target / name
@@ -258,7 +259,7 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
         except _Unfinished:
             vault.settle()
         except FileNotFoundError as error:
-            # Merged away by a writer meanwhile; what was copied until now need not be copied again.
+            # A writer merged it away meanwhile; files copied so far are not copied again.
             if attempt == _ATTEMPTS - 1:
                 raise GalleryDamaged(
                     f"{error.filename} is missing; see `faceprint verify {vault.folder}`."
@@ -290,12 +291,12 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
 
 
 def _check_target(vault: Vault, target: Path) -> None:
-    """Whether a gallery may be backed up to a folder: it is empty, or has a backup of the same gallery.
+    """Checks that a folder can take the backup: it is empty, or holds a backup of the same gallery.
 
-    A backup whose card is damaged is still known by its database, and made whole.
+    A backup with a damaged card is still recognized by its database, and completed.
 
     Raises:
-        InputError: it may not.
+        InputError: the folder cannot take the backup.
     """
     with vault.store.read() as reader:
         gallery = reader.gallery().uuid
@@ -308,7 +309,7 @@ def _check_target(vault: Vault, target: Path) -> None:
     damaged, before = False, None
     if os.path.lexists(target / _CARD):
         try:
-            before = _open(target)
+            before = _read_backup(target)
         except _CardDamaged:
             damaged = True
     if before is not None and before.gallery == gallery:
@@ -333,7 +334,7 @@ def _check_target(vault: Vault, target: Path) -> None:
 
 
 def _owner(target: Path) -> str | None:
-    """The UUID in a backup's database whose name is that of its content; None where there is no such."""
+    """Returns the gallery UUID of a backup's database that matches the hash in its name; None without one."""
     for path in sorted(target.glob("gallery-*.db")):
         if path.name != _database_name(_sha256(path)):
             continue
@@ -347,11 +348,11 @@ def _owner(target: Path) -> str | None:
 
 
 def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
-    """Copies the database, and those of its segments and models that the backup lacks.
+    """Copies the database, and the segments and models that the backup lacks; returns the database's path.
 
     Raises:
         FileNotFoundError: a segment was merged away, or a model changed, before it could be copied.
-        _Unfinished: an erasure is half done; a copy would keep what is to be erased.
+        _Unfinished: an erasure is not finished; a copy would keep its traces.
     """
     target = copying.target
     part = target / ".gallery.part"
@@ -366,9 +367,9 @@ def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
         if reader.gallery().unfinished is not None:
             raise _Unfinished
     with ExitStack() as stack:
-        # An open file can be read after a writer has merged it away, as happens soonest to small ones.
+        # An open file stays readable after a writer has merged it away; small segments are merged first.
         opened: dict[int, IO[bytes]] = {}
-        for segment in segments[:_OPEN]:
+        for segment in segments[:_MAX_OPEN_SEGMENTS]:
             with suppress(FileNotFoundError):  # the backup may have it
                 opened[segment.id] = stack.enter_context(_open_source(vault, segment))
         for segment in segments:
@@ -382,7 +383,7 @@ def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
 
 
 def _replace(part: Path, path: Path) -> None:
-    """Puts a file in the place of whatever has its name."""
+    """Renames a file to `path`, replacing a file or folder there."""
     if path.is_dir() and not path.is_symlink():
         remove(path)
     os.replace(part, path)
@@ -393,11 +394,11 @@ def _source(vault: Vault, segment: Segment) -> Path:
 
 
 def _open_source(vault: Vault, segment: Segment) -> IO[bytes]:
-    """A segment's file.
+    """Opens the file of a segment.
 
     Raises:
-        FileNotFoundError: there is none.
-        GalleryDamaged: something else has its name.
+        FileNotFoundError: the file does not exist.
+        GalleryDamaged: its path is not a plain file.
     """
     path = _source(vault, segment)
     try:
@@ -428,11 +429,11 @@ def _damaged(vault: Vault, path: Path) -> GalleryDamaged:
 
 
 def _copy_model(vault: Vault, copying: _Copying, generation: Generation) -> None:
-    """Copies those files of a model that the backup lacks.
+    """Copies the files of a model that the backup lacks.
 
     Raises:
-        FileNotFoundError: the gallery's model has another card since the snapshot.
-        GalleryDamaged: a file of the gallery's model is not what was written.
+        FileNotFoundError: the card of the gallery's model has changed since the snapshot.
+        GalleryDamaged: a file of the gallery's model is damaged.
     """
     source = vault.folder / generation.folder
     below = f"{_MODELS}/{generation.card_sha256}"
@@ -451,7 +452,7 @@ def _copy_model(vault: Vault, copying: _Copying, generation: Generation) -> None
     for name, digest in stated.items():
         if not copying.has(f"{below}/{name}", digest):
             _copy_model_file(vault, copying, source / name, f"{below}/{name}", digest, generation)
-    # For people; nothing states its SHA-256, so it is compared with the gallery's.
+    # The description is for people. No card states its SHA-256, so it is compared with the gallery's file.
     described = source / _DESCRIPTION
     sha256 = _sha256(described)
     if sha256 is None:
@@ -478,7 +479,7 @@ def _copy_model_file(
 
 
 def _model_files(copying: _Copying, generation: Generation) -> dict[str, str]:
-    """SHA-256 of the files of a model in the backup, by name."""
+    """Returns the SHA-256 of the files of a model in the backup, by name."""
     below = f"{_MODELS}/{generation.card_sha256}/"
     return {
         name: digest for name, digest in (copying.kept | copying.copied).items() if name.startswith(below)
@@ -486,20 +487,20 @@ def _model_files(copying: _Copying, generation: Generation) -> dict[str, str]:
 
 
 def _card(backup: _Backup) -> bytes:
-    """The text of backup.json."""
+    """Returns the text of backup.json."""
     fields = {"format": _FORMAT, **asdict(backup)}
     del fields["folder"]
-    return (json.dumps({**fields, "sha256": _seal(fields)}, indent=1) + "\n").encode()
+    return (json.dumps({**fields, "sha256": _card_checksum(fields)}, indent=1) + "\n").encode()
 
 
-def _seal(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of what a card says beside this."""
+def _card_checksum(fields: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of the fields of a card, without the checksum itself."""
     said = {name: value for name, value in fields.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _remove_unnamed(backup: _Backup) -> None:
-    """Removes what only an older backup needed, or an interrupted one left; no other files."""
+    """Removes files that only an older backup needed or that an interrupted one left; no other files."""
     named = {backup.folder / name for name in backup.files}
     keep = named | {path.parent for path in named}
     for path in (
@@ -508,7 +509,7 @@ def _remove_unnamed(backup: _Backup) -> None:
         *(backup.folder / VECTORS).iterdir(),
         *(path for folder in keep if folder.parent.name == _MODELS for path in folder.iterdir()),
     ):
-        if path not in keep and _OURS.fullmatch(path.name):
+        if path not in keep and _BACKUP_FILE_NAME.fullmatch(path.name):
             remove(path)
     for path in (backup.folder / _MODELS).iterdir():
         if path not in keep and _MODEL_FOLDER.fullmatch(path.name):
@@ -522,19 +523,19 @@ def restore(
     receipts: Sequence[Receipt] = (),
     fresh: bool = False,
 ) -> Restored:
-    """Makes a gallery what a backup of it says, in one transaction; what was forgotten since stays forgotten.
+    """Restores a gallery from a backup, in one transaction; faces erased since the backup stay erased.
 
     Args:
-        folder: the backup's.
-        vault: of the same gallery, in a later or an earlier state; or a new and empty one.
-        receipts: of erasures that neither the backup nor the gallery knows.
-        fresh: the gallery is new; it becomes the backup's gallery, its history included.
+        folder: the folder of the backup.
+        vault: the same gallery, in a later or an earlier state; or a new and empty one.
+        receipts: receipts of erasures that neither the backup nor the gallery knows.
+        fresh: the gallery is new; it becomes the gallery of the backup, including its audit log.
 
     Raises:
-        DataError: there is no backup, or one of its files is not what was written; nothing was changed.
-        InputError: the backup is another gallery's.
+        DataError: there is no backup, or one of its files is damaged; nothing was changed.
+        InputError: the backup is of another gallery.
     """
-    backup = _whole(folder)
+    backup = _verified(folder)
     with _readable(backup) as store, store.read() as reader, vault.writing() as writer:
         if not fresh and writer.gallery().uuid != backup.gallery:
             raise InputError(
@@ -545,7 +546,7 @@ def restore(
 
 @contextmanager
 def _readable(backup: _Backup) -> Iterator[Store]:
-    """A backup's database; one of an older version is copied and brought up to date, never changed."""
+    """Yields the database of a backup; one of an older schema is migrated in a temporary copy."""
     path = backup.folder / backup.database
     if backup.schema == SCHEMA_VERSION:
         with closing(Store.open(path, read_only=True)) as store:
@@ -569,19 +570,19 @@ def _restore(
     erased = {receipt.id: receipt for receipt in (*receipts, *reader.receipts(), *writer.receipts())}
     numbers = {number for receipt in erased.values() for number in receipt.face_ids}
     people = {number for receipt in erased.values() for number in receipt.identity_ids}
-    # A receipt may know numbers that neither gallery nor backup has reached: they stay reserved.
+    # A receipt may contain ids that neither gallery nor backup has reached: they stay reserved.
     next_face, next_identity = max(numbers, default=0) + 1, max(people, default=0) + 1
     numbers |= set(reader.face_ids_of_identities(people))
     gone = [number for number in reader.face_ids() if number in numbers]
 
     old = list(writer.generations().values())
-    generations = _bring_models(backup, reader, vault, writer, reader.names_of(people))
+    generations = _restore_models(backup, reader, vault, writer, reader.names_of(people))
     writer.replace_segments([segment.id for segment in writer.segments()], [])
     for segment in reader.segments():
-        _bring_segment(backup, vault, writer, segment, generations[segment.generation_id], gone)
-    _bring_rows(reader, writer, fresh=fresh)
-    _bring_calibrations(reader, writer, generations)
-    _bring_suspects(reader, writer, generations, old)
+        _restore_segment(backup, vault, writer, segment, generations[segment.generation_id], gone)
+    _restore_rows(reader, writer, fresh=fresh)
+    _restore_calibrations(reader, writer, generations)
+    _restore_suspects(reader, writer, generations, old)
     here, there = writer.gallery(), reader.gallery()
     revision = max(here.revision, there.revision)
     writer.set_gallery(
@@ -601,15 +602,19 @@ def _restore(
     writer.remove_faces(gone)
     count = writer.count()
     vault.log(writer, "restore", faces=count, taken_at=backup.taken_at, forgotten_again=len(gone))
-    # Of what stood here before, and of the forgotten, no trace is to stay.
+    # No trace of the former content and of erased faces may remain.
     vault.defer(writer, erase=True, labels={})
     return Restored(os.fspath(vault.folder), count, len(gone), backup.taken_at)
 
 
-def _bring_models(
+def _restore_models(
     backup: _Backup, reader: Reader, vault: Vault, writer: Writer, forgotten: set[str]
 ) -> dict[int, Generation]:
-    """The backup's models in the gallery, by the backup's numbers; the names of the forgotten taken off."""
+    """Copies the models of a backup, without the names of erased identities.
+
+    Returns:
+        The generations in the gallery, by the generation ids of the backup.
+    """
     here = list(writer.generations().values())
     found: dict[int, Generation] = {}
     for generation in reader.generations().values():
@@ -622,7 +627,7 @@ def _bring_models(
             for one in here
             if (one.fingerprint, one.dimension, one.card_sha256)
             == (generation.fingerprint, generation.dimension, card)
-            and _is_whole(vault.folder / one.folder, card)
+            and _is_intact(vault.folder / one.folder, card)
         ]
         if same:
             found[generation.id] = same[0]
@@ -638,8 +643,8 @@ def _bring_models(
     return found
 
 
-def _is_whole(folder: Path, card_sha256: str) -> bool:
-    """Whether a gallery's model is what was written; reads all of it."""
+def _is_intact(folder: Path, card_sha256: str) -> bool:
+    """Returns whether all files of a gallery's model match their SHA-256; reads all of them."""
     if _sha256(folder / _MODEL_CARD) != card_sha256:
         return False
     try:
@@ -658,7 +663,7 @@ def _forgotten_labels(
     bundle: ModelBundle,
     forgotten: set[str],
 ) -> set[int]:
-    """Numbers of the labels of a backup's model that are to be forgotten: by name, or forgotten here."""
+    """Returns the indices of the labels to erase in a backup's model: erased by name, or in this gallery."""
     erased = {number for number, label in enumerate(bundle.labels) if label in forgotten}
     for one in here:
         if one.fingerprint == generation.fingerprint:
@@ -667,7 +672,7 @@ def _forgotten_labels(
     return {number for number in erased if bundle.labels[number] != FORGOTTEN}
 
 
-def _bring_segment(
+def _restore_segment(
     backup: _Backup,
     vault: Vault,
     writer: Writer,
@@ -684,8 +689,8 @@ def _bring_segment(
         vault.put(writer, generation, [], [(ids[kept], matrix[kept])])
 
 
-def _bring_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
-    # Deleted from those that refer to others to those that are referred to, and filled the other way.
+def _restore_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
+    # Foreign keys: referring tables are cleared first, and filled last.
     tables = [identity_table, face_table, file_table, alias_table, merger_table, host_table]
     for table in reversed(tables):
         writer.clear(table)
@@ -694,8 +699,8 @@ def _bring_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
             writer.fill(table, rows)
 
 
-def _bring_calibrations(reader: Reader, writer: Writer, generations: dict[int, Generation]) -> None:
-    """What the backup knows of distances, and nothing else: what is known here is of other faces."""
+def _restore_calibrations(reader: Reader, writer: Writer, generations: dict[int, Generation]) -> None:
+    """Replaces the calibrations by those of the backup: the gallery's own were measured on other faces."""
     writer.clear(calibration_table)
     for number, generation in reader.generations().items():
         found = reader.calibration(generation)
@@ -703,12 +708,13 @@ def _bring_calibrations(reader: Reader, writer: Writer, generations: dict[int, G
             writer.set_calibration(dataclasses.replace(found, generation=generations[number].id))
 
 
-def _bring_suspects(
+def _restore_suspects(
     reader: Reader, writer: Writer, generations: dict[int, Generation], here: Sequence[Generation]
 ) -> None:
-    """Whom a damaged model may have embedded, by the backup and by what was noted here since.
+    """Merges the suspects of the backup with those that this gallery recorded since.
 
-    Faces that were compared here since the backup have the vectors from before it again, and are suspects.
+    Faces that were compared with their photos since the backup get their older vectors again, so that they
+    are suspects again.
     """
     for number, stored in reader.generations().items():
         compared, ranges = stored.checked_before or 0, reader.suspects(number)
@@ -721,13 +727,13 @@ def _bring_suspects(
 
 
 def check_backup(folder: Path) -> list[str]:
-    """What is wrong with a backup: the names of files that are missing or not what was written.
+    """Returns the names of the files of a backup that are missing or damaged.
 
     Raises:
-        DataError: there is no backup, or its card is damaged or contradicts its database.
+        DataError: there is no backup, its card is damaged, or its files contradict each other.
         StorageError: a file cannot be read.
     """
-    backup = _open(folder)
+    backup = _read_backup(folder)
     wrong = sorted(name for name, digest in backup.files.items() if _sha256_in(folder, name) != digest)
     if not wrong:
         with _readable(backup) as store:
@@ -739,7 +745,7 @@ def check_backup(folder: Path) -> list[str]:
 
 
 def _check_against(backup: _Backup, reader: Reader) -> None:
-    """Whether a backup's card, database, models and segments say the same; their hashes were compared.
+    """Checks that the card, database, models and segments of a backup agree; their hashes were compared.
 
     Raises:
         DataError: they contradict each other.
@@ -794,39 +800,39 @@ def _contradiction(backup: _Backup, what: str) -> DataError:
 
 
 def files_by_sha256(folder: Path) -> dict[str, Path]:
-    """The files of a backup by the SHA-256 that its card states.
+    """Returns the files of a backup by the SHA-256 that its card states.
 
     Raises:
         DataError: there is no backup.
     """
-    return {digest: folder / name for name, digest in _open(folder).files.items()}
+    return {digest: folder / name for name, digest in _read_backup(folder).files.items()}
 
 
 def gallery_model(folder: Path) -> ModelBundle:
-    """The model that served when a backup was taken.
+    """Returns the model that served searches when a backup was taken.
 
     Raises:
-        DataError: there is no backup, or it is not what was written.
+        DataError: there is no backup, or it is damaged.
     """
-    backup = _whole(folder)
+    backup = _verified(folder)
     with _readable(backup) as store, store.read() as reader:
         return ModelBundle.load(backup.model(reader.serving_generation()))
 
 
-def _whole(folder: Path) -> _Backup:
-    """A backup each of whose files is what was written.
+def _verified(folder: Path) -> _Backup:
+    """Returns a backup after checking all of its files.
 
     Raises:
-        DataError: there is none, or it is not.
+        DataError: there is no backup, or a file is missing or damaged.
     """
     if damaged := check_backup(folder):
         raise DataError(f"{folder / damaged[0]} is not what was backed up; restore another backup.")
-    return _open(folder)
+    return _read_backup(folder)
 
 
 @dataclass(frozen=True)
 class _Stated:
-    """What every version writes into a card, and what tells a newer one."""
+    """The fields of a card in every version, which identify a newer version."""
 
     format: int
     schema: str
@@ -842,11 +848,11 @@ class _Fields(_Stated):
     revision: int
 
 
-def _open(folder: Path) -> _Backup:
-    """What a backup's card states.
+def _read_backup(folder: Path) -> _Backup:
+    """Returns the content of a backup's card.
 
     Raises:
-        DataError: there is no card, a newer version wrote it, or it is not what was written.
+        DataError: there is no card, a newer version wrote it, or it is damaged.
         StorageError: it cannot be read.
     """
     path = folder / _CARD
@@ -854,7 +860,7 @@ def _open(folder: Path) -> _Backup:
     try:
         if path.is_symlink():
             raise _CardDamaged(f"{path} is a symbolic link; {advice}.")
-        # A pipe would be waited for.
+        # Reading a pipe would block.
         if (other := other_than_file(path)) is not None:
             raise _CardDamaged(f"{path} is {other}, not a file; {advice}.")
         data = path.read_bytes()
@@ -871,7 +877,7 @@ def _open(folder: Path) -> _Backup:
         return parse_manifest(data, kind, name=path, error=_CardDamaged, advice=advice)
 
     said = parsed(dict[str, Any])
-    if "sha256" in said and said["sha256"] != _seal(said):
+    if "sha256" in said and said["sha256"] != _card_checksum(said):
         raise _CardDamaged(f"{path} is damaged: it is not what was written; {advice}.")
     stated = parsed(_Stated)
     if stated.format > _FORMAT or stated.schema > SCHEMA_VERSION:
@@ -894,7 +900,7 @@ def _open(folder: Path) -> _Backup:
 
 
 def _sha256_in(folder: Path, name: str) -> str | None:
-    """Of a file of a backup, in hex; None where it, or a folder that it is in, is missing or a link."""
+    """Returns the SHA-256 of a file of a backup, in hex; None if it or its folder is missing or a link."""
     path = folder / name
     if any((folder / parent).is_symlink() for parent in Path(name).parents if parent.name):
         return None
@@ -902,20 +908,20 @@ def _sha256_in(folder: Path, name: str) -> str | None:
 
 
 def _sha256(path: Path) -> str | None:
-    """Of a file, in hex; None where there is none, or something else than a file.
+    """Returns the SHA-256 of a file, in hex; None if it does not exist or is not a plain file.
 
     Raises:
         StorageError: it cannot be read.
     """
     try:
-        # A FIFO must not be waited for.
+        # Opening a FIFO must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        # What is no plain file is not what was written; every other error is the disk's.
+        # Something else than a plain file counts as damaged; all other errors are of the disk.
         if is_no_file(error):
             return None
         raise StorageError(f"{path} cannot be read: {why(error)}.") from error

@@ -1,6 +1,6 @@
-"""Codes of segments: in which basis they are made, and how a segment gets its own.
+"""Codes of segments for the vault: chooses their basis, and writes the codes of a new segment.
 
-Codes only make searches quick (see `retrieval.index.quantization`), so a segment that has none is complete.
+Codes only speed up searches (see `retrieval.index.quantization`), so a segment without codes is complete.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from retrieval.index import quantization
 from retrieval.index.quantization import Basis, Codes
 from retrieval.index.segments import FlatVectors, Part, Stored, Vectors, in_blocks
 
-# From how many rows on a segment has codes: fewer are read as quickly as they are.
+# The least rows of a segment with codes: a smaller one is scanned as fast without.
 CODES_FROM = 256
 
 
 @dataclass(frozen=True)
 class Coding:
-    """In which basis new segments get their codes, and what is known of the codes in it that there are."""
+    """The basis in which new segments are encoded, and the existing codes in it by segment id."""
 
     basis: BasisRow | None
     known: Mapping[int, CodesRow]
@@ -35,20 +35,23 @@ class Coding:
 
 
 def newest_basis(reader: Reader, generation: Generation) -> BasisRow | None:
-    """The basis in which a generation's new segments get their codes."""
+    """Returns the basis in which new segments of a generation are encoded; None without one."""
     bases = list(reader.bases(generation.id).values())
     return bases[-1] if bases else None
 
 
 def encode(flat: FlatVectors, coding: Coding, segment: int, parts: Sequence[Part]) -> CodesRow | None:
-    """Writes the codes of a segment, durably; None where it is too small, or the basis does not fit it."""
+    """Writes the codes of a segment durably, and returns their row.
+
+    Returns None where the segment is too small, or there is no basis that fits it and can be read.
+    """
     basis = coding.basis
     if basis is None or not basis.coordinates or sum(len(ids) for ids, _ in parts) < CODES_FROM:
         return None
     try:
         learned: Basis = flat.basis(basis.id)
     except GalleryDamaged:
-        return None  # what codes are for is speed; `verify` will tell, and `repair` mend it
+        return None  # codes are only for speed; `verify` reports a damaged basis, and `repair` mends it
     pieces = [piece for _, vectors in parts for piece in _coded(flat, learned, coding, vectors)]
     made, errors = (np.concatenate(some) for some in zip(*pieces, strict=True))
     if not quantization.tolerable(learned, errors):
@@ -60,9 +63,9 @@ def encode(flat: FlatVectors, coding: Coding, segment: int, parts: Sequence[Part
 def _coded(
     flat: FlatVectors, learned: Basis, coding: Coding, vectors: Vectors | Stored
 ) -> Iterator[tuple[Codes, NDArray[np.float64]]]:
-    """Codes of a part's vectors, and bounds on how far off they are; those that a whole segment has already.
+    """Yields the codes of a part's vectors, and bounds of their errors; copies those of an unchanged segment.
 
-    A forgotten face must leave no trace, so of a segment without it even the bound is made anew.
+    An erased face must leave no trace, so a segment that lost one is encoded anew, including the bound.
     """
     if isinstance(vectors, Stored) and vectors.kept is None and vectors.segment in coding.known:
         row = coding.known[vectors.segment]

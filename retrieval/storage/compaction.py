@@ -1,4 +1,4 @@
-"""Compaction: segments become as few as there can be, and the database is written anew without gaps."""
+"""Compaction: merges segments into as few as possible, and rewrites the database without gaps."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from retrieval.storage.vault import Vault
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What compacting did: segments and bytes on disk (vectors and database) before and after."""
+    """The result of a compaction: segments and bytes on disk (vectors, codes, database) before and after."""
 
     segments_before: int
     segments_after: int
@@ -19,7 +19,7 @@ class Compacted:
 
 
 def compact(vault: Vault) -> Compacted:
-    """Merges segments into as few as there can be, and writes the database anew without gaps."""
+    """Merges segments into as few as possible, and rewrites the database; returns the sizes."""
     with vault.store.read() as reader:
         before, bytes_before = len(reader.segments()), vault.size(reader)
     while _merge_once(vault):
@@ -33,7 +33,7 @@ def compact(vault: Vault) -> Compacted:
 
 
 def _merge_once(vault: Vault) -> bool:
-    """Merges the first neighbours that fit into one segment, in a transaction of their own."""
+    """Merges the first adjacent segments that fit into one, in one transaction; returns whether any did."""
     with vault.writing() as writer:
         for generation in writer.generations().values():
             flat, segments = vault.vectors(generation), writer.segments(generation.id)
@@ -45,7 +45,7 @@ def _merge_once(vault: Vault) -> bool:
 
 
 def _groups(segments: Sequence[Segment], ceiling: int) -> Iterator[list[Segment]]:
-    """Runs of two or more neighbours that fit into one segment together."""
+    """Yields runs of two or more adjacent segments that fit into one segment."""
     group: list[Segment] = []
     for segment in segments:
         if group and sum(one.rows for one in group) + segment.rows > ceiling:

@@ -1,7 +1,7 @@
-"""Deferred work: what can only be done once a transaction stands.
+"""Deferred work of the vault: work that can only be done after a transaction has committed.
 
-Traces of deleted rows are erased from the database's file and log, and names are taken off a model's card.
-The transaction writes down what is to be done, so that the next writer does it where its own could not.
+It erases traces of deleted rows from the database file and its log, and removes names from a model's card.
+The transaction records the work, so that the next writer does it if its own writer could not.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from retrieval.errors import GalleryDamaged, StorageError
 from retrieval.models.bundle import ModelBundle, Relabel
 from retrieval.system.files import remove, why
 
-# How long erasing waits for those who still read an older state, in seconds.
+# The longest wait of an erasure for readers of an older snapshot, in seconds.
 ERASE_TIMEOUT: Final = 30.0
 
 
 @dataclass
 class DeferredWork:
-    """What is left to do once a transaction stands. The gallery's row holds it, as JSON.
+    """The work left after a commit. The gallery's row holds it as JSON.
 
     Attributes:
-        erase: "all" for writing the database anew and emptying its log, "log" where only that is left.
-        labels: new labels by their number, by the folder of their model.
+        erase: "all" to rewrite the database and empty its log, "log" to empty the log only, "" for neither.
+        labels: changes of labels by index, by the folder of their model.
     """
 
     erase: str
@@ -41,10 +41,10 @@ class DeferredWork:
 
     @classmethod
     def read(cls, reader: Reader) -> "DeferredWork":
-        """What a snapshot has; nothing where all is done.
+        """Returns the deferred work of a snapshot; empty where all is done.
 
         Raises:
-            GalleryDamaged: it cannot be read.
+            GalleryDamaged: the stored work cannot be read.
         """
         unfinished = reader.gallery().unfinished
         if unfinished is None:
@@ -65,7 +65,7 @@ class DeferredWork:
             ) from error
 
     def write(self, writer: Writer) -> None:
-        """Stores it in place of what was stored, to be committed with the transaction."""
+        """Replaces the stored work, as a part of the transaction."""
         labels = {
             folder: {number: (change.label, change.keep_photos) for number, change in changes.items()}
             for folder, changes in self.labels.items()
@@ -74,18 +74,18 @@ class DeferredWork:
         writer.set_gallery(unfinished=stored if self else None)
 
     def relabelled(self, bundle: ModelBundle) -> ModelBundle:
-        """A model under the labels that it is to have."""
+        """Returns a model with its deferred label changes applied."""
         return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
 
 
 def defer(folder: Path, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
-    """Writes down what has to be done once the transaction stands, beside what is deferred already.
+    """Records work to do after the commit, in addition to the work that is already deferred.
 
     Args:
-        folder: the gallery's.
-        writer: of the transaction, which is then not over before this is done.
-        erase: leave no trace of deleted rows in the database's file and log.
-        labels: new labels by their number, by the folder of their model.
+        folder: the folder of the gallery.
+        writer: the transaction; it then insists on this work after its commit.
+        erase: leave no trace of deleted rows in the database file and its log.
+        labels: changes of labels by index, by the folder of their model.
     """
     work = DeferredWork.read(writer)
     for generation in writer.generations().values():
@@ -99,16 +99,16 @@ def defer(folder: Path, writer: Writer, *, erase: bool, labels: Mapping[str, Map
 
 
 def run(store: Store, folder: Path, *, insist: bool, tidy: Callable[[], bool]) -> None:
-    """Does what committed transactions have deferred, whoever committed them. Only for the one writer.
+    """Runs the work that committed transactions have deferred. Only for the holder of the writer lock.
 
     Args:
-        store: the gallery's tables.
-        folder: the gallery's.
-        insist: wait for those who still read an older state, and raise if they do not finish.
-        tidy: removes the files that nothing names; says whether all of them went.
+        store: the tables of the gallery.
+        folder: the folder of the gallery.
+        insist: wait for readers of an older snapshot, and raise if they do not finish.
+        tidy: removes unreferenced files; returns whether none had to stay.
 
     Raises:
-        StorageError: `insist`, and it cannot be done now; later writers will try again.
+        StorageError: `insist` is True and the work cannot be done now; later writers try again.
     """
     with store.read() as reader:
         work, deferred = DeferredWork.read(reader), DeferredWork.read(reader)
@@ -130,10 +130,10 @@ def run(store: Store, folder: Path, *, insist: bool, tidy: Callable[[], bool]) -
 def _erase_traces(
     store: Store, folder: Path, work: DeferredWork, tidy: Callable[[], bool], *, timeout: float
 ) -> None:
-    """Writes the database anew and empties its log, as far as that is deferred.
+    """Rewrites the database and empties its log, as far as that is deferred.
 
     Raises:
-        StorageError: it cannot be done now; `work` says what is left.
+        StorageError: it cannot be done now; `work` holds the rest.
     """
     if not work.erase:
         return

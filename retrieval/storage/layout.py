@@ -1,15 +1,15 @@
-"""Names of what is in the folder of a gallery or a backup; `retrieval.storage.vault` says what each is."""
+"""File names in the folder of a gallery or a backup; `retrieval.storage.vault` describes each."""
 
 from pathlib import Path
 from typing import Final
 
 DATABASE: Final = "gallery.db"
 VECTORS: Final = "vectors"
-ID_NAME: Final = "gallery.id"  # in the folder of vectors
+ID_NAME: Final = "gallery.id"  # in the vectors folder
 MODEL: Final = "model"
 BACKUP_CARD: Final = "backup.json"
 
 
 def segment_path(folder: Path, segment: int) -> Path:
-    """Where the vector file of a segment is."""
+    """Returns the path of a segment's vector file."""
     return folder / VECTORS / f"{segment:08d}.faiss"

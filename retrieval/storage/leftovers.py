@@ -1,6 +1,6 @@
-"""Leftovers: files and folders that only faceprint can have made, and that no row names.
+"""Leftovers: files and folders with names that only faceprint creates, and that no row references.
 
-An interrupted write leaves them, or the last write replaced them; the next writer removes them.
+An interrupted write left them, or the last write replaced them; the next writer removes them.
 """
 
 import os
@@ -16,27 +16,27 @@ from retrieval.index.segments import basis_name, codes_name
 from retrieval.storage.layout import BACKUP_CARD, DATABASE, ID_NAME, VECTORS, segment_path
 from retrieval.system.files import abandoned, why
 
-# A segment, codes or a basis, whole or in the making; anything else in the folder is left alone.
+# A segment, codes or a basis, complete or temporary; other files in the folder are never touched.
 _SEGMENT_NAME: Final = re.compile(
     r"\d{8,}\.(faiss|part)$|\.\d{8,}\.faiss\.part$"
     r"|\d{8,}-\d+\.codes$|\.\d{8,}-\d+\.codes\.part$|\d{8,}\.basis$|\.\d{8,}\.basis\.part$"
     r"|\.gallery\.id\.part$"
 )
 _VECTORS_NAME: Final = re.compile(r"\d{8,}\.faiss$")
-# A file in the making; SQLite may have put others beside it.
+# A temporary file, and SQLite's files beside it.
 _PART: Final = re.compile(r"\.part(-wal|-shm|-journal)?$")
-# A model's folder, whole or in the making.
+# A model folder, complete or temporary.
 _MODEL_NAME: Final = re.compile(r"model(-\d+)?$|\.model(-\d+)?-")
-# What a first backup makes before its card, beside its folders, and no gallery has.
-_OF_BACKUPS: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
+# Files that a first backup writes before its card, beside its folders, and that no gallery has.
+_BACKUP_NAME: Final = re.compile(r"gallery-[0-9a-f]{16}\.db|\.gallery\.part")
 
 
 def removable(folder: Path, reader: Reader, *, replaced: Collection[str]) -> tuple[list[Path], list[Path]]:
-    """What nothing names: what the next writer removes, and what has to stay.
+    """Returns the unreferenced files: those that the next writer removes, and those that must stay.
 
-    Where a vector file is missing that a row names, or faces have no vectors, the row may be what is
-    damaged, and a file that nothing names may be theirs. So vector files stay then, but those that the
-    transaction at hand has replaced.
+    If a referenced vector file is missing, or faces have no vectors, the row itself may be damaged, and an
+    unreferenced file may hold the vectors. Then vector files stay, except those that the current transaction
+    has replaced.
     """
     found = list(unnamed(folder, reader))
     strange = {path for path in found if _is_vectors(path) and path.name not in replaced}
@@ -56,7 +56,7 @@ def _lacks_vectors(folder: Path, reader: Reader) -> bool:
 
 
 def named_files(reader: Reader) -> set[str]:
-    """The files of vectors, codes and bases that exist, and the one that names their gallery."""
+    """Returns the names of the files in the vectors folder that rows reference, and of the id file."""
     bases = {number for number, basis in reader.bases().items() if basis.coordinates}
     return {
         ID_NAME,
@@ -67,7 +67,7 @@ def named_files(reader: Reader) -> set[str]:
 
 
 def unnamed(folder: Path, reader: Reader) -> Iterator[Path]:
-    """Files and folders that only faceprint can have made, and that no row names."""
+    """Yields files and folders with names that only faceprint creates, and that no row references."""
     folders = {generation.folder for generation in reader.generations().values()}
     named = named_files(reader)
     try:
@@ -80,25 +80,25 @@ def unnamed(folder: Path, reader: Reader) -> Iterator[Path]:
             if (ours and entry.name not in folders) or _PART.search(entry.name):
                 yield Path(entry.path)
         for model in sorted(folder / name for name in folders):
-            # What is behind a link is not this gallery's.
+            # The target of a link does not belong to this gallery.
             yield from sorted(model.glob(".*.part")) if not model.is_symlink() else ()
     except OSError as error:
         raise StorageError(f"{folder} cannot be listed: {why(error)}.") from error
 
 
 def is_unfinished_backup(folder: Path) -> bool:
-    """Whether a folder is what a killed first `backup` left: its card is written last."""
+    """Returns whether a folder is an unfinished first backup: it lacks the card, which is written last."""
     if any(os.path.lexists(folder / name) for name in (BACKUP_CARD, DATABASE)):
         return False
     with suppress(OSError):
         names = os.listdir(folder)
         # A folder with `models` alone may be another program's.
-        return {"models", VECTORS} <= set(names) or any(map(_OF_BACKUPS.fullmatch, names))
+        return {"models", VECTORS} <= set(names) or any(map(_BACKUP_NAME.fullmatch, names))
     return False
 
 
 def unfinished_backup(folder: Path) -> str:
-    """What to do with one."""
+    """Returns the advice for an unfinished backup."""
     return (
         f"{folder} is an unfinished backup: the run that made it was stopped; run `faceprint backup GALLERY "
         f"{folder}` again, which goes on from here."
@@ -106,13 +106,13 @@ def unfinished_backup(folder: Path) -> str:
 
 
 def beside(folder: Path) -> list[Path]:
-    """Folders beside a gallery's that killed creations and restores of it left."""
-    with suppress(OSError):  # the folder above may be one that cannot be listed
+    """Returns temporary folders beside a gallery that its killed creations and restores left."""
+    with suppress(OSError):  # the parent folder may not be listable
         return abandoned(*in_the_making(folder))
     return []
 
 
 def in_the_making(folder: Path) -> tuple[Path, str]:
-    """Where the folder lies that becomes a gallery's, and how its name begins; see `files.whole_folder`."""
+    """Returns the parent and the name prefix of a gallery's temporary folder; see `files.whole_folder`."""
     folder = Path(os.path.abspath(folder))
     return folder.parent, f".{folder.name}-"

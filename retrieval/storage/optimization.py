@@ -1,4 +1,4 @@
-"""Optimizing: a basis is learned from a gallery's vectors, and its segments get codes in it."""
+"""Optimization: learns a basis from a gallery's vectors, and encodes its segments in it."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -13,23 +13,23 @@ from retrieval.index.segments import Vectors
 from retrieval.storage import codes
 from retrieval.storage.vault import Vault
 
-# From how many faces on it is worth learning a basis, and after which growth learning another.
+# The least number of faces for learning a basis, and the factor of growth after which another is learned.
 OPTIMIZE_FROM = 4096
 _GROWTH: Final = 4
 
-# How many vectors a basis is learned from, and how many segments get their codes in one transaction.
+# The most vectors that a basis is learned from, and the most segments that one transaction encodes.
 _SAMPLE: Final = 8192
 _SEGMENTS_PER_TRANSACTION: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """What optimizing did.
+    """The result of an optimization.
 
     Attributes:
         coordinates: bytes of a code; 0 where codes do not pay, None where there are too few faces to learn.
-        learned: whether a basis was learned, or found not to pay, this time.
-        encoded: vector files that got their codes.
+        learned: whether this call learned a basis, or found that none pays.
+        encoded: the number of segments that were encoded.
     """
 
     coordinates: int | None
@@ -38,15 +38,16 @@ class Optimized:
 
 
 def optimize(vault: Vault, *, anew: bool = False) -> Optimized:
-    """Makes searches of the serving model's vectors quick: learns a basis if that is due, and encodes.
+    """Speeds up searches of the serving generation: learns a basis if one is due, and encodes segments.
 
-    Answers are the same before, meanwhile and afterwards. Interrupted, it goes on where it stopped.
+    Search results are the same before, during and after. A call after an interruption continues the work.
 
     Args:
+        vault: the gallery.
         anew: learn another basis, whether due or not.
 
     Raises:
-        StorageError, GalleryBusy: what was encoded before stays so.
+        StorageError, GalleryBusy: the work stopped; segments encoded so far keep their codes.
     """
     with vault.store.read() as reader:
         generation = vault.serving(reader)
@@ -62,7 +63,7 @@ def optimize(vault: Vault, *, anew: bool = False) -> Optimized:
 
 
 def _sample(vault: Vault, reader: Reader, generation: Generation) -> Vectors:
-    """Some vectors of a generation, spread over all of them; the same for the same vectors."""
+    """Returns a random sample of a generation's vectors, at most 8,192; the same for the same vectors."""
     flat, segments = vault.vectors(generation), reader.segments(generation.id)
     rows = sum(segment.rows for segment in segments)
     chosen = np.random.default_rng(0).choice(rows, min(_SAMPLE, rows), replace=False)
@@ -76,7 +77,7 @@ def _sample(vault: Vault, reader: Reader, generation: Generation) -> Vectors:
 
 
 def _learn(vault: Vault, generation: Generation, sample: Vectors, rows: int) -> BasisRow:
-    """Learns a basis and makes it the newest of a generation; without one that pays, none has codes."""
+    """Learns a basis and stores it as the newest of a generation; an empty one where none pays."""
     found = quantization.learn(sample)
     data = found.basis.data() if found.basis is not None else b""
     with vault.writing() as writer:
@@ -104,7 +105,7 @@ def _learn(vault: Vault, generation: Generation, sample: Vectors, rows: int) -> 
 
 
 def _encode_all(vault: Vault, generation: Generation, basis: BasisRow) -> int:
-    """Gives every segment codes in a basis, then older bases go; returns how many it gave."""
+    """Encodes all segments in a basis, then removes older bases; returns the number of encoded segments."""
     with vault.store.read() as reader:
         encoded_in_it = {one.segment_id for one in reader.codes().values() if one.basis_id == basis.id}
         lacking = [

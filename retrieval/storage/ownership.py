@@ -1,12 +1,14 @@
-"""Ownership: which gallery a folder of vectors belongs to, so that no writer deletes another's files.
+"""Ownership: which gallery a vectors folder belongs to, so that no writer deletes files of another gallery.
 
-A gallery's row and the file `gallery.id` in its folder of vectors hold the same random id. The file is
-durable before the transaction that names it. Two galleries that share a folder of vectors would each remove
-what they do not name, and the lock of one does not keep the other out: a writer refuses such a folder.
+The row of a gallery and the file `gallery.id` in its vectors folder hold the same random id. The file is
+durable before the transaction that names it. Two galleries that share a vectors folder would each remove the
+files that they do not reference, and the lock of one does not exclude the other. So a writer refuses such a
+folder.
 
-A gallery that was copied whole has the same id. So the file also says where the gallery was made, or lay that
-wrote to the folder last: where a gallery lies there still, another one, and this very folder is in it too (as
-by a bind mount), the folder is that gallery's. Where none does (it was moved), the first that writes has it.
+A full copy of a gallery has the same id. So the file also records the path of the gallery that wrote to the
+folder last (or was created there). If another gallery still exists at that path and contains this same folder
+(for example by a bind mount), the folder belongs to it. If not (the gallery was moved), the folder belongs to
+the first gallery that writes.
 """
 
 import fcntl
@@ -28,17 +30,17 @@ from retrieval.system.files import is_no_file, make_folder, make_room, open_plai
 from retrieval.system.lock import wait_for_lock
 from retrieval.system.paths import printable
 
-# A path of 4096 bytes, each of them as %XX, and the rest.
+# The most bytes of the file: a path of 4096 bytes, each as %XX, and the rest.
 _MAX_BYTES: Final = 16384
 
 
 def new_id() -> str:
-    """A random id."""
+    """Returns a new random id."""
     return str(uuid.uuid4())
 
 
 def read_id(vectors: Path) -> str | None:
-    """The id in a folder of vectors; None where there is none, "" for what is damaged or no file.
+    """Returns the id of a vectors folder; None without an id file, "" where it is damaged or not a file.
 
     Raises:
         StorageError: it cannot be read.
@@ -48,40 +50,40 @@ def read_id(vectors: Path) -> str | None:
 
 
 def home(vectors: Path) -> Path | None:
-    """Where the gallery lay that wrote to a folder of vectors last; None where that is not said.
+    """Returns the path of the gallery that wrote to a vectors folder last; None where it is not recorded.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the id file cannot be read.
     """
     return _parsed(_read(vectors) or b"")[1]
 
 
 def size(vectors: Path) -> int:
-    """Bytes of what is said; 0 where nothing is."""
+    """Returns the size of the id file in bytes; 0 without one."""
     return len(_read(vectors) or b"")
 
 
 def sharer(folder: Path, vectors: Path, database: str) -> Path | None:
-    """Another gallery that has the same folder of vectors, and wrote to it last; None where there is none.
+    """Returns another gallery that has the same vectors folder and wrote to it last; None without one.
 
     Args:
-        folder, vectors: the gallery's.
-        database: the name of a gallery's database in its folder.
+        folder, vectors: the folder of this gallery, and its vectors folder.
+        database: the name of the database in the folder of a gallery.
 
     Raises:
-        StorageError: it cannot be read who wrote last.
+        StorageError: the id file cannot be read.
     """
     return _sharer(home(vectors), folder, vectors, database)
 
 
 def _sharer(other: Path | None, folder: Path, vectors: Path, database: str) -> Path | None:
-    if other is None or not _is(other / vectors.name, vectors):
+    if other is None or not _is_same_file(other / vectors.name, vectors):
         return None
-    there = (other / database).is_file() and not _is(other / database, folder / database)
+    there = (other / database).is_file() and not _is_same_file(other / database, folder / database)
     return other if there else None
 
 
-def _is(one: Path, other: Path) -> bool:
+def _is_same_file(one: Path, other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -89,14 +91,14 @@ def _is(one: Path, other: Path) -> bool:
 
 
 def _parsed(data: bytes) -> tuple[str, Path | None]:
-    """The id and the gallery's path; exactly as they were written, or a damaged file could pass."""
+    """Returns the id and the gallery's path; "" unless the bytes are exactly as written."""
     lines = data.decode("ascii", "replace").split("\n")
-    if len(lines) == 2 and not lines[1]:  # of an older version, or of a gallery in the making
+    if len(lines) == 2 and not lines[1]:  # from an older version, or of a gallery that is being created
         return lines[0], None
     if len(lines) != 4 or data != _content(lines[0], lines[1]):
         return "", None
     path = unquote_to_bytes(lines[1])
-    # A valid checksum proves little, and no writer records such a path.
+    # A valid checksum proves little, and writers never record such a path.
     if b"\0" in path or not path.startswith(b"/"):
         return "", None
     return lines[0], Path(os.fsdecode(path))
@@ -124,15 +126,15 @@ def _read(vectors: Path) -> bytes | None:
 
 
 def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
-    """Writes the id of a folder of vectors durably.
+    """Writes the id file of a vectors folder durably.
 
     Args:
-        vectors: the folder.
+        vectors: the vectors folder.
         folder_id: its id.
-        folder: the gallery's; None where it is still to be moved to its place.
+        folder: the folder of the gallery; None while it is not at its final path.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the file system refused.
     """
     data = f"{folder_id}\n".encode()
     if folder is not None:
@@ -144,49 +146,49 @@ def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
 
 
 def place(vectors: Path, folder: Path) -> None:
-    """Says where a gallery that was just made will lie, before it is moved there.
+    """Records the final path of a new gallery, before it is moved there.
 
-    Until the first write there, the file would name the folder that the gallery was made in, or none: a copy
-    of the gallery that shares the vectors would not be refused.
+    Without this, until the first write, the file would name the temporary folder of the gallery, or none: a
+    copy of the gallery that shares the vectors folder would not be refused.
 
     Args:
-        vectors: the folder, where it is now.
-        folder: the gallery's, where it will be.
+        vectors: the vectors folder at its current path.
+        folder: the final path of the gallery.
 
     Raises:
-        StorageError: the file cannot be read, or the disk refused.
+        StorageError: the file cannot be read, or the file system refused.
     """
     if folder_id := read_id(vectors):
         write_id(vectors, folder_id, folder)
 
 
 def settle(folder: Path, vectors: Path, folder_id: str, database: str, *, timeout: float) -> None:
-    """Says that a gallery writes to its folder of vectors now, unless that is said already.
+    """Records this gallery as the last writer of its vectors folder, unless it is already recorded.
 
-    A disk that is full is no reason not to write: whoever deletes needs no room.
+    A failure to record it, such as on a full disk, is ignored: deleting must stay possible.
 
     Args:
-        folder, vectors, folder_id: the gallery's.
-        database: the name of a gallery's database in its folder.
+        folder, vectors, folder_id: the folder of this gallery, its vectors folder and that folder's id.
+        database: the name of the database in the folder of a gallery.
         timeout: seconds to wait for another process that has locked the folder.
 
     Raises:
-        GalleryBusy: the other did not let go in time.
-        GalleryError: the folder is another gallery's.
-        StorageError: it cannot be read who wrote last.
+        GalleryBusy: the other process did not release its lock in time.
+        GalleryError: the folder belongs to another gallery.
+        StorageError: the id file cannot be read.
     """
-    with _alone(vectors, timeout):
+    with _locked_folder(vectors, timeout):
         known = home(vectors)
         if (other := _sharer(known, folder, vectors, database)) is not None:
             raise shared(folder, vectors, other)
-        if known is None or not _is(known / database, folder / database):
+        if known is None or not _is_same_file(known / database, folder / database):
             with suppress(StorageError):
                 write_id(vectors, folder_id, folder)
 
 
 @contextmanager
-def _alone(vectors: Path, timeout: float) -> Iterator[None]:
-    """Keeps the writers of other galleries out, which have other locks; where folders can be locked."""
+def _locked_folder(vectors: Path, timeout: float) -> Iterator[None]:
+    """Locks the folder itself against writers of other galleries, where folders can be locked."""
     descriptor = None
     try:
         with suppress(OSError):
@@ -199,26 +201,26 @@ def _alone(vectors: Path, timeout: float) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            # Not by closing alone: a process that was forked meanwhile has the descriptor too.
+            # Closing is not enough: a process that was forked meanwhile has the descriptor too.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 
 def check_owner(folder: Path, store: Store, *, timeout: float) -> str | None:
-    """Whether the folder of vectors is this gallery's; the id for a gallery that has none yet.
+    """Checks that the vectors folder belongs to this gallery; returns the id to store if it has none yet.
 
     Raises:
-        GalleryBusy: another process has locked that folder, and did not let go in time.
-        GalleryError: it is not, or another one's too, or it or a model's folder is a symbolic link; or
-            the database is another one's too.
+        GalleryBusy: another process has locked the folder, and did not release it in time.
+        GalleryError: the folder belongs to another gallery too or instead; it or a model folder is a
+            symbolic link; or the database has another hard link.
     """
     with store.read() as reader:
         known, segments = reader.gallery().folder_id, reader.segments()
         names = [VECTORS, *(generation.folder for generation in reader.generations().values())]
     for name in links(folder, names):
         raise linked(folder, name)
-    # SQLite writes into the file, whatever its names are.
+    # SQLite writes into the file, which every hard link shares.
     if os.stat(folder / DATABASE).st_nlink > 1:
         raise hard_linked(folder / DATABASE)
     vectors = folder / VECTORS
@@ -230,29 +232,29 @@ def check_owner(folder: Path, store: Store, *, timeout: float) -> str | None:
         raise foreign(folder, vectors)
     if (other := sharer(folder, vectors, DATABASE)) is not None:
         raise shared(folder, vectors, other)
-    if not all(_seems_there(folder, segment) for segment in segments):
+    if not all(_has_expected_size(folder, segment) for segment in segments):
         if known is not None:
             raise emptied(folder, vectors)
         return None
-    # The transaction that named the id in the file may have been lost, and may still come to life.
+    # The transaction that stored this id may seem lost, and may still reappear from the log.
     given = known or found or new_id()
     if found != given:
         write_id(vectors, given, folder)
     return given if known is None else None
 
 
-def _seems_there(folder: Path, segment: Segment) -> bool:
+def _has_expected_size(folder: Path, segment: Segment) -> bool:
     path = segment_path(folder, segment.id)
     return path.is_file() and path.stat().st_size == segment.bytes
 
 
 def claim(folder: Path, store: Store) -> None:
-    """Says that the folder of vectors is this gallery's, where that was lost. Only for the one writer.
+    """Restores the id file of the vectors folder. Only the holder of the writer lock may call it.
 
-    Where the folder has another id, each vector file must be what was written, and no other be there.
+    If the folder has another id, each vector file must match its row, and no other may exist.
 
     Raises:
-        GalleryError: it is another gallery's.
+        GalleryError: the folder belongs to another gallery.
     """
     with store.read() as reader:
         known, segments = reader.gallery().folder_id, reader.segments()
@@ -291,12 +293,12 @@ def _is_proven(folder: Path, segment: Segment) -> bool:
 
 
 def links(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of a gallery's own folders that are symbolic links."""
+    """Returns those of a gallery's own folders that are symbolic links."""
     return [name for name in names if (folder / name).is_symlink()]
 
 
 def linked(folder: Path, name: str) -> GalleryError:
-    """The refusal to write through a link."""
+    """Returns the error for writing through a symbolic link."""
     return GalleryError(
         f"{printable(folder / name)} is a symbolic link, and a gallery that is written to must hold all its "
         "files itself, or a copy of it would share them; move that folder into the link's place, or link the "
@@ -305,7 +307,7 @@ def linked(folder: Path, name: str) -> GalleryError:
 
 
 def hard_linked(database: Path) -> GalleryError:
-    """The refusal to write to a database that is in another folder as well, as after `cp -al`."""
+    """Returns the error for writing to a database with another hard link, as after `cp -al`."""
     return GalleryError(
         f"{printable(database)} has another name (a hard link), and writing would break the gallery that has "
         f"it; copy {printable(database.parent)} with `cp -a`, without links, and use that copy."
@@ -313,7 +315,7 @@ def hard_linked(database: Path) -> GalleryError:
 
 
 def foreign(folder: Path, vectors: Path) -> GalleryError:
-    """The refusal to write into a folder that is not the gallery's."""
+    """Returns the error for a vectors folder that does not belong to the gallery."""
     return GalleryError(
         f"{printable(vectors)} is not the folder of vectors that belongs to {printable(folder)}; put the "
         "gallery's own one back, or restore a backup. Galleries are copied whole, or with `faceprint backup` "
@@ -322,7 +324,7 @@ def foreign(folder: Path, vectors: Path) -> GalleryError:
 
 
 def shared(folder: Path, vectors: Path, other: Path) -> GalleryError:
-    """The refusal to write into a folder that two galleries have, as by a bind mount."""
+    """Returns the error for a vectors folder that two galleries share, as by a bind mount."""
     owner = printable(other)
     return GalleryError(
         f"{printable(vectors)} is also the folder of vectors of the gallery {owner}, and each would delete "
@@ -332,7 +334,7 @@ def shared(folder: Path, vectors: Path, other: Path) -> GalleryError:
 
 
 def emptied(folder: Path, vectors: Path) -> GalleryError:
-    """The refusal to write where vectors are missing, and nothing says that the folder is the gallery's."""
+    """Returns the error for a folder that lacks vector files and has no id file of the gallery."""
     gallery = printable(folder)
     return GalleryError(
         f"{printable(vectors)} has neither {ID_NAME} nor all vector files of {gallery}: it may be another "

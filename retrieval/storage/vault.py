@@ -1,4 +1,4 @@
-"""The `Vault`: rows and vectors of a gallery, in step after any crash; it knows nothing of images.
+"""The `Vault`: rows and vectors of a gallery, consistent after any crash; independent of images.
 
     my.gallery/
       gallery.db               SQLite: which faces exist, and their identities
@@ -8,12 +8,12 @@
       vectors/00000001.basis   the transform that codes are made with (see `retrieval.index.quantization`)
       vectors/gallery.id       the gallery that owns this folder (see `retrieval.storage.ownership`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
-      writer.lock              who is writing
+      writer.lock              the process id of the writer
 
-The order of every write: vectors durable in a new segment file, then one transaction that names it and
-inserts its faces. A crash in between leaves a file that nothing names, and the next writer removes it.
-What can only be done after a transaction (erasing traces, taking a name off a model's card) is written
-down in the transaction, and the next writer does it if this one cannot.
+The order of every write: a new segment file is durable first, then one transaction references it and inserts
+its faces. A crash in between leaves an unreferenced file, which the next writer removes. Work that can only
+be done after a commit (erasing traces, removing a name from a model's card) is recorded in the transaction;
+the next writer does it if this one cannot.
 """
 
 import getpass
@@ -76,25 +76,22 @@ from retrieval.system.files import (
 
 _T = TypeVar("_T")
 
-# From how many vectors on a thread writes them while their rows are inserted.
+# The least number of vectors that a thread writes while their rows are inserted.
 _PARALLEL_WRITE_MIN: Final = 1024
 
-# How long a writer waits for another one, in seconds.
+# The longest wait for another writer, in seconds.
 LOCK_TIMEOUT: Final = 30.0
 
-# How often a search starts over when a writer merges the files that it was about to open.
+# The most attempts of a read when a writer merges away the files that it was about to open.
 _ATTEMPTS: Final = 20
 
-# How long SQLite's log may become, in bytes, before it is copied into the database.
-_LOG_BYTES: Final = 32 * 2**20
+# The size of SQLite's write-ahead log, in bytes, from which it is copied into the database.
+_MAX_LOG_BYTES: Final = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a search needs to know of a snapshot: which model, which segments, and of their codes.
-
-    Beside these, how many faces there are, and what was found out about their distances, if anything.
-    """
+    """What a search needs of a snapshot: generation, segments, their codes, number of faces, calibration."""
 
     revision: int
     generation: Generation
@@ -108,10 +105,10 @@ class Vault:
     """Rows and vectors under one folder. Safe to share between threads; any number of processes may read.
 
     Attributes:
-        folder: the gallery's.
+        folder: the folder of the gallery.
         store: the tables.
         read_only: whether writing is refused.
-        via: what the audit log says of the caller: a command, or "library".
+        via: the caller in the audit log: a command, or "library".
     """
 
     def __init__(self, folder: Path, store: Store, *, read_only: bool, via: str) -> None:
@@ -124,15 +121,15 @@ class Vault:
         self._opening = threading.Lock()
         self._log_tried = 0
         self._wrote = False
-        self._replaceable: set[str] = set()  # the files that were named before the transaction at hand
+        self._replaceable: set[str] = set()  # the files that were referenced before the current transaction
 
     @staticmethod
     def create(folder: Path, bundle: ModelBundle) -> None:
-        """Makes an empty gallery's files, durable, in a new folder, for those who may use that.
+        """Creates the files of an empty gallery, durably, in a new folder, with the folder's permissions.
 
         Raises:
-            OSError: the disk refused.
-            BundleError: the bundle's files are not the ones that its card names.
+            OSError: the file system refused.
+            BundleError: a file of the bundle does not match its card.
         """
         make_folder(folder / VECTORS, like=folder)
         copy = bundle.save(folder / MODEL, inherit=True)
@@ -154,11 +151,11 @@ class Vault:
 
     @classmethod
     def open(cls, folder: Path, *, read_only: bool = False, via: str = "library") -> "Vault":
-        """Opens a gallery's rows and vectors.
+        """Opens the rows and vectors of a gallery.
 
         Raises:
-            GalleryError: there is none, or another version made it.
-            GalleryDamaged: its database is not what it was.
+            GalleryError: there is no gallery, or another version made it.
+            GalleryDamaged: its database is damaged.
         """
         if folder.is_file():
             raise GalleryError(f"{folder} is a file; a gallery is a folder.")
@@ -178,11 +175,11 @@ class Vault:
         return cls(folder, store, read_only=read_only, via=via)
 
     def close(self) -> None:
-        """Closes the database and the mapped files; a second time it does nothing."""
+        """Closes the database and the mapped files; does nothing if they are closed."""
         if self.store.closed:
             return
         if self._wrote:
-            # A process that writes at this moment will copy the log itself.
+            # A process that is writing now will copy the log itself.
             with suppress(GalleryBusy, StorageError), self._locked(timeout=0):
                 self._copy_log(at_least=1)
         for vectors in self._vectors.values():
@@ -192,7 +189,7 @@ class Vault:
     # Reading
 
     def vectors(self, generation: Generation) -> FlatVectors:
-        """The segments of one generation."""
+        """Returns the segments of a generation."""
         with self._opening:
             if generation.id not in self._vectors:
                 folder = self.folder / VECTORS
@@ -200,13 +197,13 @@ class Vault:
             return self._vectors[generation.id]
 
     def state(self, reader: Reader) -> State:
-        """What a snapshot is; read anew only when something has changed since it was last asked."""
+        """Returns the state of a snapshot; cached until the revision changes."""
         revision, known = reader.revision(), self._state
         if known is not None and known.revision == revision:
             return known
         generation = self.serving(reader)
         vectors, folder_id = self.folder / VECTORS, reader.gallery().folder_id
-        # Another gallery has files of the same names: its vectors would be answered as this one's.
+        # Another gallery has files of the same names: its vectors would be returned as this one's.
         if folder_id is not None and ownership.read_id(vectors) not in (None, folder_id):
             raise ownership.foreign(self.folder, vectors)
         self._close_replaced(reader)
@@ -222,9 +219,9 @@ class Vault:
         return self._state
 
     def _close_replaced(self, reader: Reader) -> None:
-        """Closes the mapped files of segments that no longer exist, of every generation.
+        """Closes the mapped files of segments that no longer exist, of all generations.
 
-        While it is mapped, a deleted file keeps its room on the disk, and what was to be erased.
+        While it is mapped, a deleted file keeps its disk space, and its erased vectors.
         """
         existing: dict[int, list[int]] = {}
         for segment in reader.segments():
@@ -235,11 +232,11 @@ class Vault:
             flat.forget_all_but(existing.get(generation, ()))
 
     def serving(self, reader: Reader) -> Generation:
-        """The generation that answers searches."""
+        """Returns the generation that serves searches."""
         return reader.serving_generation()
 
     def on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
-        """What `work` makes of a snapshot; of a later one where a writer merged its files away meanwhile."""
+        """Returns the result of `work` on a snapshot; retries on a later one if files were merged away."""
         for _ in range(_ATTEMPTS - 1):
             with suppress(SegmentMissing, SnapshotLost), self.store.read() as reader:
                 return work(reader)
@@ -247,7 +244,7 @@ class Vault:
             return work(reader)
 
     def vector(self, reader: Reader, generation: Generation, face_id: int) -> Vectors | None:
-        """A face's vector (d,); None where the generation has none."""
+        """Returns the vector of a face, (d,) float32; None where the generation has none."""
         vectors = self.vectors(generation)
         for segment in reader.segments(generation.id):
             ids, matrix = vectors.rows(segment.id)
@@ -260,13 +257,13 @@ class Vault:
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
-        """The only writer, in one transaction. Files that nothing names are removed before and after.
+        """Yields the only writer, in one transaction. Unreferenced files are removed before and after it.
 
         Raises:
             GalleryBusy: another process is writing, and did not finish in time.
             InputError: the gallery was opened for reading only, and could have been opened for writing.
             GalleryError: a folder of the gallery is a symbolic link, or belongs to another gallery.
-            StorageError: the disk refused; nothing was changed, unless the sentence says so.
+            StorageError: the file system refused; nothing was changed, unless the message says so.
         """
         if self.read_only:
             if (reason := why_not_written(self.folder)) is not None:
@@ -286,18 +283,18 @@ class Vault:
                 yield writer
                 insist = writer.defers
             self._run_deferred_work(insist=insist)
-            # The transaction stands. What is left to do can wait for the next writer.
+            # The transaction is committed. The rest can wait for the next writer.
             with suppress(StorageError):
                 self._tidy(settled=True)
                 self._replaceable = set()
-                self._copy_log(at_least=_LOG_BYTES)
+                self._copy_log(at_least=_MAX_LOG_BYTES)
 
     @contextmanager
     def noting(self) -> Iterator[Writer]:
-        """The only writer, as `writing`, that touches no file but the database. Only for who mends.
+        """Yields the only writer, which touches no file except the database. Only for repairs.
 
         Raises:
-            GalleryBusy, StorageError: as `writing`.
+            GalleryBusy, StorageError: as in `writing`.
         """
         with self._locked(timeout=LOCK_TIMEOUT):
             self._wrote = True
@@ -305,7 +302,7 @@ class Vault:
                 yield writer
 
     def settle(self) -> None:
-        """Does what earlier transactions have deferred.
+        """Runs the deferred work of earlier transactions.
 
         Raises:
             GalleryBusy, StorageError: it cannot be done now.
@@ -315,11 +312,11 @@ class Vault:
 
     @contextmanager
     def appending(self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors) -> Iterator[None]:
-        """Writes new vectors, many of them while the body of the with statement writes their rows.
+        """Writes new vectors; 1,024 or more in a thread while the with statement writes their rows.
 
-        The newest segments that are not twice as large become one with them. Sizes then fall at least by
-        half from one segment to the next, as the digits of a binary counter: a photo costs its own bytes and
-        its share of the merges, never the whole gallery.
+        The newest segments that are less than twice as large are merged with them. The size at least halves
+        from each segment to the next, as in a binary counter, so that a photo costs its own bytes and its
+        share of the merges, never a rewrite of the whole gallery.
         """
         flat = self.vectors(generation)
         plan: list[tuple[list[int], list[Part]]] = []
@@ -335,7 +332,7 @@ class Vault:
             yield
             written = [self._write(flat, coding, first + n, parts) for n, (_, parts) in enumerate(plan)]
         else:
-            # Leaving it waits for the thread, whatever happens in the body: the lock is held meanwhile.
+            # Leaving the executor waits for the thread, even after an error: the lock is held meanwhile.
             with ThreadPoolExecutor(1, thread_name_prefix="faceprint-write") as thread:
                 futures = [
                     thread.submit(self._write, flat, coding, first + n, parts)
@@ -349,7 +346,7 @@ class Vault:
     def _merge(
         self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors
     ) -> tuple[list[int], list[Part]]:
-        """New vectors behind those of the segments that become one with them, and these segments' ids."""
+        """Returns the ids of the segments to merge, and the parts: their vectors, then the new ones."""
         flat = self.vectors(generation)
         parts: list[Part] = [(ids, vectors)]
         absorbed, rows = [], len(ids)
@@ -362,12 +359,12 @@ class Vault:
         return absorbed, parts
 
     def append(self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors) -> None:
-        """As `appending`, for vectors whose rows are there already."""
+        """Writes new vectors of existing rows; see `appending`."""
         with self.appending(writer, generation, ids, vectors):
             pass
 
     def remove(self, writer: Writer, ids: Sequence[int]) -> None:
-        """Removes faces: their rows, and their vectors from every segment of every generation."""
+        """Removes faces: their rows, and their vectors from all segments of all generations."""
         if not ids:
             return
         gone = np.asarray(ids, np.int64)
@@ -378,32 +375,33 @@ class Vault:
                 if not kept.all():
                     left = flat.stored(segment.id, segment.rows, segment.sha256, kept=kept)
                     if not kept.any():
-                        left[1].prove()  # which faces it has is known by its ids
+                        left[1].prove()  # the ids of a damaged file do not say which faces it holds
                     self.put(writer, generation, [segment.id], [left] if kept.any() else [])
         writer.remove_faces(ids)
 
     def size(self, reader: Reader) -> int:
-        """Bytes on disk, of vectors, their codes, and the database."""
+        """Returns the bytes on disk of vectors, codes, bases and the database."""
         database = self.store.path.stat().st_size
         vectors = sum(segment.bytes for segment in reader.segments())
         return database + vectors + self.codes_size(reader)
 
     def codes_size(self, reader: Reader) -> int:
-        """Bytes on disk, of codes and bases."""
+        """Returns the bytes on disk of codes and bases."""
         codes_bytes = sum(one.bytes for one in reader.codes().values())
         return codes_bytes + sum(basis.bytes for basis in reader.bases().values())
 
     def _write(
         self, flat: FlatVectors, coding: Coding, segment: int, parts: Sequence[Part]
     ) -> tuple[Written, CodesRow | None]:
-        """Writes a segment and its codes, both durable; the second is None where it has none."""
+        """Writes a segment and its codes, both durably; the second is None for a segment without codes."""
         return flat.write(segment, parts), encode(flat, coding, segment, parts)
 
     def bundle(self, reader: Reader, generation: Generation) -> ModelBundle:
-        """The model of a generation, under the labels that it has in this snapshot.
+        """Returns the model of a generation, with the labels of this snapshot.
 
         Raises:
-            BundleError, ModelMismatch: the model is missing, damaged or another one.
+            BundleError, ModelMismatch: the model is missing or damaged, or has another fingerprint.
+            StorageError: the machine cannot read it.
         """
         try:
             bundle = ModelBundle.load(self.folder / generation.folder)
@@ -417,11 +415,11 @@ class Vault:
             raise ModelMismatch(
                 f"{bundle.folder} is not the model that the gallery was made with; put that one back."
             )
-        # The snapshot is there at once; the card follows.
+        # The commit changes the snapshot; the card on disk follows later.
         return DeferredWork.read(reader).relabelled(bundle)
 
     def defer(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
-        """Writes down what has to be done once the transaction stands; see `deferred.defer`."""
+        """Records work to do after the commit; see `deferred.defer`."""
         deferred.defer(self.folder, writer, erase=erase, labels=labels)
 
     def _run_deferred_work(self, *, insist: bool) -> None:
@@ -430,7 +428,7 @@ class Vault:
     def log(
         self, writer: Writer, action: str, *, faces: int = 0, extend: int | None = None, **detail: Any
     ) -> int:
-        """Adds to the audit log: to its newest entry if that is number `extend`. Returns the number."""
+        """Adds to the audit log, or to its newest entry if that has the id `extend`; returns the id."""
         if extend is not None and writer.extend_audit(extend, faces):
             return extend
         now = utc_now()
@@ -443,7 +441,7 @@ class Vault:
         old: Sequence[int],
         parts: Sequence[Part],
     ) -> None:
-        """Makes a new segment of `parts` exist, if there are any, and old ones not exist."""
+        """Replaces old segments by a new one of `parts`; without parts it only removes them."""
         if not parts:
             writer.replace_segments(old, [])
             return
@@ -457,40 +455,41 @@ class Vault:
             yield
 
     def claim(self) -> None:
-        """Says that the folder of vectors is this gallery's, where that was lost. Only for who mends.
+        """Restores the id file of the vectors folder. Only for repairs.
 
-        Where the folder has another id, each vector file must be what was written, and no other be there.
+        If the folder has another id, each vector file must match its row, and no other may exist.
 
         Raises:
-            GalleryError: it is another gallery's.
+            GalleryError: the folder belongs to another gallery.
         """
         with self._locked(timeout=LOCK_TIMEOUT):
             ownership.claim(self.folder, self.store)
 
     def leftovers(self, reader: Reader) -> tuple[list[Path], list[Path]]:
-        """What no row names: what the next writer removes, and what has to stay (see `leftovers`)."""
+        """Returns unreferenced files: those that the next writer removes, and those that must stay."""
         return leftovers.removable(self.folder, reader, replaced=self._replaceable)
 
     def _prepare(self) -> None:
-        """What is done once, before the first thing is written.
+        """Prepares the first write of this vault: checks counters and removes abandoned folders.
 
         Raises:
-            GalleryDamaged: a counter is behind: files that rows name would be written over.
+            GalleryDamaged: a counter is behind: referenced files would be overwritten.
         """
         with self.store.read() as reader:
             if problems := reader.counter_problems():
                 raise GalleryDamaged(f"In the database of {self.folder} {problems[0]}; restore a backup.")
-        # The folder above may be one that this user cannot write to, and a gallery in it all the same.
+        # The parent folder may not be writable for this user, and the gallery still is.
         with suppress(OSError):
             remove_abandoned(*leftovers.in_the_making(self.folder))
 
     def _tidy(self, *, settled: bool = False) -> bool:
-        """Removes what nothing names: what an interrupted write left, or what the last one replaced.
+        """Removes unreferenced files: leftovers of an interrupted write, and files replaced by the last one.
 
-        Vector files stay while one is missing (see `leftovers`); says whether none did.
+        Vector files stay while a referenced one is missing (see `leftovers`). Returns whether none stayed.
 
-        A transaction whose commit failed may still come to life: its end may stand in the log, unnoticed
-        until the log is read again after a crash. So before its files go, another commit takes its place.
+        A transaction with a failed commit may still reappear: its commit record may be in the log, and take
+        effect when the log is read after a crash. So another commit supersedes it before its files are
+        removed.
         """
         with self.store.read() as reader:
             unnamed, kept = self.leftovers(reader)
@@ -508,18 +507,18 @@ class Vault:
         return not kept
 
     def _copy_log(self, *, at_least: int) -> None:
-        """Copies SQLite's log into the database once it is long."""
+        """Copies SQLite's write-ahead log into the database if it has `at_least` so many bytes."""
         log = self.store.path.with_name(f"{DATABASE}-wal")
         size = log.stat().st_size if log.exists() else 0
         if size < self._log_tried:
             self._log_tried = 0
-        # Where a reader keeps an old snapshot the log stays; the next try waits until it has grown again.
+        # A reader of an old snapshot prevents it; the next attempt waits until the log has grown again.
         if size >= at_least and (at_least == 1 or size >= self._log_tried + at_least):
             self._log_tried = 0 if self.store.checkpoint(timeout=0.0) else size
 
 
 def who() -> str:
-    """The user of the operating system."""
+    """Returns the name of the operating system user, for the audit log."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -533,7 +532,7 @@ def _segment(written: Written, generation: Generation) -> Segment:
 def _replace(
     writer: Writer, generation: Generation, old: Sequence[int], written: Written, made: CodesRow | None
 ) -> None:
-    """Makes a new segment, with its codes, exist in place of old ones."""
+    """Replaces the rows of old segments by those of a new one and its codes."""
     writer.replace_segments(old, [_segment(written, generation)])
     if made is not None:
         writer.set_codes(made)

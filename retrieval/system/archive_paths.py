@@ -13,7 +13,7 @@ _TAR: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"
 
 
 def kind(name: str | os.PathLike[str]) -> Kind | None:
-    """Which archive a file of this name is, if any."""
+    """Returns the kind of archive that a file of this name is; None where it is none."""
     lower = os.fspath(name).lower()
     if lower.endswith(_TAR):
         return "tar"
@@ -21,19 +21,19 @@ def kind(name: str | os.PathLike[str]) -> Kind | None:
 
 
 def stem(name: str) -> str:
-    """The name of an archive without its folder and its suffix: photos for /x/photos.tar.gz."""
+    """Returns the name of an archive without its folder and its suffix: photos for /x/photos.tar.gz."""
     base = posixpath.basename(name)
     suffixes = sorted((s for s in (*_TAR, ".zip") if base.lower().endswith(s)), key=len)
     return base[: -len(suffixes[-1])] if suffixes else base
 
 
 def inside(name: str) -> str:
-    """The path of a member below its archive: never absolute, and never above it."""
+    """Returns the path of a member below its archive: never absolute, and never above it."""
     return posixpath.normpath("/" + name).lstrip("/")
 
 
 def split(path: str) -> tuple[str, str] | None:
-    """The archive that a path leads into, and the member's path in it; None where there is no such file."""
+    """Returns the archive on a path and the path of the member in it; None where no archive exists on it."""
     archive = os.path.dirname(path)
     while archive not in ("", os.path.dirname(archive)):
         if kind(archive) and os.path.isfile(archive):
@@ -43,9 +43,10 @@ def split(path: str) -> tuple[str, str] | None:
 
 
 def first_present(paths: Sequence[str]) -> str | None:
-    """Of the paths that have the same bytes, one to show: the first that exists, else the first.
+    """Returns the path to show, of paths with the same bytes: the first that exists, else the first URL.
 
-    Nothing is read: a member is there when its archive is, and an address comes after what is here.
+    Without either it is the first path; None without paths. No content is read: a member exists if its
+    archive does.
     """
     if len(paths) < 2:
         return paths[0] if paths else None

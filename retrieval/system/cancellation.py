@@ -1,4 +1,4 @@
-"""Cancellation: how work in any thread learns that Ctrl-C was pressed."""
+"""Cancellation: tells work in any thread that Ctrl-C was pressed."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ _asked: list[Callable[[], bool]] = []
 
 @contextmanager
 def stoppable(asked: Callable[[], bool]) -> Iterator[None]:
-    """Work inside the with statement ends early once `asked` says so; it is called from any thread."""
+    """Cancels work inside the with statement once `asked` returns True; any thread may call `asked`."""
     with _lock:
         _asked.append(asked)
     try:
@@ -23,15 +23,15 @@ def stoppable(asked: Callable[[], bool]) -> Iterator[None]:
 
 
 def is_asked() -> bool:
-    """Whether an end is asked for."""
+    """Returns whether cancellation was requested."""
     return any(asked() for asked in tuple(_asked))
 
 
 def check_cancelled() -> None:
-    """Raises where an end is asked for.
+    """Raises if cancellation was requested.
 
     Raises:
-        Interrupted: it is.
+        Interrupted: cancellation was requested.
     """
     if is_asked():
         raise Interrupted("Stopped.")

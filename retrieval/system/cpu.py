@@ -1,18 +1,22 @@
-"""The number of CPU cores that this process may use."""
+"""The number of CPU cores that this process may use, for the sizes of thread and process pools."""
 
 import os
 
 
 def usable_cores() -> int:
-    """How many cores this process may run on: its affinity, which `taskset` and containers narrow."""
+    """Returns the number of cores that this process may run on (affinity), as set by `taskset` or containers.
+
+    Without affinity (macOS) it is the number of cores of the machine.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # noqa: TID251  macOS has no affinity
 
 
 def reading_threads() -> int:
-    """How many threads read files that are decoded: a few more than cores, because disks make them wait.
+    """Returns the number of threads that read and decode files: the usable cores + 4, at most 32.
 
-    `ThreadPoolExecutor` chooses so itself from Python 3.13 on; before, it counts every core of the machine.
+    The extra threads cover waits for the disk. `ThreadPoolExecutor` has the same default from Python 3.13 on;
+    before, it counts all cores of the machine.
     """
     return min(32, usable_cores() + 4)

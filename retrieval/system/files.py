@@ -1,9 +1,9 @@
-"""Files that are complete or absent after a crash, a full disk or a power loss.
+"""File operations that survive a crash, a full disk or a power loss: a file is complete or absent.
 
-Whatever is opened for writing, made or deleted goes through here, by three rules. A symbolic link is never
-followed: it is replaced or removed itself. What is made is readable by its owner only, whatever the umask,
-unless the folder of ours that it lies in is shared. What is in the making is locked by its process, so that
-the next one can tell what a killed one left, and removes it.
+All packages open files for writing, create and delete them through this module. It has three rules. A
+symbolic link is never followed: the link itself is replaced or removed. A new file is readable by its owner
+only, whatever the umask, unless the gallery folder that holds it is shared. A temporary file or folder is
+locked by its process, so that the next process recognizes and removes what a killed process left.
 """
 
 import errno
@@ -23,26 +23,26 @@ from typing import BinaryIO, Final
 
 from retrieval.errors import FaceprintError
 
-# How much older than its reading a file's time must be to be trusted, in nanoseconds. A file that is written
-# right after it was read may keep its time, which some file systems count in steps of 2 seconds.
+# A modification time is trusted if it is at least this much older than the read, in nanoseconds. A file that
+# is written right after a read may keep its time: some file systems count it in steps of 2 seconds.
 _SETTLED_NANOSECONDS: Final = 3 * 10**9
 
 _PRIVATE_MODE: Final = 0o700
-# What `shared=True` makes of a folder. The set-group-ID bit gives new files the folder's group, whoever makes
-# them, so that `chgrp -R` is enough to share a gallery with another group.
+# The mode of a folder with `shared=True`. The set-group-ID bit gives new files the group of the folder,
+# whichever user makes them, so that `chgrp -R` is enough to share a gallery with another group.
 _SHARED_MODE: Final = 0o2750
 
-# What a file system without Unix modes (FAT, some network shares) says to fchmod.
+# The errors of fchmod on a file system without Unix modes (FAT, some network shares).
 _MODES_UNSUPPORTED: Final = frozenset(
     {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 )
 
-# Nothing is there, or something else than a file.
+# The path does not exist, or is not a file.
 _NO_FILE_ERRORS: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
-# What is wrong with a given path: that, or it is not allowed.
+# The errors of a given path: those, a name that is too long, and missing permissions.
 _PATH_ERRORS: Final = _NO_FILE_ERRORS | {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 
-# What stands in the place of a file, by the type bits of its mode.
+# Words for what is not a plain file, by the type bits of its mode.
 _KINDS_BY_TYPE_BITS: Final = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -51,20 +51,20 @@ _KINDS_BY_TYPE_BITS: Final = {
     stat.S_IFBLK: "a device",
 }
 
-# Linux: opened by these names, a file is opened anew, and at its beginning.
+# Linux: opening one of these names opens the file again, with a new position at its beginning.
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 
-# In a temporary folder, the file that its process keeps locked; other versions had "bundle" and no lock.
+# The file in a temporary folder that its process keeps locked; older versions had "bundle" and no lock.
 _LOCK_NAME: Final = ".faceprint-lock"
 _WHOLE: Final = "whole"
 _UNLOCKED: Final = frozenset({_WHOLE, "bundle"})
-# What is put behind a prefix, by this version and by older ones.
+# The random suffix of a temporary folder, in this version and in older ones.
 _RANDOM_SUFFIX: Final = "[a-z0-9_]{8}"
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file is written: its size in bytes, the time in ns, the number of its inode."""
+    """A fingerprint that changes when a file is written: size in bytes, modification time in ns, inode."""
 
     size: int
     mtime_ns: int
@@ -72,29 +72,29 @@ class Stamp:
 
     @classmethod
     def of(cls, status: os.stat_result) -> "Stamp":
-        """That of a file, by its status."""
-        # Inodes have 64 bits without a sign, and databases have them with one.
+        """Returns the stamp of a file from its status."""
+        # Inodes are unsigned 64-bit integers; SQLite stores signed ones.
         inode = (status.st_ino + 2**63) % 2**64 - 2**63
         return cls(status.st_size, status.st_mtime_ns, inode)
 
     def settled(self, now_ns: int) -> bool:
-        """Whether a file that has changed since `now_ns` must have another stamp."""
+        """Returns whether any change of the file after `now_ns` changes the stamp."""
         return self.mtime_ns < now_ns - _SETTLED_NANOSECONDS
 
 
 def create(path: Path, *, inherit: bool = False) -> BinaryIO:
-    """Opens a new file for writing, in place of what has its name; of a symbolic link the link is removed.
+    """Opens a new file for writing; a file or symbolic link with its name is removed first.
 
-    The file is locked until it is closed. What a killed process left under this name is replaced; what a
-    living one is writing is not.
+    The file is locked until it is closed. A leftover of a killed process is replaced; a file that a living
+    process is writing is not.
 
     Args:
-        path: of the file, such as the temporary name of one that is replaced afterwards.
-        inherit: who may read and write the folder may read and write the file. Otherwise only its owner may.
+        path: the file, usually a temporary name that is renamed afterwards.
+        inherit: the file gets the read and write permissions of its folder. Otherwise only its owner has any.
 
     Raises:
-        BlockingIOError: another process, or another thread, has the file open here.
-        OSError: the disk refused, or a folder has this name.
+        BlockingIOError: another process, or another thread, is writing the file.
+        OSError: the file system refused, or a folder has this name.
     """
     while True:
         try:
@@ -104,27 +104,27 @@ def create(path: Path, *, inherit: bool = False) -> BinaryIO:
             continue
         try:
             if _is_locked(descriptor) is not False and _is_at(path, descriptor):
-                _set_mode(descriptor, _of_folder(path.parent) & 0o666 if inherit else 0o600)
+                _set_mode(descriptor, _inherited_mode(path.parent) & 0o666 if inherit else 0o600)
                 return open(descriptor, "wb")
         except BaseException:
             os.close(descriptor)
             raise
-        # Another process took it for abandoned before it was locked.
+        # Another process removed it as abandoned before it was locked.
         os.close(descriptor)
 
 
 def open_or_create(path: Path, *, inherit: bool = False) -> int:
-    """Opens a file for reading and writing, made if it is not there; never through a symbolic link.
+    """Opens a file for reading and writing, and creates a missing one; never through a symbolic link.
 
     Args:
-        path: of the file.
-        inherit: as of `create`, for a file that is made now.
+        path: the file.
+        inherit: as in `create`, for a new file.
 
     Returns:
-        The descriptor, which is the caller's to close.
+        The descriptor, which the caller closes.
 
     Raises:
-        OSError: the disk refused; ELOOP for a link.
+        OSError: the file system refused; ELOOP for a symbolic link.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
     while True:
@@ -132,7 +132,7 @@ def open_or_create(path: Path, *, inherit: bool = False) -> int:
             return os.open(path, flags)
         with suppress(FileExistsError):
             descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            _set_mode(descriptor, _of_folder(path.parent) & 0o666 if inherit else 0o600)
+            _set_mode(descriptor, _inherited_mode(path.parent) & 0o666 if inherit else 0o600)
             return descriptor
 
 
@@ -142,14 +142,14 @@ def make_folder(
     """Makes a folder for its owner only, whatever the umask.
 
     Args:
-        path: of the folder; the one above it is there.
-        like: who may read and write this folder may read and write the new one.
-        shared: the group may read it, and whatever is made in it with `inherit`.
-        exist_ok: take one that is there, as it is; a link to one is refused.
+        path: the folder; its parent exists.
+        like: the new folder gets the permissions of this folder.
+        shared: the group may read the folder, and all that is made in it with `inherit`.
+        exist_ok: accept an existing folder unchanged; a symbolic link to one is refused.
 
     Raises:
-        FileExistsError: something is there.
-        OSError: the disk refused.
+        FileExistsError: the path exists.
+        OSError: the file system refused.
     """
     try:
         os.mkdir(path, _PRIVATE_MODE)
@@ -159,16 +159,18 @@ def make_folder(
         if not exist_ok or path.is_symlink() or not path.is_dir():
             raise
         return
-    _set_folder_mode(path, _SHARED_MODE if shared else _PRIVATE_MODE if like is None else _of_folder(like))
+    _set_folder_mode(
+        path, _SHARED_MODE if shared else _PRIVATE_MODE if like is None else _inherited_mode(like)
+    )
 
 
 def make_output_folder(path: Path) -> None:
-    """Makes a folder that somebody named for results, and those above it, or takes an empty one.
+    """Makes an output folder that the user named, and its parents, or takes over an empty one.
 
-    Either is its owner's only. A folder with anything in it stays as it is.
+    A new or empty folder is made private to its owner. A folder with content keeps its mode.
 
     Raises:
-        OSError: the disk refused, or a file has this name.
+        OSError: the file system refused, or a file has this name.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,10 +183,10 @@ def make_output_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it, if it is there; of a link the link itself.
+    """Removes a file, or a folder with its content, if it exists; a symbolic link is removed itself.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file system refused.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -193,9 +195,9 @@ def remove(path: Path) -> None:
 
 
 def other_than_file(path: Path) -> str | None:
-    """What is there instead of a plain file: "a folder", "a pipe", ...; links are followed.
+    """Returns what a path is instead of a plain file: "a folder", "a pipe", ...; links are followed.
 
-    None where a plain file is there, or nothing, or where that cannot be told.
+    Returns None for a plain file, for nothing, and where the path cannot be examined.
     """
     with suppress(OSError):
         return _KINDS_BY_TYPE_BITS.get(stat.S_IFMT(os.stat(path).st_mode))
@@ -203,10 +205,10 @@ def other_than_file(path: Path) -> str | None:
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Opens a plain file for reading, and nothing else: a pipe would be waited for.
+    """Opens a plain file for reading, and nothing else: opening a pipe would block.
 
     Raises:
-        OSError: it cannot be opened; `is_no_file` where nothing is there, or something else.
+        OSError: it cannot be opened; `is_no_file` is True for a missing path or something else than a file.
     """
     if (other := other_than_file(path)) is not None:
         number = errno.EISDIR if other == "a folder" else errno.ENXIO
@@ -218,7 +220,7 @@ def open_file_or_pipe(path: Path) -> BufferedReader:
     """Opens a plain file or a pipe for reading, and nothing else: /dev/zero has no end.
 
     Raises:
-        OSError: it cannot be opened; `is_no_file` where nothing is there, or something else.
+        OSError: it cannot be opened; `is_no_file` is True for a missing path or something else.
     """
     if other_than_file(path) == "a pipe":
         return open(path, "rb")
@@ -227,13 +229,13 @@ def open_file_or_pipe(path: Path) -> BufferedReader:
 
 @contextmanager
 def path_in_utf8(path: Path) -> Iterator[str]:
-    """A path of a plain file for libraries that take UTF-8 alone, until the with statement ends.
+    """Yields a path of a plain file for libraries that accept only UTF-8, until the with statement ends.
 
-    FAISS, onnxruntime, safetensors and pyarrow encode a path as UTF-8, whatever the bytes of its name are. Of
-    a path that is other bytes they get that of an open descriptor, which they can map as any other.
+    FAISS, onnxruntime, safetensors and pyarrow encode a path as UTF-8, whatever the bytes of its name are.
+    For a path with other bytes they get the path of an open descriptor, which they can map like any other.
 
     Raises:
-        OSError: it has to be opened and cannot be.
+        OSError: the file must be opened and cannot be.
     """
     if _is_same_in_utf8(path) or not _DESCRIPTORS.is_dir():
         yield os.fspath(path)
@@ -250,10 +252,10 @@ def _is_same_in_utf8(path: Path) -> bool:
 
 
 def make_room(path: Path) -> None:
-    """Removes what is in the place of a file of ours and is none; a file, and a link to one, stay.
+    """Removes a pipe, device or empty folder at the path of an own file; a file, or a link to one, stays.
 
     Raises:
-        OSError: the disk refused, or it is a folder with files in it, which are not ours to remove.
+        OSError: the file system refused, or the path is a folder with files in it, which are kept.
     """
     if not path.is_symlink() and path.is_dir():
         try:
@@ -268,18 +270,18 @@ def make_room(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, inherit: bool = False, anything: bool = False) -> Iterator[BinaryIO]:
-    """A file that replaces `path`, durably, when the with statement ends without an error.
+    """Yields a file that replaces `path`, durably, when the with statement ends without an error.
 
     Args:
-        path: of the file. Of a link the link is replaced, not what it leads to; a pipe or a device is
-            refused, and so is a link to one, such as /dev/stdout.
-        inherit: as of `create`.
-        anything: the file is one of ours in a folder of ours: a pipe, a device or an empty folder that
-            has its name is replaced too.
+        path: the file. A symbolic link is replaced, not its target; a pipe or a device is refused, and so
+            is a link to one, such as /dev/stdout.
+        inherit: as in `create`.
+        anything: for faceprint's own files in its own folders: a pipe, a device or an empty folder with
+            this name is replaced too.
 
     Raises:
-        OSError: the disk refused; the file is then what it was before, or, when only the folder could
-            not be made durable, already the new one.
+        OSError: the file system refused. The old file is then unchanged, or, if only the sync of the folder
+            failed, already replaced.
     """
     if not anything and _is_special(path):
         raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", os.fspath(path))
@@ -291,10 +293,10 @@ def replacing(path: Path, *, inherit: bool = False, anything: bool = False) -> I
             os.fsync(file.fileno())
             if anything:
                 make_room(path)
-            # Before it is closed and unlocked: another process might take it for abandoned.
+            # Before it is closed and unlocked: another process might remove it as abandoned.
             os.replace(temporary, path)
         except BaseException:
-            # The first error tells more than one of clearing up; the next writing removes it.
+            # The first error says more than one of the cleanup; the next write removes the leftover.
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
@@ -305,22 +307,21 @@ def write_durably(path: Path, data: bytes, *, inherit: bool = False, anything: b
     """Writes a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Args:
-        path, inherit, anything: as of `replacing`.
-        data: all of the file.
+        path, inherit, anything: as in `replacing`.
+        data: the whole content.
 
     Raises:
-        OSError: the disk refused; the file is then what it was before, or, when only the folder could
-            not be made durable, already the new one.
+        OSError: as in `replacing`.
     """
     with replacing(path, inherit=inherit, anything=anything) as file:
         file.write(data)
 
 
 def copy_durably(source: Path, target: Path, *, inherit: bool = False) -> None:
-    """Copies a file's bytes into a new file, and makes them durable; the folder's entry is the caller's.
+    """Copies the bytes of a file into a new file and syncs them; the caller syncs the folder.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file system refused.
     """
     with open_plain(source) as original, create(target, inherit=inherit) as copy:
         shutil.copyfileobj(original, copy, 1 << 20)
@@ -329,9 +330,9 @@ def copy_durably(source: Path, target: Path, *, inherit: bool = False) -> None:
 
 
 def who_else_reads(folder: Path) -> str | None:
-    """A sentence about who beside the owner can read files in a folder; None where that is nobody.
+    """Returns a sentence on who besides the owner can read files in a folder; None if no one can.
 
-    It is None too where a group can that the folder is shared with on purpose: it has the set-group-ID bit.
+    Also None if only a group can read a folder that is marked as shared, by the set-group-ID bit.
 
     Raises:
         OSError: the folder cannot be read.
@@ -348,15 +349,15 @@ def who_else_reads(folder: Path) -> str | None:
 
 
 def _readers(path: Path, allowed: int) -> int:
-    """The read bits, of those `allowed`, that a file or some file below a folder has."""
+    """Returns the read bits, among those `allowed`, of a file or of any file below a folder."""
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
         return status.st_mode & allowed
-    # Only who may enter a folder can read what is in it.
+    # Files in a folder can be read only by users who may enter the folder.
     allowed &= (status.st_mode & 0o011) << 2
     found = 0
     for inside in os.listdir(path) if allowed else ():
-        with suppress(OSError):  # removed meanwhile, or another user's
+        with suppress(OSError):  # removed since, or of another user
             found |= _readers(path / inside, allowed)
     return found
 
@@ -369,7 +370,7 @@ def _group_name(number: int) -> str:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's bytes, or a folder's entries, survive the loss of power."""
+    """Makes the bytes of a file, or the entries of a folder, survive a power loss (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -378,15 +379,15 @@ def sync(path: Path) -> None:
 
 
 def why(error: OSError) -> str:
-    """The operating system's words for an error, as the end of a sentence."""
+    """Returns the operating system's message for an error, as the end of a sentence."""
     return (error.strerror or str(error)).lower()
 
 
 def why_not_written(folder: Path) -> str | None:
-    """Why nothing can be written to a folder, as the end of a sentence; None where something can.
+    """Returns why a folder is not writable, as the end of a sentence; None where it is writable.
 
     Raises:
-        OSError: there is no such folder.
+        OSError: the folder does not exist.
     """
     if os.access(folder, os.W_OK):
         return None
@@ -396,34 +397,34 @@ def why_not_written(folder: Path) -> str | None:
 
 
 def is_no_file(error: OSError) -> bool:
-    """Whether an error says that nothing is there, or something else than a file."""
+    """Returns whether an error means that the path does not exist or is not a file."""
     return error.errno in _NO_FILE_ERRORS
 
 
 def is_about_path(error: OSError) -> bool:
-    """Whether an error is about what was named; any other (disk, memory, open files) is the machine's."""
+    """Returns whether an error is about the given path, not about the machine (disk, memory, open files)."""
     return error.errno in _PATH_ERRORS
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a folder can be made there: nothing is there, or an empty folder."""
+    """Returns whether a folder can be made at a path: it does not exist, or is an empty folder."""
     return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
 
 @contextmanager
 def whole_folder(target: Path, *, like: Path | None = None, shared: bool = False) -> Iterator[Path]:
-    """A new folder that becomes `target` when everything in it is there, or never exists.
+    """Yields a new folder that is renamed to `target` when the with statement ends without an error.
 
-    The files in it are the caller's to make durable. What killed processes left beside `target` when they
-    made it is removed first.
+    The caller syncs the files in it. Temporary folders that killed processes left beside `target` are
+    removed first.
 
     Args:
-        target: of the folder; those above it are made.
-        like, shared: as of `make_folder`.
+        target: the folder; its parents are made.
+        like, shared: as in `make_folder`.
 
     Raises:
-        FileExistsError: `target` is there and is not an empty folder.
-        OSError: the disk refused.
+        FileExistsError: `target` exists and is not an empty folder.
+        OSError: the file system refused.
     """
     taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
     if not is_free(target):
@@ -432,12 +433,12 @@ def whole_folder(target: Path, *, like: Path | None = None, shared: bool = False
     with temporary_folder(target.parent, f".{target.name}-") as temporary:
         made = temporary / _WHOLE
         make_folder(made, like=like, shared=shared)
-        with _called(made, target):
+        with _errors_name_target(made, target):
             yield made
         sync(made)
         try:
             with suppress(FileNotFoundError):
-                # Renaming onto a folder takes an empty one.
+                # An empty folder at `target` is replaced.
                 target.rmdir()
             os.rename(made, target)
         except OSError as error:
@@ -446,8 +447,8 @@ def whole_folder(target: Path, *, like: Path | None = None, shared: bool = False
 
 
 @contextmanager
-def _called(made: Path, target: Path) -> Iterator[None]:
-    """Lets errors about what is in a folder name the one that it becomes, which the user knows."""
+def _errors_name_target(made: Path, target: Path) -> Iterator[None]:
+    """Replaces the temporary folder in errors by its final path, which the user knows."""
 
     def renamed(said: object) -> object:
         return said.replace(os.fspath(made), os.fspath(target)) if isinstance(said, str) else said
@@ -464,35 +465,35 @@ def _called(made: Path, target: Path) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new private folder, named `prefix` and 8 characters, that is gone when the with statement ends.
+    """Yields a new private folder, `prefix` and 8 characters, that is removed when the with statement ends.
 
-    Where a process is killed its folder stays, until the next one asks for a folder of the same name: whether
-    a folder is in use is told by a lock in it. On a file system without locks none is removed.
+    The folder of a killed process stays until the next call with the same `parent` and `prefix`: a lock file
+    in a folder tells whether it is in use. On a file system without locks, leftovers with a lock file stay.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file system refused.
     """
     remove_abandoned(parent, prefix)
     folder, descriptor = _locked_folder(parent, prefix)
     try:
         yield folder
     finally:
-        # What cannot be removed now is abandoned, and the next one tries again.
+        # What cannot be removed now is abandoned; the next call tries again.
         shutil.rmtree(folder, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Removes the temporary folders of processes that were killed, as far as this user may.
+    """Removes the temporary folders of killed processes, as far as this user may.
 
     Raises:
         OSError: `parent` cannot be listed.
     """
-    for folder in _candidates(parent, prefix):
-        # Gone meanwhile, or on a file system that cannot lock: then nobody can tell whether it is in use.
+    for folder in _temporary_folders(parent, prefix):
+        # It was removed since, or the file system cannot lock: then it may be in use.
         with suppress(OSError):
-            descriptor = _claimed(folder)
+            descriptor = _try_claim(folder)
             if descriptor is not None:
                 try:
                     remove(folder)
@@ -501,18 +502,18 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
 
 
 def abandoned(parent: Path, prefix: str) -> list[Path]:
-    """The temporary folders of processes that were killed: what `remove_abandoned` would remove.
+    """Returns the temporary folders of killed processes: those that `remove_abandoned` would remove.
 
     Raises:
         OSError: `parent` cannot be listed.
     """
-    return [folder for folder in _candidates(parent, prefix) if not _in_use(folder)]
+    return [folder for folder in _temporary_folders(parent, prefix) if not _in_use(folder)]
 
 
 def try_lock(descriptor: int) -> bool:
-    """Locks an open file for this descriptor alone, without waiting; False where another one has it.
+    """Locks an open file for this descriptor, without waiting; returns False where another one holds it.
 
-    The operating system drops the lock when the descriptor is closed, however its process ends.
+    The operating system releases the lock when the descriptor is closed, however its process ends.
 
     Raises:
         OSError: the file system cannot lock files.
@@ -527,7 +528,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def _is_locked(descriptor: int) -> bool | None:
-    """`try_lock`; None where the file system cannot lock."""
+    """Returns the result of `try_lock`; None where the file system cannot lock."""
     try:
         return try_lock(descriptor)
     except OSError:
@@ -535,12 +536,12 @@ def _is_locked(descriptor: int) -> bool | None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether something is there that is neither a file nor a folder, links followed."""
+    """Returns whether a path exists and is neither a file nor a folder; links are followed."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a name is still that of an open file."""
+    """Returns whether a path still names the open file."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -548,11 +549,16 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _remove_abandoned_file(path: Path) -> None:
-    """Removes what has the name of a file that is to be made, unless a living process is writing it."""
+    """Removes what is at the path of a new file, unless a living process is writing it.
+
+    Raises:
+        BlockingIOError: another process is writing it.
+        OSError: the file system refused, or it is a folder.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        # A link, a pipe, a file that may not be written. Of a folder this raises.
+        # A link, a pipe, or a file without write permission. A folder raises.
         path.unlink(missing_ok=True)
         return
     try:
@@ -564,15 +570,15 @@ def _remove_abandoned_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def _of_folder(folder: Path) -> int:
-    """The mode of what is made in a folder for those who may use the folder."""
+def _inherited_mode(folder: Path) -> int:
+    """Returns the mode of a new entry that inherits the group and other permissions of its folder."""
     return os.stat(folder).st_mode & 0o077 | _PRIVATE_MODE
 
 
 def _set_folder_mode(path: Path, mode: int) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        # A folder takes the set-group-ID bit from the one above it.
+        # A new folder inherits the set-group-ID bit of its parent.
         _set_mode(descriptor, mode | os.fstat(descriptor).st_mode & stat.S_ISGID)
     finally:
         os.close(descriptor)
@@ -588,14 +594,14 @@ def _set_mode(descriptor: int, mode: int) -> None:
             raise
 
 
-def _candidates(parent: Path, prefix: str) -> list[Path]:
-    """This user's folders that are named and filled as temporary ones are."""
+def _temporary_folders(parent: Path, prefix: str) -> list[Path]:
+    """Returns this user's folders that have the name and the content of temporary ones."""
     pattern = re.compile(re.escape(prefix) + _RANDOM_SUFFIX)
     found = []
     with os.scandir(parent) as entries:
         for entry in entries:
             if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                with suppress(OSError):  # removed meanwhile
+                with suppress(OSError):  # removed since
                     mine = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
                     names = set(os.listdir(entry.path))
                     if mine and (_LOCK_NAME in names or names <= _UNLOCKED):
@@ -604,18 +610,18 @@ def _candidates(parent: Path, prefix: str) -> list[Path]:
 
 
 def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
-    """A new folder and the descriptor that locks it; None where the file system cannot lock."""
+    """Returns a new folder and the descriptor that locks it; None where the file system cannot lock."""
     while True:
         folder = parent / f"{prefix}{secrets.token_hex(4)}"
         try:
             make_folder(folder)
-            descriptor = _claimed(folder)
+            descriptor = _try_claim(folder)
         except FileNotFoundError:
             if parent.is_dir():
-                continue  # taken for abandoned before it was locked
+                continue  # removed as abandoned before it was locked
             raise
         except OSError as error:
-            # Without a folder it is not for want of locks.
+            # Without a folder, missing locks are not the reason.
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or not folder.is_dir():
                 with suppress(OSError):
                     remove(folder)
@@ -625,11 +631,11 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
             return folder, descriptor
 
 
-def _claimed(folder: Path) -> int | None:
-    """The descriptor that locks a temporary folder now; None where its process lives.
+def _try_claim(folder: Path) -> int | None:
+    """Locks a temporary folder and returns the descriptor; None where a living process holds it.
 
     Raises:
-        OSError: the folder is gone, or the file system cannot lock.
+        OSError: the folder does not exist, or the file system cannot lock.
     """
     path = folder / _LOCK_NAME
     descriptor = open_or_create(path)
@@ -644,7 +650,7 @@ def _claimed(folder: Path) -> int | None:
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether the process of a temporary folder lives, or nobody can tell; changes nothing."""
+    """Returns whether a temporary folder is locked by a living process, or may be; changes nothing."""
     try:
         descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Isolation: work in processes that are killed after a time limit, or on Ctrl-C.
+"""Isolation: work in processes that are killed after a time limit, or on Ctrl-C, for the image decoders.
 
-A decoder written in C cannot be interrupted in a thread. Such a process is a program of its own that is asked
-and answers through a pipe, one thing at a time; it waits for the next when it has answered, and ends with the
-process that started it, also in the middle of its work.
+A decoder written in C cannot be interrupted in a thread. A worker process is a separate program. It receives
+one question at a time through a pipe, answers, and waits for the next. It ends with the process that started
+it, even in the middle of its work.
 """
 
 import atexit
@@ -25,57 +25,57 @@ from retrieval.system import cancellation
 from retrieval.system.cpu import usable_cores
 from retrieval.system.files import why
 
-# How often a process that works is left for a look at whether the run is to stop, in seconds.
+# The interval at which a wait for an answer checks for cancellation, in seconds.
 _POLL_SECONDS: Final = 0.1
-# How long a new process may take until it can be asked, in seconds.
+# The time limit for the start of a process, in seconds.
 _START_SECONDS: Final = 120.0
-# Signals by which a process ends that has stumbled over its data.
+# Signals that end a process that crashes over its data.
 _CRASH_SIGNALS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
 )
 
 
 class TooSlow(Exception):
-    """There was no answer in time; the process is gone."""
+    """The process did not answer in time; it is killed."""
 
 
 class Crashed(Exception):
-    """The process crashed over what it was asked."""
+    """The process crashed over its question."""
 
 
 class Ended(RunError):
-    """The process was ended from outside: by the system, or by a person."""
+    """The process was killed from outside: by the system, or by a user."""
 
 
 def start(
     program: str, *numbers: int, descriptors: Sequence[int], stderr: int | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Starts a program of Python's in a session of its own, where Ctrl-C in a terminal does not reach it.
+    """Starts a Python program in its own session, where Ctrl-C in a terminal does not reach it.
 
     Args:
         program: Python code.
         numbers: its `sys.argv[1:]`.
-        descriptors: file descriptors that it gets.
-        stderr: as of `subprocess.Popen`; None for this process's own.
+        descriptors: file descriptors that it inherits.
+        stderr: as in `subprocess.Popen`; None is that of this process.
 
     Raises:
         OSError: the system refused.
     """
     return subprocess.Popen(
-        # -P: never a module of the current folder, which may hold files of strangers.
+        # -P: import no module from the current folder, which may hold untrusted files.
         [sys.executable, "-P", "-c", program, *map(str, numbers)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         pass_fds=tuple(descriptors),
-        # It finds the same modules, also those that only the caller's program knows the way to.
+        # It finds the same modules, including those on paths that the caller's program added.
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,
     )
 
 
 def end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    """Waits for a process whose pipes were closed; one that has not ended after so many seconds is killed."""
+    """Waits for a process with closed pipes to end, and kills it after `seconds`."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -84,7 +84,7 @@ def end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
 
 
 def nameless_file(size: int) -> int:
-    """A file without a name, to be shared; on Linux in memory, whatever the size of /dev/shm.
+    """Returns the descriptor of an unnamed file to share; on Linux in memory, whatever the size of /dev/shm.
 
     Args:
         size: in bytes.
@@ -105,16 +105,16 @@ def nameless_file(size: int) -> int:
 
 
 class Process:
-    """A process at work, and this side of its pipe."""
+    """A worker process, and the caller's end of its pipe."""
 
     def __init__(self, program: str) -> None:
-        """Starts it and waits until it can be asked.
+        """Starts the process and waits until it is ready.
 
         Args:
             program: Python code that calls `serve`, with `sys.argv[1]` for its pipe.
 
         Raises:
-            RunError: the system refused, or it ended at once.
+            RunError: the system refused, or the process ended at once.
         """
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -135,10 +135,10 @@ class Process:
             raise
 
     def send(self, question: object) -> None:
-        """Asks.
+        """Sends a question.
 
         Raises:
-            Crashed, Ended: it has ended.
+            Crashed, Ended: the process has ended.
         """
         try:
             self._pipe.send(question)
@@ -146,13 +146,13 @@ class Process:
             raise self._end() from error
 
     def receive(self, seconds: float) -> Any:
-        """The answer.
+        """Waits for the answer and returns it.
 
         Raises:
-            TooSlow: there is none after so many seconds.
+            TooSlow: there is no answer after `seconds`.
             Crashed: the process crashed.
-            Ended: it was killed.
-            Interrupted: the run is to stop.
+            Ended: the process was killed.
+            Interrupted: the run was cancelled.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -165,15 +165,15 @@ class Process:
             raise self._end() from error
 
     def kill(self) -> None:
-        """Ends it, whatever it does."""
+        """Kills the process."""
         self._pipe.close()
         self._popen.kill()
         self._popen.wait()
 
     def _end(self) -> Exception:
-        """Why there is no process any more."""
+        """Returns the error that says why the process has ended."""
         status = self._popen.wait(_START_SECONDS)
-        # Above 0 it ended itself, by an error that nothing in it had expected.
+        # A positive status is an exit by an unexpected error of its own.
         if status > 0 or -status in _CRASH_SIGNALS:
             return Crashed()
         return Ended(
@@ -183,16 +183,16 @@ class Process:
 
 
 class _Pool:
-    """Processes by their program, those that wait, and room for as many at work as there are cores."""
+    """Idle processes by their program; as many work at once as there are usable cores."""
 
     def __init__(self) -> None:
         self._idle: dict[str, list[Process]] = {}
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(usable_cores())
+        self._slots = threading.BoundedSemaphore(usable_cores())
 
     @contextmanager
     def process(self, program: str) -> Iterator[Process]:
-        while not self._room.acquire(timeout=_POLL_SECONDS):
+        while not self._slots.acquire(timeout=_POLL_SECONDS):
             cancellation.check_cancelled()
         try:
             with self._lock:
@@ -202,13 +202,13 @@ class _Pool:
             try:
                 yield process
             except BaseException:
-                # It may be in the middle of something.
+                # It may be in the middle of a question.
                 process.kill()
                 raise
             with self._lock:
                 self._idle.setdefault(program, []).append(process)
         finally:
-            self._room.release()
+            self._slots.release()
 
     def close(self) -> None:
         with self._lock:
@@ -221,38 +221,38 @@ class _Pool:
 _pool = _Pool()
 
 
-def _leave_to_the_parent() -> None:
-    """A fork has the parent's pipes, on which two must not talk."""
+def _reset_after_fork() -> None:
+    """Gives a forked child an empty pool: two processes must not use the parent's pipes."""
     global _pool
     _pool = _Pool()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+os.register_at_fork(after_in_child=_reset_after_fork)
 atexit.register(lambda: _pool.close())
 
 
 @contextmanager
 def process(program: str) -> Iterator[Process]:
-    """A process of a program, of which as many work at once as there are cores; started where none waits.
+    """Yields an idle process of a program, or a new one; as many work at once as there are usable cores.
 
-    After an error in the with statement it is killed.
+    An error in the with statement kills the process.
 
     Raises:
         RunError: it cannot be started.
-        Interrupted: the run is to stop.
+        Interrupted: the run was cancelled.
     """
     with _pool.process(program) as found:
         yield found
 
 
 def serve(pipe: int, answer: Callable[["Caller"], None]) -> None:
-    """What the program of a process does: answers until the other side has gone.
+    """Runs the loop of a worker process: answers questions until the caller has ended.
 
     Args:
-        pipe: file descriptor.
-        answer: takes one question and sends its answer.
+        pipe: the file descriptor of the pipe.
+        answer: receives one question and sends its answer.
     """
-    # Ctrl-C and a service manager's stop are for the process that asks; this one ends with it.
+    # Ctrl-C and a service manager's stop are for the caller; this process ends with it.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)
     caller = Caller(pipe)
@@ -263,14 +263,14 @@ def serve(pipe: int, answer: Callable[["Caller"], None]) -> None:
 
 
 class Caller:
-    """The other side of a process's pipe."""
+    """The worker's end of the pipe to its caller."""
 
     def __init__(self, pipe: int) -> None:
         self._number = pipe
         self._pipe: Connection[Any, Any] = Connection(pipe)
 
     def receive(self) -> Any:
-        """The next question. While it is worked on, the caller's end is this process's end."""
+        """Returns the next question. Until `send`, the end of the caller kills this process."""
         self._end_with_caller(False)
         question = self._pipe.recv()
         self._end_with_caller(True)
@@ -279,12 +279,12 @@ class Caller:
         return question
 
     def send(self, answer: object) -> None:
-        """Answers."""
+        """Sends the answer."""
         self._end_with_caller(False)
         self._pipe.send(answer)
 
     def _end_with_caller(self, asked: bool) -> None:
-        # Anything that happens on the pipe meanwhile, such as its end, is SIGIO, which kills, even in C.
+        # Any event on the pipe, such as its end, then raises SIGIO, which kills the process even in C code.
         flags = fcntl.fcntl(self._number, fcntl.F_GETFL)
         fcntl.fcntl(self._number, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self._number, fcntl.F_SETFL, flags | os.O_ASYNC if asked else flags & ~os.O_ASYNC)

@@ -1,7 +1,7 @@
-"""Manifests: JSON files that faceprint writes, validated strictly when they are read back.
+"""Manifests: JSON files of galleries, bundles and backups, validated strictly when they are read back.
 
-A manifest may come from another machine or another person, so its types are checked, unknown fields are
-passed over, and whatever is wrong is one sentence that names the file and the field.
+A manifest may come from another machine or an untrusted source. So its types are checked, unknown fields are
+ignored, and every defect is reported in one sentence that names the file and the field.
 """
 
 import json
@@ -18,26 +18,26 @@ _T = TypeVar("_T")
 
 _TOO_MANY_DIGITS: Final = "a number of too many digits"
 
-# More than any manifest of ours: a card lists the photos of its split, some hundred bytes each.
+# The largest manifest in bytes. A model card lists the photos of its split, some hundred bytes each.
 MAX_BYTES: Final = 512 * 2**20
 
 
 def read_manifest(
     path: Path, kind: type[_T], *, error: type[FaceprintError], advice: str, max_bytes: int = MAX_BYTES
 ) -> _T:
-    """Reads a JSON file as a value of a type.
+    """Returns the content of a JSON file as a value of a type.
 
     Args:
-        path: of the file.
-        kind: what it must hold: a dataclass or TypedDict with annotated fields, a dict[str, str], ...
-            Types are strict: the text "1" is not a number. Fields that `kind` does not have are passed over.
-        error: raised for whatever is wrong with the file.
+        path: the file.
+        kind: the type of the content: a dataclass or TypedDict with annotated fields, a dict[str, str], ...
+            Types are strict: the text "1" is not a number. Fields that `kind` does not have are ignored.
+        error: the class of the error for any defect of the file.
         advice: the end of its sentence, what to do: "take another backup".
         max_bytes: a larger file is refused without being read.
 
     Raises:
-        `error`: the file is missing, too large, no JSON, nested too deeply, or not of this type; it names
-            the file and, where one is wrong, the field.
+        `error`: the file is missing, too large, not JSON, nested too deeply, or not of this type; it names
+            the file and the wrong field, if any.
         StorageError: the machine could not read it: an I/O error, too many open files.
     """
     data = _read(path, error=error, advice=advice, max_bytes=max_bytes)
@@ -47,7 +47,7 @@ def read_manifest(
 def read_tree(
     path: Path, kind: Any, *, error: type[FaceprintError], advice: str, max_bytes: int = MAX_BYTES
 ) -> Any:
-    """Reads a JSON file as Python's own values, once they are checked against a type.
+    """Returns the content of a JSON file as plain Python values, after a check against a type.
 
     For files that are written back, or that may hold NaN and integers of any size, as `json` writes them.
     Arguments and errors are those of `read_manifest`.
@@ -64,19 +64,19 @@ def parse_tree(
     error: type[FaceprintError],
     advice: str,
 ) -> Any:
-    """As `read_tree`, of JSON that was read already."""
+    """Returns what `read_tree` returns, for JSON that is already in memory."""
     try:
         tree = json.loads(data)
         if "\\ud" in (data if isinstance(data, str) else data.decode()).lower():
-            json.dumps(tree, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(tree, ensure_ascii=False).encode()  # raises for a lone surrogate
     except (ValueError, RecursionError) as failure:
-        raise error(f"{os.fspath(name)} is damaged ({_problem(data)}); {advice}.") from failure
+        raise error(f"{os.fspath(name)} is damaged ({_why_unreadable(data)}); {advice}.") from failure
     check_tree(tree, kind, name=name, error=error, advice=advice)
     return tree
 
 
-def _problem(data: bytes | str) -> str:
-    """Why JSON cannot be read."""
+def _why_unreadable(data: bytes | str) -> str:
+    """Returns why JSON cannot be read."""
     with suppress(ValueError, RecursionError):
         field = _unreadable_integer(json.loads(data, parse_int=_integer))
         if field is not None:
@@ -85,7 +85,7 @@ def _problem(data: bytes | str) -> str:
 
 
 class _Unreadable:
-    """Stands in the place of an integer of more digits than Python reads."""
+    """The placeholder of an integer with more digits than Python parses."""
 
 
 def _integer(digits: str) -> int | _Unreadable:
@@ -96,7 +96,7 @@ def _integer(digits: str) -> int | _Unreadable:
 
 
 def _unreadable_integer(tree: Any) -> str | None:
-    """Where an integer of too many digits stands, as `a.b[2].c`; None where there is none."""
+    """Returns the path of an integer with too many digits, as `a.b[2].c`; None where there is none."""
     waiting: list[tuple[str, Any]] = [("", tree)]
     while waiting:
         where, value = waiting.pop()
@@ -112,7 +112,7 @@ def _unreadable_integer(tree: Any) -> str | None:
 def check_tree(
     tree: Any, kind: Any, *, name: str | os.PathLike[str], error: type[FaceprintError], advice: str
 ) -> None:
-    """Checks values that `json` gave against a type; errors are those of `read_tree`."""
+    """Checks values from `json` against a type; errors are those of `read_tree`."""
     import msgspec
 
     try:
@@ -126,7 +126,7 @@ def check_tree(
 def _read(path: Path, *, error: type[FaceprintError], advice: str, max_bytes: int) -> bytes:
     try:
         status = path.stat()
-        # A pipe would be waited for.
+        # Reading a pipe would block.
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise error(f"{path} is a pipe or a device, not a file; {advice}.")
         size = status.st_size
@@ -148,8 +148,8 @@ def parse_manifest(
     error: type[FaceprintError],
     advice: str,
 ) -> _T:
-    """As `read_manifest`, of JSON that was read already; `name` is what the sentence calls it."""
-    # Imported here: most commands read no manifest of this kind before they answer.
+    """Returns what `read_manifest` returns, for JSON in memory; errors call it `name`."""
+    # Imported here: most commands need no manifest of this kind, and start faster without msgspec.
     import msgspec
 
     try:
@@ -167,9 +167,9 @@ def _damaged(
     problem, _, place = str(failure).partition(" - at `$")
     field = place.rstrip("`").lstrip(".")
     where = f"the field {field}: " if field else ""
-    return error(f"{os.fspath(name)} is damaged ({where}{_words(problem)}); {advice}.")
+    return error(f"{os.fspath(name)} is damaged ({where}{_as_sentence_part(problem)}); {advice}.")
 
 
-def _words(problem: str) -> str:
-    """msgspec's words for a wrong value, as a part of a sentence."""
+def _as_sentence_part(problem: str) -> str:
+    """Returns msgspec's message for a wrong value as a part of a sentence."""
     return (problem[:1].lower() + problem[1:]).replace("`", "")

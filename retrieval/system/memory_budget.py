@@ -1,4 +1,4 @@
-"""A budget of memory, in bytes, that all threads of the process share."""
+"""A memory budget in bytes that all threads of the process share, for decoding."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class ByteBudget:
-    """So many bytes; who needs some that are held by others waits for them."""
+    """A budget of `total` bytes; a thread waits while other threads hold the bytes that it needs."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -15,12 +15,12 @@ class ByteBudget:
 
     @property
     def held(self) -> int:
-        """Bytes that are held now."""
+        """The number of bytes held now."""
         return self._held
 
     @contextmanager
     def holding(self, number: int) -> Iterator[None]:
-        """Holds bytes inside the with statement; of more than there are, all. Never nest it in a thread."""
+        """Holds `number` bytes, at most the total, inside the with statement. Never nest it in one thread."""
         number = min(number, self.total)
         with self._changed:
             self._changed.wait_for(lambda: self._held + number <= self.total)

@@ -1,4 +1,4 @@
-"""Parquet: the only module that imports pyarrow, which is optional."""
+"""Parquet files: the only module that imports pyarrow, an optional dependency."""
 
 import os
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from typing import Any, Final
 from retrieval.errors import InputError, MissingDependency
 from retrieval.system.files import other_than_file, path_in_utf8
 
-# Bytes that pyarrow reads at a time. Otherwise it reads a whole column of a row group, however large.
+# Bytes that pyarrow reads at a time. By default it reads a whole column of a row group, however large.
 _READ_BYTES: Final = 2**20
 
 
 def pyarrow() -> tuple[Any, Any]:
-    """pyarrow and its module for Parquet.
+    """Returns pyarrow and its Parquet module.
 
     Raises:
         MissingDependency: it is not installed.
@@ -31,7 +31,7 @@ def pyarrow() -> tuple[Any, Any]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A Parquet file; what pyarrow finds wrong with it, then or later, becomes an InputError."""
+    """Yields an open Parquet file; an error of pyarrow in the with statement becomes an InputError."""
     pa, pq = pyarrow()
     if (other := other_than_file(path)) is not None:
         raise InputError(f"{path} is {other}; name a Parquet file.")
@@ -45,7 +45,7 @@ def opened(path: Path) -> Iterator[Any]:
             yield parquet
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            # pyarrow's own words are a paragraph.
+            # The message of pyarrow is a paragraph.
             raise InputError(f"{path} cannot be read: {os.strerror(error.errno).lower()}.") from error
         raise InputError(
             f"{path} is not a Parquet file, or it is damaged; make it or copy it again."

@@ -1,4 +1,4 @@
-"""Paths and addresses (URLs): absolute, comparable, and safe to print."""
+"""Paths and addresses (URLs): made absolute, comparable, and safe to print."""
 
 import os
 import posixpath
@@ -13,33 +13,34 @@ from urllib.request import url2pathname
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _AUTHORITY: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
 
-# What two parsers may read differently: white space, control characters and the backslash.
+# Characters that two URL parsers may treat differently: white space, control characters, the backslash.
 _AMBIGUOUS: Final = re.compile(r"[\x00-\x20\x7f\\]")
 
-# Schemes that name a server, and its usual port. Elsewhere the first name is a bucket or the like.
+# Schemes that name a server, and their default ports. In other schemes the authority is, say, a bucket.
 _PORTS: Final = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "ssh": 22, "smb": 445}
 
 
 def is_url(name: str | os.PathLike[str]) -> bool:
-    """Whether a name is an address, such as https://... or s3://..., and not a path."""
+    """Returns whether a name is an address, such as https://... or s3://..., and not a path."""
     return _URL.match(os.fspath(name)) is not None
 
 
 def absolute(name: str | os.PathLike[str]) -> str:
-    """A path made absolute, links not resolved; an address as it is, but file:// and local:// are paths."""
+    """Returns an absolute path, links not resolved; URLs as given, but file:// and local:// as paths."""
     text = os.fspath(name)
     if text[:7].lower() == "file://":
         text = url2pathname(urlsplit(text).path)
     elif text[:8].lower() == "local://":
-        text = text[8:]  # fsspec's, in which nothing is quoted
+        text = text[8:]  # fsspec's scheme, without percent-encoding
     return text if is_url(text) else os.path.abspath(text)
 
 
 def host_of(url: str) -> str | None:
-    """What an address is fetched from, in one spelling; None where that is not certain.
+    """Returns the host that an address is fetched from, normalized; None where it is ambiguous.
 
-    A server is `https://example.org:443`: lower case, the port always, no user name or password. A bucket is
-    `s3://name`. Not certain are malformed addresses and chains of fsspec (`zip://a.jpg::https://...`).
+    A server is `https://example.org:443`: lower case, always with the port, without user name and password.
+    A bucket is `s3://name`. Malformed addresses and chains of fsspec (`zip://a.jpg::https://...`) are
+    ambiguous.
     """
     found = _AUTHORITY.match(url)
     if found is None or "::" in url or _AMBIGUOUS.search(found[2]):
@@ -59,41 +60,41 @@ def host_of(url: str) -> str | None:
 
 
 def is_absolute(path: str) -> bool:
-    """Whether a place means the same from everywhere."""
+    """Returns whether a path or address does not depend on the current folder."""
     return is_url(path) or os.path.isabs(path)
 
 
 def is_below(path: str, roots: Iterable[str]) -> bool:
-    """Whether a path is one of some files or folders, or lies below one."""
+    """Returns whether a path is one of the roots, or is below one."""
     return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 
 def parent_name(path: str) -> str | None:
-    """The name of the folder that a file lies in, as an identity; None right below the root."""
+    """Returns the name of the parent folder of a file, as an identity; None right below the root."""
     if is_url(path):
         path = unquote(urlsplit(path).path)
     return composed(posixpath.basename(posixpath.dirname(path))) or None
 
 
 def composed(name: str) -> str:
-    """One spelling a name, that can be written anywhere.
+    """Returns a name in Unicode normalization form C, encodable as UTF-8.
 
-    macOS stores decomposed accents, everybody else composed ones; bytes that are not UTF-8 become `\\xe9`.
+    macOS stores decomposed accents, other systems composed ones; bytes that are not UTF-8 become `\\xe9`.
     """
     return unicodedata.normalize("NFC", readable(name))
 
 
 def readable(name: str | os.PathLike[str]) -> str:
-    """A name that can be written anywhere: lone surrogates, for bytes that are not UTF-8, are spelled out."""
+    """Returns a name that UTF-8 can encode: lone surrogates (bytes that are not UTF-8) become escapes."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
-        # No name of a file here, but a text from elsewhere; the locale has no letters for it.
+        # Not a file name of this system, but other text, which the encoding of the locale lacks.
         return os.fspath(name).encode("utf-8", "backslashreplace").decode()
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A name as a sentence shows it, on one line: `readable`, and control characters are spelled out, too."""
+    """Returns a name for a sentence, on one line: `readable`, with control characters as escapes too."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in readable(name)
@@ -101,21 +102,21 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def is_utf8_name(path: str) -> bool:
-    """Whether a path can be stored, and found again, as the UTF-8 that its bytes on the disk are.
+    """Returns whether the bytes of a path on the disk are the UTF-8 of its text, so that it can be stored.
 
-    Where Python decodes names by another encoding (a locale that is not UTF-8, without UTF-8 mode), a name
-    with letters beyond ASCII is not the text that it seems to be.
+    Where Python decodes names by another encoding (a locale that is not UTF-8, without UTF-8 mode), the text
+    of a name beyond ASCII is wrong.
     """
     return is_utf8(path) if names_are_utf8() else path.isascii()
 
 
 def names_are_utf8() -> bool:
-    """Whether Python decodes names of files as UTF-8, as it does but in some locales."""
+    """Returns whether Python decodes file names as UTF-8, as in all but some locales."""
     return sys.getfilesystemencoding() == "utf-8"
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a name read from the disk was UTF-8 (Python marks other bytes with surrogates)."""
+    """Returns whether a name read from the disk was UTF-8 (Python marks other bytes with surrogates)."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""A pipeline: stages in threads, with bounded queues between them; output is in input order.
+"""A pipeline for bulk work: stages in threads, with bounded queues between them; output is in input order.
 
-Each stage takes what the one before gives, works on it in as many threads as it has, and hands it on in the
-order in which it came. The last stage's results are taken by the caller, in the caller's own thread, at the
-caller's pace: when the caller stops taking, everything behind comes to rest.
+Each stage takes the results of the one before, works on them in its threads, and passes its results on in
+input order. The caller iterates the results of the last stage in its own thread. When the caller stops, the
+queues fill and all stages wait.
 """
 
 import threading
@@ -17,10 +17,10 @@ from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from retrieval.system import cancellation
 
-# How long leaving waits for a source that gives nothing, such as standard input, in seconds.
+# The longest wait of `close` for a blocked source, such as standard input, in seconds.
 _SOURCE_CLOSE_SECONDS: Final = 1.0
 
-# How often waiting for a result is left for a look at whether the run is to stop, in seconds.
+# The interval at which a wait for a result checks for cancellation, in seconds.
 _POLL_SECONDS: Final = 0.1
 
 
@@ -36,14 +36,14 @@ def _as_given(items: Iterator[Any]) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Stage(Generic[Given, Item, Result]):
-    """One step of a pipeline: what the stage before gives is gathered into items, each of which has a result.
+    """One step of a pipeline: gathers the results of the stage before into items, and computes their results.
 
     Attributes:
-        name: what it is called in reports.
-        work: what is done to an item, in several threads at once where there are several workers.
-        workers: how many threads.
-        room: how many items may be underway or wait for the next stage; one more may wait for room.
-        gather: makes other items of those of the stage before, such as batches; in one thread at a time.
+        name: the name in reports.
+        work: computes the result of an item; called by all workers at once.
+        workers: the number of threads.
+        room: the most items in work or waiting for the next stage; one more may wait for room.
+        gather: turns the results of the stage before into items, such as batches; in one thread at a time.
     """
 
     name: str
@@ -55,14 +55,14 @@ class Stage(Generic[Given, Item, Result]):
 
 @dataclass
 class Meter:
-    """What a stage did.
+    """The figures of a stage.
 
     Attributes:
-        name, workers: the stage's.
-        items: how many it finished.
-        busy_seconds: spent working, of all workers together.
-        starved_seconds: spent waiting for the stage before, of all workers together.
-        blocked_seconds: spent waiting for the stage behind, of all workers together.
+        name, workers: of the stage.
+        items: the number of finished items.
+        busy_seconds: time at work, summed over all workers.
+        starved_seconds: time waiting for the stage before, summed over all workers.
+        blocked_seconds: time waiting for the stage after, summed over all workers.
     """
 
     name: str
@@ -99,7 +99,7 @@ _END: Final = None
 
 
 class _Channel:
-    """Results on their way to the next stage, in order: each a Future, or `_END`."""
+    """The ordered, bounded queue of results between two stages: Futures, then `_END`."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -108,10 +108,10 @@ class _Channel:
         self._closed = False
 
     def put(self, item: "Future[Any] | None") -> None:
-        """Waits for room.
+        """Appends an item, after waiting for room.
 
         Raises:
-            _Stopped: it was closed.
+            _Stopped: the channel was closed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._room)
@@ -121,26 +121,26 @@ class _Channel:
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[Any]:
-        """What was put, each when it is done.
+        """Yields the results in order, each when it is done.
 
         Raises:
-            _Stopped: it was closed.
+            _Stopped: the channel was closed.
         """
         return self.taken(lambda: None)
 
     def taken(self, check: Callable[[], None]) -> Iterator[Any]:
-        """The same; while nothing is underway, `check` is called now and then, which may raise."""
+        """Yields the results as `__iter__` does; while the queue is empty, calls `check`, which may raise."""
         while True:
             with self._changed:
                 while not self._changed.wait_for(lambda: self._closed or len(self._items) > 0, _POLL_SECONDS):
                     check()
                 if self._closed:
                     raise _Stopped
-                # It keeps its room until it is done: what is underway counts as much as what waits.
+                # An item keeps its room until it is done: items in work count like waiting ones.
                 item = self._items[0]
             if item is _END:
                 return
-            # Whoever has it finishes it, also when the pipeline is closed meanwhile.
+            # Its worker finishes it, even if the pipeline is closed meanwhile.
             result = item.result()
             with self._changed:
                 if self._closed:
@@ -158,7 +158,7 @@ class _Channel:
 
 
 class _Runner:
-    """A stage at work."""
+    """A running stage: its threads, its results and its meter."""
 
     def __init__(self, stage: Stage[Any, Any, Any], before: Iterable[Any], meter: Meter) -> None:
         self.stage = stage
@@ -169,20 +169,20 @@ class _Runner:
         self._ended = False
         self._taking = threading.Lock()
         self.threads = [
-            # A source that never gives anything again must not keep the process alive.
+            # A source that blocks forever must not keep the process alive.
             threading.Thread(target=self._run, name=f"faceprint-{stage.name}-{number}", daemon=True)
             for number in range(stage.workers)
         ]
 
     def _run(self) -> None:
         with suppress(_Stopped):
-            while (taken := self._take()) is not None:
+            while (taken := self._take_item()) is not None:
                 item, future = taken
                 self._finish(item, future)
-                del taken, item, future  # or it would be kept until there is another
+                del taken, item, future  # else it would stay in memory until the next item
 
-    def _take(self) -> "tuple[Any, Future[Any]] | None":
-        """The next item, and the place of its result; one worker at a time, so places are in order."""
+    def _take_item(self) -> "tuple[Any, Future[Any]] | None":
+        """Returns the next item and the future of its result; one worker at a time, to keep the order."""
         with self._taking:
             if self._ended:
                 return None
@@ -197,21 +197,21 @@ class _Runner:
             except _Stopped:
                 raise
             except BaseException as error:
-                # It takes its place among the results: what came before is not lost.
+                # The error takes its place in the order: earlier results are not lost.
                 self._ended = True
                 future.set_exception(error)
                 self.results.put(future)
                 return None
             arrived = time.perf_counter()
-            self._give_place(future)
+            self._put_future(future)
             self.meter.add(starved=arrived - started, blocked=time.perf_counter() - arrived)
             return item, future
 
-    def _give_place(self, future: "Future[Any]") -> None:
+    def _put_future(self, future: "Future[Any]") -> None:
         try:
             self.results.put(future)
         except _Stopped:
-            self._ended = True  # or the next worker would take one more
+            self._ended = True  # else the next worker would take one more
             raise
 
     def _finish(self, item: Any, future: "Future[Any]") -> None:
@@ -225,19 +225,19 @@ class _Runner:
 
 
 class Pipeline(Generic[Result]):
-    """Stages at work on a source, as a context manager; iterating gives the last stage's results.
+    """Stages that work on a source, as a context manager; iterating yields the results of the last stage.
 
     `Pipeline(source).then(stage).then(another)`: at least one stage; the with statement starts the threads.
 
-    An error of the source or of a stage is raised where its result would have come, after everything before.
-    Leaving the with statement ends every thread and waits for it: each finishes the item that it is at, and
-    what is underway is dropped. Only a thread to which the source gives nothing is not waited for longer than
-    a second; it ends when the source does, or with its next item, which is dropped.
+    An error of the source or of a stage is raised in place of its result, after all earlier results. Leaving
+    the with statement stops all threads and waits for them: each finishes its current item, and pending
+    results are dropped. A thread that is blocked in the source is waited for at most 1 s; it ends when the
+    source ends, or with its next item, which is dropped.
 
-    Where Ctrl-C has asked for an end (`system.cancellation`) and the last stage has nothing underway,
-    iterating raises Interrupted.
+    After a cancellation (`system.cancellation`), iterating raises Interrupted once the last stage has no
+    pending item.
 
-    No more than `room + 1` items of each stage exist at a time, besides what its `gather` holds and the one
+    At most `room + 1` items of each stage exist at a time, besides those that its `gather` holds and the one
     that the caller has.
 
     Attributes:
@@ -247,18 +247,18 @@ class Pipeline(Generic[Result]):
     def __init__(self, source: Iterable[Result]) -> None:
         self.meters: dict[str, Meter] = {}
         self._runners: list[_Runner] = []
-        self._results: Iterable[Any] = self._given(source)
+        self._results: Iterable[Any] = self._track_source(source)
 
     def then(self, stage: Stage[Result, Any, Other]) -> "Pipeline[Other]":
-        """This pipeline with one stage more, which takes the results of the one before."""
+        """Appends a stage, which takes the results of the one before, and returns this pipeline."""
         self.meters[stage.name] = Meter(stage.name, stage.workers)
         runner = _Runner(stage, self._results, self.meters[stage.name])
         self._runners.append(runner)
         self._results = runner.results
         return cast("Pipeline[Other]", self)
 
-    def _given(self, source: Iterable[Any]) -> Iterator[Any]:
-        """The source's items; while one is waited for, that is written down."""
+    def _track_source(self, source: Iterable[Any]) -> Iterator[Any]:
+        """Yields the items of the source; `asks_source` is True while the first stage waits for one."""
         items = iter(source)
         while True:
             self._runners[0].asks_source = True
@@ -289,7 +289,7 @@ class Pipeline(Generic[Result]):
         return self._runners[-1].results.taken(cancellation.check_cancelled)
 
     def close(self) -> None:
-        """Ends every thread, after the item that it is at, and waits for it."""
+        """Stops all threads after their current items, and waits for them."""
         for runner in self._runners:
             runner.results.close()
         deadline = time.monotonic() + _SOURCE_CLOSE_SECONDS

@@ -1,11 +1,11 @@
-"""Facts proven about files, cached for this user so that they are proven once.
+"""A cache of proven facts about files, for this user, so that each fact is proven once.
 
-A fact is remembered as the existence of an empty file whose name is the SHA-256 of the fact, in
-`$XDG_CACHE_HOME/faceprint/proofs` (or `~/.cache/...`). So there is nothing to parse, to merge or to tear,
-and no name or path can be read from it. Where the folder cannot be used, facts are proven each time.
+A fact is stored as an empty file named by the SHA-256 of the fact, in `$XDG_CACHE_HOME/faceprint/proofs` (or
+`~/.cache/...`). So there is no content to parse, merge or tear, and no name or path can be read from it.
+Where the folder cannot be used, facts are proven each time.
 
-A file is known by its device, inode, size and times. What is not seen this way: bytes that change beneath
-the file system, and a file system whose maker chooses all of these. `faceprint verify` reads every byte.
+A file is identified by its device, inode, size and times. This misses bytes that change below the file
+system, and a file system made to forge all of these. `faceprint verify` reads every byte.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ _T = TypeVar("_T")
 
 Fact: TypeAlias = tuple[str | int, ...]
 
-# A file that is written right after it was read may keep its times, which some file systems count in steps
-# of 2 seconds; nothing is remembered of a file that was changed more recently than this, in nanoseconds.
+# Facts about a file that changed more recently than this, in nanoseconds, are not stored. A file that is
+# written right after a read may keep its times: some file systems count them in steps of 2 seconds.
 _SETTLED_NANOSECONDS: Final = 3 * 10**9
-# More facts than this are not kept: the oldest go.
+# At this number of facts the oldest are deleted, down to `_FACTS_KEPT`.
 _MAX_FACTS: Final = 1024
 _FACTS_KEPT: Final = 512
 
 
 class NotTheFile(Exception):
-    """A file does not have the SHA-256 that it should have."""
+    """A file does not have the expected SHA-256, is too large, or is not a plain file."""
 
 
 def load(
@@ -42,19 +42,19 @@ def load(
     use: Callable[[Path | bytes], _T],
     most: int,
 ) -> _T:
-    """Hands a file to a loader once its bytes are proven: by reading them now, or by an earlier proof.
+    """Returns a file loaded by `use`, after its bytes are proven: by reading them, or by an earlier proof.
 
     Args:
         path: the file.
-        sha256: what its bytes must have, in hex.
-        check: looks at bytes of that SHA-256 before they are loaded; raises where it refuses them.
-        checked: what `check` proves; stands for it and for everything that its verdict depends on.
-        use: loads bytes, or a path to a file that was proven before. Called a second time, with bytes, if
+        sha256: the expected SHA-256 of its bytes, in hex.
+        check: validates bytes of that SHA-256 before they are loaded; raises to refuse them.
+        checked: the fact that `check` proves; identifies the check and everything that its result depends on.
+        use: loads bytes, or the path of a file that was proven earlier. Called a second time, with bytes, if
             the file changed meanwhile.
         most: the largest file that is read, in bytes.
 
     Raises:
-        NotTheFile: the file has another SHA-256 or is larger than `most`.
+        NotTheFile: the file has another SHA-256, is larger than `most`, or is not a plain file.
         OSError: the file cannot be read.
     """
     found = os.stat(path)
@@ -82,27 +82,27 @@ def load(
 
 
 def known(fact: Fact) -> bool:
-    """Whether a fact is remembered."""
+    """Returns whether a fact is stored."""
     folder = _folder()
     try:
         return (
             folder is not None
-            and _mine(os.lstat(folder), stat.S_ISDIR)
-            and _mine(os.lstat(folder / _name(fact)), stat.S_ISREG)
+            and _is_private(os.lstat(folder), stat.S_ISDIR)
+            and _is_private(os.lstat(folder / _name(fact)), stat.S_ISREG)
         )
     except OSError:
         return False
 
 
 def remember(fact: Fact) -> None:
-    """Remembers a fact, where that is possible."""
+    """Stores a fact, if the cache folder can be used."""
     folder = _folder()
     if folder is None:
         return
-    # Remembering only saves time: a read-only or full home folder is no error.
+    # The cache only saves time: a read-only or full home folder is no error.
     with suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _mine(os.lstat(folder), stat.S_ISDIR):
+        if not _is_private(os.lstat(folder), stat.S_ISDIR):
             return
         _prune(folder)
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -120,13 +120,13 @@ def _prune(folder: Path) -> None:
 
 def _folder() -> Path | None:
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    # As the XDG specification says, a relative path is ignored; a user may have no home folder.
+    # The XDG specification ignores a relative path; a user may have no home folder.
     base = Path(cache) if os.path.isabs(cache) else Path(os.path.expanduser("~")) / ".cache"
     return base / "faceprint" / "proofs" if base.is_absolute() else None
 
 
-def _mine(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
-    """Whether only this user can have made it."""
+def _is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
+    """Returns whether a file of this kind can have been made by this user only."""
     mine = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
     return kind(status.st_mode) and mine and not status.st_mode & 0o022
 

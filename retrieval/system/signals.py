@@ -1,4 +1,4 @@
-"""Ctrl-C in long runs: the first asks the run to stop, the second ends it at once."""
+"""Ctrl-C in long runs: the first asks the run to stop, the second ends it immediately."""
 
 import signal
 import threading
@@ -10,16 +10,17 @@ from typing import Final
 
 from retrieval.system.cancellation import stoppable
 
-# What comes within so many seconds of a signal is that signal: `timeout`, for one, sends every one twice.
+# A second signal within this many seconds is the same request: `timeout`, for one, sends each signal twice.
 _REPEAT_SECONDS: Final = 0.25
 
 
 @contextmanager
 def graceful() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGINT or SIGTERM has asked for an end.
+    """Yields a function that returns whether SIGINT or SIGTERM was received.
 
-    Until the with statement ends, threads that decode photos learn of it as well (`system.cancellation`).
-    Signals can be taken over in the main thread only; elsewhere the function always says False.
+    Until the with statement ends, the signal also cancels threads that decode photos
+    (`system.cancellation`). Signals can be handled in the main thread only; in another thread the function
+    always returns False.
     """
     asked = threading.Event()
     first = 0.0

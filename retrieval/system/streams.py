@@ -1,9 +1,10 @@
-"""The standard streams of the command: UTF-8, and usable when closed or broken.
+"""The standard streams of the command line: UTF-8, and usable when closed or broken.
 
-Another encoding is used if PYTHONIOENCODING asks for it.
+PYTHONIOENCODING selects another encoding.
 
-A command ends by its own outcome. Where the reader of its output has gone (`| head`), or none was there from
-the beginning (`>&-`, a windowed launcher), it goes on, and what it prints goes nowhere.
+The exit code of a command is its own result. Where the reader of its output has closed the pipe (`| head`),
+or the stream was closed from the start (`>&-`, a windowed launcher), the command continues and its output is
+discarded.
 """
 
 import codecs
@@ -13,21 +14,21 @@ import os
 import sys
 from typing import Any, Final
 
-# Set for the program that is started anew, so that it is not started again.
+# Set in the environment of the restarted program, so that it does not restart again.
 _RESTARTED_VARIABLE: Final = "FACEPRINT_RESTARTED_IN_UTF8"
 
 
-# How letters that an encoding lacks are written: as JSON writes them, since what is printed may be JSON.
+# The error handler that writes characters missing in an encoding as JSON escapes: the output may be JSON.
 _ERROR_HANDLER: Final = "faceprint-escaped"
 
-# A line with letters that many encodings lack, and one that all do. It is longer than a host's name may be.
+# A line with characters that many encodings lack, and one that all lack; longer than a host name can be.
 _SAMPLE_TEXT: Final = f"{'name..: ' * 16}\u00e9\u9854\U0001f642\udcff\n"
 
 
 def restart_in_utf8() -> None:
-    """Starts the program anew in Python's UTF-8 mode where the locale has another encoding.
+    """Restarts the program in Python's UTF-8 mode where the locale has another encoding.
 
-    Otherwise names of files that are UTF-8 could neither be told from others nor be stored as they are.
+    Otherwise file names in UTF-8 could neither be distinguished from others nor be stored unchanged.
     """
     if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8" or _RESTARTED_VARIABLE in os.environ:
         return
@@ -38,12 +39,12 @@ def restart_in_utf8() -> None:
     try:
         os.execve(sys.executable, arguments, environment)
     except OSError:
-        # It goes on in the locale's encoding; names that cannot be told are rejected one by one.
+        # Continue in the encoding of the locale; ambiguous names are rejected one by one.
         return
 
 
 def prepare() -> None:
-    """Puts streams in place of closed ones, and lets the others outlive their readers."""
+    """Replaces closed streams, and makes the others survive the end of their readers."""
     for descriptor in range(3):
         _open_if_closed(descriptor)
     codecs.register_error(_ERROR_HANDLER, _escape)
@@ -52,9 +53,9 @@ def prepare() -> None:
 
 
 def lost() -> OSError | None:
-    """Why a part of what was printed was not written, such as for a full disk; None where nothing is known.
+    """Returns the error that lost a part of the output, such as a full disk; None where none is known.
 
-    A reader that has gone is no reason: it wanted no more.
+    A closed pipe is not an error: its reader wanted no more.
     """
     stream: Any = sys.stdout
     try:
@@ -66,7 +67,7 @@ def lost() -> OSError | None:
 
 
 class _Output(io.FileIO):
-    """A descriptor for writing; from the first failure on, what is written goes nowhere."""
+    """A raw output stream; from the first failure on, writes are discarded."""
 
     error: OSError | None = None
 
@@ -89,7 +90,7 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 
 def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
     if stream is not original:
-        # A program's own, or a test's.
+        # A stream that the embedding program or a test has set.
         if isinstance(stream, io.TextIOWrapper) and _escapes(stream.encoding):
             stream.reconfigure(errors=_ERROR_HANDLER)
         return stream
@@ -98,7 +99,7 @@ def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
     return io.TextIOWrapper(
         io.BufferedWriter(_Output(descriptor, "w", closefd=False)),
         encoding=_encoding(stream),
-        # An encoding that lacks a letter of a name gets its code instead of an error.
+        # A character that the encoding lacks is written as an escape instead of an error.
         errors=_ERROR_HANDLER,
         line_buffering=getattr(stream, "line_buffering", False),
         write_through=getattr(stream, "write_through", False),
@@ -106,16 +107,16 @@ def _prepared(stream: Any, original: Any, descriptor: int) -> Any:
 
 
 def _encoding(stream: Any) -> str:
-    """That of a stream; UTF-8 for ASCII, which click takes for a mistake too and overrules.
+    """Returns the encoding of a stream; UTF-8 in place of ASCII, which click overrules as a mistake too.
 
-    It is UTF-8 too for a codec that is none for texts, such as idna, which is for names of hosts.
+    It is also UTF-8 in place of a codec that is not for text, such as idna, which is for host names.
     """
     encoding: str = getattr(stream, "encoding", "utf-8")
     return encoding if codecs.lookup(encoding).name != "ascii" and _escapes(encoding) else "utf-8"
 
 
 def _escapes(encoding: str) -> bool:
-    """Whether an encoding takes any text, with letters that it lacks written as `_ERROR_HANDLER` has them."""
+    """Returns whether an encoding accepts any text, with missing characters written by `_ERROR_HANDLER`."""
     try:
         codecs.getincrementalencoder(encoding)(_ERROR_HANDLER).encode(_SAMPLE_TEXT, True)
     except (UnicodeError, LookupError):
@@ -124,7 +125,7 @@ def _escapes(encoding: str) -> bool:
 
 
 def _open_if_closed(descriptor: int) -> None:
-    """Takes a closed descriptor, so that no file that is opened later gets it and is printed into."""
+    """Opens a closed standard descriptor on /dev/null, so that no later file gets it and receives output."""
     try:
         os.fstat(descriptor)
     except OSError:

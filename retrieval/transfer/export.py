@@ -1,4 +1,4 @@
-"""Exporting: one snapshot of a gallery as Parquet files and a manifest."""
+"""Export: writes one snapshot of a gallery as Parquet files and a manifest."""
 
 import dataclasses
 import hashlib
@@ -127,7 +127,7 @@ def _check_segment(vault: Vault, path: Path, segment: Segment) -> None:
 
 
 def _groups(segments: Sequence[tuple[Ids, Vectors]], rows: int) -> Iterator[tuple[Ids, Vectors]]:
-    """All rows, `rows` at a time; views of the segments where a group lies in one of them."""
+    """Yields all rows, `rows` at a time; as views where a group lies in one segment."""
     parts: list[tuple[Ids, Vectors]] = []
     missing = rows
     for ids, vectors in segments:
@@ -152,7 +152,7 @@ def _joined(parts: Sequence[tuple[Ids, Vectors]]) -> tuple[Ids, Vectors]:
 
 
 def _records(vault: Vault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]) -> Iterator[dict[str, Any]]:
-    """The columns of each row group."""
+    """Yields the columns of each row group."""
     for ids, vectors in groups:
         found = reader.faces(ids.tolist())
         try:

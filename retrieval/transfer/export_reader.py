@@ -1,4 +1,4 @@
-"""Reading an export: every byte and every row of it is checked before anything is made of it."""
+"""Export reader for imports: checks every byte and every row of an export before it is used."""
 
 import hashlib
 import os
@@ -30,12 +30,12 @@ from retrieval.transfer.parquet_blocks import BLOCK, metadata_column, read_block
 
 @dataclass(frozen=True, slots=True)
 class ExportBatch:
-    """Some rows of an export: faces as they were in the gallery, and their vectors (n, d), C order.
+    """A batch of rows of an export: faces of the exported gallery, and their vectors (n, d), C order.
 
     Attributes:
         faces: with their metadata.
         vectors: in the same order.
-        people: what was said about their identities, by name; who is not in it had no metadata.
+        people: the metadata of their identities, by name; without identities that have none.
     """
 
     faces: list[Face]
@@ -44,10 +44,10 @@ class ExportBatch:
 
 
 def read_export(folder: Path) -> Export:
-    """Opens an export and reads every byte of it: whoever has its Export can trust its files.
+    """Returns an export after checking every byte of its files.
 
     Raises:
-        InputError: there is none, a newer version made it, or a file is not what its manifest says.
+        InputError: there is no export, a newer version made it, or a file does not match the manifest.
         MissingDependency: pyarrow is not installed.
     """
     exported = read_export_manifest(folder)
@@ -66,7 +66,7 @@ def read_export(folder: Path) -> Export:
 
 def _verify(path: Path, file: ExportedFile) -> None:
     try:
-        # Neither a link nor a pipe: what was copied whole is a file of its own.
+        # Neither a link nor a pipe: a complete copy consists of plain files.
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
             status = os.fstat(opened.fileno())
             is_whole = stat.S_ISREG(status.st_mode) and status.st_size == file.bytes
@@ -88,17 +88,17 @@ def _check_schema(path: Path, parquet: Any, exported: Export) -> None:
 
 
 def _check_rows(exported: Export) -> None:
-    """Reads every row before one is enrolled: no face, no photo and no path may come twice.
+    """Checks all rows before the first is enrolled: no face, photo or path may occur twice.
 
     Raises:
-        InputError: a row that no export has, or another number of rows or identities than the manifest says.
+        InputError: a row is invalid, or the number of rows or identities differs from the manifest.
     """
     ids, digests, paths = [np.empty(0, np.int64)], [np.empty(0, "S64")], [np.empty(0, "S16")]
     names: set[str] = set()
     for batch in rows(exported):
         ids.append(np.array([face.id for face in batch.faces], np.int64))
         digests.append(np.array([face.sha256 for face in batch.faces], "S64"))
-        # 16 bytes of each path, so that memory is that of numbers.
+        # A hash of 16 bytes for each path, to bound memory.
         known = [_short(path) for face in batch.faces for path in face.paths]
         paths.append(np.array(known, "V16").view("S16") if known else np.empty(0, "S16"))
         names |= {face.identity for face in batch.faces if face.identity is not None}
@@ -118,10 +118,10 @@ def _short(path: str) -> bytes:
 
 
 def rows(exported: Export, *, size: int = BLOCK) -> Iterator[ExportBatch]:
-    """Every row of an export, at most `size` at a time and never from two files at once.
+    """Yields all rows of an export, at most `size` at a time and never from two files at once.
 
     Raises:
-        InputError: a file cannot be read, a vector is not finite, or a row is one that no export has.
+        InputError: a file cannot be read, a vector is not finite, or a row is invalid.
     """
     names = [name for name in exported.columns if name != "vector"]
     for file in exported.files:
@@ -142,10 +142,10 @@ def rows(exported: Export, *, size: int = BLOCK) -> Iterator[ExportBatch]:
 
 
 def _check_columns_of(path: Path, columns: dict[str, list[Any]], first: int) -> None:
-    """Checks the values of some rows of an export, the first of which is row number `first` of its file.
+    """Checks the values of rows of an export; the first is row number `first` of its file.
 
     Raises:
-        InputError: one cannot be stored; the sentence names the row and the column.
+        InputError: a value cannot be stored; the message names the row and the column.
     """
     checks: dict[str, Callable[[Any], bool]] = {
         "id": lambda number: number is not None and number > 0,

@@ -1,4 +1,4 @@
-"""Importing: what another gallery exported is offered to this one."""
+"""Import: enrolls the faces of another gallery's export into this one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ _STATUS_ORDER: Final = (Status.ENROLLED, Status.REJECTED, Status.DUPLICATE, Stat
 
 @dataclass(slots=True)
 class Imported:
-    """What an import did. `found` is always `enrolled + known + duplicate + rejected`: each row once.
+    """The result of an import. `found` is always `enrolled + known + duplicate + rejected`: each row once.
 
     Attributes:
         enrolled: rows that became faces.
-        known: rows of which the gallery knew everything.
-        duplicate: rows whose bytes the gallery had, under other paths or none.
-        rejected: rows whose bytes the gallery has under another identity.
+        known: rows that the gallery already held completely.
+        duplicate: rows with bytes that the gallery had, under other paths or none.
+        rejected: rows with bytes that the gallery has under another identity.
         replaced: paths that led to other faces of the gallery until now.
         interrupted: whether it was stopped before the last row.
     """
@@ -43,7 +43,7 @@ class Imported:
 
     @property
     def found(self) -> int:
-        """Rows that were looked at."""
+        """The number of rows that were processed."""
         return self.enrolled + self.known + self.duplicate + self.rejected
 
 
@@ -57,13 +57,13 @@ def import_export(
 ) -> Imported:
     """Offers every face of an export to a gallery: its SHA-256, its identity, all of its paths, its vector.
 
-    Duplicates, conflicts and older names are judged as always. Face ids are new, and so are the times of
-    enrolling. What the gallery says about a face or a person stays; metadata of the export fill in what it
-    has no key for. A path that leads to other bytes in the gallery leads to the exported face from then on.
+    Duplicates, conflicts and former names are handled as in any enrollment. Face ids and times of enrollment
+    are new. Metadata of the gallery stay; metadata of the export add missing keys. A path of another face in
+    the gallery is moved to the exported face.
 
     Args:
-        vault: the gallery's.
-        exported: what `read_export` gave.
+        vault: the gallery.
+        exported: the result of `read_export`.
         enroll: `Gallery.enroll_vectors`.
         on_outcome: called once for every row that was not enrolled, after its batch is durable.
         should_stop: asked between batches; True ends the import, with everything so far enrolled.
@@ -88,7 +88,7 @@ def import_export(
 
 
 def _import_calibration(vault: Vault, exported: Export) -> None:
-    """Takes over the thresholds of a gallery that this one has become: it has these faces and no other."""
+    """Copies the calibration to a gallery without one that has the same model and number of faces."""
 
     def wanted(reader: Reader) -> Calibration | None:
         serving = vault.serving(reader)
@@ -149,7 +149,7 @@ def _import_batch(
 
 
 def _import_people(vault: Vault, batch: ExportBatch) -> None:
-    """Fills in the metadata of a batch's identities; one that has no faces here is passed over."""
+    """Adds the metadata of a batch's identities; skips an identity without faces in this gallery."""
 
     def missing(reader: Reader) -> dict[int, Metadata]:
         own: dict[int, Metadata] = {}

@@ -1,4 +1,4 @@
-"""An export as its manifest describes it: what it is of, and the SHA-256 of each of its files, and of itself.
+"""The manifest of an export: its origin, the SHA-256 of each of its files, and that of itself.
 
 OUT/
   faces-00000.parquet   ids, identities, SHA-256s, times, paths, metadata, vectors; as the segments lie
@@ -68,15 +68,15 @@ class Export:
     """An export on disk, as its manifest describes it.
 
     Attributes:
-        folder: where it lies.
+        folder: the folder of the export.
         created_at: ISO 8601, UTC.
-        gallery: the UUID of the gallery that it shows.
-        revision: the gallery's, which tells its states apart.
-        faces, identities: how many.
-        fingerprint, architecture, dimension, preprocessing: the model's, as in `ModelBundle`.
+        gallery: the UUID of the exported gallery.
+        revision: the revision of the exported snapshot.
+        faces, identities: their numbers.
+        fingerprint, architecture, dimension, preprocessing: of the model, as in `ModelBundle`.
         files: in the order of the rows.
         version: of the format, see `NEWEST_VERSION`.
-        calibration: of the gallery, as `Calibration.fields` says it; None where it had none.
+        calibration: of the gallery, as from `Calibration.fields`; None where it had none.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class Export:
 
     @property
     def columns(self) -> dict[str, str]:
-        """What the columns of its files are, in their order."""
+        """The columns of its files, in their order."""
         return {
             name: words
             for name, words in _COLUMNS.items()
@@ -104,11 +104,11 @@ class Export:
 
     @property
     def bytes(self) -> int:
-        """Size of the Parquet files."""
+        """The size of the Parquet files in bytes."""
         return sum(file.bytes for file in self.files)
 
     def manifest(self) -> str:
-        """The text of manifest.json."""
+        """Returns the text of manifest.json."""
         fields: dict[str, Any] = {
             "format": FORMAT,
             "version": self.version,
@@ -283,7 +283,7 @@ def _checksum(fields: dict[str, Any]) -> str:
 def export_schema(
     fingerprint: str, dimension: int, *, gallery: str, version: int = VERSION_WITH_METADATA
 ) -> Any:
-    """The columns of an export's files."""
+    """Returns the columns of the files of an export."""
     pa, _ = pyarrow()
     has_metadata = version >= VERSION_WITH_METADATA
     return pa.schema(

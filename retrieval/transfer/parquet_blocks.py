@@ -35,7 +35,7 @@ def vector_field(dimension: int) -> Any:
 
 
 class _Hashed:
-    """A file that knows the SHA-256 of what was written to it."""
+    """A file that computes the SHA-256 of the bytes written to it."""
 
     closed = False
 
@@ -51,7 +51,7 @@ class _Hashed:
 
 
 def write_groups(file: BinaryIO, schema: Any, groups: Iterable[dict[str, Any]]) -> tuple[int, str]:
-    """Writes row groups as Parquet; returns how many rows there are, and the SHA-256 of what was written."""
+    """Writes row groups as Parquet; returns the number of rows, and the SHA-256 of the written bytes."""
     pa, pq = pyarrow()
     texts = [name for name in schema.names if name not in ("id", "vector")]
     rows, hashed = 0, _Hashed(file)
@@ -85,7 +85,7 @@ _Block: TypeAlias = tuple[dict[str, list[Any]], Vectors]  # columns by their nam
 
 
 def read_blocks_ahead(path: Path, names: Sequence[str], dimension: int, size: int) -> Iterator[_Block]:
-    """What `_read_blocks` gives, each block read by a thread while the one before it is used."""
+    """Yields the blocks of `_read_blocks`; a thread reads each while the one before it is used."""
     with (
         closing(_read_blocks(path, names, dimension, size)) as blocks,
         ThreadPoolExecutor(1, thread_name_prefix="faceprint-read") as thread,

@@ -1,4 +1,4 @@
-"""Files of vectors that were made elsewhere, with what is known of their photos, as Parquet."""
+"""Vector files: Parquet files of embeddings from other programs, with data about their photos."""
 
 import hashlib
 import unicodedata
@@ -64,7 +64,7 @@ def read_embeddings(
 
 
 def count_embeddings(path: Path) -> int:
-    """How many rows a Parquet file has.
+    """Returns the number of rows of a Parquet file.
 
     Raises:
         InputError: it is not a Parquet file.
@@ -102,7 +102,7 @@ def _digests(path: Path, given: Sequence[str | None], vectors: Vectors, row: int
 
 
 def _composed(names: Sequence[str | None]) -> list[str | None]:
-    """Names in Unicode's composed form, as those of folders are."""
+    """Returns names in Unicode normalization form C, like those of folders."""
     known = {name: unicodedata.normalize("NFC", name) if name else None for name in set(names)}
     return [known[name] for name in names]
 
