@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from retrieval.cli.modes import refuse_unusable
+from retrieval.cli.output_files import refuse_collisions
 from retrieval.cli.spellings import JSON_NAMED_A_FILE, in_todays, json_in_a_file, renewed
 from retrieval.errors import FaceprintError
 
@@ -29,7 +30,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses arguments, and prints a sentence about each old spelling among them."""
         args, notices = renewed(self._named, args)
-        if self._named in JSON_NAMED_A_FILE and self._json_names_a_file(args):
+        if self._named in JSON_NAMED_A_FILE and self._json_names_a_file(ctx, args):
             args, further = json_in_a_file(args)
             notices += further
         for sentence in [] if ctx.resilient_parsing else notices:
@@ -46,6 +47,7 @@ class Command(TyperCommand):
         spelled = self._spelled()
         given = {name: value for name, value in ctx.params.items() if _is_given(ctx, name)}
         refuse_unusable(self._named, given, spelled)
+        refuse_collisions(self._named, given, spelled)
         try:
             return super().invoke(ctx)
         except FaceprintError as error:
@@ -57,10 +59,12 @@ class Command(TyperCommand):
     def _named(self) -> str:
         return self.name or ""
 
-    def _json_names_a_file(self, args: list[str]) -> bool:
+    def _json_names_a_file(self, ctx: Any, args: list[str]) -> bool:
         """Returns whether --json has a value, which shows as one more argument than the command takes."""
         # Errors in the arguments are raised by the actual parsing, not by this one.
-        parser = self.make_parser(typer.Context(self, resilient_parsing=True))
+        # It has the same names for help: a command makes its option --help once, and keeps it.
+        trial = typer.Context(self, resilient_parsing=True, help_option_names=ctx.help_option_names)
+        parser = self.make_parser(trial)
         _, spare, _ = parser.parse_args(args=list(args))
         return bool(spare) or any(word.startswith("--json=") for word in args)
 

@@ -69,6 +69,11 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
     ),
     "ingest": (
         Use(
+            ("model", "metadata", "report", "strict", "summary", "share", "rehash", *_DECODING, *_EMBEDDING),
+            bars=("dry_run",),
+            why="enrolls nothing",
+        ),
+        Use(
             ("relabel", "rehash", *_DECODING, *_EMBEDDING),
             bars=("embeddings",),
             why="enrolls vectors as they are",

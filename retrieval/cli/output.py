@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from retrieval.errors import InputError
+from retrieval.errors import InputError, RunError
 
 
 def print_json(value: Any) -> None:
@@ -16,25 +16,34 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=convert))
 
 
+def refusal(error: OSError) -> type[InputError | RunError]:
+    """Returns the error to raise for a file that cannot be written: of the path that was given, or of the disk."""
+    from retrieval.system.files import is_about_path
+
+    return InputError if is_about_path(error) else RunError
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file that is complete or absent.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: its path does not lead to a file that can be written.
+        RunError: the disk refused.
     """
     from retrieval.system.files import why, write_durably
 
     try:
         write_durably(path, data)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {why(error)}.") from error
+        raise refusal(error)(f"{path} cannot be written: {why(error)}.") from error
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes a report with one JSON object per line, complete or absent.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: its path does not lead to a file that can be written.
+        RunError: the disk refused.
     """
     from retrieval.system.files import write_durably
 
@@ -42,4 +51,4 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     try:
         write_durably(path, text.encode())
     except OSError as error:
-        raise InputError(f"The report {path} cannot be written: {error.strerror}.") from error
+        raise refusal(error)(f"The report {path} cannot be written: {error.strerror}.") from error

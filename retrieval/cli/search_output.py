@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from retrieval.cli.output import refusal
 from retrieval.console import terminal
-from retrieval.errors import InputError, UnreadableImage
+from retrieval.errors import UnreadableImage
 
 if TYPE_CHECKING:
     from retrieval.index.knn import Explanation
@@ -190,7 +191,8 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
     """Draws each query picture beside its closest photos, as a PNG file; nothing without query pictures.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: its path does not lead to a file that can be written.
+        RunError: the disk refused.
     """
     from retrieval.images.panel import PanelRow, Tile, panel
     from retrieval.system.files import why, write_durably
@@ -219,5 +221,5 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
     try:
         write_durably(path, picture.getvalue())
     except OSError as error:
-        raise InputError(f"The picture {path} cannot be written: {why(error)}.") from error
+        raise refusal(error)(f"The picture {path} cannot be written: {why(error)}.") from error
     typer.echo(f"drew {path}", err=True)

@@ -1,0 +1,59 @@
+"""The files that a command writes: each has a path of its own, which no input has, outside the gallery."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from retrieval.errors import InputError
+
+# Parameters of commands that name a file to write.
+_WRITTEN: Final = ("report", "summary", "json_file", "page", "fix", "plot")
+_WRITTEN_BY_COMMAND: Final[Mapping[str, tuple[str, ...]]] = {"embed": ("out",), "forget": ("receipt",)}
+
+# Parameters that name a file to read. A report may replace the report that --retry reads: it is read beforehand.
+_READ: Final = ("metadata", "embeddings", "vectors", "paths")
+
+
+def refuse_collisions(command: str, given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
+    """Refuses a file to write that another parameter names too, or that lies in the gallery.
+
+    Args:
+        command: its name.
+        given: the values on the command line, by the parameters of the command's function.
+        spelled: the name of each parameter on the command line.
+
+    Raises:
+        InputError: there is such a file; the sentence names it, and the options.
+    """
+    taken = {_place(given[name]): name for name in _READ if isinstance(given.get(name), Path)}
+    gallery = given.get("gallery")
+    for name, path in _written(command, given):
+        place = _place(path)
+        if place is None:
+            continue
+        other = taken.get(place)
+        if other == name:
+            continue
+        if other is not None:
+            raise InputError(f"{spelled[other]} and {spelled[name]} both name {path}; name two files.")
+        if isinstance(gallery, Path) and os.path.realpath(gallery) in map(str, Path(place).parents):
+            raise InputError(f"{spelled[name]} {path} lies in the gallery {gallery}; name a file outside it.")
+        taken[place] = name
+
+
+def _written(command: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The parameters and paths of all files that a command writes."""
+    for name in (*_WRITTEN_BY_COMMAND.get(command, ()), *_WRITTEN):
+        path = given.get(name)
+        if isinstance(path, Path):
+            yield name, path
+            if name == "out" and path.suffix == ".npy":
+                yield name, path.with_suffix(".csv")
+
+
+def _place(path: Path) -> str | None:
+    """The file that a path leads to; None for a device or a pipe, which any number of outputs may share."""
+    if path.exists() and not path.is_file():
+        return None
+    return os.path.realpath(path)

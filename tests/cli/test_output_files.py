@@ -1,0 +1,75 @@
+"""The files that a command writes never replace one another, an input, or a part of the gallery."""
+
+from pathlib import Path
+
+import pytest
+
+from retrieval import Gallery
+from tests.cli.test_app import Faceprint
+
+
+@pytest.fixture
+def faceprint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Faceprint:
+    return Faceprint(capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "second"),
+    [
+        ("embed {m} {p} --out {t}/v.npy --summary {t}/v.csv", "--out", "--summary"),
+        ("embed {m} {p} --out {t}/v.npy --report {t}/v.npy", "--out", "--report"),
+        ("audit {g} --page {t}/d.html --json-file {t}/../{n}/d.html", "--json-file", "--page"),
+        ("check {p} --page {t}/d.html --fix {t}/link/d.html", "--page", "--fix"),
+        ("ingest {g} {p} --report {t}/r.json --summary {t}/r.json", "--report", "--summary"),
+        ("ingest {g} --metadata {t}/table.csv --report {t}/table.csv", "--metadata", "--report"),
+        ("ingest {g} --embeddings {t}/table.csv --summary {t}/table.csv", "--embeddings", "--summary"),
+        ("search {g} --vectors {t}/table.csv {p}/a.jpg --plot {t}/table.csv", "--vectors", "--plot"),
+    ],
+)
+def test_two_options_that_name_one_file_are_refused(
+    command: str, first: str, second: str, faceprint: Faceprint, tmp_path: Path
+) -> None:
+    """Also by another spelling of its path; and what lies there stays."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "table.csv").write_text("identity,badge\n")
+    named = {"t": tmp_path, "n": tmp_path.name} | {name: tmp_path / name for name in "mpg"}
+    status, _, err = faceprint(*command.format(**named).split())
+    assert (status, f"faceprint: {first} and {second} both name " in err) == (2, True), err
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "table.csv"}
+    assert (tmp_path / "table.csv").read_text() == "identity,badge\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["forget {g} --face 1 --receipt {g}/r.json", "audit {g} --page {g}/vectors/new/page.html"]
+)
+def test_a_file_in_the_gallery_is_refused(
+    command: str, faceprint: Faceprint, gallery: Gallery, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(gallery.folder)
+    status, _, err = faceprint(*command.format(g=tmp_path / "link").split())
+    assert (status, f"lies in the gallery {tmp_path / 'link'}; name a file outside it" in err) == (2, True)
+
+
+def test_devices_may_take_any_number_of_outputs(faceprint: Faceprint, gallery: Gallery) -> None:
+    status, _, err = faceprint(
+        "ingest", gallery.folder, "nowhere", "--report", "/dev/null", "--summary", "/dev/null"
+    )
+    assert (status, "nowhere" in err) == (2, True)
+
+
+def test_the_report_of_a_retry_may_replace_the_one_that_is_retried(
+    faceprint: Faceprint, gallery: Gallery, faces: Path, tmp_path: Path
+) -> None:
+    photos, report = tmp_path / "photos", tmp_path / "r.jsonl"
+    photos.mkdir()
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (photos / "whole.jpg").write_bytes(next(faces.glob("*/*.jpg")).read_bytes())
+    assert faceprint("ingest", gallery.folder, photos, "--report", report)[0] == 0
+    status, out, _ = faceprint("ingest", gallery.folder, "--retry", report, "--report", report)
+    assert (status, "found 1 =" in out, "broken.jpg" in report.read_text()) == (2, True, True)
+
+
+@pytest.mark.parametrize("command", ["check", "audit", "search"])
+def test_a_command_shows_its_help_by_one_letter_too(command: str, faceprint: Faceprint) -> None:
+    status, out, _ = faceprint(command, "-h")
+    assert (status, "Usage: faceprint" in out) == (0, True)
