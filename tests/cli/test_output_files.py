@@ -1,10 +1,13 @@
 """The files that a command writes never replace one another, an input, or a part of the gallery."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from retrieval import Gallery
+from retrieval.cli.output import refusal
+from retrieval.errors import InputError, RunError
 from tests.cli.test_app import Faceprint
 
 
@@ -67,6 +70,21 @@ def test_the_report_of_a_retry_may_replace_the_one_that_is_retried(
     assert faceprint("ingest", gallery.folder, photos, "--report", report)[0] == 0
     status, out, _ = faceprint("ingest", gallery.folder, "--retry", report, "--report", report)
     assert (status, "found 1 =" in out, "broken.jpg" in report.read_text()) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, RunError),
+        (errno.EROFS, RunError),
+        (errno.ENOENT, InputError),
+        (errno.EACCES, InputError),
+    ],
+)
+def test_a_full_disk_is_a_failed_run_and_a_wrong_path_wrong_input(
+    number: int, expected: type[Exception]
+) -> None:
+    assert refusal(OSError(number, "no")) is expected
 
 
 @pytest.mark.parametrize("command", ["check", "audit", "search"])
