@@ -308,7 +308,7 @@ def test_only_the_gallerys_own_model_is_accepted(
         gallery.require(other_bundle)
     assert str(caught.value) == (
         f"The gallery {gallery.folder} was made with another model (fingerprint {bundle.fingerprint[:12]}, "
-        f"not {other_bundle.fingerprint[:12]}); leave --model out, or enroll into a new gallery."
+        f"not {other_bundle.fingerprint[:12]}); leave `model` out, or enroll into a new gallery."
     )
 
 

@@ -233,7 +233,7 @@ def test_decoding_and_converting_takes_no_more_memory_than_the_header_says(
         "def hold(number): print(number); return nullcontext()\n"
         "task, container = pixels._Task('square', 64), containers.parse(data)\n"
         "made = pixels._work_on_container(container, task, hold) if container else "
-        "pixels._work(pixels._Picture(pixels._opened(data), page=True), task, hold)\n"
+        "pixels._work(pixels._Picture(pixels._open_untrusted(data), page=True), task, hold)\n"
         "print(peak() - before)\n"
     )
     done = subprocess.run(

@@ -208,7 +208,7 @@ def test_what_is_there_already_is_not_made_again(model: ModelBundle, tmp_path: P
 def test_a_new_projection_needs_photos(model: ModelBundle, derived: Any, tmp_path: Path) -> None:
     sentence = (
         "A projection is learned from the photos that the model was trained on; "
-        "give their folder with --data."
+        "give their folder with `data`."
     )
     assert _refusal(InputError, model, tmp_path / "new", Embedding(dimensions=5)) == sentence
     for change in ({"dimensions": 4}, {"pooling": "avg"}, {"layers": ("layer4",)}, {"whiten": False}):

@@ -534,7 +534,7 @@ def test_the_automatic_device_is_the_gpu_where_there_is_one() -> None:
 def test_a_device_that_does_not_exist_is_an_input_error(name: str) -> None:
     with pytest.raises(InputError) as caught:
         pick_device(name)
-    assert str(caught.value) == f"There is no device {name} here; use --device auto or --device cpu."
+    assert str(caught.value) == f"There is no device {name} here; use `device='auto'` or `device='cpu'`."
 
 
 OPTIONS = TrainingOptions(weights="none", preprocessing=SMALL, architecture=NARROW, device="cpu")

@@ -67,7 +67,7 @@ def test_the_largest_number_of_a_component_is_positive() -> None:
 def test_blocks_give_what_all_rows_give_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = _cloud(50, 8, 1)
     whole = projection.principal(cloud, 8, whiten=True)
-    monkeypatch.setattr(projection, "_BLOCK", 7)
+    monkeypatch.setattr(projection, "_ROWS_PER_BLOCK", 7)
     parts = projection.principal(cloud, 8, whiten=True)
     torch.testing.assert_close(parts.matrix, whole.matrix)
 
