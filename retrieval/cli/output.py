@@ -1,7 +1,8 @@
 """Output of commands: JSON on standard output, and files that are complete or absent."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,43 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=1, default=convert))
 
 
-def refusal(error: OSError) -> type[InputError | RunError]:
-    """Returns the error to raise for a file that cannot be written: of the path that was given, or of the disk."""
-    from retrieval.system.files import is_about_path
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Translates errors of the operating system while a file is written.
 
-    return InputError if is_about_path(error) else RunError
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file that is complete or absent.
+    Args:
+        what: the file, as a sentence begins with it.
 
     Raises:
         InputError: its path does not lead to a file that can be written.
         RunError: the disk refused.
     """
-    from retrieval.system.files import why, write_durably
+    from retrieval.system.files import is_about_path, why
 
     try:
-        write_durably(path, data)
+        yield
     except OSError as error:
-        raise refusal(error)(f"{path} cannot be written: {why(error)}.") from error
+        kind = InputError if is_about_path(error) else RunError
+        raise kind(f"{what} cannot be written: {why(error)}.") from error
+
+
+def write_file(path: Path, data: bytes, *, what: str = "") -> None:
+    """Writes a file that is complete or absent; `what` and its path name it in errors.
+
+    Raises:
+        InputError, RunError: as `writing`.
+    """
+    from retrieval.system.files import write_durably
+
+    with writing(f"{what} {path}".lstrip()):
+        write_durably(path, data)
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes a report with one JSON object per line, complete or absent.
 
     Raises:
-        InputError: its path does not lead to a file that can be written.
-        RunError: the disk refused.
+        InputError, RunError: as `writing`.
     """
-    from retrieval.system.files import write_durably
-
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    try:
-        write_durably(path, text.encode())
-    except OSError as error:
-        raise refusal(error)(f"The report {path} cannot be written: {error.strerror}.") from error
+    write_file(path, text.encode(), what="The report")

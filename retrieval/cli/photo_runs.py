@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieval.cli.output import write_file
 from retrieval.cli.report_file import ReportFile
 from retrieval.console import terminal
 from retrieval.errors import InputError, RunError
@@ -72,15 +73,12 @@ def watched(
 def tell_summary(done: "Run", path: Path | None, *, log_json: bool) -> None:
     """Writes the summary of a run: as a JSON line with `log_json`, and to the file `path` if given."""
     from retrieval.console.progress import JsonLog
-    from retrieval.system.files import why, write_durably
 
     if log_json:
         JsonLog.event("done", summary=done.summary())
     if path is not None:
-        try:
-            write_durably(path, (json.dumps(done.summary(), ensure_ascii=False, indent=1) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"The summary {path} cannot be written: {why(error)}.") from error
+        summary = json.dumps(done.summary(), ensure_ascii=False, indent=1) + "\n"
+        write_file(path, summary.encode(), what="The summary")
 
 
 def fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *, strict: bool) -> None:

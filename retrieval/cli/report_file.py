@@ -2,11 +2,11 @@
 
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
+from retrieval.cli.output import writing
 from retrieval.errors import InputError
 
 _LINE: Final = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
@@ -32,14 +32,8 @@ class ReportFile:
                 self.file = io.TextIOWrapper(self.replacing.__enter__(), encoding="utf-8")
         return self
 
-    @contextmanager
-    def _translated(self) -> "Iterator[None]":
-        from retrieval.system.files import why
-
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"The report {self.path} cannot be written: {why(error)}.") from error
+    def _translated(self) -> AbstractContextManager[None]:
+        return writing(f"The report {self.path}")
 
     def write(self, outcome: Any) -> None:
         """Writes a line for an outcome, unless the photo was enrolled or embedded."""

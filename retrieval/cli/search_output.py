@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from retrieval.cli.output import refusal
+from retrieval.cli.output import write_file
 from retrieval.console import terminal
 from retrieval.errors import UnreadableImage
 
@@ -195,7 +195,6 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
         RunError: the disk refused.
     """
     from retrieval.images.panel import PanelRow, Tile, panel
-    from retrieval.system.files import why, write_durably
 
     rows = [
         PanelRow(
@@ -218,8 +217,5 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
         return
     picture = io.BytesIO()
     panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
-    try:
-        write_durably(path, picture.getvalue())
-    except OSError as error:
-        raise refusal(error)(f"The picture {path} cannot be written: {why(error)}.") from error
+    write_file(path, picture.getvalue(), what="The picture")
     typer.echo(f"drew {path}", err=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from retrieval import Gallery
-from retrieval.cli.output import refusal
-from retrieval.errors import InputError, RunError
+from retrieval.cli.output import writing
+from retrieval.errors import FaceprintError, InputError, RunError
 from tests.cli.test_app import Faceprint
 
 
@@ -84,7 +84,10 @@ def test_the_report_of_a_retry_may_replace_the_one_that_is_retried(
 def test_a_full_disk_is_a_failed_run_and_a_wrong_path_wrong_input(
     number: int, expected: type[Exception]
 ) -> None:
-    assert refusal(OSError(number, "no")) is expected
+    sentence = r"^The report cannot be written: no\.$"
+    with pytest.raises(FaceprintError, match=sentence) as caught, writing("The report"):
+        raise OSError(number, "No")
+    assert caught.type is expected
 
 
 @pytest.mark.parametrize("command", ["check", "audit", "search"])
