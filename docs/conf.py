@@ -56,7 +56,7 @@ napoleon_use_rtype = False
 # One entry may name several attributes, "width, height: in pixels", and their types stand in the signature.
 napoleon_custom_sections = [("Attributes", "params_style")]
 
-# Types of other libraries, whose documentation is not at hand without a network.
+# Types of other libraries: their documentation cannot be linked without a network.
 nitpick_ignore_regex = [
     ("py:.*", r"(_thread|collections|contextlib|datetime|enum|os|pathlib|threading|types|typing)\..+"),
     ("py:.*", r"(numpy|np|PIL|torch|NDArray)(\..+)?"),

@@ -2,7 +2,7 @@
 
 A template extends `layout.html.jinja`, which brings the stylesheet. Whatever a template puts out is escaped,
 and characters that cannot be shown become boxes; only `Markup`, which this module, macros and charts make of
-escaped parts, is put out as it is. So a name is never more than text, whoever chose it.
+escaped parts, is put out as it is. So a name is only ever text.
 """
 
 import base64

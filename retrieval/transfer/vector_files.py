@@ -41,7 +41,7 @@ def read_embeddings(
     Args:
         path: of the file.
         fingerprint, dimension: of the gallery's model.
-        trusted: whether somebody asserts that this model made the vectors of a file that does not say so.
+        trusted: accepts a file that does not name its model: the caller asserts that this model made it.
         size: how many rows at a time, at most.
 
     Returns:

@@ -102,6 +102,6 @@ def test_every_row_is_about_parameters_that_its_command_has() -> None:
 
 
 def test_what_is_not_given_is_not_refused(faceprint: Faceprint) -> None:
-    """A default is nobody's wish: `search --face 1` has a rule, and does not say so."""
+    """A default value is not a given option: `search --face 1` has a rule, and is not refused for it."""
     for command in USES:
         modes.refuse_unusable(command, {}, spelled(command))

@@ -183,7 +183,7 @@ def test_every_answer_is_a_committed_state(folder: Path, tmp_path: Path) -> None
 
 
 def test_no_reader_waits_for_who_writes(folder: Path) -> None:
-    """In the middle of a transaction, with every lock of a writer: whoever waited would be refused."""
+    """In the middle of a transaction, with every lock of a writer: a reader that waits would be refused."""
     with Gallery.open(folder) as gallery:
         add(gallery, range(5))
     with (

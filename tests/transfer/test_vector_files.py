@@ -93,7 +93,7 @@ def test_an_exports_own_file_can_be_read_as_embeddings(people: Gallery, tmp_path
     ids=str,
 )
 def test_lists_of_floats_of_any_kind_are_read(gallery: Gallery, tmp_path: Path, kind: Any) -> None:
-    """Without a SHA-256 a row is known by that of its float32 numbers; nobody is on it and it is nowhere."""
+    """Without a SHA-256 a row has that of its float32 numbers, no identity and no path."""
     pq.write_table(table_of(9, kind), tmp_path / "e.parquet", row_group_size=4)
     assert read(tmp_path / "e.parquet", gallery, size=3) == [
         (NewFace(None, None, hashlib.sha256(vector).hexdigest()), vector) for _, vector in offered(9)
