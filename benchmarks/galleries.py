@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.database.records import NewFace
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 
 
 def model(folder: Path, dimension: int) -> ModelBundle:

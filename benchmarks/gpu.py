@@ -42,7 +42,8 @@ from retrieval.bulk.reports import IngestReport
 from retrieval.errors import Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import PRECISIONS
 from retrieval.models.network import Network, build
 from retrieval.models.torch_engine import TorchEngine

@@ -21,7 +21,8 @@ from typing import Final
 
 import torch
 
-from retrieval.models.bundle import Embedding, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import Embedding
 from retrieval.models.network import architecture_of, build
 from retrieval.rates import Rate, wilson
 from retrieval.sources.folders import walk

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from training.evaluation.protocols import photos_of
 from training.fitting.recipes import RECIPES, FitConfig
 from training.run import TrainingOptions, train

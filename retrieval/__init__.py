@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from retrieval.gallery.relocation import Relocated
     from retrieval.gallery.repair import Repaired, repair
     from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
+    from retrieval.images.preprocessing import Preprocessing
     from retrieval.index.knn import Explanation
-    from retrieval.models.bundle import ModelBundle, Preprocessing
+    from retrieval.models.bundle import ModelBundle
     from retrieval.models.embedder import Embedder, Embeddings
     from retrieval.models.engine import PrecisionDrift
     from retrieval.quality.audit import audit
@@ -151,7 +152,7 @@ _HOMES = {
     "PhotoSearchOptions": "search.question",
     "PrecisionDrift": "models.engine",
     "Prediction": "search.nearest",
-    "Preprocessing": "models.bundle",
+    "Preprocessing": "images.preprocessing",
     "Reason": "errors",
     "Receipt": "database.records",
     "Reembedded": "gallery.reembed",

@@ -60,6 +60,11 @@ class Reason(StrEnum):
     NO_PERMISSION = "no-permission"
     IO_ERROR = "io-error"
     UNREACHABLE = "unreachable"
+    NO_FACE = "no-face"
+    SEVERAL_FACES = "several-faces"
+    FACE_TOO_SMALL = "face-too-small"
+    FACE_BLURRED = "face-blurred"
+    FACE_TURNED = "face-turned"
 
     @property
     def may_pass_when_retried(self) -> bool:

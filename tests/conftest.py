@@ -17,7 +17,8 @@ from hypothesis import settings
 
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 from training.fitting.export import export
 from training.reports import model_card

@@ -33,8 +33,9 @@ from retrieval.gallery.face_writer import FaceWriter
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
 from retrieval.gallery.repair import repair
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.index import quantization
-from retrieval.models.bundle import FORGOTTEN, ModelBundle, Preprocessing
+from retrieval.models.bundle import FORGOTTEN, ModelBundle
 from retrieval.sources.photos import Photo
 from retrieval.storage import codes
 from retrieval.storage.vault import Vault

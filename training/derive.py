@@ -15,8 +15,9 @@ from torch import Tensor
 
 from retrieval.errors import BundleError, DataError, InputError, StorageError, UnreadableImage
 from retrieval.images import pixels
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.index import brute_force
-from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
+from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.network import Network, Projection
 from retrieval.rates import Rate, wilson
 from retrieval.system.cpu import reading_threads

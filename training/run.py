@@ -11,7 +11,8 @@ from typing import Any, Final
 import torch
 
 from retrieval.errors import InputError, Interrupted, StorageError
-from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.network import Network, Start, architecture_of, build
 from retrieval.system.cpu import usable_cores
 from retrieval.system.files import make_output_folder, why

@@ -89,7 +89,8 @@ def _checked(
     data: str, model: Path | None, device: str, workers: int | None, exclude: list[str], *,
     size: int | None, crop: float | None, **split: Any,
 ) -> "Check":  # fmt: skip
-    from retrieval.models.bundle import ModelBundle, Preprocessing
+    from retrieval.images.preprocessing import Preprocessing
+    from retrieval.models.bundle import ModelBundle
     from retrieval.models.embedder import Embedder
     from retrieval.quality import dataset_check
     from retrieval.quality.photo_set import CheckOptions

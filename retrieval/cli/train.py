@@ -60,7 +60,7 @@ def train(
     options.require(0 < crop <= 1, "--crop must be above 0 and at most 1")
     training = training_module("commands.train")
     options.require(recipe in training.RECIPES, f"--recipe must be {' or '.join(training.RECIPES)}")
-    from retrieval.models.bundle import Preprocessing
+    from retrieval.images.preprocessing import Preprocessing
 
     start = training.RECIPES[recipe]
     embedding = _embedding(

@@ -12,7 +12,8 @@ from retrieval.embedding.outcome import Status
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.panel import PanelRow, Tile, panel
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.search.nearest import SearchResult
 from retrieval.system.files import make_output_folder, remove, write_durably
 

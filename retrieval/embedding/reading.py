@@ -22,7 +22,8 @@ from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import pixels
 from retrieval.images.decoders import Content, Decode
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.picture import Pixels
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
 from retrieval.sources.photos import Photo
@@ -73,7 +74,7 @@ class Prepared:
     """
 
     face: NewFace
-    pixels: pixels.Pixels | None
+    pixels: Pixels | None
     generation: int
     photo: Photo | None = None
     spare: bool = False
@@ -108,7 +109,7 @@ class Ready:
         )
 
 
-def squares(photos: Iterable[Prepared | Outcome]) -> list[pixels.Pixels]:
+def squares(photos: Iterable[Prepared | Outcome]) -> list[Pixels]:
     """Returns the pixels of the photos that are to be embedded, in their order."""
     found = [one for one in photos if isinstance(one, Prepared) and one.is_new]
     return [one.pixels for one in found if one.pixels is not None]

@@ -13,8 +13,9 @@ import numpy as np
 from retrieval.database.records import Face
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images import pixels
+from retrieval.images.picture import Pixels
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.index.segments import Ids, Vectors
-from retrieval.models.bundle import Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
 from retrieval.sources.archives import Shelf
@@ -60,10 +61,10 @@ def embed_again(
 def _in_batches(
     faces: Iterator[Face],
     embedder: Embedder,
-    square_of: Callable[[Face], pixels.Pixels | UnreadableImage],
+    square_of: Callable[[Face], Pixels | UnreadableImage],
 ) -> Iterator[Embedded]:
     while batch := list(islice(faces, _BATCH_PHOTOS)):
-        squares: list[pixels.Pixels] = []
+        squares: list[Pixels] = []
         ids: list[int] = []
         lost: list[Face] = []
         reasons: dict[int, str] = {}
@@ -86,7 +87,7 @@ def _in_batches(
 
 def _square(
     face: Face, *, read: Callable[[str], bytes], preprocessing: Preprocessing
-) -> pixels.Pixels | UnreadableImage:
+) -> Pixels | UnreadableImage:
     """Returns the pixels of a face's photo, from the first of its paths that has its bytes, or an error.
 
     Of several errors, `NotFetched` is returned, since the caller can allow fetching, and otherwise the last.

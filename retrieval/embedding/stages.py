@@ -18,7 +18,7 @@ from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_phot
 from retrieval.errors import InputError
 from retrieval.images.decoders import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.images.pixels import MAX_SECONDS
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.sources.photos import Photo
 from retrieval.system.cpu import usable_cores

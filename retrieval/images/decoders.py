@@ -29,7 +29,8 @@ from PIL.Image import Image
 
 from retrieval.errors import InputError, Interrupted, Reason, RunError, UnreadableImage
 from retrieval.images import pixels
-from retrieval.images.pixels import MAX_SECONDS, Colour, Pixels
+from retrieval.images.picture import Colour, Pixels
+from retrieval.images.pixels import MAX_SECONDS
 from retrieval.system import cancellation, isolation
 from retrieval.system.cpu import usable_cores
 from retrieval.system.files import why

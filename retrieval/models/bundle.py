@@ -3,6 +3,7 @@
     my.model/
       model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std
       model.onnx          uint8 pixels (n, H, W, 3) in; embedding (n, d) and probabilities (n, c) out
+      face_detector.onnx  finds the faces that the model embeds; absent where it embeds whole pictures
       MODELCARD.md        what the model is and what it is not, for people; may be edited, and may be missing
       bundle.json         everything else; written last, so a folder with it is complete
 
@@ -24,8 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import BundleError, InputError, StorageError
-from retrieval.models import onnx_graph
-from retrieval.system import remembered
+from retrieval.images.face_detector import FaceDetector
+from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.system import onnx_graph, remembered
 from retrieval.system.files import (
     copy_durably,
     is_about_path,
@@ -40,10 +43,10 @@ from retrieval.system.files import (
 from retrieval.system.manifests import check_tree, read_tree
 
 # The newest format of a card that is read. A card with the paper's embedding keeps format 1, and one that
-# ignores colour profiles has at most 2: older versions read these, and refuse the others.
-FORMAT: Final = 3
+# ignores colour profiles has at most 2, one without a face detector at most 3: older versions read these, and
+# refuse the others.
+FORMAT: Final = 4
 
-Colour = Literal["ignore", "srgb"]
 _T = TypeVar("_T")
 
 Length = Literal["raw", "unit"]
@@ -56,6 +59,7 @@ FORGOTTEN: Final = "(forgotten)"
 _CARD: Final = "bundle.json"
 _WEIGHTS: Final = "model.safetensors"
 _GRAPH: Final = "model.onnx"
+_DETECTOR: Final = "face_detector.onnx"
 _DESCRIPTION: Final = "MODELCARD.md"
 
 # The largest weights or graph file in bytes: the limit of protobuf, far above the weights of a ResNet.
@@ -79,29 +83,6 @@ class Relabel:
 
     label: str | None
     keep_photos: bool
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The conversion of a picture to the pixels of this model (the arguments of `pixels.read`).
-
-    Attributes:
-        size: side of the square in pixels.
-        crop: share of the shorter side that is kept, centred.
-        colour: the treatment of colour profiles. Older models, without this field in their cards, ignore
-            them.
-    """
-
-    size: int
-    crop: float
-    colour: Colour = "ignore"
-
-    def stated(self) -> dict[str, Any]:
-        """Returns the fields as in cards and fingerprints: `colour` only where it is not "ignore"."""
-        fields = dataclasses.asdict(self)
-        if self.colour == "ignore":
-            del fields["colour"]
-        return fields
 
 
 def _check_choice(kind: str, chosen: object, known: Sequence[str]) -> None:
@@ -181,7 +162,7 @@ class ModelBundle:
         figures: the measurements after training.
         versions: the versions of the packages that made it.
         created_at: ISO 8601, UTC.
-        files: SHA-256 of the weights file and of the graph file.
+        files: SHA-256, in hex, of each file by its name: the weights, the graph and the face detector.
         embedding: the conversion of activations to an embedding; the paper's where a card has none.
     """
 
@@ -233,7 +214,7 @@ class ModelBundle:
         layers = tuple(stated.get("layers", Embedding().layers))
         try:
             embedding = Embedding(**{**stated, "layers": layers})
-            preprocessing = _preprocessing(card["preprocessing"])
+            preprocessing = Preprocessing.of(card["preprocessing"])
         except (InputError, TypeError) as error:
             # TypeError: a field that this version does not have.
             kind = "an embedding" if isinstance(error, InputError) else "options"
@@ -248,7 +229,7 @@ class ModelBundle:
             embedding=embedding,
             **{name: card[name] for name in _PLAIN_FIELDS},
         )
-        for path in (bundle.weights_path, bundle.graph_path):
+        for path in (folder / name for name in bundle.files):
             if (other := other_than_file(path)) is not None:
                 raise BundleError(f"{path} is {other}, not a file; copy the model whole again.")
             if not path.is_file():
@@ -283,11 +264,13 @@ class ModelBundle:
         versions: Mapping[str, str],
         created_at: str,
         embedding: Embedding = Embedding(),
+        detector: FaceDetector | None = None,
         describe: Callable[["ModelBundle"], str] | None = None,
     ) -> "ModelBundle":
         """Writes a bundle into `folder`, which may exist, and returns it; the card last, and durably.
 
-        `describe` returns the text of the model card; without it none is written.
+        `describe` returns the text of the model card; without it none is written. `detector` is the one that
+        `preprocessing` states.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -295,7 +278,11 @@ class ModelBundle:
         from safetensors.numpy import save
 
         folder = Path(folder)
-        weights = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+        contents = {
+            _WEIGHTS: save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}),
+            _GRAPH: graph,
+            **({} if detector is None else {_DETECTOR: detector.graph}),
+        }
         bundle = cls(
             folder=folder,
             architecture=architecture,
@@ -310,15 +297,15 @@ class ModelBundle:
             figures=figures,
             versions=versions,
             created_at=created_at,
-            files={_WEIGHTS: hashlib.sha256(weights).hexdigest(), _GRAPH: hashlib.sha256(graph).hexdigest()},
+            files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             embedding=embedding,
         )
         try:
             make_output_folder(folder)
             # An older card would state the hashes of files that are about to change.
             (folder / _CARD).unlink(missing_ok=True)
-            write_durably(bundle.weights_path, weights)
-            write_durably(bundle.graph_path, graph)
+            for name, content in contents.items():
+                write_durably(folder / name, content)
             if describe is None:
                 bundle.description_path.unlink(missing_ok=True)
             else:
@@ -333,10 +320,14 @@ class ModelBundle:
         fields = dataclasses.asdict(self)
         del fields["folder"]
         fields["preprocessing"] = self.preprocessing.stated()
-        version = FORMAT if "colour" in fields["preprocessing"] else 2
+        version = 2
         if self.embedding == Embedding():
             del fields["embedding"]
-            version = FORMAT if version == FORMAT else 1
+            version = 1
+        if "colour" in fields["preprocessing"]:
+            version = 3
+        if "faces" in fields["preprocessing"]:
+            version = 4
         return json.dumps({"format": version, **fields}, ensure_ascii=False, indent=1) + "\n"
 
     def card_sha256(self) -> str:
@@ -389,7 +380,7 @@ class ModelBundle:
         described = (_DESCRIPTION,) if self.description_path.is_file() else ()
         try:
             with whole_folder(target, like=target.parent if inherit else None) as copy:
-                for name in (_WEIGHTS, _GRAPH, *described, _CARD):
+                for name in (*self.files, *described, _CARD):
                     copy_durably(self.folder / name, copy / name, inherit=True)
         except OSError as error:
             raise StorageError(f"The model cannot be copied to {target}: {why(error)}.") from error
@@ -409,6 +400,26 @@ class ModelBundle:
             StorageError: the disk refused.
         """
         return self._load(_GRAPH, use, check=onnx_graph.check_graph, checked=("graph", _GRAPH_RULES_VERSION))
+
+    def load_photo_reader(self) -> PhotoReader:
+        """Returns what reads photos for this model, with its face detector where it states one.
+
+        Raises:
+            BundleError, StorageError: as `load_graph`, for the detector's file.
+        """
+        if self.preprocessing.faces is None:
+            return PhotoReader(self.preprocessing)
+
+        def use(found: str | bytes) -> FaceDetector:
+            graph = found if isinstance(found, bytes) else Path(found).read_bytes()
+            try:
+                return FaceDetector(graph, str(self.folder / _DETECTOR))
+            except InputError as error:
+                raise _mismatch(self.folder / _DETECTOR) from error
+
+        checked = ("graph", _GRAPH_RULES_VERSION)
+        detector = self._load(_DETECTOR, use, check=onnx_graph.check_graph, checked=checked)
+        return PhotoReader(self.preprocessing, detector)
 
     def load_weights(self, use: Callable[[str | bytes], _T]) -> _T:
         """Returns the weights loaded by `use`, after a check of their SHA-256 and fingerprint.
@@ -518,17 +529,6 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
-def _preprocessing(card: Mapping[str, Any]) -> Preprocessing:
-    """Returns the preprocessing of a card.
-
-    Raises:
-        TypeError, InputError: this version does not know a field or a value.
-    """
-    found = Preprocessing(**card)
-    _check_choice("use of colour profiles", found.colour, get_args(Colour))
-    return found
-
-
 def _contract(architecture: str, preprocessing: Preprocessing, embedding: Embedding) -> dict[str, Any]:
     """Returns all that decides an embedding besides the weights."""
     contract: dict[str, Any] = {"architecture": architecture, "preprocessing": preprocessing.stated()}
@@ -590,6 +590,7 @@ class _Pixels(TypedDict):
     size: int
     crop: float
     colour: NotRequired[str]
+    faces: NotRequired["_Faces"]
 
 
 class _Activations(TypedDict, total=False):
@@ -600,8 +601,18 @@ class _Activations(TypedDict, total=False):
     whiten: bool
 
 
+class _Faces(TypedDict):
+    detector: str
+    score: float
+    template: str
+    margin: float
+    version: int
+
+
 # File names are not Python identifiers.
-_Files = TypedDict("_Files", {"model.safetensors": str, "model.onnx": str})
+_Files = TypedDict(
+    "_Files", {"model.safetensors": str, "model.onnx": str, "face_detector.onnx": NotRequired[str]}
+)
 
 
 class _Card(TypedDict):
@@ -661,6 +672,10 @@ def _value_problem(card: Mapping[str, Any]) -> str | None:
     for name, text in sums.items():
         if not _SHA256.fullmatch(text):
             return f"the field {name}: it is not a SHA-256 in hex"
-    if card["files"].keys() != {_WEIGHTS, _GRAPH}:
-        return f"the field files: it names more than {_WEIGHTS} and {_GRAPH}"
+    faces = pixels.get("faces")
+    expected = {_WEIGHTS, _GRAPH} | ({_DETECTOR} if faces is not None else set())
+    if card["files"].keys() != expected:
+        return f"the field files: it does not name {', '.join(sorted(expected))} and no other file"
+    if faces is not None and card["files"][_DETECTOR] != faces["detector"]:
+        return "the field preprocessing.faces.detector: it is not the detector's SHA-256"
     return None

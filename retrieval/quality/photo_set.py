@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.quality.findings import Item, Shown
 from retrieval.quality.near_duplicates import SIDE, Grey, copies
 from retrieval.quality.photo_stats import PhotoStats

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from retrieval.errors import InputError
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.rates import Upcoming
 from retrieval.system.manifests import read_manifest
 from retrieval.system.parquet import pyarrow

@@ -16,7 +16,8 @@ from retrieval.database.tables import host_table
 from retrieval.embedding.outcome import Status
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 from retrieval.quality.photo_page import Group, Item, Picture, Section, Table, sheet
 from retrieval.system.paths import host_of

@@ -25,7 +25,8 @@ from retrieval.database.store import Store
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import FaceprintError, GalleryBusy, InputError, Reason, StorageError
 from retrieval.gallery.gallery import Gallery
-from retrieval.models.bundle import FORGOTTEN, ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import FORGOTTEN, ModelBundle
 from retrieval.storage.vault import who
 from tests.disks import on_read_only_media
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageCms
 from retrieval.errors import BundleError
 from retrieval.images import colour, pixels
 from retrieval.images.decoders import Decoders, decode_here
-from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing, fingerprint_of
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import Embedding, ModelBundle, fingerprint_of
 from tests.images.test_pixels import Levels, difference, encoded, smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from retrieval.errors import Interrupted, Reason, RunError, UnreadableImage
-from retrieval.images import pixels
+from retrieval.images import formats, picture, pixels
 from retrieval.images.decoders import Decoders
 from retrieval.models.bundle import ModelBundle
 from retrieval.system import cancellation, isolation
@@ -233,7 +233,7 @@ def test_decoding_and_converting_takes_no_more_memory_than_the_header_says(
         "def hold(number): print(number); return nullcontext()\n"
         "task, container = pixels._Task('square', 64), containers.parse(data)\n"
         "made = pixels._work_on_container(container, task, hold) if container else "
-        "pixels._work(pixels._Picture(pixels._open_untrusted(data), page=True), task, hold)\n"
+        "pixels._work(pixels.Picture(pixels.open_untrusted(data), page=True), task, hold)\n"
         "print(peak() - before)\n"
     )
     done = subprocess.run(
@@ -280,7 +280,7 @@ def test_conversion_in_strips_gives_the_very_pixels_of_conversion_at_once(
     large.info = image.info
     at_once = [pixels.read(large, size=size, crop=crop) for size in (7, 61, 97, 150)]
     small = np.asarray(pixels.thumbnail(large, side=40))
-    monkeypatch.setattr(pixels, "_STRIP_BYTES", 131 * 24 * 5)
+    monkeypatch.setattr(picture, "_STRIP_BYTES", 131 * 24 * 5)
     in_strips = [pixels.read(large, size=size, crop=crop) for size in (7, 61, 97, 150)]
     assert all(np.array_equal(a, b) for a, b in zip(at_once, in_strips, strict=True))
     assert np.array_equal(small, np.asarray(pixels.thumbnail(large, side=40)))
@@ -342,7 +342,7 @@ def test_a_raw_photo_in_a_tiff_is_an_unsupported_format_and_not_its_thumbnail() 
 def test_without_the_extra_a_heic_photo_or_burst_names_it(
     brand: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixels, "find_spec", lambda name: None)
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
     expected = "it is a HEIC photo; install faceprint[heif], or convert it to JPEG"
     assert reason_and_detail(b"\0\0\0\x18ftyp" + brand + bytes(40)) == (Reason.UNSUPPORTED_FORMAT, expected)
 

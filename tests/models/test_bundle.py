@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from retrieval.errors import BundleError, InputError, StorageError
-from retrieval.models.bundle import FORMAT, Embedding, ModelBundle, Preprocessing, Relabel, fingerprint_of
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import FORMAT, Embedding, ModelBundle, Relabel, fingerprint_of
 from training.reports.model_card import describe
 
 FILES = ("bundle.json", "model.onnx", "model.safetensors")
@@ -496,7 +497,7 @@ def test_a_wrong_value_is_named(made: ModelBundle, field: str, value: object, pr
 
 def test_a_card_names_its_two_files_and_no_other(made: ModelBundle) -> None:
     _edit(made.folder, files={**made.files, "../elsewhere": "0" * 64})
-    assert "names more than model.safetensors and model.onnx" in failure(
+    assert "does not name model.onnx, model.safetensors and no other file" in failure(
         lambda: ModelBundle.load(made.folder)
     )
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from retrieval.errors import BundleError, InputError
 from retrieval.images import pixels
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder, Embeddings
 from retrieval.models.network import Network, build
 from training.fitting.export import export

@@ -14,8 +14,9 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
 from retrieval.errors import BundleError
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.models import numpy_network, self_test
-from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
+from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.models.network import Network, Projection
 from retrieval.system import remembered

@@ -16,7 +16,8 @@ from PIL import Image
 
 from retrieval.errors import DataError, InputError, Interrupted, Reason
 from retrieval.images import pixels
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.quality.check_page import TITLES, page
 from retrieval.quality.dataset_check import Check, check

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.quality.dataset_check import check
 from retrieval.quality.findings import Kind
 from retrieval.quality.photo_set import CheckOptions

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from retrieval import Gallery, ModelBundle, ingest
 from retrieval.gallery import reembed
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/self/maps"), reason="what is mapped shows only on Linux"

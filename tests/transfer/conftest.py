@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 
 from retrieval.database.records import NewFace
 from retrieval.gallery.gallery import Gallery
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from tests.transfer.numbered_faces import D, add, digest_of, face, vector_of
 
 

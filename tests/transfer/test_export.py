@@ -21,7 +21,8 @@ from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import GalleryBusy, GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.gallery.gallery import Gallery
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 from retrieval.transfer import import_
 from retrieval.transfer.export import export

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.images import pixels
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.sources import lists
 from retrieval.sources.exclusion import Exclusion, PassedOver
 from retrieval.sources.folders import File, walk

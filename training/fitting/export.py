@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import retrieval
 from retrieval.errors import RunError
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 
 # The largest allowed relative difference between the embeddings of the network and those of its graph.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.network import CosineClassifier, Network
 from retrieval.system.files import other_than_file, path_in_utf8, why, write_durably
 from retrieval.system.manifests import parse_tree

@@ -5,7 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
-from retrieval.models.bundle import Embedding, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import Embedding
 from retrieval.models.network import Network, Projection
 from training.data.dataset import Photographs, Sample
 from training.fitting.fit import outputs

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.index import brute_force
-from retrieval.models.bundle import Preprocessing
 from retrieval.models.network import Network
 from training.data.dataset import Photographs, Sample, Split
 from training.fitting.fit import outputs

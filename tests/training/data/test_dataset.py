@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retrieval.errors import DataError
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from training.data import dataset as data
 from training.data.augmentation import Augmentation, displaced
 from training.data.dataset import AugmentedPhotographs, EpochBatches, Photographs, Sample, Split

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import retrieval
 from retrieval.errors import RunError
-from retrieval.models.bundle import Embedding, ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.models.network import Network, Projection
 from training.fitting.export import TOLERANCE, export

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
-from retrieval.models.bundle import ModelBundle, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.models.network import Network, build
 from retrieval.system.cpu import usable_cores

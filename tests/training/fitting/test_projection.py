@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import InputError
-from retrieval.models.bundle import Embedding, Preprocessing
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import Embedding
 from retrieval.models.network import Network
 from training.data import dataset
 from training.data.dataset import Photographs

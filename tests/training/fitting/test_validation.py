@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from retrieval.models.bundle import Preprocessing
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.network import Network, build
 from training.data import dataset
 from training.data.dataset import Sample, Split

@@ -9,7 +9,8 @@ import pytest
 
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
-from retrieval.models.bundle import ModelBundle, Preprocessing, Relabel
+from retrieval.images.preprocessing import Preprocessing
+from retrieval.models.bundle import ModelBundle, Relabel
 from retrieval.rates import wilson
 from tests.cli.test_app import Faceprint, faceprint
 from training.fitting.recipes import FitConfig

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from retrieval.models import onnx_graph
 from retrieval.models.bundle import ModelBundle
+from retrieval.system import onnx_graph
 from tests.operations import tiny_model
 
 Change = Callable[[onnx.ModelProto], object]

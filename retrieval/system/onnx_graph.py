@@ -15,6 +15,12 @@ _MODEL_FUNCTION: Final = 25
 _GRAPH_NODE: Final = 1
 _GRAPH_INITIALIZER: Final = 5
 _GRAPH_SPARSE_INITIALIZER: Final = 15
+_GRAPH_INPUT: Final = 11
+_GRAPH_OUTPUT: Final = 12
+_GRAPH_VALUES: Final = 13
+_VALUE_TYPE: Final = 2
+_TYPE_TENSOR: Final = 1
+_TENSOR_SHAPE: Final = 2
 _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
 _NODE_DOMAIN: Final = 7
@@ -132,8 +138,14 @@ class _Walk:
 
     def fields(self, message: memoryview) -> Iterator[_Field]:
         """Yields all fields of a message, in order."""
+        for number, value, _, _ in self.spans(message):
+            yield number, value
+
+    def spans(self, message: memoryview) -> Iterator[tuple[int, int | memoryview | None, int, int]]:
+        """Yields all fields of a message, in order, with their first and last positions."""
         position, end = 0, len(message)
         while position < end:
+            start = position
             self._left -= 1
             if self._left < 0:
                 raise RefusedGraph(f"it has more than {_MAX_FIELDS:,} fields")
@@ -156,7 +168,7 @@ class _Walk:
                 raise _not_protobuf()
             if position > end:
                 raise _not_protobuf()
-            yield tag >> 3, value
+            yield tag >> 3, value, start, position
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
@@ -175,3 +187,58 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 def _not_protobuf() -> RefusedGraph:
     return RefusedGraph("it is not an ONNX file")
+
+
+def without_shapes(data: bytes) -> bytes:
+    """Returns a checked graph without the shapes that it states for its inputs, outputs and values.
+
+    A convolutional network that was exported for one size of picture then runs at any size.
+    """
+    return b"".join(
+        _field(number, _graph_without_shapes(value)) if number == _MODEL_GRAPH else raw
+        for number, value, raw in _raw_fields(memoryview(data))
+    )
+
+
+def _graph_without_shapes(graph: memoryview) -> bytes:
+    parts = []
+    for number, value, raw in _raw_fields(graph):
+        if number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            parts.append(_field(number, _without(value, (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE))))
+        elif number != _GRAPH_VALUES:
+            parts.append(raw)
+    return b"".join(parts)
+
+
+def _without(message: memoryview, path: tuple[int, ...]) -> bytes:
+    """Returns a message without the field at a path of field numbers."""
+    parts = []
+    for number, value, raw in _raw_fields(message):
+        if number != path[0]:
+            parts.append(raw)
+        elif len(path) > 1:
+            parts.append(_field(number, _without(value, path[1:])))
+    return b"".join(parts)
+
+
+def _raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview, bytes]]:
+    """Yields the fields of a message: number, the bytes of a string or message, and the whole field."""
+    walk = _Walk()
+    for number, value, start, end in walk.spans(message):
+        content = value if isinstance(value, memoryview) else memoryview(b"")
+        yield number, content, bytes(message[start:end])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Returns a field that holds a string or a message."""
+    return _encoded(number << 3 | 2) + _encoded(len(content)) + content
+
+
+def _encoded(value: int) -> bytes:
+    """Returns a number as a varint."""
+    parts = bytearray()
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

@@ -1,0 +1,188 @@
+"""Detection: finds faces in a picture with a network of the YuNet family, whatever its size and rotation.
+
+YuNet (Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023) predicts a box, five landmarks and a
+score for each cell of three grids. It misses faces that are much larger than those it was trained on, so
+a picture is first searched at 640 pixels; and it finds 61 % of the faces that lie on their side, so a picture
+in which nothing was found is searched again, turned.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retrieval.images.alignment import Matrix, apply
+from retrieval.images.picture import Pixels
+
+# The sides of a cell of the three grids, in pixels.
+STRIDES: Final = (8, 16, 32)
+
+# The longer side of a picture, in pixels, of the first search, and of the second one.
+_COARSE_SIDE: Final = 640
+VIEW_SIDE: Final = 1280
+
+# A picture is searched at the larger size if its largest face has fewer pixels than this at the smaller one.
+_SMALL_FACE: Final = 40
+
+# Two boxes with a larger intersection over union are one face.
+_MAX_OVERLAP: Final = 0.3
+
+# Candidates with the highest scores that are compared with each other.
+_MAX_CANDIDATES: Final = 5000
+
+# A network: float32 (1, 3, H, W), BGR 0..255, sides multiples of 32, to the arrays cls, obj, bbox and kps,
+# each for the three strides: (1, cells, 1), (1, cells, 1), (1, cells, 4) and (1, cells, 10) float32.
+DetectorNetwork: TypeAlias = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedFace:
+    """A face in a picture. Coordinates are pixels; (0, 0) is the corner of the picture's first pixel.
+
+    Attributes:
+        box: left, top, width and height of the upright box; it may reach beyond the picture.
+        landmarks: x and y of the eyes, the tip of the nose and the corners of the mouth, each pair from left
+            to right in the picture for a face that is upright.
+        score: the detector's, above 0 and at most 1.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: tuple[tuple[float, float], ...]
+    score: float
+
+    @property
+    def side(self) -> float:
+        """The shorter side of the box in pixels."""
+        return min(self.box[2:])
+
+    @property
+    def yaw(self) -> float:
+        """How far the face is turned to a side: 0 for a frontal face, about 1 for a profile.
+
+        It is the distance of the nose from the middle of the eyes, along the line through them, as a share of
+        half the distance of the eyes; negative for a nose to the left.
+        """
+        left, right, nose = (np.array(point) for point in self.landmarks[:3])
+        between = right - left
+        length = float(between @ between)
+        return float(2 * ((nose - left) @ between) / length - 1) if length else 0.0
+
+    def moved(self, matrix: Matrix) -> "DetectedFace":
+        """Returns the face at its place in another picture, by the matrix (2, 3) that maps points to it."""
+        left, top, width, height = self.box
+        # A turn by quarters moves two opposite corners to two opposite corners.
+        turned = apply(matrix, np.array([[left, top], [left + width, top + height]]))
+        first, last = turned.min(0), turned.max(0)
+        points = apply(matrix, np.array(self.landmarks))
+        return DetectedFace(_box(*first, *(last - first)), _points(points), self.score)
+
+
+def _box(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return float(left), float(top), float(width), float(height)
+
+
+def _points(points: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
+    return tuple((float(x), float(y)) for x, y in points)
+
+
+def find_faces(view: Pixels, network: DetectorNetwork, *, least: float) -> list[DetectedFace]:
+    """Returns the faces of a picture, from left to right.
+
+    The picture is searched with a longer side of at most 640 pixels; at full size as well where that finds no
+    face of at least 40 pixels; and turned by 90 and 270 degrees where it finds none at all.
+
+    Args:
+        view: uint8 (H, W, 3), RGB, with a longer side of at most `VIEW_SIDE`.
+        network: the detector.
+        least: the least score of a face.
+    """
+    found = _at_two_sizes(view, network, least, again=True)
+    if not found:
+        turns = [_turned(view, network, least, quarters) for quarters in (1, 3)]
+        found = max(turns, key=lambda faces: max((face.score for face in faces), default=0.0))
+    return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
+
+
+def _turned(view: Pixels, network: DetectorNetwork, least: float, quarters: int) -> list[DetectedFace]:
+    """Returns the faces of a picture that is searched after it was turned counterclockwise."""
+    height, width = view.shape[:2]
+    found = _at_two_sizes(np.ascontiguousarray(np.rot90(view, quarters)), network, least, again=False)
+    back = (
+        np.array([[0.0, -1.0, width], [1.0, 0.0, 0.0]])
+        if quarters == 1
+        else np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, height]])
+    )
+    return [face.moved(back) for face in found]
+
+
+def _at_two_sizes(view: Pixels, network: DetectorNetwork, least: float, *, again: bool) -> list[DetectedFace]:
+    """Returns the faces found at 640 pixels, or at full size where all of them are small.
+
+    Args:
+        again: whether a picture in which no face was found is searched at full size too.
+    """
+    height, width = view.shape[:2]
+    shrink = _COARSE_SIDE / max(width, height)
+    if shrink >= 1:
+        return _detect(view, network, least)
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    coarse = np.asarray(Image.fromarray(view).resize(size, Image.Resampling.BILINEAR))
+    found = _detect(coarse, network, least)
+    largest = max((face.side for face in found), default=0.0)
+    if largest >= _SMALL_FACE or (not found and not again):
+        back = np.array([[width / size[0], 0, 0], [0, height / size[1], 0]])
+        return [face.moved(back) for face in found]
+    return _detect(view, network, least)
+
+
+def _detect(picture: Pixels, network: DetectorNetwork, least: float) -> list[DetectedFace]:
+    """Returns the faces that the network finds in a picture, by falling score."""
+    height, width = picture.shape[:2]
+    down, across = (-(-side // STRIDES[-1]) * STRIDES[-1] for side in (height, width))
+    pixels = np.zeros((1, 3, down, across), np.float32)
+    pixels[0, :, :height, :width] = picture[:, :, ::-1].transpose(2, 0, 1)
+    outputs = network(pixels)
+    boxes, points, scores = _candidates(outputs, across)
+    good = np.flatnonzero(scores >= least)
+    good = good[np.argsort(-scores[good], kind="stable")][:_MAX_CANDIDATES]
+    return [
+        DetectedFace(_box(*boxes[row]), _points(points[row]), float(scores[row]))
+        for row in _without_duplicates(boxes, good)
+    ]
+
+
+def _candidates(
+    outputs: Sequence[NDArray[np.float32]], across: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Returns boxes (n, 4), landmarks (n, 5, 2) and scores (n,) of all cells of the three grids."""
+    boxes, points, scores = [], [], []
+    for number, stride in enumerate(STRIDES):
+        kind, there, box, marks = (outputs[number + 3 * part][0].astype(np.float64) for part in range(4))
+        cells = np.arange(len(box))
+        corner = np.column_stack([cells % (across // stride), cells // (across // stride)])
+        scores.append(np.sqrt(np.clip(kind[:, 0], 0, 1) * np.clip(there[:, 0], 0, 1)))
+        centre, sides = (corner + box[:, :2]) * stride, np.exp(np.minimum(box[:, 2:], 20.0)) * stride
+        # The network counts from the centre of the first pixel.
+        boxes.append(np.column_stack([centre - sides / 2 + 0.5, sides]))
+        points.append((corner[:, None] + marks.reshape(-1, 5, 2)) * stride + 0.5)
+    return np.concatenate(boxes), np.concatenate(points), np.concatenate(scores)
+
+
+def _without_duplicates(boxes: NDArray[np.float64], order: NDArray[np.intp]) -> list[int]:
+    """Returns the rows of boxes that overlap none with a higher score (non-maximum suppression)."""
+    kept: list[int] = []
+    left, top = boxes[order, 0], boxes[order, 1]
+    right, bottom = left + boxes[order, 2], top + boxes[order, 3]
+    areas = boxes[order, 2] * boxes[order, 3]
+    remaining = np.arange(len(order))
+    while len(remaining):
+        best, others = remaining[0], remaining[1:]
+        kept.append(int(order[best]))
+        width = np.minimum(right[best], right[others]) - np.maximum(left[best], left[others])
+        height = np.minimum(bottom[best], bottom[others]) - np.maximum(top[best], top[others])
+        shared = np.clip(width, 0, None) * np.clip(height, 0, None)
+        remaining = others[shared <= _MAX_OVERLAP * (areas[best] + areas[others] - shared)]
+    return kept

@@ -1,0 +1,84 @@
+"""The `FaceDetector`: a face detector's file, opened by onnxruntime."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import InputError
+from retrieval.images.detection import STRIDES
+from retrieval.system import onnx_graph
+
+_OUTPUTS: Final = tuple(f"{part}_{stride}" for part in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
+
+
+class FaceDetector:
+    """A network of the YuNet family; see `detection.DetectorNetwork`. Safe to share between threads.
+
+    Graphs of a fixed size, such as OpenCV's face_detection_yunet_2023mar.onnx, are run at any size.
+
+    Attributes:
+        sha256: of the file, in hex.
+        graph: the bytes of the file.
+    """
+
+    def __init__(self, graph: bytes, name: str = "The detector") -> None:
+        """Opens a detector, for one core for each calling thread.
+
+        Args:
+            graph: the bytes of an ONNX file.
+            name: of the file, for errors.
+
+        Raises:
+            InputError: it is not an ONNX file, or not a detector of this family.
+        """
+        import onnxruntime
+
+        self.sha256: Final = hashlib.sha256(graph).hexdigest()
+        self.graph: Final = graph
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        # The arena would keep the memory of the largest picture of each thread.
+        options.enable_cpu_mem_arena = False
+        try:
+            onnx_graph.check_graph(graph)
+            session = onnxruntime.InferenceSession(
+                onnx_graph.without_shapes(graph), options, providers=["CPUExecutionProvider"]
+            )
+        except onnx_graph.RefusedGraph as error:
+            raise InputError(f"{name} is not run as a face detector: {error}; name another file.") from error
+        except Exception as error:
+            # onnxruntime has a dozen exception classes without a common base.
+            raise InputError(f"{name} cannot be loaded as a face detector; name another file.") from error
+        self._session: Any = session
+        inputs = [one.name for one in session.get_inputs()]
+        if len(inputs) != 1 or not set(_OUTPUTS) <= {one.name for one in session.get_outputs()}:
+            raise InputError(
+                f"{name} is not a face detector of the YuNet family (it lacks outputs such as "
+                f"{_OUTPUTS[0]} or takes several inputs); name another file."
+            )
+        self._input = inputs[0]
+        self._check(name)
+
+    def __reduce__(self) -> tuple[type["FaceDetector"], tuple[bytes]]:
+        return type(self), (self.graph,)
+
+    def __call__(self, pixels: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """See `detection.DetectorNetwork`."""
+        found: Sequence[NDArray[np.float32]] = self._session.run(_OUTPUTS, {self._input: pixels})
+        return found
+
+    def _check(self, name: str) -> None:
+        """Runs the detector on a small picture that is not a square, and checks the shapes of its outputs."""
+        height, width = 64, 96
+        try:
+            found = [array.shape for array in self(np.zeros((1, 3, height, width), np.float32))]
+        except Exception as error:
+            raise InputError(f"{name} does not detect faces at any size; name another file.") from error
+        cells = [height * width // stride**2 for stride in STRIDES]
+        if found != [(1, count, columns) for columns in (1, 1, 4, 10) for count in cells]:
+            raise InputError(f"{name} gives outputs of other shapes than YuNet; name another file.")

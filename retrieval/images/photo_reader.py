@@ -1,0 +1,248 @@
+"""The `PhotoReader`: from a photo to the pixels that a model takes, of the picture or of faces in it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import InputError, Reason, UnreadableImage
+from retrieval.images import pixels
+from retrieval.images.alignment import Matrix, face_transform
+from retrieval.images.detection import DetectedFace, find_faces
+from retrieval.images.face_detector import FaceDetector
+from retrieval.images.picture import Pixels
+from retrieval.images.pixels import MAX_SECONDS, ImageSource, View
+from retrieval.images.preprocessing import Preprocessing
+
+# Which faces of a photo are read: the largest and most central one, the only one, all of them, or none: the
+# picture is taken as it is.
+Faces = Literal["largest", "one", "all", "none"]
+
+# Faces with a shorter side of fewer pixels hold too little to tell people apart.
+MIN_FACE_SIDE: Final = 20
+
+# How much a face's distance from the middle of the photo counts against its area, both in pixels squared.
+_CENTRAL: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class FaceSelection:
+    """Which faces of a photo are read; only for models with a face detector.
+
+    Attributes:
+        faces: "largest" (and most central), "one" (a photo with several is rejected), "all", or "none": the
+            central square of the picture, as for a model without a detector.
+        min_side: the least shorter side of a face's box in pixels.
+        min_sharpness: the least `FaceImage.sharpness`; None for no limit.
+        max_yaw: the largest `DetectedFace.yaw` to either side; None for no limit.
+
+    Raises:
+        InputError: a choice does not exist, or a limit is negative.
+    """
+
+    faces: Faces = "largest"
+    min_side: float = MIN_FACE_SIDE
+    min_sharpness: float | None = None
+    max_yaw: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.faces not in get_args(Faces):
+            raise InputError(f"`faces` is {self.faces!r}; choose of {', '.join(get_args(Faces))}.")
+        for name in ("min_side", "min_sharpness", "max_yaw"):
+            limit = getattr(self, name)
+            if limit is not None and not limit >= 0:
+                raise InputError(f"`{name}` is {limit}; it must be at least 0.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceImage:
+    """The input of a model: an aligned face, or the central square of a picture.
+
+    Attributes:
+        pixels: uint8 (size, size, 3), RGB.
+        face: the face in the upright picture; None for a picture that was taken as it is.
+    """
+
+    pixels: Pixels
+    face: DetectedFace | None = None
+
+    @property
+    def sharpness(self) -> float:
+        """The standard deviation of the Laplacian of the grey levels, 0 to 255: low for a blurred face."""
+        grey = self.pixels.astype(np.float32).mean(2)
+        middle = grey[1:-1, 1:-1]
+        neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+        return float((neighbours - 4 * middle).std())
+
+
+class PhotoReader:
+    """Reads photos for a model. Safe to share between threads; picklable.
+
+    Attributes:
+        preprocessing: of the model.
+        detector: the face detector; None for a model that embeds whole pictures.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, detector: FaceDetector | None = None) -> None:
+        """Makes a reader.
+
+        Raises:
+            InputError: the detector is not the one that the preprocessing states.
+        """
+        stated = None if preprocessing.faces is None else preprocessing.faces.detector
+        if stated != (None if detector is None else detector.sha256):
+            raise InputError("The model's preprocessing states another face detector; pass that one.")
+        self.preprocessing = preprocessing
+        self.detector = detector
+
+    def __reduce__(self) -> tuple[type["PhotoReader"], tuple[Preprocessing, FaceDetector | None]]:
+        return type(self), (self.preprocessing, self.detector)
+
+    def square(self, source: ImageSource, *, seconds: float = MAX_SECONDS) -> Pixels:
+        """Returns the largest face of a photo, or its central square for a model without a detector.
+
+        Raises:
+            UnreadableImage, InputError, RunError, Interrupted: as `read`.
+        """
+        return self.read(source, seconds=seconds)[0].pixels
+
+    def read(
+        self,
+        source: ImageSource,
+        selection: FaceSelection = FaceSelection(),
+        *,
+        seconds: float = MAX_SECONDS,
+        clock: "DetectionClock | None" = None,
+    ) -> list[FaceImage]:
+        """Returns the selected faces of a photo, one or more, from left to right.
+
+        Args:
+            source: as of `pixels.read`.
+            selection: which faces; a model without a detector takes the central square of the picture.
+            seconds: as of `pixels.read`.
+            clock: the time of the detector is added to it.
+
+        Raises:
+            UnreadableImage: the picture cannot be read; or it has no face, several where one is asked for, or
+                none that passes the limits of the selection.
+            InputError, RunError, Interrupted: as `pixels.read`.
+        """
+        chosen = self.preprocessing
+        if self.detector is None or selection.faces == "none":
+            square = pixels.read(
+                source, size=chosen.size, crop=chosen.crop, colour=chosen.colour, seconds=seconds
+            )
+            return [FaceImage(square)]
+        found: list[DetectedFace] = []
+
+        def locate(view: View) -> list[Matrix]:
+            started = time.perf_counter()
+            found[:] = _selected(self._find(view), selection, view)
+            if clock is not None:
+                clock.seconds += time.perf_counter() - started
+            return [self._transform(face) for face in found]
+
+        aligned = pixels.align(source, size=chosen.size, locate=locate, colour=chosen.colour, seconds=seconds)
+        faces = [FaceImage(square, face) for square, face in zip(aligned, found, strict=True)]
+        return _good(faces, selection)
+
+    def find(self, source: ImageSource, *, seconds: float = MAX_SECONDS) -> list[DetectedFace]:
+        """Returns all faces of a photo, from left to right, whatever their size; none without a detector.
+
+        Raises:
+            UnreadableImage, InputError, RunError, Interrupted: as `pixels.read`.
+        """
+        found: list[DetectedFace] = []
+
+        def locate(view: View) -> list[Matrix]:
+            found[:] = self._find(view)
+            return []
+
+        if self.detector is not None:
+            pixels.align(source, size=1, locate=locate, colour=self.preprocessing.colour, seconds=seconds)
+        return found
+
+    def _find(self, view: View) -> list[DetectedFace]:
+        assert self.detector is not None
+        assert self.preprocessing.faces is not None
+        height, width = view.pixels.shape[:2]
+        scale = np.array([[view.width / width, 0, 0], [0, view.height / height, 0]])
+        faces = find_faces(view.pixels, self.detector, least=self.preprocessing.faces.score)
+        return [face.moved(scale) for face in faces]
+
+    def _transform(self, face: DetectedFace) -> Matrix:
+        chosen = self.preprocessing.faces
+        assert chosen is not None
+        return face_transform(
+            np.array(face.landmarks),
+            size=self.preprocessing.size,
+            template=chosen.template,
+            margin=chosen.margin,
+        )
+
+
+@dataclass(slots=True)
+class DetectionClock:
+    """The seconds that face detection took."""
+
+    seconds: float = 0.0
+
+
+def _selected(faces: Sequence[DetectedFace], selection: FaceSelection, view: View) -> list[DetectedFace]:
+    """Returns the faces of a photo that are to be read.
+
+    Raises:
+        UnreadableImage: there is none, or there are several where one is asked for.
+    """
+    if not faces:
+        raise UnreadableImage(Reason.NO_FACE, "no face was found in it")
+    large = [face for face in faces if face.side >= selection.min_side]
+    if not large:
+        side = max(face.side for face in faces)
+        raise UnreadableImage(
+            Reason.FACE_TOO_SMALL,
+            f"its largest face has {side:.0f} pixels and {selection.min_side:g} is the least",
+        )
+    if selection.faces == "all":
+        return large
+    if selection.faces == "one" and len(large) > 1:
+        raise UnreadableImage(Reason.SEVERAL_FACES, f"it shows {len(large)} faces and one is asked for")
+    middle = np.array([view.width, view.height]) / 2
+    return [max(large, key=lambda face: _prominence(face, middle))]
+
+
+def _prominence(face: DetectedFace, middle: NDArray[np.float64]) -> float:
+    """Returns a number that is high for a large face in the middle of a photo."""
+    left, top, width, height = face.box
+    away = np.array([left + width / 2, top + height / 2]) - middle
+    return float(width * height - _CENTRAL * (away @ away))
+
+
+def _turn(image: FaceImage) -> float:
+    """Returns the yaw of a face to either side."""
+    return 0.0 if image.face is None else abs(image.face.yaw)
+
+
+def _good(faces: list[FaceImage], selection: FaceSelection) -> list[FaceImage]:
+    """Returns the faces that are sharp enough and not turned too far.
+
+    Raises:
+        UnreadableImage: there is none.
+    """
+    limit, least = selection.max_yaw, selection.min_sharpness
+    frontal = [one for one in faces if limit is None or _turn(one) <= limit]
+    if not frontal:
+        yaw = min(abs(one.face.yaw) for one in faces if one.face is not None)
+        raise UnreadableImage(
+            Reason.FACE_TURNED, f"its face is turned by {yaw:.2f} and {limit:g} is the most"
+        )
+    sharp = [one for one in frontal if least is None or one.sharpness >= least]
+    if not sharp:
+        most = max(one.sharpness for one in frontal)
+        raise UnreadableImage(
+            Reason.FACE_BLURRED, f"its face has a sharpness of {most:.1f} and {least:g} is the least"
+        )
+    return sharp
