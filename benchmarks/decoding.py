@@ -31,6 +31,9 @@ from PIL import Image, features
 
 from retrieval.images import pixels
 from retrieval.images.decoders import SLOT, Decoders
+from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.picture import Pixels
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.sources import photos
 from retrieval.system.cpu import usable_cores
 
@@ -46,6 +49,11 @@ class Work:
     files: list[Path]
     size: int
     crop: float
+
+    @property
+    def reader(self) -> PhotoReader:
+        """Reads the photos."""
+        return PhotoReader(Preprocessing(self.size, self.crop))
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def one(path: Path, size: int, crop: float) -> pixels.Pixels:
+def one(path: Path, size: int, crop: float) -> Pixels:
     """Reads a photo as enrollment does."""
     data = pixels.read_bytes(path)
     pixels.content_sha256(data)
@@ -146,7 +154,7 @@ class _Processes:
     def __init__(self, work: Work, workers: int) -> None:
         self.work = work
         self._threads = ThreadPoolExecutor(workers)
-        self._decoders = Decoders(workers, size=work.size, ahead=workers)
+        self._decoders = Decoders(workers, reader=work.reader, ahead=workers)
         self._batch = np.empty((len(work.files), work.size, work.size, 3), np.uint8)
         self.run()
 
@@ -158,9 +166,8 @@ class _Processes:
         contents = [pixels.read_bytes(path) for path in self.work.files[start : start + SLOT]]
         for content in contents:
             pixels.content_sha256(content)
-        squares = self._decoders(contents, size=self.work.size, crop=self.work.crop)
-        for row, square in enumerate(squares, start):
-            self._batch[row] = square
+        for row, decoded in enumerate(self._decoders(contents, self.work.reader), start):
+            self._batch[row] = decoded[0].pixels
 
     def close(self) -> None:
         self._threads.shutdown()

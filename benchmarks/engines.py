@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import PRECISIONS, Engine
 from retrieval.sources import photos
@@ -271,7 +270,7 @@ def _decoding(bundle: ModelBundle, files: list[Path], decoders: int) -> Iterator
 
 
 def _read(bundle: ModelBundle, path: Path) -> Pixels:
-    return pixels.read(path, **bundle.preprocessing.stated())
+    return bundle.load_photo_reader().square(path)
 
 
 def _drift(found: Vectors, reference: Vectors) -> dict[str, Any]:

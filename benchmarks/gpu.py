@@ -150,7 +150,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _squares(bundle: ModelBundle, files: list[Path]) -> pixels.Pixels:
-    return np.stack([pixels.read(path, **bundle.preprocessing.stated()) for path in files])
+    return np.stack([bundle.load_photo_reader().square(path) for path in files])
 
 
 def _forward(asked: Asked, sample: pixels.Pixels) -> Iterator[dict[str, Any]]:
@@ -301,7 +301,7 @@ def _training(asked: Asked, batch: int) -> dict[str, Any]:
         fit(
             network,
             split,
-            asked.bundle.preprocessing,
+            asked.bundle.load_photo_reader(),
             FitConfig(epochs=1, batch_size=batch, learning_rate=1e-4),
             device=torch.device(asked.device),
             workers=min(8, usable_cores()) if on_gpu else 0,

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
@@ -39,7 +38,7 @@ def embeddings(model: Path, folder: Path, cache: Path | None = None) -> Vectors:
     found = [photo.path for photo in photos.scan([folder]) if photo.problem is None]
     parts = []
     for start in range(0, len(found), 64):
-        batch = [pixels.read(path, **bundle.preprocessing.stated()) for path in found[start : start + 64]]
+        batch = [bundle.load_photo_reader().square(path) for path in found[start : start + 64]]
         parts.append(embedder.embed(np.stack(batch)).vectors)
         if start % 1024 == 0:
             print(f"embedded {start:,} of {len(found):,} photos", file=sys.stderr)

@@ -30,7 +30,6 @@ import numpy as np
 
 from retrieval.bulk.ingest import ingest_photos
 from retrieval.gallery.gallery import Gallery
-from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
@@ -116,8 +115,7 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _forward(embedder: Embedder, paths: Sequence[Any]) -> Callable[[], float]:
     """Returns a function that measures photos/s of the engine alone, on pixels in memory."""
-    preprocessing = embedder.bundle.preprocessing
-    squares = np.stack([pixels.read(path, **preprocessing.stated()) for path in paths])
+    squares = np.stack([embedder.photo_reader.square(path) for path in paths])
 
     def run() -> float:
         started = time.perf_counter()

@@ -21,6 +21,7 @@ from typing import Final
 
 import torch
 
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import Embedding
 from retrieval.models.network import architecture_of, build
@@ -115,19 +116,19 @@ def measured(name: str, splits: Mapping[int, dataset.Split], options: argparse.N
 
 def _errors(config: FitConfig, seed: int, split: dataset.Split, options: argparse.Namespace) -> Iterator[int]:
     """Yields the numbers of errors of the classifier, the closest image, and that at unit length."""
-    preprocessing = Preprocessing(size=options.image_size, crop=options.crop)
+    reader = PhotoReader(Preprocessing(size=options.image_size, crop=options.crop))
     torch.manual_seed(seed)
     architecture = architecture_of(options.architecture, config.classifier)
     network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
     config = replace(config, seed=seed, epochs=options.epochs).starting(start.fresh)
     device = pick_device("auto")
-    fit(network, split, preprocessing, config, device=device, precision=options.precision)
+    fit(network, split, reader, config, device=device, precision=options.precision)
     n = len(split.validation)
-    found = evaluate(network, split, preprocessing, workers=0)
+    found = evaluate(network, split, reader, workers=0)
     yield round(n * (1 - found.validation_accuracy))
     yield round(n * (1 - found.closest_image_agreement))
     network.embed_as(Embedding(length="unit"))
-    yield round(n * (1 - evaluate(network, split, preprocessing, workers=0).closest_image_agreement))
+    yield round(n * (1 - evaluate(network, split, reader, workers=0).closest_image_agreement))
 
 
 def in_words(row: Row) -> str:

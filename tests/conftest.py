@@ -17,6 +17,7 @@ from hypothesis import settings
 
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
@@ -102,7 +103,7 @@ def bundle(network: Network, faces: Path, tmp_path_factory: pytest.TempPathFacto
         network,
         tmp_path_factory.mktemp("models") / "narrow",
         labels=tuple(sorted(path.name for path in faces.iterdir())),
-        preprocessing=Preprocessing(size=32, crop=1.0),
+        reader=PhotoReader(Preprocessing(size=32, crop=1.0)),
         recipe={"epochs": 0},
         split={"train": [], "validation": []},
         figures={"validation_accuracy": 0.5},

@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retrieval.errors import BundleError, DataError, InputError, StorageError, UnreadableImage
-from retrieval.images import pixels
-from retrieval.images.preprocessing import Preprocessing
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.index import brute_force
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.network import Network, Projection
@@ -28,6 +28,7 @@ from training.data.dataset import (
     Sample,
     Split,
     check_outside,
+    check_readable,
     trial_pictures,
 )
 from training.fitting import projection
@@ -95,18 +96,16 @@ def derive(
     """
     _check(model, out, embedding, data)
     on_stage("reading the model")
-    network = _network(model)
+    network, reader = _network(model), model.load_photo_reader()
     on_stage("looking for the photos")
-    split, missing = (None, ()) if data is None else _split(model, data)
+    split, missing = (None, ()) if data is None else _split(model, data, reader)
     before = after = None
     if split is None:
         network.embed_as(embedding, _projection(network))
     else:
-        before, after = _measured(
-            network.to(device), embedding, split, model.preprocessing, workers, on_stage
-        )
+        before, after = _measured(network.to(device), embedding, split, reader, workers, on_stage)
     on_stage("exporting the model")
-    return Derivation(_written(network, model, out, split, before, after), before, after, missing)
+    return Derivation(_written(network, model, out, reader, split, before, after), before, after, missing)
 
 
 def _check(model: ModelBundle, out: Path, embedding: Embedding, data: Path | None) -> None:
@@ -149,10 +148,10 @@ def _projection(network: Network) -> Projection | None:
     return Projection(network.projection_mean, network.projection_matrix)
 
 
-def _split(model: ModelBundle, data: Path) -> tuple[Split, tuple[str, ...]]:
+def _split(model: ModelBundle, data: Path, reader: PhotoReader) -> tuple[Split, tuple[str, ...]]:
     """Returns the readable photos of the card's split, and the names of the others."""
     numbers = {label: number for number, label in enumerate(model.labels)}
-    parts = [_samples(model.split.get(part, []), data, numbers) for part in ("train", "validation")]
+    parts = [_samples(model.split.get(part, []), data, numbers, reader) for part in ("train", "validation")]
     (train, missing_train), (validation, missing_validation) = parts
     missing = (*missing_train, *missing_validation)
     if not train or not validation:
@@ -165,11 +164,11 @@ def _split(model: ModelBundle, data: Path) -> tuple[Split, tuple[str, ...]]:
 
 
 def _samples(
-    names: Iterable[str], data: Path, numbers: Mapping[str, int]
+    names: Iterable[str], data: Path, numbers: Mapping[str, int], reader: PhotoReader
 ) -> tuple[tuple[Sample, ...], list[str]]:
     names = list(names)
     with ThreadPoolExecutor(reading_threads()) as threads:
-        readable = list(threads.map(_readable, (data / name for name in names)))
+        readable = list(threads.map(partial(_readable, reader=reader), (data / name for name in names)))
     samples, missing = [], []
     for name, found in zip(names, readable, strict=True):
         label = numbers.get(unicodedata.normalize("NFC", name).partition("/")[0])
@@ -180,9 +179,9 @@ def _samples(
     return tuple(samples), missing
 
 
-def _readable(path: Path) -> bool:
+def _readable(path: Path, reader: PhotoReader) -> bool:
     try:
-        pixels.read(path, size=8)
+        check_readable(path, reader)
     except UnreadableImage:
         return False
     return True
@@ -206,7 +205,7 @@ def _measured(
     network: Network,
     embedding: Embedding,
     split: Split,
-    preprocessing: Preprocessing,
+    reader: PhotoReader,
     workers: int,
     on_stage: Callable[[str], None],
 ) -> tuple[Measured, Measured]:
@@ -216,12 +215,12 @@ def _measured(
     if learns:
         projection.check_projection(embedding, network, photos=len(split.train))
     on_stage("measuring the model as it is")
-    found = _activations(network, present, split, preprocessing, workers)
+    found = _activations(network, present, split, reader, workers)
     network.embed_as(present, kept)
     before = _evaluated(network, found, split)
     on_stage("measuring the new embeddings")
     if (present.layers, present.pooling) != (embedding.layers, embedding.pooling):
-        found = _activations(network, embedding, split, preprocessing, workers)
+        found = _activations(network, embedding, split, reader, workers)
     if learns and embedding.dimensions is not None:
         train = found.train.cpu().numpy()
         kept = projection.principal(train, embedding.dimensions, whiten=embedding.whiten)
@@ -230,12 +229,12 @@ def _measured(
 
 
 def _activations(
-    network: Network, embedding: Embedding, split: Split, preprocessing: Preprocessing, workers: int
+    network: Network, embedding: Embedding, split: Split, reader: PhotoReader, workers: int
 ) -> _Activations:
     network.embed_as(Embedding(layers=embedding.layers, pooling=embedding.pooling))
     parts: list[tuple[Tensor, Tensor]] = []
     for samples in (split.train, split.validation):
-        batches = list(outputs(network, Photographs(samples, preprocessing), workers=workers))
+        batches = list(outputs(network, Photographs(samples, reader), workers=workers))
         features, logits, _ = (torch.cat(each) for each in zip(*batches, strict=True))
         parts.append((features, logits))
     (train, _), (validation, logits) = parts
@@ -255,6 +254,7 @@ def _written(
     network: Network,
     model: ModelBundle,
     out: Path,
+    reader: PhotoReader,
     split: Split | None,
     before: Measured | None,
     after: Measured | None,
@@ -267,11 +267,11 @@ def _written(
                 network,
                 temporary / "bundle",
                 labels=model.labels,
-                preprocessing=model.preprocessing,
+                reader=reader,
                 recipe={**model.recipe, "derived_from": model.fingerprint},
                 split=model.split,
                 figures=_figures(model, split, before, after),
-                sample=_sample(model, split),
+                sample=_sample(model, split, reader),
                 describe=model_card.describe,
             )
             return made.save(out)
@@ -296,9 +296,9 @@ def _figures(
     }
 
 
-def _sample(model: ModelBundle, split: Split | None) -> NDArray[np.uint8]:
+def _sample(model: ModelBundle, split: Split | None, reader: PhotoReader) -> NDArray[np.uint8]:
     """Returns photos on which the graph is checked; random noise without photos."""
     if split is None:
         shape = (TRIAL_PICTURES, model.input_size, model.input_size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return trial_pictures(split.validation, model.preprocessing)
+    return trial_pictures(split.validation, reader)

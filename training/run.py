@@ -11,6 +11,8 @@ from typing import Any, Final
 import torch
 
 from retrieval.errors import InputError, Interrupted, StorageError
+from retrieval.images.face_detector import FaceDetector
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.network import Network, Start, architecture_of, build
@@ -37,6 +39,7 @@ class TrainingOptions:
         validation_fraction: share of each identity's photos that is held out.
         min_images: identities with fewer photos are left out.
         preprocessing: how photos become pixels.
+        detector: the face detector that `preprocessing` states; None if it states none.
         workers: number of processes that read photos. None means 0 on a CPU, where all cores train, and one
             per core up to 8 for a GPU.
         device: "auto", "cpu", "cuda", ...
@@ -52,6 +55,7 @@ class TrainingOptions:
     validation_fraction: float = 0.3
     min_images: int | None = None
     preprocessing: Preprocessing = field(default=Preprocessing(size=224, crop=1.0, colour="srgb"))
+    detector: FaceDetector | None = None
     workers: int | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -103,6 +107,7 @@ class _Run:
     device: torch.device
     precision: str
     workers: int
+    reader: PhotoReader
     split: dataset.Split
     network: Network
     start: Start
@@ -141,7 +146,8 @@ def _prepare(
     device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
     workers = workers_for(device, asked=options.workers)
-    split = _load(folder, config, options)
+    reader = PhotoReader(options.preprocessing, options.detector)
+    split = _load(folder, config, options, reader)
     observer.on_data(split)
     if observer.should_stop():
         raise Interrupted("Stopped before the first step.")
@@ -157,19 +163,21 @@ def _prepare(
         device=device,
         precision=precision,
         workers=workers,
+        reader=reader,
         split=split,
         network=network,
         start=start,
     )
 
 
-def _load(folder: Path, config: FitConfig, options: TrainingOptions) -> dataset.Split:
+def _load(folder: Path, config: FitConfig, options: TrainingOptions, reader: PhotoReader) -> dataset.Split:
     return dataset.load(
         folder,
         validation_fraction=options.validation_fraction,
         min_images=options.min_images,
         seed=config.seed,
         exclude=options.exclude,
+        reader=reader,
     )
 
 
@@ -188,7 +196,7 @@ def _fit(run: _Run) -> History:
     return fit(
         run.network,
         run.split,
-        run.options.preprocessing,
+        run.reader,
         run.config,
         device=run.device,
         precision=run.precision,
@@ -204,12 +212,12 @@ def _fit(run: _Run) -> History:
 
 def _measure(run: _Run) -> Evaluation:
     """Learns the projection, if there is one, and measures the network with its final embedding."""
-    preprocessing, embedding = run.options.preprocessing, run.options.embedding
+    embedding = run.options.embedding
     if embedding.dimensions is not None:
         run.observer.on_stage("learning the projection")
-        projection.embed_as(run.network, embedding, run.split.train, preprocessing, workers=run.workers)
+        projection.embed_as(run.network, embedding, run.split.train, run.reader, workers=run.workers)
     run.observer.on_stage("measuring on the held-out photos")
-    return evaluate(run.network, run.split, preprocessing, workers=run.workers)
+    return evaluate(run.network, run.split, run.reader, workers=run.workers)
 
 
 def _write(run: _Run, history: History, evaluation: Evaluation, *, seconds: float) -> TrainingResult:
@@ -224,11 +232,11 @@ def _write(run: _Run, history: History, evaluation: Evaluation, *, seconds: floa
         run.network,
         run.out,
         labels=run.split.labels,
-        preprocessing=run.options.preprocessing,
+        reader=run.reader,
         recipe=recipe,
         split=_split_card(run.split, run.folder, run.options),
         figures={name: value for name, value in figures.items() if name != "epochs"},
-        sample=dataset.trial_pictures(run.split.validation, run.options.preprocessing),
+        sample=dataset.trial_pictures(run.split.validation, run.reader),
         describe=model_card.describe,
     )
     run.checkpoint.unlink(missing_ok=True)

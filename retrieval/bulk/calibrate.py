@@ -20,6 +20,7 @@ from retrieval.embedding.stages import PhotoPipeline, Resources
 from retrieval.errors import InputError, Interrupted, Reason
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.decoders import Decode
+from retrieval.images.photo_reader import FaceSelection
 from retrieval.search.calibration import SAMPLE
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
@@ -75,6 +76,7 @@ def calibrate(
     batch_size: int | None = None,
     workers: int | None = None,
     decoders: int | None = None,
+    selection: FaceSelection = FaceSelection(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -91,7 +93,7 @@ def calibrate(
         exclude: patterns of files and folders of the sources that are passed over, as of `ingest`.
         sample: how many enrolled faces are searched for at most, to measure the FNIR of a threshold.
         seed: of that sample and of the intervals.
-        batch_size, workers, decoders: as of `ingest`.
+        batch_size, workers, decoders, selection: as of `ingest`.
         on_outcome: called for every photo of `strangers`, in order: embedded, known or rejected.
         on_progress: called with the number of enrolled faces searched for so far, and the total.
         should_stop: called between batches; True stops the run.
@@ -114,10 +116,10 @@ def calibrate(
     found = _nonempty(list(strangers), exclude, report.passed_over)
     with PhotoPipeline(
         found,
-        prepare=partial(_prepare, gallery),
+        prepare=partial(_prepare, gallery, selection),
         embed=gallery.enrollment.embed_prepared,
         embedder=lambda: gallery.embedder,
-        size=gallery.bundle.preprocessing.size,
+        reader=gallery.photo_reader,
         on_gpu=gallery.may_use_gpu,
         resources=Resources(batch_size, workers, decoders),
     ) as pipeline:
@@ -139,14 +141,21 @@ def _nonempty(
 
 
 def _prepare(
-    gallery: Gallery, photos: Sequence[Photo], *, meters: Meters, decode: Decode
+    gallery: Gallery,
+    selection: FaceSelection,
+    photos: Sequence[Photo],
+    *,
+    meters: Meters,
+    decode: Decode,
 ) -> list[Prepared | Outcome]:
     """Reads and decodes the photos with identities that are not enrolled; the others are known."""
     with gallery.vault.store.read() as reader:
         named = {photo.identity for photo in photos if photo.identity is not None}
         enrolled = reader.identities_named(filter(is_utf8, named))
     strange = [photo for photo in photos if photo.identity not in enrolled]
-    prepared = iter(gallery.enrollment.prepare_many(strange, meters=meters, decode=decode))
+    prepared = iter(
+        gallery.enrollment.prepare_many(strange, meters=meters, decode=decode, selection=selection)
+    )
     return [_known_outcome(p.path, p.identity) if p.identity in enrolled else next(prepared) for p in photos]
 
 

@@ -20,6 +20,7 @@ from retrieval.embedding.outcome import Outcome, Status
 from retrieval.embedding.reading import Prepared, embedded
 from retrieval.embedding.stages import PhotoPipeline, Resources, prepare_without_gallery
 from retrieval.errors import InputError, Interrupted, StorageError
+from retrieval.images.photo_reader import FaceSelection
 from retrieval.images.pixels import MAX_SECONDS
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
@@ -72,6 +73,7 @@ def embed(
     workers: int | None = None,
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
+    selection: FaceSelection = FaceSelection(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
@@ -91,6 +93,7 @@ def embed(
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
         decoders: processes that decode, as of `ingest`.
         photo_seconds: as of `ingest`.
+        selection: which face of a photo, for a model with a face detector.
         on_outcome: called once for every photo, in order.
         should_stop: called between batches; True stops the run.
 
@@ -112,6 +115,7 @@ def embed(
         workers=workers,
         decoders=decoders,
         photo_seconds=photo_seconds,
+        selection=selection,
         on_outcome=on_outcome,
         should_stop=should_stop,
     )
@@ -127,6 +131,7 @@ def embed_photos(
     workers: int | None = None,
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
+    selection: FaceSelection = FaceSelection(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
@@ -141,10 +146,10 @@ def embed_photos(
         suppress(_NoFile),
         PhotoPipeline(
             found,
-            prepare=partial(prepare_without_gallery, bundle.preprocessing),
+            prepare=partial(prepare_without_gallery, embedder.photo_reader, selection=selection),
             embed=partial(_embed, embedder),
             embedder=lambda: embedder,
-            size=bundle.preprocessing.size,
+            reader=embedder.photo_reader,
             on_gpu=embedder.on_gpu,
             resources=Resources(batch_size, workers, decoders, photo_seconds),
         ) as pipeline,

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from retrieval.embedding.reading import Ready
 from retrieval.embedding.stages import PhotoPipeline, Resources, peak_memory
 from retrieval.errors import Interrupted
 from retrieval.gallery.gallery import Gallery
+from retrieval.images.photo_reader import FaceSelection
 from retrieval.images.pixels import MAX_SECONDS
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
@@ -38,6 +40,7 @@ def ingest(
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
     rehash: bool = False,
+    selection: FaceSelection = FaceSelection(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
@@ -68,6 +71,7 @@ def ingest(
         photo_seconds: seconds that decoding one photo may take, where its header does not bound the time (see
             `pixels.read`).
         rehash: read every file, even if its size, time and inode are unchanged.
+        selection: which face of a photo, for a model with a face detector.
         on_outcome: called once for every photo, in order, after its batch is durable.
         should_stop: called after each batch; True ends the run, and what was enrolled stays.
 
@@ -89,6 +93,7 @@ def ingest(
         decoders=decoders,
         photo_seconds=photo_seconds,
         rehash=rehash,
+        selection=selection,
         on_outcome=on_outcome,
         should_stop=should_stop,
     )
@@ -105,6 +110,7 @@ def ingest_photos(
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
     rehash: bool = False,
+    selection: FaceSelection = FaceSelection(),
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
@@ -120,10 +126,10 @@ def ingest_photos(
     started = time.monotonic()
     with PhotoPipeline(
         found,
-        prepare=gallery.enrollment.prepare_many,
+        prepare=partial(gallery.enrollment.prepare_many, selection=selection),
         embed=gallery.enrollment.embed_prepared,
         embedder=lambda: gallery.embedder,
-        size=gallery.bundle.preprocessing.size,
+        reader=gallery.photo_reader,
         on_gpu=gallery.may_use_gpu,
         resources=Resources(batch_size, workers, decoders, photo_seconds),
         recognize=None if rehash else gallery.enrollment.recognize,

@@ -29,6 +29,10 @@ def embed(
     workers: options.Workers = None,
     decoders: options.Decoders = None,
     photo_seconds: options.PhotoSeconds = 60.0,
+    faces: options.Faces = None,
+    min_face: options.MinFace = None,
+    min_sharpness: options.MinSharpness = None,
+    max_yaw: options.MaxYaw = None,
     report: Annotated[Path | None, options.report("file that was not embedded")] = None,
     strict: options.StrictFiles = False,
     summary: options.Summary = None,
@@ -38,7 +42,7 @@ def embed(
 ) -> None:  # fmt: skip
     """Embed photos without a gallery, into one file that is written whole or not at all.
 
-    No face is looked for: the middle square of each photo is what the network sees.
+    A model with a face detector embeds one face of each photo; any other model the middle square of it.
 
     `ingest --embeddings` takes a Parquet file as it is. After Ctrl-C there is no new file.
     """
@@ -49,6 +53,9 @@ def embed(
 
     check_target(out)
     bundle = ModelBundle.load(model)
+    options.require(faces in (None, "largest", "one"), f"--faces of embed is largest or one, not {faces}")
+    selection = options.face_selection(faces, min_face, min_sharpness, max_yaw)
+    options.require_detector(bundle, selection)
     passed_over = PassedOver()
     total, found = found_photos(
         sources, identity_from=identity_from, exclude=exclude or (), passed_over=passed_over
@@ -66,6 +73,7 @@ def embed(
             workers=workers,
             decoders=decoders,
             photo_seconds=photo_seconds,
+            selection=selection,
             passed_over=passed_over,
             on_outcome=on_outcome,
             should_stop=should_stop,

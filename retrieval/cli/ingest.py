@@ -26,6 +26,7 @@ from retrieval.errors import InputError, Interrupted, Reason
 if TYPE_CHECKING:
     from retrieval.bulk.reports import IngestReport
     from retrieval.gallery.gallery import Gallery
+    from retrieval.images.photo_reader import FaceSelection
     from retrieval.sources.exclusion import PassedOver
     from retrieval.sources.metadata_tables import Annotations
     from retrieval.sources.photos import Photo
@@ -51,6 +52,7 @@ class IngestOptions:
     workers: int | None
     decoders: int | None
     photo_seconds: float
+    selection: "FaceSelection"
     report: Path | None
     strict: bool
     rehash: bool
@@ -92,6 +94,10 @@ def ingest(
     workers: options.Workers = None,
     decoders: options.Decoders = None,
     photo_seconds: options.PhotoSeconds = 60.0,
+    faces: options.Faces = None,
+    min_face: options.MinFace = None,
+    min_sharpness: options.MinSharpness = None,
+    max_yaw: options.MaxYaw = None,
     report: Annotated[Path | None, options.report("file that was not enrolled")] = None,
     strict: options.StrictFiles = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
@@ -103,8 +109,8 @@ def ingest(
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
 
-    No face is looked for: the middle square of each photo is what the network sees; crop photos to faces
-    beforehand.
+    A model with a face detector embeds one face of each photo; any other model the middle square of it, so
+    that photos must be cropped to faces beforehand.
 
     A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
     bytes: a renamed file is enrolled already, a changed one takes the place of what it was. With
@@ -131,6 +137,7 @@ def ingest(
         workers=workers,
         decoders=decoders,
         photo_seconds=photo_seconds,
+        selection=_selection(faces, min_face, min_sharpness, max_yaw),
         report=report,
         strict=strict,
         rehash=rehash,
@@ -142,6 +149,11 @@ def ingest(
     )
     _check(wanted)
     wanted.mode(wanted)
+
+
+def _selection(faces: str | None, *limits: float | None) -> "FaceSelection":
+    options.require(faces in (None, "largest", "one"), f"--faces of ingest is largest or one, not {faces}")
+    return options.face_selection(faces, *limits)
 
 
 def _check(wanted: IngestOptions) -> None:
@@ -241,6 +253,7 @@ def _enroll_photos(wanted: IngestOptions) -> None:
             share=wanted.share,
         ) as opened,
     ):
+        options.require_detector(opened.bundle, wanted.selection)
         _follow_sources(opened, wanted)
         with watched("enrolling", total, lines, log_json=wanted.log_json) as (on_outcome, should_stop):
             done = ingest_photos(
@@ -252,6 +265,7 @@ def _enroll_photos(wanted: IngestOptions) -> None:
                 workers=wanted.workers,
                 decoders=wanted.decoders,
                 photo_seconds=wanted.photo_seconds,
+                selection=wanted.selection,
                 rehash=wanted.rehash,
                 on_outcome=on_outcome,
                 should_stop=should_stop,

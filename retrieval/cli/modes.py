@@ -34,7 +34,16 @@ class Use:
     when: str = ""
 
 
-_DECODING: Final = ("batch_size", "workers", "decoders", "photo_seconds")
+_DECODING: Final = (
+    "batch_size",
+    "workers",
+    "decoders",
+    "photo_seconds",
+    "faces",
+    "min_face",
+    "min_sharpness",
+    "max_yaw",
+)
 _EMBEDDING: Final = ("device", "precision")
 _MEASURING: Final = (
     "protocol",
@@ -88,7 +97,10 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         Use(("within",), bars=("by_person",), why="finds people, not photos"),
         Use(("rule", "photos"), needs=("by_person",)),
         Use(("mean_of",), needs=("rule=mean",)),
-        Use(("exclude_self", "plot", *_EMBEDDING), needs=("images", "paths")),
+        Use(
+            ("exclude_self", "plot", "faces", "min_face", *_EMBEDDING),
+            needs=("images", "paths"),
+        ),
     ),
     "check": (Use(("device",), needs=("model",)),),
     "calibrate": (

@@ -1,11 +1,15 @@
 """The arguments and options that several commands share, each defined once."""
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from retrieval.images.photo_reader import FaceSelection
+    from retrieval.models.bundle import ModelBundle
 
 # Every random generator in use accepts this seed and the next one.
 _MAX_SEED: Final = 2**63 - 2
@@ -26,6 +30,10 @@ Precision = Annotated[str, typer.Option(metavar="float32|bf16|fp16", help="float
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")]  # fmt: skip
 Workers = Annotated[int | None, typer.Option(min=1, help="How many read photos side by side: threads.", show_default="one per processor")]  # fmt: skip
 Decoders = Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")]  # fmt: skip
+Faces = Annotated[str | None, typer.Option("--faces", metavar="largest|one", help="Which face of a photo, for a model with a face detector: the largest and most central, or the only one; with one, photos with several are rejected.", show_default="largest")]  # fmt: skip
+MinFace = Annotated[float | None, typer.Option("--min-face", metavar="PIXELS", help="Reject faces with a shorter side below this.", show_default="20")]  # fmt: skip
+MinSharpness = Annotated[float | None, typer.Option("--min-sharpness", help="Reject faces that are more blurred than this: the standard deviation of the aligned face's Laplacian.", show_default=False)]  # fmt: skip
+MaxYaw = Annotated[float | None, typer.Option("--max-yaw", help="Reject faces that are turned to a side by more than this: 0 is frontal, 1 about a profile.", show_default=False)]  # fmt: skip
 PhotoSeconds = Annotated[float, typer.Option(min=0.001, help="Seconds that decoding one photo may take.")]
 
 JsonFile = Annotated[Path | None, typer.Option("--json-file", metavar="FILE.json", help="Write everything that was found as JSON.", show_default=False)]  # fmt: skip
@@ -53,6 +61,40 @@ def report(lines: str) -> Any:
 def output(metavar: str, what: str) -> Any:
     """Returns the option `--out` of a command that makes a file or a folder."""
     return typer.Option(metavar=metavar, help=what, show_default=False)
+
+
+def face_selection(
+    faces: str | None, min_face: float | None, min_sharpness: float | None, max_yaw: float | None
+) -> "FaceSelection":
+    """Returns which faces are read, by the options that were given.
+
+    Raises:
+        InputError: there is no such choice, or a limit is negative.
+    """
+    from retrieval.images.photo_reader import FaceSelection
+
+    given: dict[str, Any] = {
+        "faces": faces,
+        "min_side": min_face,
+        "min_sharpness": min_sharpness,
+        "max_yaw": max_yaw,
+    }
+    return FaceSelection(**{name: value for name, value in given.items() if value is not None})
+
+
+def require_detector(bundle: "ModelBundle", selection: "FaceSelection") -> None:
+    """Checks that a model finds faces, where options say which.
+
+    Raises:
+        InputError: it takes pictures as they are.
+    """
+    from retrieval.images.photo_reader import FaceSelection
+
+    require(
+        bundle.preprocessing.faces is not None or selection in (FaceSelection(), FaceSelection("all")),
+        f"The model {bundle.folder} has no face detector and takes pictures as they are, so --faces and limits "
+        "on faces are of no use; leave them out",
+    )
 
 
 def _share(value: float | None) -> float | None:

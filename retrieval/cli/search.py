@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from retrieval.database.filters import Where
     from retrieval.gallery.gallery import Gallery
+    from retrieval.images.photo_reader import FaceSelection
     from retrieval.search.nearest import Found, PeopleResult, SearchResult
     from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
 
@@ -40,7 +41,7 @@ class _Searches:
     """The search functions of an open gallery, for photos or for people, with the options of the command."""
 
     by_person: bool
-    images: "Callable[[Sequence[Path]], Sequence[SearchResult | PeopleResult]]"
+    images: "Callable[[Sequence[Path]], Sequence[Sequence[SearchResult] | Sequence[PeopleResult]]]"
     face: "Callable[[int], Found[Any]]"
     vectors: "Callable[[NDArray[Any]], Sequence[Found[Any]]]"
 
@@ -62,6 +63,8 @@ def search(
     exclude_self: Annotated[bool, typer.Option("--exclude-self", help="Leave out the stored photo that has the very bytes of the picture.")] = False,
     fpir: Annotated[float | None, typer.Option(metavar="RATE", help="Decide by the threshold for this share of strangers.", show_default="as calibrated")] = None,
     max_distance: Annotated[float | None, typer.Option("--max-distance", metavar="DISTANCE", help="Decide by this distance instead: who is farther is UNKNOWN. Other than --within it hides no photo.", show_default=False)] = None,
+    faces: Annotated[str | None, typer.Option("--faces", metavar="all|largest|one|none", help="Which faces of a picture, for a model with a face detector: all, the largest and most central, the only one, or none: the middle square of the picture as it is.", show_default="all")] = None,
+    min_face: Annotated[float | None, typer.Option("--min-face", metavar="PIXELS", help="Pass over faces with a shorter side below this.", show_default="20")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what answering took.")] = False,
     as_json: options.Json = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
@@ -70,8 +73,8 @@ def search(
 ) -> None:  # fmt: skip
     """Find the closest stored photos, or people, to pictures, stored faces or vectors; exactly.
 
-    No face is looked for: the middle square of a picture is what the network sees; crop it to one face, as the
-    enrolled photos are.
+    A model with a face detector answers for each face of a picture, from left to right; any other model for the
+    middle square of it: crop it to one face, as the enrolled photos are.
 
     Distances are Euclidean between embeddings; smaller is closer. For pictures the classifier's
     prediction comes too. Conditions decide which photos are compared at all, so -k photos come back. Once the
@@ -91,14 +94,16 @@ def search(
         "max_distance": max_distance,
     }
     people: PeopleSearchOptions = {**common, "rule": rule, "mean_of": mean_of, "photos": photos}
+    selection = options.face_selection(faces or "all", min_face, None, None)
     with open_gallery(gallery, "search", device=device, precision=precision) as opened:
+        options.require_detector(opened.bundle, selection)
         if wanted is not None:
             opened.require_identities(wanted.identities)
         if by_person:
-            searches = _for_people(opened, k or _DEFAULT_K, exclude_self, people)
+            searches = _for_people(opened, k or _DEFAULT_K, exclude_self, selection, people)
         else:
             number = k or (None if within is not None else _DEFAULT_K)
-            searches = _for_photos(opened, number, exclude_self, {**common, "within": within})
+            searches = _for_photos(opened, number, exclude_self, selection, {**common, "within": within})
         answers = [
             *_of_images(searches, asked),
             *_of_faces(searches, face or []),
@@ -115,20 +120,36 @@ def search(
 
 
 def _for_photos(
-    gallery: "Gallery", k: int | None, exclude_self: bool, options: "PhotoSearchOptions"
+    gallery: "Gallery",
+    k: int | None,
+    exclude_self: bool,
+    selection: "FaceSelection",
+    options: "PhotoSearchOptions",
 ) -> _Searches:
     return _Searches(
         by_person=False,
-        images=partial(gallery.search_many, k=k, exclude_self=exclude_self, **options),
+        images=partial(gallery.search_faces, k=k, exclude_self=exclude_self, selection=selection, **options),
         face=partial(gallery.search_by_face, k=k, **options),
         vectors=partial(gallery.search_by_vectors, k=k, **options),
     )
 
 
-def _for_people(gallery: "Gallery", k: int, exclude_self: bool, options: "PeopleSearchOptions") -> _Searches:
+def _for_people(
+    gallery: "Gallery",
+    k: int,
+    exclude_self: bool,
+    selection: "FaceSelection",
+    options: "PeopleSearchOptions",
+) -> _Searches:
     return _Searches(
         by_person=True,
-        images=partial(gallery.search_people, k=k, exclude_self=exclude_self, **options),
+        images=partial(
+            gallery.search_people_of_faces,
+            k=k,
+            exclude_self=exclude_self,
+            selection=selection,
+            **options,
+        ),
         face=partial(gallery.search_people_by_face, k=k, **options),
         vectors=partial(gallery.search_people_by_vectors, k=k, **options),
     )
@@ -185,18 +206,30 @@ def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[Answer]:
     for start in range(0, len(images), _QUERY_BATCH):
         some = images[start : start + _QUERY_BATCH]
         try:
-            yield from map(_of_image, some, searches.images(some))
+            for image, faces in zip(some, searches.images(some), strict=True):
+                yield from _of_image(image, faces)
         except UnreadableImage:
             for image in some:
                 try:
-                    yield _of_image(image, searches.images([image])[0])
+                    yield from _of_image(image, searches.images([image])[0])
                 except UnreadableImage as error:
                     yield Answer(str(image), image, error=error)
 
 
-def _of_image(image: Path, found: Any) -> Answer:
-    matches, people = getattr(found, "matches", None), getattr(found, "people", None)
-    return Answer(str(image), image, matches, people, found.prediction, decision=found.decision)
+def _of_image(image: Path, faces: Sequence[Any]) -> Iterator[Answer]:
+    """Yields an answer for each face of a picture."""
+    for number, found in enumerate(faces, 1):
+        yield Answer(
+            str(image),
+            image,
+            getattr(found, "matches", None),
+            getattr(found, "people", None),
+            found.prediction,
+            decision=found.decision,
+            face=found.face,
+            number=number,
+            faces=len(faces),
+        )
 
 
 def _of_faces(searches: _Searches, faces: Sequence[int]) -> Iterator[Answer]:

@@ -15,6 +15,7 @@ from retrieval.console import terminal
 from retrieval.errors import UnreadableImage
 
 if TYPE_CHECKING:
+    from retrieval.images.detection import DetectedFace
     from retrieval.index.knn import Explanation
     from retrieval.search.decisions import Decision
     from retrieval.search.nearest import Match, PersonMatch, Prediction
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one query: matches or people, a decision, a prediction for a picture; or an error."""
+    """The answer to one query: matches or people, a decision, a prediction for a picture; or an error.
+
+    For a face that was found in a picture, `face` is where, and `number` which one of its `faces`, from the left.
+    """
 
     query: str
     image: Path | None
@@ -31,6 +35,9 @@ class Answer:
     prediction: "Prediction | None" = None
     error: UnreadableImage | None = None
     decision: "Decision | None" = None
+    face: "DetectedFace | None" = None
+    number: int = 1
+    faces: int = 1
 
 
 def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
@@ -80,6 +87,13 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
     shown: dict[str, Any] = {"query": answer.query}
     if answer.error is not None:
         return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
+    if answer.face is not None:
+        shown["face"] = {
+            "box": [round(side, 1) for side in answer.face.box],
+            "score": round(answer.face.score, 3),
+            "number": answer.number,
+            "of": answer.faces,
+        }
     if answer.prediction is not None:
         prediction = answer.prediction
         shown["prediction"] = {"identity": prediction.identity, "probability": prediction.probability}
@@ -131,7 +145,7 @@ def _print_answer(answer: Answer) -> None:
     from rich.table import Table
 
     console = terminal.console()
-    console.print(terminal.text(answer.query, "bold"))
+    console.print(terminal.text(answer.query + _which_face(answer), "bold"))
     if answer.prediction is not None:
         prediction = answer.prediction
         console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
@@ -151,6 +165,15 @@ def _print_answer(answer: Answer) -> None:
         table.add_row(*row)
     console.print(table, soft_wrap=False)
     console.print()
+
+
+def _which_face(answer: Answer) -> str:
+    """Returns which face of a picture an answer is about, and where it is, as text."""
+    if answer.face is None:
+        return ""
+    left, top, width, height = answer.face.box
+    which = f"face {answer.number} of {answer.faces}, " if answer.faces > 1 else "face "
+    return f" ({which}{width:.0f} x {height:.0f} at {left:.0f}, {top:.0f})"
 
 
 def _decided(decision: "Decision") -> str:

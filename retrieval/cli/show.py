@@ -39,21 +39,23 @@ def _print_card(bundle: "ModelBundle") -> None:
         key.replace("_", " "): f"{value:.4f}" if isinstance(value, float) and value <= 1 else value
         for key, value in bundle.figures.items()
     }
+    faces = bundle.preprocessing.faces
     recipe = {key.replace("_", " "): value for key, value in bundle.recipe.items()}
     terminal.print_facts(
         f"Model {bundle.folder}",
         {
             "architecture": bundle.architecture,
             "labels": f"{len(bundle.labels):,}: {names}",
-            "preprocessing": f"central square of {bundle.preprocessing.crop:g} x the shorter side, "
-            f"resized to {bundle.input_size} x {bundle.input_size}, RGB uint8"
-            + (", colours converted to sRGB" if bundle.preprocessing.colour == "srgb" else ""),
+            "preprocessing": str(bundle.preprocessing),
             "embedding": f"{bundle.embedding}, {bundle.dimension} float32 numbers",
             "split": f"{len(bundle.split.get('train', [])):,} photos to learn from, "
             f"{len(bundle.split.get('validation', [])):,} held out",
             "created": f"{bundle.created_at} with "
             + ", ".join(f"{k} {v}" for k, v in bundle.versions.items()),
             "fingerprint": bundle.fingerprint,
+            **(
+                {} if faces is None else {"face detector": f"SHA-256 {faces.detector}, score {faces.score:g}"}
+            ),
             **({"model card": bundle.description_path.name} if bundle.description_path.is_file() else {}),
         },
     )

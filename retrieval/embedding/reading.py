@@ -22,8 +22,8 @@ from retrieval.embedding.outcome import Outcome, Status, Verdicts
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import pixels
 from retrieval.images.decoders import Content, Decode
+from retrieval.images.photo_reader import DetectionClock, FaceSelection, PhotoReader
 from retrieval.images.picture import Pixels
-from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
 from retrieval.sources.photos import Photo
@@ -42,6 +42,7 @@ class Meters:
     read: Meter = field(default_factory=lambda: Meter("read"))
     look_up: Meter = field(default_factory=lambda: Meter("look up"))
     decode: Meter = field(default_factory=lambda: Meter("decode"))
+    faces: Meter = field(default_factory=lambda: Meter("find faces"))
     bytes: Meter = field(default_factory=lambda: Meter("bytes"))
 
 
@@ -218,9 +219,11 @@ def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | O
 def decode_photos(
     photos: Sequence[ReadPhoto],
     generation: int,
-    preprocessing: Preprocessing,
+    reader: PhotoReader,
     decode: Decode,
+    meters: Meters,
     *,
+    selection: FaceSelection = FaceSelection(),
     stored: Container[str] = (),
 ) -> list[Prepared | Outcome]:
     """Decodes photos for a model; returns an Outcome for each that cannot be decoded.
@@ -228,19 +231,25 @@ def decode_photos(
     Args:
         photos: as they were read.
         generation: the id of the model generation.
-        preprocessing: of that model.
+        reader: of that model.
         decode: decodes contents.
+        meters: the time of decoding and of face detection is added to them.
+        selection: which faces of the photos.
         stored: the SHA-256 of photos that are stored already: their pixels are `spare`.
 
     Raises:
         RunError: as `decode`.
     """
-    contents = [photo.content for photo in photos]
-    found = decode(contents, size=preprocessing.size, crop=preprocessing.crop, colour=preprocessing.colour)
+    clock = DetectionClock()
+    with meters.decode.working(len(photos)):
+        found = decode([photo.content for photo in photos], reader, selection, clock=clock)
+    if reader.detector is not None:
+        meters.faces.add(items=len(photos), busy=clock.seconds)
+        meters.decode.add(busy=-clock.seconds)
     return [
         _rejection(photo.face, one)
         if isinstance(one, UnreadableImage)
-        else Prepared(photo.face, one, generation, spare=photo.face.sha256 in stored)
+        else Prepared(photo.face, one[0].pixels, generation, spare=photo.face.sha256 in stored)
         for photo, one in zip(photos, found, strict=True)
     ]
 

@@ -13,8 +13,8 @@ import numpy as np
 from retrieval.database.records import Face
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images import pixels
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.picture import Pixels
-from retrieval.images.preprocessing import Preprocessing
 from retrieval.index.segments import Ids, Vectors
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
@@ -51,11 +51,10 @@ def embed_again(
     A photo is used only if its bytes have the stored SHA-256. Photos at addresses are fetched only where
     `fetching` allows it.
     """
-    preprocessing = embedder.bundle.preprocessing
     faces = iter(faces)
     with Shelf() as shelf:
         read = partial(photos.read_stored, shelf, fetching=fetching)
-        yield from _in_batches(faces, embedder, partial(_square, read=read, preprocessing=preprocessing))
+        yield from _in_batches(faces, embedder, partial(_square, read=read, reader=embedder.photo_reader))
 
 
 def _in_batches(
@@ -85,9 +84,7 @@ def _in_batches(
         yield Embedded(np.asarray(ids, np.int64), vectors, tuple(lost), reasons, frozenset(unfetched))
 
 
-def _square(
-    face: Face, *, read: Callable[[str], bytes], preprocessing: Preprocessing
-) -> Pixels | UnreadableImage:
+def _square(face: Face, *, read: Callable[[str], bytes], reader: PhotoReader) -> Pixels | UnreadableImage:
     """Returns the pixels of a face's photo, from the first of its paths that has its bytes, or an error.
 
     Of several errors, `NotFetched` is returned, since the caller can allow fetching, and otherwise the last.
@@ -97,7 +94,7 @@ def _square(
         try:
             content = read(path)
             if pixels.content_sha256(content) == face.sha256:
-                return pixels.read(content, **preprocessing.stated())
+                return reader.square(content)
             found = UnreadableImage(Reason.MISSING, "the file has other bytes by now")
         except UnreadableImage as error:
             found = error

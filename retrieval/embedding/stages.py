@@ -17,8 +17,8 @@ from retrieval.embedding.outcome import Outcome, in_their_places
 from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_photos, read_some
 from retrieval.errors import InputError
 from retrieval.images.decoders import SLOT, Decode, Decoders, decode_here, processes_for
+from retrieval.images.photo_reader import FaceSelection, PhotoReader
 from retrieval.images.pixels import MAX_SECONDS
-from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.embedder import Embedder
 from retrieval.sources.photos import Photo
 from retrieval.system.cpu import usable_cores
@@ -143,7 +143,7 @@ class PhotoPipeline(Generic[Result]):
         prepare: Prepare,
         embed: Callable[[Batch], Result],
         embedder: Callable[[], Embedder],
-        size: int,
+        reader: PhotoReader,
         on_gpu: bool,
         resources: Resources = Resources(),
         recognize: Callable[[Sequence[Photo]], list[Outcome | None]] | None = None,
@@ -155,7 +155,7 @@ class PhotoPipeline(Generic[Result]):
             prepare: reads and decodes some of them, in order, each to a `Prepared` or to an Outcome.
             embed: embeds a batch of prepared photos and outcomes.
             embedder: returns the loaded model; called only to tune the batch size of a GPU.
-            size: side of the squares that photos are decoded to, in pixels.
+            reader: of the model, for processes that decode.
             on_gpu: whether photos may be embedded on a GPU.
             resources: batch size, threads, processes and time limit.
             recognize: returns an outcome for each photo that is known without reading it, and None for each
@@ -174,7 +174,7 @@ class PhotoPipeline(Generic[Result]):
         )
         if decoders:
             ahead = _max_pieces(workers, self._batches.largest)
-            self._decoders = Decoders(decoders, size=size, ahead=ahead, seconds=resources.photo_seconds)
+            self._decoders = Decoders(decoders, reader=reader, ahead=ahead, seconds=resources.photo_seconds)
         chunks: Pipeline[list[Entry]] = Pipeline(in_chunks(found, self._scan))
         if recognize is not None:
             chunks = chunks.then(Stage("recognize", partial(_with_known_outcomes, recognize), room=1))
@@ -218,8 +218,8 @@ class PhotoPipeline(Generic[Result]):
         prepare, steps = self._pipeline.meters["prepare"], self.meters
         taken = [
             step
-            for step in (steps.read, steps.look_up, steps.decode)
-            if step.items or step is not steps.look_up
+            for step in (steps.read, steps.look_up, steps.decode, steps.faces)
+            if step.items or step not in (steps.look_up, steps.faces)
         ]
         for step in taken:
             step.workers = prepare.workers
@@ -238,7 +238,12 @@ def _with_known_outcomes(
 
 
 def prepare_without_gallery(
-    preprocessing: Preprocessing, photos: Sequence[Photo], *, meters: Meters, decode: Decode
+    reader: PhotoReader,
+    photos: Sequence[Photo],
+    *,
+    meters: Meters,
+    decode: Decode,
+    selection: FaceSelection = FaceSelection(),
 ) -> list[Prepared | Outcome]:
     """Reads and decodes photos, in order: each to a `Prepared` with pixels, or to an Outcome with a reason.
 
@@ -246,17 +251,21 @@ def prepare_without_gallery(
         RunError: a process that decodes was killed.
     """
     return [
-        one for some in read_some(photos, meters) for one in _decode_some(some, meters, preprocessing, decode)
+        one
+        for some in read_some(photos, meters)
+        for one in _decode_some(some, meters, reader, decode, selection)
     ]
 
 
 def _decode_some(
-    photos: Sequence[ReadPhoto | Outcome], meters: Meters, preprocessing: Preprocessing, decode: Decode
+    photos: Sequence[ReadPhoto | Outcome],
+    meters: Meters,
+    reader: PhotoReader,
+    decode: Decode,
+    selection: FaceSelection,
 ) -> list[Prepared | Outcome]:
     read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
-    with meters.decode.working(len(read)):
-        decoded = decode_photos(read, 0, preprocessing, decode)
-    return in_their_places(photos, decoded)
+    return in_their_places(photos, decode_photos(read, 0, reader, decode, meters, selection=selection))
 
 
 def peak_memory() -> int:

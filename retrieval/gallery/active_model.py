@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from retrieval.database.reader import Reader
 from retrieval.database.records import Generation
 from retrieval.errors import ModelMismatch
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder, may_use_gpu
 from retrieval.models.engine import PrecisionDrift
@@ -35,6 +36,8 @@ class ActiveModel:
         self.engine = engine
         self.precision = precision
         self._embedder: Embedder | None = None
+        self._reader: tuple[str, PhotoReader] | None = None
+        self._reading = threading.Lock()
         self._loading = threading.Lock()
         with vault.store.read() as reader:
             generation = vault.serving(reader)
@@ -96,6 +99,18 @@ class ActiveModel:
                     self.bundle, device=self.device, engine=self.engine, precision=self.precision
                 )
             return self._active.generation.id, self._embedder
+
+    def photo_reader(self) -> PhotoReader:
+        """What reads photos for the active model as of the last `refresh`; does not load the model.
+
+        Raises:
+            BundleError, StorageError: as `ModelBundle.load_photo_reader`.
+        """
+        bundle = self.bundle
+        with self._reading:
+            if self._reader is None or self._reader[0] != bundle.fingerprint:
+                self._reader = bundle.fingerprint, bundle.load_photo_reader()
+            return self._reader[1]
 
     def adopt(self, embedder: Embedder, fingerprint: str) -> None:
         """Takes over a model that the caller has loaded; closes it if another one is active or loaded."""

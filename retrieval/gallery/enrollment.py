@@ -21,6 +21,7 @@ from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, Ready, Stor
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.face_writer import FaceWriter
 from retrieval.images.decoders import Decode, decode_here
+from retrieval.images.photo_reader import FaceSelection
 from retrieval.images.pixels import ImageSource
 from retrieval.sources import photos
 from retrieval.sources.photos import Offered, Photo
@@ -38,12 +39,12 @@ class Enrollment:
         self._store = model.vault.store
         self._writer = FaceWriter(model)
 
-    def enroll(self, offered: Iterable[Offered]) -> list[Outcome]:
+    def enroll(self, offered: Iterable[Offered], selection: FaceSelection = FaceSelection()) -> list[Outcome]:
         """Enrolls photos through all stages, batch by batch; see `Gallery.enroll`."""
         outcomes: list[Outcome] = []
         found = photos.of(offered)
         while batch := list(islice(found, BATCH)):
-            outcomes += self.enroll_prepared(self.prepare_many(batch))
+            outcomes += self.enroll_prepared(self.prepare_many(batch, selection=selection))
         return outcomes
 
     def recognize(self, photos: Sequence[Photo]) -> list[Outcome | None]:
@@ -91,7 +92,12 @@ class Enrollment:
         return self.prepare_many([photo])[0]
 
     def prepare_many(
-        self, photos: Sequence[Photo], *, meters: Meters | None = None, decode: Decode = decode_here
+        self,
+        photos: Sequence[Photo],
+        *,
+        meters: Meters | None = None,
+        decode: Decode = decode_here,
+        selection: FaceSelection = FaceSelection(),
     ) -> list[Prepared | Outcome]:
         """Stage 2: reads photos, looks up their bytes, and decodes photos that are new. Thread-safe.
 
@@ -102,6 +108,7 @@ class Enrollment:
             photos: some dozens; a photo with a problem is rejected for that problem.
             meters: the time of each step is added to them.
             decode: decodes the photos that have to be embedded.
+            selection: which face of a photo, for a model with a face detector.
 
         Returns:
             For each photo, in order, the result of `prepare`.
@@ -112,11 +119,17 @@ class Enrollment:
         """
         meters = Meters() if meters is None else meters
         return [
-            one for some in reading.read_some(photos, meters) for one in self._prepare(some, meters, decode)
+            one
+            for some in reading.read_some(photos, meters)
+            for one in self._prepare(some, meters, decode, selection)
         ]
 
     def _prepare(
-        self, entries: Sequence[Outcome | ReadPhoto], meters: Meters, decode: Decode
+        self,
+        entries: Sequence[Outcome | ReadPhoto],
+        meters: Meters,
+        decode: Decode,
+        selection: FaceSelection,
     ) -> list[Prepared | Outcome]:
         """Looks up photos that were read in one snapshot, and decodes those that have to be embedded."""
         read = [entry for entry in entries if isinstance(entry, ReadPhoto)]
@@ -124,13 +137,21 @@ class Enrollment:
             return [entry for entry in entries if isinstance(entry, Outcome)]
         with meters.look_up.working(len(read)), self._store.read() as reader:
             generation = self._model.refresh(reader).id
-            preprocessing = self._model.bundle.preprocessing
+            photo_reader = self._model.photo_reader()
             stored = Stored.of(reader, [photo.face for photo in read])
         found = [reading.settled(photo, stored, generation) for photo in read]
         left = [photo for photo, one in zip(read, found, strict=True) if one is None]
-        with meters.decode.working(len(left)):
-            made = reading.decode_photos(left, generation, preprocessing, decode, stored=stored.faces)
-            decoded = iter(made)
+        decoded = iter(
+            reading.decode_photos(
+                left,
+                generation,
+                photo_reader,
+                decode,
+                meters,
+                selection=selection,
+                stored=stored.faces,
+            )
+        )
         return in_their_places(entries, [next(decoded) if one is None else one for one in found])
 
     def embed_prepared(self, photos: Sequence[Prepared | Outcome]) -> Ready:

@@ -20,7 +20,6 @@ from retrieval.gallery import (
     annotate,
     creation,
     identities,
-    image_search,
     integrity,
     moves,
     reembed,
@@ -30,6 +29,7 @@ from retrieval.gallery import (
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
 from retrieval.gallery.enrollment import Enrollment
+from retrieval.gallery.image_search import Pictures, faces_near_images, one_face, people_near_images
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.integrity import Verification
 from retrieval.gallery.moves import Relabelled
@@ -37,6 +37,7 @@ from retrieval.gallery.reembed import Reembedded
 from retrieval.gallery.relocation import Relocated
 from retrieval.gallery.repair import Repaired
 from retrieval.gallery.sync import Missing
+from retrieval.images.photo_reader import FaceSelection, PhotoReader
 from retrieval.images.pixels import ImageSource
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
@@ -205,14 +206,22 @@ class Gallery:
         """The active model; loaded on first use."""
         return self._model.loaded()[1]
 
+    @property
+    def photo_reader(self) -> PhotoReader:
+        """What reads photos for the active model: its preprocessing, and its face detector if it has one."""
+        return self._model.photo_reader()
+
     # Enrolling
 
-    def enroll(self, photos: Iterable[Offered]) -> list[Outcome]:
+    def enroll(
+        self, photos: Iterable[Offered], *, selection: FaceSelection = FaceSelection()
+    ) -> list[Outcome]:
         """Enrolls photos in batches; each batch is durable before the next starts.
 
         Args:
             photos: pairs of an image (a path, bytes, a PIL image or a uint8 array) and an identity, or None
                 if the identity is unknown; or Photos, such as those of `photos.scan`.
+            selection: which face of a photo, for a model with a face detector.
 
         Returns:
             One Outcome per photo, in order. A photo that cannot be read is a rejected one, not an error.
@@ -221,7 +230,7 @@ class Gallery:
             InputError: an item of `photos` is no photo, or as `Enrollment.prepare`.
             StorageError, GalleryBusy: the current batch was not enrolled; batches before it were.
         """
-        return self.enrollment.enroll(photos)
+        return self.enrollment.enroll(photos, selection)
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None
@@ -253,6 +262,7 @@ class Gallery:
         k: int | None = 5,
         *,
         exclude_self: bool = False,
+        selection: FaceSelection = FaceSelection(),
         **options: Unpack[PhotoSearchOptions],
     ) -> SearchResult:
         """Returns the k nearest stored photos to an image, the classifier's prediction and the decision.
@@ -262,13 +272,15 @@ class Gallery:
             k: number of photos, at least 1; all, if the gallery has fewer. None returns all photos within
                 the distance `within`, which is then required.
             exclude_self: leave out the stored face with exactly the bytes of the image.
+            selection: which face of the image, for a model with a face detector; not all of them, for which
+                there is `search_faces`.
             options: see `PhotoSearchOptions`.
 
         Raises:
-            UnreadableImage: the image cannot be read.
+            UnreadableImage: the image cannot be read, or has no such face.
             InputError: k is below 1, or as the options.
         """
-        return self.search_many([image], k, exclude_self=exclude_self, **options)[0]
+        return self.search_many([image], k, exclude_self=exclude_self, selection=selection, **options)[0]
 
     def search_many(
         self,
@@ -276,11 +288,30 @@ class Gallery:
         k: int | None = 5,
         *,
         exclude_self: bool = False,
+        selection: FaceSelection = FaceSelection(),
         **options: Unpack[PhotoSearchOptions],
     ) -> list[SearchResult]:
         """Searches as `search` does, for many images; returns one result per image, in order."""
-        asked = PhotoQuestion(k, **options)
-        return image_search.faces_near_images(self._model, images, asked, exclude_self=exclude_self)
+        pictures = Pictures(images, one_face(selection), exclude_self)
+        return [one for [one] in faces_near_images(self._model, pictures, PhotoQuestion(k, **options))]
+
+    def search_faces(
+        self,
+        images: Iterable[ImageSource],
+        k: int | None = 5,
+        *,
+        exclude_self: bool = False,
+        selection: FaceSelection = FaceSelection("all"),
+        **options: Unpack[PhotoSearchOptions],
+    ) -> list[list[SearchResult]]:
+        """Searches as `search` does, for each face of many images.
+
+        Returns:
+            For each image, in order, a result for each of its faces, from left to right. A model without a
+            face detector takes each image as one face.
+        """
+        pictures = Pictures(images, selection, exclude_self)
+        return list(faces_near_images(self._model, pictures, PhotoQuestion(k, **options)))
 
     def search_by_vector(
         self, vector: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
@@ -319,6 +350,7 @@ class Gallery:
         k: int = 5,
         *,
         exclude_self: bool = False,
+        selection: FaceSelection = FaceSelection(),
         **options: Unpack[PeopleSearchOptions],
     ) -> list[PeopleResult]:
         """Returns the k nearest identities to each image, exactly, each with its nearest photos.
@@ -326,15 +358,28 @@ class Gallery:
         Args:
             images: as of `search`.
             k: number of identities, at least 1. Photos without an identity do not count.
-            exclude_self: as of `search`.
+            exclude_self, selection: as of `search`.
             options: see `PeopleSearchOptions`.
 
         Raises:
             UnreadableImage: an image cannot be read.
             InputError: k is below 1, or as the options.
         """
-        asked = PeopleQuestion(k, **options)
-        return image_search.people_near_images(self._model, images, asked, exclude_self=exclude_self)
+        pictures = Pictures(images, one_face(selection), exclude_self)
+        return [one for [one] in people_near_images(self._model, pictures, PeopleQuestion(k, **options))]
+
+    def search_people_of_faces(
+        self,
+        images: Iterable[ImageSource],
+        k: int = 5,
+        *,
+        exclude_self: bool = False,
+        selection: FaceSelection = FaceSelection("all"),
+        **options: Unpack[PeopleSearchOptions],
+    ) -> list[list[PeopleResult]]:
+        """Searches as `search_people` does, for each face of many images; see `search_faces`."""
+        pictures = Pictures(images, selection, exclude_self)
+        return list(people_near_images(self._model, pictures, PeopleQuestion(k, **options)))
 
     def search_people_by_vectors(
         self, vectors: NDArray[Any], k: int = 5, **options: Unpack[PeopleSearchOptions]

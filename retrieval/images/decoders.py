@@ -9,6 +9,7 @@ caller's main module. It has its own session, so that Ctrl-C in a terminal does 
 pipe closes, which happens however the caller ends. The shared memory is unnamed, so no leftover can remain.
 """
 
+import dataclasses
 import mmap
 import os
 import signal
@@ -28,8 +29,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from retrieval.errors import InputError, Interrupted, Reason, RunError, UnreadableImage
-from retrieval.images import pixels
-from retrieval.images.picture import Colour, Pixels
+from retrieval.images.photo_reader import DetectionClock, FaceImage, FaceSelection, PhotoReader
+from retrieval.images.picture import Pixels
 from retrieval.images.pixels import MAX_SECONDS
 from retrieval.system import cancellation, isolation
 from retrieval.system.cpu import usable_cores
@@ -52,43 +53,59 @@ _PROGRAM: Final = "import sys; from retrieval.images.decoders import serve; serv
 # the memory budget of all threads, and in a separate process that can be killed.
 _HEAVY: Final = "heavy"
 
+# Stands for pixels that are in the slot.
+_IN_SLOT: Final[Pixels] = np.empty((0, 0, 3), np.uint8)
+
 # The interval at which a wait for a reply checks for cancellation, in seconds.
 _POLL_SECONDS: Final = 0.1
 
-# For each photo None if it has pixels, else the reason and its detail, or `_HEAVY`.
-_Reply: TypeAlias = list[tuple[Reason, str] | str | None]
+# The faces of a photo, one or more, or the error.
+Decoded: TypeAlias = list[FaceImage] | UnreadableImage
+
+# For each photo its faces, the first of them with its pixels in the slot, or the reason and its detail, or
+# `_HEAVY`; and the seconds that face detection took.
+_Reply: TypeAlias = tuple[list[list[FaceImage] | tuple[Reason, str] | str], float]
 
 
 class Decode(Protocol):
-    """Decodes photos: returns the pixels of each, uint8 (size, size, 3), or the error.
+    """Decodes photos: returns the selected faces of each, or the error.
 
     Raises:
         Interrupted: the run was cancelled by Ctrl-C.
     """
 
     def __call__(
-        self, contents: Sequence[Content], *, size: int, crop: float, colour: Colour = "ignore"
-    ) -> list[Pixels | UnreadableImage]: ...
+        self,
+        contents: Sequence[Content],
+        reader: PhotoReader,
+        selection: FaceSelection = FaceSelection(),
+        *,
+        clock: DetectionClock | None = None,
+    ) -> list[Decoded]: ...
 
 
 def decode_here(
     contents: Sequence[Content],
+    reader: PhotoReader,
+    selection: FaceSelection = FaceSelection(),
     *,
-    size: int,
-    crop: float,
-    colour: Colour = "ignore",
+    clock: DetectionClock | None = None,
     seconds: float = MAX_SECONDS,
-) -> list[Pixels | UnreadableImage]:
+) -> list[Decoded]:
     """Decodes photos in the caller's thread; see `Decode`. `seconds` is the limit of `pixels.read`."""
-    return [_decoded(content, size, crop, colour, seconds) for content in contents]
+    return [_decoded(content, reader, selection, clock, seconds) for content in contents]
 
 
 def _decoded(
-    content: Content, size: int, crop: float, colour: Colour, seconds: float
-) -> Pixels | UnreadableImage:
+    content: Content,
+    reader: PhotoReader,
+    selection: FaceSelection,
+    clock: DetectionClock | None,
+    seconds: float,
+) -> Decoded:
     cancellation.check_cancelled()
     try:
-        return pixels.read(content, size=size, crop=crop, colour=colour, seconds=seconds)
+        return reader.read(content, selection, seconds=seconds, clock=clock)
     except UnreadableImage as error:
         return error
 
@@ -121,16 +138,19 @@ class Decoders:
     Photos that may take long or much memory are decoded as by `decode_here`.
     """
 
-    def __init__(self, processes: int, *, size: int, ahead: int, seconds: float = MAX_SECONDS) -> None:
+    def __init__(
+        self, processes: int, *, reader: PhotoReader, ahead: int, seconds: float = MAX_SECONDS
+    ) -> None:
         """Allocates the shared memory; starts no process yet.
 
         Args:
             processes: the number of processes, at least 1.
-            size: side of the pictures in pixels; another size is decoded in the caller's thread.
+            reader: reads the photos; for another one the caller's thread decodes.
             ahead: the number of slots that may be lent.
             seconds: as in `pixels.read`.
         """
-        self._size = size
+        self._reader = reader
+        self._size = size = reader.preprocessing.size
         self._seconds = seconds
         self._slots = processes + ahead
         self._file = isolation.nameless_file(self._slots * SLOT * size * size * 3)
@@ -147,24 +167,32 @@ class Decoders:
             self._idle.put(process)
 
     def __call__(
-        self, contents: Sequence[Content], *, size: int, crop: float, colour: Colour = "ignore"
-    ) -> list[Pixels | UnreadableImage]:
+        self,
+        contents: Sequence[Content],
+        reader: PhotoReader,
+        selection: FaceSelection = FaceSelection(),
+        *,
+        clock: DetectionClock | None = None,
+    ) -> list[Decoded]:
         """Decodes photos; see `Decode`.
 
         Raises:
             RunError: a process was killed, or its decoder crashed.
         """
+        clock = DetectionClock() if clock is None else clock
+        if reader.preprocessing != self._reader.preprocessing:
+            return decode_here(contents, reader, selection, clock=clock, seconds=self._seconds)
         found = [
-            _decoded(one, size, crop, colour, self._seconds) if self._decodes_in_thread(one, size) else None
+            None if isinstance(one, bytes) else _decoded(one, reader, selection, clock, self._seconds)
             for one in contents
         ]
-        files = [one for one in contents if isinstance(one, bytes) and not self._decodes_in_thread(one, size)]
-        there = (
+        files = [one for one in contents if isinstance(one, bytes)]
+        decoded = (
             one
             for start in range(0, len(files), SLOT)
-            for one in self._decode_slot(files[start : start + SLOT], crop, colour)
+            for one in self._decode_slot(files[start : start + SLOT], selection, clock)
         )
-        return [next(there) if one is None else one for one in found]
+        return [next(decoded) if one is None else one for one in found]
 
     def close(self) -> None:
         """Ends the processes. Returned pixels stay valid."""
@@ -180,34 +208,32 @@ class Decoders:
     ) -> None:
         self.close()
 
-    def _decodes_in_thread(self, content: Content, size: int) -> bool:
-        return not isinstance(content, bytes) or size != self._size
-
     def _decode_slot(
-        self, files: Sequence[bytes], crop: float, colour: Colour
-    ) -> list[Pixels | UnreadableImage]:
+        self, files: Sequence[bytes], selection: FaceSelection, clock: DetectionClock
+    ) -> list[Decoded]:
         with self._process() as process:
             slot = self._free.get()
             try:
-                reply = process.ask((slot, crop, colour, files))
+                reply, seconds = process.ask((slot, selection, files))
             except BaseException:
                 self._free.put(slot)
                 raise
             squares = self._lend_slot(slot, len(files))
+        clock.seconds += seconds
         return [
-            square
-            if bad is None
-            else _decoded(file, self._size, crop, colour, self._seconds)
-            if isinstance(bad, str)
-            else UnreadableImage(*bad)
-            for file, square, bad in zip(files, squares, reply, strict=True)
+            [dataclasses.replace(answer[0], pixels=square), *answer[1:]]
+            if isinstance(answer, list)
+            else _decoded(file, self._reader, selection, clock, self._seconds)
+            if isinstance(answer, str)
+            else UnreadableImage(*answer)
+            for file, square, answer in zip(files, squares, reply, strict=True)
         ]
 
     @contextmanager
     def _process(self) -> "Iterator[_Process]":
         process = self._idle.get()
         try:
-            process.start(self._file, self._slots, self._size)
+            process.start(self._file, self._slots, self._reader)
             yield process
         except Interrupted:
             # It is in the middle of a batch and cannot be used again.
@@ -242,7 +268,7 @@ class _Process:
         self._popen: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
 
-    def start(self, file: int, slots: int, size: int) -> None:
+    def start(self, file: int, slots: int, reader: PhotoReader) -> None:
         """Starts the process; does nothing if it is started.
 
         Raises:
@@ -254,12 +280,15 @@ class _Process:
         with ours, theirs:
             pipe = theirs.fileno()
             try:
-                self._popen = isolation.start(_PROGRAM, pipe, file, slots, size, descriptors=(pipe, file))
+                self._popen = isolation.start(_PROGRAM, pipe, file, slots, descriptors=(pipe, file))
             except OSError as error:
                 raise RunError(
                     f"A process that decodes photos cannot be started ({why(error)}); use `decoders=0`."
                 ) from error
             self._pipe = Connection(ours.detach())
+        # A process that has ended is noticed by the first question.
+        with suppress(OSError):
+            self._pipe.send(reader)
 
     def ask(self, question: object) -> _Reply:
         assert self._pipe is not None  # it was started
@@ -291,36 +320,42 @@ def _slot_pixels(memory: mmap.mmap, slot: int, size: int) -> Pixels:
     return np.ndarray(shape, np.uint8, memory, offset=slot * SLOT * size * size * 3)
 
 
-def serve(pipe: int, file: int, slots: int, size: int) -> None:
+def serve(pipe: int, file: int, slots: int) -> None:
     """Runs a decoding process: decodes what it receives until the caller has ended.
 
     Args:
         pipe, file: the file descriptors of the pipe and of the shared memory.
-        slots, size: the number of slots in the memory, and the side of the pictures in pixels.
+        slots: the number of slots in the memory.
     """
     # A service manager stops all processes of a service at once; the current batch must be finished.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.SIG_IGN)
     # As in the command line: the reply says what is wrong with a file.
     warnings.filterwarnings("ignore", module="PIL")
-    memory = mmap.mmap(file, slots * SLOT * size * size * 3)
     questions: Connection[Any, Any] = Connection(pipe)
     with suppress(EOFError, OSError):
+        reader: PhotoReader = questions.recv()
+        size = reader.preprocessing.size
+        memory = mmap.mmap(file, slots * SLOT * size * size * 3)
         while True:
-            slot, crop, colour, files = questions.recv()
-            questions.send(_decode_into(_slot_pixels(memory, slot, size), files, crop, colour))
+            slot, selection, files = questions.recv()
+            questions.send(_decode_into(_slot_pixels(memory, slot, size), files, reader, selection))
             del files  # else they would stay in memory until the next batch
 
 
-def _decode_into(place: Pixels, files: Sequence[bytes], crop: float, colour: Colour) -> _Reply:
-    reply: _Reply = []
+def _decode_into(
+    place: Pixels, files: Sequence[bytes], reader: PhotoReader, selection: FaceSelection
+) -> _Reply:
+    reply: list[list[FaceImage] | tuple[Reason, str] | str] = []
+    clock = DetectionClock()
     for row, content in enumerate(files):
         try:
-            if not pixels.is_light(content, size=place.shape[1], crop=crop):
+            if not reader.is_light(content, selection):
                 reply.append(_HEAVY)
                 continue
-            place[row] = pixels.read(content, size=place.shape[1], crop=crop, colour=colour)
-            reply.append(None)
+            first, *others = reader.read(content, selection, clock=clock)
+            place[row] = first.pixels
+            reply.append([dataclasses.replace(first, pixels=_IN_SLOT), *others])
         except UnreadableImage as error:
             reply.append((error.reason, error.detail))
-    return reply
+    return reply, clock.seconds

@@ -215,10 +215,11 @@ def glance(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -> G
     return Glance(width, height, small)
 
 
-def is_light(data: bytes, *, size: int, crop: float = 1.0) -> bool:
-    """Returns whether `read` certainly takes less than 1 s and 80 MiB for a file."""
+def is_light(data: bytes, *, size: int, crop: float = 1.0, aligned: bool = False) -> bool:
+    """Returns whether `read`, or `align`, certainly takes less than 1 s and 80 MiB for a file."""
     container = containers.parse(data)
-    return container is not None and _is_light(container, _Task("square", size, crop))
+    task = _Task("aligned" if aligned else "square", size, crop)
+    return container is not None and _is_light(container, task)
 
 
 def read_bytes(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:

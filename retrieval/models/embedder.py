@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError, MissingDependency
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.models import self_test
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import PRECISIONS, Engine, PrecisionDrift
@@ -54,6 +55,8 @@ class Embedder:
         self.precision = precision
         self._run = run
         self._tuning = threading.Lock()
+        self._reading = threading.Lock()
+        self._reader: PhotoReader | None = None
         self._tuned = False
         self._threads: int | None = None
 
@@ -111,6 +114,18 @@ class Embedder:
         opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
         opened._threads = threads
         return opened._self_tested()
+
+    @property
+    def photo_reader(self) -> PhotoReader:
+        """What reads photos for this model; loaded on first use.
+
+        Raises:
+            BundleError, StorageError: as `ModelBundle.load_photo_reader`.
+        """
+        with self._reading:
+            if self._reader is None:
+                self._reader = self.bundle.load_photo_reader()
+            return self._reader
 
     @property
     def drift(self) -> PrecisionDrift | None:

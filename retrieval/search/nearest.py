@@ -17,6 +17,7 @@ from retrieval.database.filters import Where
 from retrieval.database.reader import Reader
 from retrieval.database.records import Face
 from retrieval.errors import GalleryDamaged, InputError, ModelMismatch
+from retrieval.images.detection import DetectedFace
 from retrieval.index.knn import Neighbours
 from retrieval.index.segments import Ids
 from retrieval.search import decisions, people
@@ -73,11 +74,13 @@ class SearchResult:
         matches: the nearest stored photos, nearest first, equal distances by face id.
         prediction: the classifier's prediction, from the same pass through the network.
         decision: an identity or UNKNOWN; None if the gallery has no threshold and none was given.
+        face: the face that was searched for, in the upright image; None if the image was taken as it is.
     """
 
     matches: tuple[Match, ...]
     prediction: Prediction
     decision: Decision | None = None
+    face: DetectedFace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class PeopleResult:
     people: tuple[PersonMatch, ...]
     prediction: Prediction
     decision: Decision | None = None
+    face: DetectedFace | None = None
 
 
 def faces_near_vectors(

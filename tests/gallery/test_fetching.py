@@ -16,6 +16,7 @@ from retrieval.database.tables import host_table
 from retrieval.embedding.outcome import Status
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
@@ -79,7 +80,7 @@ def other_bundle(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Model
         Network(6, architecture="resnet14-narrow").eval(),
         tmp_path_factory.mktemp("models") / "other",
         labels=tuple(sorted(path.name for path in faces.iterdir())),
-        preprocessing=Preprocessing(size=32, crop=1.0),
+        reader=PhotoReader(Preprocessing(size=32, crop=1.0)),
         recipe={"epochs": 0},
         split={"train": [], "validation": []},
         figures={"validation_accuracy": 0.5},

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from retrieval.errors import BundleError
 from retrieval.images import colour, pixels
 from retrieval.images.decoders import Decoders, decode_here
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import Embedding, ModelBundle, fingerprint_of
 from tests.images.test_pixels import Levels, difference, encoded, smooth
@@ -153,11 +154,13 @@ def test_any_profile_gives_the_same_pixels_every_time(changes: list[tuple[int, i
 
 def test_processes_heed_profiles_as_threads_do() -> None:
     copy = encoded(in_space(muted(40, 40), PROFILES["ProPhoto"]), "PNG", icc_profile=PROFILES["ProPhoto"])
-    with Decoders(1, size=16, ahead=1) as decoders:
-        (found,) = decoders([copy], size=16, crop=1.0, colour="srgb")
-    (expected,) = decode_here([copy], size=16, crop=1.0, colour="srgb")
-    assert np.array_equal(found, expected)
-    assert not np.array_equal(found, decode_here([copy], size=16, crop=1.0)[0])
+    reader = PhotoReader(Preprocessing(16, 1.0, "srgb"))
+    with Decoders(1, reader=reader, ahead=1) as decoders:
+        ((found,),) = decoders([copy], reader)
+    ((expected,),) = decode_here([copy], reader)
+    ((other,),) = decode_here([copy], PhotoReader(Preprocessing(16, 1.0)))
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert not np.array_equal(found.pixels, other.pixels)
 
 
 # In the card and the fingerprint

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +17,13 @@ from PIL import Image
 
 from retrieval.errors import InputError, RunError, UnreadableImage
 from retrieval.images import decoders as decoding
-from retrieval.images.decoders import SLOT, Decoders, decode_here, processes_for
+from retrieval.images.decoders import SLOT, Decoded, Decoders, decode_here, processes_for
+from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.preprocessing import Preprocessing
 from tests.broken import make_broken
+
+READER = PhotoReader(Preprocessing(32, 1.0))
+LARGER = PhotoReader(Preprocessing(48, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -35,51 +40,55 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
-    with Decoders(2, size=32, ahead=3) as opened:
+    with Decoders(2, reader=READER, ahead=3) as opened:
         yield opened
 
 
-def as_facts(found: list[np.ndarray | UnreadableImage]) -> list[object]:
+def as_facts(found: Sequence[Decoded]) -> list[object]:
     return [
-        (one.reason, one.detail) if isinstance(one, UnreadableImage) else (one.shape, one.tobytes())
+        (one.reason, one.detail)
+        if isinstance(one, UnreadableImage)
+        else [(face.face, face.pixels.shape, face.pixels.tobytes()) for face in one]
         for one in found
     ]
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.6])
 def test_processes_give_what_a_thread_gives_for_good_broken_and_decoded_pictures(
-    crop: float, decoders: Decoders, files: list[bytes], broken: list[bytes]
+    crop: float, files: list[bytes], broken: list[bytes]
 ) -> None:
     assert (len(files), len(broken)) == (36, 18)
     array = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     mixed = [array, *files[:5], *broken, Image.fromarray(array), *files]
-    found = decoders(mixed, size=32, crop=crop)
-    assert as_facts(found) == as_facts(decode_here(mixed, size=32, crop=crop))
+    reader = PhotoReader(Preprocessing(32, crop))
+    with Decoders(2, reader=reader, ahead=3) as decoders:
+        found = decoders(mixed, reader)
+    assert as_facts(found) == as_facts(decode_here(mixed, reader))
     assert sum(isinstance(one, UnreadableImage) for one in found) == 18
 
 
 def test_another_size_is_decoded_too_and_nothing_gives_nothing(
     decoders: Decoders, files: list[bytes]
 ) -> None:
-    expected = as_facts(decode_here(files[:2], size=48, crop=1.0))
-    assert as_facts(decoders(files[:2], size=48, crop=1.0)) == expected
-    assert decoders([], size=32, crop=1.0) == []
+    expected = as_facts(decode_here(files[:2], LARGER))
+    assert as_facts(decoders(files[:2], LARGER)) == expected
+    assert decoders([], READER) == []
 
 
 def test_threads_never_wait_for_a_slot_however_many_pixels_are_kept(
     decoders: Decoders, files: list[bytes]
 ) -> None:
     """No slot is given to others while one photo of it is kept, and the memory does not grow."""
-    expected = as_facts(decode_here(files[:4], size=32, crop=1.0))
+    expected = as_facts(decode_here(files[:4], READER))
     with ThreadPoolExecutor(4) as threads:
-        pieces = list(threads.map(lambda _: decoders(files[:4], size=32, crop=1.0), range(20)))
+        pieces = list(threads.map(lambda _: decoders(files[:4], READER), range(20)))
     assert all(as_facts(piece) == expected for piece in pieces)
     assert decoders._lendable.qsize() == 0
     assert decoders._free.qsize() == 2
     kept = [piece[3] for piece in pieces]
     del pieces
-    decoders(files, size=32, crop=1.0)
-    assert all(one.tobytes() == expected[3][1] for one in kept)
+    decoders(files, READER)
+    assert all(as_facts([one]) == expected[3:] for one in kept)
     kept.clear()
     gc.collect()
     assert (decoders._lendable.qsize(), decoders._free.qsize()) == (3, 5)
@@ -87,27 +96,27 @@ def test_threads_never_wait_for_a_slot_however_many_pixels_are_kept(
 
 
 def test_pixels_outlive_the_processes(files: list[bytes]) -> None:
-    with Decoders(1, size=32, ahead=1) as decoders:
-        found = decoders(files[:3], size=32, crop=1.0)
+    with Decoders(1, reader=READER, ahead=1) as decoders:
+        found = decoders(files[:3], READER)
         (process,) = decoders._processes
     assert process._popen is not None
     assert process._popen.returncode == 0
-    assert as_facts(found) == as_facts(decode_here(files[:3], size=32, crop=1.0))
+    assert as_facts(found) == as_facts(decode_here(files[:3], READER))
 
 
 def test_no_process_starts_before_there_is_something_to_decode() -> None:
-    with Decoders(2, size=32, ahead=1) as decoders:
+    with Decoders(2, reader=READER, ahead=1) as decoders:
         assert all(process._popen is None for process in decoders._processes)
 
 
 def test_a_process_that_is_killed_is_one_sentence(files: list[bytes]) -> None:
-    with Decoders(1, size=32, ahead=1) as decoders:
-        decoders(files[:1], size=32, crop=1.0)
+    with Decoders(1, reader=READER, ahead=1) as decoders:
+        decoders(files[:1], READER)
         process = decoders._processes[0]._popen
         assert process is not None
         process.send_signal(signal.SIGKILL)
         with pytest.raises(RunError, match="A process that decodes photos has ended; what was enrolled is"):
-            decoders(files, size=32, crop=1.0)
+            decoders(files, READER)
         assert decoders._free.qsize() == 2
 
 
@@ -118,8 +127,11 @@ def test_processes_end_with_a_caller_that_is_killed_and_need_no_guard_in_its_pro
     script.write_text(
         "import os, signal, sys\n"
         "from retrieval.images.decoders import Decoders\n"
-        "decoders = Decoders(1, size=32, ahead=1)\n"
-        "decoders([open(sys.argv[1], 'rb').read()], size=32, crop=1.0)\n"
+        "from retrieval.images.photo_reader import PhotoReader\n"
+        "from retrieval.images.preprocessing import Preprocessing\n"
+        "READER = PhotoReader(Preprocessing(32, 1.0))\n"
+        "decoders = Decoders(1, reader=READER, ahead=1)\n"
+        "decoders([open(sys.argv[1], 'rb').read()], READER)\n"
         "print(decoders._processes[0]._popen.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -137,8 +149,8 @@ def _runs(process: str) -> bool:
 
 def test_a_process_is_out_of_reach_of_the_terminals_ctrl_c(files: list[bytes]) -> None:
     """The terminal interrupts its foreground group of processes."""
-    with Decoders(1, size=32, ahead=1) as decoders:
-        decoders(files[:1], size=32, crop=1.0)
+    with Decoders(1, reader=READER, ahead=1) as decoders:
+        decoders(files[:1], READER)
         process = decoders._processes[0]._popen
         assert process is not None
         assert os.getpgid(process.pid) != os.getpgid(0)
@@ -149,13 +161,13 @@ def test_a_process_that_is_told_to_stop_goes_on_until_its_caller_has_done(
     stop: signal.Signals, files: list[bytes]
 ) -> None:
     """As a service manager does that stops every process of a service."""
-    with Decoders(1, size=32, ahead=1) as decoders:
-        decoders(files[:1], size=32, crop=1.0)
+    with Decoders(1, reader=READER, ahead=1) as decoders:
+        decoders(files[:1], READER)
         process = decoders._processes[0]._popen
         assert process is not None
         process.send_signal(stop)
-        found = decoders(files[:2], size=32, crop=1.0)
-    assert as_facts(found) == as_facts(decode_here(files[:2], size=32, crop=1.0))
+        found = decoders(files[:2], READER)
+    assert as_facts(found) == as_facts(decode_here(files[:2], READER))
     assert process.returncode == 0
 
 
@@ -164,10 +176,10 @@ def test_a_process_that_cannot_be_started_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with (
-        Decoders(1, size=32, ahead=1) as decoders,
+        Decoders(1, reader=READER, ahead=1) as decoders,
         pytest.raises(RunError, match=r"cannot be started \(no such file or directory\); use `decoders=0`"),
     ):
-        decoders(files[:1], size=32, crop=1.0)
+        decoders(files[:1], READER)
 
 
 def test_a_process_imports_nothing_heavy() -> None:

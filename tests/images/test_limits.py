@@ -21,6 +21,8 @@ from PIL import Image
 from retrieval.errors import Interrupted, Reason, RunError, UnreadableImage
 from retrieval.images import formats, picture, pixels
 from retrieval.images.decoders import Decoders
+from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.system import cancellation, isolation
 from retrieval.system.memory_budget import ByteBudget
@@ -62,11 +64,13 @@ def run_length_bmp(side: int) -> bytes:
 
 
 def test_decoders_answer_too_slow_as_threads_do() -> None:
-    with Decoders(1, size=16, ahead=1, seconds=0.3) as decoders:
-        good, slow = decoders([PNG, ENDLESS], size=16, crop=1.0)
+    reader = PhotoReader(Preprocessing(16, 1.0))
+    with Decoders(1, reader=reader, ahead=1, seconds=0.3) as decoders:
+        good, slow = decoders([PNG, ENDLESS], reader)
     assert isinstance(slow, UnreadableImage)
     assert slow.reason is Reason.TOO_SLOW
-    assert np.array_equal(good, pixels.read(PNG, size=16))
+    assert isinstance(good, list)
+    assert np.array_equal(good[0].pixels, pixels.read(PNG, size=16))
 
 
 PNG = encoded(Image.fromarray(smooth(20, 20)), "PNG")
@@ -172,11 +176,14 @@ def test_no_module_in_the_current_folder_is_run(module: str, tmp_path: Path) -> 
         (tmp_path / name).write_bytes(encoded(Image.new("RGB", (40, 30), "red"), kind))
     program = (
         "from retrieval.images import decoders as decoding, pixels\n"
+        "from retrieval.images.photo_reader import PhotoReader\n"
+        "from retrieval.images.preprocessing import Preprocessing\n"
+        "reader = PhotoReader(Preprocessing(16, 1.0))\n"
         "assert pixels.read('a.bmp', size=16).shape == (16, 16, 3)\n"
-        "with decoding.Decoders(1, size=16, ahead=1) as decoders:\n"
-        "    (found,) = decoders([open('a.jpg', 'rb').read()], size=16, crop=1.0)\n"
+        "with decoding.Decoders(1, reader=reader, ahead=1) as decoders:\n"
+        "    ((found,),) = decoders([open('a.jpg', 'rb').read()], reader)\n"
         "    assert decoders._processes[0]._popen is not None\n"
-        "assert found.shape == (16, 16, 3)\n"
+        "assert found.pixels.shape == (16, 16, 3)\n"
     )
     command = [sys.executable, "-P", "-c", program]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}

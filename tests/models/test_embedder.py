@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import BundleError, InputError
 from retrieval.images import pixels
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder, Embeddings
@@ -50,7 +51,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelB
         network,
         tmp_path_factory.mktemp("models") / "resnet50",
         labels=tuple(f"person {number}" for number in range(62)),
-        preprocessing=Preprocessing(size=128, crop=0.6),
+        reader=PhotoReader(Preprocessing(size=128, crop=0.6)),
         recipe={},
         split={},
         figures={},

@@ -14,6 +14,7 @@ from retrieval.bulk.ingest import ingest
 from retrieval.errors import BundleError, DataError, InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.models.network import Network
@@ -46,7 +47,7 @@ def model(
         network,
         tmp_path_factory.mktemp("models") / "trained",
         labels=bundle.labels,
-        preprocessing=bundle.preprocessing,
+        reader=PhotoReader(bundle.preprocessing),
         recipe={"epochs": 6, "seed": 0},
         split={"validation_fraction": 0.3, "min_images": None, **names},
         figures={

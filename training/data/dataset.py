@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from retrieval.errors import DataError, InputError, Reason, UnreadableImage
 from retrieval.images import pixels
-from retrieval.images.preprocessing import Preprocessing
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.sources import lists
 from retrieval.sources.exclusion import Exclusion, PassedOver
 from retrieval.sources.folders import File, walk
@@ -76,6 +77,7 @@ def load(
     min_images: int | None,
     seed: int,
     exclude: Iterable[str] = (),
+    reader: PhotoReader | None = None,
 ) -> Split:
     """Reads identity folders or a list, decodes every photo once to check it, and splits each identity.
 
@@ -93,6 +95,7 @@ def load(
         seed: of the split.
         exclude: patterns of files and folders that are passed over, as in `sources.photos.scan`; not allowed
             with a list.
+        reader: reads the photos, where a photo without a face is to be left out.
 
     Raises:
         DataError: there is no folder or list, fewer than two identities, an identity with a single photo, or
@@ -104,7 +107,7 @@ def load(
     loose = [(photo.path, photo.problem or "no-identity") for photo in found if photo.identity is None]
     groups, too_few_files = _large_enough(_by_identity(found), min_images)
     # Only photos of the remaining identities are decoded: a large set with a high `min_images` starts fast.
-    groups, unreadable = _readable(groups)
+    groups, unreadable = _readable(groups, reader)
     groups, too_few_readable = _large_enough(groups, min_images)
     left_out = loose + too_few_files + unreadable + too_few_readable
     if not groups:
@@ -161,24 +164,36 @@ def _by_identity(photos: Iterable[File]) -> dict[str, list[File]]:
     return dict(sorted(groups.items()))
 
 
-def _readable(groups: _Groups) -> tuple[_Groups, list[tuple[Path, str]]]:
+def _readable(groups: _Groups, reader: PhotoReader | None) -> tuple[_Groups, list[tuple[Path, str]]]:
     """Returns the decodable photos by identity, and the paths of the others with the reason."""
     photos = [photo for group in groups.values() for photo in group]
     with ThreadPoolExecutor(reading_threads()) as threads:
-        problems = list(threads.map(_problem, photos))
+        problems = list(threads.map(partial(_problem, reader=reader), photos))
     pairs = list(zip(photos, problems, strict=True))
     good = _by_identity(photo for photo, problem in pairs if problem is None)
     return good, [(photo.path, problem) for photo, problem in pairs if problem is not None]
 
 
-def _problem(photo: File) -> str | None:
+def _problem(photo: File, reader: PhotoReader | None) -> str | None:
     if photo.problem:
         return photo.problem
     try:
-        pixels.read(photo.path, size=8)
+        check_readable(photo.path, reader)
     except UnreadableImage as error:
         return error.reason
     return None
+
+
+def check_readable(path: Path, reader: PhotoReader | None) -> None:
+    """Decodes a photo and, with a reader that has a face detector, finds its face.
+
+    Raises:
+        UnreadableImage: that is not possible.
+    """
+    if reader is None or reader.detector is None:
+        pixels.read(path, size=8)
+    else:
+        reader.square(path)
 
 
 def _large_enough(groups: _Groups, min_images: int | None) -> tuple[_Groups, list[tuple[Path, str]]]:
@@ -216,16 +231,16 @@ def _nothing_found(folder: Path, left_out: list[tuple[Path, str]], passed_over: 
 class Photographs(Dataset[tuple[torch.Tensor, int]]):
     """Samples as pixels: item i is (uint8 (size, size, 3), label)."""
 
-    def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
+    def __init__(self, samples: Sequence[Sample], reader: PhotoReader) -> None:
         self.samples = samples
-        self.preprocessing = preprocessing
+        self.reader = reader
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         sample = self.samples[index]
-        picture = pixels.read(sample.path, **self.preprocessing.stated())
+        picture = self.reader.square(sample.path)
         return torch.from_numpy(picture), sample.label
 
 
@@ -253,9 +268,9 @@ class AugmentedPhotographs(Dataset[tuple[torch.Tensor, int]]):
         return augmented(picture, self.augmentation, random), label
 
 
-def trial_pictures(samples: Sequence[Sample], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def trial_pictures(samples: Sequence[Sample], reader: PhotoReader) -> NDArray[np.uint8]:
     """Returns at most 16 photos on which an exported graph is checked, (n, size, size, 3) uint8."""
-    photographs = Photographs(tuple(samples[:TRIAL_PICTURES]), preprocessing)
+    photographs = Photographs(tuple(samples[:TRIAL_PICTURES]), reader)
     return np.stack([photographs[index][0].numpy() for index in range(len(photographs))])
 
 

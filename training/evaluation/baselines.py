@@ -98,7 +98,7 @@ def before_fine_tuning(bundle: ModelBundle, weights: str, sample: NDArray[np.uin
             network,
             folder,
             labels=bundle.labels,
-            preprocessing=bundle.preprocessing,
+            reader=bundle.load_photo_reader(),
             recipe={"weights": start.source, "started_fresh": list(start.fresh)},
             split={},
             figures={},

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from retrieval.console.terminal import counted
 from retrieval.errors import DataError, InputError, UnreadableImage
 from retrieval.gallery.gallery import Gallery
-from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.exclusion import PassedOver
@@ -241,9 +240,9 @@ def _embed(
 
 
 def _sample(seen: Observed, bundle: ModelBundle) -> NDArray[np.uint8]:
-    preprocessing = bundle.preprocessing
+    reader = bundle.load_photo_reader()
     try:
-        return np.stack([pixels.read(path, **preprocessing.stated()) for path in seen.paths[:_SAMPLE_PHOTOS]])
+        return np.stack([reader.square(path) for path in seen.paths[:_SAMPLE_PHOTOS]])
     except UnreadableImage as error:
         raise InputError(f"A photo changed while it was measured; run it again: {error.words}.") from error
 

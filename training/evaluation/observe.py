@@ -96,14 +96,14 @@ def observe(
         Interrupted: `watch.should_stop` returned True.
         RunError: the device, or a decoding process, failed.
     """
-    preprocessing, started = embedder.bundle.preprocessing, time.monotonic()
+    reader, started = embedder.photo_reader, time.monotonic()
     parts: list[_Batch] = []
     with PhotoPipeline(
         found,
-        prepare=partial(prepare_without_gallery, preprocessing),
+        prepare=partial(prepare_without_gallery, reader),
         embed=partial(_embed, embedder, wanted),
         embedder=lambda: embedder,
-        size=preprocessing.size,
+        reader=reader,
         on_gpu=embedder.on_gpu,
         resources=Resources(workers=workers),
     ) as pipeline:

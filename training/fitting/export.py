@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import retrieval
 from retrieval.errors import RunError
-from retrieval.images.preprocessing import Preprocessing
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 
@@ -43,7 +43,7 @@ def export(
     folder: Path,
     *,
     labels: tuple[str, ...],
-    preprocessing: Preprocessing,
+    reader: PhotoReader,
     recipe: Mapping[str, Any],
     split: Mapping[str, Any],
     figures: Mapping[str, Any],
@@ -56,7 +56,7 @@ def export(
         network: fitted; moved to the CPU and left in evaluation mode.
         folder: gets the bundle's files.
         labels: the identities, in the order of the logits.
-        preprocessing: how photos become pixels.
+        reader: its preprocessing and its face detector become the bundle's.
         recipe, split, figures: written into the card.
         sample: uint8 (n, size, size, 3), real photos on which the graph is checked.
         describe: returns the text of the model card; None writes no card.
@@ -66,7 +66,7 @@ def export(
         StorageError: the folder cannot be written.
     """
     network.cpu().eval()
-    graph = graph_of(network, preprocessing.size)
+    graph = graph_of(network, reader.preprocessing.size)
     _check(network, graph, sample)
     return ModelBundle.create(
         folder,
@@ -74,7 +74,8 @@ def export(
         graph=graph,
         architecture=network.architecture,
         labels=labels,
-        preprocessing=preprocessing,
+        preprocessing=reader.preprocessing,
+        detector=reader.detector,
         dimension=network.dimension,
         embedding=network.embedding,
         recipe=recipe,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.network import CosineClassifier, Network
 from retrieval.system.files import other_than_file, path_in_utf8, why, write_durably
@@ -128,7 +129,7 @@ def in_software(precision: str, device: torch.device) -> bool:
 def fit(
     network: Network,
     split: Split,
-    preprocessing: Preprocessing,
+    reader: PhotoReader,
     config: FitConfig,
     *,
     device: torch.device,
@@ -146,7 +147,7 @@ def fit(
     Args:
         network: its parameters are changed, and it is moved to `device`.
         split: trained on `train`, measured on `validation` after every epoch.
-        preprocessing: how photos become pixels.
+        reader: turns photos into pixels.
         config: the recipe.
         device: CPU or CUDA; for CUDA, loaders pin their memory.
         precision: "fp32", or "bf16" for mixed precision while learning; validation is in float32.
@@ -162,7 +163,7 @@ def fit(
         InputError: the checkpoint belongs to another run.
         RunError: the loss became infinite or not a number.
     """
-    run = _Run(network, split, preprocessing, config, device, precision, workers, weights)
+    run = _Run(network, split, reader, config, device, precision, workers, weights)
     if resume and checkpoint and checkpoint.exists():
         run.restore(checkpoint)
     while run.progress.epoch < config.epochs:
@@ -188,7 +189,7 @@ class _Run:
         self,
         network: Network,
         split: Split,
-        preprocessing: Preprocessing,
+        reader: PhotoReader,
         config: FitConfig,
         device: torch.device,
         precision: str,
@@ -201,9 +202,9 @@ class _Run:
         self.precision = precision
         self.workers = workers
         self.train = AugmentedPhotographs(
-            Photographs(split.train, preprocessing), config.augmentation, seed=config.seed
+            Photographs(split.train, reader), config.augmentation, seed=config.seed
         )
-        self.validation = Photographs(split.validation, preprocessing)
+        self.validation = Photographs(split.validation, reader)
         self.optimizer = torch.optim.SGD(
             network.parameters(),
             lr=config.learning_rate,
@@ -212,7 +213,9 @@ class _Run:
             fused=device.type in ("cpu", "cuda"),
         )
         self.progress = _Progress()
-        self.identity = _run_identity(split, preprocessing, config, precision, weights, network.architecture)
+        self.identity = _run_identity(
+            split, reader.preprocessing, config, precision, weights, network.architecture
+        )
 
     def one_epoch(self, on_step: Callable[[Step], None], should_stop: Callable[[], bool]) -> None:
         """Trains from the current step to the end of the epoch, and validates.

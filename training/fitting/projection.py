@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
-from retrieval.images.preprocessing import Preprocessing
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.models.bundle import Embedding
 from retrieval.models.network import Network, Projection
 from training.data.dataset import Photographs, Sample
@@ -38,7 +38,7 @@ def embed_as(
     network: Network,
     embedding: Embedding,
     samples: tuple[Sample, ...],
-    preprocessing: Preprocessing,
+    reader: PhotoReader,
     *,
     workers: int,
 ) -> None:
@@ -53,7 +53,7 @@ def embed_as(
     check_projection(embedding, network, photos=len(samples))
     # The projection is applied before the normalisation of length, so it is learned from raw features.
     network.embed_as(Embedding(layers=embedding.layers, pooling=embedding.pooling))
-    photographs = Photographs(samples, preprocessing)
+    photographs = Photographs(samples, reader)
     features = [part.cpu().numpy() for part, *_ in outputs(network, photographs, workers=workers)]
     learned = principal(np.concatenate(features), embedding.dimensions, whiten=embedding.whiten)
     network.embed_as(embedding, learned)

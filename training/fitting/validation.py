@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retrieval.images.preprocessing import Preprocessing
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.index import brute_force
 from retrieval.models.network import Network
 from training.data.dataset import Photographs, Sample, Split
@@ -45,10 +45,10 @@ class Evaluation:
         return identification.confusions(self.predicted.tolist(), self.actual.tolist())
 
 
-def evaluate(network: Network, split: Split, preprocessing: Preprocessing, *, workers: int) -> Evaluation:
+def evaluate(network: Network, split: Split, reader: PhotoReader, *, workers: int) -> Evaluation:
     """Measures a network on its split: classifier accuracy and closest-image agreement."""
-    train, _, train_labels = _all_outputs(network, split.train, preprocessing, workers)
-    held_out, logits, actual = _all_outputs(network, split.validation, preprocessing, workers)
+    train, _, train_labels = _all_outputs(network, split.train, reader, workers)
+    held_out, logits, actual = _all_outputs(network, split.validation, reader, workers)
     distances, closest = brute_force.nearest(held_out, train, NEIGHBOURS)
     probabilities = torch.softmax(torch.from_numpy(logits), 1).numpy()
     predicted = probabilities.argmax(1)
@@ -64,9 +64,9 @@ def evaluate(network: Network, split: Split, preprocessing: Preprocessing, *, wo
 
 
 def _all_outputs(
-    network: Network, samples: tuple[Sample, ...], preprocessing: Preprocessing, workers: int
+    network: Network, samples: tuple[Sample, ...], reader: PhotoReader, workers: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Returns embeddings (n, d), logits (n, c) and labels (n,) of samples."""
-    batches = list(outputs(network, Photographs(samples, preprocessing), workers=workers))
+    batches = list(outputs(network, Photographs(samples, reader), workers=workers))
     embeddings, logits, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*batches, strict=True))
     return embeddings, logits, labels

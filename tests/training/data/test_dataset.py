@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retrieval.errors import DataError
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from training.data import dataset as data
 from training.data.augmentation import Augmentation, displaced
@@ -252,7 +253,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     """Thirteen pictures of noise, 16 x 16."""
     folder = people(tmp_path_factory.mktemp("noise"), {"Ada": 6, "Bo": 7})
     samples = tuple(Sample(path, path.parent.name == "Bo") for path in sorted(folder.glob("*/*.png")))
-    return Photographs(samples, Preprocessing(size=16, crop=1.0))
+    return Photographs(samples, PhotoReader(Preprocessing(size=16, crop=1.0)))
 
 
 def augmented(photographs: Photographs, **options: Any) -> AugmentedPhotographs:
@@ -304,7 +305,7 @@ def test_augmentation_does_not_depend_on_what_was_read_before(photographs: Photo
 
 def test_each_photo_of_an_epoch_is_augmented_in_its_own_way(photographs: Photographs) -> None:
     """The same file, twenty times in a set, comes out in more than ten versions."""
-    copies = Photographs([photographs.samples[0]] * 20, photographs.preprocessing)
+    copies = Photographs([photographs.samples[0]] * 20, photographs.reader)
     dataset = augmented(copies)
     assert len({dataset[0, index][0].numpy().tobytes() for index in range(20)}) > 10
 

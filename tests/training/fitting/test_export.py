@@ -13,6 +13,7 @@ from torch import Tensor
 
 import retrieval
 from retrieval.errors import RunError
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.embedder import Embedder
@@ -92,7 +93,7 @@ def chosen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         network,
         tmp_path_factory.mktemp("models") / "chosen",
         labels=("Ada", "Bo", "Cy"),
-        preprocessing=Preprocessing(size=32, crop=1.0),
+        reader=PhotoReader(Preprocessing(size=32, crop=1.0)),
         recipe={},
         split={},
         figures={},
@@ -146,7 +147,7 @@ def test_a_graph_that_differs_from_its_network_is_not_written(tmp_path: Path) ->
             network,
             tmp_path / "model",
             labels=("Ada", "Bo"),
-            preprocessing=Preprocessing(size=32, crop=1.0),
+            reader=PhotoReader(Preprocessing(size=32, crop=1.0)),
             recipe={},
             split={},
             figures={},

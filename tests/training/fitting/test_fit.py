@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retrieval.errors import InputError, Interrupted, RunError, StorageError
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
@@ -32,7 +33,7 @@ from training.run import Observer, TrainingOptions, TrainingResult
 
 NARROW = "resnet14-narrow"
 CPU = torch.device("cpu")
-SMALL = Preprocessing(size=32, crop=1.0)
+SMALL = PhotoReader(Preprocessing(size=32, crop=1.0))
 # With the 24 training photos of the drawn faces: three steps an epoch, nine in all.
 CONFIG = FitConfig(epochs=3, batch_size=8, warmup_epochs=1.0)
 STEPS = 3
@@ -263,7 +264,7 @@ def checkpoint(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resumed(split: Split, checkpoint: Path, **changes: Any) -> str:
     """The sentence with which a run refuses to go on."""
     options: dict[str, Any] = {
-        "preprocessing": SMALL,
+        "reader": SMALL,
         "config": CONFIG,
         "weights": "none",
         "network": network(6),
@@ -273,7 +274,7 @@ def resumed(split: Split, checkpoint: Path, **changes: Any) -> str:
         fit(
             options["network"],
             split,
-            options["preprocessing"],
+            options["reader"],
             options["config"],
             device=CPU,
             weights=options["weights"],
@@ -292,8 +293,8 @@ def resumed(split: Split, checkpoint: Path, **changes: Any) -> str:
         ({"config": replace(CONFIG, epochs=9)}, "with epochs 3 (now 9)"),
         ({"config": replace(CONFIG, seed=1)}, "with seed 0 (now 1)"),
         ({"config": replace(CONFIG, augmentation=Augmentation(flip=False))}, "with flip True (now False)"),
-        ({"preprocessing": Preprocessing(size=40, crop=1.0)}, "with size 32 (now 40)"),
-        ({"preprocessing": Preprocessing(size=32, crop=0.5)}, "with crop 1.0 (now 0.5)"),
+        ({"reader": PhotoReader(Preprocessing(size=40, crop=1.0))}, "with size 32 (now 40)"),
+        ({"reader": PhotoReader(Preprocessing(size=32, crop=0.5))}, "with crop 1.0 (now 0.5)"),
         ({"weights": "imagenet"}, "with weights none (now imagenet)"),
         (
             {"config": replace(CONFIG, seed=1, momentum=0.5)},
@@ -538,7 +539,9 @@ def test_a_device_that_does_not_exist_is_an_input_error(name: str) -> None:
     assert str(caught.value) == f"There is no device {name} here; use `device='auto'` or `device='cpu'`."
 
 
-OPTIONS = TrainingOptions(weights="none", preprocessing=SMALL, architecture=NARROW, device="cpu")
+OPTIONS = TrainingOptions(
+    weights="none", preprocessing=SMALL.preprocessing, architecture=NARROW, device="cpu"
+)
 WHOLE_RUN = FitConfig(epochs=2, batch_size=8)
 
 
@@ -644,7 +647,7 @@ def test_the_recipe_of_a_run_is_in_its_card(trained: TrainingResult) -> None:
         "precision": "fp32",
     }
     assert trained.bundle.labels == trained.split.labels
-    assert trained.bundle.preprocessing == SMALL
+    assert trained.bundle.preprocessing == SMALL.preprocessing
     assert trained.bundle.architecture == NARROW
     assert trained.bundle.dimension == 2048
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import InputError
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import Embedding
 from retrieval.models.network import Network
@@ -102,7 +103,7 @@ def test_too_many_dimensions_are_known_beforehand(embedding: Embedding, photos: 
 
 def test_a_network_learns_its_projection_from_the_samples_it_is_given(faces: Path) -> None:
     """Their embeddings then have mean 0 and, whitened, variance 1: before the length, which comes last."""
-    small = Preprocessing(size=32, crop=1.0)
+    small = PhotoReader(Preprocessing(size=32, crop=1.0))
     split = dataset.load(faces, validation_fraction=0.3, min_images=None, seed=0)
     torch.manual_seed(1)
     network = Network(6, architecture="resnet14-narrow").eval()

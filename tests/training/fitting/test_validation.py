@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.network import Network, build
 from training.data import dataset
@@ -16,7 +17,7 @@ from training.fitting.fit import fit
 from training.fitting.recipes import FitConfig
 from training.fitting.validation import NEIGHBOURS, Evaluation, evaluate
 
-SMALL = Preprocessing(size=32, crop=1.0)
+SMALL = PhotoReader(Preprocessing(size=32, crop=1.0))
 CPU = torch.device("cpu")
 
 
