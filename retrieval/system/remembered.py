@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
+from retrieval.system.cache import cache_folder
+
 _T = TypeVar("_T")
 
 Fact: TypeAlias = tuple[str | int, ...]
@@ -119,10 +121,7 @@ def _prune(folder: Path) -> None:
 
 
 def _folder() -> Path | None:
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification ignores a relative path; a user may have no home folder.
-    base = Path(cache) if os.path.isabs(cache) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "faceprint" / "proofs" if base.is_absolute() else None
+    return cache_folder("proofs")
 
 
 def _is_private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
