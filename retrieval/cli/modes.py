@@ -57,6 +57,10 @@ _MEASURING: Final = (
 )
 
 USES: Final[Mapping[str, tuple[Use, ...]]] = {
+    "train": (
+        Use(("margin",), needs=("detector",)),
+        Use(("crop",), bars=("detector",), why="takes aligned faces"),
+    ),
     "derive": (Use(("device", "workers"), needs=("data",)),),
     "evaluate": (
         Use(("check",), bars=("compare",), why="makes a report of two evaluations"),

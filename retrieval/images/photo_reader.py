@@ -210,7 +210,7 @@ def _selected(faces: Sequence[DetectedFace], selection: FaceSelection, view: Vie
     if not chosen or chosen[0].side < selection.min_side:
         side = max(face.side for face in chosen or faces)
         raise UnreadableImage(
-            Reason.FACE_TOO_SMALL, f"its face has {side:.0f} pixels and {selection.min_side:g} is the least"
+            Reason.FACE_TOO_SMALL, f"its face has {side:.0f} pixels, and {selection.min_side:g} is the limit"
         )
     return chosen
 
@@ -245,12 +245,12 @@ def _good(faces: list[FaceImage], selection: FaceSelection) -> list[FaceImage]:
     if not frontal:
         yaw = min(abs(one.face.yaw) for one in faces if one.face is not None)
         raise UnreadableImage(
-            Reason.FACE_TURNED, f"its face is turned by {yaw:.2f} and {limit:g} is the most"
+            Reason.FACE_TURNED, f"its face is turned by {yaw:.2f}, and {limit:g} is the limit"
         )
     sharp = [one for one in frontal if least is None or one.sharpness >= least]
     if not sharp:
         most = max(one.sharpness for one in frontal)
         raise UnreadableImage(
-            Reason.FACE_BLURRED, f"its face has a sharpness of {most:.1f} and {least:g} is the least"
+            Reason.FACE_BLURRED, f"its face has a sharpness of {most:.1f}, and {least:g} is the limit"
         )
     return sharp

@@ -504,11 +504,12 @@ def _square(picture: Picture, task: _Task, hold: Hold) -> _Made:
 def _aligned(picture: Picture, task: _Task, hold: Hold) -> _Made:
     assert task.locate is not None  # only a task of another kind has none
     stored = picture.image.size
-    width, height = stored[::-1] if picture.orientation in SWAPS_SIDES else stored
     scale = draft(picture, VIEW_SIDE / max(stored)) if picture.container is not None else 1.0
     # One hold as long as the picture is decoded.
     with hold(picture.memory(max(VIEW_SIDE, task.size))):
         view = _view(picture, stored, scale, task.colour)
+        # Only now: Pillow turns a TIFF when it is decoded, and then states no orientation.
+        width, height = stored[::-1] if picture.orientation in SWAPS_SIDES else stored
         matrices = task.locate(View(view, width, height))
         # Pixels of the whole picture for each pixel of the face that needs most of them.
         step = min((1 / math.sqrt(abs(np.linalg.det(one[:, :2]))) for one in matrices), default=math.inf)
