@@ -17,8 +17,9 @@ from retrieval.errors import BundleError, InputError
 from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle, Preprocessing
 from retrieval.models.embedder import Embedder, Embeddings
-from retrieval.models.network import Network, build
+from retrieval.models.network import Network
 from training.fitting.export import export
+from training.networks.initialize import build
 
 ENGINES = ("onnxruntime", "torch")
 

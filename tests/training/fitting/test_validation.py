@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.models.bundle import Preprocessing
-from retrieval.models.network import Network, build
+from retrieval.models.network import Network
 from training.data import dataset
 from training.data.dataset import Sample, Split
 from training.fitting.fit import fit
 from training.fitting.recipes import FitConfig
 from training.fitting.validation import NEIGHBOURS, Evaluation, evaluate
+from training.networks.initialize import build
 
 SMALL = Preprocessing(size=32, crop=1.0)
 CPU = torch.device("cpu")
