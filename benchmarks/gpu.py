@@ -45,13 +45,14 @@ from retrieval.images import pixels
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import PRECISIONS
-from retrieval.models.network import Network, build
+from retrieval.models.network import Network
 from retrieval.models.torch_engine import TorchEngine
 from retrieval.sources import photos
 from retrieval.system.cpu import usable_cores
 from training.data import dataset
 from training.fitting.fit import Step, fit
 from training.fitting.recipes import FitConfig
+from training.networks.initialize import build
 
 BATCHES = (1, 8, 32, 64, 128, 256, 512, 1024)
 TRAINING_BATCHES = (10, 64)

@@ -24,7 +24,7 @@ import torch
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import Embedding
-from retrieval.models.network import architecture_of, build
+from retrieval.models.network import architecture_of
 from retrieval.rates import Rate, wilson
 from retrieval.sources.folders import walk
 from training.data import dataset
@@ -32,6 +32,7 @@ from training.data.augmentation import Augmentation
 from training.fitting.fit import fit, pick_device
 from training.fitting.recipes import RECIPES, FitConfig
 from training.fitting.validation import evaluate
+from training.networks.initialize import build
 
 _COSINE: Final = FitConfig(schedule="cosine")
 _MODERN: Final = RECIPES["modern"].config

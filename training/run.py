@@ -15,7 +15,7 @@ from retrieval.images.face_detector import FaceDetector
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import Embedding, ModelBundle
-from retrieval.models.network import Network, Start, architecture_of, build
+from retrieval.models.network import Network, architecture_of
 from retrieval.system.cpu import usable_cores
 from retrieval.system.files import make_output_folder, why
 from training.data import dataset
@@ -24,6 +24,7 @@ from training.fitting.export import export
 from training.fitting.fit import Epoch, History, Step, fit, pick_device, pick_precision
 from training.fitting.recipes import FitConfig
 from training.fitting.validation import Evaluation, evaluate
+from training.networks.initialize import Start, build
 from training.reports import model_card
 from training.reports.training_report import write_report
 
@@ -36,6 +37,8 @@ class TrainingOptions:
 
     Attributes:
         weights: initial weights: "imagenet", "none" or a file.
+        weights_layout: the layout of a file of weights: "torchvision", "vggface2", or "auto" to recognize it.
+            With VGGFace2's the network becomes Caffe's variant of `architecture`.
         validation_fraction: share of each identity's photos that is held out.
         min_images: identities with fewer photos are left out.
         preprocessing: how photos become pixels.
@@ -52,6 +55,7 @@ class TrainingOptions:
     """
 
     weights: str = "imagenet"
+    weights_layout: str = "auto"
     validation_fraction: float = 0.3
     min_images: int | None = None
     preprocessing: Preprocessing = field(default=Preprocessing(size=224, crop=1.0, colour="srgb"))
@@ -185,7 +189,12 @@ def _network(split: dataset.Split, config: FitConfig, options: TrainingOptions) 
     """Builds the network to fit. It embeds without a projection, which is learned after training."""
     torch.manual_seed(config.seed)
     architecture = architecture_of(options.architecture, config.classifier)
-    network, start = build(len(split.labels), weights=options.weights, architecture=architecture)
+    network, start = build(
+        len(split.labels),
+        weights=options.weights,
+        architecture=architecture,
+        layout=options.weights_layout,
+    )
     projection.check_projection(options.embedding, network, photos=len(split.train))
     network.embed_as(options.embedding.unprojected)
     return network, start
@@ -300,9 +309,11 @@ def _figures(run: _Run, history: History, evaluation: Evaluation, seconds: float
 
 
 def _recipe(run: _Run) -> dict[str, Any]:
+    layout = {} if run.start.layout is None else {"weights_layout": run.start.layout}
     return {
         **run.config.plain(),
         "weights": run.start.source,
+        **layout,
         "started_fresh": [*run.start.fresh, "fc"],
         "optimizer": "SGD with momentum",
         "precision": run.precision,

@@ -19,6 +19,8 @@ _POOLING: Final = "avg, the mean over the picture, or gem, its generalized mean.
 _DIMENSIONS: Final = "Project to so many principal components of the training photos."
 _WHITEN: Final = "Divide each component by its standard deviation."
 
+_LAYOUTS: Final = ("auto", "torchvision", "vggface2")
+
 # Values of --precision, and how the recipe of a model records them.
 _PRECISIONS: Final = {"auto": "auto", "float32": "fp32", "bf16": "bf16"}
 
@@ -27,6 +29,7 @@ def train(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity, or a list of photos (.csv, .txt, .parquet).", show_default=False)],
     out: Annotated[Path, options.output("MODEL", "The new model's folder.")],
     weights: Annotated[str, typer.Option(metavar="imagenet|none|FILE", help="Where to start from: imagenet (downloaded), none, or a FILE of ResNet50 weights.")] = "imagenet",
+    weights_layout: Annotated[str, typer.Option(metavar="auto|torchvision|vggface2", help="What the weights FILE is for: torchvision's ResNet50 or VGGFace2's, which is Caffe's.")] = "auto",
     recipe: Annotated[str, typer.Option(metavar="paper|modern", help="How to train: as the paper says, or as measured best on the same epochs.")] = "paper",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training photos.", show_default="6")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Photos per step.", show_default="10")] = None,
@@ -60,6 +63,7 @@ def train(
     options.require(lr is None or lr > 0, "--lr must be above 0")
     options.require(momentum is None or 0 <= momentum < 1, "--momentum must be at least 0 and below 1")
     options.require(precision in _PRECISIONS, f"--precision must be {', '.join(_PRECISIONS)}")
+    options.require(weights_layout in _LAYOUTS, f"--weights-layout must be {', '.join(_LAYOUTS)}")
     options.require(0 < crop <= 1, "--crop must be above 0 and at most 1")
     training = training_module("commands.train")
     options.require(recipe in training.RECIPES, f"--recipe must be {' or '.join(training.RECIPES)}")
@@ -85,6 +89,7 @@ def train(
         config=replace(start.config, seed=seed, **chosen),
         options=training.TrainingOptions(
             weights=weights,
+            weights_layout=weights_layout,
             validation_fraction=val_fraction,
             min_images=min_images,
             preprocessing=Preprocessing(size=image_size, crop=crop, colour="srgb", faces=alignment),

@@ -566,6 +566,7 @@ class _Training(TypedDict, total=False):
 
     seed: int
     weights: str | None
+    weights_layout: str | None
     started_fresh: list[str]
     derived_from: str | None
 

@@ -1,21 +1,15 @@
 """The network for training and the torch engine: ResNet50 with normalisation and a new last layer."""
 
-import http.client
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from retrieval.errors import InputError, WeightsError
+from retrieval.errors import InputError
 from retrieval.models.bundle import LAYERS, Embedding
-from retrieval.system.files import path_in_utf8, why
-from retrieval.system.paths import readable
 
 # ImageNet's mean and standard deviation, in the 0..255 of a uint8 pixel.
 _MEAN: Final = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -34,25 +28,39 @@ class Architecture:
         layers: blocks per stage.
         width_per_group: the blocks' inner width.
         cosine: whether the last layer is a CosineClassifier.
+        caffe: whether it is the network as first published for Caffe (He et al., 2015): the first convolution
+            of a block has the block's stride, not the second one as in torchvision; the max pooling is not
+            padded, and its last windows may reach beyond the edge.
     """
 
     layers: tuple[int, int, int, int]
     width_per_group: int
     cosine: bool = False
+    caffe: bool = False
 
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "resnet50": Architecture((3, 4, 6, 3), 64),
     "resnet50-cosine": Architecture((3, 4, 6, 3), 64, cosine=True),
+    "resnet50-caffe": Architecture((3, 4, 6, 3), 64, caffe=True),
+    "resnet50-caffe-cosine": Architecture((3, 4, 6, 3), 64, cosine=True, caffe=True),
     # The same family at its smallest: one narrow block a stage. For tests of everything around it.
     "resnet14-narrow": Architecture((1, 1, 1, 1), 4),
     "resnet14-narrow-cosine": Architecture((1, 1, 1, 1), 4, cosine=True),
+    "resnet14-narrow-caffe": Architecture((1, 1, 1, 1), 4, caffe=True),
+    "resnet14-narrow-caffe-cosine": Architecture((1, 1, 1, 1), 4, cosine=True, caffe=True),
 }
 
 
 def architecture_of(family: str, classifier: str) -> str:
     """The key of ARCHITECTURES for a member of the family with a "linear" or a "cosine" classifier."""
     return f"{family}-cosine" if classifier == "cosine" else family
+
+
+def variant_of(architecture: str, *, caffe: bool) -> str:
+    """The key of ARCHITECTURES for the same network in Caffe's form, or in torchvision's."""
+    wanted = replace(ARCHITECTURES[architecture], caffe=caffe)
+    return next(name for name, one in ARCHITECTURES.items() if one == wanted)
 
 
 class CosineClassifier(nn.Linear):
@@ -119,10 +127,23 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
         )
         if chosen.cosine:
             self.fc = CosineClassifier(self.features_of(Embedding()), labels)
+        if chosen.caffe:
+            self._become_caffes()
         self.architecture = architecture
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
         self.embed_as(embedding)
+
+    def _become_caffes(self) -> None:
+        self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Changes the normalisation to a mean and standard deviation of pixels of 0 to 255, (3,), RGB."""
+        self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
+        self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
 
     def embed_as(self, embedding: Embedding, projection: Projection | None = None) -> None:
         """Changes the embedding; the classifier is unchanged.
@@ -192,132 +213,6 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
 
 def _generalized_mean(x: Tensor) -> Tensor:
     return x.clamp(min=_GEM_FLOOR).pow(_GEM_EXPONENT).mean((2, 3)).pow(1 / _GEM_EXPONENT)
-
-
-@dataclass(frozen=True)
-class Start:
-    """The origin of a network's parameters.
-
-    Attributes:
-        source: "imagenet", "none" or the name of the file.
-        fresh: the modules that start from random numbers, by name, the new last layer left out.
-    """
-
-    source: str
-    fresh: tuple[str, ...]
-
-
-def build(labels: int, *, weights: str, architecture: str = "resnet50") -> tuple[Network, Start]:
-    """Returns a network for `labels` identities, and the origin of its parameters.
-
-    Parameters that the weights lack are initialized at random, and the last batch norm of each such block at
-    zero (Goyal et al., 2017: the block then starts as the identity function). Otherwise a fresh stage after
-    trained ones makes the loss explode at the paper's learning rate.
-
-    Args:
-        labels: the number of identities of the classifier.
-        weights: "imagenet" (torchvision's download and cache), "none", or the path of a safetensors
-            file or of a torch state dict, which may be partial.
-        architecture: a key of ARCHITECTURES.
-
-    Raises:
-        InputError: the download fails, or the file does not exist.
-        WeightsError: the file does not hold weights of a ResNet50.
-    """
-    network = Network(labels, architecture=architecture)
-    if weights == "none":
-        source, given = "none", dict[str, Tensor]()
-    elif weights == "imagenet":
-        source, given = "imagenet", _download()
-    else:
-        source, given = readable(os.path.basename(weights)), _read_weights(Path(weights))
-        if misfit := _misfit(given, _body(network)):
-            raise WeightsError(
-                f"{source} is not a ResNet50's weights: {misfit}; give a file made for ResNet50."
-            )
-    missing = _load(network, given)
-    _zero_fresh_blocks(network, missing)
-    return network, Start(source, _modules(missing))
-
-
-def _download() -> dict[str, Tensor]:
-    try:
-        return dict(ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        # RuntimeError: what arrived is not the file that torchvision's checksum names.
-        reason = getattr(error, "reason", None) or (why(error) if isinstance(error, OSError) else error)
-        raise InputError(
-            "ImageNet weights cannot be downloaded from torchvision's server "
-            f"({reason}); give a file as `weights`, or start from nothing with `weights='none'`."
-        ) from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"There is no weights file {path}; give imagenet, none or the path of a file.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            with path_in_utf8(path) as name:
-                state: object = load_file(name)
-        else:
-            # weights_only: a pickle that could run code is refused by torch.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Each library raises its own exceptions for a file in another format.
-        raise WeightsError(
-            f"{path} cannot be read as safetensors or as a torch state dict of tensors."
-        ) from error
-    inner = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(inner, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in inner.items()
-    ):
-        raise WeightsError(f"{path} does not hold a state dict (names with tensors).")
-    return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
-
-
-def _load(network: Network, given: dict[str, Tensor]) -> list[str]:
-    """Copies the given tensors; returns the names of the body's parameters and buffers that are missing."""
-    body = _body(network)
-    network.load_state_dict({name: given[name] for name in body if name in given}, strict=False)
-    return [name for name in body if name not in given and not name.endswith("num_batches_tracked")]
-
-
-def _body(network: Network) -> dict[str, Tensor]:
-    """Returns all tensors by name, except the last layer, the normalisation and a projection."""
-    everything = network.state_dict()
-    return {
-        name: tensor
-        for name, tensor in everything.items()
-        if not name.startswith(("fc.", "mean", "std", "projection_"))
-    }
-
-
-def _misfit(given: dict[str, Tensor], body: dict[str, Tensor]) -> str | None:
-    """Returns why tensors are not of a ResNet50; None if they are all or a part of one."""
-    for name, tensor in given.items():
-        if name in body and tensor.shape != body[name].shape:
-            return f"{name} has another shape"
-        # A deeper ResNet has every tensor of a ResNet50, and more blocks.
-        if name not in body and name.startswith(("layer1.", "layer2.", "layer3.", "layer4.")):
-            return f"a ResNet50 has no {name}"
-    if not any(name.endswith("conv1.weight") for name in given.keys() & body.keys()):
-        return "none of its tensors has a ResNet50's name"
-    return None
-
-
-def _zero_fresh_blocks(network: Network, missing: list[str]) -> None:
-    """Makes each fresh block start as the identity function."""
-    fresh = set(missing)
-    for name, module in network.named_modules():
-        if isinstance(module, Bottleneck) and f"{name}.bn3.weight" in fresh:
-            nn.init.zeros_(module.bn3.weight)
-
-
-def _modules(missing: list[str]) -> tuple[str, ...]:
-    """Returns the top-level modules of parameter names: `layer4` for `layer4.0.bn1.weight`."""
-    return tuple(dict.fromkeys(name.split(".")[0] for name in missing))
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,25 @@ _GEM_FLOOR: Final = 1e-6
 _COSINE_SCALE: Final = 16.0
 
 # The architectures of `embed`: ResNets of bottleneck blocks; the weights' names give the number of blocks.
-ARCHITECTURES: Final = frozenset({"resnet50", "resnet50-cosine", "resnet14-narrow", "resnet14-narrow-cosine"})
+_CAFFES: Final = frozenset(
+    {"resnet50-caffe", "resnet50-caffe-cosine", "resnet14-narrow-caffe", "resnet14-narrow-caffe-cosine"}
+)
+ARCHITECTURES: Final = _CAFFES | {
+    "resnet50",
+    "resnet50-cosine",
+    "resnet14-narrow",
+    "resnet14-narrow-cosine",
+}
 
 _BLOCK: Final = re.compile(r"(layer\d)\.(\d+)\.conv1\.weight")
 
 
 def embed(
-    tensors: Mapping[str, NDArray[Any]], embedding: Embedding, picture: NDArray[np.uint8]
+    tensors: Mapping[str, NDArray[Any]],
+    embedding: Embedding,
+    picture: NDArray[np.uint8],
+    *,
+    architecture: str,
 ) -> tuple[Array, Array]:
     """Returns the embedding and probabilities of one picture by a ResNet of bottleneck blocks.
 
@@ -39,6 +51,7 @@ def embed(
         tensors: the weights, under torchvision's key names.
         embedding: the conversion of activations to an embedding.
         picture: uint8 (size, size, 3).
+        architecture: one of ARCHITECTURES; decides strides and padding.
 
     Returns:
         (d,) and (c,) float32.
@@ -46,9 +59,11 @@ def embed(
     Raises:
         KeyError, ValueError: the tensors are not those of such a network.
     """
-    network = _Network(tensors)
+    caffe = architecture in _CAFFES
+    network = _Network(tensors, stride_first=caffe)
     x = (picture - network.vector("mean")) / network.vector("std")
-    x = _max_pool(np.maximum(network.convolve(x, "conv1", "bn1", stride=2), 0))
+    x = np.maximum(network.convolve(x, "conv1", "bn1", stride=2), 0)
+    x = _max_pool(x, caffe=caffe)
     blocks = sorted((found[1], int(found[2])) for name in tensors if (found := _BLOCK.fullmatch(name)))
     maps: dict[str, Array] = {}
     for layer, number in blocks:
@@ -64,8 +79,9 @@ def embed(
 
 
 class _Network:
-    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], *, stride_first: bool) -> None:
         self._tensors = tensors
+        self._stride_first = stride_first
 
     def get(self, name: str) -> Array:
         return np.asarray(self._tensors[name], np.float32)
@@ -82,9 +98,10 @@ class _Network:
         return _convolution(x, self.get(f"{name}.weight"), stride) * scale + shift
 
     def block(self, x: Array, name: str, stride: int) -> Array:
-        """Returns the output of a bottleneck block; its stride is that of the middle convolution."""
-        inner = np.maximum(self.convolve(x, f"{name}.conv1", f"{name}.bn1"), 0)
-        inner = np.maximum(self.convolve(inner, f"{name}.conv2", f"{name}.bn2", stride=stride), 0)
+        """Returns the output of a bottleneck block; its stride is that of the first or middle convolution."""
+        first, middle = (stride, 1) if self._stride_first else (1, stride)
+        inner = np.maximum(self.convolve(x, f"{name}.conv1", f"{name}.bn1", stride=first), 0)
+        inner = np.maximum(self.convolve(inner, f"{name}.conv2", f"{name}.bn2", stride=middle), 0)
         inner = self.convolve(inner, f"{name}.conv3", f"{name}.bn3")
         if f"{name}.downsample.0.weight" in self._tensors:
             x = self.convolve(x, f"{name}.downsample.0", f"{name}.downsample.1", stride=stride)
@@ -111,9 +128,14 @@ def _convolution(x: Array, weight: Array, stride: int) -> Array:
     return (columns @ weight.reshape(outputs, -1).T).reshape(height, width, outputs)
 
 
-def _max_pool(x: Array) -> Array:
-    """Returns max pooling, 3 x 3 with stride 2 and padding 1, of values that are not negative."""
-    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+def _max_pool(x: Array, *, caffe: bool) -> Array:
+    """Returns max pooling, 3 x 3 with stride 2, of values that are not negative.
+
+    It is padded by 1 on all sides; in Caffe's form only below and on the right, by what the last windows
+    lack.
+    """
+    before, after = (0, [(size - 3) % 2 for size in x.shape[:2]]) if caffe else (1, [1, 1])
+    padded = np.pad(x, ((before, after[0]), (before, after[1]), (0, 0)))
     found: Array = sliding_window_view(padded, (3, 3), (0, 1))[::2, ::2].max((-2, -1))
     return found
 

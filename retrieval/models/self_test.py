@@ -52,7 +52,9 @@ def check_engine(bundle: ModelBundle, engine: str, device: str, run: Engine) -> 
     picture = _picture(bundle.input_size)
     tensors = bundle.load_weights(_tensors)
     try:
-        embedding, probabilities = numpy_network.embed(tensors, bundle.embedding, picture)
+        embedding, probabilities = numpy_network.embed(
+            tensors, bundle.embedding, picture, architecture=bundle.architecture
+        )
     except (KeyError, ValueError, IndexError) as error:
         raise BundleError(
             f"{bundle.weights_path} are not the weights of a {bundle.architecture}; train the model again."

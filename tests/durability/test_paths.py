@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from retrieval.bulk.ingest import ingest
 from retrieval.gallery.gallery import Gallery
 from retrieval.index.segments import FlatVectors
-from retrieval.models import network
 from retrieval.models.bundle import Embedding, ModelBundle
+from retrieval.models.network import Network
 from retrieval.models.self_test import _tensors
 from retrieval.models.torch_engine import TorchEngine
 from retrieval.sources.metadata_tables import read_annotations
@@ -21,6 +21,8 @@ from retrieval.system import remembered
 from retrieval.system.files import path_in_utf8
 from tests.operations import GONE, coded, contents, tiny_model, write_photos
 from training.derive import derive
+from training.networks import weights_files
+from training.networks.initialize import build
 
 NOT_UTF_8 = os.fsdecode(b"nu\xff")
 
@@ -107,13 +109,13 @@ def test_weights_below_any_path_are_read(suffix: str, below: Path, tmp_path: Pat
     else:
         save_file({"x": np.ones(2, np.float32)}, path)
     path = path.rename(below / path.name)
-    assert network._read_weights(path)["x"].tolist() == [1, 1]
+    assert weights_files.read(path).tensors["x"].tolist() == [1, 1]
 
 
 def test_weights_of_any_name_are_named_by_a_text_that_a_card_can_hold(tmp_path: Path) -> None:
     path = tmp_path / f"{NOT_UTF_8}.pt"
-    torch.save(network.Network(2, architecture="resnet14-narrow").state_dict(), path)
-    _, start = network.build(2, weights=str(path), architecture="resnet14-narrow")
+    torch.save(Network(2, architecture="resnet14-narrow").state_dict(), path)
+    _, start = build(2, weights=str(path), architecture="resnet14-narrow")
     assert start.source == "nu\\xff.pt"
 
 

@@ -59,8 +59,8 @@ def test_without_the_download_a_sentence_says_what_to_do(
         open_detector("yunet", url=url)
     reason = why if served_bytes else f"HTTP status {why}"
     assert str(caught.value) == (
-        f"The face detector YuNet cannot be downloaded ({reason}); get {url} in another way and give its path "
-        "as `detector`."
+        f"The face detector YuNet cannot be downloaded ({reason}); get {url} in another way and give its "
+        "path as `detector`."
     )
 
 

@@ -19,8 +19,9 @@ from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder, Embeddings
-from retrieval.models.network import Network, build
+from retrieval.models.network import Network
 from training.fitting.export import export
+from training.networks.initialize import build
 
 ENGINES = ("onnxruntime", "torch")
 

@@ -1,54 +1,29 @@
-"""Network: torchvision's ResNet50 with its own normalisation; where its parameters come from."""
+"""Network: torchvision's ResNet50 with its own normalisation, and Caffe's."""
 
-import pickle
-import re
-import urllib.request
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models import resnet50
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from retrieval.errors import InputError, WeightsError
+from retrieval.errors import InputError
 from retrieval.models.bundle import Embedding
-from retrieval.models.network import CosineClassifier, Network, Projection, Start, build, layer_table
+from retrieval.models.network import (
+    ARCHITECTURES,
+    CosineClassifier,
+    Network,
+    Projection,
+    layer_table,
+    variant_of,
+)
+from tests.caffe import caffe_embedding
 
 NARROW = "resnet14-narrow"
-STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-
-
-@cache
-def narrow(*, seed: int = 7, blocks: int = 1, classes: int = 10) -> dict[str, Tensor]:
-    """The state dict of torchvision's own ResNet in the shape of the narrow network, all blocks alive."""
-    torch.manual_seed(seed)
-    state = ResNet(Bottleneck, [1, 1, blocks, 1], num_classes=classes, width_per_group=4).state_dict()
-    for name in state:
-        if name.endswith("bn3.weight"):
-            state[name] = torch.full_like(state[name], 0.5)
-    return state
-
-
-def without(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
-
-
-def built(path: Path) -> tuple[Network, Start]:
-    return build(3, weights=str(path), architecture=NARROW)
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(WeightsError) as caught:
-        built(path)
-    return str(caught.value)
 
 
 def test_the_keys_are_torchvisions_and_mean_and_std() -> None:
@@ -145,6 +120,50 @@ def test_forward_is_torchvisions_resnet_on_normalised_floats() -> None:
     torch.testing.assert_close(embedding, features, rtol=1e-4, atol=1e-4)
 
 
+def _alive(architecture: str, *, seed: int) -> Network:
+    """A network all of whose tensors differ from what they begin as."""
+    torch.manual_seed(seed)
+    network = Network(5, architecture=architecture).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network
+
+
+@pytest.mark.parametrize(("architecture", "size"), [(f"{NARROW}-caffe", n) for n in (33, 64, 68, 75, 224)])
+def test_caffes_form_is_the_network_that_caffe_ran(architecture: str, size: int) -> None:
+    """Against functions of float64 that know no torchvision, at sizes with and without cut windows."""
+    ours = _alive(architecture, seed=size)
+    ours.normalise((131.0, 104.0, 91.0), (2.0, 1.0, 0.5))
+    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    mean, std = torch.tensor([131.0, 104.0, 91.0]), torch.tensor([2.0, 1.0, 0.5])
+    with torch.inference_mode():
+        embedding, _ = ours(pixels)
+    expected = caffe_embedding(ours.state_dict(), ((pixels - mean) / std).permute(0, 3, 1, 2))
+    assert (embedding - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_the_variants_of_an_architecture_have_the_same_tensors_and_other_answers() -> None:
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    plain = _alive(NARROW, seed=1)
+    caffe = Network(5, architecture=variant_of(NARROW, caffe=True)).eval()
+    caffe.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        one, other = plain(pixels)[0], caffe(pixels)[0]
+    assert (one - other).norm() > 0.1 * one.norm()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_architecture_has_both_variants(name: str) -> None:
+    plain, caffe = (variant_of(name, caffe=caffe) for caffe in (False, True))
+    assert "caffe" not in plain
+    assert caffe.replace("-caffe", "") == plain
+    assert name in (plain, caffe)
+
+
 def _activations(network: Network, pixels: Tensor) -> dict[str, NDArray[np.float64]]:
     """What each stage gives, (n, channels, places), caught as it passes."""
     caught: dict[str, NDArray[np.float64]] = {}
@@ -215,230 +234,6 @@ def test_the_layer_table_names_another_embedding_and_its_projection() -> None:
     assert others == layer_table(Network(4, architecture=NARROW), 32)
     assert (last.name, last.kind, last.activations) == ("embedding", str(embedding), (7,))
     assert last.states == ("Mean 3072", "Matrix 7x3072")
-
-
-def _as_safetensors(path: Path, state: dict[str, Tensor]) -> Path:
-    save_file(state, path.with_suffix(".safetensors"))
-    return path.with_suffix(".safetensors")
-
-
-def _as_torch(path: Path, state: Any) -> Path:
-    torch.save(state, path.with_suffix(".pth"))
-    return path.with_suffix(".pth")
-
-
-def _parallel(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As `nn.DataParallel` names its parameters."""
-    return {f"module.{name}": tensor for name, tensor in state.items()}
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        _as_safetensors,
-        _as_torch,
-        lambda path, state: _as_torch(path, _parallel(state)),
-        lambda path, state: _as_safetensors(path, _parallel(state)),
-        lambda path, state: _as_torch(path, {"state_dict": state, "epoch": 90}),
-        lambda path, state: _as_torch(path, {"state_dict": _parallel(state), "epoch": 90}),
-        lambda path, state: _as_torch(path, {**state, "projection.weight": torch.zeros(2)}),
-    ],
-    ids=["safetensors", "pth", "parallel-pth", "parallel-safetensors", "checkpoint", "both", "other-head"],
-)
-def test_a_whole_file_gives_everything_but_the_last_layer(
-    tmp_path: Path, write: Callable[[Path, dict[str, Tensor]], Path]
-) -> None:
-    given = narrow()
-    path = write(tmp_path / "given", given)
-    network, start = built(path)
-    assert start == Start(path.name, ())
-    state = network.state_dict()
-    for name, tensor in without(given, "fc.").items():
-        assert torch.equal(state[name], tensor), name
-    assert state["fc.weight"].shape == (3, 2048)
-
-
-def test_the_last_layer_is_new_even_where_the_file_has_one_of_the_same_size(tmp_path: Path) -> None:
-    given = narrow(classes=3)
-    network, _ = built(_as_torch(tmp_path / "given", given))
-    assert not torch.equal(network.fc.weight, given["fc.weight"])
-
-
-def test_the_normalisation_stays_imagenets_whatever_a_file_says(tmp_path: Path) -> None:
-    given = {**narrow(), "mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}
-    network, _ = built(_as_safetensors(tmp_path / "given", given))
-    plain = Network(3, architecture=NARROW)
-    assert torch.equal(network.mean, plain.mean)
-    assert torch.equal(network.std, plain.std)
-
-
-def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
-    given = {
-        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in narrow().items()
-    }
-    network, _ = built(_as_safetensors(tmp_path / "half", given))
-    assert network.conv1.weight.dtype == torch.float32
-    assert torch.equal(network.conv1.weight, given["conv1.weight"].float())
-
-
-@pytest.mark.parametrize("write", [_as_safetensors, _as_torch], ids=["safetensors", "pth"])
-@pytest.mark.parametrize(
-    "absent", [("layer4",), ("layer3", "layer4"), ("bn1", "layer2")], ids=lambda names: "+".join(names)
-)
-def test_what_a_partial_file_lacks_starts_fresh_as_the_identity(
-    tmp_path: Path, write: Callable[[Path, dict[str, Tensor]], Path], absent: tuple[str, ...]
-) -> None:
-    """A fresh block's last batch norm is zero; the blocks that were given keep theirs."""
-    given = without(narrow(), "fc.", *(f"{module}." for module in absent))
-    network, start = built(write(tmp_path / "part", given))
-    assert start.fresh == absent
-    state = network.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in given.items())
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        expected = 0.0 if stage in absent else 0.5
-        assert state[f"{stage}.0.bn3.weight"].unique().tolist() == [expected]
-        assert state[f"{stage}.0.conv3.weight"].count_nonzero() > 0
-
-
-def test_without_weights_everything_starts_fresh() -> None:
-    network, start = build(3, weights="none", architecture=NARROW)
-    assert start == Start("none", STAGES)
-    assert not any(getattr(network, f"layer{stage}")[0].bn3.weight.any() for stage in (1, 2, 3, 4))
-
-
-def test_the_same_seed_starts_from_the_same_parameters() -> None:
-    def state(seed: int) -> dict[str, Tensor]:
-        torch.manual_seed(seed)
-        return build(3, weights="none", architecture=NARROW)[0].state_dict()
-
-    one, again, other = state(1), state(1), state(2)
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
-
-
-@pytest.mark.photographs
-def test_imagenet_weights_through_layer3_leave_layer4_fresh(shared: Path) -> None:
-    path = shared / "weights" / "resnet50-imagenet-through-layer3.safetensors"
-    network, start = build(62, weights=str(path))
-    assert start == Start(path.name, ("layer4",))
-    state = network.state_dict()
-    given = load_file(path)
-    assert all(torch.equal(state[name], tensor) for name, tensor in given.items())
-    assert not any(state[f"layer4.{block}.bn3.weight"].any() for block in range(3))
-
-
-@pytest.mark.parametrize(
-    ("state", "problem"),
-    [
-        ({**narrow(), "conv1.weight": torch.zeros(64, 1, 7, 7)}, "conv1.weight has another shape"),
-        ({**narrow(), "layer4.0.bn3.bias": torch.zeros(3)}, "layer4.0.bn3.bias has another shape"),
-        (narrow(blocks=2), "a ResNet50 has no layer3.1.[a-z0-9_.]+"),
-        ({"features.0.weight": torch.zeros(3)}, "none of its tensors has a ResNet50's name"),
-        ({"fc.weight": torch.zeros(3, 2048)}, "none of its tensors has a ResNet50's name"),
-        ({}, "none of its tensors has a ResNet50's name"),
-    ],
-    ids=["grey", "shape", "deeper", "other", "only-fc", "empty"],
-)
-@pytest.mark.parametrize("write", [_as_safetensors, _as_torch], ids=["safetensors", "pth"])
-def test_weights_of_another_network_are_refused(
-    tmp_path: Path, write: Callable[[Path, dict[str, Tensor]], Path], state: dict[str, Tensor], problem: str
-) -> None:
-    path = write(tmp_path / "other", state)
-    said = f"{path.name} is not a ResNet50's weights: {problem}; give a file made for ResNet50."
-    assert re.fullmatch(said, refusal(path))
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ""])
-@pytest.mark.parametrize("content", [b"", b"these are no weights\n", b"PK\x03\x04 half a zip"])
-def test_a_file_of_something_else_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(content)
-    assert refusal(path) == f"{path} cannot be read as safetensors or as a torch state dict of tensors."
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_half_a_file_is_refused(tmp_path: Path, suffix: str) -> None:
-    write = _as_torch if suffix == ".pth" else _as_safetensors
-    path = write(tmp_path / "half", narrow())
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert refusal(path) == f"{path} cannot be read as safetensors or as a torch state dict of tensors."
-
-
-class _Code:
-    """A pickle of this makes a folder when it is loaded."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.mkdir, (self.folder,))
-
-
-@pytest.mark.parametrize("kind", ["torch", "pickle", "inside"])
-def test_a_file_with_code_in_it_is_refused_and_the_code_never_runs(tmp_path: Path, kind: str) -> None:
-    path, trap = tmp_path / "weights.pth", _Code(tmp_path / "trap")
-    if kind == "pickle":
-        path.write_bytes(pickle.dumps(trap))
-    else:
-        torch.save(trap if kind == "torch" else {**narrow(), "fc.bias": trap}, path)
-    assert refusal(path) == f"{path} cannot be read as safetensors or as a torch state dict of tensors."
-    assert not trap.folder.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [torch.zeros(3), [torch.zeros(3)], {"epoch": 3}, {0: torch.zeros(3)}, {"state_dict": torch.zeros(3)}],
-    ids=["tensor", "list", "numbers", "numbered", "nested"],
-)
-def test_a_torch_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
-    path = _as_torch(tmp_path / "weights", content)
-    assert refusal(path) == f"{path} does not hold a state dict (names with tensors)."
-
-
-@pytest.mark.parametrize("name", ["absent.pth", "."])
-def test_a_missing_weights_file_is_an_input_error(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    with pytest.raises(InputError) as caught:
-        build(3, weights=str(path), architecture=NARROW)
-    assert str(caught.value) == (
-        f"There is no weights file {path}; give imagenet, none or the path of a file."
-    )
-
-
-@pytest.fixture
-def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Torch has downloaded nothing yet, and urllib has not yet looked for a proxy."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(urllib.request, "_opener", None)
-
-
-@pytest.mark.usefixtures("empty_cache")
-def test_without_a_network_imagenet_weights_are_an_input_error_with_two_ways_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The way to the network leads through a proxy that nobody runs."""
-    for name in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError) as caught:
-        build(3, weights="imagenet", architecture=NARROW)
-    message = str(caught.value)
-    assert message.startswith("ImageNet weights cannot be downloaded from torchvision's server (")
-    assert "refused" in message
-    assert message.endswith("; give a file as `weights`, or start from nothing with `weights='none'`.")
-
-
-@pytest.mark.usefixtures("empty_cache")
-def test_a_download_that_is_not_torchvisions_file_is_an_input_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Such as the page on which a hotel's network asks for a password."""
-    page = tmp_path / "page.html"
-    page.write_text("<html>Welcome!</html>")
-    monkeypatch.setattr(torch.hub, "urlopen", lambda _request: urllib.request.urlopen(page.as_uri()))
-    with pytest.raises(InputError, match=r"cannot be downloaded .*invalid hash value.* as `weights`, or "):
-        build(3, weights="imagenet", architecture=NARROW)
 
 
 def test_the_logits_of_cosines_do_not_depend_on_lengths() -> None:

@@ -18,13 +18,16 @@ from retrieval.images.preprocessing import Preprocessing
 from retrieval.models import numpy_network, self_test
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.embedder import Embedder
-from retrieval.models.network import Network, Projection
+from retrieval.models.network import ARCHITECTURES, Network, Projection
 from retrieval.system import remembered
 
-SIZE = 32
+
+def test_each_architecture_is_tested() -> None:
+    assert ARCHITECTURES.keys() == numpy_network.ARCHITECTURES
 
 
-@pytest.mark.parametrize("architecture", ["resnet14-narrow", "resnet14-narrow-cosine"])
+@pytest.mark.parametrize("size", [32, 37])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name.startswith("resnet14")])
 @pytest.mark.parametrize(
     "embedding",
     [
@@ -35,7 +38,7 @@ SIZE = 32
     ],
     ids=str,
 )
-def test_numpy_and_torch_compute_the_same(architecture: str, embedding: Embedding) -> None:
+def test_numpy_and_torch_compute_the_same(architecture: str, embedding: Embedding, size: int) -> None:
     torch.manual_seed(3)
     network = Network(5, architecture=architecture, embedding=embedding).eval()
     for module in network.modules():
@@ -49,11 +52,11 @@ def test_numpy_and_torch_compute_the_same(architecture: str, embedding: Embeddin
         matrix = torch.randn(embedding.dimensions, features) / features**0.5
         network.embed_as(embedding, Projection(torch.rand(features), matrix))
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    picture = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    picture = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
     with torch.inference_mode():
         vectors, logits = network(torch.from_numpy(picture[None]))
         chances = torch.softmax(logits, 1)
-    found, probabilities = numpy_network.embed(tensors, embedding, picture)
+    found, probabilities = numpy_network.embed(tensors, embedding, picture, architecture=architecture)
     assert np.linalg.norm(found - vectors[0].numpy()) < self_test.TOLERANCE / 50 * np.linalg.norm(found)
     np.testing.assert_allclose(probabilities, chances[0].numpy(), atol=1e-5)
 

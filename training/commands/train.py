@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,14 +13,20 @@ from rich.text import Text
 
 from retrieval.errors import Interrupted
 from retrieval.models.bundle import Embedding, ModelBundle
-from retrieval.models.network import Network, Start, layer_table
+from retrieval.models.network import Network, layer_table
 from retrieval.system.signals import graceful
 from training import derive as derivation
 from training import run
 from training.data.dataset import Split
 from training.fitting.fit import Epoch, Step, in_software, pick_device
 from training.fitting.recipes import RECIPES, FitConfig
+from training.networks.initialize import Start
 from training.run import Observer, TrainingOptions, TrainingResult
+
+_LAYOUTS: Final = {
+    "torchvision": "ImageNet's mean and deviation, stride in the second convolution of a block",
+    "vggface2": "a Caffe network: VGGFace2's mean, stride in the first convolution of a block",
+}
 
 __all__ = ["RECIPES", "TrainingOptions", "derive", "print_layers", "train"]
 
@@ -44,7 +51,7 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     )
     with graceful() as should_stop, progress:
         _warn(bar, options)
-        observer = _observer(console, progress, config, should_stop)
+        observer = _observer(console, progress, config, options, should_stop)
         try:
             result = run.train(data, out, config=config, options=options, observer=observer)
         except Interrupted as error:
@@ -64,7 +71,11 @@ def _warn(bar: Console, options: TrainingOptions) -> None:
 
 
 def _observer(
-    console: Console, progress: Progress, config: FitConfig, should_stop: Callable[[], bool]
+    console: Console,
+    progress: Progress,
+    config: FitConfig,
+    options: TrainingOptions,
+    should_stop: Callable[[], bool],
 ) -> Observer:
     task = progress.add_task("reading photos", total=None, loss="")
 
@@ -79,6 +90,8 @@ def _observer(
     def on_start(start: Start, device: object) -> None:
         fresh = f"; starting fresh: {', '.join((*start.fresh, 'fc'))}" if start.fresh else ""
         console.print(Text(f"weights: {start.source}{fresh}; device: {device}"))
+        if start.layout is not None:
+            console.print(Text(_layout(start.layout, recognized=options.weights_layout == "auto")))
 
     def on_step(step: Step) -> None:
         progress.update(
@@ -99,6 +112,14 @@ def _observer(
         progress.update(task, description=stage, loss="")
 
     return Observer(on_data, on_start, on_step, on_epoch, on_stage, should_stop)
+
+
+def _layout(name: str, *, recognized: bool) -> str:
+    """Returns the layout by which a file of weights was read, and what it means for the network."""
+    other = "vggface2" if name == "torchvision" else "torchvision"
+    meaning = _LAYOUTS[name]
+    advice = f"; recognized by the file's format, --weights-layout {other} overrules it" if recognized else ""
+    return f"layout of the weights: {name} ({meaning}){advice}"
 
 
 def _left_out(split: Split) -> str:

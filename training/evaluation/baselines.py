@@ -1,5 +1,6 @@
 """Baselines of an evaluation: other feature vectors of the same photos."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from sklearn.decomposition import PCA
 
 from retrieval.errors import InputError, RunError
 from retrieval.models.bundle import ModelBundle
-from retrieval.models.network import build
 from retrieval.system.files import temporary_folder
+from retrieval.system.paths import readable
 from training.evaluation.observe import GREY, Observed
 from training.fitting.export import export
+from training.networks.initialize import build
 
 # The largest number of principal components of eigenfaces; 150 is a usual choice.
 COMPONENTS: Final = 150
@@ -85,12 +87,17 @@ def before_fine_tuning(bundle: ModelBundle, weights: str, sample: NDArray[np.uin
 
     Raises:
         InputError: `weights` is "none": there is no earlier network to compare with.
-        WeightsError, RunError: as `retrieval.models.network.build` and `training.fitting.export.export`.
+        WeightsError, RunError: as `training.networks.initialize.build` and `training.fitting.export.export`.
     """
     if weights == "none":
         raise InputError("`weights='none'` is no network to compare with; give imagenet or a FILE.")
     torch.manual_seed(int(bundle.recipe.get("seed", 0)))
-    network, start = build(len(bundle.labels), weights=weights, architecture=bundle.architecture)
+    network, start = build(
+        len(bundle.labels),
+        weights=weights,
+        architecture=bundle.architecture,
+        layout=_layout(bundle, weights),
+    )
     # Embeds as the model does, without its projection: that one was learned from the trained network.
     network.embed_as(bundle.embedding.unprojected)
     with temporary_folder(Path(tempfile.gettempdir()), "faceprint-before-") as folder:
@@ -104,3 +111,9 @@ def before_fine_tuning(bundle: ModelBundle, weights: str, sample: NDArray[np.uin
             figures={},
             sample=sample,
         )
+
+
+def _layout(bundle: ModelBundle, weights: str) -> str:
+    """Returns the layout by which training read the weights, if they are of the same name; or "auto"."""
+    same = readable(os.path.basename(weights)) == bundle.recipe.get("weights")
+    return (same and bundle.recipe.get("weights_layout")) or "auto"

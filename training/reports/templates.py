@@ -35,9 +35,12 @@ def percent(value: float) -> str:
 
 def architecture(name: str) -> str:
     """Formats an architecture, a key of `retrieval.models.network.ARCHITECTURES`, for people."""
-    family = name.removesuffix("-cosine")
+    variant = name.removesuffix("-cosine")
+    family = variant.removesuffix("-caffe")
     shown = "ResNet50" if family == "resnet50" else family
-    return shown if family == name else f"{shown} with a classifier of cosines"
+    if variant != family:
+        shown += " in Caffe's form (stride in the first convolution of a block)"
+    return shown if variant == name else f"{shown} with a classifier of cosines"
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from retrieval.models.network import Network
 from retrieval.sources.holdout import held_out
 from retrieval.sources.photos import of
 from training.evaluation import comparison, measure, protocols, result_files
+from training.evaluation.baselines import before_fine_tuning
 from training.evaluation.measure import EvaluationOptions
 from training.evaluation.measurements import Figure, Measured
 from training.evaluation.observe import Watch, grey
@@ -209,6 +211,22 @@ def test_the_network_before_fine_tuning_is_that_of_its_weights(
     assert before.name == "before"
     assert before.ranking.closest.value == np.mean(agreeing)
     assert measured.notes == ()
+
+
+def test_the_network_before_fine_tuning_has_the_layout_that_training_used(
+    bundle: ModelBundle, tmp_path: Path
+) -> None:
+    """Which the file alone may not tell: here torch's format, with weights in VGGFace2's layout."""
+    torch.save(Network(KNOWN, architecture="resnet14-narrow").state_dict(), tmp_path / "w.pth")
+    sample = np.zeros((1, 32, 32, 3), np.uint8)
+    recipe = {"weights": "w.pth", "weights_layout": "vggface2"}
+    for found, architecture in (
+        (bundle, "resnet14-narrow"),
+        (replace(bundle, recipe=recipe), "resnet14-narrow-caffe"),
+        (replace(bundle, recipe={**recipe, "weights": "other.pth"}), "resnet14-narrow"),
+    ):
+        with before_fine_tuning(found, str(tmp_path / "w.pth"), sample) as before:
+            assert before.architecture == architecture
 
 
 def test_other_photos_than_the_models_own_are_split_by_the_seed(bundle: ModelBundle, crowd: Path) -> None:

@@ -21,7 +21,7 @@ from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
-from retrieval.models.network import Network, build
+from retrieval.models.network import Network
 from retrieval.system.cpu import usable_cores
 from training import run
 from training.data import dataset
@@ -29,6 +29,7 @@ from training.data.augmentation import Augmentation
 from training.data.dataset import Split
 from training.fitting.fit import Epoch, History, Step, _Run, fit, in_software, pick_device, pick_precision
 from training.fitting.recipes import RECIPES, FitConfig
+from training.networks.initialize import build
 from training.run import Observer, TrainingOptions, TrainingResult
 
 NARROW = "resnet14-narrow"

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
-from retrieval.models.network import Network, build
+from retrieval.models.network import Network
 from training.data import dataset
 from training.data.dataset import Sample, Split
 from training.fitting.fit import fit
 from training.fitting.recipes import FitConfig
 from training.fitting.validation import NEIGHBOURS, Evaluation, evaluate
+from training.networks.initialize import build
 
 SMALL = PhotoReader(Preprocessing(size=32, crop=1.0))
 CPU = torch.device("cpu")

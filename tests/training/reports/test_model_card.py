@@ -174,6 +174,12 @@ def test_faceprint_model_names_the_card(faceprint: Faceprint, trained: ModelBund
         ("resnet50", "ResNet50"),
         ("resnet50-cosine", "ResNet50 with a classifier of cosines"),
         ("resnet14-narrow", "resnet14-narrow"),
+        ("resnet50-caffe", "ResNet50 in Caffe's form (stride in the first convolution of a block)"),
+        (
+            "resnet50-caffe-cosine",
+            "ResNet50 in Caffe's form (stride in the first convolution of a block) with a classifier of "
+            "cosines",
+        ),
     ],
 )
 def test_architectures_are_called_as_people_call_them(name: str, said: str) -> None:
