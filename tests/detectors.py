@@ -88,12 +88,12 @@ def drawn(size: tuple[int, int], marks: Sequence[tuple[int, int, int]], *, seed:
 
     A face is drawn around each mark, in colours of the seed and the mark's number.
     """
-    random = np.random.default_rng(seed)
+    random, colours = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     grey = random.integers(90, 160, (size[1] // 8 + 1, size[0] // 8 + 1), dtype=np.uint8)
     picture = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB")
     draw = ImageDraw.Draw(picture)
     for left, top, side in marks:
-        level, ink = (int(random.integers(120, 250)), int(random.integers(0, 100)))
+        level, ink = int(colours.integers(120, 250)), int(colours.integers(0, 100))
         draw.ellipse((left - 2 * side, top - 2 * side, left + 3 * side, top + 3 * side), fill=(level,) * 3)
         for across in (-1, 1):
             x = left + side / 2 + across * side

@@ -237,10 +237,13 @@ def _enroll_photos(wanted: IngestOptions) -> None:
     """Enrolls the photos of sources, or with --retry the rejected photos of a report."""
     from retrieval.bulk.ingest import ingest_photos
     from retrieval.bulk.source_layout import Layout
+    from retrieval.models.bundle import ModelBundle
     from retrieval.sources.exclusion import PassedOver
 
     # The table is read and checked completely before anything is enrolled.
     table, passed_over = _table(wanted), PassedOver()
+    if wanted.model is not None:
+        options.require_detector(ModelBundle.load(wanted.model), wanted.selection)
     total, found = _photos(wanted, passed_over)
     with (
         ReportFile(wanted.report) as lines,

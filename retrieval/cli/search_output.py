@@ -225,6 +225,7 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
                 answer.image,
                 answer.image.name,
                 _caption(answer.prediction, answer.decision),
+                box=None if answer.face is None else answer.face.box,
             ),
             [
                 Tile(

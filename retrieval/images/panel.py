@@ -21,6 +21,7 @@ _PAPER: Final = "#ffffff"
 _FRAME: Final = "#d8dde4"
 _RIGHT: Final = "#1a7f4b"
 _WRONG: Final = "#b3362b"
+_BOX: Final = "#ffc83d"
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Tile:
         title: the upper line, such as an identity.
         note: the lower line, such as a distance.
         agrees: draws a green (True) or red (False) frame; None draws a plain one.
+        box: left, top, width and height of a face in the upright picture, in pixels; it is drawn.
     """
 
     source: pixels.ImageSource
     title: str
     note: str
     agrees: bool | None = None
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,25 @@ def _draw_tile(canvas: Image.Image, tile: Tile, left: int, top: int) -> None:
     frame = {None: _FRAME, True: _RIGHT, False: _WRONG}[tile.agrees]
     draw.rectangle((left - 2, top - 2, left + _TILE + 1, top + _TILE + 1), outline=frame, width=2)
     try:
-        picture = pixels.thumbnail(tile.source, side=_TILE)
+        picture, whole = pixels.sized_thumbnail(tile.source, side=_TILE)
         if max(picture.size) < _TILE:
             scale = _TILE / max(picture.size)
             picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-        canvas.paste(picture, (left + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
+        corner = left + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2
+        if tile.box is not None:
+            _draw_box(picture, tile.box, picture.width / whole[0])
+        canvas.paste(picture, corner)
     except UnreadableImage as error:
         words = f"photo is gone\n({error.reason})"
         draw.multiline_text((left + 16, top + _TILE // 2 - 16), words, _FAINT, _font(14))
     draw.text((left, top + _TILE + 6), _shortened(tile.title, _TILE, 15), _INK, _font(15))
     draw.text((left, top + _TILE + 6 + _LINE), _shortened(tile.note, _TILE, 13), _FAINT, _font(13))
+
+
+def _draw_box(picture: Image.Image, box: tuple[float, float, float, float], scale: float) -> None:
+    """Draws the box of a face, which may reach beyond the picture."""
+    left, top, width, height = (scale * side for side in box)
+    ImageDraw.Draw(picture).rectangle((left, top, left + width, top + height), outline=_BOX, width=2)
 
 
 @cache

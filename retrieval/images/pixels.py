@@ -188,7 +188,19 @@ def thumbnail(source: ImageSource, *, side: int, seconds: float = MAX_SECONDS) -
     Raises:
         UnreadableImage, RunError, Interrupted: as `read`.
     """
-    return Image.fromarray(_made(source, _Task("thumbnail", side), seconds)[0])
+    return sized_thumbnail(source, side=side, seconds=seconds)[0]
+
+
+def sized_thumbnail(
+    source: ImageSource, *, side: int, seconds: float = MAX_SECONDS
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Returns what `thumbnail` returns, and the width and height of the whole upright picture in pixels.
+
+    Raises:
+        UnreadableImage, RunError, Interrupted: as `read`.
+    """
+    small, width, height = _made(source, _Task("thumbnail", side), seconds)
+    return Image.fromarray(small), (width, height)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -596,6 +608,8 @@ def _thumbnail(picture: Picture, task: _Task, hold: Hold) -> _Made:
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     # HTML pages state no colour space, so a browser assumes sRGB.
     small = resized_in_colour(picture, size, Image.Resampling.LANCZOS, None, hold, colour="srgb")
+    if picture.orientation in SWAPS_SIDES:
+        width, height = height, width
     return np.array(upright(small, picture.orientation)), width, height
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
@@ -56,7 +55,7 @@ def test_training_says_which_layout_its_weights_have_and_the_model_records_it(
         weights=_begun(tmp_path / "w.pkl"),
         weights_layout=asked,
         architecture=NARROW,
-        reader=PhotoReader(Preprocessing(size=32, crop=1.0)),
+        preprocessing=Preprocessing(size=32, crop=1.0),
         device="cpu",
     )
     train(faces, tmp_path / "m", config=FitConfig(epochs=1), options=options)
