@@ -257,7 +257,7 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
             database = _copy_snapshot(vault, copying)
             break
         except _Unfinished:
-            vault.settle()
+            vault.run_deferred()
         except FileNotFoundError as error:
             # A writer merged it away meanwhile; files copied so far are not copied again.
             if attempt == _ATTEMPTS - 1:

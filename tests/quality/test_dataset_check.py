@@ -21,7 +21,7 @@ from retrieval.models.embedder import Embedder
 from retrieval.quality.check_page import TITLES, page
 from retrieval.quality.dataset_check import Check, check
 from retrieval.quality.findings import DataFinding, Kind, Level
-from retrieval.quality.label_errors import mislabels
+from retrieval.quality.label_errors import find_label_issues
 from retrieval.quality.near_duplicates import (
     MAX_PRINT_DISTANCE,
     MIN_CORRELATION,
@@ -386,7 +386,7 @@ def in_doubt(done: Check, bundle: ModelBundle) -> list[list[str]]:
     _, labels = np.unique(people, return_inverse=True)
     with Embedder.open(bundle) as embedder:
         vectors = embedder.embed(np.stack([pixels.read(path, size=32) for path in paths])).vectors
-    return [[paths[one.row], paths[one.other], paths[one.own]] for one in mislabels(vectors, labels)]
+    return [[paths[one.row], paths[one.other], paths[one.own]] for one in find_label_issues(vectors, labels)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -404,11 +404,11 @@ def test_doubts_are_those_of_a_brute_force_in_float64(seed: int, n: int, people:
         if not own or not len(others):
             continue
         near, far = min(own, key=lambda o: distances[row, o]), min(others, key=lambda o: distances[row, o])
-        middles = (exact[own].mean(0), exact[labels == labels[far]].mean(0))
-        mine, theirs = (np.linalg.norm(exact[row] - middle) for middle in middles)
+        centroids = (exact[own].mean(0), exact[labels == labels[far]].mean(0))
+        mine, theirs = (np.linalg.norm(exact[row] - centroid) for centroid in centroids)
         if distances[row, far] < distances[row, near] and theirs < mine:
             expected[row] = (near, far)
-    done = mislabels(vectors, labels)
+    done = find_label_issues(vectors, labels)
     assert {one.row: (one.own, one.other) for one in done} == expected
     strengths = [one.strength for one in done]
     assert strengths == sorted(strengths, reverse=True)
