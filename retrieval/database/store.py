@@ -247,7 +247,7 @@ class Store:
             with self.driver() as driver:
                 lines = [str(row[0]) for row in driver.execute("PRAGMA integrity_check")]
                 dangling = driver.execute("PRAGMA foreign_key_check").fetchall()
-                lines += schema.misplaced(driver.execute)
+                lines += schema.type_problems(driver.execute)
         except (GalleryDamaged, StorageError) as error:
             if blames_machine(error):
                 raise
