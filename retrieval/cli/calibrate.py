@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.opening import open_gallery
 from retrieval.console import terminal
 from retrieval.errors import InputError
@@ -90,7 +91,11 @@ def _show(
     from retrieval.search.calibration import remarks
 
     if as_json:
-        shown = {**found.fields(), "remarks": remarks(found, trained_on), "faces_now": faces}
+        shown = {
+            **found.fields(),
+            "remarks": [in_current_options(one) for one in remarks(found, trained_on)],
+            "faces_now": faces,
+        }
         if report is not None:
             shown["photos"] = _counts(report)
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
@@ -149,7 +154,7 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, tr
             markup=False,
         )
     for remark in remarks(found, trained_on):
-        typer.echo(f"note: {remark}", err=True)
+        typer.echo(f"note: {in_current_options(remark)}", err=True)
 
 
 def _sentence(words: str) -> str:

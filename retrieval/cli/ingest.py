@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.opening import open_gallery, open_or_create
 from retrieval.cli.photo_runs import (
     fail_for_rejected,
@@ -354,6 +355,7 @@ def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile
 
 
 def _report(done: "IngestReport", wanted: IngestOptions) -> None:
+    done.notes = tuple(map(in_current_options, done.notes))
     tell_summary(done, wanted.summary, log_json=wanted.log_json)
     if not wanted.log_json:
         _print_ingest(done, wanted.report)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.opening import open_gallery
 from retrieval.cli.output import print_json, write_lines
 from retrieval.console import terminal
@@ -100,7 +101,8 @@ def repair(
     bundle = ModelBundle.load(model) if model is not None else None
     done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, fetch=fetch, device=device)
     if as_json:
-        print_json(asdict(done))
+        reasons = {number: in_current_options(why) for number, why in done.reasons.items()}
+        print_json(asdict(done) | {"reasons": reasons})
     else:
         _print_repaired(done)
     _fail_for_what_is_left(done, gallery)
@@ -122,7 +124,7 @@ def _print_repaired(done: "Repaired") -> None:
     for face in done.lost:
         shown = (
             f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}: "
-            f"{done.reasons[face.id]}"
+            f"{in_current_options(done.reasons[face.id])}"
         )
         printed.print(terminal.text(shown))
 
@@ -288,4 +290,4 @@ def _lost_line(face: "Face", why: str) -> dict[str, Any]:
     """Returns the report line of a face that could not be embedded again: its stored fields, the reason."""
     line = asdict(face)
     del line["meant"]  # belongs to the answer of a search, not to the face
-    return {**line, "detail": why}
+    return {**line, "detail": in_current_options(why)}

@@ -213,7 +213,7 @@ def _conflict(face: NewFace, stored: Face) -> Outcome:
     detail = f"the same bytes are enrolled as {stored.identity}"
     if stored.path is not None:
         detail += f" from {stored.path}"
-    detail += "; if this name is right, `ingest --relabel` moves them to it"
+    detail += "; if this name is right, `relabel` moves them to it"
     return _rejected(face, stored, Reason.IDENTITY_CONFLICT, detail)
 
 

@@ -371,7 +371,7 @@ def _remarks(found: Calibration, learned: int) -> Iterator[str]:
         yield (
             f"Strangers were played by the gallery's own {found.people:,} people, each searched for among "
             "the others. Real ones may be nearer or farther: photos of other cameras and places are mostly "
-            "farther, relatives and one person under two names nearer. Photos of strangers (--strangers) "
+            "farther, relatives and one person under two names nearer. Photos of strangers (`strangers`) "
             "are surer."
         )
     if found.trained:

@@ -145,7 +145,7 @@ def limit(
         known = ", only for " + ", ".join(f"{one.fpir:g}" for one in points) if points else ""
         raise InputError(
             f"{name} is not calibrated for an FPIR of {fpir:g}{known}; "
-            f"run `faceprint calibrate {name} --fpir {fpir:g}`."
+            f"run `faceprint calibrate {name}` with `fpir={fpir:g}`."
         )
     growth = faces / max(calibration.faces, 1)
     expected = min(1.0, point.seen.value * growth)

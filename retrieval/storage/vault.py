@@ -409,7 +409,7 @@ class Vault:
             if blames_machine(error):
                 raise StorageError(f"The gallery's model cannot be read: {error}") from error
             raise BundleError(
-                f"{error} `faceprint repair {self.folder} --backup BACKUP` does that, or --model MODEL."
+                f"{error} `faceprint repair {self.folder}` restores it from a backup or a copy of the model."
             ) from error
         if (generation.fingerprint, generation.dimension) != (bundle.fingerprint, bundle.dimension):
             raise ModelMismatch(

@@ -15,7 +15,7 @@ FIRST = 10
 ELSEWHERE = 7  # another face, which has the path /theirs.jpg
 
 
-HINT = "; if this name is right, `ingest --relabel` moves them to it"
+HINT = "; if this name is right, `relabel` moves them to it"
 
 
 def stored_face(identity: str | None, *paths: str) -> Face:

@@ -51,7 +51,7 @@ Photos = list[tuple[Path, str]]
 Bare = list[tuple[int, float]]
 
 
-HINT = "; if this name is right, `ingest --relabel` moves them to it"
+HINT = "; if this name is right, `relabel` moves them to it"
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ CHILDREN.set_forkserver_preload(["pytest", "retrieval.gallery.gallery"])
 Contents = dict[str, tuple[str | None, tuple[str, ...]]]
 
 
-HINT = "; if this name is right, `ingest --relabel` moves them to it"
+HINT = "; if this name is right, `relabel` moves them to it"
 
 
 def sha256(text: object) -> str:

@@ -198,7 +198,7 @@ def test_odd_pictures_are_found_the_worst_first(tmp_path: Path) -> None:
     for kind in (Kind.FLAT, Kind.DARK, Kind.BRIGHT, Kind.TINY):
         assert names(done[kind]) == [[f"{kind}.png"]]
     assert names(done[Kind.GREY_AMONG_COLOUR]) == [["grey.png"]]
-    assert "--image-size 96" in done[Kind.TINY].advice
+    assert "`image_size=96`" in done[Kind.TINY].advice
 
 
 def test_a_photo_that_is_turned_by_its_exif_is_as_wide_as_a_person_sees_it(tmp_path: Path) -> None:
@@ -236,6 +236,7 @@ def test_the_cleaned_list_has_nothing_that_harms_and_train_and_ingest_read_it(
     before = {path: path.stat().st_mtime_ns for path in people.rglob("*.jpg") if path.is_file()}
     fixed = tmp_path / "clean.csv"
     status, out, _ = faceprint("check", people, "--fix", fixed, "--image-size", 32)
+    assert ("`fix`" in out, "--fix" in out) == (False, True)
     assert (status, f"in {fixed}" in out) == (0, True)
     with fixed.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
