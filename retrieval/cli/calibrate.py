@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def calibrate(
     gallery: options.Gallery,
-    fpir: Annotated[float, typer.Option(metavar="RATE", help="The share of strangers' searches that may name somebody.")] = 0.01,
+    fpir: Annotated[float, typer.Option(metavar="RATE", help="The share of strangers' searches that may return an identity.")] = 0.01,
     strangers: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Photos of people who are not enrolled: a source as of `ingest`; may be repeated.", show_default="the gallery's own people, each without their own faces")] = None,
     exclude: options.Exclude = None,
     sample: Annotated[int, typer.Option(min=1, help="How many enrolled faces are searched for at most.")] = 10_000,
@@ -34,8 +34,8 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Find the distance beyond which searches of this gallery say UNKNOWN, and let them go by it.
 
-    FPIR is the share of strangers' searches that name somebody; FNIR, the share of enrolled faces that would
-    not find their own person. Thresholds for 0.1, 0.03, 0.01, 0.003 and 0.001 are kept too, as far as there
+    FPIR is the share of strangers' searches that return an identity; FNIR, the share of enrolled faces that
+    would not find their own person. Thresholds for 0.1, 0.03, 0.01, 0.003 and 0.001 are kept too, as far as there
     are searches enough: `faceprint search --fpir` picks one.
     """
     with open_gallery(gallery, "calibrate", device=device, precision=precision) as opened:

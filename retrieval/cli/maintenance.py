@@ -83,7 +83,7 @@ def repair(
     gallery: options.Gallery,
     backup: Annotated[Path | None, typer.Option(metavar="BACKUP", help="A backup, for files that have the SHA-256 which was written down.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Another copy of the gallery's model.", show_default=False)] = None,
-    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose vectors nothing can bring back.")] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces with vectors that cannot be restored.")] = False,
     fetch: options.Fetch = False,
     as_json: options.Json = False,
     device: options.Device = "auto",
@@ -212,9 +212,9 @@ def reembed(
     back: Annotated[bool, typer.Option("--back", help="Go back to the former model.")] = False,
     drop_other: Annotated[bool, typer.Option("--drop-other", help="Delete the model that does not serve, with its vectors.")] = False,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Get the new model ready and show the drift; stay with today's.")] = False,
-    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose photos are gone or have changed.")] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces with missing or changed photos.")] = False,
     fetch: options.Fetch = False,
-    report: Annotated[Path | None, options.report("face whose photo is gone or has changed")] = None,
+    report: Annotated[Path | None, options.report("face with a missing or changed photo")] = None,
     device: options.Device = "auto",
 ) -> None:  # fmt: skip
     """Embed every photo with another model, beside the serving one, then switch in one transaction.

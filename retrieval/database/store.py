@@ -173,7 +173,7 @@ class Store:
         with self._translated(), self._engine.begin() as connection:
             yield Reader(connection)
         if before != self._stamp():
-            raise SnapshotLost(f"{self.path} was changed by somebody while it was read; ask again.")
+            raise SnapshotLost(f"{self.path} was changed by another process while it was read; try again.")
 
     @contextmanager
     def write(self) -> Iterator[Writer]:

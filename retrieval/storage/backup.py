@@ -319,7 +319,7 @@ def _check_target(vault: Vault, target: Path) -> None:
             return
         if damaged:
             raise InputError(
-                f"{target / _CARD} is damaged, and no database beside it says whose backup it is; "
+                f"{target / _CARD} is damaged, and no database beside it names the gallery of the backup; "
                 "choose another folder."
             )
         raise InputError(f"{target} is a backup of another gallery; choose another folder.")
