@@ -307,7 +307,8 @@ def test_every_number_on_a_page_is_one_of_metrics_json(protocol: str) -> None:
             "open",
             "1,292 searches ask for them and 8,909 searches for 5,591 strangers, for whom no identity should "
             "be returned. At distance 5.010, where at most 1% of the strangers are given a name (FPIR 0.01), "
-            "59.0 % (95% interval 57.8 to 61.3 %) of the searches for enrolled people do not find them (FNIR).",
+            "59.0 % (95% interval 57.8 to 61.3 %) of the searches for enrolled people do not find them "
+            "(FNIR).",
         ),
         ("open", "2 photos are in the gallery already and are not searched for."),
         ("open", "Threshold, distance Enrolled not found (FNIR) 95% interval 10.0 % 5.100 50.0 %"),
