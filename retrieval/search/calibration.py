@@ -388,8 +388,8 @@ def _remarks(found: Calibration, learned: int) -> Iterator[str]:
         )
     if found.strangers == PHOTOS and not found.people:
         yield (
-            "The strangers' photos have no identities, so each counts as a person of its own. If there are "
-            "several photos of one person, the intervals are too narrow."
+            "The strangers' photos have no identities, so each photo counts as a person of its own. If there "
+            "are several of one person, the intervals are too narrow."
         )
     if 0 < found.people < _MIN_BOOTSTRAP_PEOPLE:
         yield f"Only {found.people:,} people were the strangers: the intervals themselves are uncertain."
