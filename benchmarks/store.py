@@ -34,7 +34,7 @@ from retrieval.transfer.vector_files import write_embeddings
 
 DIMENSION = 2048
 BLOCK = 8192
-PERSON = "Somebody with many photos"
+PERSON = "Person with many photos"
 
 OPEN = """
 import json, sys, time

@@ -2,9 +2,9 @@
 
 The terms are those of ISO/IEC 19795-1 and of NIST's face recognition evaluations. A search is *mated* when
 the person is enrolled, *non-mated* when the person is a stranger. FPIR, the false positive identification
-rate, is the share of non-mated searches that name anybody; FNIR, the false negative identification rate, the
-share of mated searches that do not name the right person first. A search names the nearest face's person
-when the distance is at most the threshold.
+rate, is the share of non-mated searches that return an identity; FNIR, the false negative identification
+rate, the share of mated searches that do not return the right identity first. A search returns the identity
+of the nearest face if its distance is at most the threshold.
 """
 
 import math
@@ -47,7 +47,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Upcoming:
-    """How many of the next `n` searches of strangers will name somebody: from `low` to `high`, with 95%."""
+    """A 95% prediction interval, `low` to `high`: false positives among the next `n` non-mated searches."""
 
     n: int
     low: int
@@ -78,11 +78,11 @@ def wilson(hits: float, n: int) -> Rate:
 
 
 def by_identity(hits: NDArray[np.bool_], identities: NDArray[np.int64], *, seed: int = 0) -> list[Rate]:
-    """Shares of trials of which several are of one person, and so not independent.
+    """Returns the shares of hits among trials that are not independent, since several are of one identity.
 
-    The ends are those of a bootstrap over identities (percentiles of 1,000 draws), or Wilson's where those
-    are farther out: a bootstrap knows nothing of what no identity has shown, as with no hit at all. They are
-    Wilson's where nobody comes twice.
+    The limits are those of a bootstrap over identities (percentiles of 1,000 draws), or Wilson's where those
+    are wider: a bootstrap cannot express an outcome that no identity had, as when there is no hit. If no
+    identity has two trials, they are Wilson's.
 
     Args:
         hits: (n, p), of each trial and of each of p questions.
@@ -96,7 +96,7 @@ def by_identity(hits: NDArray[np.bool_], identities: NDArray[np.int64], *, seed:
     _, place = np.unique(identities, return_inverse=True)
     people = int(place.max()) + 1 if len(place) else 0
     if people < 2 or people == len(hits):
-        return rates  # nobody comes twice, so trials are independent
+        return rates  # one trial per identity, so trials are independent
     sums = np.zeros((people, hits.shape[1] + 1))
     np.add.at(sums, place, np.column_stack([hits, np.ones(len(hits))]).astype(float))
     drawn = np.concatenate([weights @ sums for weights in resampled(people, _DRAWS, seed=seed)])
@@ -115,24 +115,24 @@ def upcoming(
     searches: int | None = None,
     seed: int = 0,
 ) -> list[Upcoming]:
-    """How many of the next searches, of other strangers, will name somebody: 95% intervals of prediction.
+    """Returns 95% prediction intervals of the false positives among the next non-mated searches, per limit.
 
-    An interval of the long run says how well a rate was measured. The next strangers have a chance of their
-    own beside that, and the threshold suits those by whom it was found. So the next people are drawn from
-    Polya's urn: it holds the people seen, each with all their searches, and whoever is drawn goes back
-    twofold (the predictive distribution of the Bayesian bootstrap: Rubin, 1981, The Annals of Statistics 9;
-    Ghosh and Meeden, 1997, Bayesian Methods for Finite Population Sampling). One person more is in it whom
-    nobody has seen, and whose searches are hits. Where nobody comes twice this is exact: a threshold that
-    lets k of n pass is an order statistic, and what it lets pass of the next N is beta-binomial with k + 1
-    and n - k (the number of exceedances: Gumbel and von Schelling, 1950, The Annals of Mathematical
-    Statistics 21). Of several searches of one person the unseen one has as many hits as they are alike.
-    Percentiles are taken farther out where people are few, as Student's t is wider than the normal (the
-    expanded percentiles of Hesterberg, 2015, The American Statistician 69). `tests/test_rates.py` and
-    docs/evaluation.md say how often such intervals hold.
+    A confidence interval states how well a rate was measured. The next strangers vary beside that, and the
+    threshold was fitted to those it was found by. So the next people are drawn from Polya's urn: it holds the
+    observed people, each with all their searches, and each person drawn is put back twice (the predictive
+    distribution of the Bayesian bootstrap: Rubin, 1981, The Annals of Statistics 9; Ghosh and Meeden, 1997,
+    Bayesian Methods for Finite Population Sampling). The urn also holds one unobserved person with only
+    false positives. With one search per person this is exact: a threshold that k of n searches pass is an
+    order statistic, and the number of the next N that pass it is beta-binomial with k + 1 and n - k (the
+    number of exceedances: Gumbel and von Schelling, 1950, The Annals of Mathematical Statistics 21). With
+    several searches per person, the correlation within a person sets the hits of the unobserved one.
+    Percentiles are widened if people are few, as Student's t is wider than the normal (the expanded
+    percentiles of Hesterberg, 2015, The American Statistician 69). `tests/test_rates.py` and
+    docs/evaluation.md state the measured coverage.
 
     Args:
         distances: (n,) of each search of a stranger to the nearest enrolled face, n >= 1.
-        people: (n,) number of the person searched for; one each where nobody said, which is optimistic.
+        people: (n,) number of the person searched for; distinct if unknown, which is optimistic.
         limits: (p,) thresholds that `threshold` found by these distances.
         searches: how many are to come, as many as there were by default. They are taken to be of as many
             people, in proportion.
@@ -179,7 +179,7 @@ def _alikeness(distances: NDArray[np.float64], place: NDArray[np.int64]) -> floa
     pairs = (each * (all_of - 1)).sum()
     share = float(hits.mean())
     if not pairs or share == 1:
-        return 1.0  # nobody comes twice among them, or all are equally far: the careful side
+        return 1.0  # one search per person, or equal distances: the conservative value
     return float(np.clip(((each * (each - 1)).sum() / pairs - share) / (1 - share), 0, 1))
 
 
@@ -230,7 +230,7 @@ def resampled(
 
 
 def threshold(strangers: NDArray[np.float64], fpir: float) -> float:
-    """The largest distance at which at most `fpir` of non-mated searches name somebody.
+    """Returns the largest threshold at which at most `fpir` of non-mated searches return an identity.
 
     Args:
         strangers: (n,) distance of each non-mated search to its nearest enrolled face, n >= 1.
@@ -244,7 +244,7 @@ def threshold(strangers: NDArray[np.float64], fpir: float) -> float:
 
 
 def fpir(strangers: NDArray[np.float64], limit: float) -> Rate:
-    """Share of non-mated searches, by their nearest distances (n,), that name somebody at `limit`."""
+    """Returns the share of non-mated searches, by nearest distances (n,), with an identity at `limit`."""
     return wilson(int((strangers <= limit).sum()), len(strangers))
 
 

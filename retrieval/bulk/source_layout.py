@@ -67,7 +67,7 @@ class Layout:
         if self.photos > 1 and not self.identities and not wanted:
             found.append(
                 f"none of the {self.photos:,} photos has an identity; a source needs a subfolder for each "
-                "person, or say where the names are with --identity-from"
+                "person, or `identity_from` must say where the names are"
             )
         if self.photos > 1 and len(self.identities) == 1:
             (name,) = self.identities
@@ -79,8 +79,8 @@ class Layout:
             others = f" (and so have {len(deeper) - 1:,} others)" if len(deeper) > 1 else ""
             found.append(
                 f"{name} has subfolders with photos: {shown}{others}; if these are the people, name the "
-                "folder above them as the source or say --identity-from parent, with --relabel for what is "
-                "enrolled already"
+                "folder that contains them as the source or pass `identity_from='parent'`; `relabel` also "
+                "renames what is enrolled already"
             )
         return found
 
@@ -124,7 +124,7 @@ class Layout:
             if name.strip().lower() in _IDENTITY_COLUMNS:
                 self._notes.append(
                     f"{path} has the column `{name}` and none called `identity`, so identities come from the "
-                    f"folders of the files; to take them from that column say --identity-from {name}"
+                    f"folders of the files; to take them from that column pass `identity_from={name!r}`"
                 )
                 return
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.opening import open_gallery
 from retrieval.cli.output import print_json, write_file
 from retrieval.console import terminal
@@ -49,7 +50,7 @@ def audit(
     if page is not None:
         from retrieval.quality import audit_report
 
-        write_file(page, audit_report.page(found, fetching))
+        write_file(page, in_current_options(audit_report.page(found, fetching).decode()).encode())
     if as_json:
         typer.echo(text)
     else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.opening import open_gallery
 from retrieval.console import terminal
 from retrieval.errors import InputError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def calibrate(
     gallery: options.Gallery,
-    fpir: Annotated[float, typer.Option(metavar="RATE", help="The share of strangers' searches that may name somebody.")] = 0.01,
+    fpir: Annotated[float, typer.Option(metavar="RATE", help="The share of strangers' searches that may return an identity.")] = 0.01,
     strangers: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Photos of people who are not enrolled: a source as of `ingest`; may be repeated.", show_default="the gallery's own people, each without their own faces")] = None,
     exclude: options.Exclude = None,
     sample: Annotated[int, typer.Option(min=1, help="How many enrolled faces are searched for at most.")] = 10_000,
@@ -33,8 +34,8 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Find the distance beyond which searches of this gallery say UNKNOWN, and let them go by it.
 
-    FPIR is the share of strangers' searches that name somebody; FNIR, the share of enrolled faces that would
-    not find their own person. Thresholds for 0.1, 0.03, 0.01, 0.003 and 0.001 are kept too, as far as there
+    FPIR is the share of strangers' searches that return an identity; FNIR, the share of enrolled faces that
+    would not find their own person. Thresholds for 0.1, 0.03, 0.01, 0.003 and 0.001 are kept too, as far as there
     are searches enough: `faceprint search --fpir` picks one.
     """
     with open_gallery(gallery, "calibrate", device=device, precision=precision) as opened:
@@ -90,7 +91,11 @@ def _show(
     from retrieval.search.calibration import remarks
 
     if as_json:
-        shown = {**found.fields(), "remarks": remarks(found, trained_on), "faces_now": faces}
+        shown = {
+            **found.fields(),
+            "remarks": [in_current_options(one) for one in remarks(found, trained_on)],
+            "faces_now": faces,
+        }
         if report is not None:
             shown["photos"] = _counts(report)
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
@@ -149,7 +154,7 @@ def _print(found: "Calibration", report: "StrangerReport | None", faces: int, tr
             markup=False,
         )
     for remark in remarks(found, trained_on):
-        typer.echo(f"note: {remark}", err=True)
+        typer.echo(f"note: {in_current_options(remark)}", err=True)
 
 
 def _sentence(words: str) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.options import require
 from retrieval.console import terminal
 from retrieval.errors import RunError
@@ -60,6 +62,8 @@ def check(
         data, model, device, workers, exclude or [],
         seed=seed, validation_fraction=val_fraction, min_images=min_images, size=image_size, crop=crop,
     )  # fmt: skip
+    advised = [replace(one, advice=in_current_options(one.advice)) for one in done.findings]
+    done = replace(done, findings=tuple(advised))
     if as_json:
         typer.echo(json.dumps(done.as_json(), ensure_ascii=False, indent=1))
     else:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Final
 
 import typer
@@ -21,7 +23,11 @@ _CALLED: Final = {
     "validation_fraction": "val_fraction",
     "fraction": "val_fraction",
     "trusted": "model",  # `ingest --embeddings` trusts vectors of a file once a model is named
+    "drop_other_model": "drop_other",
 }
+
+# The option of each parameter of the running command.
+_OPTIONS: ContextVar[Mapping[str, str]] = ContextVar("options", default=MappingProxyType({}))
 
 
 class Command(TyperCommand):
@@ -48,12 +54,15 @@ class Command(TyperCommand):
         given = {name: value for name, value in ctx.params.items() if _is_given(ctx, name)}
         refuse_unusable(self._named, given, spelled)
         refuse_collisions(self._named, given, spelled)
+        token = _OPTIONS.set(spelled)
         try:
             return super().invoke(ctx)
         except FaceprintError as error:
             sentence = in_todays(self._named, in_options(str(error), spelled))
             error.args = (sentence, *error.args[1:])
             raise
+        finally:
+            _OPTIONS.reset(token)
 
     @property
     def _named(self) -> str:
@@ -82,6 +91,11 @@ def _spelling(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name).strip("[].")
     return str(max(parameter.opts, key=len))
+
+
+def in_current_options(sentence: str) -> str:
+    """Returns a sentence of the library with the options of the running command in place of arguments."""
+    return in_options(sentence, _OPTIONS.get())
 
 
 def in_options(sentence: str, spelled: Mapping[str, str]) -> str:

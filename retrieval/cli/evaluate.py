@@ -13,7 +13,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder; with --compare, A.", show_default=False)],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity; with --compare, B.", show_default=False)],
     compared_on: Annotated[Path | None, typer.Argument(metavar="DATA", help="With --compare of two models: the photos to evaluate both on.", show_default=False)] = None,
-    protocol: Annotated[str | None, typer.Option(metavar="closed|open|lfw-pairs", help="Who is it, who is it if anybody, or are these two the same.", show_default="closed; open with --gallery")] = None,
+    protocol: Annotated[str | None, typer.Option(metavar="closed|open|lfw-pairs", help="Identify an enrolled person, identify or reject a stranger, or compare two photos.", show_default="closed; open with --gallery")] = None,
     gallery: Annotated[Path | None, typer.Option(metavar="GALLERY", help="Search DATA's photos in this gallery.", show_default=False)] = None,
     pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="For lfw-pairs: pairs and folds, as LFW's pairs.txt.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(metavar="imagenet|FILE", help="What training started from: measures the network before fine-tuning too.", show_default=False)] = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.opening import open_gallery, open_or_create
 from retrieval.cli.photo_runs import (
     fail_for_rejected,
@@ -82,11 +83,11 @@ def ingest(
     sources: options.OptionalSources = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery.", show_default=False)] = None,
     retry: Annotated[Path | None, typer.Option(metavar="REPORT.jsonl", help="Try the rejected files of a report again.", show_default=False)] = None,
-    embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model says whose, where the file does not.", show_default=False)] = None,
+    embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model names their model if the file does not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     identity_from: options.IdentityFrom = None,
     exclude: options.Exclude = None,
-    sync: Annotated[bool, typer.Option("--sync", help="First follow files that were moved or whose folder was renamed, and remove faces whose every file is gone from the sources.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="First follow moved files and renamed folders, and remove faces without any remaining file in the sources.")] = False,
     gone: Annotated[list[str] | None, typer.Option(metavar="FOLDER", help="With --sync: a folder or archive that is gone as a whole; may be repeated.", show_default=False)] = None,
     relabel: Annotated[bool, typer.Option("--relabel", help="First give photos that are enrolled under another name the name that the sources say now.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sync or --relabel: list what would change, and do nothing.")] = False,
@@ -371,6 +372,7 @@ def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile
 
 
 def _report(done: "IngestReport", wanted: IngestOptions) -> None:
+    done.notes = tuple(map(in_current_options, done.notes))
     tell_summary(done, wanted.summary, log_json=wanted.log_json)
     if not wanted.log_json:
         _print_ingest(done, wanted.report)
@@ -380,7 +382,11 @@ def _raise_for_outcome(done: "IngestReport", wanted: IngestOptions) -> None:
     """Raises the error of a run that was stopped, or that rejected photos for which the command must fail."""
     if done.interrupted:
         raise Interrupted("Stopped; what was enrolled stays, and the same command goes on from here.")
-    again = f"ingest {wanted.gallery} --retry {wanted.report}" if wanted.report else "the same command"
+    again = (
+        f"`faceprint ingest {wanted.gallery} --retry {wanted.report}`"
+        if wanted.report
+        else "the same command"
+    )
     fail_for_rejected(done, "enrolled", wanted.report, again, strict=wanted.strict)
 
 

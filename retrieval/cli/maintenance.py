@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval.cli import options
+from retrieval.cli.command import in_current_options
 from retrieval.cli.opening import open_gallery
 from retrieval.cli.output import print_json, write_lines
 from retrieval.console import terminal
@@ -82,7 +83,7 @@ def repair(
     gallery: options.Gallery,
     backup: Annotated[Path | None, typer.Option(metavar="BACKUP", help="A backup, for files that have the SHA-256 which was written down.", show_default=False)] = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Another copy of the gallery's model.", show_default=False)] = None,
-    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose vectors nothing can bring back.")] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces with vectors that cannot be restored.")] = False,
     fetch: options.Fetch = False,
     as_json: options.Json = False,
     device: options.Device = "auto",
@@ -100,7 +101,8 @@ def repair(
     bundle = ModelBundle.load(model) if model is not None else None
     done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, fetch=fetch, device=device)
     if as_json:
-        print_json(asdict(done))
+        reasons = {number: in_current_options(why) for number, why in done.reasons.items()}
+        print_json(asdict(done) | {"reasons": reasons})
     else:
         _print_repaired(done)
     _fail_for_what_is_left(done, gallery)
@@ -122,7 +124,7 @@ def _print_repaired(done: "Repaired") -> None:
     for face in done.lost:
         shown = (
             f"  face {face.id}, {face.identity or 'no identity'}: {', '.join(face.paths) or 'no path'}: "
-            f"{done.reasons[face.id]}"
+            f"{in_current_options(done.reasons[face.id])}"
         )
         printed.print(terminal.text(shown))
 
@@ -210,9 +212,9 @@ def reembed(
     back: Annotated[bool, typer.Option("--back", help="Go back to the former model.")] = False,
     drop_other: Annotated[bool, typer.Option("--drop-other", help="Delete the model that does not serve, with its vectors.")] = False,
     no_switch: Annotated[bool, typer.Option("--no-switch", help="Get the new model ready and show the drift; stay with today's.")] = False,
-    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces whose photos are gone or have changed.")] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Remove faces with missing or changed photos.")] = False,
     fetch: options.Fetch = False,
-    report: Annotated[Path | None, options.report("face whose photo is gone or has changed")] = None,
+    report: Annotated[Path | None, options.report("face with a missing or changed photo")] = None,
     device: options.Device = "auto",
 ) -> None:  # fmt: skip
     """Embed every photo with another model, beside the serving one, then switch in one transaction.
@@ -288,4 +290,4 @@ def _lost_line(face: "Face", why: str) -> dict[str, Any]:
     """Returns the report line of a face that could not be embedded again: its stored fields, the reason."""
     line = asdict(face)
     del line["meant"]  # belongs to the answer of a search, not to the face
-    return {**line, "detail": why}
+    return {**line, "detail": in_current_options(why)}

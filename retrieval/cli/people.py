@@ -64,8 +64,8 @@ def _write_receipt(path: Path, receipt: "Receipt", gallery: Path) -> None:
 def rename_identity(
     gallery: options.Gallery,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Today's name.", show_default=False)],
-    new_name: Annotated[str, typer.Argument(metavar="NEW", help="A name that nobody has.", show_default=False)],
-    no_alias: Annotated[bool, typer.Option("--no-alias", help="Keep no trace of the old name; a folder of that name is then somebody else.")] = False,
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="A name that is not in use.", show_default=False)],
+    no_alias: Annotated[bool, typer.Option("--no-alias", help="Keep no trace of the old name; a folder of that name is then another identity.")] = False,
 ) -> None:  # fmt: skip
     """Give a person another name. The old one goes on to mean them, unless --no-alias."""
     with open_gallery(gallery, "rename-identity") as opened:

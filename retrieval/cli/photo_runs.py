@@ -94,7 +94,7 @@ def fail_for_rejected(done: "Run", verb: str, report: Path | None, again: str, *
     if done.worth_retrying:
         raise RunError(
             f"{done.worth_retrying:,} of the {done.rejected:,} rejected files could not be read this time; "
-            f"{where} says which and why. Mend that and run {again} again."
+            f"{where} says which and why. Fix the cause and run {again} again."
         )
     if strict and done.rejected:
         raise RunError(f"{done.rejected:,} files were rejected; {where} says which and why.")

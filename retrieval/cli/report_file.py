@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
+from retrieval.cli.command import in_current_options
 from retrieval.cli.output import writing
 from retrieval.errors import InputError
 
@@ -38,7 +39,8 @@ class ReportFile:
     def write(self, outcome: Any) -> None:
         """Writes a line for an outcome, unless the photo was enrolled or embedded."""
         if outcome.status not in ("enrolled", "embedded"):
-            self._write({name: getattr(outcome, name) for name in _LINE})
+            line = {name: getattr(outcome, name) for name in _LINE}
+            self._write(line | {"detail": outcome.detail and in_current_options(outcome.detail)})
 
     def write_unknown(self, *, path: str | None = None, identity: str | None = None) -> None:
         """Writes a line for a row of metadata with a path or identity that the gallery does not have."""

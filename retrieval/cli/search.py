@@ -165,7 +165,9 @@ def _where(identities: list[str] | None, conditions: list[str] | None) -> "Where
         # Both conditions must hold, so only names that both have are left.
         wanted = tuple(n for n in identities if not parsed.identities or n in parsed.identities)
         if not wanted:
-            raise InputError("--identity and --where identity=... name different people, so nobody is left.")
+            raise InputError(
+                "--identity and --where identity=... name different people, so no face can match both."
+            )
         parsed = dataclasses.replace(parsed, identities=wanted)
     return parsed
 

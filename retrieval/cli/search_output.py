@@ -153,7 +153,7 @@ def _print_answer(answer: Answer) -> None:
         console.print(terminal.text(f"decision: {_decided(answer.decision)}"))
     rows = list(_rows(answer))
     if not rows:
-        console.print("Nobody is near enough, or no photo is meant.\n")
+        console.print("No face is near enough, or none matches the conditions.\n")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("#", justify="right")
@@ -179,7 +179,7 @@ def _which_face(answer: Answer) -> str:
 def _decided(decision: "Decision") -> str:
     """Returns a decision as text, with its distance, threshold and margin."""
     if decision.distance is None:
-        return "UNKNOWN (there is nobody to compare with)"
+        return "UNKNOWN (there is no face to compare with)"
     words = [f"{decision.distance:.3f} away, threshold {decision.threshold:.3f}"]
     if decision.margin is not None:
         words.append(f"{decision.second} is {decision.margin:.3f} farther")

@@ -11,7 +11,7 @@ OLD_SPELLINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "audit": {"--show": "--top"},
 }
 
-# Commands whose --json named a file, as --json-file does now.
+# Commands with an old spelling `--json FILE` of what is `--json-file FILE` now.
 JSON_NAMED_A_FILE: Final = frozenset({"check", "audit"})
 
 

@@ -1,4 +1,4 @@
-"""Names of identities: checks that they can be stored, and finds similar ones that may mean one person."""
+"""Names of identities: validates them, and finds similar ones that may be the same person."""
 
 import difflib
 import unicodedata
@@ -9,15 +9,15 @@ from typing import Final
 from retrieval.errors import InputError
 from retrieval.system.paths import is_utf8
 
-# How long a name may be, in bytes of UTF-8.
+# The most bytes of a name in UTF-8.
 MAX_BYTES: Final = 1024
 
-# The most names that are compared with an unknown one, to find the nearest.
+# The most names that are compared with an unknown name to find similar ones.
 _MAX_COMPARED: Final = 100_000
 
 
 def problem(name: str) -> str | None:
-    """Returns why a name cannot be stored, as the end of a sentence; None where it can."""
+    """Returns the reason why a name cannot be stored, as a clause; None if it can."""
     if not is_utf8(name):
         return "it is not valid Unicode"
     if len(name) > MAX_BYTES or len(name.encode()) > MAX_BYTES:
@@ -33,24 +33,24 @@ def check_identity(name: str) -> None:
     """Checks that a name can be stored.
 
     Raises:
-        InputError: it is too long, empty, not valid Unicode, or has only spaces or a control character in it.
+        InputError: it is too long, empty, blank or not valid Unicode, or contains a control character.
     """
-    found = problem(name)
-    if found is not None:
-        raise InputError(f"The identity {name[:80]!a} cannot be stored: {found}.")
+    reason = problem(name)
+    if reason is not None:
+        raise InputError(f"The identity {name[:80]!a} cannot be stored: {reason}.")
 
 
 def folded(name: str) -> str:
-    """Returns a name without differences of case, width, spaces and composition of accents."""
+    """Returns a name with case, width, spaces and the composition of accents normalized."""
     if not name.isascii():
         visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
-        # Folding case may undo the normal form, and leave what has one again.
+        # Case folding may undo the normal form, so the result is normalized again.
         name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
     return " ".join(name.casefold().split())
 
 
 def twins(every: Iterable[str], among: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
-    """Returns groups of names that are equal after `folded`; with `among`, only groups that contain one."""
+    """Returns groups of names with equal `folded` forms; with `among`, only groups of those names."""
     groups: dict[str, list[str]] = {}
     for name in every:
         groups.setdefault(folded(name), []).append(name)
@@ -59,6 +59,6 @@ def twins(every: Iterable[str], among: Iterable[str] | None = None) -> tuple[tup
 
 
 def nearest(name: str, every: Iterable[str]) -> list[str]:
-    """Returns the known names most similar to an unknown one, at most three, the most similar first."""
+    """Returns at most three known names similar to an unknown one, most similar first."""
     spelled = {folded(one): one for one in islice(every, _MAX_COMPARED)}
     return [spelled[one] for one in difflib.get_close_matches(folded(name), spelled, n=3)]

@@ -1,4 +1,4 @@
-"""Migrations for the store: reads the schema version of a database, and upgrades older ones."""
+"""Migrations: reads the schema version of a database, and upgrades older ones, for `store`."""
 
 import os
 import threading
@@ -11,36 +11,36 @@ from sqlalchemy import Connection, inspect, text
 from retrieval.database import schema
 from retrieval.errors import GalleryDamaged, GalleryError
 
-# The newest migration, so that opening an up-to-date gallery need not import alembic (0.2 s).
-# `tests/database/test_migrations.py` holds it to the scripts.
+# The newest schema version. As a constant, it spares an up-to-date gallery the import of alembic (0.2 s).
+# `tests/database/test_migrations.py` compares it with the scripts.
 SCHEMA_VERSION: Final = "0008"
 
-# alembic keeps its state in module globals; two threads that migrate at once would share it.
-_MIGRATING: Final = threading.Lock()
+# alembic keeps state in module globals, so only one thread may migrate at a time.
+_MIGRATION_LOCK: Final = threading.Lock()
 
 
 def runner(connection: Connection) -> Callable[[str], Sequence[Any]]:
-    """A function that runs a statement and returns its rows, as `schema` takes it."""
+    """Returns a function that runs a statement and returns its rows, as `schema.problems` expects."""
     return lambda statement: connection.exec_driver_sql(statement).all()
 
 
 def check_schema(connection: Connection, path: Path, *, exact: bool, only: str | None = None) -> None:
-    """Checks the tables; see `schema.problems`.
+    """Checks the tables of a database; see `schema.problems` for `exact` and `only`.
 
     Raises:
-        GalleryDamaged: they are not those that faceprint makes.
+        GalleryDamaged: they are not as faceprint makes them.
     """
-    if found := schema.problems(runner(connection), exact=exact, only=only):
+    if problems := schema.problems(runner(connection), exact=exact, only=only):
         raise GalleryDamaged(
-            f"{path} is not a database as faceprint makes it: {found[0]}; restore it from a backup."
+            f"{path} is not a database as faceprint makes it: {problems[0]}; restore it from a backup."
         )
 
 
 def stored_version(connection: Connection, path: Path) -> str | None:
-    """The version of a database's tables; None where a migration was interrupted before it wrote one.
+    """Returns the schema version of a database; None if a migration was interrupted before it wrote one.
 
     Raises:
-        GalleryDamaged: it is not a gallery's.
+        GalleryDamaged: it is not the database of a gallery.
         GalleryError: a newer version of faceprint made it.
     """
     if not inspect(connection).has_table("alembic_version"):
@@ -56,18 +56,18 @@ def stored_version(connection: Connection, path: Path) -> str | None:
 
 
 def migrations_folder() -> Path:
-    """The alembic scripts: inside the package when installed, beside it in a checkout."""
-    inside = Path(__file__).parent.parent / "migrations"
-    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "migrations"
+    """Returns the folder of the alembic scripts: in the installed package, or beside it in a checkout."""
+    packaged = Path(__file__).parent.parent / "migrations"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent.parent / "migrations"
 
 
 def migrate(connection: Connection) -> None:
-    """Runs the migrations that a database lacks, in the transaction of the connection."""
+    """Runs the pending migrations of a database, in the transaction of the connection."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", os.fspath(migrations_folder()).replace("%", "%%"))
     config.attributes["connection"] = connection
-    with _MIGRATING:
+    with _MIGRATION_LOCK:
         command.upgrade(config, "head")

@@ -1,23 +1,24 @@
-"""A checksum for each page of a gallery's database, so that every flipped byte is found.
+"""Page checksums: one for each page of a gallery's database, so that every flipped byte is detected.
 
 `PRAGMA integrity_check` checks the structure of rows and indexes; it does not see changes of a cell's text or
 of the unused parts of a page. `gallery.sums` beside `gallery.db` holds a checksum of each page at one
 revision, the WAL included:
 
-    magic, page size, number of pages, revision | BLAKE2b of each page in turn, 8 bytes | SHA-256 of all that
+    magic, page size, number of pages, revision | BLAKE2b of each page, 8 bytes | SHA-256 of all that
 
-A checkpoint hashes the pages that it copies from the WAL, so it reads no page of the database. The order is
-safe against a crash at any point: frames are copied (the WAL still exists), the sums are written, the WAL is
-emptied. A page in doubt then has a frame in the WAL, and `check` skips it.
+A checkpoint hashes the pages that it copies from the WAL, so it reads no page of the database. Its order of
+steps is safe against a crash: frames are copied (the WAL still exists), the checksums are written, the WAL is
+truncated. After a crash between these steps, each page that may differ has a frame in the WAL, and
+`check_pages` skips it.
 
-SQLite may also copy the WAL itself: when a process was killed and the last connection of another one closes.
-Then, and only then, the database alone states a revision above that of the sums: they are out of date, which
-is not damage. A flipped byte cannot imitate that, since the row also holds the negated revision. Where the
+SQLite may also copy the WAL itself, when a process was killed and the last connection of another one closes.
+Only then does the database without its WAL have a higher revision than the checksums: they are out of date,
+which is not damage. A flipped byte cannot imitate this, since the row also holds the negated revision. If the
 revision is lower, inconsistent or unreadable, the pages are compared.
 
-Only SQLite opens the database here: closing any descriptor of a file drops every POSIX lock that the
-process has on it (https://www.sqlite.org/howtocorrupt.html, 2.2), and another process would then delete the
-WAL in which this one writes. So the pages are read through SQLite's own descriptor.
+Only SQLite opens the database here: closing any descriptor of a file releases all POSIX locks of the process
+on it (https://www.sqlite.org/howtocorrupt.html, 2.2), and another process would then delete the WAL that this
+one writes to. So the pages are read through SQLite's own descriptor.
 """
 
 import fcntl
@@ -40,8 +41,8 @@ Mode = Literal["PASSIVE", "FULL", "RESTART", "TRUNCATE"]
 
 _HEADER: Final = struct.Struct(">16sIIq")
 _MAGIC: Final = b"faceprint sums 1"
-_SUM: Final = 8
-_SEAL: Final = hashlib.sha256().digest_size
+_SUM_BYTES: Final = 8
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 
 # https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 _WAL_MAGIC: Final = (0x377F0682, 0x377F0683)
@@ -56,8 +57,8 @@ class Damage:
     """A damaged file.
 
     Attributes:
-        file: which.
-        pages: numbers from 1, ascending; empty for the sums, and where the page cannot be told.
+        file: the damaged file.
+        pages: the numbers of damaged pages from 1, ascending; empty for the checksums, and if unknown.
         problem: one sentence that says what to do.
     """
 
@@ -67,14 +68,14 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """The result of `check`.
+class PageCheck:
+    """The result of `check_pages`.
 
     Attributes:
-        damage: empty where all is well.
-        compared: how many pages were what they should be, or were not.
-        out_of_date: the sums are missing, or a process was killed before it wrote them: nothing can be
-            said by page until the next checkpoint. That is no damage.
+        damage: the damaged files; empty without damage.
+        compared: the number of pages that were compared with their checksums.
+        out_of_date: the checksums are missing, or a process was killed before it wrote them: no page can be
+            checked until the next checkpoint. This is not damage.
     """
 
     damage: tuple[Damage, ...]
@@ -84,17 +85,17 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """The checksums of all pages at a revision; that of page 1 is the first 8 bytes of `sums`."""
+    """The checksums of all pages at a revision; page 1 has the first 8 bytes of `sums`."""
 
     page_size: int
     revision: int
     sums: bytes
 
     def __len__(self) -> int:
-        return len(self.sums) // _SUM
+        return len(self.sums) // _SUM_BYTES
 
     def __iter__(self) -> Iterator[bytes]:
-        return (self.sums[start : start + _SUM] for start in range(0, len(self.sums), _SUM))
+        return (self.sums[start : start + _SUM_BYTES] for start in range(0, len(self.sums), _SUM_BYTES))
 
 
 def sums_path(path: Path) -> Path:
@@ -103,82 +104,82 @@ def sums_path(path: Path) -> Path:
 
 
 def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
-    """Copies the WAL into the database, and writes down what each page is then.
+    """Copies the WAL into the database, and writes the checksums of its pages.
 
-    Where the sums were out of date the whole database is read. The caller holds the writer lock.
+    If the checksums were out of date, the whole database is read. The caller holds the writer lock.
 
     Args:
         driver: a connection to the database, outside a transaction. All connections of all processes
             have `journal_mode = WAL` and `wal_autocheckpoint = 0`.
         path: the database. Its table `gallery` has one row, with `revision`, which every transaction
             raises, and `revision_check`, which is `-revision`.
-        mode: SQLite's; all but PASSIVE wait for readers, as long as the connection's busy timeout.
+        mode: of SQLite's checkpoint; all but PASSIVE wait for readers, up to the connection's busy timeout.
 
     Returns:
-        Whether everything was copied. Otherwise a reader keeps an old snapshot, and the sums are good
-        all the same.
+        True if the whole WAL was copied. False if a reader keeps an older snapshot; the checksums are valid
+        in both cases.
 
     Raises:
         StorageError: the disk refused.
-        GalleryDamaged: SQLite cannot read the database, or its revision contradicts itself.
+        GalleryDamaged: SQLite cannot read the database, or its revision is inconsistent.
     """
     with _translated(path):
-        known = _usable(path)
+        known = _usable_sums(path)
         revision = _revision(driver)
         if revision is None:
             raise GalleryDamaged(f"{path} contradicts itself about its revision; restore it from a backup.")
-        # This first, whatever the mode: its answer alone says how many frames of the file are committed.
+        # Always passive first: only its result gives the number of committed frames in the file.
         _, frames, copied = _checkpoint(driver, "PASSIVE")
         if frames < 0:
             return False
-        # A page that was written often has many frames; the last one is current.
-        last, read = dict[int, bytes](), 0
+        # A page that was written several times has several frames; the last one is current.
+        latest, read = dict[int, bytes](), 0
         for number, page in islice(_frames(path), frames):
-            last[number] = page
+            latest[number] = page
             read += 1
         if read < frames:  # the file was removed by hand; SQLite still has it open
             return False
-        changed = {number: _sum(page) for number, page in last.items()}
-        new = _renewed(driver, path, known, changed, revision)
-        if new != known:
-            write_durably(sums_path(path), _pack(new), inherit=True, anything=True)
+        changed = {number: _sum(page) for number, page in latest.items()}
+        updated = _updated(driver, path, known, changed, revision)
+        if updated != known:
+            write_durably(sums_path(path), _pack(updated), inherit=True, anything=True)
         busy = 0
         if mode != "PASSIVE":
             busy, frames, copied = _checkpoint(driver, mode)
         return not busy and frames == copied
 
 
-def check_pages(path: Path) -> Findings:
-    """Compares each page with its sum, except those that have a frame in the WAL.
+def check_pages(path: Path) -> PageCheck:
+    """Compares each page with its checksum, except pages that have a frame in the WAL.
 
-    The caller holds the writer lock. To have no page excepted, it calls
-    `checkpoint(driver, path, mode="TRUNCATE")` before, and keeps that connection open meanwhile.
+    The caller holds the writer lock. To check all pages, it first calls
+    `checkpoint(driver, path, mode="TRUNCATE")`, and keeps that connection open during this call.
 
     Raises:
         StorageError: a file cannot be read.
     """
     with _translated(path):
-        # Before the pages: what another process copies out of the WAL from now on is in this set.
-        unsettled = {number for number, _ in _frames(path)}
+        # Before the pages: any page that another process copies from the WAL from now on is in this set.
+        uncertain = {number for number, _ in _frames(path)}
         with closing(_open_alone(path)) as alone:
             revision = _revision_alone(alone)
             try:
                 sums = _read(path)
             except GalleryDamaged as error:
-                return Findings((Damage(sums_path(path), (), str(error)),), 0, out_of_date=False)
-            if sums is None or _overtaken(sums, revision):
-                readable = revision is not None or bool(unsettled)
-                return Findings(() if readable else (_damage(path, ()),), 0, out_of_date=True)
-            wrong = tuple(_differing(path, sums, unsettled))
-        compared = len(sums) - sum(number <= len(sums) for number in unsettled)
-        return Findings((_damage(path, wrong),) if wrong else (), compared, out_of_date=False)
+                return PageCheck((Damage(sums_path(path), (), str(error)),), 0, out_of_date=False)
+            if sums is None or _is_out_of_date(sums, revision):
+                readable = revision is not None or bool(uncertain)
+                return PageCheck(() if readable else (_damage(path, ()),), 0, out_of_date=True)
+            changed = tuple(_changed_pages(path, sums, uncertain))
+        compared = len(sums) - sum(number <= len(sums) for number in uncertain)
+        return PageCheck((_damage(path, changed),) if changed else (), compared, out_of_date=False)
 
 
 def discard(path: Path) -> None:
-    """Removes the sums of the database `path` durably, if there are any.
+    """Removes the checksums of the database `path` durably, if they exist.
 
-    For the caller who holds the writer lock and is about to change pages without raising the revision:
-    before VACUUM and before a migration. The next checkpoint makes them anew.
+    To be called under the writer lock before pages change without a higher revision: before VACUUM and
+    before a migration. The next checkpoint computes them anew.
 
     Raises:
         StorageError: the disk refused.
@@ -189,7 +190,7 @@ def discard(path: Path) -> None:
         sync(path.parent)
 
 
-def _renewed(
+def _updated(
     driver: sqlite3.Connection, path: Path, known: _Sums | None, changed: dict[int, bytes], revision: int
 ) -> _Sums:
     """Returns the current checksums: the known ones, else those of the file, updated by the WAL."""
@@ -200,56 +201,60 @@ def _renewed(
             sums = bytearray().join(map(_sum, _pages(path, page_size)))
     else:
         sums = bytearray(known.sums)
-    del sums[count * _SUM :]
-    # A page that the file gains without a frame is a hole: the one at 1 GiB that SQLite never writes.
-    sums += _sum(bytes(page_size)) * (count - len(sums) // _SUM)
+    del sums[count * _SUM_BYTES :]
+    # A page that is added without a frame is a hole: the lock-byte page at 1 GiB, which SQLite never writes.
+    sums += _sum(bytes(page_size)) * (count - len(sums) // _SUM_BYTES)
     for number, value in changed.items():
         if number <= count:
-            sums[number * _SUM - _SUM : number * _SUM] = value
+            sums[number * _SUM_BYTES - _SUM_BYTES : number * _SUM_BYTES] = value
     return _Sums(page_size, revision, bytes(sums))
 
 
-def _differing(path: Path, sums: _Sums, unsettled: set[int]) -> Iterator[int]:
-    """Returns the pages that have changed, are missing, or are in excess."""
-    # While there is a WAL, the file may still lack pages at its end, and have more than it will keep.
-    absent = bytes(sums.page_size) if unsettled else b""
+def _changed_pages(path: Path, sums: _Sums, uncertain: set[int]) -> Iterator[int]:
+    """Yields the numbers of pages that have changed, are missing, or are in excess."""
+    # While a WAL exists, the file may lack pages at its end, or have pages that will be truncated.
+    absent = bytes(sums.page_size) if uncertain else b""
     pairs = zip_longest(sums, _pages(path, sums.page_size))
     for number, (expected, page) in enumerate(pairs, 1):
-        if number in unsettled or (expected is None and unsettled):
+        if number in uncertain or (expected is None and uncertain):
             continue
         if expected != _sum(absent if page is None else page):
             yield number
 
 
 def _damage(path: Path, pages: tuple[int, ...]) -> Damage:
-    named = ", ".join(map(str, pages[:8])) + (", ..." if len(pages) > 8 else "")
-    where = f"{len(pages)} of its pages ({named}) are not what was written" if pages else "it cannot be read"
+    listed = ", ".join(map(str, pages[:8])) + (", ..." if len(pages) > 8 else "")
+    where = f"{len(pages)} of its pages ({listed}) are not what was written" if pages else "it cannot be read"
     return Damage(path, pages, f"{path} is damaged: {where}; restore it from a backup.")
 
 
-# The sums
+# The file of checksums
 
 
-def _usable(path: Path) -> _Sums | None:
-    """The sums to go on with; None where the database has to be read anew."""
+def _usable_sums(path: Path) -> _Sums | None:
+    """Returns the stored checksums; None if the whole database must be read again."""
     try:
         sums = _read(path)
     except GalleryDamaged:
         return None
     if sums is not None:
         with closing(_open_alone(path)) as alone:
-            if _overtaken(sums, _revision_alone(alone)):
+            if _is_out_of_date(sums, _revision_alone(alone)):
                 return None
     return sums
 
 
-def _overtaken(sums: _Sums, revision: int | None) -> bool:
-    """Returns whether the database alone is newer. An inconsistent revision never counts as newer."""
+def _is_out_of_date(sums: _Sums, revision: int | None) -> bool:
+    """Returns whether the database without its WAL is newer; an inconsistent revision never is."""
     return revision is not None and revision > sums.revision
 
 
 def _read(path: Path) -> _Sums | None:
-    """Returns the checksums; None without any or in another version; GalleryDamaged where they changed."""
+    """Returns the checksums; None if they do not exist or have another format.
+
+    Raises:
+        GalleryDamaged: the file is damaged.
+    """
     try:
         with open_plain(sums_path(path)) as file:
             data = file.read()
@@ -261,12 +266,15 @@ def _read(path: Path) -> _Sums | None:
         raise GalleryDamaged(
             f"{sums_path(path)} is damaged ({why(error)}); `faceprint compact {path.parent}` makes it anew."
         ) from error
-    if len(data) < _HEADER.size + _SEAL or hashlib.sha256(data[:-_SEAL]).digest() != data[-_SEAL:]:
+    if (
+        len(data) < _HEADER.size + _DIGEST_BYTES
+        or hashlib.sha256(data[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]
+    ):
         raise GalleryDamaged(
             f"{sums_path(path)} is damaged; `faceprint compact {path.parent}` makes it anew."
         )
     magic, page_size, _, revision = _HEADER.unpack_from(data)
-    return _Sums(page_size, revision, data[_HEADER.size : -_SEAL]) if magic == _MAGIC else None
+    return _Sums(page_size, revision, data[_HEADER.size : -_DIGEST_BYTES]) if magic == _MAGIC else None
 
 
 def _pack(sums: _Sums) -> bytes:
@@ -275,7 +283,7 @@ def _pack(sums: _Sums) -> bytes:
 
 
 def _sum(page: bytes) -> bytes:
-    return hashlib.blake2b(page, digest_size=_SUM).digest()
+    return hashlib.blake2b(page, digest_size=_SUM_BYTES).digest()
 
 
 # The database and its WAL
@@ -288,7 +296,7 @@ def _checkpoint(driver: sqlite3.Connection, mode: Mode) -> tuple[int, int, int]:
 
 
 def _revision(connection: sqlite3.Connection) -> int | None:
-    """Returns the revision that a connection sees; None where it contradicts its negated copy."""
+    """Returns the revision that a connection sees; None if it contradicts its negated copy."""
     match connection.execute("SELECT revision, revision_check FROM gallery").fetchmany(2):
         case [(int() as revision, int() as opposite)] if revision == -opposite:
             return revision
@@ -296,9 +304,9 @@ def _revision(connection: sqlite3.Connection) -> int | None:
 
 
 def _revision_alone(alone: sqlite3.Connection) -> int | None:
-    """The revision of the database without its WAL; None where it contradicts itself or cannot be read."""
+    """Returns the revision of the database without its WAL; None if it is inconsistent or unreadable."""
     try:
-        # What has this name in a stranger's database may be a view, which could compute for ever.
+        # In an untrusted database `gallery` may be a view, and reading it could run without end.
         if alone.execute("SELECT type FROM sqlite_master WHERE name = 'gallery'").fetchall() != [("table",)]:
             return None
         return _revision(alone)
@@ -307,17 +315,17 @@ def _revision_alone(alone: sqlite3.Connection) -> int | None:
 
 
 def _open_alone(path: Path) -> sqlite3.Connection:
-    """A connection to the database without its WAL, which takes no lock and changes nothing."""
+    """Returns a read-only connection to the database without its WAL, which takes no lock."""
     uri = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
     alone = sqlite3.connect(uri, uri=True)
-    # Copied half, the file may be shorter than its first page says; its rows can be read all the same.
+    # A truncated copy is shorter than its first page states; its rows can still be read.
     alone.execute("PRAGMA writable_schema = ON")
     return alone
 
 
 def _pages(path: Path, page_size: int) -> Iterator[bytes]:
-    """The pages of the file as it is, while `_open_alone` has it open; the last may be short."""
-    descriptor, start, step = _borrowed(path), 0, max(1, _READ_BYTES // page_size) * page_size
+    """Yields the pages of the file while `_open_alone` has it open; the last one may be short."""
+    descriptor, start, step = _sqlite_descriptor(path), 0, max(1, _READ_BYTES // page_size) * page_size
     while block := os.pread(descriptor, step, start):
         whole = len(block) - len(block) % page_size or len(block)
         for offset in range(0, whole, page_size):
@@ -325,22 +333,22 @@ def _pages(path: Path, page_size: int) -> Iterator[bytes]:
         start += whole
 
 
-def _borrowed(path: Path) -> int:
-    """SQLite's descriptor of the file, which SQLite will close when that drops no lock."""
-    there = path.stat()
+def _sqlite_descriptor(path: Path) -> int:
+    """Returns SQLite's own descriptor of the file; SQLite closes it only when no lock is lost by that."""
+    status = path.stat()
     for name in os.listdir("/dev/fd"):
         descriptor = int(name)
         try:
-            ours = os.path.samestat(os.fstat(descriptor), there)
-            if ours and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            is_same = os.path.samestat(os.fstat(descriptor), status)
+            if is_same and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
                 return descriptor
-        except OSError:  # closed meanwhile, as is the one that listed them
+        except OSError:  # closed meanwhile, like the descriptor of this listing
             continue
     raise StorageError(f"{path} cannot be read: /dev/fd does not list this process's open files.")
 
 
 def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(page number, page) of each frame in the WAL, oldest first; the last ones may not be committed."""
+    """Yields (page number, page) of each frame in the WAL, oldest first; the last may be uncommitted."""
     with suppress(FileNotFoundError), open_plain(Path(f"{path.resolve()}-wal")) as wal:
         header = wal.read(_WAL_HEADER)
         if len(header) < _WAL_HEADER or int.from_bytes(header[:4], "big") not in _WAL_MAGIC:
@@ -352,13 +360,13 @@ def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Translates errors of SQLite and of the operating system into faceprint's."""
+    """Translates errors of SQLite and of the operating system into `StorageError` and `GalleryDamaged`."""
     try:
         yield
     except OSError as error:
         raise StorageError(f"{error.filename or path} cannot be used: {why(error)}.") from error
     except sqlite3.OperationalError as error:
         raise StorageError(f"The database {path} cannot be used: {error}.") from error
-    # The latter where SQLite's message quotes a damaged name, which sqlite3 cannot decode.
+    # UnicodeDecodeError: SQLite's message quotes a damaged name, which sqlite3 cannot decode.
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise GalleryDamaged(f"{path} is damaged ({error}); restore it from a backup.") from error

@@ -1,4 +1,4 @@
-"""Reader: queries on one snapshot of a gallery's tables."""
+"""Reader: typed queries on one snapshot of a gallery's tables."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -48,10 +48,10 @@ from retrieval.system.files import Stamp
 
 _NO_ROW: Final = f"The gallery's database has lost its own row; {RESTORE}."
 
-# More than any network gives.
+# An upper bound on a model's dimension: a larger value is damage.
 _MAX_DIMENSION: Final = 1 << 20
 
-# That a face is in a range of suspects.
+# Join condition: the face is in a range of suspects.
 IS_SUSPECT: Final = (face_table.c.id >= suspect_table.c.first_id) & (face_table.c.id < suspect_table.c.end_id)
 
 _REVISION: Final = select(gallery_table.c.revision)
@@ -65,36 +65,36 @@ class Reader:
 
     def revision(self) -> int:
         """Returns the revision, which rises with every transaction that changes anything."""
-        found = self._connection.execute(_REVISION).scalar_one_or_none()
-        if found is None:
+        revision = self._connection.execute(_REVISION).scalar_one_or_none()
+        if revision is None:
             raise GalleryDamaged(_NO_ROW)
-        return int(found)
+        return int(revision)
 
     def gallery(self) -> GalleryRow:
-        """Returns the row of the gallery."""
-        left_out = ("id", "revision_check")
-        columns = [column for column in gallery_table.c if column.name not in left_out]
+        """Returns the gallery's own row."""
+        excluded = ("id", "revision_check")
+        columns = [column for column in gallery_table.c if column.name not in excluded]
         row = self._connection.execute(select(*columns)).one_or_none()
         if row is None:
             raise GalleryDamaged(_NO_ROW)
         return checked(GalleryRow(*row))
 
     def serving_generation(self) -> Generation:
-        """The generation that answers searches.
+        """Returns the generation that answers searches.
 
         Raises:
-            GalleryDamaged: there is none.
+            GalleryDamaged: its row is missing.
         """
-        found = self.generations().get(self.gallery().generation_id)
-        if found is None:
+        serving = self.generations().get(self.gallery().generation_id)
+        if serving is None:
             raise GalleryDamaged(f"The gallery's database lacks the row of its model; {RESTORE}.")
-        return found
+        return serving
 
     def counter_problems(self) -> list[str]:
-        """Which counters cannot be right, as sentences without their ends.
+        """Returns the problems of the counters and id ranges, each as a sentence without its full stop.
 
-        They would give out a number that is in use, or cover ids that were never given out: the vectors of
-        later faces with these ids would count as proven, or as suspect.
+        A wrong counter would assign an id that is in use. A range beyond the last assigned id would mark the
+        vectors of later faces as checked, or as suspect.
         """
         row = self.gallery()
         counters = {
@@ -104,61 +104,61 @@ class Reader:
             generation_table: row.next_generation_id,
             basis_table: row.next_basis_id,
         }
-        behind = [
+        too_low = [
             f"the next number of a {table.name} is {following}, which is not above all that are there"
             for table, following in counters.items()
             if (self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0) >= following
         ]
-        return [*behind, *self._out_of_range(row.next_face_id)]
+        return [*too_low, *self._out_of_range(row.next_face_id)]
 
     def _out_of_range(self, end: int) -> list[str]:
-        """Ids in `checked_before` and `suspects` that no face can have had; `end` is the next id."""
+        """Returns the problems of `checked_before` and `suspects`: ids outside 0 to `end`, the next id."""
         checked = generation_table.c.checked_before
-        wrong = select(generation_table.c.id, checked).where((checked < 0) | (checked > end))
-        found = [
+        invalid = select(generation_table.c.id, checked).where((checked < 0) | (checked > end))
+        problems = [
             f"the faces of model {number} are compared up to number {before}, and the next face is {end}"
-            for number, before in self._connection.execute(wrong.order_by("id"))
+            for number, before in self._connection.execute(invalid.order_by("id"))
         ]
         first, last = suspect_table.c.first_id, suspect_table.c.end_id
         outside = (first < 0) | (first >= last) | (last > end)
         suspects = select(suspect_table.c.generation_id, first, last).where(outside)
-        return found + [
+        return problems + [
             f"the suspects of model {number} are from number {a} up to {b}, and the next face is {end}"
             for number, a, b in self._connection.execute(suspects.order_by("generation_id", "first_id"))
         ]
 
     def generations(self) -> dict[int, Generation]:
-        """Every generation by its id."""
+        """Returns all generations by id."""
         rows = self._connection.execute(select(generation_table).order_by(generation_table.c.id))
-        found = {row[0]: checked(Generation(*row)) for row in rows}
-        for generation in found.values():
+        generations = {row[0]: checked(Generation(*row)) for row in rows}
+        for generation in generations.values():
             if not 1 <= generation.dimension <= _MAX_DIMENSION:
                 raise GalleryDamaged(
                     f"The gallery's database states a model of {generation.dimension} dimensions; {RESTORE}."
                 )
-        return found
+        return generations
 
     def suspects(self, generation: int) -> list[tuple[int, int]]:
-        """Ranges (first, end) of ids of faces that a model may have embedded while damaged, in order."""
+        """Returns the id ranges (first, end) of faces that a damaged model may have embedded, ascending."""
         query = select(suspect_table.c.first_id, suspect_table.c.end_id)
         query = query.where(suspect_table.c.generation_id == generation)
         return [(first, end) for first, end in self._connection.execute(query.order_by("first_id"))]
 
     def suspect_ids(self, generation: int) -> list[int]:
-        """The ids of faces that are in `suspects` and exist, ascending."""
+        """Returns the ids of the existing faces in `suspects`, ascending."""
         query = select(face_table.c.id).join(suspect_table, IS_SUSPECT).distinct().order_by(face_table.c.id)
         query = query.where(suspect_table.c.generation_id == generation)
         return list(self._connection.execute(query).scalars())
 
     def segments(self, generation: int | None = None) -> list[Segment]:
-        """The segments that exist, of one generation or of all, oldest first."""
+        """Returns the segments of one generation or of all, oldest first."""
         query = select(segment_table).order_by(segment_table.c.id)
         if generation is not None:
             query = query.where(segment_table.c.generation_id == generation)
         return [checked(Segment(*row)) for row in self._connection.execute(query)]
 
     def bases(self, generation: int | None = None) -> dict[int, BasisRow]:
-        """The bases of one generation or of all, by id, oldest first."""
+        """Returns the bases of one generation or of all, by id, oldest first."""
         query = select(basis_table).order_by(basis_table.c.id)
         if generation is not None:
             query = query.where(basis_table.c.generation_id == generation)
@@ -168,11 +168,11 @@ class Reader:
         }
 
     def codes(self) -> dict[int, CodesRow]:
-        """The files of codes by their segment."""
+        """Returns the rows of code files, by segment id."""
         return {row[0]: checked(CodesRow(*row)) for row in self._connection.execute(select(codes_table))}
 
     def calibration(self, generation: Generation) -> Calibration | None:
-        """Returns the calibration of a generation; None where it was not calibrated."""
+        """Returns the calibration of a generation; None if it is not calibrated."""
         query = select(calibration_table).where(calibration_table.c.generation_id == generation.id)
         row = self._connection.execute(query).mappings().one_or_none()
         if row is None:
@@ -182,7 +182,7 @@ class Reader:
         try:
             points = json.loads(row["points"])
             if not isinstance(points, list):
-                raise TypeError("points are a list")
+                raise TypeError("points must be a list")
             return checked(Calibration.of({**fields, "points": points}))
         except (TypeError, KeyError, AttributeError) as error:
             raise GalleryDamaged(f"The gallery's calibration cannot be read; {RESTORE}.") from error
@@ -192,19 +192,19 @@ class Reader:
         return self._connection.execute(select(func.count()).select_from(face_table)).scalar_one()
 
     def file_count(self) -> int:
-        """Returns the number of paths."""
+        """Returns the number of stored paths."""
         return self._connection.execute(select(func.count()).select_from(file_table)).scalar_one()
 
     def faces(self, ids: Iterable[int]) -> dict[int, Face]:
-        """Faces by id; an id that does not exist is absent."""
+        """Returns faces by id; unknown ids are absent."""
         return {face.id: face for face in self._faces(face_table.c.id, ids)}
 
     def faces_by_sha256(self, digests: Iterable[str]) -> dict[str, Face]:
-        """Faces by the SHA-256 of their bytes; a digest that is not stored is absent."""
+        """Returns faces by the SHA-256 of their photo's bytes; unknown digests are absent."""
         return {face.sha256: face for face in self._faces(face_table.c.sha256, digests)}
 
     def all_faces(self, size: int = 4096) -> Iterator[list[Face]]:
-        """Every face, by id, in lists of at most `size`."""
+        """Yields all faces, ascending by id, in lists of at most `size`."""
         last = 0
         while True:
             query = select(face_table.c.id).where(face_table.c.id > last).order_by(face_table.c.id)
@@ -215,11 +215,11 @@ class Reader:
             last = ids[-1]
 
     def face_ids(self) -> Iterator[int]:
-        """Every face's id, ascending."""
+        """Yields the ids of all faces, ascending."""
         yield from self._connection.execute(select(face_table.c.id).order_by(face_table.c.id)).scalars()
 
     def face_ids_of(self, identity: str) -> list[int]:
-        """The ids of an identity's faces, ascending."""
+        """Returns the ids of an identity's faces, ascending; the identity is given by its current name."""
         rows = self._connection.execute(
             select(face_table.c.id)
             .join(identity_table)
@@ -229,7 +229,7 @@ class Reader:
         return list(rows.scalars())
 
     def face_ids_of_identities(self, identity_ids: Iterable[int]) -> list[int]:
-        """The ids of the faces of some identities, by number."""
+        """Returns the ids of the faces of some identities, given by id."""
         query = select(face_table.c.id)
         return [
             number
@@ -238,16 +238,16 @@ class Reader:
         ]
 
     def identities_of_faces(self, face_ids: Iterable[int]) -> dict[int, int]:
-        """The identity ids of some faces; a face that has no identity is absent."""
+        """Returns the identity id of each face, by face id; faces without an identity are absent."""
         query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
         return {
-            number: person
+            face_id: identity_id
             for part in parts(face_ids)
-            for number, person in self._connection.execute(query.where(face_table.c.id.in_(part)))
+            for face_id, identity_id in self._connection.execute(query.where(face_table.c.id.in_(part)))
         }
 
     def identity_of_every_face(self) -> NDArray[np.int64]:
-        """(n, 2): the ids of all faces that have an identity, ascending, and those of their identities."""
+        """Returns (n, 2) int64: face id and identity id of each face with an identity, by face id."""
         query = select(face_table.c.id, face_table.c.identity_id).where(face_table.c.identity_id.is_not(None))
         rows = self._connection.execute(query.order_by(face_table.c.id)).all()
         return np.array([tuple(row) for row in rows], np.int64).reshape(-1, 2)
@@ -266,44 +266,44 @@ class Reader:
         return select_faces(self._connection, where)
 
     def identity_metadata(self, names: Iterable[str]) -> dict[str, Metadata]:
-        """Metadata of identities, by the names that were asked for, today's or former.
+        """Returns the metadata of identities, by the given names, which may be current or former.
 
         Unknown names are absent; an identity without metadata has an empty object.
         """
         return {name: metadata for name, (_, metadata) in self.identities_named(names).items()}
 
     def identities_named(self, names: Iterable[str]) -> dict[str, tuple[int, Metadata]]:
-        """Ids and metadata of identities, by the names that were asked for, today's or former."""
-        today = select(identity_table.c.name, identity_table.c.id, identity_table.c.metadata)
-        before = select(alias_table.c.name, identity_table.c.id, identity_table.c.metadata).select_from(
+        """Returns ids and metadata of identities, by the given names, which may be current or former."""
+        current = select(identity_table.c.name, identity_table.c.id, identity_table.c.metadata)
+        former = select(alias_table.c.name, identity_table.c.id, identity_table.c.metadata).select_from(
             alias_table.join(identity_table)
         )
         return {
-            name: (number, said or {})
+            name: (number, metadata or {})
             for part in parts(names)
             for query in (
-                before.where(alias_table.c.name.in_(part)),
-                today.where(identity_table.c.name.in_(part)),
+                former.where(alias_table.c.name.in_(part)),
+                current.where(identity_table.c.name.in_(part)),
             )
-            for name, number, said in self._connection.execute(query)
+            for name, number, metadata in self._connection.execute(query)
         }
 
     def names_of(self, identity_ids: Iterable[int]) -> set[str]:
-        """Returns all current and former names of identities, by id."""
-        today = select(identity_table.c.name)
-        before = select(alias_table.c.name)
+        """Returns all current and former names of some identities, given by id."""
+        current = select(identity_table.c.name)
+        former = select(alias_table.c.name)
         return {
             name
             for part in parts(identity_ids)
             for query in (
-                today.where(identity_table.c.id.in_(part)),
-                before.where(alias_table.c.identity_id.in_(part)),
+                current.where(identity_table.c.id.in_(part)),
+                former.where(alias_table.c.identity_id.in_(part)),
             )
             for name in self._connection.execute(query).scalars()
         }
 
     def identity_id(self, name: str) -> int | None:
-        """The id of the identity of a name; None where there is none."""
+        """Returns the id of the identity with this current name; None without one."""
         query = select(identity_table.c.id).where(identity_table.c.name == name)
         return self._connection.execute(query).scalar_one_or_none()
 
@@ -313,7 +313,7 @@ class Reader:
         return list(self._connection.execute(query).scalars())
 
     def current_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Today's names of identities by former names; names that are no former ones are absent."""
+        """Returns current names by former names; names that are no aliases are absent."""
         query = select(alias_table.c.name, identity_table.c.name).select_from(
             alias_table.join(identity_table)
         )
@@ -324,7 +324,7 @@ class Reader:
         }
 
     def identities(self) -> list[tuple[str | None, int]]:
-        """(identity, number of faces), the most photographed first, then by name."""
+        """Returns (identity, number of faces), descending by number of faces, then by name."""
         number = func.count().label("number")
         rows = self._connection.execute(
             select(identity_table.c.name, number)
@@ -335,7 +335,7 @@ class Reader:
         return [(name, count) for name, count in rows]
 
     def files(self, paths: Iterable[str]) -> dict[str, int]:
-        """The face of each path; a path that is not known is absent."""
+        """Returns the face id of each path; unknown paths are absent."""
         query = select(file_table.c.path, file_table.c.face_id)
         return {
             path: number
@@ -344,29 +344,31 @@ class Reader:
         }
 
     def known_files(self, paths: Iterable[str]) -> dict[str, KnownFile]:
-        """Returns the record of each known path; an unknown path is absent."""
+        """Returns the record of each path; unknown paths are absent."""
         joined = file_table.join(face_table).outerjoin(identity_table)
         stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
         query = select(
             file_table.c.path, face_table.c.id, identity_table.c.name, face_table.c.metadata, *stamp
         ).select_from(joined)
         return {
-            path: KnownFile(number, name, said or {}, None if size is None else Stamp(size, mtime_ns, inode))
+            path: KnownFile(
+                number, name, metadata or {}, None if size is None else Stamp(size, mtime_ns, inode)
+            )
             for part in parts(paths)
-            for path, number, name, said, size, mtime_ns, inode in self._connection.execute(
+            for path, number, name, metadata, size, mtime_ns, inode in self._connection.execute(
                 query.where(file_table.c.path.in_(part))
             )
         }
 
     def all_files(self) -> Iterator[tuple[str, int, Stamp | None]]:
-        """Every known path, its face, and the stamp of its file where there is one."""
+        """Yields each known path with its face id and the stamp of its file, or None."""
         stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
         rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id, *stamp))
         for path, number, size, mtime_ns, inode in rows:
             yield path, number, None if size is None else Stamp(size, mtime_ns, inode)
 
     def files_below(self, root: str) -> dict[str, tuple[int, Stamp | None]]:
-        """Faces and stamps of known paths that are a file or folder, or lie below it, oldest first."""
+        """Returns face id and stamp of each known path that is `root` or below it, oldest first."""
         stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
         query = select(file_table.c.path, file_table.c.face_id, *stamp).order_by(file_table.c.id)
         rows = self._connection.execute(query.where(is_below(file_table.c.path, root)))
@@ -376,11 +378,11 @@ class Reader:
         }
 
     def hosts(self) -> frozenset[str]:
-        """The hosts that photos were enrolled from, as `paths.host_of` spells them."""
+        """Returns the hosts that enrolled photos were fetched from, as `paths.host_of` spells them."""
         return frozenset(self._connection.execute(select(host_table.c.name)).scalars())
 
     def without_files(self, ids: Iterable[int]) -> list[int]:
-        """Returns those of the faces that have no path (orphaned faces)."""
+        """Returns the ids of the faces without a path (orphaned faces)."""
         query = select(face_table.c.id).outerjoin(file_table).where(file_table.c.id.is_(None))
         return [
             number
@@ -389,17 +391,17 @@ class Reader:
         ]
 
     def merged_into(self, identity_id: int) -> list[int]:
-        """Returns the identities that were merged into one, directly or indirectly."""
-        found, waiting = [], [identity_id]
-        while waiting:
-            query = select(merger_table.c.identity_id).where(merger_table.c.into_id == waiting.pop())
-            before = list(self._connection.execute(query).scalars())
-            found += before
-            waiting += before
-        return sorted(found)
+        """Returns the ids of the identities that were merged into one, directly or indirectly."""
+        merged, pending = [], [identity_id]
+        while pending:
+            query = select(merger_table.c.identity_id).where(merger_table.c.into_id == pending.pop())
+            direct = list(self._connection.execute(query).scalars())
+            merged += direct
+            pending += direct
+        return sorted(merged)
 
     def receipts(self) -> list[Receipt]:
-        """Every erasure, oldest first."""
+        """Returns the receipts of all erasures, oldest first."""
         gallery = self.gallery().uuid
         rows = self._connection.execute(
             select(erasure_table).order_by(erasure_table.c.at, erasure_table.c.id)
@@ -431,9 +433,9 @@ class Reader:
         ]
 
     def rows(self, table: Table) -> Iterator[list[dict[str, Any]]]:
-        """A table as it stands, in lists of dictionaries: what a restored gallery is made of."""
-        found = self._connection.execute(select(table).order_by(*table.primary_key.columns))
-        for part in found.mappings().partitions(LIST_LENGTH):
+        """Yields all rows of a table as dictionaries, in lists, to copy it into a restored gallery."""
+        result = self._connection.execute(select(table).order_by(*table.primary_key.columns))
+        for part in result.mappings().partitions(LIST_LENGTH):
             yield [dict(row) for row in part]
 
     def _faces(self, column: Column[Any], values: Iterable[Any]) -> Iterator[Face]:
@@ -447,13 +449,14 @@ class Reader:
         for part in parts(values):
             rows = self._connection.execute(query.where(column.in_(part))).all()
             paths = self._paths([row[0] for row in rows])
-            for number, identity, sha256, enrolled_at, said in rows:
-                yield Face(number, identity, tuple(paths.get(number, ())), sha256, enrolled_at, said or {})
+            for number, identity, sha256, enrolled_at, metadata in rows:
+                known = tuple(paths.get(number, ()))
+                yield Face(number, identity, known, sha256, enrolled_at, metadata or {})
 
     def _paths(self, ids: list[int]) -> dict[int, list[str]]:
-        found: dict[int, list[str]] = {}
+        paths: dict[int, list[str]] = {}
         if ids:
             query = select(file_table.c.face_id, file_table.c.path).order_by(file_table.c.id)
             for number, path in self._connection.execute(query.where(file_table.c.face_id.in_(ids))):
-                found.setdefault(number, []).append(path)
-        return found
+                paths.setdefault(number, []).append(path)
+        return paths

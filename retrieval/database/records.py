@@ -164,7 +164,7 @@ class OperatingPoint:
 
     Attributes:
         fpir: the target: the share of non-mated searches that may return an identity.
-        threshold: Euclidean distance; a search whose nearest face is farther returns no identity.
+        threshold: Euclidean distance; a search with a farther nearest face returns no identity.
         seen: the share of the non-mated searches of the calibration that returned an identity.
         missed: FNIR, the share of enrolled faces that did not return their own identity when searched for
             among all others; without any trial where no identity has two faces.

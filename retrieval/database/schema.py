@@ -1,7 +1,7 @@
-"""Schema: whether a gallery's database has exactly the tables that its migrations make, and nothing else.
+"""Schema: creates the tables, and checks that a database has exactly the tables of the migrations.
 
-A database may come from a stranger. A trigger, a view, a generated column or a CHECK in it would be executed
-by whoever opens it, and an extra table or column could keep what is to be forgotten.
+A database may be untrusted. A trigger, a view, a generated column or a CHECK would execute code of its author
+when it is opened, and an extra table or column could keep data that must be erased.
 """
 
 import re
@@ -14,17 +14,17 @@ from sqlalchemy.dialects import sqlite
 
 from retrieval.database.tables import metadata
 
-# The temporary table that alembic leaves when its process is killed during a migration.
+# The prefix of the temporary tables of alembic; one remains if its process is killed during a migration.
 TEMPORARY: Final = "_alembic_tmp_"
 
 VERSION_TABLE: Final = "alembic_version"
 
-# What may stand in a CREATE TABLE of ours beside names and types. No CHECK, no GENERATED, no COLLATE, no
-# DEFAULT: those could run something, or change what is compared.
-_WORDS: Final = frozenset(
+# The keywords and types allowed in a CREATE TABLE. CHECK, GENERATED, COLLATE and DEFAULT are not: they could
+# execute code, or change comparisons.
+_KEYWORDS: Final = frozenset(
     ("create", "table", "not", "null", "constraint", "primary", "key", "foreign", "references", "unique")
 ).union(("integer", "varchar", "text", "json", "bigint", "float"))
-_PIECES: Final = re.compile(r'"[^"]*"|\w+|\s+|[(),]|.', re.DOTALL)
+_TOKENS: Final = re.compile(r'"[^"]*"|\w+|\s+|[(),]|.', re.DOTALL)
 
 _ENTRIES: Final = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 _COLUMNS: Final = """
@@ -39,9 +39,9 @@ _INDEXES: Final = """
 
 
 def create(connection: Connection, version: str) -> None:
-    """Makes the tables of the newest version, which is `version`, in an empty database, in one transaction.
+    """Creates the tables of the newest schema version, `version`, in an empty database.
 
-    They are those that the migrations make one after the other, at a tenth of the time.
+    The result equals that of all migrations, in a tenth of the time. The caller holds the transaction.
     """
     metadata.create_all(connection, checkfirst=False)
     constraint_names = {"pk": f"{VERSION_TABLE}_pkc"}
@@ -55,28 +55,29 @@ def create(connection: Connection, version: str) -> None:
 
 
 def problems(execute: Any, *, exact: bool, only: str | None = None) -> list[str]:
-    """What a database has that no gallery has, or lacks.
+    """Returns the deviations of a database from the schema.
 
     Args:
-        execute: runs a statement and gives its rows: `sqlite3.Connection.execute`, or the like.
-        exact: compare with the newest version. Otherwise only what could run something is looked for, as
-            before an older database is brought up to date.
-        only: look at nothing but what has this name.
+        execute: runs a statement and returns its rows, like `sqlite3.Connection.execute`.
+        exact: compares with the newest version. Otherwise only entries that could execute code are
+            reported, as before an older database is migrated.
+        only: checks only the entry with this name.
 
     Returns:
-        A few words each; none where all is as it should be.
+        A clause for each deviation; empty without any.
     """
     entries = [row for row in execute(_ENTRIES) if only is None or row[1] == only]
-    found = list(_strange(entries))
-    if found or not exact:
-        return found
+    deviations = list(_unexpected_entries(entries))
+    if deviations or not exact:
+        return deviations
     tables, indexes = _expected()
-    if differing := sorted({str(row[0]) for row in set(map(tuple, _shown(execute(_COLUMNS)))) ^ tables}):
-        found.append(f"the table {differing[0]!r} is not as faceprint makes it")
-    named = set(map(tuple, _shown(execute(_INDEXES))))
-    if not found and (other := sorted({str(row[0]) for row in _unnamed(named) ^ indexes})):
-        found.append(f"the indexes of the table {other[0]!r} are not as faceprint makes them")
-    return found
+    columns = set(map(tuple, _without_temporary(execute(_COLUMNS))))
+    if differing := sorted({str(row[0]) for row in columns ^ tables}):
+        deviations.append(f"the table {differing[0]!r} is not as faceprint makes it")
+    rows = set(map(tuple, _without_temporary(execute(_INDEXES))))
+    if not deviations and (differing := sorted({str(row[0]) for row in _comparable(rows) ^ indexes})):
+        deviations.append(f"the indexes of the table {differing[0]!r} are not as faceprint makes them")
+    return deviations
 
 
 def leftovers(execute: Any) -> list[str]:
@@ -84,7 +85,8 @@ def leftovers(execute: Any) -> list[str]:
     return [name for kind, name, _, _ in execute(_ENTRIES) if kind == "table" and name.startswith(TEMPORARY)]
 
 
-def _strange(entries: Sequence[Sequence[Any]]) -> Iterator[str]:
+def _unexpected_entries(entries: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """Yields a clause for each entry that could execute code, or that faceprint does not create."""
     for kind, name, table, sql in entries:
         if kind not in ("table", "index"):
             yield f"it has a {kind} {name!r}, and no gallery has one"
@@ -96,16 +98,16 @@ def _strange(entries: Sequence[Sequence[Any]]) -> Iterator[str]:
 
 def _is_plain(sql: str) -> bool:
     """Returns whether a CREATE TABLE has only columns, keys and unique constraints."""
-    pieces = _PIECES.findall(sql)
-    # Behind a type may stand its length; every other word is a keyword that is known, or a name of ours.
-    words = [piece.strip('"') for piece in pieces if not piece.isspace() and piece not in "(),"]
+    tokens = _TOKENS.findall(sql)
+    # A number is the length of a type; every other word must be a known keyword or name.
+    words = [token.strip('"') for token in tokens if not token.isspace() and token not in "(),"]
     return [word.lower() for word in words[:2]] == ["create", "table"] and all(
-        word.isdigit() or word.lower() in _WORDS or word in _names() for word in words[2:]
+        word.isdigit() or word.lower() in _KEYWORDS or word in _names() for word in words[2:]
     )
 
 
 def _is_index(sql: str) -> bool:
-    """Returns whether a CREATE INDEX has only plain columns."""
+    """Returns whether a CREATE INDEX has only plain columns, without expressions or conditions."""
     return (
         re.fullmatch(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \("?\w+"?(, ?"?\w+"?)*\)', sql) is not None
     )
@@ -113,9 +115,9 @@ def _is_index(sql: str) -> bool:
 
 @cache
 def _names() -> frozenset[str]:
-    """Returns all names in any schema version: of tables, columns and constraints."""
+    """Returns the names of tables, columns and constraints of all schema versions."""
     names = {VERSION_TABLE, "alembic_version_pkc", "version_num"}
-    # Columns and their indexes that older versions had.
+    # Columns of older versions.
     names |= {"fingerprint", "dimension", "path"}
     for table in metadata.tables.values():
         names |= {table.name, TEMPORARY + table.name, *(column.name for column in table.columns)}
@@ -125,7 +127,7 @@ def _names() -> frozenset[str]:
 
 @cache
 def _expected() -> tuple[frozenset[tuple[Any, ...]], frozenset[tuple[Any, ...]]]:
-    """Returns the columns and the indexes of the newest version, as SQLite states them."""
+    """Returns the columns and indexes of the newest version, as SQLite's pragmas report them."""
     dialect = sqlite.dialect()
     columns: set[tuple[Any, ...]] = {(VERSION_TABLE, "version_num", "VARCHAR(32)", 1, None, 1, 0)}
     indexes: set[tuple[Any, ...]] = {(VERSION_TABLE, None, 1, "pk", 0, "version_num")}
@@ -147,39 +149,42 @@ def _expected() -> tuple[frozenset[tuple[Any, ...]], frozenset[tuple[Any, ...]]]
     return frozenset(columns), frozenset(indexes)
 
 
-def _shown(rows: Any) -> Iterator[Sequence[Any]]:
-    """Returns rows without those of tables that an interrupted migration left."""
+def _without_temporary(rows: Any) -> Iterator[Sequence[Any]]:
+    """Returns the rows except those of tables that an interrupted migration left."""
     return (row for row in rows if not str(row[0]).startswith(TEMPORARY))
 
 
-def _unnamed(rows: set[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    """Returns indexes with their columns in order, without the names of SQLite's automatic indexes."""
-    found: dict[tuple[str, str], tuple[Any, ...]] = {}
+def _comparable(rows: set[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    """Returns one row for each index, with its columns in order; automatic indexes of SQLite have no name."""
+    indexes: dict[tuple[str, str], tuple[Any, ...]] = {}
     for table, name, unique, origin, partial, _, column, descending, collation in sorted(
         rows, key=lambda row: (row[0], row[1], row[5])
     ):
         head = (table, name if origin == "c" else None, unique, origin, partial)
         plain = column if (descending, collation) == (0, "BINARY") else None
-        found[table, name] = (*found.get((table, name), head), plain)
-    return set(found.values())
+        indexes[table, name] = (*indexes.get((table, name), head), plain)
+    return set(indexes.values())
 
 
-# What SQLite may say of a value of a column; NULL where that is allowed.
-_KINDS: Final = {"INTEGER": ("integer",), "BIGINT": ("integer",), "FLOAT": ("real", "integer")}
+# The storage classes (`typeof`) that SQLite may use for a column type.
+_STORAGE_CLASSES: Final = {"INTEGER": ("integer",), "BIGINT": ("integer",), "FLOAT": ("real", "integer")}
 
 
-def misplaced(execute: Any) -> list[str]:
-    """Returns tables with a value of another type than its column, which SQLite permits; reads all rows."""
-    found, dialect = [], sqlite.dialect()
+def type_problems(execute: Any) -> list[str]:
+    """Returns a clause for each table that has a value of another type than its column; reads all rows.
+
+    SQLite permits such values.
+    """
+    problems, dialect = [], sqlite.dialect()
     for table in metadata.tables.values():
-        wrong = []
+        violations = []
         for column in table.columns:
             kind = column.type.compile(dialect).upper()
-            kinds = [*_KINDS.get(kind, ("text",)), *(["null"] if column.nullable else [])]
-            wrong.append(f'typeof("{column.name}") NOT IN ({", ".join(map(repr, kinds))})')
+            kinds = [*_STORAGE_CLASSES.get(kind, ("text",)), *(["null"] if column.nullable else [])]
+            violations.append(f'typeof("{column.name}") NOT IN ({", ".join(map(repr, kinds))})')
             if kind == "JSON":
                 is_object = f'json_valid("{column.name}") AND json_type("{column.name}") = \'object\''
-                wrong.append(f'("{column.name}" IS NOT NULL AND NOT coalesce({is_object}, 0))')
-        if list(execute(f'SELECT 1 FROM "{table.name}" WHERE {" OR ".join(wrong)} LIMIT 1')):
-            found.append(f"a value in the table {table.name} has another type than its column")
-    return found
+                violations.append(f'("{column.name}" IS NOT NULL AND NOT coalesce({is_object}, 0))')
+        if list(execute(f'SELECT 1 FROM "{table.name}" WHERE {" OR ".join(violations)} LIMIT 1')):
+            problems.append(f"a value in the table {table.name} has another type than its column")
+    return problems

@@ -173,7 +173,7 @@ class Store:
         with self._translated(), self._engine.begin() as connection:
             yield Reader(connection)
         if before != self._stamp():
-            raise SnapshotLost(f"{self.path} was changed by somebody while it was read; ask again.")
+            raise SnapshotLost(f"{self.path} was changed by another process while it was read; try again.")
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
@@ -247,7 +247,7 @@ class Store:
             with self.driver() as driver:
                 lines = [str(row[0]) for row in driver.execute("PRAGMA integrity_check")]
                 dangling = driver.execute("PRAGMA foreign_key_check").fetchall()
-                lines += schema.misplaced(driver.execute)
+                lines += schema.type_problems(driver.execute)
         except (GalleryDamaged, StorageError) as error:
             if blames_machine(error):
                 raise

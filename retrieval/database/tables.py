@@ -1,4 +1,4 @@
-"""Tables of a gallery's database. `migrations/` creates them; `reader` and `writer` use them."""
+"""Tables of a gallery's database. `migrations/` and `schema` create them; `reader` and `writer` use them."""
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
@@ -11,8 +11,8 @@ metadata = MetaData(
     }
 )
 
-# One row. The counters only rise, in the transaction that uses them, so no id is ever used again; the
-# revision rises with every transaction, and its opposite beside it shows a flipped bit in either.
+# One row. The counters only increase, in the transaction that uses them, so no id is reused. The revision
+# increases with every transaction; `revision_check` is its negation, which reveals a flipped bit in either.
 gallery_table = Table(
     "gallery",
     metadata,
@@ -29,12 +29,12 @@ gallery_table = Table(
     # JSON of the work that committed transactions have deferred (see `retrieval.storage.deferred`).
     Column("unfinished", Text, nullable=True),
     Column("next_basis_id", Integer, nullable=False),
-    # Stands in the folder of vectors too, so that a writer never takes another gallery's for its own; NULL
-    # until the first writer of a gallery of an older version.
+    # Also recorded in the vectors folder, so that a writer detects the folder of another gallery; NULL in a
+    # gallery of an older version until its first write.
     Column("folder_id", String(36), nullable=True),
 )
 
-# A model and its vectors. One generation serves; another may be incomplete, or kept to switch back to.
+# A model and its vectors. One generation is active; another may be incomplete, or kept to switch back to.
 generation_table = Table(
     "generation",
     metadata,
@@ -44,12 +44,12 @@ generation_table = Table(
     Column("folder", String(64), nullable=False),
     Column("card_sha256", String(64), nullable=False),
     Column("created_at", String(32), nullable=False),
-    # Faces with lower ids were compared with their photos, or are suspects; NULL where none was compared.
+    # Faces with lower ids were compared with their photos, or are suspects; NULL if none was compared.
     Column("checked_before", Integer, nullable=True),
 )
 
-# Faces that a model may have embedded while its files were damaged, from one id up to another: until they are
-# compared with their photos, or gone, the gallery is not whole.
+# Id ranges of suspects: faces that a model may have embedded while its files were damaged. Until they are
+# compared with their photos, or removed, `faceprint verify` reports them.
 suspect_table = Table(
     "suspect",
     metadata,
@@ -63,11 +63,11 @@ identity_table = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    # A JSON object, as `retrieval.database.metadata` writes it; NULL where there is none.
+    # A JSON object, as `retrieval.database.metadata` writes it; NULL without metadata.
     Column("metadata", JSON(none_as_null=True), nullable=True),
 )
 
-# What an identity was called before, so that a folder of the old name still means the same person.
+# Former names of identities, so that a folder with a former name still gives the same identity.
 alias_table = Table(
     "alias",
     metadata,
@@ -76,7 +76,7 @@ alias_table = Table(
     Column("identity_id", Integer, ForeignKey("identity.id"), nullable=False, index=True),
 )
 
-# Which identity became part of which, by number: who forgets the one forgets what was the other.
+# Mergers: an identity id and the id that it was merged into. Erasing the latter erases the former too.
 merger_table = Table(
     "merger",
     metadata,
@@ -94,8 +94,8 @@ face_table = Table(
     Column("metadata", JSON(none_as_null=True), nullable=True),
 )
 
-# Where a face's bytes lie: one path or more, none for what a library call gave as bytes. What the file was
-# when it was read, so that it need not be read again while it is that; NULL where that says nothing.
+# Paths of a face's photo: one or more; none for a photo that was enrolled as bytes. Size, time and inode are
+# those of the file when it was read: while they are the same, it is not read again. NULL if not reliable.
 file_table = Table(
     "file",
     metadata,
@@ -117,7 +117,8 @@ segment_table = Table(
     Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False, index=True),
 )
 
-# What was learned from a generation's vectors, for searches to read less; 0 coordinates where nothing helps.
+# Quantizer bases, trained on a generation's vectors so that searches read fewer bytes; 0 coordinates if no
+# basis helps.
 basis_table = Table(
     "basis",
     metadata,
@@ -131,7 +132,7 @@ basis_table = Table(
     Column("detail", Text, nullable=False),
 )
 
-# The files of codes that exist: of which segment, in which basis.
+# The existing files of codes, each of one segment in one basis.
 codes_table = Table(
     "codes",
     metadata,
@@ -142,8 +143,8 @@ codes_table = Table(
     Column("error", Float, nullable=False),
 )
 
-# The distances beyond which a search of a generation's vectors returns no identity, and how they were found;
-# the operating points are JSON, as `Calibration.fields` gives them.
+# The calibration of a generation: distance thresholds beyond which a search returns no identity, and how they
+# were measured. The operating points are JSON, as in `Calibration.fields`.
 calibration_table = Table(
     "calibration",
     metadata,
@@ -159,10 +160,10 @@ calibration_table = Table(
     Column("points", Text, nullable=False),
 )
 
-# The hosts that enrolled photos were fetched from; no other host is ever asked for a stored address.
+# The hosts that enrolled photos were fetched from; stored addresses are fetched from no other host.
 host_table = Table("host", metadata, Column("name", Text, primary_key=True))
 
-# Receipts of what was forgotten, and the numbers that a restored backup must not bring back.
+# Receipts of erasures. Their tombstones hold the ids that a restored backup must not contain.
 erasure_table = Table(
     "erasure",
     metadata,
@@ -182,7 +183,7 @@ tombstone_table = Table(
     Column("target", Integer, nullable=False),
 )
 
-# Who did what when. Numbers only: a name or a path here would outlive its person.
+# The audit log. It holds numbers only: a name or a path here would survive the erasure of its person.
 audit_table = Table(
     "audit",
     metadata,

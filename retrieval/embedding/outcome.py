@@ -60,7 +60,7 @@ def in_their_places(entries: Iterable[_T | Outcome], found: Iterable[_U]) -> lis
     return [entry if isinstance(entry, Outcome) else next(following) for entry in entries]
 
 
-class Verdicts:
+class Deduplicator:
     """Decides the outcomes of a batch of photos, in order, and collects the changes to be stored.
 
     Attributes:
@@ -114,7 +114,7 @@ class Verdicts:
         """Whether nothing is to be stored except stamps."""
         return not (self.new or self.names or self.paths or self.metadata)
 
-    def judge(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
+    def decide(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
         """Decides the outcome of one photo; None where it is to be enrolled but has no vector."""
         stored = self._stored.get(face.sha256)
         if stored is None:
@@ -213,7 +213,7 @@ def _conflict(face: NewFace, stored: Face) -> Outcome:
     detail = f"the same bytes are enrolled as {stored.identity}"
     if stored.path is not None:
         detail += f" from {stored.path}"
-    detail += "; if this name is right, `ingest --relabel` moves them to it"
+    detail += "; if this name is right, `relabel` moves them to it"
     return _rejected(face, stored, Reason.IDENTITY_CONFLICT, detail)
 
 

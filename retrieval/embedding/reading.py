@@ -18,7 +18,7 @@ from retrieval.database import identity_names
 from retrieval.database.metadata import decoded, encoded
 from retrieval.database.reader import Reader
 from retrieval.database.records import Face, KnownFile, NewFace
-from retrieval.embedding.outcome import Outcome, Status, Verdicts
+from retrieval.embedding.outcome import Deduplicator, Outcome, Status
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import pixels
 from retrieval.images.decoders import Content, Decode
@@ -206,11 +206,11 @@ def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | O
         generation: the id of the model that serves in the snapshot.
     """
     face = stored.under_todays_name(photo.face)
-    verdicts = stored.judge_of(face)
-    outcome = verdicts.judge(0, face, has_vector=False)
+    deduplicator = stored.deduplicator_for(face)
+    outcome = deduplicator.decide(0, face, has_vector=False)
     again = Prepared(photo.face, None, generation, photo.photo)
-    if outcome is not None and outcome.status is Status.KNOWN and verdicts.changes_nothing:
-        return again if verdicts.stamps or stored.is_news(face.host) else outcome
+    if outcome is not None and outcome.status is Status.KNOWN and deduplicator.changes_nothing:
+        return again if deduplicator.stamps or stored.is_news(face.host) else outcome
     # Any other outcome may change until the batch is added. A file can be read again then; content
     # without a file is decoded now, in case that the stored face with its bytes is gone by then.
     return again if outcome is not None and photo.photo.content is None else None
@@ -288,15 +288,15 @@ class Stored:
         today = self.names.get(face.identity or "")
         return face if today is None else dataclasses.replace(face, identity=today)
 
-    def judge(
+    def deduplicator(
         self,
         contested: Set[int] = frozenset(),
         follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
-    ) -> Verdicts:
-        """Returns the `Verdicts` for all the photos; `contested` and `follow` are passed on to it."""
+    ) -> Deduplicator:
+        """Returns the deduplicator of all these photos; `contested` and `follow` are passed on to it."""
         owners = {path: file.face_id for path, file in self.files.items()}
         stamps = {path: file.stamp for path, file in self.files.items()}
-        return Verdicts(
+        return Deduplicator(
             self.faces,
             owners,
             first_id=self.next_face_id,
@@ -305,11 +305,11 @@ class Stored:
             follow=follow,
         )
 
-    def judge_of(self, face: NewFace) -> Verdicts:
-        """Returns the `Verdicts` for one photo alone."""
+    def deduplicator_for(self, face: NewFace) -> Deduplicator:
+        """Returns the deduplicator of one photo alone."""
         faces = {sha: self.faces[sha] for sha in [face.sha256] if sha in self.faces}
         files = {path: self.files[path] for path in [face.path or ""] if path in self.files}
-        return dataclasses.replace(self, faces=faces, files=files).judge()
+        return dataclasses.replace(self, faces=faces, files=files).deduplicator()
 
 
 def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:

@@ -68,7 +68,7 @@ def _new_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         with whole_folder(target, shared=shared) as made:
             yield made
-            ownership.place(made / VECTORS, target)
+            ownership.record_path(made / VECTORS, target)
     except FileExistsError as error:
         raise GalleryError(f"{target} exists already and is not empty; choose another folder.") from error
     except OSError as error:

@@ -15,7 +15,7 @@ from retrieval.database.reader import Reader
 from retrieval.database.records import Generation, NewFace
 from retrieval.database.tables import face_table
 from retrieval.database.writer import Writer
-from retrieval.embedding.outcome import Outcome, Status, Verdicts
+from retrieval.embedding.outcome import Deduplicator, Outcome, Status
 from retrieval.embedding.reading import Stored
 from retrieval.errors import InputError, ModelMismatch, UnreadableImage
 from retrieval.gallery.active_model import ActiveModel
@@ -95,18 +95,18 @@ class FaceWriter:
             checked = self._vault.vectors(current).checked(vectors)
             stored = Stored.of(writer, faces)
             faces = [stored.under_todays_name(face) for face in faces]
-            verdicts = stored.judge(contested, partial(_faces_reached_by_paths, writer))
+            deduplicator = stored.deduplicator(contested, partial(_faces_reached_by_paths, writer))
             outcomes = [
-                verdicts.judge(row, face, has_vector=has)
+                deduplicator.decide(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
             ]
-            contested |= verdicts.contested
-            if not verdicts.changes_nothing:
+            contested |= deduplicator.contested
+            if not deduplicator.changes_nothing:
                 vector_rows = np.cumsum(has_vector) - 1
-                self._apply(writer, current, verdicts, checked, vector_rows, contested)
-                self._log_enrolled(writer, len(verdicts.new))
+                self._apply(writer, current, deduplicator, checked, vector_rows, contested)
+                self._log_enrolled(writer, len(deduplicator.new))
             else:
-                writer.set_stamps(verdicts.stamps)
+                writer.set_stamps(deduplicator.stamps)
             writer.add_hosts(_hosts(faces, outcomes))
         return outcomes
 
@@ -122,22 +122,22 @@ class FaceWriter:
         self,
         writer: Writer,
         generation: Generation,
-        verdicts: Verdicts,
+        deduplicator: Deduplicator,
         vectors: NDArray[np.float32],
         vector_rows: Ids,
         contested: Set[int],
     ) -> None:
-        """Stores the changes of `verdicts`; row i of the batch has the vector of row `vector_rows[i]`."""
+        """Stores the changes of `deduplicator`; row i of the batch has the vector of row `vector_rows[i]`."""
         first = writer.gallery().next_face_id
-        ids = np.arange(first, first + len(verdicts.new), dtype=np.int64)
-        rows = vector_rows[[row for row, _ in verdicts.new]] if verdicts.new else vector_rows[:0]
-        if not verdicts.orphaned:
+        ids = np.arange(first, first + len(deduplicator.new), dtype=np.int64)
+        rows = vector_rows[[row for row, _ in deduplicator.new]] if deduplicator.new else vector_rows[:0]
+        if not deduplicator.orphaned:
             everything = len(rows) == len(vectors)  # usual in bulk; saves a copy of 64 MB
             with self._vault.appending(writer, generation, ids, vectors if everything else vectors[rows]):
-                _store_rows(writer, first, verdicts)
+                _store_rows(writer, first, deduplicator)
             return
-        _store_rows(writer, first, verdicts)
-        gone = writer.without_files(verdicts.orphaned - contested)
+        _store_rows(writer, first, deduplicator)
+        gone = writer.without_files(deduplicator.orphaned - contested)
         self._vault.remove(writer, gone)
         # If one path occurs twice in a batch with different bytes, only the later face is kept.
         stays = ~np.isin(ids, np.asarray(gone, np.int64))
@@ -191,13 +191,13 @@ def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[
     }
 
 
-def _store_rows(writer: Writer, first: int, verdicts: Verdicts) -> None:
-    writer.add_faces(first, [face for _, face in verdicts.new])
-    writer.remove_files(verdicts.paths)
-    writer.add_files(verdicts.paths.items(), verdicts.stamps)
-    writer.set_stamps({path: s for path, s in verdicts.stamps.items() if path not in verdicts.paths})
-    writer.set_metadata(face_table, verdicts.metadata)
-    for number, name in verdicts.names.items():
+def _store_rows(writer: Writer, first: int, deduplicator: Deduplicator) -> None:
+    writer.add_faces(first, [face for _, face in deduplicator.new])
+    writer.remove_files(deduplicator.paths)
+    writer.add_files(deduplicator.paths.items(), deduplicator.stamps)
+    writer.set_stamps({path: s for path, s in deduplicator.stamps.items() if path not in deduplicator.paths})
+    writer.set_metadata(face_table, deduplicator.metadata)
+    for number, name in deduplicator.names.items():
         writer.name_face(number, name)
-    if verdicts.names:
+    if deduplicator.names:
         writer.remove_orphaned_identities()

@@ -40,7 +40,7 @@ def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
         names = writer.names_of([number])
         if new_name != name and writer.identity_id(new_name) is not None:
             raise InputError(
-                f"There is somebody called {new_name} in {vault.folder} already; "
+                f"{vault.folder} already has an identity {new_name}; "
                 "if they are the same person, merge the two with `faceprint merge-identities`."
             )
         faces = len(writer.face_ids_of(name))
@@ -153,7 +153,7 @@ def _label_changes(
 
 
 def _require_identity(vault: Vault, reader: Reader, name: str) -> int:
-    """The number of an identity.
+    """Returns the id of an identity.
 
     Raises:
         InputError: no identity has that name.
@@ -162,7 +162,7 @@ def _require_identity(vault: Vault, reader: Reader, name: str) -> int:
     if number is None:
         current = reader.current_names([name]).get(name)
         instead = f"; {name} is called {current} now" if current else _similar_names_hint(reader, name)
-        raise InputError(f"There is nobody called {readable(name)} in {vault.folder}{instead}.")
+        raise InputError(f"There is no identity {readable(name)} in {vault.folder}{instead}.")
     return number
 
 

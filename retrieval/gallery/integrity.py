@@ -43,8 +43,8 @@ _NO_SUMS: Final = (
 
 # How a user resolves suspects of the active model, and of the other one.
 _RESOLVE_SUSPECTS: Final = (
-    "put the photos back where they were and run `faceprint repair`, with --fetch for those at addresses; or "
-    "erase these faces with `faceprint forget --face` and enroll their photos again"
+    "put the photos back where they were and run `faceprint repair`, or `faceprint repair --fetch` if some "
+    "are at addresses; or erase these faces with `faceprint forget --face` and enroll their photos again"
 )
 _DROP_OTHER_MODEL: Final = (
     "no search uses that model now; drop it with `faceprint reembed --drop-other`, or run `faceprint repair`"

@@ -198,8 +198,8 @@ def _target_generation(vault: Vault, bundle: ModelBundle) -> Generation:
                 return generation
         if len(writer.generations()) > 1:
             raise InputError(
-                f"{vault.folder} keeps another model beside the one that serves; drop it first with "
-                f"`faceprint reembed {vault.folder} --drop-other`."
+                f"{vault.folder} keeps another model beside the active one; drop it first with "
+                "`drop_other_model`."
             )
         number = writer.gallery().next_generation_id
         folder = f"{MODEL}-{number}"

@@ -136,7 +136,7 @@ def mend(
     if not troubles or Trouble.DATABASE_DAMAGED in troubles:
         return Repaired(before, before, 0, 0, 0, ())
     with closing(Vault.open(folder, via="faceprint repair")) as vault:
-        vault.claim()
+        vault.restore_folder_id()
         if Trouble.SUMS_DAMAGED in troubles:
             with quiet(folder):
                 page_checksums.discard(folder / DATABASE)
@@ -329,7 +329,7 @@ class _Repair:
             self._vault, generation, lambda one: embedder(ModelBundle.load(folder)), ids, fetching
         )
         replaced = suspects.replace_vectors(self._vault, generation, found) if len(found.ids) else 0
-        suspects.settle(self._vault, generation, found)
+        suspects.record_comparison(self._vault, generation, found)
         self.suspects += found.suspects
         self.compared += found.reembedded
         self.replaced += replaced

@@ -172,7 +172,7 @@ def note(vault: Vault, folders: Collection[str]) -> None:
                 writer.set_suspects(one.id, [*writer.suspects(one.id), (one.checked_before or 0, end)])
 
 
-def settle(vault: Vault, generation: Generation, found: Compared) -> None:
+def record_comparison(vault: Vault, generation: Generation, found: Compared) -> None:
     """Records the result of a comparison: only faces without their photos stay suspects.
 
     Raises:

@@ -120,7 +120,7 @@ class _Search:
             with self._explanation.timed("filter"):
                 rest = self._proposed(batch, filtering, refiner)
         self._filter(rest, batch, filtering, refiner)
-        refiner.settle()
+        refiner.refine_all()
         return refiner.answers()
 
     def _proposed(self, batch: QueryBatch, filtering: Filter, refiner: Refiner) -> list[Selection]:

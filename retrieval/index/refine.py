@@ -106,9 +106,9 @@ class Refiner:
     def relieve(self) -> None:
         """Compares all candidates if more than half of `MAX_PENDING_CANDIDATES` remain."""
         if self._size > MAX_PENDING_CANDIDATES // 2:
-            self.settle()
+            self.refine_all()
 
-    def settle(self) -> None:
+    def refine_all(self) -> None:
         """Compares all remaining candidates, lowest bounds first."""
         with self._batch.explanation.timed("refine"):
             self._drop_beyond()
@@ -120,7 +120,7 @@ class Refiner:
         self._size = 0
 
     def answers(self) -> list[tuple[Floats, Ids]]:
-        """Returns for each query its distances, ascending, and ids, ties by id; call after `settle`."""
+        """Returns for each query its distances, ascending, and ids, ties by id; call after `refine_all`."""
         batch = self._batch
         with batch.explanation.timed("refine"):
             found = self._all_bounded()

@@ -135,11 +135,11 @@ def _same_photo_words(
     names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
 ) -> tuple[str, str]:
     (one,), (other,) = groups
-    who = names[0] if names else "nobody"
-    says = f"Faces {one.id} and {other.id} of {who} are {measured['distance']:.4g} apart."
+    who = f"of {names[0]}" if names else "without an identity"
+    says = f"Faces {one.id} and {other.id} {who} are {measured['distance']:.4g} apart."
     advice = (
         "It counts twice and does no harm; to have it once, delete the file of one and "
-        f"`faceprint forget {folder} --face {other.id}`."
+        f"{_forget(folder, other)}."
     )
     return says, advice
 
@@ -155,7 +155,7 @@ def _two_names_words(
     merge = _merge(folder, str(one.identity), str(other.identity))
     advice = (
         f"If they are one person: {merge}. If one name is wrong: "
-        f"`faceprint forget {folder} --face {one.id}`, or --face {other.id}, and take its file away."
+        f"{_forget(folder, one)} or {_forget(folder, other)}, and take its file away."
     )
     return says, advice
 
@@ -200,8 +200,9 @@ def _hub_words(
     names: tuple[str, ...], groups: tuple[tuple[Face, ...], ...], measured: Mapping[str, float], folder: str
 ) -> tuple[str, str]:
     (face,) = groups[0]
+    who = f"of {names[0]}" if names else "without an identity"
     says = (
-        f"Face {face.id} of {names[0] if names else 'nobody'} is among the nearest of "
+        f"Face {face.id} {who} is among the nearest of "
         f"{measured['neighbour_of']:,.0f} faces of {measured['people']:,.0f} others."
     )
     advice = f"If the photo is blurred, dark or shows no face: {_take_out(folder, [face], rename=False)}."
@@ -210,12 +211,16 @@ def _hub_words(
 
 def _take_out(folder: str, some: Sequence[Face], *, more: float = 1, rename: bool = True) -> str:
     """Returns the instructions that remove photos from an identity."""
-    forget = ", ".join(f"`faceprint forget {folder} --face {face.id}`" for face in some)
+    forget = ", ".join(_forget(folder, face) for face in some)
     also = f" (and the others, {more:,.0f} in all)" if more > len(some) else ""
     where = (
         ", move the file into the folder of who it is, and ingest that" if rename else " and delete the file"
     )
     return f"{forget}{also}{where.replace('file', 'files') if more > 1 else where}"
+
+
+def _forget(folder: str, face: Face) -> str:
+    return f"`faceprint forget {folder} --face {face.id}`"
 
 
 def _merge(folder: str, name: str, into: str) -> str:
@@ -299,7 +304,7 @@ def _section(kind: Kind, audited: Audited) -> Section:
     doubts = [doubt for doubt in audited.doubts if doubt.kind == kind]
     more = len(doubts) - ON_A_PAGE
     words = f"{len(doubts):,}, the most serious first." + (
-        f" The first {ON_A_PAGE} are shown; all stand in what --json writes." if more > 0 else ""
+        f" The first {ON_A_PAGE} are shown; the JSON output has all of them." if more > 0 else ""
     )
     return Section(HEADINGS[kind], words, [_item(doubt) for doubt in doubts[:ON_A_PAGE]])
 
@@ -308,9 +313,12 @@ def _item(doubt: Doubt) -> Item:
     names = _GROUP_NAMES.get(doubt.kind)
     groups = []
     for place, group in enumerate(doubt.groups):
-        named = (group[0].identity or "nobody") if names is None else names[place].format(*doubt.identities)
+        named = (
+            (group[0].identity or "no identity") if names is None else names[place].format(*doubt.identities)
+        )
         pictures = [
-            Picture(face.paths, face.sha256, f"face {face.id}, {face.identity or 'nobody'}") for face in group
+            Picture(face.paths, face.sha256, f"face {face.id}, {face.identity or 'no identity'}")
+            for face in group
         ]
         groups.append(Group(named, pictures, doubted=place == 0 and names is not None))
     return Item(doubt.says, doubt.next, f"{doubt.score:.1f}", groups)

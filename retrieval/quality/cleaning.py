@@ -53,6 +53,6 @@ class Cleaning:
                 kind = Kind.SINGLE_PHOTO if len(rows) < 2 else Kind.TOO_FEW_PHOTOS
                 self.out.update(dict.fromkeys(rows, kind))
 
-    def to_judge(self) -> Rows:
+    def labelled_rows(self) -> Rows:
         """Returns the rows with an identity, without copies: a copy would confirm its original's label."""
         return [row for row in self.rows if self.seen.identity(row) is not None]

@@ -22,7 +22,7 @@ from retrieval.models.embedder import Embedder
 from retrieval.quality.cleaning import Cleaning
 from retrieval.quality.finding_rules import Evidence, findings
 from retrieval.quality.findings import DataFinding, Item, Kind, Level
-from retrieval.quality.label_errors import mislabels
+from retrieval.quality.label_errors import find_label_issues
 from retrieval.quality.photo_set import CheckOptions, Person, PhotoSet, Rows
 from retrieval.quality.photo_stats import PhotoStats, read_stats
 from retrieval.sources import photos
@@ -143,7 +143,7 @@ def check(
     doubts: tuple[Item, ...] = ()
     judged = None
     if model is not None:
-        rows = cleaning.to_judge()
+        rows = cleaning.labelled_rows()
         embed = partial(_embedded, data, scan, model, workers, partial(on_photo, "embedding"), should_stop)
         doubts = _doubts(seen, rows, embed)
         judged = len(rows)
@@ -175,7 +175,7 @@ def _doubts(
         rows, vectors = embed(rows, seen.stats, folder / "vectors.npy")
         names = {name: number for number, name in enumerate(sorted(seen.names(rows)))}
         labels = np.array([names[seen.identity(row) or ""] for row in rows], np.int64)
-        found = mislabels(vectors, labels)
+        found = find_label_issues(vectors, labels)
         del vectors
     return tuple(
         seen.item(

@@ -222,7 +222,7 @@ def _alternative(sides: Sequence[float]) -> str:
     fits = math.floor(float(np.percentile(sides, 5, method="lower"))) if sides else 0
     if fits < SMALLEST_INPUT:
         return ""
-    return f", or train with --image-size {min(fits, LARGEST_INPUT)}: 95% of them have that"
+    return f", or train with `image_size={min(fits, LARGEST_INPUT)}`: 95% of them have that"
 
 
 def _colour(*, fewer_are_grey: bool) -> Collect:
@@ -274,9 +274,9 @@ def _in_doubt(evidence: Evidence) -> Cases | None:
     return Cases(evidence.doubts, len(evidence.doubts)) if evidence.doubts else None
 
 
-_KEEP_ONE: Final = "Keep one of each; --fix does."
-_KEEP_RIGHT: Final = "Look, and keep the right one; --fix leaves all of them out."
-_LOOK: Final = "Look at them, and remove those that show nobody."
+_KEEP_ONE: Final = "Keep one of each; the cleaned list (`fix`) does."
+_KEEP_RIGHT: Final = "Look, and keep the right one; the cleaned list (`fix`) has none of them."
+_LOOK: Final = "Look at them, and remove those that show no person."
 _HARMLESS: Final = "Harmless when spread over many people; else find others, or make all of them grey."
 
 RULES: Final = (
@@ -302,7 +302,7 @@ RULES: Final = (
         Kind.SINGLE_PHOTO, Level.HARMS, "identity", "Identities that cannot be split",
         "They have fewer than 2 readable photos, and cannot be split into training and validation: "
         "train refuses.",
-        "Add photos, or train with --min-images 2 or more, or on the list of --fix.",
+        "Add photos, or train with `min_images=2` or more, or on the cleaned list (`fix`).",
         _too_small(refused=True),
     ),
     Rule(
@@ -314,13 +314,13 @@ RULES: Final = (
     Rule(
         Kind.UNREADABLE, Level.HARMS, "photo", "Unreadable files",
         "They cannot be read: {reasons}.",
-        "Mend or remove them; train and ingest pass over them, --fix leaves them out.",
+        "Replace or remove them; train and ingest skip them, the cleaned list (`fix`) has none.",
         _unreadable,
     ),
     Rule(
         Kind.WRONG_LABEL, Level.LOOK, "photo", "Labels in doubt",
         "They lie nearer to another person, by nearest photo and by mean, than to their own.",
-        "Look at the first ones beside the nearest of each; move what is wrong. --fix leaves them in.",
+        "Compare the first ones with their nearest; move what is wrong. The cleaned list (`fix`) has them.",
         _in_doubt,
     ),
     Rule(
@@ -344,7 +344,7 @@ RULES: Final = (
     Rule(
         Kind.TOO_FEW_PHOTOS, Level.LOOK, "identity", "Identities with too few photos",
         "They have fewer than {lowest} readable photos; train leaves them out.",
-        "Add photos, or lower --min-images.",
+        "Add photos, or lower `min_images`.",
         _too_small(refused=False),
     ),
     Rule(
@@ -403,12 +403,12 @@ RULES: Final = (
         Kind.UNEVEN, Level.LOOK, "identity", "Uneven identities",
         "The largest has {most:,} photos ({name}) and the smallest {fewest:,}: as varied as "
         "{effective:,.0f} of equal size.",
-        "Raise --min-images, or add photos of the small ones; read accuracy by identity.",
+        "Raise `min_images`, or add photos of the small ones; read accuracy by identity.",
         _uneven,
     ),
     Rule(
-        Kind.NO_IDENTITY, Level.NOTE, "photo", "Photos of nobody",
-        "They lie in no identity's folder; train leaves them out.",
+        Kind.NO_IDENTITY, Level.NOTE, "photo", "Photos without an identity",
+        "They are in no identity's folder; train leaves them out.",
         "Move them into folders, if they matter.",
         _no_identity,
     ),

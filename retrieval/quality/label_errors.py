@@ -19,15 +19,15 @@ Rows: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Mislabel:
+class LabelIssue:
     """A photo with a label in doubt. Rows are rows of the vectors; distances are Euclidean.
 
     Attributes:
         row: the photo.
         own, own_distance: the nearest other photo of its identity.
         other, other_distance: the nearest photo of another identity, which is nearer.
-        own_middle, other_middle: the distances to the mean of the other photos of its identity, and to the
-            mean of that other identity, which is nearer too.
+        own_centroid_distance: the distance to the mean of the other photos of its identity.
+        other_centroid_distance: the distance to the mean of that other identity, which is nearer too.
     """
 
     row: int
@@ -35,22 +35,22 @@ class Mislabel:
     own_distance: float
     other: int
     other_distance: float
-    own_middle: float
-    other_middle: float
+    own_centroid_distance: float
+    other_centroid_distance: float
 
     @property
     def strength(self) -> float:
         """How much nearer the other identity is, by nearest photo and by mean: from 0, no doubt, to 1."""
-        return (
-            _margin(self.own_distance, self.other_distance) + _margin(self.own_middle, self.other_middle)
-        ) / 2
+        by_photo = _margin(self.own_distance, self.other_distance)
+        by_centroid = _margin(self.own_centroid_distance, self.other_centroid_distance)
+        return (by_photo + by_centroid) / 2
 
 
 def _margin(own: float, other: float) -> float:
     return (own - other) / (own + other) if own + other else 0.0
 
 
-def mislabels(vectors: Vectors, labels: Labels) -> list[Mislabel]:
+def find_label_issues(vectors: Vectors, labels: Labels) -> list[LabelIssue]:
     """Returns the photos with a label in doubt, the strongest doubt first.
 
     Memory: that of `brute_force.nearest`, and the vectors of one identity, besides `vectors`, which may be
@@ -65,7 +65,7 @@ def mislabels(vectors: Vectors, labels: Labels) -> list[Mislabel]:
     other, other_row = _nearest_of_others(vectors, labels)
     doubted = np.flatnonzero((own_row >= 0) & (other_row >= 0) & (other < own))
     found = [
-        _mislabel(
+        _label_issue(
             vectors,
             labels,
             row,
@@ -77,23 +77,23 @@ def mislabels(vectors: Vectors, labels: Labels) -> list[Mislabel]:
     return sorted((one for one in found if one is not None), key=lambda one: (-one.strength, one.row))
 
 
-def _mislabel(
+def _label_issue(
     vectors: Vectors, labels: Labels, row: int, own: tuple[float, int], other: tuple[float, int]
-) -> Mislabel | None:
-    """Returns the label error of a photo; None where the mean of its own identity is not farther."""
+) -> LabelIssue | None:
+    """Returns the label issue of a photo; None where the mean of its own identity is not farther."""
     (own_distance, own_row), (other_distance, other_row) = own, other
     mine = np.flatnonzero(labels == labels[row])
     theirs = np.flatnonzero(labels == labels[other_row])
-    own_middle = _distance_to_middle(vectors, row, mine[mine != row])
-    other_middle = _distance_to_middle(vectors, row, theirs)
-    if other_middle >= own_middle:
+    own_centroid = _distance_to_centroid(vectors, row, mine[mine != row])
+    other_centroid = _distance_to_centroid(vectors, row, theirs)
+    if other_centroid >= own_centroid:
         return None
-    return Mislabel(row, own_row, own_distance, other_row, other_distance, own_middle, other_middle)
+    return LabelIssue(row, own_row, own_distance, other_row, other_distance, own_centroid, other_centroid)
 
 
-def _distance_to_middle(vectors: Vectors, row: int, rows: NDArray[np.int64]) -> float:
-    middle = vectors[rows].mean(axis=0, dtype=np.float64)
-    return float(np.linalg.norm(vectors[row] - middle))
+def _distance_to_centroid(vectors: Vectors, row: int, rows: NDArray[np.int64]) -> float:
+    centroid = vectors[rows].mean(axis=0, dtype=np.float64)
+    return float(np.linalg.norm(vectors[row] - centroid))
 
 
 _Nearest: TypeAlias = tuple[NDArray[np.float64], Rows]

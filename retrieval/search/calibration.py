@@ -371,7 +371,7 @@ def _remarks(found: Calibration, learned: int) -> Iterator[str]:
         yield (
             f"Strangers were played by the gallery's own {found.people:,} people, each searched for among "
             "the others. Real ones may be nearer or farther: photos of other cameras and places are mostly "
-            "farther, relatives and one person under two names nearer. Photos of strangers (--strangers) "
+            "farther, relatives and one person under two names nearer. Photos of strangers (`strangers`) "
             "are surer."
         )
     if found.trained:
@@ -388,8 +388,8 @@ def _remarks(found: Calibration, learned: int) -> Iterator[str]:
         )
     if found.strangers == PHOTOS and not found.people:
         yield (
-            "Nobody said who is on the strangers' photos, so each photo counts as a person of its own. Where "
-            "there are several of one person the intervals are optimistic: they ought to be wider."
+            "The strangers' photos have no identities, so each photo counts as a person of its own. If there "
+            "are several of one person, the intervals are too narrow."
         )
     if 0 < found.people < _MIN_BOOTSTRAP_PEOPLE:
         yield f"Only {found.people:,} people were the strangers: the intervals themselves are uncertain."

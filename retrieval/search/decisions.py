@@ -26,7 +26,7 @@ _REQUEST_GROWTH: Final = 4
 _MAX_REQUEST: Final = 4096
 
 # The identity number that stands for no identity.
-NOBODY: Final = -1
+NO_IDENTITY: Final = -1
 
 # The growth factor of a gallery above which it should be calibrated again.
 _OUTGROWN_FACTOR: Final = 1.25
@@ -88,7 +88,7 @@ class Nearest:
     """The two nearest identities to each of n queries, by the nearest face of each identity.
 
     Attributes:
-        people: (n, 2) int64, identity numbers; `NOBODY` if there is no such identity.
+        people: (n, 2) int64, identity numbers; `NO_IDENTITY` if there is no such identity.
         distances: (n, 2) float64, Euclidean; infinite if there is no such identity.
     """
 
@@ -145,7 +145,7 @@ def limit(
         known = ", only for " + ", ".join(f"{one.fpir:g}" for one in points) if points else ""
         raise InputError(
             f"{name} is not calibrated for an FPIR of {fpir:g}{known}; "
-            f"run `faceprint calibrate {name} --fpir {fpir:g}`."
+            f"run `faceprint calibrate {name}` with `fpir={fpir:g}`."
         )
     growth = faces / max(calibration.faces, 1)
     expected = min(1.0, point.seen.value * growth)
@@ -161,7 +161,8 @@ def two_nearest(reader: Reader, ask: Ask, beginnings: Sequence[Neighbours]) -> N
         beginnings: the nearest faces of each query that are known already; may be empty.
     """
     found = Nearest(
-        np.full((len(beginnings), 2), NOBODY, np.int64), np.full((len(beginnings), 2), np.inf, np.float64)
+        np.full((len(beginnings), 2), NO_IDENTITY, np.int64),
+        np.full((len(beginnings), 2), np.inf, np.float64),
     )
     left = _fill_two_nearest(reader, found, range(len(beginnings)), beginnings)
     count = FIRST
@@ -205,7 +206,7 @@ def _search_without_first(reader: Reader, ask: Ask, found: Nearest, places: Sequ
     """
     owners = reader.identity_of_every_face()
     for column in (0, 1):
-        incomplete = [one for one in places if found.people[one, column] == NOBODY]
+        incomplete = [one for one in places if found.people[one, column] == NO_IDENTITY]
 
         def first(place: int) -> int:
             return int(found.people[place, 0])

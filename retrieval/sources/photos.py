@@ -200,7 +200,7 @@ def from_report(path: str | os.PathLike[str]) -> list[Photo]:
     Raises:
         DataError: the file does not exist, cannot be read, or is not such a report.
     """
-    not_a_report = f"{path} is not a report of faceprint ingest; pass what --report wrote."
+    not_a_report = f"{path} is not a report of rejected photos; pass what `faceprint ingest --report` wrote."
     try:
         with open_file_or_pipe(Path(path)) as file:
             texts = file.read().decode().splitlines()

@@ -51,7 +51,7 @@ class Fetching:
             MissingDependency: as `check_address`.
         """
         if not self.allowed:
-            raise NotFetched(Reason.UNREACHABLE, "it lies at an address; --fetch allows fetching it")
+            raise NotFetched(Reason.UNREACHABLE, "it is at an address; `fetch=True` allows fetching it")
         for _ in range(_MAX_REDIRECTS + 1):
             self._check(url)
             is_http = url[:4].lower() == "http"

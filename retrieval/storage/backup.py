@@ -257,7 +257,7 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
             database = _copy_snapshot(vault, copying)
             break
         except _Unfinished:
-            vault.settle()
+            vault.run_deferred()
         except FileNotFoundError as error:
             # A writer merged it away meanwhile; files copied so far are not copied again.
             if attempt == _ATTEMPTS - 1:
@@ -319,7 +319,7 @@ def _check_target(vault: Vault, target: Path) -> None:
             return
         if damaged:
             raise InputError(
-                f"{target / _CARD} is damaged, and no database beside it says whose backup it is; "
+                f"{target / _CARD} is damaged, and no database beside it names the gallery of the backup; "
                 "choose another folder."
             )
         raise InputError(f"{target} is a backup of another gallery; choose another folder.")

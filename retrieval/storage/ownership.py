@@ -49,7 +49,7 @@ def read_id(vectors: Path) -> str | None:
     return None if data is None else _parsed(data)[0]
 
 
-def home(vectors: Path) -> Path | None:
+def last_writer(vectors: Path) -> Path | None:
     """Returns the path of the gallery that wrote to a vectors folder last; None where it is not recorded.
 
     Raises:
@@ -73,7 +73,7 @@ def sharer(folder: Path, vectors: Path, database: str) -> Path | None:
     Raises:
         StorageError: the id file cannot be read.
     """
-    return _sharer(home(vectors), folder, vectors, database)
+    return _sharer(last_writer(vectors), folder, vectors, database)
 
 
 def _sharer(other: Path | None, folder: Path, vectors: Path, database: str) -> Path | None:
@@ -145,7 +145,7 @@ def write_id(vectors: Path, folder_id: str, folder: Path | None = None) -> None:
         raise StorageError(f"{printable(vectors / ID_NAME)} cannot be written: {why(error)}.") from error
 
 
-def place(vectors: Path, folder: Path) -> None:
+def record_path(vectors: Path, folder: Path) -> None:
     """Records the final path of a new gallery, before it is moved there.
 
     Without this, until the first write, the file would name the temporary folder of the gallery, or none: a
@@ -162,7 +162,7 @@ def place(vectors: Path, folder: Path) -> None:
         write_id(vectors, folder_id, folder)
 
 
-def settle(folder: Path, vectors: Path, folder_id: str, database: str, *, timeout: float) -> None:
+def record_last_writer(folder: Path, vectors: Path, folder_id: str, database: str, *, timeout: float) -> None:
     """Records this gallery as the last writer of its vectors folder, unless it is already recorded.
 
     A failure to record it, such as on a full disk, is ignored: deleting must stay possible.
@@ -178,7 +178,7 @@ def settle(folder: Path, vectors: Path, folder_id: str, database: str, *, timeou
         StorageError: the id file cannot be read.
     """
     with _locked_folder(vectors, timeout):
-        known = home(vectors)
+        known = last_writer(vectors)
         if (other := _sharer(known, folder, vectors, database)) is not None:
             raise shared(folder, vectors, other)
         if known is None or not _is_same_file(known / database, folder / database):
@@ -226,7 +226,7 @@ def check_owner(folder: Path, store: Store, *, timeout: float) -> str | None:
     vectors = folder / VECTORS
     found = read_id(vectors)
     if known is not None and found == known:
-        settle(folder, vectors, known, DATABASE, timeout=timeout)
+        record_last_writer(folder, vectors, known, DATABASE, timeout=timeout)
         return None
     if known is not None and found is not None:
         raise foreign(folder, vectors)
@@ -248,7 +248,7 @@ def _has_expected_size(folder: Path, segment: Segment) -> bool:
     return path.is_file() and path.stat().st_size == segment.bytes
 
 
-def claim(folder: Path, store: Store) -> None:
+def restore_id(folder: Path, store: Store) -> None:
     """Restores the id file of the vectors folder. Only the holder of the writer lock may call it.
 
     If the folder has another id, each vector file must match its row, and no other may exist.

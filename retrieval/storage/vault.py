@@ -301,7 +301,7 @@ class Vault:
             with self.store.write() as writer:
                 yield writer
 
-    def settle(self) -> None:
+    def run_deferred(self) -> None:
         """Runs the deferred work of earlier transactions.
 
         Raises:
@@ -409,7 +409,7 @@ class Vault:
             if blames_machine(error):
                 raise StorageError(f"The gallery's model cannot be read: {error}") from error
             raise BundleError(
-                f"{error} `faceprint repair {self.folder} --backup BACKUP` does that, or --model MODEL."
+                f"{error} `faceprint repair {self.folder}` restores it from a backup or a copy of the model."
             ) from error
         if (generation.fingerprint, generation.dimension) != (bundle.fingerprint, bundle.dimension):
             raise ModelMismatch(
@@ -454,7 +454,7 @@ class Vault:
         with lock.exclusive(self.folder / LOCK_NAME, timeout=timeout):
             yield
 
-    def claim(self) -> None:
+    def restore_folder_id(self) -> None:
         """Restores the id file of the vectors folder. Only for repairs.
 
         If the folder has another id, each vector file must match its row, and no other may exist.
@@ -463,7 +463,7 @@ class Vault:
             GalleryError: the folder belongs to another gallery.
         """
         with self._locked(timeout=LOCK_TIMEOUT):
-            ownership.claim(self.folder, self.store)
+            ownership.restore_id(self.folder, self.store)
 
     def leftovers(self, reader: Reader) -> tuple[list[Path], list[Path]]:
         """Returns unreferenced files: those that the next writer removes, and those that must stay."""

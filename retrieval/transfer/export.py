@@ -31,19 +31,22 @@ from retrieval.transfer.parquet_blocks import ROW_GROUP, write_groups
 
 
 def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Export:
-    """Writes one snapshot of a gallery as an open folder, whole or not at all, and into the audit log.
+    """Writes one snapshot of a gallery as a folder in an open format, atomically, and logs it.
 
-    What is forgotten later stays in the export, names and paths too: it is a copy outside of the gallery.
+    An export is a copy outside the gallery: later erasures do not remove names, paths or vectors from it.
 
     Args:
-        vault: the gallery's; nothing is logged where it was opened for reading only.
+        vault: of the gallery; a read-only one gets no entry in its audit log.
         target: a folder that does not exist, or is empty.
-        rows_per_file: at most.
+        rows_per_file: the most rows of a Parquet file, at least 1.
+
+    Returns:
+        The export, as its manifest describes it.
 
     Raises:
-        InputError: `target` exists and is not empty, or less than one row a file.
+        InputError: `target` exists and is not empty, or `rows_per_file` is below 1.
         StorageError, GalleryBusy: nothing was exported.
-        GalleryDamaged: the vectors are not what was written, or not those of the rows.
+        GalleryDamaged: a segment has another SHA-256 than its row, or vectors and faces do not match.
         MissingDependency: pyarrow is not installed.
     """
     pyarrow()
@@ -53,7 +56,7 @@ def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Expor
         with whole_folder(target) as made:
             checked: set[int] = set()
             written = vault.on_a_snapshot(lambda reader: _write(vault, reader, made, rows_per_file, checked))
-            # Before the folder gets its name: what leaves the gallery is in its log.
+            # Before the folder gets its final name, so that no export exists without a log entry.
             if not vault.read_only:
                 with vault.writing() as writer:
                     vault.log(writer, "export", faces=written.faces)
@@ -65,16 +68,16 @@ def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Expor
 
 
 def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, checked: set[int]) -> Export:
-    """Writes a snapshot's files; `checked` are segments whose files were read and found right before.
+    """Writes a snapshot's files; `checked` holds the ids of segments that earlier attempts verified.
 
     Raises:
-        SegmentMissing: a writer merged a segment away meanwhile; nothing was written.
+        SegmentMissing: a writer merged a segment meanwhile, so its file is gone; nothing was written.
     """
     state, row = vault.state(reader), reader.gallery()
     flat = vault.vectors(state.generation)
-    # A mapped file can be read even when its name is gone.
+    # A mapped file stays readable after it is unlinked.
     segments = [flat.rows(segment) for segment in state.segments]
-    # The new checksums must not vouch for what was damaged before. Small segments go first, as in merges.
+    # Damaged vectors must not get valid new checksums. Small segments go first: merges remove them first.
     for segment in sorted(reader.segments(state.generation.id), key=lambda segment: segment.rows):
         if segment.id not in checked:
             _check_segment(vault, flat.path(segment.id), segment)
@@ -104,7 +107,7 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
         calibration=None if state.calibration is None else state.calibration.fields(),
         files=tuple(
             _write_file(folder / f"faces-{number:05d}.parquet", schema, islice(records, per_file))
-            # An empty gallery gives one file, so that its columns can be read.
+            # An empty gallery gives one file without rows, which has the columns.
             for number in range(max(1, -(-faces // (group * per_file))))
         ),
     )
@@ -115,31 +118,31 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
 def _check_segment(vault: Vault, path: Path, segment: Segment) -> None:
     try:
         with open_plain(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise SegmentMissing(f"{path} is missing; see `faceprint verify {vault.folder}`.") from error
     except OSError as error:
         if not is_no_file(error):
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
-        found = ""
-    if found != segment.sha256:
+        digest = ""
+    if digest != segment.sha256:
         raise GalleryDamaged(f"{path} is not what was written; see `faceprint verify {vault.folder}`.")
 
 
 def _groups(segments: Sequence[tuple[Ids, Vectors]], rows: int) -> Iterator[tuple[Ids, Vectors]]:
-    """Yields all rows, `rows` at a time; as views where a group lies in one segment."""
+    """Yields all rows in groups of `rows`, the last may be smaller; a group within one segment is a view."""
     parts: list[tuple[Ids, Vectors]] = []
-    missing = rows
+    remaining = rows
     for ids, vectors in segments:
         start = 0
         while start < len(ids):
-            end = min(start + missing, len(ids))
+            end = min(start + remaining, len(ids))
             parts.append((ids[start:end], vectors[start:end]))
-            missing -= end - start
+            remaining -= end - start
             start = end
-            if not missing:
+            if not remaining:
                 yield _joined(parts)
-                parts, missing = [], rows
+                parts, remaining = [], rows
     if parts:
         yield _joined(parts)
 
@@ -154,13 +157,13 @@ def _joined(parts: Sequence[tuple[Ids, Vectors]]) -> tuple[Ids, Vectors]:
 def _records(vault: Vault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]) -> Iterator[dict[str, Any]]:
     """Yields the columns of each row group."""
     for ids, vectors in groups:
-        found = reader.faces(ids.tolist())
+        by_id = reader.faces(ids.tolist())
         try:
-            faces = [found[number] for number in ids.tolist()]
+            faces = [by_id[number] for number in ids.tolist()]
         except KeyError as error:
             raise _damaged(vault, f"has a vector {error} without a face") from error
         names = {face.identity for face in faces if face.identity is not None}
-        people = {name: encoded(said, name) for name, said in reader.identity_metadata(names).items()}
+        people = {name: encoded(metadata, name) for name, metadata in reader.identity_metadata(names).items()}
         yield {
             "id": ids,
             "identity": [face.identity for face in faces],
@@ -178,10 +181,10 @@ def _damaged(vault: Vault, what: str) -> GalleryDamaged:
 
 
 def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> ExportedFile:
-    """Writes row groups to a Parquet file, durably.
+    """Writes row groups to a Parquet file durably, and returns its name, rows, size and SHA-256.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     with create(path, inherit=True) as file:
         rows, sha256 = write_groups(file, schema, groups)

@@ -165,6 +165,6 @@ def _import_people(vault: Vault, batch: ExportBatch) -> None:
     with vault.writing() as writer:
         people = missing(writer)
         for metadata in people.values():
-            encoded(metadata, "somebody together with those of the export")
+            encoded(metadata, "an identity together with that of the export")
         writer.set_metadata(identity_table, people)
         vault.log(writer, "annotate", identities=len(people))

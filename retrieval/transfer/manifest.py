@@ -1,8 +1,8 @@
-"""The manifest of an export: its origin, the SHA-256 of each of its files, and that of itself.
+"""The manifest of an export: its origin, the SHA-256 of each file, and a checksum of its own content.
 
 OUT/
-  faces-00000.parquet   ids, identities, SHA-256s, times, paths, metadata, vectors; as the segments lie
-  manifest.json         what they are of; written last
+  faces-00000.parquet   ids, identities, SHA-256s, times, paths, metadata and vectors, in segment order
+  manifest.json         gallery, model, columns and files; written last
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from retrieval.system.parquet import pyarrow
 from retrieval.transfer.parquet_blocks import FINGERPRINT, vector_field
 
 FORMAT: Final = "faceprint-export"
-# The versions of the format. An export has the lowest one that says all it holds, so that older versions of
-# faceprint read it where they can. Of colour profiles they know nothing, and must refuse such a model.
+# The versions of the format. An export has the lowest version that can express it, so that older versions of
+# faceprint can read it. They do not apply colour profiles, so they must refuse a model that does.
 VERSION_WITH_METADATA: Final = 2
 VERSION_WITH_COLOUR_PROFILES: Final = 3
 NEWEST_VERSION: Final = VERSION_WITH_COLOUR_PROFILES
@@ -33,21 +33,21 @@ GALLERY: Final = b"faceprint.gallery"
 _FILE_NAME: Final = re.compile(r"faces-\d{5,}\.parquet")
 SHA256: Final = re.compile("[0-9a-f]{64}")
 _UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# The greatest number that SQLite and Parquet keep, and more than any model's dimension or input size.
+# The largest integer of SQLite and Parquet, and an upper bound on a model's dimension and input size.
 _MAX_INTEGER: Final = 2**63 - 1
 _MAX_SIZE: Final = 2**20
 _COLUMNS: Final = {
     "id": "int64: the face's number in the gallery, never used again there",
-    "identity": "string or null: who is on the photo, null where nobody said",
+    "identity": "string or null: the person on the photo; null if unknown",
     "sha256": "string: SHA-256 of the photo's bytes, 64 hexadecimal digits",
-    "enrolled_at": "string: when the gallery got it, ISO 8601 in UTC",
+    "enrolled_at": "string: when the photo was enrolled, ISO 8601 in UTC",
     "paths": "list of strings, may be empty: absolute paths of the files that have these bytes, oldest first",
-    "metadata": "string or null: a JSON object, what was said about the face; null where nothing was",
-    "identity_metadata": "string or null: a JSON object, what was said of the identity, in all its rows",
-    "vector": "list of float32, as many as the model's dimension: the embedding, as the model gave it",
+    "metadata": "string or null: a JSON object, the metadata of the face; null without any",
+    "identity_metadata": "string or null: a JSON object, the metadata of the identity, in each of its rows",
+    "vector": "list of float32 of the model's dimension: the embedding, exactly as the model computed it",
 }
 METADATA_COLUMNS: Final = ("metadata", "identity_metadata")
-_CHECKSUM_IN_WORDS: Final = (
+_CHECKSUM_DESCRIPTION: Final = (
     "SHA-256 of this object without `checksum`, as UTF-8 JSON with sorted keys, no white space between the "
     "tokens, and no escapes but those that JSON requires"
 )
@@ -72,11 +72,11 @@ class Export:
         created_at: ISO 8601, UTC.
         gallery: the UUID of the exported gallery.
         revision: the revision of the exported snapshot.
-        faces, identities: their numbers.
+        faces, identities: the number of each.
         fingerprint, architecture, dimension, preprocessing: of the model, as in `ModelBundle`.
-        files: in the order of the rows.
-        version: of the format, see `NEWEST_VERSION`.
-        calibration: of the gallery, as from `Calibration.fields`; None where it had none.
+        files: the Parquet files, in row order.
+        version: of the format, at most `NEWEST_VERSION`.
+        calibration: of the gallery, as from `Calibration.fields`; None if it was not calibrated.
     """
 
     folder: Path
@@ -95,16 +95,16 @@ class Export:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The columns of its files, in their order."""
+        """Returns the description of each column of the files, in order."""
         return {
-            name: words
-            for name, words in _COLUMNS.items()
+            name: description
+            for name, description in _COLUMNS.items()
             if self.version > 1 or name not in METADATA_COLUMNS
         }
 
     @property
     def bytes(self) -> int:
-        """The size of the Parquet files in bytes."""
+        """Returns the total size of the Parquet files in bytes."""
         return sum(file.bytes for file in self.files)
 
     def manifest(self) -> str:
@@ -127,7 +127,7 @@ class Export:
             },
             "columns": self.columns,
             "files": [dataclasses.asdict(file) for file in self.files],
-            "checksum_is": _CHECKSUM_IN_WORDS,
+            "checksum_is": _CHECKSUM_DESCRIPTION,
         }
         if self.calibration is not None:
             fields["calibration"] = self.calibration
@@ -135,7 +135,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class _Head:
+class _Header:
     format: str
     version: int
 
@@ -196,22 +196,27 @@ class _Manifest:
 
 
 def read_export_manifest(folder: Path) -> Export:
+    """Returns the export in a folder, as its manifest describes it; the Parquet files are not read.
+
+    Raises:
+        InputError: there is no manifest, or it is damaged, inconsistent or of a newer version.
+    """
     path = folder / MANIFEST
     if not path.is_file() or path.is_symlink():
         raise InputError(f"{folder} is not an export: it has no {MANIFEST}.")
     options: dict[str, Any] = {"error": InputError, "advice": "copy the export whole again"}
-    head = read_manifest(path, _Head, **options)
-    if head.format == FORMAT and head.version > NEWEST_VERSION:
+    header = read_manifest(path, _Header, **options)
+    if header.format == FORMAT and header.version > NEWEST_VERSION:
         raise InputError(
-            f"The export {folder} has version {head.version} and this version of faceprint reads up "
+            f"The export {folder} has version {header.version} and this version of faceprint reads up "
             f"to {NEWEST_VERSION}; upgrade faceprint."
         )
     card: dict[str, Any] = read_manifest(path, dict[str, Any], **options)
-    if head.format != FORMAT or card.pop("checksum", None) != _checksum(card):
+    if header.format != FORMAT or card.pop("checksum", None) != _checksum(card):
         raise InputError(f"{path} is damaged; copy the export whole again.")
     manifest = read_manifest(path, _Manifest, **options)
-    for field, holds in _holds(manifest):
-        if not holds:
+    for field, valid in _validity(manifest):
+        if not valid:
             raise InputError(f"{path} is no manifest of an export: its field {field} cannot be.")
     if not all(_FILE_NAME.fullmatch(file.name) for file in manifest.files):
         raise InputError(f"{path} names files that no export has.")
@@ -233,8 +238,8 @@ def read_export_manifest(folder: Path) -> Export:
     )
 
 
-def _holds(manifest: _Manifest) -> Iterator[tuple[str, bool]]:
-    """Each field of a manifest whose type is right, and whether its value can be."""
+def _validity(manifest: _Manifest) -> Iterator[tuple[str, bool]]:
+    """Yields each field that must be checked beyond its type, and whether its value is valid."""
     model, names = manifest.model, [file.name for file in manifest.files]
     yield "version", manifest.version >= 1
     yield "gallery", _UUID.fullmatch(manifest.gallery) is not None
@@ -246,36 +251,36 @@ def _holds(manifest: _Manifest) -> Iterator[tuple[str, bool]]:
     yield "model.preprocessing.size", 1 <= model.preprocessing.size <= _MAX_SIZE
     yield "model.preprocessing.crop", 0 < model.preprocessing.crop <= 1
     yield "files", bool(names) and len(set(names)) == len(names)
-    for place, file in enumerate(manifest.files):
-        yield f"files[{place}].rows", 0 <= file.rows <= manifest.faces
-        yield f"files[{place}].bytes", file.bytes > 0
-        yield f"files[{place}].sha256", SHA256.fullmatch(file.sha256) is not None
-    found = manifest.calibration
-    if found is not None:
-        yield "calibration.fingerprint", found.fingerprint == model.fingerprint
-        yield "calibration.strangers", found.strangers in ("photos", "gallery")
+    for index, file in enumerate(manifest.files):
+        yield f"files[{index}].rows", 0 <= file.rows <= manifest.faces
+        yield f"files[{index}].bytes", file.bytes > 0
+        yield f"files[{index}].sha256", SHA256.fullmatch(file.sha256) is not None
+    calibration = manifest.calibration
+    if calibration is not None:
+        yield "calibration.fingerprint", calibration.fingerprint == model.fingerprint
+        yield "calibration.strangers", calibration.strangers in ("photos", "gallery")
         for name in ("generation", "faces", "identities", "searches", "people", "trained"):
-            yield f"calibration.{name}", 0 <= getattr(found, name) <= _MAX_INTEGER
-        yield "calibration.fpir", any(point.fpir == found.fpir for point in found.points)
-        for place, point in enumerate(found.points):
-            yield f"calibration.points[{place}]", _can_be(point)
+            yield f"calibration.{name}", 0 <= getattr(calibration, name) <= _MAX_INTEGER
+        yield "calibration.fpir", any(point.fpir == calibration.fpir for point in calibration.points)
+        for index, point in enumerate(calibration.points):
+            yield f"calibration.points[{index}]", _is_valid_point(point)
 
 
-def _can_be(point: _Point) -> bool:
-    """Whether an operating point is one."""
+def _is_valid_point(point: _Point) -> bool:
+    """Returns whether the rates of an operating point are consistent and its FPIR is in (0, 0.5]."""
     rates = all(
         rate.n >= 0
         and 0 <= rate.low <= rate.high <= 1
         and ((rate.value is None) if rate.n == 0 else (rate.value is not None and 0 <= rate.value <= 1))
         for rate in (point.seen, point.missed)
     )
-    next_ones = point.upcoming
-    foretold = next_ones is None or 0 <= next_ones.low <= next_ones.high <= next_ones.n
-    return rates and foretold and 0 < point.fpir <= 0.5
+    upcoming = point.upcoming
+    predicted = upcoming is None or 0 <= upcoming.low <= upcoming.high <= upcoming.n
+    return rates and predicted and 0 < point.fpir <= 0.5
 
 
 def _checksum(fields: dict[str, Any]) -> str:
-    """What `_CHECKSUM_IN_WORDS` says."""
+    """Returns the checksum that `_CHECKSUM_DESCRIPTION` describes."""
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -283,7 +288,7 @@ def _checksum(fields: dict[str, Any]) -> str:
 def export_schema(
     fingerprint: str, dimension: int, *, gallery: str, version: int = VERSION_WITH_METADATA
 ) -> Any:
-    """Returns the columns of the files of an export."""
+    """Returns the pyarrow schema of the files of an export."""
     pa, _ = pyarrow()
     has_metadata = version >= VERSION_WITH_METADATA
     return pa.schema(

@@ -1,8 +1,8 @@
-"""Parquet as exports and files of vectors have it: row groups written, blocks of rows and vectors read.
+"""Parquet blocks: writes row groups and reads blocks of rows, for exports and vector files.
 
-It is read and written by pyarrow, which is optional. The vectors lie in the files as they are: float32 in
-the plainest encoding, not compressed, which every reader knows. (Measured on 16,384 random vectors of 2048
-numbers: lz4 saves nothing; zstd on split bytes saves 15% and takes half as long again to write.)
+It needs pyarrow, which is optional. Vectors are stored as float32 in plain encoding, uncompressed, which any
+reader supports. (Measured on 16,384 random vectors of 2048 numbers: lz4 saves nothing; zstd with byte stream
+split saves 15% and takes 1.5 times as long to write.)
 """
 
 import hashlib
@@ -19,16 +19,17 @@ from retrieval.errors import InputError
 from retrieval.index.segments import Vectors
 from retrieval.system.parquet import opened, pyarrow
 
-# Rows of a block that is read: as many as the vectors of 2048 numbers that one segment holds.
+# Rows of a block that is read: the rows of a segment of vectors with 2048 numbers.
 BLOCK: Final = 8192
 # Rows of a row group that is written: 32 MiB of vectors of 2048 numbers.
 ROW_GROUP: Final = 4096
-# Rows that pyarrow decodes at a time. It needs a multiple of their size for that; in the cache it is fastest.
+# Rows that pyarrow decodes at a time. Its buffers take a multiple of their size, which should fit the cache.
 _DECODED_ROWS: Final = 1024
 FINGERPRINT: Final = b"faceprint.fingerprint"
 
 
 def vector_field(dimension: int) -> Any:
+    """Returns the pyarrow field `vector`: a fixed-size list of float32, without nulls."""
     pa, _ = pyarrow()
     element = pa.field("element", pa.float32(), nullable=False)
     return pa.field("vector", pa.list_(element, dimension), nullable=False)
@@ -74,44 +75,44 @@ def write_groups(file: BinaryIO, schema: Any, groups: Iterable[dict[str, Any]]) 
 
 
 def _array(column: Any, kind: Any) -> Any:
-    """A column as pyarrow has it; the numbers of arrays are not copied."""
+    """Returns a column as a pyarrow array; vectors are not copied."""
     pa, _ = pyarrow()
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), type=kind)
     return pa.array(column, kind)
 
 
-_Block: TypeAlias = tuple[dict[str, list[Any]], Vectors]  # columns by their names, and vectors
+_Block: TypeAlias = tuple[dict[str, list[Any]], Vectors]  # columns by name, and vectors (n, d) float32
 
 
 def read_blocks_ahead(path: Path, names: Sequence[str], dimension: int, size: int) -> Iterator[_Block]:
-    """Yields the blocks of `_read_blocks`; a thread reads each while the one before it is used."""
+    """Yields the blocks of `_read_blocks`; a thread reads the next block while one is used."""
     with (
         closing(_read_blocks(path, names, dimension, size)) as blocks,
         ThreadPoolExecutor(1, thread_name_prefix="faceprint-read") as thread,
     ):
-        coming = thread.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = thread.submit(next, blocks, None)
+        upcoming = thread.submit(next, blocks, None)
+        while (block := upcoming.result()) is not None:
+            upcoming = thread.submit(next, blocks, None)
             yield block
 
 
 def _read_blocks(
     path: Path, names: Sequence[str], dimension: int, size: int
 ) -> Generator[_Block, None, None]:
-    """Some columns of a Parquet file, `size` rows at a time, and the vectors (n, d) of the same rows.
+    """Yields some columns of a Parquet file and the vectors, (n, d) float32, of `size` rows at a time.
 
     Raises:
         InputError: the file is damaged, or a vector has another length or is not finite.
     """
     with opened(path) as parquet:
-        pieces = parquet.iter_batches(batch_size=min(_DECODED_ROWS, size), columns=[*names, "vector"])
+        batches = parquet.iter_batches(batch_size=min(_DECODED_ROWS, size), columns=[*names, "vector"])
         row, block, columns = 0, np.empty((size, dimension), np.float32), _empty(names)
-        for piece in pieces:
+        for batch in batches:
             start = 0
-            while start < len(piece):
+            while start < len(batch):
                 filled = row % size
-                part = piece.slice(start, size - filled)
+                part = batch.slice(start, size - filled)
                 _fill(path, block[filled : filled + len(part)], part.column("vector"), row)
                 for name in names:
                     columns[name] += part.column(name).to_pylist()
@@ -128,20 +129,20 @@ def _empty(names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _fill(path: Path, block: Vectors, column: Any, row: int) -> None:
-    """Copies a column of vectors, whose first is row number `row` of the file, into a block (n, d)."""
+    """Copies a column of vectors into a block (n, d); the first vector is in row `row` of the file."""
     if column.null_count:
         first = row + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise InputError(f"Row {first} of {path} has no vector.")
     values = column.flatten()
     if not pyarrow()[0].types.is_fixed_size_list(column.type):
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-        wrong = np.flatnonzero(lengths != block.shape[1])
-        if len(wrong):
+        mismatched = np.flatnonzero(lengths != block.shape[1])
+        if len(mismatched):
             raise InputError(
-                f"The vector in row {row + wrong[0]} of {path} has {lengths[wrong[0]]:,} numbers; "
+                f"The vector in row {row + mismatched[0]} of {path} has {lengths[mismatched[0]]:,} numbers; "
                 f"the gallery's have {block.shape[1]:,}."
             )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity, refused below
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused below
         block[:] = values.to_numpy(zero_copy_only=False).reshape(block.shape)  # a null becomes a NaN
     finite = np.isfinite(block)
     if not finite.all():
@@ -150,10 +151,16 @@ def _fill(path: Path, block: Vectors, column: Any, row: int) -> None:
 
 
 def metadata_column(path: Path, texts: Sequence[str | None] | None, rows: int, first: int) -> list[Metadata]:
-    """A column of JSON; nothing in each row where there is no such column.
+    """Returns the metadata of each row from a column of JSON texts; empty objects without that column.
+
+    Args:
+        path: the file, for errors.
+        texts: the column, or None.
+        rows: the number of rows.
+        first: the row number of the first text in the file.
 
     Raises:
-        InputError: a text is no JSON object that can be stored.
+        InputError: a text is not a JSON object, or cannot be stored.
     """
     if texts is None:
         return [{} for _ in range(rows)]

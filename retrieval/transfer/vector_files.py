@@ -1,4 +1,4 @@
-"""Vector files: Parquet files of embeddings from other programs, with data about their photos."""
+"""Vector files: reads and writes Parquet files of embeddings, with the metadata of their photos."""
 
 import hashlib
 import unicodedata
@@ -31,26 +31,26 @@ from retrieval.transfer.parquet_blocks import (
 def read_embeddings(
     path: Path, *, fingerprint: str, dimension: int, trusted: bool, size: int = BLOCK
 ) -> Iterator[tuple[list[NewFace], Vectors]]:
-    """The rows of a Parquet file of embeddings, or of a file of an export, for `Gallery.enroll_vectors`.
+    """Returns the rows of a vector file, or of a file of an export, for `Gallery.enroll_vectors`.
 
-    Columns: `vector`, lists of `dimension` floats (of 16, 32 or 64 bits); and, all optional, `sha256` of the
-    photo's bytes in hex; `identity`; `path`, relative to the current directory, or `paths`, of which the
-    first is taken; `metadata`, a JSON object as text. What is null or empty is not there. A row without a
-    SHA-256 is known by that of its vector, as little-endian float32. Other columns are passed over.
+    Columns: `vector`, lists of `dimension` floats (16, 32 or 64 bits); and, all optional, `sha256` of the
+    photo's bytes in hex; `identity`; `path`, relative to the current directory, or `paths`, of which only the
+    first is used; `metadata`, a JSON object as text. Null and empty values count as absent. A row without a
+    SHA-256 gets that of its vector, as little-endian float32. Other columns are ignored.
 
     Args:
-        path: of the file.
+        path: the file.
         fingerprint, dimension: of the gallery's model.
         trusted: accepts a file that does not name its model: the caller asserts that this model made it.
-        size: how many rows at a time, at most.
+        size: the most rows of a batch.
 
     Returns:
-        Faces and their vectors (n, d), C order. The columns are checked before this returns.
+        Batches of faces and their vectors, (n, d) float32, C order. Columns are checked before this returns.
 
     Raises:
-        ModelMismatch: the file says that another model made it.
-        InputError: it is not a Parquet file, does not say which model made it, or has columns that do not
-            fit; while iterating, a vector of another length or not finite, a malformed SHA-256 or metadata.
+        ModelMismatch: the file names another model.
+        InputError: it is not a Parquet file, does not name its model, or has columns of other types; while
+            iterating, a vector of another length or not finite, a malformed SHA-256 or metadata.
         MissingDependency: pyarrow is not installed.
     """
     with opened(path) as parquet:
@@ -60,7 +60,7 @@ def read_embeddings(
         names = [name for name in texts if name in parquet.schema_arrow.names]
         if "path" not in names and "paths" in parquet.schema_arrow.names:
             names.append("paths")
-    return _embeddings(path, names, dimension, size)
+    return _batches(path, names, dimension, size)
 
 
 def count_embeddings(path: Path) -> int:
@@ -74,19 +74,19 @@ def count_embeddings(path: Path) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def _embeddings(
+def _batches(
     path: Path, names: Sequence[str], dimension: int, size: int
 ) -> Iterator[tuple[list[NewFace], Vectors]]:
     row = 0
     for columns, vectors in read_blocks_ahead(path, names, dimension, size):
-        nothing = [None] * len(vectors)
+        absent = [None] * len(vectors)
         if "paths" in columns:
             columns["path"] = [paths[0] if paths else None for paths in columns["paths"]]
-        digests = _digests(path, columns.get("sha256", nothing), vectors, row)
-        identities = _composed(columns.get("identity", nothing))
-        paths = [absolute(name) if name else None for name in columns.get("path", nothing)]
-        said = metadata_column(path, columns.get("metadata"), len(vectors), row)
-        yield list(map(NewFace, identities, paths, digests, said)), vectors
+        digests = _digests(path, columns.get("sha256", absent), vectors, row)
+        identities = _normalized(columns.get("identity", absent))
+        paths = [absolute(name) if name else None for name in columns.get("path", absent)]
+        metadata = metadata_column(path, columns.get("metadata"), len(vectors), row)
+        yield list(map(NewFace, identities, paths, digests, metadata)), vectors
         row += len(vectors)
 
 
@@ -101,20 +101,20 @@ def _digests(path: Path, given: Sequence[str | None], vectors: Vectors, row: int
     return digests
 
 
-def _composed(names: Sequence[str | None]) -> list[str | None]:
-    """Returns names in Unicode normalization form C, like those of folders."""
-    known = {name: unicodedata.normalize("NFC", name) if name else None for name in set(names)}
-    return [known[name] for name in names]
+def _normalized(names: Sequence[str | None]) -> list[str | None]:
+    """Returns names in Unicode normalization form C, like names of folders; "" becomes None."""
+    normalized = {name: unicodedata.normalize("NFC", name) if name else None for name in set(names)}
+    return [normalized[name] for name in names]
 
 
-def _check_model(path: Path, found: bytes | None, fingerprint: str, *, trusted: bool) -> None:
-    if found is None and not trusted:
+def _check_model(path: Path, stated: bytes | None, fingerprint: str, *, trusted: bool) -> None:
+    if stated is None and not trusted:
         raise InputError(
             f"{path} does not say which model made its vectors; pass `trusted=True` to assert "
             "that the gallery's model did."
         )
-    if found not in (None, fingerprint.encode()):
-        shown = (found or b"").decode(errors="backslashreplace")[:12]
+    if stated not in (None, fingerprint.encode()):
+        shown = (stated or b"").decode(errors="backslashreplace")[:12]
         raise ModelMismatch(
             f"The vectors of {path} were made by another model (fingerprint {shown}, not "
             f"{fingerprint[:12]}); embed the photos with this gallery's model, or enroll elsewhere."
@@ -122,21 +122,21 @@ def _check_model(path: Path, found: bytes | None, fingerprint: str, *, trusted: 
 
 
 def _check_columns(path: Path, schema: Any, dimension: int) -> None:
-    found = {field.name: field.type for field in schema}
-    vector = found.get("vector")
+    types = {field.name: field.type for field in schema}
+    vector = types.get("vector")
     if vector is None:
-        raise InputError(f"{path} has no column `vector`; its columns are {', '.join(found) or 'none'}.")
-    kinds = pyarrow()[0].types
-    if not (_is_list(vector) and kinds.is_floating(vector.value_type)):
+        raise InputError(f"{path} has no column `vector`; its columns are {', '.join(types) or 'none'}.")
+    arrow_types = pyarrow()[0].types
+    if not (_is_list(vector) and arrow_types.is_floating(vector.value_type)):
         raise InputError(f"The column `vector` of {path} holds {vector}; lists of floats are needed.")
-    if kinds.is_fixed_size_list(vector) and vector.list_size != dimension:
+    if arrow_types.is_fixed_size_list(vector) and vector.list_size != dimension:
         raise InputError(
             f"The vectors of {path} have {vector.list_size:,} numbers; the gallery's have {dimension:,}."
         )
     for name in ("sha256", "identity", "path", "metadata"):
-        if name in found and not _is_text(found[name]):
-            raise InputError(f"The column `{name}` of {path} holds {found[name]}; texts are needed.")
-    paths = found.get("paths")
+        if name in types and not _is_text(types[name]):
+            raise InputError(f"The column `{name}` of {path} holds {types[name]}; texts are needed.")
+    paths = types.get("paths")
     if paths is not None and not (_is_list(paths) and _is_text(paths.value_type)):
         raise InputError(f"The column `paths` of {path} holds {paths}; lists of texts are needed.")
 
@@ -160,19 +160,19 @@ def write_embeddings(
     fingerprint: str,
     dimension: int,
 ) -> int:
-    """Writes embeddings as `read_embeddings` reads them, whole or not at all; an older file is replaced.
+    """Writes a vector file as `read_embeddings` reads it, atomically; an existing file is replaced.
 
     Args:
-        path: of the file.
-        batches: faces and their vectors (n, dimension).
-        fingerprint, dimension: of the model that made them.
+        path: the file.
+        batches: faces and their vectors, (n, dimension).
+        fingerprint, dimension: of the model that made the vectors.
 
     Returns:
-        How many rows there are.
+        The number of rows.
 
     Raises:
-        InputError: not as many vectors as faces, or of another length.
-        StorageError: the disk refused.
+        InputError: the shape of a batch of vectors is not (number of faces, dimension).
+        StorageError: the file cannot be written.
         MissingDependency: pyarrow is not installed.
     """
     pa, _ = pyarrow()

@@ -62,8 +62,9 @@ def test_a_folder_too_high_is_noted(top: Path, report_of: Callable[..., IngestRe
     assert (report.identities, report.identities_from) == (1, "folder names")
     assert report.notes == (
         "all of the 4 photos are of one identity, people",
-        "people has subfolders with photos: Ada, Bob; if these are the people, name the folder above them as "
-        "the source or say --identity-from parent, with --relabel for what is enrolled already",
+        "people has subfolders with photos: Ada, Bob; if these are the people, name the folder that contains "
+        "them as the source or pass `identity_from='parent'`; `relabel` also renames what is enrolled "
+        "already",
     )
 
 
@@ -101,7 +102,7 @@ def test_a_list_whose_column_of_names_is_called_otherwise_is_noted_and_can_be_to
     report = report_of(top / "list.csv")
     assert (report.enrolled, report.identities, report.identities_from) == (4, 2, "the folders of the files")
     said = [note for note in report.notes if f"has the column `{column}` and none called `identity`" in note]
-    assert [f"--identity-from {column}" in note for note in said] == [True]
+    assert [f"`identity_from={column!r}`" in note for note in said] == [True]
     assert any("semicolons" in note for note in report.notes) == (separator == ";")
     report = report_of(top / "list.csv", identity_from=column)
     assert (report.identities, report.identities_from) == (4, f"the column `{column}`")
@@ -179,11 +180,14 @@ def test_the_command_says_where_names_come_from_and_the_way_back_is_relabelling(
         ["note", " all of the 4 photos are of one identity, people"],
         ["note", " people has subfolders with photos"],
     ]
-    assert len(json.loads(summary.read_text())["notes"]) == 2
+    assert "pass --identity-from parent; --relabel also renames" in err
+    assert [f"note: {note}" for note in json.loads(summary.read_text())["notes"]] == err.strip().splitlines()
     report = tmp_path / "report.jsonl"
     status, out, _ = faceprint("ingest", gallery, top / "people", "--report", report)
     assert (status, "rejected 4" in out) == (2, True)
-    assert "ingest --relabel" in json.loads(report.read_text().splitlines()[0])["detail"]
+    assert (
+        "if this name is right, --relabel moves" in json.loads(report.read_text().splitlines()[0])["detail"]
+    )
     status, out, _ = faceprint("ingest", gallery, top / "people", "--relabel", "--dry-run")
     assert (status, "4 faces would be relabelled" in out) == (0, True)
     status, out, _ = faceprint("ingest", gallery, "--retry", report, "--relabel")

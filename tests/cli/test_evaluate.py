@@ -48,7 +48,7 @@ def test_an_open_set_as_json_is_the_whole_tree(
     """6 people of 6 photos each cannot be told from strangers: nobody is one."""
     status, _, err = faceprint("evaluate", bundle.folder, faces, "--protocol", "open", "--min-images", 6)
     assert (status, err.count("\n")) == (2, 1)
-    assert "Everybody in" in err
+    assert "Every person in" in err
     status, out, _ = faceprint("evaluate", bundle.folder, faces, "--json")
     assert status == 0
     assert json.loads(out)["closed"]["ranking"]["closest"] == {

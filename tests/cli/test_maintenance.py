@@ -99,7 +99,7 @@ def test_forget_prints_a_receipt_without_the_name_and_the_person_is_gone(
     data = b"\0".join(path.read_bytes() for path in gallery.rglob("*") if path.is_file())
     assert GONE.encode() not in data
     status, _, err = faceprint("forget", gallery, "--identity", GONE)
-    assert (status, err) == (2, f"faceprint: There is nobody called {GONE} in {gallery}.\n")
+    assert (status, err) == (2, f"faceprint: There is no identity {GONE} in {gallery}.\n")
 
 
 def test_forget_takes_a_face_or_a_file_and_wants_one_of_the_three(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, update
 from sqlalchemy.dialects import postgresql
 
-from retrieval.database.filter_sql import _in_postgresql
+from retrieval.database.filter_sql import _postgresql_condition
 from retrieval.database.filters import Condition, Where
 from retrieval.database.metadata import Metadata
 from retrieval.database.records import NewFace
@@ -258,5 +258,5 @@ def test_postgresql_has_words_for_every_condition(value: Any) -> None:
     """They are only spelled here: no PostgreSQL is asked."""
     ordered = ("<", ">=") if value is not None and not isinstance(value, bool) else ()
     for operator in ("=", "!=", "?", *ordered, *(["~"] if isinstance(value, str) else [])):
-        clause = _in_postgresql(face_table.c.metadata, Condition(("a", 'b"c'), operator, value))
+        clause = _postgresql_condition(face_table.c.metadata, Condition(("a", 'b"c'), operator, value))
         assert "json_typeof" in str(clause.compile(dialect=postgresql.dialect()))

@@ -43,7 +43,7 @@ def test_searching_for_a_name_that_nobody_has_is_an_input_error_with_the_nearest
         gallery.enroll([(photos[0], "Adi"), (photos[1], "Bo"), (photos[2], "Adina")])
     status, out, err = faceprint("search", tmp_path / "g", "--face", 1, *arguments)
     assert (status, out) == (2, "")
-    assert err == f"faceprint: There is nobody called Ady in {tmp_path / 'g'}; the nearest name is Adi.\n"
+    assert err == f"faceprint: There is no identity Ady in {tmp_path / 'g'}; the nearest name is Adi.\n"
     status, _, err = faceprint("forget", tmp_path / "g", "--identity", "adina ")
     assert (status, err.endswith("; the nearest names are Adina, Adi.\n")) == (2, True)
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval.database import page_checksums
-from retrieval.database.page_checksums import Damage, Findings, check_pages, checkpoint, discard, sums_path
+from retrieval.database.page_checksums import Damage, PageCheck, check_pages, checkpoint, discard, sums_path
 from retrieval.errors import GalleryDamaged, StorageError
 
 # As the migrations leave it: what stands before the revision has no fixed length.
@@ -120,7 +120,7 @@ def settled(path: Path, page_size: int) -> int:
         delete(driver, 2)
         assert checkpoint(driver, path, mode="TRUNCATE")
         count = page_count(driver)
-    assert check_pages(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == PageCheck((), count, out_of_date=False)
     assert path.stat().st_size == count * page_size
     return count
 
@@ -218,14 +218,14 @@ def test_what_an_older_log_left_in_the_file_excepts_no_page(path: Path, tmp_path
     assert Path(f"{left}-wal").stat().st_size > count * 512
     found = check_pages(left)
     assert count - 6 <= found.compared < count  # one row of each table, and of its indexes
-    assert found == Findings((), found.compared, out_of_date=False)
+    assert found == PageCheck((), found.compared, out_of_date=False)
 
 
 def test_pages_that_changed_places_are_damaged(path: Path) -> None:
     count = settled(path, 512)
     content = path.read_bytes()
     path.write_bytes(content[:1024] + content[1536:2048] + content[1024:1536] + content[2048:])
-    assert check_pages(path) == Findings(
+    assert check_pages(path) == PageCheck(
         (Damage(path, (3, 4), check_pages(path).damage[0].problem),), count, False
     )
 
@@ -268,7 +268,7 @@ def test_a_checkpoint_heals_damaged_sums(path: Path) -> None:
     assert check_pages(path).damage[0].file == sums_path(path)
     with closing(connect(path)) as driver:
         assert checkpoint(driver, path, mode="PASSIVE")
-    assert check_pages(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == PageCheck((), count, out_of_date=False)
 
 
 def test_sums_of_another_version_are_out_of_date_and_are_made_anew(path: Path) -> None:
@@ -276,10 +276,10 @@ def test_sums_of_another_version_are_out_of_date_and_are_made_anew(path: Path) -
     sums = page_checksums._pack(page_checksums._Sums(512, 9, b"12345678"))
     body = sums[:-32].replace(b"sums 1", b"sums 2")
     sums_path(path).write_bytes(body + page_checksums.hashlib.sha256(body).digest())
-    assert check_pages(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == PageCheck((), 0, out_of_date=True)
     with closing(connect(path)) as driver:
         checkpoint(driver, path, mode="PASSIVE")
-    assert check_pages(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == PageCheck((), count, out_of_date=False)
 
 
 # Crashes
@@ -314,7 +314,7 @@ def test_whatever_stands_on_disk_between_two_steps_is_never_called_damage(path: 
         assert check_pages(left).damage == (), left
         with closing(connect(left)) as driver:
             checkpoint(driver, left, mode="TRUNCATE")
-            assert check_pages(left) == Findings((), page_count(driver), out_of_date=False)
+            assert check_pages(left) == PageCheck((), page_count(driver), out_of_date=False)
 
 
 def test_a_killed_writer_leaves_good_sums_while_its_log_stands(path: Path, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_killed_writer_leaves_good_sums_while_its_log_stands(path: Path, tmp_p
         left = copy(path, tmp_path / "left")
         count = page_count(driver)
     assert 0 < check_pages(left).compared < count
-    assert check_pages(left) == Findings((), check_pages(left).compared, out_of_date=False)
+    assert check_pages(left) == PageCheck((), check_pages(left).compared, out_of_date=False)
 
 
 def test_a_log_that_sqlite_copied_by_itself_makes_the_sums_out_of_date_and_no_more(path: Path) -> None:
@@ -333,10 +333,10 @@ def test_a_log_that_sqlite_copied_by_itself_makes_the_sums_out_of_date_and_no_mo
         insert(driver, 40)
         checkpoint(driver, path, mode="TRUNCATE")
         update(driver)
-    assert check_pages(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == PageCheck((), 0, out_of_date=True)
     with closing(connect(path)) as driver:
         checkpoint(driver, path, mode="PASSIVE")
-        assert check_pages(path) == Findings((), page_count(driver), out_of_date=False)
+        assert check_pages(path) == PageCheck((), page_count(driver), out_of_date=False)
 
 
 def test_missing_sums_are_out_of_date_and_no_damage(path: Path) -> None:
@@ -344,7 +344,7 @@ def test_missing_sums_are_out_of_date_and_no_damage(path: Path) -> None:
     discard(path)
     discard(path)
     assert not sums_path(path).exists()
-    assert check_pages(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == PageCheck((), 0, out_of_date=True)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -401,7 +401,7 @@ def test_a_readers_old_snapshot_keeps_the_log_and_the_sums_are_good(path: Path) 
         reader.execute("COMMIT")
         assert checkpoint(driver, path, mode="FULL")
         assert checkpoint(driver, path, mode="TRUNCATE")
-        assert check_pages(path) == Findings((), page_count(driver), out_of_date=False)
+        assert check_pages(path) == PageCheck((), page_count(driver), out_of_date=False)
 
 
 def test_a_reader_who_keeps_a_vacuumed_database_long_is_no_damage_and_its_end_neither(path: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_reader_who_keeps_a_vacuumed_database_long_is_no_damage_and_its_end_ne
             assert check_pages(path).damage == ()
             assert not check_pages(path).out_of_date
     assert path.stat().st_size == count * 512
-    assert check_pages(path) == Findings((), count, out_of_date=False)
+    assert check_pages(path) == PageCheck((), count, out_of_date=False)
 
 
 def test_a_log_that_was_removed_by_hand_is_not_written_into_the_sums(path: Path) -> None:
@@ -432,7 +432,7 @@ def test_a_log_that_was_removed_by_hand_is_not_written_into_the_sums(path: Path)
         os.unlink(f"{path}-wal")
         assert not checkpoint(driver, path, mode="TRUNCATE")
         assert sums_path(path).read_bytes() == before
-    assert check_pages(path) == Findings((), 0, out_of_date=True)
+    assert check_pages(path) == PageCheck((), 0, out_of_date=True)
 
 
 class Life:
@@ -526,7 +526,7 @@ def test_no_life_of_a_database_is_called_damage_and_a_flip_at_its_end_is(
             count = page_count(life.driver)
         finally:
             life.close()
-        assert check_pages(life.path) == Findings((), count, out_of_date=False)
+        assert check_pages(life.path) == PageCheck((), count, out_of_date=False)
         offset = int(where * count * 512)
         with flipped(life.path, offset, mask):
             assert [damage.pages for damage in check_pages(life.path).damage] == [(offset // 512 + 1,)]
@@ -596,7 +596,7 @@ def test_a_check_beside_threads_that_open_and_close_the_database_reads_the_right
         done.set()
         for thread in threads:
             thread.join()
-    assert found == {Findings((), count, out_of_date=False)}
+    assert found == {PageCheck((), count, out_of_date=False)}
 
 
 # Errors

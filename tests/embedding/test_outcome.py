@@ -1,4 +1,4 @@
-"""Verdicts: what becomes of each photo of a batch, and that batches of any sizes end in the same gallery."""
+"""Deduplicator: the outcome of each photo of a batch; batches of any sizes end in the same gallery."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrieval.database.records import Face, NewFace
-from retrieval.embedding.outcome import Outcome, Status, Verdicts
+from retrieval.embedding.outcome import Deduplicator, Outcome, Status
 from retrieval.errors import Reason
 
 FIRST = 10
 ELSEWHERE = 7  # another face, which has the path /theirs.jpg
 
 
-HINT = "; if this name is right, `ingest --relabel` moves them to it"
+HINT = "; if this name is right, `relabel` moves them to it"
 
 
 def stored_face(identity: str | None, *paths: str) -> Face:
@@ -23,17 +23,17 @@ def stored_face(identity: str | None, *paths: str) -> Face:
     return Face(1, identity, paths, "a", "2026-01-01T00:00:00+00:00")
 
 
-def a_judge(face: Face | None) -> Verdicts:
+def a_deduplicator(face: Face | None) -> Deduplicator:
     """One who knows of face 1, if there is one, and of another face."""
     stored = {} if face is None else {face.sha256: face}
     owners = {path: face.id for face in stored.values() for path in face.paths}
-    return Verdicts(stored, {**owners, "/theirs.jpg": ELSEWHERE}, first_id=FIRST)
+    return Deduplicator(stored, {**owners, "/theirs.jpg": ELSEWHERE}, first_id=FIRST)
 
 
 def changes(
-    verdicts: Verdicts,
+    deduplicator: Deduplicator,
 ) -> tuple[list[tuple[int, NewFace]], dict[int, str], dict[str, int], set[int]]:
-    return verdicts.new, verdicts.names, verdicts.paths, verdicts.orphaned
+    return deduplicator.new, deduplicator.names, deduplicator.paths, deduplicator.orphaned
 
 
 # Bytes that are not stored
@@ -42,18 +42,18 @@ def changes(
 @pytest.mark.parametrize("identity", [None, "Kim"])
 @pytest.mark.parametrize("path", [None, "/new.jpg"])
 def test_new_bytes_with_a_vector_are_enrolled(identity: str | None, path: str | None) -> None:
-    judge, photo = a_judge(None), NewFace(identity, path, "a")
-    assert judge.judge(4, photo, has_vector=True) == Outcome(path, identity, Status.ENROLLED, FIRST)
-    assert changes(judge) == ([(4, photo)], {}, {} if path is None else {path: FIRST}, set())
-    assert not judge.changes_nothing
+    deduplicator, photo = a_deduplicator(None), NewFace(identity, path, "a")
+    assert deduplicator.decide(4, photo, has_vector=True) == Outcome(path, identity, Status.ENROLLED, FIRST)
+    assert changes(deduplicator) == ([(4, photo)], {}, {} if path is None else {path: FIRST}, set())
+    assert not deduplicator.changes_nothing
 
 
 def test_new_bytes_under_the_path_of_another_face_are_enrolled_and_take_it() -> None:
-    judge, photo = a_judge(None), NewFace("Kim", "/theirs.jpg", "a")
-    assert judge.judge(0, photo, has_vector=True) == Outcome(
+    deduplicator, photo = a_deduplicator(None), NewFace("Kim", "/theirs.jpg", "a")
+    assert deduplicator.decide(0, photo, has_vector=True) == Outcome(
         "/theirs.jpg", "Kim", Status.ENROLLED, FIRST, replaced=ELSEWHERE
     )
-    assert changes(judge) == ([(0, photo)], {}, {"/theirs.jpg": FIRST}, {ELSEWHERE})
+    assert changes(deduplicator) == ([(0, photo)], {}, {"/theirs.jpg": FIRST}, {ELSEWHERE})
 
 
 @pytest.mark.parametrize("identity", [None, "Kim"])
@@ -61,10 +61,10 @@ def test_new_bytes_under_the_path_of_another_face_are_enrolled_and_take_it() -> 
 def test_new_bytes_without_a_vector_have_no_verdict_and_change_nothing(
     identity: str | None, path: str | None
 ) -> None:
-    judge = a_judge(None)
-    assert judge.judge(0, NewFace(identity, path, "a"), has_vector=False) is None
-    assert changes(judge) == ([], {}, {}, set())
-    assert judge.changes_nothing
+    deduplicator = a_deduplicator(None)
+    assert deduplicator.decide(0, NewFace(identity, path, "a"), has_vector=False) is None
+    assert changes(deduplicator) == ([], {}, {}, set())
+    assert deduplicator.changes_nothing
 
 
 # Bytes that are stored: who was said to be on them, who is, and what is known of the path
@@ -80,11 +80,11 @@ HAS_VECTOR = pytest.mark.parametrize("has_vector", [False, True])
 def test_the_same_bytes_under_one_of_their_paths_are_known(
     path: str, was: str | None, said: str | None, has_vector: bool
 ) -> None:
-    judge = a_judge(stored_face(was, "/mine.jpg", "/second.jpg"))
-    found = judge.judge(0, NewFace(said, path, "a"), has_vector=has_vector)
+    deduplicator = a_deduplicator(stored_face(was, "/mine.jpg", "/second.jpg"))
+    found = deduplicator.decide(0, NewFace(said, path, "a"), has_vector=has_vector)
     assert found == Outcome(path, said, Status.KNOWN, 1)
-    assert changes(judge) == ([], {}, {}, set())
-    assert judge.changes_nothing
+    assert changes(deduplicator) == ([], {}, {}, set())
+    assert deduplicator.changes_nothing
 
 
 @HAS_VECTOR
@@ -93,11 +93,11 @@ def test_the_same_bytes_under_one_of_their_paths_are_known(
 def test_the_same_bytes_without_a_path_are_a_duplicate_that_changes_nothing(
     paths: tuple[str, ...], was: str | None, said: str | None, has_vector: bool
 ) -> None:
-    judge = a_judge(stored_face(was, *paths))
+    deduplicator = a_deduplicator(stored_face(was, *paths))
     detail = "the same bytes as /mine.jpg" if paths else "the same bytes as face 1"
-    found = judge.judge(0, NewFace(said, None, "a"), has_vector=has_vector)
+    found = deduplicator.decide(0, NewFace(said, None, "a"), has_vector=has_vector)
     assert found == Outcome(None, said, Status.DUPLICATE, 1, detail=detail)
-    assert judge.changes_nothing
+    assert deduplicator.changes_nothing
 
 
 @HAS_VECTOR
@@ -106,12 +106,12 @@ def test_the_same_bytes_without_a_path_are_a_duplicate_that_changes_nothing(
 def test_the_same_bytes_under_a_new_path_are_a_duplicate_and_add_the_path(
     paths: tuple[str, ...], was: str | None, said: str | None, has_vector: bool
 ) -> None:
-    judge = a_judge(stored_face(was, *paths))
+    deduplicator = a_deduplicator(stored_face(was, *paths))
     detail = "the same bytes as /mine.jpg" if paths else "the same bytes as face 1"
-    found = judge.judge(0, NewFace(said, "/new.jpg", "a"), has_vector=has_vector)
+    found = deduplicator.decide(0, NewFace(said, "/new.jpg", "a"), has_vector=has_vector)
     assert found == Outcome("/new.jpg", said, Status.DUPLICATE, 1, detail=detail)
-    assert changes(judge) == ([], {}, {"/new.jpg": 1}, set())
-    assert not judge.changes_nothing
+    assert changes(deduplicator) == ([], {}, {"/new.jpg": 1}, set())
+    assert not deduplicator.changes_nothing
 
 
 @HAS_VECTOR
@@ -119,11 +119,11 @@ def test_the_same_bytes_under_a_new_path_are_a_duplicate_and_add_the_path(
 def test_the_same_bytes_under_the_path_of_another_face_take_the_path_from_it(
     was: str | None, said: str | None, has_vector: bool
 ) -> None:
-    judge = a_judge(stored_face(was, "/mine.jpg"))
-    found = judge.judge(0, NewFace(said, "/theirs.jpg", "a"), has_vector=has_vector)
+    deduplicator = a_deduplicator(stored_face(was, "/mine.jpg"))
+    found = deduplicator.decide(0, NewFace(said, "/theirs.jpg", "a"), has_vector=has_vector)
     detail = "the same bytes as /mine.jpg"
     assert found == Outcome("/theirs.jpg", said, Status.DUPLICATE, 1, detail=detail, replaced=ELSEWHERE)
-    assert changes(judge) == ([], {}, {"/theirs.jpg": 1}, {ELSEWHERE})
+    assert changes(deduplicator) == ([], {}, {"/theirs.jpg": 1}, {ELSEWHERE})
 
 
 @HAS_VECTOR
@@ -132,12 +132,12 @@ def test_the_same_bytes_under_the_path_of_another_face_take_the_path_from_it(
 def test_the_same_bytes_claimed_for_somebody_else_are_a_conflict_that_changes_nothing(
     paths: tuple[str, ...], path: str | None, has_vector: bool
 ) -> None:
-    judge = a_judge(stored_face("Kim", *paths))
+    deduplicator = a_deduplicator(stored_face("Kim", *paths))
     detail = "the same bytes are enrolled as Kim" + (" from /mine.jpg" if paths else "") + HINT
-    found = judge.judge(0, NewFace("Adi", path, "a"), has_vector=has_vector)
+    found = deduplicator.decide(0, NewFace("Adi", path, "a"), has_vector=has_vector)
     assert found == Outcome(path, "Adi", Status.REJECTED, 1, Reason.IDENTITY_CONFLICT, detail)
-    assert changes(judge) == ([], {}, {}, set())
-    assert judge.changes_nothing
+    assert changes(deduplicator) == ([], {}, {}, set())
+    assert deduplicator.changes_nothing
 
 
 NAMED = "had no identity until now; it is Kim's"
@@ -181,37 +181,39 @@ NAMED = "had no identity until now; it is Kim's"
 def test_a_name_for_bytes_that_have_none_is_taken(
     path: str | None, expected: Outcome, paths: dict[str, int], orphaned: set[int], has_vector: bool
 ) -> None:
-    judge = a_judge(stored_face(None, "/mine.jpg"))
-    assert judge.judge(0, NewFace("Kim", path, "a"), has_vector=has_vector) == expected
-    assert changes(judge) == ([], {1: "Kim"}, paths, orphaned)
-    assert not judge.changes_nothing
+    deduplicator = a_deduplicator(stored_face(None, "/mine.jpg"))
+    assert deduplicator.decide(0, NewFace("Kim", path, "a"), has_vector=has_vector) == expected
+    assert changes(deduplicator) == ([], {1: "Kim"}, paths, orphaned)
+    assert not deduplicator.changes_nothing
 
 
 # Several photos, one after the other
 
 
-def statuses(judge: Verdicts, *photos: NewFace) -> list[tuple[Status, int | None, int | None] | None]:
+def statuses(
+    deduplicator: Deduplicator, *photos: NewFace
+) -> list[tuple[Status, int | None, int | None] | None]:
     """Status, face and replaced face of each."""
-    outcomes = [judge.judge(row, photo, has_vector=True) for row, photo in enumerate(photos)]
+    outcomes = [deduplicator.decide(row, photo, has_vector=True) for row, photo in enumerate(photos)]
     return [outcome and (outcome.status, outcome.face_id, outcome.replaced) for outcome in outcomes]
 
 
 def test_new_faces_have_consecutive_ids_and_the_rows_of_their_photos() -> None:
-    judge = a_judge(stored_face("Kim", "/mine.jpg"))
+    deduplicator = a_deduplicator(stored_face("Kim", "/mine.jpg"))
     photos = [NewFace("Kim", "/b.jpg", "b"), NewFace("Kim", "/mine.jpg", "a"), NewFace(None, None, "c")]
-    assert statuses(judge, *photos) == [
+    assert statuses(deduplicator, *photos) == [
         (Status.ENROLLED, FIRST, None),
         (Status.KNOWN, 1, None),
         (Status.ENROLLED, FIRST + 1, None),
     ]
-    assert judge.new == [(0, photos[0]), (2, photos[2])]
+    assert deduplicator.new == [(0, photos[0]), (2, photos[2])]
 
 
 def test_later_photos_of_a_batch_know_what_the_earlier_ones_did() -> None:
     """Enrolled, known, under a second path, named, claimed for somebody else."""
-    judge = a_judge(None)
+    deduplicator = a_deduplicator(None)
     assert statuses(
-        judge,
+        deduplicator,
         NewFace(None, "/1.jpg", "b"),
         NewFace(None, "/1.jpg", "b"),
         NewFace(None, "/2.jpg", "b"),
@@ -226,28 +228,28 @@ def test_later_photos_of_a_batch_know_what_the_earlier_ones_did() -> None:
         (Status.REJECTED, FIRST, None),
         (Status.KNOWN, FIRST, None),
     ]
-    assert (judge.names, judge.paths) == ({FIRST: "Kim"}, {"/1.jpg": FIRST, "/2.jpg": FIRST})
+    assert (deduplicator.names, deduplicator.paths) == ({FIRST: "Kim"}, {"/1.jpg": FIRST, "/2.jpg": FIRST})
 
 
 def test_a_path_that_comes_twice_with_different_bytes_is_the_later_ones() -> None:
-    judge = a_judge(None)
-    assert statuses(judge, NewFace("Kim", "/1.jpg", "b"), NewFace("Kim", "/1.jpg", "c")) == [
+    deduplicator = a_deduplicator(None)
+    assert statuses(deduplicator, NewFace("Kim", "/1.jpg", "b"), NewFace("Kim", "/1.jpg", "c")) == [
         (Status.ENROLLED, FIRST, None),
         (Status.ENROLLED, FIRST + 1, FIRST),
     ]
-    assert (judge.paths, judge.orphaned) == ({"/1.jpg": FIRST + 1}, {FIRST})
+    assert (deduplicator.paths, deduplicator.orphaned) == ({"/1.jpg": FIRST + 1}, {FIRST})
 
 
 def test_two_files_that_change_places_keep_their_faces() -> None:
     """Nothing is enrolled, and neither face is without a path at the end."""
     stored = {digest: Face(n, "Kim", (f"/{digest}.jpg",), digest, "") for n, digest in enumerate("ab", 1)}
-    judge = Verdicts(stored, {"/a.jpg": 1, "/b.jpg": 2}, first_id=3)
-    first = judge.judge(0, NewFace("Kim", "/b.jpg", "a"), has_vector=False)
+    deduplicator = Deduplicator(stored, {"/a.jpg": 1, "/b.jpg": 2}, first_id=3)
+    first = deduplicator.decide(0, NewFace("Kim", "/b.jpg", "a"), has_vector=False)
     assert first == Outcome(
         "/b.jpg", "Kim", Status.DUPLICATE, 1, detail="the same bytes as /a.jpg", replaced=2
     )
     # Without a vector this one would have to be read once more: its face had just lost its only path.
-    second = judge.judge(1, NewFace("Kim", "/a.jpg", "b"), has_vector=True)
+    second = deduplicator.decide(1, NewFace("Kim", "/a.jpg", "b"), has_vector=True)
     assert second is not None
     assert second.replaced == 1
 
@@ -291,7 +293,7 @@ class Model:
 
 
 class Stored:
-    """A gallery's tables as dictionaries, changed as `Gallery` changes them by what the verdicts say."""
+    """A gallery's tables as dictionaries, changed by a deduplicator as `Gallery` changes them."""
 
     def __init__(self) -> None:
         self.faces: dict[int, Face] = {}
@@ -302,16 +304,16 @@ class Stored:
     def take(self, photos: Sequence[NewFace]) -> list[Status]:
         """Enrolls a batch, one of a run."""
         faces = {face.sha256: face for face in self.faces.values()}
-        judge = Verdicts(faces, self.owners, first_id=self.next_id, contested=self.contested)
-        outcomes = [judge.judge(row, photo, has_vector=True) for row, photo in enumerate(photos)]
-        for number, (_, photo) in enumerate(judge.new, self.next_id):
+        deduplicator = Deduplicator(faces, self.owners, first_id=self.next_id, contested=self.contested)
+        outcomes = [deduplicator.decide(row, photo, has_vector=True) for row, photo in enumerate(photos)]
+        for number, (_, photo) in enumerate(deduplicator.new, self.next_id):
             self.faces[number] = Face(number, photo.identity, (), photo.sha256, "")
-        self.next_id += len(judge.new)
-        self.owners.update(judge.paths)
-        for number, name in judge.names.items():
+        self.next_id += len(deduplicator.new)
+        self.owners.update(deduplicator.paths)
+        for number, name in deduplicator.names.items():
             self.faces[number] = dataclasses.replace(self.faces[number], identity=name)
-        self.contested |= judge.contested
-        for number in judge.orphaned - set(self.owners.values()) - self.contested:
+        self.contested |= deduplicator.contested
+        for number in deduplicator.orphaned - set(self.owners.values()) - self.contested:
             del self.faces[number]
         for number, face in self.faces.items():
             paths = tuple(path for path, owner in self.owners.items() if owner == number)
@@ -344,7 +346,7 @@ PHOTOS = st.builds(
 def test_batches_of_any_sizes_end_in_the_gallery_that_single_photos_give(
     photos: list[tuple[NewFace, bool]],
 ) -> None:
-    """The same people, paths and verdicts as the rules give for one photo at a time; True ends a batch."""
+    """The same people, paths and outcomes as the rules give for one photo at a time; True ends a batch."""
     model, stored, alone = Model(), Stored(), Stored()
     expected = [model.take(photo) for photo, _ in photos]
     assert [status for photo, _ in photos for status in alone.take([photo])] == expected

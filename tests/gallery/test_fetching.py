@@ -142,7 +142,7 @@ def test_addresses_of_a_file_of_embeddings_are_never_asked_for(
         assert not done.switched
         assert len(done.lost) == 6
         assert len(done.unfetched) == (0 if fetch else 6)
-        assert all(("--fetch" in said) != fetch for said in done.reasons.values())
+        assert all(("`fetch=True`" in said) != fetch for said in done.reasons.values())
         assert "<img" not in shown(gallery, fetch=fetch)
     assert server.asked == []
     assert hosts(gallery) == frozenset()
@@ -158,7 +158,7 @@ def test_photos_that_were_enrolled_from_addresses_are_fetched_again_when_the_cal
     # Giving up means photos that are gone, not those that nobody was allowed to look for.
     kept = gallery.reembed(other_bundle, give_up=True)
     assert (kept.switched, kept.faces, len(kept.unfetched)) == (False, 6, 6)
-    assert "--fetch" in shown(gallery, fetch=False)
+    assert "`fetch=True`" in shown(gallery, fetch=False)
     assert server.asked == []
     assert "data:image/jpeg" in shown(gallery, fetch=True)
     assert server.asked
@@ -259,8 +259,9 @@ def test_the_commands_ask_for_fetch_and_fetch_with_it(
         "reembed", made, "--model", other_bundle.folder, "--give-up", "--report", report
     )
     assert (status, "pass --fetch" in error) == (1, True)
-    assert report.read_text().count("--fetch allows fetching it") == 3
+    assert report.read_text().count("it is at an address; --fetch allows fetching it") == 3
     assert faceprint("audit", made, "--page", tmp_path / "a.html")[0] == 0
+    assert "`fetch=True`" not in (tmp_path / "a.html").read_text()
     assert server.asked == []
     assert faceprint("audit", made, "--page", tmp_path / "a.html", "--fetch")[0] == 0
     assert faceprint("reembed", made, "--model", other_bundle.folder, "--fetch")[0] == 0
@@ -269,6 +270,10 @@ def test_the_commands_ask_for_fetch_and_fetch_with_it(
         segment.unlink()
     server.asked.clear()
     status, out, error = faceprint("repair", made, "--give-up")
-    assert (status, "pass --fetch" in error, "--fetch allows fetching it" in out) == (1, True, True)
+    assert (status, "pass --fetch" in error, "it is at an address; --fetch allows fetching it" in out) == (
+        1,
+        True,
+        True,
+    )
     assert server.asked == []
     assert faceprint("repair", made, "--fetch")[0] == 0

@@ -51,7 +51,7 @@ Photos = list[tuple[Path, str]]
 Bare = list[tuple[int, float]]
 
 
-HINT = "; if this name is right, `ingest --relabel` moves them to it"
+HINT = "; if this name is right, `relabel` moves them to it"
 
 
 @pytest.fixture(scope="session")
@@ -783,7 +783,7 @@ def test_nobody_is_forgotten_under_a_name_that_does_not_exist(name: str, gallery
     with pytest.raises(InputError) as caught:
         gallery.forget(name)
     nearest = "; the nearest name is Kim" if name in ("kim", "Kim ", "K_m") else ""
-    assert str(caught.value) == f"There is nobody called {name} in {gallery.folder}{nearest}."
+    assert str(caught.value) == f"There is no identity {name} in {gallery.folder}{nearest}."
     assert (sorted(stored(gallery)), vector_files(gallery)) == ([1, 2, 3], files)
 
 

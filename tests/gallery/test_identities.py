@@ -37,7 +37,7 @@ CHILDREN.set_forkserver_preload(["pytest", "retrieval.gallery.gallery"])
 Contents = dict[str, tuple[str | None, tuple[str, ...]]]
 
 
-HINT = "; if this name is right, `ingest --relabel` moves them to it"
+HINT = "; if this name is right, `relabel` moves them to it"
 
 
 def sha256(text: object) -> str:
@@ -191,7 +191,7 @@ def test_a_person_whose_only_photo_was_replaced_by_somebody_elses_is_gone(galler
     enroll(gallery, new("Adi", 2, "/photos/1.jpg"))
     assert contents(gallery) == {sha256(2): ("Adi", ("/photos/1.jpg",))}
     assert gallery.info().largest == (("Adi", 1),)
-    with pytest.raises(InputError, match="There is nobody called Kim in "):
+    with pytest.raises(InputError, match="There is no identity Kim in "):
         gallery.forget("Kim")
 
 
@@ -320,7 +320,7 @@ def test_a_name_that_somebody_has_is_refused_and_nothing_changes(three: Gallery)
     with pytest.raises(InputError) as caught:
         three.rename_identity("Kim", "Adi")
     assert str(caught.value) == (
-        f"There is somebody called Adi in {three.folder} already; if they are the same person, merge the two "
+        f"{three.folder} already has an identity Adi; if they are the same person, merge the two "
         "with `faceprint merge-identities`."
     )
     assert revision(three) == before
@@ -338,7 +338,7 @@ def test_nobody_is_renamed_or_merged_under_a_name_that_does_not_exist(name: str,
     for call in calls:
         with pytest.raises(InputError) as caught:
             call()
-        assert str(caught.value) == f"There is nobody called {name} in {three.folder}{nearest}."
+        assert str(caught.value) == f"There is no identity {name} in {three.folder}{nearest}."
     assert revision(three) == before
 
 
@@ -347,7 +347,7 @@ def test_a_name_of_before_is_told_by_todays(three: Gallery) -> None:
     for call in (lambda: three.rename_identity("Kim", "Ida"), lambda: three.forget("Kim")):
         with pytest.raises(InputError) as caught:
             call()
-        sentence = f"There is nobody called Kim in {three.folder}; Kim is called Kimberly now."
+        sentence = f"There is no identity Kim in {three.folder}; Kim is called Kimberly now."
         assert str(caught.value) == sentence
 
 
@@ -516,7 +516,7 @@ def test_somebody_who_is_only_a_label_is_forgotten(zephyr: Gallery, picture: NDA
     assert name not in zephyr.bundle.labels
     assert files_with(zephyr.folder, name) == []
     assert contents(zephyr) == before
-    with pytest.raises(InputError, match=f"^There is nobody called {name} in "):
+    with pytest.raises(InputError, match=f"^There is no identity {name} in "):
         zephyr.forget(name)
 
 

@@ -799,8 +799,9 @@ def test_a_suspect_outlives_repairs_until_its_photo_is_back(laid: Path, tampered
         assert (done.suspects, done.compared, done.replaced) == (1, 0, 0)
     assert verify(tampered).findings[0].detail == (
         "1 faces may have been embedded while model/ was damaged, and were not compared with their photos: "
-        "put the photos back where they were and run `faceprint repair`, with --fetch for those at "
-        "addresses; or erase these faces with `faceprint forget --face` and enroll their photos again"
+        "put the photos back where they were and run `faceprint repair`, or `faceprint repair --fetch` if "
+        "some are at addresses; or erase these faces with `faceprint forget --face` and enroll their photos "
+        "again"
     )
     gone.write_bytes(kept)
     done = repair(tampered)

@@ -22,7 +22,7 @@ from retrieval.models.embedder import Embedder
 from retrieval.quality.check_page import TITLES, page
 from retrieval.quality.dataset_check import Check, check
 from retrieval.quality.findings import DataFinding, Kind, Level
-from retrieval.quality.label_errors import mislabels
+from retrieval.quality.label_errors import find_label_issues
 from retrieval.quality.near_duplicates import (
     MAX_PRINT_DISTANCE,
     MIN_CORRELATION,
@@ -199,7 +199,7 @@ def test_odd_pictures_are_found_the_worst_first(tmp_path: Path) -> None:
     for kind in (Kind.FLAT, Kind.DARK, Kind.BRIGHT, Kind.TINY):
         assert names(done[kind]) == [[f"{kind}.png"]]
     assert names(done[Kind.GREY_AMONG_COLOUR]) == [["grey.png"]]
-    assert "--image-size 96" in done[Kind.TINY].advice
+    assert "`image_size=96`" in done[Kind.TINY].advice
 
 
 def test_a_photo_that_is_turned_by_its_exif_is_as_wide_as_a_person_sees_it(tmp_path: Path) -> None:
@@ -237,6 +237,7 @@ def test_the_cleaned_list_has_nothing_that_harms_and_train_and_ingest_read_it(
     before = {path: path.stat().st_mtime_ns for path in people.rglob("*.jpg") if path.is_file()}
     fixed = tmp_path / "clean.csv"
     status, out, _ = faceprint("check", people, "--fix", fixed, "--image-size", 32)
+    assert ("`fix`" in out, "--fix" in out) == (False, True)
     assert (status, f"in {fixed}" in out) == (0, True)
     with fixed.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -387,7 +388,7 @@ def in_doubt(done: Check, bundle: ModelBundle) -> list[list[str]]:
     _, labels = np.unique(people, return_inverse=True)
     with Embedder.open(bundle) as embedder:
         vectors = embedder.embed(np.stack([pixels.read(path, size=32) for path in paths])).vectors
-    return [[paths[one.row], paths[one.other], paths[one.own]] for one in mislabels(vectors, labels)]
+    return [[paths[one.row], paths[one.other], paths[one.own]] for one in find_label_issues(vectors, labels)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -405,11 +406,11 @@ def test_doubts_are_those_of_a_brute_force_in_float64(seed: int, n: int, people:
         if not own or not len(others):
             continue
         near, far = min(own, key=lambda o: distances[row, o]), min(others, key=lambda o: distances[row, o])
-        middles = (exact[own].mean(0), exact[labels == labels[far]].mean(0))
-        mine, theirs = (np.linalg.norm(exact[row] - middle) for middle in middles)
+        centroids = (exact[own].mean(0), exact[labels == labels[far]].mean(0))
+        mine, theirs = (np.linalg.norm(exact[row] - centroid) for centroid in centroids)
         if distances[row, far] < distances[row, near] and theirs < mine:
             expected[row] = (near, far)
-    done = mislabels(vectors, labels)
+    done = find_label_issues(vectors, labels)
     assert {one.row: (one.own, one.other) for one in done} == expected
     strengths = [one.strength for one in done]
     assert strengths == sorted(strengths, reverse=True)

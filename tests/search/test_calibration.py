@@ -299,7 +299,7 @@ def test_nothing_is_decided_before_a_gallery_is_calibrated(line: Gallery) -> Non
         line.search_by_vector(away([0.5])[0], 1, fpir=0.01)
     assert str(caught.value) == (
         f"{line.folder} is not calibrated for an FPIR of 0.01; "
-        f"run `faceprint calibrate {line.folder} --fpir 0.01`."
+        f"run `faceprint calibrate {line.folder}` with `fpir=0.01`."
     )
 
 

@@ -154,7 +154,7 @@ def test_a_stored_address_is_not_fetched_unless_that_is_allowed(other: tuple[str
     hosts = frozenset({str(host_of(url))})
     refused = refusal_of(Fetching(hosts=hosts), f"{url}/a.jpg")
     assert isinstance(refused, NotFetched)
-    assert "--fetch" in refused.detail
+    assert "`fetch=True`" in refused.detail
     assert asked == []
     assert pickle.loads(pickle.dumps(refused)).detail == refused.detail
 

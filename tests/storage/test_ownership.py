@@ -327,7 +327,7 @@ def test_a_gallery_that_was_never_written_to_is_the_owner_of_its_vectors(made: s
         Gallery.create(owner, tiny_model(folder.parent / "model-2")).close()
     else:
         Gallery.restore(a_backup(folder), owner)
-    assert ownership.home(owner / "vectors") == owner
+    assert ownership.last_writer(owner / "vectors") == owner
     other = Path(shutil.copytree(owner, owner.with_name("copy")))
     before = bytes_of(owner / "vectors")
     with bound(owner / "vectors", other / "vectors"):
@@ -361,7 +361,7 @@ def test_a_restore_that_is_killed_at_its_rename_leaves_an_owner_or_nothing(momen
     if moment == "before":
         assert not target.exists()
         Gallery.restore(backup, target)
-    assert ownership.home(target / "vectors") == target
+    assert ownership.last_writer(target / "vectors") == target
     # The empty folder that it was made in.
     assert troubles(target) == ({Trouble.LEFTOVER} if moment == "after" else set())
     assert contents(target) == contents(folder)
@@ -383,7 +383,7 @@ def test_of_a_moved_gallery_and_its_copy_the_first_writer_has_the_vectors(
     with bound(moved / "vectors", other / "vectors"):
         owner, refused_one = (moved, other) if first == "the moved one" else (other, moved)
         writes(owner, 50)
-        assert ownership.home(owner / "vectors") == owner
+        assert ownership.last_writer(owner / "vectors") == owner
         assert f"is also the folder of vectors of the gallery {owner}, and each" in refused(refused_one)
         writes(owner, 51)
         assert verify(owner).whole
@@ -401,18 +401,18 @@ def test_an_id_with_a_path_that_no_writer_names_is_a_damaged_one(quoted: str, fo
     before = contents(folder)
     path = folder / "vectors" / "gallery.id"
     claimed(folder, quoted)
-    assert (ownership.read_id(folder / "vectors"), ownership.home(folder / "vectors")) == ("", None)
+    assert (ownership.read_id(folder / "vectors"), ownership.last_writer(folder / "vectors")) == ("", None)
     assert "is not the folder of vectors that belongs to" in refused(folder)
     assert [finding.file for finding in verify(folder).findings] == ["vectors/gallery.id"]
     assert repair(folder).after.whole
-    assert ownership.home(path.parent) == folder
+    assert ownership.last_writer(path.parent) == folder
     assert contents(folder) == before
 
 
 def test_a_path_that_is_too_long_for_the_disk_is_nobody_s_home(folder: Path) -> None:
     claimed(folder, f"/{'a' * 5000}")
     writes(folder, 50)
-    assert ownership.home(folder / "vectors") == folder
+    assert ownership.last_writer(folder / "vectors") == folder
     assert verify(folder).whole
 
 

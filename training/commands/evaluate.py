@@ -156,7 +156,7 @@ def _print_measured(measured: Measured) -> None:
 def _print_closed(found: Closed) -> None:
     terminal.console().print(
         f"{found.enrolled:,} photos enrolled, {found.probes:,} searched for, of {found.identities:,} people"
-        + (f"; {found.unanswerable:,} of nobody enrolled, left out" if found.unanswerable else "")
+        + (f"; {found.unanswerable:,} of people not enrolled, left out" if found.unanswerable else "")
     )
     table = _table("", "value", "95% interval", "n")
     if found.classifier is not None:

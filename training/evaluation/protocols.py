@@ -84,9 +84,7 @@ def closed(
             enrolled += kept
             probes += held
     if not probes:
-        raise DataError(
-            f"Nobody in {data} has two photos; it takes one to be enrolled and one to be searched for."
-        )
+        raise DataError(f"No person in {data} has two photos; one is needed to enroll and one to search for.")
     return Division(
         tuple(enrolled), tuple(probes), _split_rule(fraction, seed), unnamed=_without_identity(found)
     )
@@ -122,7 +120,7 @@ def open_set(
             enrolled += kept
             probes += held
     if not enrolled or not strangers:
-        who = "Nobody" if not enrolled else "Everybody"
+        who = "No person" if not enrolled else "Every person"
         raise DataError(
             f"{who} in {data} has {min_images} photos or more; choose another `min_images`, so that some are "
             "enrolled and some are strangers."

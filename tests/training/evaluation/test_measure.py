@@ -345,7 +345,7 @@ def test_a_gallery_of_another_model_is_refused(model: Path, crowd: Path, tmp_pat
 
 def test_an_empty_gallery_is_one_sentence(model: Path, crowd: Path, tmp_path: Path) -> None:
     Gallery.create(tmp_path / "g", ModelBundle.load(model)).close()
-    with pytest.raises(DataError, match="Nobody is enrolled"):
+    with pytest.raises(DataError, match="No identity is enrolled"):
         measure.measure(model, crowd, options=EvaluationOptions(gallery=tmp_path / "g"))
 
 
@@ -403,7 +403,7 @@ def test_pairs_of_people_seen_in_training_are_counted(model: Path, crowd: Path, 
         (EvaluationOptions(pairs=Path("pairs.txt")), "`pairs` and `protocol='lfw-pairs'` go together"),
         (EvaluationOptions(protocol="closed", gallery=Path("g")), "searched by the open protocol"),
         (EvaluationOptions(weights="none"), "`weights='none'` is no network"),
-        (EvaluationOptions(protocol="open", min_images=50), "Nobody in"),
+        (EvaluationOptions(protocol="open", min_images=50), "No person in"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(

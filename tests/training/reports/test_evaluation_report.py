@@ -272,7 +272,7 @@ def test_every_number_on_a_page_is_one_of_metrics_json(protocol: str) -> None:
         (
             "closed",
             "ResNet50 was trained on abacus, with 2,114 images of 62 classes. It is measured here on 909 "
-            "photos that were held out, against 2,114 enrolled photos of 62 people; 1 photo of nobody "
+            "photos that were held out, against 2,114 enrolled photos of 62 people; 1 photo of people not "
             "enrolled is left out (the model's own split). The validation accuracy of the classifier is "
             "76.5 % (95% interval 75.3 to 78.9 %). For 81.2 % (95% interval 80.0 to 83.6 %) of these photos "
             "the closest image",
@@ -286,7 +286,7 @@ def test_every_number_on_a_page_is_one_of_metrics_json(protocol: str) -> None:
             "Person Enrolled Searched for Closest right Share Classifier right Most often taken for Ada 20 "
             "10 7 70.0 % 4 Grace Grace 30 12 12 100.0 % – –",
         ),
-        ("closed", "1 of 2 people have a photo whose nearest shows somebody else."),
+        ("closed", "1 of 2 people have a photo with another person as its nearest match."),
         (
             "closed",
             "By the closest image 3 photos in 1 pair Is Was taken for Photos Ada Grace 3 By the classifier",
@@ -305,18 +305,19 @@ def test_every_number_on_a_page_is_one_of_metrics_json(protocol: str) -> None:
         ("closed", "Give --weights too."),
         (
             "open",
-            "1,292 searches ask for them and 8,909 searches for 5,591 strangers, for whom nobody should be "
-            "named. At distance 5.010, where at most 1% of the strangers are given a name (FPIR 0.01), 59.0 "
-            "% (95% interval 57.8 to 61.3 %) of the searches for enrolled people do not find them (FNIR).",
+            "1,292 searches ask for them and 8,909 searches for 5,591 strangers, for whom no identity should "
+            "be returned. At distance 5.010, where at most 1% of the strangers are given a name (FPIR 0.01), "
+            "59.0 % (95% interval 57.8 to 61.3 %) of the searches for enrolled people do not find them "
+            "(FNIR).",
         ),
         ("open", "2 photos are in the gallery already and are not searched for."),
         ("open", "Threshold, distance Enrolled not found (FNIR) 95% interval 10.0 % 5.100 50.0 %"),
-        ("open", "a stranger: nobody enrolled is right"),
+        ("open", "a stranger: no enrolled person is right"),
         (
             "lfw-pairs",
             "81.0 % (95% interval 79.8 to 83.3 %) of the pairs are told rightly, as a mean over 10 folds, "
             "with a standard error of 0.6 %. The model was trained on 62 of these people, which is no fair "
-            "test. Over the 5,703 pairs without anybody of them the accuracy is 80.5 %",
+            "test. Over the 5,703 pairs without any of them the accuracy is 80.5 %",
         ),
         ("lfw-pairs", "TAR at FAR 0.01 41.0 % 95% interval 38.7 to 42.2 %"),
     ],
@@ -400,7 +401,7 @@ def test_without_mistakes_and_without_baselines_the_page_says_so() -> None:
     page = shown(measured(closed=clean))
     assert "None: every search found the right person first." in page.words
     assert "No baseline was measured." in page.words
-    assert "The classifier knows nobody of them and was not asked." in page.words
+    assert "The classifier was trained on none of them and was not asked." in page.words
     assert "Reliability" not in page.words
     assert "holds photographs" not in page.words
 
