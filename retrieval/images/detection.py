@@ -1,11 +1,16 @@
 """Detection: finds faces in a picture with a network of the YuNet family, whatever its size and rotation.
 
 YuNet (Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023) predicts a box, five landmarks and a
-score for each cell of three grids. It misses faces that are much larger than those it was trained on, so
-a picture is first searched at 640 pixels; and it finds 61 % of the faces that lie on their side, so a picture
-in which nothing was found is searched again, turned.
+score for each cell of three grids. It gives several boxes for a face that is much larger than those it was
+trained on, so a picture is searched at the size of 640 x 480 pixels first.
+
+It knows upright faces. Of 500 photos of LFW that were turned by 90 degrees it still finds 35 %, and of those that
+stand on their head 86 %, but with landmarks as if they were upright, and with lower scores: at most 0.88 for
+99 %, where the upright ones have at least 0.90. So a picture without a score of 0.89 is searched in all four
+directions, and the one with the highest score counts: the right one for 500 of 500.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -20,12 +25,21 @@ from retrieval.images.picture import Pixels
 # The sides of a cell of the three grids, in pixels.
 STRIDES: Final = (8, 16, 32)
 
-# The longer side of a picture, in pixels, of the first search, and of the second one.
-_COARSE_SIDE: Final = 640
-VIEW_SIDE: Final = 1280
+# The pixels of a picture in the first search, and at most in the second one.
+_COARSE_PIXELS: Final = 640 * 480
+VIEW_PIXELS: Final = 1280 * 960
 
 # A picture is searched at the larger size if its largest face has fewer pixels than this at the smaller one.
 _SMALL_FACE: Final = 40
+
+# A picture whose best face has a lower score is searched in all four directions.
+_UPRIGHT_SCORE: Final = 0.89
+
+# The longer sides of boxes, in pixels of the searched picture, that give landmarks as exact as any. Others are
+# looked at again in a picture of their own, of this size, in which their longer side is this long.
+_EXACT_SIDES: Final = (90, 220)
+_CLOSE_UP: Final = 256
+_CLOSE_UP_FACE: Final = 110
 
 # Two boxes with a larger intersection over union are one face.
 _MAX_OVERLAP: Final = 0.3
@@ -91,51 +105,102 @@ def _points(points: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
 def find_faces(view: Pixels, network: DetectorNetwork, *, least: float) -> list[DetectedFace]:
     """Returns the faces of a picture, from left to right.
 
-    The picture is searched with a longer side of at most 640 pixels; at full size as well where that finds no
-    face of at least 40 pixels; and turned by 90 and 270 degrees where it finds none at all.
+    The picture is searched at the size of 640 x 480 pixels, and at full size as well where that finds no face
+    of at least 40 pixels. Where no face has a score of 0.89, it is searched in all four directions.
 
     Args:
-        view: uint8 (H, W, 3), RGB, with a longer side of at most `VIEW_SIDE`.
+        view: uint8 (H, W, 3), RGB, with at most `VIEW_PIXELS`.
         network: the detector.
         least: the least score of a face.
     """
     found = _at_two_sizes(view, network, least, again=True)
-    if not found:
-        turns = [_turned(view, network, least, quarters) for quarters in (1, 3)]
-        found = max(turns, key=lambda faces: max((face.score for face in faces), default=0.0))
+    if _best_score(found) < _UPRIGHT_SCORE:
+        turned = [_turned(view, network, least, quarters) for quarters in (1, 2, 3)]
+        found = max(found, *turned, key=_best_score)
     return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
+
+
+def _seen_closely(face: DetectedFace, view: Pixels, network: DetectorNetwork, least: float) -> DetectedFace:
+    """Returns a face as it is found in a close-up of it; the face itself where nothing is found there."""
+    left, top, width, height = face.box
+    side = max(width, height) * _CLOSE_UP / _CLOSE_UP_FACE
+    corner = left + width / 2 - side / 2, top + height / 2 - side / 2
+    # Pillow's transform does not antialias: a large face is taken at a larger size and shrunk afterwards.
+    size = _CLOSE_UP * max(1, math.ceil(side / _CLOSE_UP))
+    step = side / size
+    taken = Image.fromarray(view).transform(
+        (size, size),
+        Image.Transform.AFFINE,
+        (step, 0.0, corner[0], 0.0, step, corner[1]),
+        Image.Resampling.BILINEAR,
+    )
+    close_up = np.asarray(taken.resize((_CLOSE_UP, _CLOSE_UP), Image.Resampling.BILINEAR))
+    scale = side / _CLOSE_UP
+    back = np.array([[scale, 0.0, corner[0]], [0.0, scale, corner[1]]])
+    found = [one.moved(back) for one in _detect(close_up, network, least)]
+    best = max(found, key=lambda one: _overlap(one, face), default=face)
+    return best if _overlap(best, face) > _MAX_OVERLAP else face
+
+
+def _overlap(one: DetectedFace, other: DetectedFace) -> float:
+    """Returns the intersection over union of two boxes."""
+    (left, top, width, height), (x, y, across, down) = one.box, other.box
+    wide = min(left + width, x + across) - max(left, x)
+    high = min(top + height, y + down) - max(top, y)
+    shared = max(0.0, wide) * max(0.0, high)
+    return shared / (width * height + across * down - shared)
+
+
+def _best_score(faces: Sequence[DetectedFace]) -> float:
+    return max((face.score for face in faces), default=0.0)
 
 
 def _turned(view: Pixels, network: DetectorNetwork, least: float, quarters: int) -> list[DetectedFace]:
     """Returns the faces of a picture that is searched after it was turned counterclockwise."""
     height, width = view.shape[:2]
     found = _at_two_sizes(np.ascontiguousarray(np.rot90(view, quarters)), network, least, again=False)
-    back = (
-        np.array([[0.0, -1.0, width], [1.0, 0.0, 0.0]])
-        if quarters == 1
-        else np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, height]])
-    )
+    back = {
+        1: np.array([[0.0, -1.0, width], [1.0, 0.0, 0.0]]),
+        2: np.array([[-1.0, 0.0, width], [0.0, -1.0, height]]),
+        3: np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, height]]),
+    }[quarters]
     return [face.moved(back) for face in found]
 
 
 def _at_two_sizes(view: Pixels, network: DetectorNetwork, least: float, *, again: bool) -> list[DetectedFace]:
-    """Returns the faces found at 640 pixels, or at full size where all of them are small.
+    """Returns the faces found at 640 x 480 pixels, or at full size where all of them are small.
 
     Args:
         again: whether a picture in which no face was found is searched at full size too.
     """
     height, width = view.shape[:2]
-    shrink = _COARSE_SIDE / max(width, height)
-    if shrink >= 1:
-        return _detect(view, network, least)
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    coarse = np.asarray(Image.fromarray(view).resize(size, Image.Resampling.BILINEAR))
-    found = _detect(coarse, network, least)
-    largest = max((face.side for face in found), default=0.0)
-    if largest >= _SMALL_FACE or (not found and not again):
-        back = np.array([[width / size[0], 0, 0], [0, height / size[1], 0]])
-        return [face.moved(back) for face in found]
-    return _detect(view, network, least)
+    shrink = math.sqrt(_COARSE_PIXELS / (width * height))
+    if shrink < 1:
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        coarse = np.asarray(Image.fromarray(view).resize(size, Image.Resampling.BILINEAR))
+        found = _detect(coarse, network, least)
+        largest = max((face.side for face in found), default=0.0)
+        if largest >= _SMALL_FACE or (not found and not again):
+            back = np.array([[width / size[0], 0, 0], [0, height / size[1], 0]])
+            return _refined([face.moved(back) for face in found], shrink, view, network, least)
+    return _refined(_detect(view, network, least), 1.0, view, network, least)
+
+
+def _refined(
+    faces: Sequence[DetectedFace], scale: float, view: Pixels, network: DetectorNetwork, least: float
+) -> list[DetectedFace]:
+    """Returns faces with exact landmarks; `scale` is that of the picture in which they were found."""
+    small, large = _EXACT_SIDES
+    exact = [
+        face if small <= scale * max(face.box[2:]) <= large else _seen_closely(face, view, network, least)
+        for face in faces
+    ]
+    # Two boxes may have been one face.
+    kept: list[DetectedFace] = []
+    for face in sorted(exact, key=lambda one: -one.score):
+        if all(_overlap(face, other) <= _MAX_OVERLAP for other in kept):
+            kept.append(face)
+    return kept
 
 
 def _detect(picture: Pixels, network: DetectorNetwork, least: float) -> list[DetectedFace]:

@@ -29,7 +29,7 @@ from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import containers
 from retrieval.images.alignment import apply, composed, inverse, upright_to_stored
 from retrieval.images.containers import Container
-from retrieval.images.detection import VIEW_SIDE
+from retrieval.images.detection import VIEW_PIXELS
 from retrieval.images.formats import (
     MAX_MEMORY,
     MAX_PIXELS,
@@ -102,7 +102,7 @@ class View:
     """A picture for a face detector.
 
     Attributes:
-        pixels: uint8 (h, w, 3), RGB, upright, with a longer side of at most `VIEW_SIDE`.
+        pixels: uint8 (h, w, 3), RGB, upright, with at most `VIEW_PIXELS`.
         width, height: of the whole picture, upright, in pixels.
     """
 
@@ -516,13 +516,19 @@ def _square(picture: Picture, task: _Task, hold: Hold) -> _Made:
 def _aligned(picture: Picture, task: _Task, hold: Hold) -> _Made:
     assert task.locate is not None  # only a task of another kind has none
     stored = picture.image.size
-    scale = draft(picture, VIEW_SIDE / max(stored)) if picture.container is not None else 1.0
+    shrink = min(1.0, math.sqrt(VIEW_PIXELS / (stored[0] * stored[1])))
+    scale = draft(picture, shrink) if picture.container is not None else 1.0
+    size = max(1, round(stored[0] * shrink)), max(1, round(stored[1] * shrink))
     # One hold as long as the picture is decoded.
-    with hold(picture.memory(max(VIEW_SIDE, task.size))):
-        view = _view(picture, stored, scale, task.colour)
+    with hold(picture.memory(max(size[0], task.size))):
+        box = (0.0, 0.0, stored[0] * scale, stored[1] * scale)
+        small = resized_in_colour(
+            picture, size, Image.Resampling.BILINEAR, box, _without_hold, colour=task.colour
+        )
         # Only now: Pillow turns a TIFF when it is decoded, and then states no orientation.
         width, height = stored[::-1] if picture.orientation in SWAPS_SIDES else stored
-        matrices = task.locate(View(view, width, height))
+        view = View(np.array(upright(small, picture.orientation)), width, height)
+        matrices = task.locate(view)
         # Pixels of the whole picture for each pixel of the face that needs most of them.
         step = min((1 / math.sqrt(abs(np.linalg.det(one[:, :2]))) for one in matrices), default=math.inf)
         if scale == 1 or scale * step >= _DRAFT_MARGIN:
@@ -538,15 +544,6 @@ def _largest_scale(size: tuple[int, int]) -> float:
     """Returns the largest scale of a draft, 1 to 1/8, that has at most `MAX_PIXELS`."""
     scales = (1.0, 0.5, 0.25)
     return next((one for one in scales if one**2 * size[0] * size[1] <= MAX_PIXELS), 0.125)
-
-
-def _view(picture: Picture, stored: tuple[int, int], scale: float, colour: Colour) -> Pixels:
-    """Returns a picture for the detector, upright; `stored` and `scale` as in `_warped`."""
-    shrink = min(1.0, VIEW_SIDE / max(stored))
-    size = max(1, round(stored[0] * shrink)), max(1, round(stored[1] * shrink))
-    box = (0.0, 0.0, stored[0] * scale, stored[1] * scale)
-    view = resized_in_colour(picture, size, Image.Resampling.BILINEAR, box, _without_hold, colour=colour)
-    return np.array(upright(view, picture.orientation))
 
 
 def _warped(
