@@ -1,11 +1,14 @@
-"""The class of all commands: accepts old spellings, refuses unusable options, names options in errors."""
+"""The class of all commands: accepts old spellings, refuses unusable options, names options in errors.
+
+The class of the program finds commands with a name of two words.
+"""
 
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from retrieval.cli.modes import refuse_unusable
 from retrieval.cli.output_files import refuse_collisions
@@ -22,6 +25,21 @@ _CALLED: Final = {
     "fraction": "val_fraction",
     "trusted": "model",  # `ingest --embeddings` trusts vectors of a file once a model is named
 }
+
+
+class Commands(TyperGroup):
+    """All commands. `model import` is one beside `model`, whose first argument is a folder."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Returns the command that the first arguments name, and the others."""
+        name = " ".join(args[:2])
+        if len(args) > 1 and name in self.commands:
+            return name, self.commands[name], args[2:]
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Returns completions of one word: a shell would quote the space in a name of two."""
+        return [one for one in super().shell_complete(ctx, incomplete) if " " not in one.value]
 
 
 class Command(TyperCommand):

@@ -49,6 +49,7 @@ _MEASURING: Final = (
 
 USES: Final[Mapping[str, tuple[Use, ...]]] = {
     "derive": (Use(("device", "workers"), needs=("data",)),),
+    "model import": (Use(("margin",), needs=("detector",)),),
     "evaluate": (
         Use(("check",), bars=("compare",), why="makes a report of two evaluations"),
         Use(("check",), needs=("out",)),

@@ -21,6 +21,11 @@ IdentityFrom = Annotated[str | None, typer.Option(metavar="first|parent|none|COL
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Pass over files and folders, as in .gitignore: '*.gif', raw/, /Ada/old; may be repeated.", show_default=False)]  # fmt: skip
 Fetch = Annotated[bool, typer.Option("--fetch", help="Read photos at addresses too, from hosts that `ingest` enrolled photos from.")]  # fmt: skip
 
+Detector = Annotated[str | None, typer.Option(metavar="yunet|FILE.onnx", help="Find and align faces with this detector: yunet (OpenCV zoo's, downloaded), or a FILE of its family.", show_default=False)]  # fmt: skip
+Margin = Annotated[
+    float, typer.Option(help="Context around an aligned face on each side, as a share of its side.")
+]
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ... or several: cuda:0,cuda:1")]
 Precision = Annotated[str, typer.Option(metavar="float32|bf16|fp16", help="float32, bf16 or fp16; fewer bits are quicker on a GPU and move distances a little.")]  # fmt: skip
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")]  # fmt: skip

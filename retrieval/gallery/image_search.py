@@ -49,7 +49,7 @@ Exclude: TypeAlias = Sequence[int | None] | None
 Nearest: TypeAlias = Callable[[Vectors, Exclude, int], list[Found[_T]]]
 
 # The matches of an image, the classifier's prediction, and the decision with both taken into account.
-_Answer: TypeAlias = tuple[tuple[_T, ...], Prediction, Decision | None]
+_Answer: TypeAlias = tuple[tuple[_T, ...], Prediction | None, Decision | None]
 
 
 def faces_near_images(
@@ -118,7 +118,7 @@ def _with_prediction(
 ) -> _Answer[_T]:
     """The answer with the classifier's prediction; the decision states whether the two agree."""
     prediction, decision = _prediction(labels, probabilities), found.decision
-    if decision is not None:
+    if decision is not None and prediction is not None:
         decision = decision.beside(prediction.identity, labels)
     return tuple(found), prediction, decision
 
@@ -134,8 +134,13 @@ def _ids_of_same_bytes(vault: Vault, images: Sequence[pixels.ImageSource]) -> li
     return [known[digest].id if digest in known else None for digest in digests]
 
 
-def _prediction(labels: Sequence[str], probabilities: NDArray[np.float32]) -> Prediction:
-    """The label with the greatest probability; outputs of forgotten identities do not count."""
+def _prediction(labels: Sequence[str], probabilities: NDArray[np.float32]) -> Prediction | None:
+    """The label with the greatest probability; outputs of forgotten identities do not count.
+
+    None for a model without a classifier.
+    """
+    if not labels:
+        return None
     known = np.array([label != FORGOTTEN for label in labels])
     best = int(np.where(known, probabilities, -1).argmax())
     return Prediction(labels[best], float(probabilities[best]))

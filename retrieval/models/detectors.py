@@ -42,8 +42,8 @@ def open_detector(detector: str | os.PathLike[str], *, url: str = YUNET_URL) -> 
             graph = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise InputError(
-            f"The face detector {path} cannot be read ({why(error)}); give `detector='{YUNET}'` or the path of "
-            "an ONNX file."
+            f"The face detector {path} cannot be read ({why(error)}); give `detector='{YUNET}'` or the path "
+            "of an ONNX file."
         ) from error
     if len(graph) > _MAX_BYTES:
         raise InputError(f"{path} is too large for a face detector; name another file.")
