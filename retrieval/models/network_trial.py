@@ -53,22 +53,23 @@ class NetworkTrial:
             return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # onnxruntime has a dozen exception classes without a common base.
-            raise InputError(
-                f"{self._path} cannot be loaded by onnxruntime ({_first_line(error)}); export the network "
-                "again."
-            ) from error
+            raise self._does_not_run(error) from error
+
+    def _does_not_run(self, error: Exception) -> InputError:
+        size = self._takes.size
+        reason = readable(str(error).strip().partition("\n")[0].rstrip("."))[:200]
+        return InputError(
+            f"{self._path} does not run on pictures of {size} x {size} pixels in the layout "
+            f"{self._takes.layout} ({reason}); give another `size` or `layout`, or export the network again."
+        )
 
     def _dimension(self, graph: bytes) -> int:
         """Runs the network on one picture and on two, and returns the number of values for each."""
         session = self._session(graph)
-        size = self._takes.size
         try:
             one = _run(session, self._pictures[:1])
         except Exception as error:
-            raise InputError(
-                f"{self._path} does not run on a picture of {size} x {size} pixels in the layout "
-                f"{self._takes.layout} ({_first_line(error)}); give another `size` or `layout`."
-            ) from error
+            raise self._does_not_run(error) from error
         if one.ndim < 2 or one.shape[0] != 1 or any(more != 1 for more in one.shape[2:]):
             raise InputError(
                 f"The output {self._output} of {self._path} is {one.shape} for one picture, not one "
@@ -112,8 +113,3 @@ class NetworkTrial:
 def _run(session: Any, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     embedding: NDArray[np.float32] = session.run(["embedding"], {"pixels": pictures})[0]
     return embedding
-
-
-def _first_line(error: Exception) -> str:
-    """Returns the first line of an error of onnxruntime, without a full stop."""
-    return readable(str(error).strip().partition("\n")[0].rstrip("."))[:200]

@@ -48,7 +48,6 @@ _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
 _ATTRIBUTE_NAME: Final = 1
 _ATTRIBUTE_INT: Final = 3
-_ATTRIBUTE_TENSOR: Final = 5
 _ATTRIBUTE_INTS: Final = 8
 _ATTRIBUTE_TYPE: Final = 20
 _TENSOR_DIMENSION: Final = 1
@@ -247,22 +246,27 @@ class _Chain:
 
     def __init__(self, source: bytes, name: str) -> None:
         self._last, self._name = source, name
-        self._nodes: list[bytes] = []
+        self._fields: list[bytes] = []
+        self._nodes = 0
 
     def add(self, operator: str, constant: NDArray[Any] | None = None, **attributes: int | list[int]) -> None:
         """Appends a node."""
-        made = f"{self._name}/{len(self._nodes)}".encode()
+        made = f"{self._name}/{self._nodes}".encode()
         inputs = [self._last]
         if constant is not None:
             inputs.append(made + b"/constant")
-            self._nodes.append(_constant(inputs[1], constant))
-        self._nodes.append(_node(operator, inputs, made, [_attribute(*one) for one in attributes.items()]))
+            self._fields.append(field(_GRAPH_INITIALIZER, _tensor(inputs[1], constant)))
+        self._append(_node(operator, inputs, made, [_attribute(*one) for one in attributes.items()]))
         self._last = made
 
     def ended(self, target: bytes) -> bytes:
-        """Returns the nodes, as fields of a graph; the last gives `target`."""
-        nodes = [*self._nodes, _node("Identity", [self._last], target, [])]
-        return b"".join(field(_GRAPH_NODE, node) for node in nodes)
+        """Returns the nodes and constants, as fields of a graph; the last node gives `target`."""
+        self._append(_node("Identity", [self._last], target, []))
+        return b"".join(self._fields)
+
+    def _append(self, node: bytes) -> None:
+        self._fields.append(field(_GRAPH_NODE, node))
+        self._nodes += 1
 
 
 def _node(operator: str, inputs: list[bytes], output: bytes, attributes: list[bytes]) -> bytes:
@@ -276,15 +280,14 @@ def _node(operator: str, inputs: list[bytes], output: bytes, attributes: list[by
     )
 
 
-def _constant(name: bytes, value: NDArray[Any]) -> bytes:
+def _tensor(name: bytes, value: NDArray[Any]) -> bytes:
     kind = {"<f4": FLOAT, "<i8": 7}[value.dtype.str]
-    tensor = (
+    return (
         field(_TENSOR_DIMENSION, len(value))
         + field(_TENSOR_TYPE, kind)
+        + field(_TENSOR_NAME, name)
         + field(_TENSOR_BYTES, value.tobytes())
     )
-    said = field(_ATTRIBUTE_NAME, b"value") + field(_ATTRIBUTE_TENSOR, tensor) + field(_ATTRIBUTE_TYPE, 4)
-    return _node("Constant", [], name, [said])
 
 
 def _attribute(name: str, value: int | list[int]) -> bytes:
