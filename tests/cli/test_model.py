@@ -114,6 +114,9 @@ def test_evaluations_and_checks_take_it(
     assert "before fine-tuning" not in out
     measured = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert measured["closed"]["classifier"] is None
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "The network was imported; on whom it was trained is not known." in page
+    assert "The classifier knows nobody" not in page
     status, out, err = faceprint("check", faces, "--model", imported.folder, "--json")
     assert (status, err) == (0, "")
     assert json.loads(out)["judged"] == 36
