@@ -303,5 +303,6 @@ def _output(path: Path, found: Signature, given: str | None) -> str:
             )
         return given
     if len(names) != 1:
-        raise InputError(f"{path} has the outputs {', '.join(names)}; name the embedding as `output`.")
+        listed = ", ".join(names) or "none"
+        raise InputError(f"The outputs of {path} are {listed}; name the embedding as `output`.")
     return names[0]

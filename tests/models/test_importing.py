@@ -247,7 +247,7 @@ def old_operators() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "options", "said"),
     [
-        (two_outputs, {}, "has the outputs fc1, norm; name the embedding as `output`."),
+        (two_outputs, {}, "The outputs of {} are fc1, norm; name the embedding as `output`."),
         (two_outputs, {"output": "fc3"}, "computes no fc3; its outputs are fc1, norm: name one as `output`."),
         (
             one_picture_at_a_time,
