@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from retrieval.images.preprocessing import Preprocessing
     from retrieval.index.knn import Explanation
     from retrieval.models.bundle import ModelBundle
+    from retrieval.models.detectors import open_detector
     from retrieval.models.embedder import Embedder, Embeddings
     from retrieval.models.engine import PrecisionDrift
+    from retrieval.models.importing import import_model
     from retrieval.quality.audit import audit
     from retrieval.quality.audit_report import Audited, Doubt
     from retrieval.search.decisions import Decision
@@ -107,8 +109,10 @@ __all__ = [
     "audit",
     "calibrate",
     "embed",
+    "import_model",
     "ingest",
     "ingest_photos",
+    "open_detector",
     "repair",
     "verify",
 ]
@@ -173,8 +177,10 @@ _HOMES = {
     "audit": "quality.audit",
     "calibrate": "bulk.calibrate",
     "embed": "bulk.embed",
+    "import_model": "models.importing",
     "ingest": "bulk.ingest",
     "ingest_photos": "bulk.ingest",
+    "open_detector": "models.detectors",
     "repair": "gallery.repair",
     "verify": "gallery.integrity",
 }

@@ -20,7 +20,10 @@ from retrieval.images import pixels
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
+from retrieval.models.importing import import_model
 from retrieval.models.network import Network
+from tests.onnx_networks import network as network_file
+from tests.onnx_networks import saved
 from training.fitting.export import export
 from training.reports import model_card
 from training.synthetic_faces import draw_faces
@@ -110,6 +113,14 @@ def bundle(network: Network, faces: Path, tmp_path_factory: pytest.TempPathFacto
         sample=sample,
         describe=model_card.describe,
     )
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    """A model that was imported from a tiny network in an ONNX file."""
+    folder = tmp_path_factory.mktemp("imported")
+    file = saved(network_file(), folder / "network.onnx")
+    return import_model(file, folder / "model", colour="rgb", mean=127.5, std=128)
 
 
 @pytest.fixture(scope="session")

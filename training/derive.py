@@ -89,7 +89,8 @@ def derive(
         on_stage: called with a description when a stage begins.
 
     Raises:
-        InputError: nothing would change, `embedding` needs photos that are not given, or `out` exists.
+        InputError: the model was imported, nothing would change, `embedding` needs photos that are not given,
+            or `out` exists.
         DataError: `data` does not have the model's photos.
         BundleError: the model's files do not match its card.
         StorageError: `out` cannot be written.
@@ -109,6 +110,7 @@ def derive(
 
 
 def _check(model: ModelBundle, out: Path, embedding: Embedding, data: Path | None) -> None:
+    model.require_trained("derived from")
     if embedding == model.embedding:
         raise InputError(f"{model.folder} embeds in that way already ({embedding}); choose another one.")
     if data is None and _learns(model.embedding, embedding):

@@ -27,6 +27,7 @@ GUIDES = {
     "import": ("moving.md#export-and-import", "Export and import"),
     "ingest": ("enrolling.md", "Enroll photos"),
     "merge-identities": ("moving.md#rename-and-merge-people", "Rename and merge people"),
+    "model import": ("importing.md", "Bring your own model"),
     "optimize": ("moving.md#keep-a-gallery-fast-and-small", "Keep a gallery fast and small"),
     "reembed": ("moving.md#switch-to-another-model", "Switch to another model"),
     "relocate": ("moving.md#the-library-has-moved", "The library has moved"),

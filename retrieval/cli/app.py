@@ -18,18 +18,20 @@ from retrieval.cli import (
     evaluate,
     ingest,
     maintenance,
+    model,
     people,
     search,
     show,
     train,
     transfer,
 )
-from retrieval.cli.command import Command
+from retrieval.cli.command import Command, Commands
 from retrieval.errors import FaceprintError, RunError
 from retrieval.system import streams
 
 app = typer.Typer(
     name="faceprint",
+    cls=Commands,
     help="Who is this, and which stored photos are closest?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -38,13 +40,14 @@ app = typer.Typer(
 
 _MAINTENANCE: Final = "Looking after a gallery"
 
-# Commands by the heading under which help lists them, in the order of help.
+# Commands by the heading under which help lists them, in the order of help; one has a name of two words.
 _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
     None: {
         "train": train.train,
         "derive": train.derive,
         "evaluate": evaluate.evaluate,
         "model": show.model,
+        "model import": model.import_,
         "ingest": ingest.ingest,
         "embed": embed.embed,
         "info": show.info,

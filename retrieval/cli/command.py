@@ -1,4 +1,7 @@
-"""The class of all commands: accepts old spellings, refuses unusable options, names options in errors."""
+"""The class of all commands: accepts old spellings, refuses unusable options, names options in errors.
+
+The class of the program finds commands with a name of two words.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from retrieval.cli.modes import refuse_unusable
 from retrieval.cli.output_files import refuse_collisions
@@ -28,6 +31,21 @@ _CALLED: Final = {
 
 # The option of each parameter of the running command.
 _OPTIONS: ContextVar[Mapping[str, str]] = ContextVar("options", default=MappingProxyType({}))
+
+
+class Commands(TyperGroup):
+    """All commands. `model import` is one beside `model`, whose first argument is a folder."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Returns the command that the first arguments name, and the others."""
+        name = " ".join(args[:2])
+        if len(args) > 1 and name in self.commands:
+            return name, self.commands[name], args[2:]
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Returns completions of one word: a shell would quote the space in a name of two."""
+        return [one for one in super().shell_complete(ctx, incomplete) if " " not in one.value]
 
 
 class Command(TyperCommand):

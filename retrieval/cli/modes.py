@@ -62,6 +62,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         Use(("crop",), bars=("detector",), why="takes aligned faces"),
     ),
     "derive": (Use(("device", "workers"), needs=("data",)),),
+    "model import": (Use(("margin",), needs=("detector",)),),
     "evaluate": (
         Use(("check",), bars=("compare",), why="makes a report of two evaluations"),
         Use(("check",), needs=("out",)),

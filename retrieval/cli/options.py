@@ -25,13 +25,16 @@ IdentityFrom = Annotated[str | None, typer.Option(metavar="first|parent|none|COL
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Pass over files and folders, as in .gitignore: '*.gif', raw/, /Ada/old; may be repeated.", show_default=False)]  # fmt: skip
 Fetch = Annotated[bool, typer.Option("--fetch", help="Read photos at addresses too, from hosts that `ingest` enrolled photos from.")]  # fmt: skip
 
+Detector = Annotated[str | None, typer.Option(metavar="yunet|FILE.onnx", help="Find and align faces with this detector: yunet (OpenCV zoo's, downloaded), or a FILE of its family.", show_default=False)]  # fmt: skip
+Margin = Annotated[
+    float, typer.Option(help="Context around an aligned face on each side, as a share of its side.")
+]
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ... or several: cuda:0,cuda:1")]
 Precision = Annotated[str, typer.Option(metavar="float32|bf16|fp16", help="float32, bf16 or fp16; fewer bits are quicker on a GPU and move distances a little.")]  # fmt: skip
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")]  # fmt: skip
 Workers = Annotated[int | None, typer.Option(min=1, help="How many read photos side by side: threads.", show_default="one per processor")]  # fmt: skip
 Decoders = Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")]  # fmt: skip
-Detector = Annotated[str | None, typer.Option("--detector", metavar="yunet|FILE.onnx", help="Find the face in each photo and align it: yunet (downloaded once), or the FILE of a detector of its family.", show_default="none: the middle square of each photo")]  # fmt: skip
-Margin = Annotated[float, typer.Option("--margin", min=0, max=2, help="With --detector, context on each side of an aligned face, as a share of its side.")]  # fmt: skip
 Faces = Annotated[str | None, typer.Option("--faces", metavar="largest|one", help="Which face of a photo, for a model with a face detector: the largest and most central, or the only one; with one, photos with several are rejected.", show_default="largest")]  # fmt: skip
 MinFace = Annotated[float | None, typer.Option("--min-face", metavar="PIXELS", help="Reject faces with a shorter side below this.", show_default="20")]  # fmt: skip
 MinSharpness = Annotated[float | None, typer.Option("--min-sharpness", help="Reject faces that are more blurred than this: the standard deviation of the aligned face's Laplacian.", show_default=False)]  # fmt: skip

@@ -203,11 +203,11 @@ def _photo(match: "Match") -> tuple[Any, ...]:
     return f"{match.distance:.3f}", str(match.face.id), terminal.text(terminal.near(match.face.path))
 
 
-def _caption(prediction: "Prediction", decision: "Decision | None") -> str:
-    """Returns the caption of a query picture."""
-    if decision is None:
-        return f"classifier: {prediction.probability:.0%} {prediction.identity}"
-    return f"decision: {decision.identity or 'UNKNOWN'}"
+def _caption(prediction: "Prediction | None", decision: "Decision | None") -> str:
+    """Returns the caption of a query picture; empty where nothing says who it is."""
+    if decision is not None:
+        return f"decision: {decision.identity or 'UNKNOWN'}"
+    return "" if prediction is None else f"classifier: {prediction.probability:.0%} {prediction.identity}"
 
 
 def draw(answers: Sequence[Answer], path: Path) -> None:
@@ -235,7 +235,7 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
             ],
         )
         for answer in answers
-        if answer.image is not None and answer.prediction is not None
+        if answer.image is not None and answer.error is None
     ]
     if not rows:
         return

@@ -22,19 +22,21 @@ def model(
         bool, typer.Option("--layer-table", help="Print the table of layers too (needs torch).")
     ] = False,
 ) -> None:
-    """Show a model's card: labels, preprocessing, recipe, figures, fingerprint."""
+    """Show a model's card: labels, preprocessing, recipe, figures, fingerprint.
+
+    `faceprint model import` makes a model of an ONNX file.
+    """
     from retrieval.models.bundle import ModelBundle
 
     bundle = ModelBundle.load(model)
+    if layer_table:
+        bundle.require_trained("shown as a table of layers")
     _print_card(bundle)
     if layer_table:
         training_module("commands.train").print_layers(bundle)
 
 
 def _print_card(bundle: "ModelBundle") -> None:
-    names = ", ".join(bundle.labels[:8]) + (
-        f", and {len(bundle.labels) - 8} more" if len(bundle.labels) > 8 else ""
-    )
     figures = {
         key.replace("_", " "): f"{value:.4f}" if isinstance(value, float) and value <= 1 else value
         for key, value in bundle.figures.items()
@@ -45,11 +47,10 @@ def _print_card(bundle: "ModelBundle") -> None:
         f"Model {bundle.folder}",
         {
             "architecture": bundle.architecture,
-            "labels": f"{len(bundle.labels):,}: {names}",
+            "labels": _labels(bundle),
             "preprocessing": str(bundle.preprocessing),
-            "embedding": f"{bundle.embedding}, {bundle.dimension} float32 numbers",
-            "split": f"{len(bundle.split.get('train', [])):,} photos to learn from, "
-            f"{len(bundle.split.get('validation', [])):,} held out",
+            "embedding": f"{_embedding(bundle)}, {bundle.dimension} float32 numbers",
+            **({} if bundle.imported else {"split": _split(bundle)}),
             "created": f"{bundle.created_at} with "
             + ", ".join(f"{k} {v}" for k, v in bundle.versions.items()),
             "fingerprint": bundle.fingerprint,
@@ -59,8 +60,27 @@ def _print_card(bundle: "ModelBundle") -> None:
             **({"model card": bundle.description_path.name} if bundle.description_path.is_file() else {}),
         },
     )
-    terminal.print_facts("Figures", figures)
-    terminal.print_facts("Recipe", recipe)
+    if not bundle.imported:
+        terminal.print_facts("Figures", figures)
+    terminal.print_facts("Imported from" if bundle.imported else "Recipe", recipe)
+
+
+def _labels(bundle: "ModelBundle") -> str:
+    if bundle.imported:
+        return "none: an imported model has no classifier"
+    shown, more = ", ".join(bundle.labels[:8]), len(bundle.labels) - 8
+    return f"{len(bundle.labels):,}: {shown}" + (f", and {more} more" if more > 0 else "")
+
+
+def _embedding(bundle: "ModelBundle") -> str:
+    if bundle.imported:
+        return f"output {bundle.recipe['output']}, {bundle.embedding.length} length"
+    return str(bundle.embedding)
+
+
+def _split(bundle: "ModelBundle") -> str:
+    train, held_out = (len(bundle.split.get(part, [])) for part in ("train", "validation"))
+    return f"{train:,} photos to learn from, {held_out:,} held out"
 
 
 def info(gallery: options.Gallery, as_json: options.Json = False) -> None:
@@ -83,7 +103,9 @@ def info(gallery: options.Gallery, as_json: options.Json = False) -> None:
             "search": _how_searched(facts),
             "decisions": _how_decided(facts),
             "embedding": f"{facts.dimension} float32 numbers, exact Euclidean distance",
-            "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels",
+            "classifier": f"{facts.classifier_labels:,} identities, {facts.input_size} x {facts.input_size} pixels"
+            if facts.classifier_labels
+            else f"none; {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
             "created": facts.created_at,
             **({"twins": [in_one_line(names) for names in facts.twins[:TWINS_SHOWN]]} if facts.twins else {}),

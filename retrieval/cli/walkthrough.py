@@ -111,7 +111,7 @@ def _search(result: "TrainingResult", gallery: Gallery, picture: Path, console: 
     for sample, answer in zip(chosen, gallery.search_many([s.path for s in chosen]), strict=True):
         truth = split.labels[sample.label]
         console.print(Text(_sentence(truth, answer)))
-        caption = f"classifier: {answer.prediction.probability:.0%} {answer.prediction.identity}"
+        caption = f"classifier: {_predicted(answer)}"
         matches = [
             Tile(
                 m.face.path or b"",
@@ -131,5 +131,10 @@ def _sentence(truth: str, answer: SearchResult) -> str:
     nearest = answer.matches[0]
     return (
         f"  a held-out photo of {truth}: closest is {nearest.face.identity} at {nearest.distance:.2f}, "
-        f"classifier says {answer.prediction.identity} ({answer.prediction.probability:.0%})"
+        f"classifier says {_predicted(answer)}"
     )
+
+
+def _predicted(answer: SearchResult) -> str:
+    prediction = answer.prediction
+    return "nothing" if prediction is None else f"{prediction.identity} ({prediction.probability:.0%})"

@@ -83,7 +83,7 @@ class ActiveModel:
     @property
     def may_use_gpu(self) -> bool:
         """Whether photos may be embedded on a GPU; an estimate, made without loading the model."""
-        return may_use_gpu(self.device, self.engine)
+        return may_use_gpu(self.bundle, self.device, self.engine)
 
     @property
     def drift(self) -> PrecisionDrift | None:

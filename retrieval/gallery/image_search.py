@@ -55,7 +55,7 @@ Nearest: TypeAlias = Callable[[Vectors, Exclude, int], list[Found[_T]]]
 
 # The matches of a face, the classifier's prediction, the decision with both taken into account, and where the
 # face is in its image.
-_Answer: TypeAlias = tuple[tuple[_T, ...], Prediction, Decision | None, DetectedFace | None]
+_Answer: TypeAlias = tuple[tuple[_T, ...], Prediction | None, Decision | None, DetectedFace | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +141,10 @@ def _answers_of_batch(
 
 def _with_prediction(
     labels: Sequence[str], found: Found[_T], probabilities: NDArray[np.float32]
-) -> tuple[tuple[_T, ...], Prediction, Decision | None]:
+) -> tuple[tuple[_T, ...], Prediction | None, Decision | None]:
     """Returns the answer with the classifier's prediction; the decision states whether the two agree."""
     prediction, decision = _prediction(labels, probabilities), found.decision
-    if decision is not None:
+    if decision is not None and prediction is not None:
         decision = decision.beside(prediction.identity, labels)
     return tuple(found), prediction, decision
 
@@ -160,8 +160,13 @@ def _ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[int 
     return [known[digest].id if digest in known else None for digest in digests]
 
 
-def _prediction(labels: Sequence[str], probabilities: NDArray[np.float32]) -> Prediction:
-    """The label with the greatest probability; outputs of forgotten identities do not count."""
+def _prediction(labels: Sequence[str], probabilities: NDArray[np.float32]) -> Prediction | None:
+    """The label with the greatest probability; outputs of forgotten identities do not count.
+
+    None for a model without a classifier.
+    """
+    if not labels:
+        return None
     known = np.array([label != FORGOTTEN for label in labels])
     best = int(np.where(known, probabilities, -1).argmax())
     return Prediction(labels[best], float(probabilities[best]))

@@ -19,7 +19,7 @@ from retrieval.database.sqlite_errors import blames_machine
 from retrieval.database.store import LOCK_NAME
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
 from retrieval.index.segments import Ids, SegmentMissing, basis_name, codes_name
-from retrieval.models.bundle import ModelBundle
+from retrieval.models.bundle import FILE_NAMES, ModelBundle
 from retrieval.storage import layout, leftovers, ownership
 from retrieval.storage.layout import DATABASE, VECTORS
 from retrieval.storage.vault import LOCK_TIMEOUT, Vault
@@ -49,8 +49,6 @@ _RESOLVE_SUSPECTS: Final = (
 _DROP_OTHER_MODEL: Final = (
     "no search uses that model now; drop it with `faceprint reembed --drop-other`, or run `faceprint repair`"
 )
-
-_MODEL_FILES: Final = frozenset({"bundle.json", "model.onnx", "model.safetensors", "MODELCARD.md"})
 
 
 class Trouble(StrEnum):
@@ -239,7 +237,7 @@ def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
         vault.folder: ours,
         vault.folder / VECTORS: leftovers.named_files(reader),
     }
-    expected |= {vault.folder / name: _MODEL_FILES for name in folders}
+    expected |= {vault.folder / name: FILE_NAMES for name in folders}
     for folder, names in expected.items():
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             file = readable(path.relative_to(vault.folder))

@@ -4,10 +4,10 @@ YuNet (Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023) predict
 score for each cell of three grids. It gives several boxes for a face that is much larger than those it was
 trained on, so a picture is searched at the size of 640 x 480 pixels first.
 
-It knows upright faces. Of 500 photos of LFW that were turned by 90 degrees it still finds 35 %, and of those that
-stand on their head 86 %, but with landmarks as if they were upright, and with lower scores: at most 0.88 for
-99 %, where the upright ones have at least 0.90. So a picture without a score of 0.89 is searched in all four
-directions, and the one with the highest score counts: the right one for 500 of 500.
+It knows upright faces. Of 500 photos of LFW that were turned by 90 degrees it still finds 35 %, and of those
+that stand on their head 86 %, but with landmarks as if they were upright, and with lower scores: at most 0.89
+for 99 %, where 99 % of the upright ones have at least 0.90. So a picture without a score of 0.89 is searched in
+all four directions, and the one with the highest score counts: the right one for 500 of 500.
 """
 
 import math
@@ -35,8 +35,8 @@ _SMALL_FACE: Final = 40
 # A picture whose best face has a lower score is searched in all four directions.
 _UPRIGHT_SCORE: Final = 0.89
 
-# The longer sides of boxes, in pixels of the searched picture, that give landmarks as exact as any. Others are
-# looked at again in a picture of their own, of this size, in which their longer side is this long.
+# The longer sides of boxes, in pixels of the searched picture, that give landmarks as exact as any. Others
+# are looked at again in a picture of their own, of this size, in which their longer side is this long.
 _EXACT_SIDES: Final = (90, 220)
 _CLOSE_UP: Final = 256
 _CLOSE_UP_FACE: Final = 110

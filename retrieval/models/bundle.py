@@ -1,8 +1,10 @@
 """The `ModelBundle`: a complete model on disk, the contract between training and retrieval.
 
     my.model/
-      model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std
-      model.onnx          uint8 pixels (n, H, W, 3) in; embedding (n, d) and probabilities (n, c) out
+      model.safetensors   the weights, under torchvision's key names, and the normalisation's mean and std;
+                          absent from an imported model
+      model.onnx          uint8 pixels (n, H, W, 3) in; embedding (n, d) and probabilities (n, c) out, the
+                          latter not of an imported model
       face_detector.onnx  finds the faces that the model embeds; absent where it embeds whole pictures
       MODELCARD.md        what the model is and what it is not, for people; may be edited, and may be missing
       bundle.json         everything else; written last, so a folder with it is complete
@@ -10,6 +12,8 @@
 A bundle contains no pickle, so that it can be opened without trusting its author.
 """
 
+import base64
+import binascii
 import dataclasses
 import hashlib
 import json
@@ -43,9 +47,9 @@ from retrieval.system.files import (
 from retrieval.system.manifests import check_tree, read_tree
 
 # The newest format of a card that is read. A card with the paper's embedding keeps format 1, and one that
-# ignores colour profiles has at most 2, one without a face detector at most 3: older versions read these, and
-# refuse the others.
-FORMAT: Final = 4
+# ignores colour profiles has at most 2, one without a face detector at most 3, one that was not imported at
+# most 4: older versions read these, and refuse the others.
+FORMAT: Final = 5
 
 _T = TypeVar("_T")
 
@@ -56,17 +60,21 @@ LAYERS: Final = ("layer1", "layer2", "layer3", "layer4")
 
 # Replaces the label of an erased identity.
 FORGOTTEN: Final = "(forgotten)"
+# The architecture of an imported model: any network in an ONNX file.
+IMPORTED: Final = "onnx"
 _CARD: Final = "bundle.json"
 _WEIGHTS: Final = "model.safetensors"
 _GRAPH: Final = "model.onnx"
 _DETECTOR: Final = "face_detector.onnx"
 _DESCRIPTION: Final = "MODELCARD.md"
+# The names of all files that a bundle may have.
+FILE_NAMES: Final = frozenset({_CARD, _WEIGHTS, _GRAPH, _DETECTOR, _DESCRIPTION})
 
 # The largest weights or graph file in bytes: the limit of protobuf, far above the weights of a ResNet.
-_MAX_WEIGHT_BYTES: Final = 2**31 - 1
+MAX_FILE_BYTES: Final = 2**31 - 1
 # The largest input side in pixels and the largest dimension: beyond all models, but small enough for memory.
-_MAX_SIZE: Final = 4096
-_MAX_DIMENSION: Final = 65_536
+MAX_SIZE: Final = 4096
+MAX_DIMENSION: Final = 65_536
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 # Raise it when `onnx_graph.check_graph` becomes stricter: graphs that passed before are then checked again.
 _GRAPH_RULES_VERSION: Final = 1
@@ -151,19 +159,22 @@ class ModelBundle:
 
     Attributes:
         folder: the folder of the bundle.
-        architecture: its key in `retrieval.models.network.ARCHITECTURES`.
-        labels: the identities of the classifier, in the order of its outputs.
+        architecture: its key in `retrieval.models.network.ARCHITECTURES`, or "onnx" for an imported model.
+        labels: the identities of the classifier, in the order of its outputs; none for an imported model.
         preprocessing: the conversion of a picture to pixels.
         dimension: the number of float32 values of an embedding.
-        fingerprint: SHA-256, in hex, over weights, architecture, preprocessing and embedding. Two bundles
-            with the same fingerprint give the same embeddings; galleries refuse any other.
-        recipe: the training options.
+        fingerprint: SHA-256, in hex, over weights (of an imported model: the graph), architecture,
+            preprocessing and embedding. Two bundles with the same fingerprint give the same embeddings;
+            galleries refuse any other.
+        recipe: the training options; of an imported model the file and how it takes pictures.
         split: the training and the held-out photos, relative to the data folder.
         figures: the measurements after training.
         versions: the versions of the packages that made it.
         created_at: ISO 8601, UTC.
         files: SHA-256, in hex, of each file by its name: the weights, the graph and the face detector.
         embedding: the conversion of activations to an embedding; the paper's where a card has none.
+        reference: (dimension,) float32, the embedding of `self_test.reference_picture` when the model was
+            imported; None for a trained model.
     """
 
     folder: Path
@@ -179,6 +190,12 @@ class ModelBundle:
     created_at: str
     files: Mapping[str, str]
     embedding: Embedding = Embedding()
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def imported(self) -> bool:
+        """Whether the model was imported: it has no labels, and no weights outside its graph."""
+        return self.architecture == IMPORTED
 
     @property
     def input_size(self) -> int:
@@ -227,6 +244,7 @@ class ModelBundle:
             labels=tuple(card["labels"]),
             preprocessing=preprocessing,
             embedding=embedding,
+            reference=_decoded(card["reference"]) if "reference" in card else None,
             **{name: card[name] for name in _PLAIN_FIELDS},
         )
         for path in (folder / name for name in bundle.files):
@@ -252,7 +270,7 @@ class ModelBundle:
         cls,
         folder: str | os.PathLike[str],
         *,
-        tensors: Mapping[str, NDArray[Any]],
+        tensors: Mapping[str, NDArray[Any]] | None,
         graph: bytes,
         architecture: str,
         labels: tuple[str, ...],
@@ -265,12 +283,13 @@ class ModelBundle:
         created_at: str,
         embedding: Embedding = Embedding(),
         detector: FaceDetector | None = None,
+        reference: tuple[float, ...] | None = None,
         describe: Callable[["ModelBundle"], str] | None = None,
     ) -> "ModelBundle":
         """Writes a bundle into `folder`, which may exist, and returns it; the card last, and durably.
 
         `describe` returns the text of the model card; without it none is written. `detector` is the one that
-        `preprocessing` states.
+        `preprocessing` states. `tensors` is None for an imported model, and only that has a `reference`.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -278,11 +297,12 @@ class ModelBundle:
         from safetensors.numpy import save
 
         folder = Path(folder)
-        contents = {
-            _WEIGHTS: save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}),
-            _GRAPH: graph,
-            **({} if detector is None else {_DETECTOR: detector.graph}),
-        }
+        contents = {_GRAPH: graph}
+        if tensors is not None:
+            weights = save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()})
+            contents = {_WEIGHTS: weights, **contents}
+        if detector is not None:
+            contents[_DETECTOR] = detector.graph
         bundle = cls(
             folder=folder,
             architecture=architecture,
@@ -290,7 +310,10 @@ class ModelBundle:
             preprocessing=preprocessing,
             dimension=dimension,
             fingerprint=fingerprint_of(
-                tensors, architecture=architecture, preprocessing=preprocessing, embedding=embedding
+                graph if tensors is None else tensors,
+                architecture=architecture,
+                preprocessing=preprocessing,
+                embedding=embedding,
             ),
             recipe=recipe,
             split=split,
@@ -299,16 +322,17 @@ class ModelBundle:
             created_at=created_at,
             files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             embedding=embedding,
+            reference=reference,
         )
         try:
             make_output_folder(folder)
             # An older card would state the hashes of files that are about to change.
             (folder / _CARD).unlink(missing_ok=True)
+            for name in FILE_NAMES - contents.keys():
+                (folder / name).unlink(missing_ok=True)
             for name, content in contents.items():
                 write_durably(folder / name, content)
-            if describe is None:
-                bundle.description_path.unlink(missing_ok=True)
-            else:
+            if describe is not None:
                 write_durably(bundle.description_path, describe(bundle).encode("utf-8", "backslashreplace"))
             write_durably(folder / _CARD, bundle.card().encode())
         except OSError as error:
@@ -328,6 +352,12 @@ class ModelBundle:
             version = 3
         if "faces" in fields["preprocessing"]:
             version = 4
+        if self.reference is None:
+            del fields["reference"]
+        else:
+            fields["reference"] = _encoded(self.reference)
+        if self.imported:
+            version = 5
         return json.dumps({"format": version, **fields}, ensure_ascii=False, indent=1) + "\n"
 
     def card_sha256(self) -> str:
@@ -399,7 +429,15 @@ class ModelBundle:
                 `onnx_graph.check_graph` refuses.
             StorageError: the disk refused.
         """
-        return self._load(_GRAPH, use, check=onnx_graph.check_graph, checked=("graph", _GRAPH_RULES_VERSION))
+        checked: remembered.Fact = ("graph", _GRAPH_RULES_VERSION)
+        if not self.imported:
+            return self._load(_GRAPH, use, check=onnx_graph.check_graph, checked=checked)
+
+        def check(graph: bytes) -> None:
+            self._check_fingerprint(graph)
+            onnx_graph.check_graph(graph)
+
+        return self._load(_GRAPH, use, check=check, checked=(*checked, *self._fingerprint_fact()))
 
     def load_photo_reader(self) -> PhotoReader:
         """Returns what reads photos for this model, with its face detector where it states one.
@@ -433,9 +471,27 @@ class ModelBundle:
             BundleError: the file does not match the card, cannot be read, or has another fingerprint.
             StorageError: the disk refused.
         """
+        self.require_trained("loaded as weights")
+        return self._load(_WEIGHTS, use, check=self._check_fingerprint, checked=self._fingerprint_fact())
+
+    def require_trained(self, used: str) -> None:
+        """Refuses an imported model where one is needed that faceprint trained.
+
+        Args:
+            used: what the model is used for, as words that follow "cannot be".
+
+        Raises:
+            InputError: the model was imported.
+        """
+        if self.imported:
+            raise InputError(
+                f"The model {self.folder} was imported and cannot be {used}; name a model of "
+                "`faceprint train`."
+            )
+
+    def _fingerprint_fact(self) -> remembered.Fact:
         contract = json.dumps(_contract(self.architecture, self.preprocessing, self.embedding))
-        checked = ("fingerprint", self.fingerprint, contract)
-        return self._load(_WEIGHTS, use, check=self._check_fingerprint, checked=checked)
+        return ("fingerprint", self.fingerprint, contract)
 
     def _load(
         self,
@@ -455,7 +511,7 @@ class ModelBundle:
 
         try:
             return remembered.load(
-                path, self.files[name], check=check, checked=checked, use=load, most=_MAX_WEIGHT_BYTES
+                path, self.files[name], check=check, checked=checked, use=load, most=MAX_FILE_BYTES
             )
         except remembered.NotTheFile as error:
             raise _mismatch(path) from error
@@ -466,22 +522,24 @@ class ModelBundle:
         except OSError as error:
             raise _read_error(path, error) from error
 
-    def _check_fingerprint(self, weights: bytes) -> None:
+    def _check_fingerprint(self, data: bytes) -> None:
+        """Compares the card's fingerprint with that of the weights or, of an imported model, the graph."""
         from safetensors.numpy import load
 
         try:
-            tensors = load(weights)
+            content = data if self.imported else load(data)
         except Exception as error:
             # safetensors raises its own exceptions, and numpy others for types that it lacks.
             raise BundleError(f"{self.weights_path} holds no tensors; copy the model whole again.") from error
         actual = fingerprint_of(
-            tensors,
+            content,
             architecture=self.architecture,
             preprocessing=self.preprocessing,
             embedding=self.embedding,
         )
         if actual != self.fingerprint:
-            raise BundleError(f"{self.folder / _CARD} states another fingerprint than its weights have.")
+            what = "graph has" if self.imported else "weights have"
+            raise BundleError(f"{self.folder / _CARD} states another fingerprint than its {what}.")
 
     def verify(self) -> None:
         """Reads all files and compares them with the card.
@@ -498,18 +556,18 @@ class ModelBundle:
                 raise _read_error(self.folder / name, error) from error
             if found != expected:
                 raise _mismatch(self.folder / name)
-        self._check_fingerprint(self.weights_path.read_bytes())
+        self._check_fingerprint((self.graph_path if self.imported else self.weights_path).read_bytes())
 
 
 _PLAIN_FIELDS: Final = tuple(
     field.name
     for field in dataclasses.fields(ModelBundle)
-    if field.name not in ("folder", "labels", "preprocessing", "embedding")
+    if field.name not in ("folder", "labels", "preprocessing", "embedding", "reference")
 )
 
 
 def fingerprint_of(
-    tensors: Mapping[str, NDArray[Any]],
+    content: Mapping[str, NDArray[Any]] | bytes,
     *,
     architecture: str,
     preprocessing: Preprocessing,
@@ -517,13 +575,17 @@ def fingerprint_of(
 ) -> str:
     """Returns the SHA-256, in hex, over all that decides an embedding.
 
-    These are the weights, the architecture, the preprocessing and the embedding options.
+    These are the architecture, the preprocessing, the embedding options, and the content: tensors by name, or
+    the bytes of an imported model's graph.
     """
     digest = hashlib.sha256()
     contract = _contract(architecture, preprocessing, embedding)
     digest.update(json.dumps(contract, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = np.asarray(tensors[name], order="C")
+    if isinstance(content, bytes):
+        digest.update(b"\ngraph\n" + content)
+        return digest.hexdigest()
+    for name in sorted(content):
+        tensor = np.asarray(content[name], order="C")
         digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.data)
     return digest.hexdigest()
@@ -536,6 +598,23 @@ def _contract(architecture: str, preprocessing: Preprocessing, embedding: Embedd
     if embedding != Embedding():
         contract["embedding"] = dataclasses.asdict(embedding)
     return contract
+
+
+def _encoded(embedding: Sequence[float]) -> str:
+    """Returns an embedding as text for a card: float32, little-endian, in base64."""
+    return base64.b64encode(np.array(embedding, "<f4").tobytes()).decode()
+
+
+def _decoded(text: str) -> tuple[float, ...]:
+    """Returns the result of `_encoded` as numbers.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    try:
+        return tuple(np.frombuffer(base64.b64decode(text, validate=True), "<f4").tolist())
+    except binascii.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def _read_error(path: Path, error: OSError) -> BundleError | StorageError:
@@ -612,7 +691,8 @@ class _Faces(TypedDict):
 
 # File names are not Python identifiers.
 _Files = TypedDict(
-    "_Files", {"model.safetensors": str, "model.onnx": str, "face_detector.onnx": NotRequired[str]}
+    "_Files",
+    {"model.safetensors": NotRequired[str], "model.onnx": str, "face_detector.onnx": NotRequired[str]},
 )
 
 
@@ -632,6 +712,7 @@ class _Card(TypedDict):
     created_at: str
     files: _Files
     embedding: NotRequired[_Activations]
+    reference: NotRequired[str]
 
 
 class _Format(TypedDict):
@@ -663,20 +744,34 @@ def _read_card(folder: Path) -> dict[str, Any]:
 def _value_problem(card: Mapping[str, Any]) -> str | None:
     """Returns the problem of a value that has the right type; None without one."""
     pixels, dimension = card["preprocessing"], card["dimension"]
-    if not 1 <= pixels["size"] <= _MAX_SIZE:
-        return f"the field preprocessing.size: {pixels['size']} is not between 1 and {_MAX_SIZE:,}"
+    if not 1 <= pixels["size"] <= MAX_SIZE:
+        return f"the field preprocessing.size: {pixels['size']} is not between 1 and {MAX_SIZE:,}"
     if not 0 < pixels["crop"] <= 1:
         return f"the field preprocessing.crop: {pixels['crop']} is not above 0 and at most 1"
-    if not 1 <= dimension <= _MAX_DIMENSION:
-        return f"the field dimension: {dimension} is not between 1 and {_MAX_DIMENSION:,}"
+    if not 1 <= dimension <= MAX_DIMENSION:
+        return f"the field dimension: {dimension} is not between 1 and {MAX_DIMENSION:,}"
     sums = {"fingerprint": card["fingerprint"], **{f"files.{n}": s for n, s in card["files"].items()}}
     for name, text in sums.items():
         if not _SHA256.fullmatch(text):
             return f"the field {name}: it is not a SHA-256 in hex"
     faces = pixels.get("faces")
-    expected = {_WEIGHTS, _GRAPH} | ({_DETECTOR} if faces is not None else set())
+    imported = card["architecture"] == IMPORTED
+    expected = {_GRAPH} | ({_DETECTOR} if faces is not None else set()) | (set() if imported else {_WEIGHTS})
     if card["files"].keys() != expected:
         return f"the field files: it does not name {', '.join(sorted(expected))} and no other file"
     if faces is not None and card["files"][_DETECTOR] != faces["detector"]:
         return "the field preprocessing.faces.detector: it is not the detector's SHA-256"
+    return _imported_problem(card) if imported else None
+
+
+def _imported_problem(card: Mapping[str, Any]) -> str | None:
+    """Returns the problem of a value in the card of an imported model; None without one."""
+    if card["labels"]:
+        return "the field labels: an imported model has none"
+    try:
+        reference = _decoded(card.get("reference", ""))
+    except ValueError:
+        reference = ()
+    if len(reference) != card["dimension"] or not np.isfinite(reference).all():
+        return "the field reference: it is not the embedding of a picture"
     return None

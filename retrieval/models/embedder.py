@@ -1,7 +1,7 @@
 """The `Embedder`: runs a bundle on a device; batches of pixels give embeddings and probabilities.
 
 It has two engines: onnxruntime on a CPU, torch on CUDA or by choice. Their results differ only by float32
-rounding (`tests/models/test_embedder.py` compares them).
+rounding (`tests/models/test_embedder.py` compares them). Imported models run on onnxruntime alone.
 """
 
 import importlib.util
@@ -78,9 +78,11 @@ class Embedder:
 
         Args:
             bundle: the model.
-            device: "auto" (CUDA where there is a GPU and torch, else the CPU), "cpu", "cuda", "cuda:1", ...
-                or several, "cuda:0,cuda:1": one process for each.
-            engine: "auto" (onnxruntime on a CPU in float32, torch elsewhere), "onnxruntime" or "torch".
+            device: "auto" (CUDA where there is a GPU and torch, or onnxruntime-gpu for an imported model;
+                else the CPU), "cpu", "cuda", "cuda:1", ... or several, "cuda:0,cuda:1": one process for each,
+                not for an imported model.
+            engine: "auto" (onnxruntime on a CPU in float32 and for an imported model, torch elsewhere),
+                "onnxruntime" or "torch".
             precision: the precision of the torch engine's convolutions: "float32", "bf16" or "fp16". `drift`
                 gives the effect on distances.
             threads: the number of cores for the onnxruntime engine; None is all that this process may use.
@@ -88,11 +90,13 @@ class Embedder:
         Raises:
             InputError: the engine, device or precision does not exist, the engine does not support the device
                 or the precision, or `threads` is below 1.
-            MissingDependency: the torch engine needs torch.
+            MissingDependency: the torch engine needs torch, or an imported model on a GPU onnxruntime-gpu.
             BundleError: the weights or the graph cannot be loaded, do not match the card, or fail the
                 self-test against the weights of the card's fingerprint.
         """
         _check(engine, precision, threads)
+        if bundle.imported:
+            return cls._open_imported(bundle, device, engine, precision, threads)
         less = precision != "float32"
         if device == "auto":
             device = "cuda" if engine != "onnxruntime" and _has_gpu() else "cpu"
@@ -109,9 +113,34 @@ class Embedder:
             raise InputError(
                 f"The onnxruntime engine computes in float32, not in {precision}; use the torch engine."
             )
+        return cls._open_on_cpu(bundle, threads)
+
+    @classmethod
+    def _open_imported(
+        cls, bundle: ModelBundle, device: str, engine: str, precision: str, threads: int | None
+    ) -> "Embedder":
+        if engine == "torch":
+            raise InputError("An imported model runs on onnxruntime, not on torch; use `engine='auto'`.")
+        if precision != "float32":
+            raise InputError(f"An imported model runs in float32, not in {precision}; leave `precision` out.")
+        if device == "cpu" or (device == "auto" and not _has_onnx_gpu()):
+            return cls._open_on_cpu(bundle, threads)
+        from retrieval.models.onnx_engine import OnnxGpuEngine, gpu_number
+
+        number = gpu_number("cuda" if device == "auto" else device)
+        try:
+            run = OnnxGpuEngine(bundle, number)
+        except MissingDependency:
+            if device != "auto":
+                raise
+            return cls._open_on_cpu(bundle, threads)
+        return cls(bundle, f"cuda:{number}", "onnxruntime", run)._self_tested()
+
+    @classmethod
+    def _open_on_cpu(cls, bundle: ModelBundle, threads: int | None) -> "Embedder":
         from retrieval.models.onnx_engine import OnnxEngine
 
-        opened = cls(bundle, "cpu", engine, OnnxEngine(bundle, threads=threads))
+        opened = cls(bundle, "cpu", "onnxruntime", OnnxEngine(bundle, threads=threads))
         opened._threads = threads
         return opened._self_tested()
 
@@ -222,8 +251,10 @@ class Embedder:
             )
 
 
-def may_use_gpu(device: str, engine: str = "auto") -> bool:
+def may_use_gpu(bundle: ModelBundle, device: str, engine: str = "auto") -> bool:
     """Returns whether `Embedder.open` may use a GPU, as far as can be told without importing torch."""
+    if bundle.imported:
+        return _has_onnx_gpu() if device == "auto" else device != "cpu"
     return _may_have_gpu() and engine != "onnxruntime" if device == "auto" else device != "cpu"
 
 
@@ -238,9 +269,21 @@ def _check(engine: str, precision: str, threads: int | None) -> None:
 
 def _may_have_gpu() -> bool:
     """Returns whether torch may find an NVIDIA GPU, without importing torch, which takes seconds."""
-    if not all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
-        return False
+    return _has_driver() and all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+
+
+def _has_driver() -> bool:
+    """Returns whether there may be a driver of an NVIDIA GPU."""
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists() or os.name == "nt"
+
+
+def _has_onnx_gpu() -> bool:
+    """Returns whether onnxruntime may find an NVIDIA GPU."""
+    if not _has_driver():
+        return False
+    from retrieval.models.onnx_engine import has_cuda
+
+    return has_cuda()
 
 
 def _has_gpu() -> bool:

@@ -72,13 +72,14 @@ class SearchResult:
 
     Attributes:
         matches: the nearest stored photos, nearest first, equal distances by face id.
-        prediction: the classifier's prediction, from the same pass through the network.
+        prediction: the classifier's prediction, from the same pass through the network; None for an imported
+            model, which has no classifier.
         decision: an identity or UNKNOWN; None if the gallery has no threshold and none was given.
         face: the face that was searched for, in the upright image; None if the image was taken as it is.
     """
 
     matches: tuple[Match, ...]
-    prediction: Prediction
+    prediction: Prediction | None
     decision: Decision | None = None
     face: DetectedFace | None = None
 
@@ -100,7 +101,7 @@ class PeopleResult:
     """
 
     people: tuple[PersonMatch, ...]
-    prediction: Prediction
+    prediction: Prediction | None
     decision: Decision | None = None
     face: DetectedFace | None = None
 

@@ -41,7 +41,7 @@ from retrieval.database.tables import (
 from retrieval.database.writer import Writer
 from retrieval.errors import BundleError, DataError, GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.index.segments import FlatVectors
-from retrieval.models.bundle import FORGOTTEN, ModelBundle, Relabel
+from retrieval.models.bundle import FILE_NAMES, FORGOTTEN, ModelBundle, Relabel
 from retrieval.storage.layout import BACKUP_CARD, MODEL, VECTORS
 from retrieval.storage.leftovers import is_unfinished_backup, unfinished_backup
 from retrieval.storage.vault import LOCK_TIMEOUT, Vault
@@ -69,16 +69,15 @@ _FORMAT: Final = 1
 _MODELS: Final = "models"
 _BLOCK_BYTES: Final = 2**20
 
-# The files of a model. Its card states the SHA-256 of the weights and the graph, but not of the description,
-# which is for people and may be missing.
+# The files of a model. Its card states the SHA-256 of the others, but not of the description, which is for
+# people and may be missing.
 _MODEL_CARD: Final = "bundle.json"
-_MODEL_FILES: Final = frozenset({"model.safetensors", "model.onnx"})
 _DESCRIPTION: Final = "MODELCARD.md"
 
 # The file names that a card may contain: none outside the folder of the backup.
 _NAME: Final = re.compile(
     r"gallery-[0-9a-f]{16}\.db|vectors/[0-9a-f]{64}\.faiss"
-    r"|models/[0-9a-f]{64}/(bundle\.json|model\.safetensors|model\.onnx|MODELCARD\.md)"
+    rf"|models/[0-9a-f]{{64}}/({'|'.join(map(re.escape, sorted(FILE_NAMES)))})"
 )
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -444,12 +443,7 @@ def _copy_model(vault: Vault, copying: _Copying, generation: Generation) -> None
     card = f"{below}/{_MODEL_CARD}"
     if not copying.has(card, generation.card_sha256):
         _copy_model_file(vault, copying, source / _MODEL_CARD, card, generation.card_sha256, generation)
-    stated = ModelBundle.stated_files(folder)
-    if stated.keys() != _MODEL_FILES:
-        raise GalleryDamaged(
-            f"{source / _MODEL_CARD} names other files than a model has; put the right model there."
-        )
-    for name, digest in stated.items():
+    for name, digest in ModelBundle.stated_files(folder).items():
         if not copying.has(f"{below}/{name}", digest):
             _copy_model_file(vault, copying, source / name, f"{below}/{name}", digest, generation)
     # The description is for people. No card states its SHA-256, so it is compared with the gallery's file.
@@ -651,9 +645,7 @@ def _is_intact(folder: Path, card_sha256: str) -> bool:
         stated = ModelBundle.stated_files(folder)
     except BundleError:
         return False
-    return stated.keys() == _MODEL_FILES and all(
-        _sha256(folder / name) == digest for name, digest in stated.items()
-    )
+    return all(_sha256(folder / name) == digest for name, digest in stated.items())
 
 
 def _forgotten_labels(

@@ -149,17 +149,17 @@ class _Walk:
             self._left -= 1
             if self._left < 0:
                 raise RefusedGraph(f"it has more than {_MAX_FIELDS:,} fields")
-            tag, position = _varint(message, position)
+            tag, position = _read_varint(message, position)
             if tag >= 2**32:
                 raise _not_protobuf()
             kind = tag & 7
             value: int | memoryview | None = None
             if kind == 0:
-                value, position = _varint(message, position)
+                value, position = _read_varint(message, position)
             elif kind == 1:
                 position += 8
             elif kind == 2:
-                size, position = _varint(message, position)
+                size, position = _read_varint(message, position)
                 value = message[position : position + size]
                 position += size
             elif kind == 5:
@@ -171,7 +171,7 @@ class _Walk:
             yield tag >> 3, value, start, position
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
+def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
     """Returns a varint (7 bits a byte, lowest first) and the position after it."""
     found = 0
     for shift in range(0, 70, 7):
@@ -195,16 +195,16 @@ def without_shapes(data: bytes) -> bytes:
     A convolutional network that was exported for one size of picture then runs at any size.
     """
     return b"".join(
-        _field(number, _graph_without_shapes(value)) if number == _MODEL_GRAPH else raw
-        for number, value, raw in _raw_fields(memoryview(data))
+        field(number, _graph_without_shapes(value)) if number == _MODEL_GRAPH else raw
+        for number, value, raw in raw_fields(memoryview(data))
     )
 
 
 def _graph_without_shapes(graph: memoryview) -> bytes:
     parts = []
-    for number, value, raw in _raw_fields(graph):
+    for number, value, raw in raw_fields(graph):
         if number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
-            parts.append(_field(number, _without(value, (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE))))
+            parts.append(field(number, _without(value, (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE))))
         elif number != _GRAPH_VALUES:
             parts.append(raw)
     return b"".join(parts)
@@ -213,15 +213,20 @@ def _graph_without_shapes(graph: memoryview) -> bytes:
 def _without(message: memoryview, path: tuple[int, ...]) -> bytes:
     """Returns a message without the field at a path of field numbers."""
     parts = []
-    for number, value, raw in _raw_fields(message):
+    for number, value, raw in raw_fields(message):
         if number != path[0]:
             parts.append(raw)
         elif len(path) > 1:
-            parts.append(_field(number, _without(value, path[1:])))
+            parts.append(field(number, _without(value, path[1:])))
     return b"".join(parts)
 
 
-def _raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview, bytes]]:
+def fields(message: memoryview) -> Iterator[_Field]:
+    """Yields the fields of a message, in order: number, and a number or the bytes of a string or message."""
+    return _Walk().fields(message)
+
+
+def raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview, bytes]]:
     """Yields the fields of a message: number, the bytes of a string or message, and the whole field."""
     walk = _Walk()
     for number, value, start, end in walk.spans(message):
@@ -229,12 +234,14 @@ def _raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview, bytes]]:
         yield number, content, bytes(message[start:end])
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """Returns a field that holds a string or a message."""
-    return _encoded(number << 3 | 2) + _encoded(len(content)) + content
+def field(number: int, content: bytes | int) -> bytes:
+    """Returns a field that holds a string, a message or a number of at least 0."""
+    if isinstance(content, int):
+        return _varint(number << 3) + _varint(content)
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
-def _encoded(value: int) -> bytes:
+def _varint(value: int) -> bytes:
     """Returns a number as a varint."""
     parts = bytearray()
     while value >= 0x80:

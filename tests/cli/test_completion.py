@@ -24,6 +24,8 @@ def completed(typed: str) -> list[str]:
     [
         ("faceprint ren", ["rename-identity"]),
         ("faceprint audit", ["audit", "audit-log"]),
+        ("faceprint mod", ["model"]),
+        ("faceprint model import --la", ["--layout"]),
         ("faceprint ingest --me", ["--metadata"]),
         ("faceprint check --json", ["--json", "--json-file"]),
         ("faceprint audit --show", []),  # an old spelling

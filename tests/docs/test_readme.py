@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.onnx_networks import network, saved
 from training.synthetic_faces import draw_faces
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -38,6 +39,18 @@ def test_the_tours_commands_run_and_leave_what_the_readme_says(tour: Path) -> No
     assert (tour / "my.model" / "report.html").is_file()
     assert (tour / "my.gallery" / "gallery.db").is_file()
     assert (tour / "answer.png").is_file()
+
+
+def test_the_commands_about_imported_models_run_and_leave_what_the_page_says(tmp_path: Path) -> None:
+    draw_faces(tmp_path / "photos", identities=4, photos=4, size=48)
+    saved(network(), tmp_path / "network.onnx")
+    commands = "\n".join(_blocks("docs/importing.md", "sh import"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=tmp_path, check=True, env=environment)
+    assert {"own.model", "own.gallery", "own.backup", "measured", "answer.png"} <= set(os.listdir(tmp_path))
+    (code,) = _blocks("docs/importing.md", "python")
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/python.md"])

@@ -410,7 +410,11 @@ def test_half_a_card_is_damaged(made: ModelBundle) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [field.name for field in dataclasses.fields(ModelBundle) if field.name not in ("folder", "embedding")],
+    [
+        field.name
+        for field in dataclasses.fields(ModelBundle)
+        if field.name not in ("folder", "embedding", "reference")
+    ],
 )
 def test_a_card_that_lacks_an_entry_is_damaged_and_the_entry_named(made: ModelBundle, name: str) -> None:
     _edit(made.folder, **{name: None})
@@ -469,7 +473,7 @@ def test_whatever_stands_in_a_card_it_opens_or_is_refused_in_a_sentence(tmp_path
         ("dimension", "2048", "the field dimension: expected int, got str"),
         ("dimension", 0, "the field dimension: 0 is not between 1 and 65,536"),
         ("files", [], "the field files: expected object, got array"),
-        ("files", {}, "the field files: object missing required field model.safetensors"),
+        ("files", {}, "the field files: object missing required field model.onnx"),
         ("fingerprint", "0" * 63, "the field fingerprint: it is not a SHA-256 in hex"),
         ("split", 1, "the field split: expected object, got int"),
         ("labels", ["Ada", 1], "the field labels[1]: expected str, got int"),

@@ -47,17 +47,17 @@ def test_a_file_is_opened_and_yunet_is_the_same_file_downloaded(
 
 
 @pytest.mark.parametrize(
-    ("served_bytes", "why"), [(b"<html>", "what arrived is another file"), (None, "404")]
+    ("served_bytes", "reason"),
+    [(b"<html>", "what arrived is another file"), (None, "HTTP status 404")],
 )
 def test_without_the_download_a_sentence_says_what_to_do(
-    served_bytes: bytes | None, why: str, served: tuple[Path, str]
+    served_bytes: bytes | None, reason: str, served: tuple[Path, str]
 ) -> None:
     folder, url = served
     if served_bytes is not None:
         (folder / "detector.onnx").write_bytes(served_bytes)
     with pytest.raises(RunError) as caught:
         open_detector("yunet", url=url)
-    reason = why if served_bytes else f"HTTP status {why}"
     assert str(caught.value) == (
         f"The face detector YuNet cannot be downloaded ({reason}); get {url} in another way and give its "
         "path as `detector`."

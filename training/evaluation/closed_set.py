@@ -129,10 +129,12 @@ def _classifier(
 ) -> Classifier | None:
     """Returns the classifier's figures over probes of people that it has a label for; None if there are none.
 
-    Writes the classifier's answer into every row.
+    Writes the classifier's answer into every row. An imported model has no labels and no classifier.
     """
     if observed.probabilities is None:
         raise ValueError("the photos were observed without probabilities")
+    if not labels:
+        return None
     probabilities = observed.probabilities[probes]
     index = {label: number for number, label in enumerate(labels)}
     actual = np.array([index.get(row["identity"], -1) for row in rows], np.int64)

@@ -78,6 +78,8 @@ def measure(
     """
     check_options(options)
     bundle = ModelBundle.load(model)
+    if options.weights is not None:
+        bundle.require_trained("compared with itself before fine-tuning")
     passed_over = PassedOver()
     found = partial(protocols.photos_of, data, exclude=options.exclude, passed_over=passed_over)
     if options.gallery is not None:
@@ -303,6 +305,8 @@ def _measured(
 
 def _note_baselines(bundle: ModelBundle, options: EvaluationOptions) -> tuple[str, ...]:
     if options.weights is not None:
+        return ()
+    if bundle.imported:
         return ()
     started = bundle.recipe.get("weights")
     if started in (None, "none"):

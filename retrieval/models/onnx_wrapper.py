@@ -1,0 +1,394 @@
+"""The graph of an imported model: somebody's network, between uint8 pixels and the embedding.
+
+The file is extended field by field, without the `onnx` package: the same file and options give the same
+bytes with every version of every package, so that a fingerprint can cover them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.system.onnx_graph import field, fields, raw_fields
+
+ChannelOrder = Literal["rgb", "bgr"]
+Layout = Literal["nchw", "nhwc"]
+
+# Element types of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, with their names for people.
+FLOAT: Final = 1
+KINDS: Final = {
+    FLOAT: "float32",
+    2: "uint8",
+    3: "int8",
+    6: "int32",
+    7: "int64",
+    10: "float16",
+    11: "float64",
+    16: "bfloat16",
+}
+
+# Field numbers of the same file.
+_MODEL_IR_VERSION: Final = 1
+_MODEL_GRAPH: Final = 7
+_MODEL_OPSET: Final = 8
+_OPSET_DOMAIN: Final = 1
+_OPSET_VERSION: Final = 2
+_GRAPH_NODE: Final = 1
+_GRAPH_INITIALIZER: Final = 5
+_GRAPH_INPUT: Final = 11
+_GRAPH_OUTPUT: Final = 12
+_GRAPH_VALUES: Final = 13
+_GRAPH_QUANTIZATION: Final = 14
+_GRAPH_SPARSE_INITIALIZER: Final = 15
+_NODE_INPUT: Final = 1
+_NODE_OUTPUT: Final = 2
+_NODE_OPERATOR: Final = 4
+_NODE_ATTRIBUTE: Final = 5
+_ATTRIBUTE_NAME: Final = 1
+_ATTRIBUTE_INT: Final = 3
+_ATTRIBUTE_INTS: Final = 8
+_ATTRIBUTE_TYPE: Final = 20
+_TENSOR_DIMENSION: Final = 1
+_TENSOR_TYPE: Final = 2
+_TENSOR_NAME: Final = 8
+_TENSOR_BYTES: Final = 9
+_SPARSE_VALUES: Final = 1
+_VALUE_NAME: Final = 1
+_VALUE_TYPE: Final = 2
+_TYPE_TENSOR: Final = 1
+_TENSOR_TYPE_ELEMENT: Final = 1
+_TENSOR_TYPE_SHAPE: Final = 2
+_SHAPE_DIMENSION: Final = 1
+_DIMENSION_VALUE: Final = 1
+_DIMENSION_NAME: Final = 2
+
+# From this version of the format on, an initializer need not be an input too, and onnxruntime folds it.
+_MIN_IR_VERSION: Final = 4
+# The names of a network's tensors get this prefix, so that none is that of a tensor around it.
+_PREFIX: Final = b"network/"
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """How a network takes pictures: (x - mean) / std, for x of 0 to 255.
+
+    Attributes:
+        size: side of the square in pixels.
+        colour: the order of the channels, "rgb" or "bgr".
+        mean, std: for each channel, in that order.
+        layout: "nchw" or "nhwc".
+    """
+
+    size: int
+    colour: ChannelOrder
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a network.
+
+    Attributes:
+        name: of the tensor.
+        kind: its element type, a key of KINDS or another number of ONNX.
+        shape: as stated, None for each dimension that is not; None where no shape is stated.
+    """
+
+    name: str
+    kind: int
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a network takes and gives.
+
+    Attributes:
+        inputs: without initializers.
+        outputs: as stated.
+        tensors: the names of what its nodes compute.
+        opset: the version of the standard operators.
+        normalizes: whether the first thing that happens to its input is a subtraction and a multiplication.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    tensors: frozenset[str]
+    opset: int
+    normalizes: bool
+
+
+def signature(network: bytes) -> Signature:
+    """Returns what a network takes and gives, as its file states it.
+
+    Args:
+        network: a file that `onnx_graph.check_graph` passes.
+    """
+    opset, graph = 0, memoryview(b"")
+    for number, value, _ in raw_fields(memoryview(network)):
+        if number == _MODEL_GRAPH:
+            graph = value
+        elif number == _MODEL_OPSET:
+            opset = max(opset, _opset(value))
+    inputs: list[Port] = []
+    outputs: list[Port] = []
+    initializers: set[str] = set()
+    nodes: list[_Node] = []
+    for number, value, _ in raw_fields(graph):
+        if number == _GRAPH_NODE:
+            nodes.append(_node_of(value))
+        elif number == _GRAPH_INPUT:
+            inputs.append(_port(value))
+        elif number == _GRAPH_OUTPUT:
+            outputs.append(_port(value))
+        elif number in (_GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER):
+            initializers.add(_initializer_name(number, value))
+    inputs = [one for one in inputs if one.name not in initializers]
+    return Signature(
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        tensors=frozenset(name for node in nodes for name in node.outputs if name),
+        opset=opset,
+        normalizes=len(inputs) == 1 and _operators_after(inputs[0].name, nodes, 2) == ["Sub", "Mul"],
+    )
+
+
+def wrapped(
+    network: bytes,
+    found: Signature,
+    takes: NetworkInput,
+    *,
+    output: str,
+    dimension: int | None = None,
+    unit: bool = False,
+) -> bytes:
+    """Returns a graph that takes `pixels`, uint8 (n, size, size, 3) RGB, and gives `embedding`, float32.
+
+    Shapes that the network states for its tensors are left out: most networks that were exported for one
+    picture then take any number.
+
+    Args:
+        network: a file that `onnx_graph.check_graph` passes.
+        found: its signature, with one input.
+        takes: how it takes pictures.
+        output: the tensor that is the embedding.
+        dimension: the numbers of an embedding, which becomes (n, dimension); None leaves the tensor as it is.
+        unit: whether it is divided by its Euclidean length; only with `dimension`.
+    """
+    source = found.inputs[0]
+    before = _before(source, takes)
+    after = _after(output, flat=dimension is not None, unit=unit)
+    parts = []
+    version = _MIN_IR_VERSION
+    for number, value, raw in raw_fields(memoryview(network)):
+        if number == _MODEL_GRAPH:
+            parts.append(field(number, _graph(value, before, after, takes.size, dimension)))
+        elif number == _MODEL_IR_VERSION:
+            version = max(
+                version, *(stated for _, stated in fields(memoryview(raw)) if isinstance(stated, int))
+            )
+        else:
+            parts.append(raw)
+    return b"".join([field(_MODEL_IR_VERSION, version), *parts])
+
+
+def _graph(graph: memoryview, before: bytes, after: bytes, size: int, dimension: int | None) -> bytes:
+    """Returns a graph with prefixed names and with nodes before and after its own, which stay in order."""
+    parts = [before]
+    for number, value, raw in raw_fields(graph):
+        if number == _GRAPH_NODE:
+            parts.append(field(number, _renamed(value, (_NODE_INPUT, _NODE_OUTPUT))))
+        elif number == _GRAPH_INITIALIZER:
+            parts.append(field(number, _renamed(value, (_TENSOR_NAME,))))
+        elif number == _GRAPH_SPARSE_INITIALIZER:
+            parts.append(field(number, _sparse_renamed(value)))
+        elif number not in (_GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUES, _GRAPH_QUANTIZATION):
+            parts.append(raw)
+    pixels = _value("pixels", 2, ["n", size, size, 3])
+    embedding = _value("embedding", FLOAT, None if dimension is None else ["n", dimension])
+    return b"".join([*parts, after, field(_GRAPH_INPUT, pixels), field(_GRAPH_OUTPUT, embedding)])
+
+
+def _before(source: Port, takes: NetworkInput) -> bytes:
+    """Returns the nodes from `pixels` to the network's input."""
+    chain = _Chain(b"pixels", "before")
+    chain.add("Cast", to=FLOAT)
+    if takes.colour == "bgr":
+        chain.add("Gather", np.array([2, 1, 0], "<i8"), axis=3)
+    if any(takes.mean):
+        chain.add("Sub", np.array(takes.mean, "<f4"))
+    if takes.std != (1, 1, 1):
+        chain.add("Div", np.array(takes.std, "<f4"))
+    if takes.layout == "nchw":
+        chain.add("Transpose", perm=[0, 3, 1, 2])
+    if source.kind != FLOAT:
+        chain.add("Cast", to=source.kind)
+    return chain.ended(_PREFIX + source.name.encode())
+
+
+def _after(output: str, *, flat: bool, unit: bool) -> bytes:
+    """Returns the nodes from a tensor of the network to `embedding`."""
+    chain = _Chain(_PREFIX + output.encode(), "after")
+    chain.add("Cast", to=FLOAT)
+    if flat:
+        chain.add("Flatten", axis=1)
+    if unit:
+        chain.add("LpNormalization", axis=1, p=2)
+    return chain.ended(b"embedding")
+
+
+class _Chain:
+    """Nodes of which each takes what the one before gives, and perhaps a constant."""
+
+    def __init__(self, source: bytes, name: str) -> None:
+        self._last, self._name = source, name
+        self._fields: list[bytes] = []
+        self._nodes = 0
+
+    def add(self, operator: str, constant: NDArray[Any] | None = None, **attributes: int | list[int]) -> None:
+        """Appends a node."""
+        made = f"{self._name}/{self._nodes}".encode()
+        inputs = [self._last]
+        if constant is not None:
+            inputs.append(made + b"/constant")
+            self._fields.append(field(_GRAPH_INITIALIZER, _tensor(inputs[1], constant)))
+        self._append(_node(operator, inputs, made, [_attribute(*one) for one in attributes.items()]))
+        self._last = made
+
+    def ended(self, target: bytes) -> bytes:
+        """Returns the nodes and constants, as fields of a graph; the last node gives `target`."""
+        self._append(_node("Identity", [self._last], target, []))
+        return b"".join(self._fields)
+
+    def _append(self, node: bytes) -> None:
+        self._fields.append(field(_GRAPH_NODE, node))
+        self._nodes += 1
+
+
+def _node(operator: str, inputs: list[bytes], output: bytes, attributes: list[bytes]) -> bytes:
+    return b"".join(
+        [
+            *(field(_NODE_INPUT, name) for name in inputs),
+            field(_NODE_OUTPUT, output),
+            field(_NODE_OPERATOR, operator.encode()),
+            *(field(_NODE_ATTRIBUTE, one) for one in attributes),
+        ]
+    )
+
+
+def _tensor(name: bytes, value: NDArray[Any]) -> bytes:
+    kind = {"<f4": FLOAT, "<i8": 7}[value.dtype.str]
+    return (
+        field(_TENSOR_DIMENSION, len(value))
+        + field(_TENSOR_TYPE, kind)
+        + field(_TENSOR_NAME, name)
+        + field(_TENSOR_BYTES, value.tobytes())
+    )
+
+
+def _attribute(name: str, value: int | list[int]) -> bytes:
+    said = field(_ATTRIBUTE_NAME, name.encode())
+    if isinstance(value, int):
+        return said + field(_ATTRIBUTE_INT, value) + field(_ATTRIBUTE_TYPE, 2)
+    return said + b"".join(field(_ATTRIBUTE_INTS, one) for one in value) + field(_ATTRIBUTE_TYPE, 7)
+
+
+def _value(name: str, kind: int, shape: list[int | str] | None) -> bytes:
+    """Returns an input or output of a graph."""
+    tensor = field(_TENSOR_TYPE_ELEMENT, kind)
+    if shape is not None:
+        stated = [
+            field(_DIMENSION_NAME, one.encode()) if isinstance(one, str) else field(_DIMENSION_VALUE, one)
+            for one in shape
+        ]
+        tensor += field(_TENSOR_TYPE_SHAPE, b"".join(field(_SHAPE_DIMENSION, one) for one in stated))
+    return field(_VALUE_NAME, name.encode()) + field(_VALUE_TYPE, field(_TYPE_TENSOR, tensor))
+
+
+def _renamed(message: memoryview, names: tuple[int, ...]) -> bytes:
+    """Returns a message with the prefix before the names in some fields; an empty name is no tensor."""
+    return b"".join(
+        field(number, _PREFIX + bytes(value)) if number in names and len(value) else raw
+        for number, value, raw in raw_fields(message)
+    )
+
+
+def _sparse_renamed(tensor: memoryview) -> bytes:
+    return b"".join(
+        field(number, _renamed(value, (_TENSOR_NAME,))) if number == _SPARSE_VALUES else raw
+        for number, value, raw in raw_fields(tensor)
+    )
+
+
+@dataclass(frozen=True)
+class _Node:
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def _node_of(node: memoryview) -> _Node:
+    return _Node(
+        "".join(_texts(node, _NODE_OPERATOR)),
+        tuple(_texts(node, _NODE_INPUT)),
+        tuple(_texts(node, _NODE_OUTPUT)),
+    )
+
+
+def _operators_after(name: str, nodes: list[_Node], count: int) -> list[str]:
+    """Returns the operators of the first nodes that a tensor passes."""
+    found: list[str] = []
+    for node in nodes:
+        if len(found) < count and name in node.inputs and node.outputs:
+            found.append(node.operator)
+            name = node.outputs[0]
+    return found
+
+
+def _texts(message: memoryview, field_number: int) -> Iterator[str]:
+    """Yields the strings of a message's field."""
+    for number, value in fields(message):
+        if number == field_number and isinstance(value, memoryview):
+            yield bytes(value).decode("utf-8", "replace")
+
+
+def _opset(entry: memoryview) -> int:
+    """Returns the version of the standard operators in an entry; 0 in one for other operators."""
+    stated = dict(fields(entry))
+    version, domain = stated.get(_OPSET_VERSION), stated.get(_OPSET_DOMAIN, b"")
+    return version if isinstance(version, int) and domain in (b"", b"ai.onnx") else 0
+
+
+def _initializer_name(number: int, value: memoryview) -> str:
+    tensors = [value]
+    if number == _GRAPH_SPARSE_INITIALIZER:
+        tensors = [part for one, part, _ in raw_fields(value) if one == _SPARSE_VALUES]
+    return "".join(name for tensor in tensors for name in _texts(tensor, _TENSOR_NAME))
+
+
+def _port(value: memoryview) -> Port:
+    kind, shape = 0, None
+    for tensor in _parts(value, _VALUE_TYPE, _TYPE_TENSOR):
+        for number, content in fields(tensor):
+            if number == _TENSOR_TYPE_ELEMENT and isinstance(content, int):
+                kind = content
+            elif number == _TENSOR_TYPE_SHAPE and isinstance(content, memoryview):
+                shape = tuple(_dimension(one) for one in _parts(content, _SHAPE_DIMENSION))
+    return Port("".join(_texts(value, _VALUE_NAME)), kind, shape)
+
+
+def _parts(message: memoryview, *path: int) -> Iterator[memoryview]:
+    """Yields the messages in a message at a path of field numbers."""
+    for number, value, _ in raw_fields(message):
+        if number == path[0]:
+            yield from _parts(value, *path[1:]) if len(path) > 1 else iter([value])
+
+
+def _dimension(stated: memoryview) -> int | None:
+    """Returns a dimension of a shape; None where it has a name, or a number that is no size."""
+    found = [value for number, value in fields(stated) if number == _DIMENSION_VALUE]
+    return next((one for one in found if isinstance(one, int) and 0 < one < 2**31), None)
