@@ -49,7 +49,7 @@ class Shown:
     Attributes:
         path, identity: of the photo.
         half: "training", "validation", or None for a photo in neither.
-        box: left, top, width and height of its face in pixels; None where none is known.
+        box: left, top, width and height of its face in pixels, with one decimal; None where none is known.
     """
 
     path: str | None

@@ -122,7 +122,10 @@ class PhotoSet:
 
     def shown(self, row: int) -> Shown:
         one = self.stats[row]
-        box = None if one.face is None else one.face.box
+        box = None
+        if one.face is not None:
+            left, top, width, height = (round(side, 1) for side in one.face.box)
+            box = left, top, width, height
         return Shown(one.path, one.identity, self.halves.get(row), box)
 
     def item(self, rows: Iterable[int], detail: str) -> Item:

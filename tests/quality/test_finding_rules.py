@@ -84,10 +84,9 @@ def test_the_advice_has_the_options_with_their_limits() -> None:
 def test_values_at_a_limit_are_good() -> None:
     found = said(
         photo("soft", sharpness=MIN_SHARPNESS), photo("left", yaw=-MAX_YAW), photo("small", side=20),
-        preprocessing=Preprocessing(9, 1.0, faces=_FACES),
+        preprocessing=Preprocessing(112, 1.0, faces=_FACES),
     )  # fmt: skip
-    assert set(found) == {Kind.FACE_BLURRED}  # 112 pixels are another limit than 9
-    assert least_sharpness(Preprocessing(112, 1.0)) == MIN_SHARPNESS
+    assert set(found) == {Kind.TINY}
 
 
 def test_faces_that_are_too_small_are_not_said_to_be_blurred_or_turned_as_well() -> None:
