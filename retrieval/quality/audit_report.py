@@ -261,9 +261,7 @@ _GROUP_NAMES: Final[Mapping[Kind, tuple[str, ...]]] = {
 ON_A_PAGE: Final = 60
 
 
-def page(
-    audited: Audited, fetching: Fetching = NOTHING_FETCHED, reader: PhotoReader | None = None
-) -> bytes:
+def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED, reader: PhotoReader | None = None) -> bytes:
     """Returns one HTML file in UTF-8: the usual values, and at most 60 doubts of a kind with their photos.
 
     Photos are read from their stored paths; an unreadable one is a box with its name. Addresses are fetched

@@ -86,7 +86,9 @@ def sheet(
     """Returns one HTML file in UTF-8, with embedded photos.
 
     With a `reader` that has a face detector, a photo is shown as the aligned face that is embedded; where it
-    has no face, and without a detector, as the whole photo. An unreadable photo, or a file with other bytes, is a box with its name and the reason; so is a photo at
+    has no face, and without a detector, as the whole photo.
+
+    An unreadable photo, or a file with other bytes, is a box with its name and the reason; so is a photo at
     an address, unless `fetching` allows to fetch it.
     """
     if reader is not None:

@@ -120,9 +120,7 @@ def read_stats(
     return stats
 
 
-def _stats_of_some(
-    meters: Meters, reader: PhotoReader | None, entries: Sequence[Entry]
-) -> list[PhotoStats]:
+def _stats_of_some(meters: Meters, reader: PhotoReader | None, entries: Sequence[Entry]) -> list[PhotoStats]:
     offered = [entry for entry in entries if isinstance(entry, Photo)]
     return [_stats(one, reader) for some in read_some(offered, meters) for one in some]
 

@@ -135,7 +135,8 @@ def test_inspect_returns_all_faces_and_the_one_that_is_read() -> None:
     assert inspected.main is not None
     assert inspected.main.face == inspected.found[MIDDLE]
     assert np.array_equal(inspected.main.pixels, READER.square(THREE))
-    for nothing in (READER.inspect(drawn((300, 200), [])), PhotoReader(Preprocessing(SIZE, 1.0)).inspect(THREE)):
+    plain = PhotoReader(Preprocessing(SIZE, 1.0))
+    for nothing in (READER.inspect(drawn((300, 200), [])), plain.inspect(THREE)):
         assert (nothing.found, nothing.main) == ((), None)
 
 

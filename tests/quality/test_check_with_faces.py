@@ -49,7 +49,7 @@ def people(tmp_path: Path) -> Path:
 
 
 def nobody(path: Path) -> None:
-    """Saves a coloured picture without a face."""
+    """Saves a coloured picture without a face, another one for each identity."""
     picture = drawn((200, 160), [], seed=ord(path.parent.name))
     ImageDraw.Draw(picture).rectangle((20, 20, 60, 60), fill=(200, 60, 20))
     picture.save(path)
@@ -147,10 +147,11 @@ def test_wide_photos_with_a_face_are_no_odd_shapes(people: Path) -> None:
 
 @pytest.fixture(scope="module")
 def aligned(network: Network, tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    folder = tmp_path_factory.mktemp("models") / "aligned"
+    sample = READER.square(drawn((200, 160), [MARK]))[None]
     return export(
-        network, tmp_path_factory.mktemp("models") / "aligned", labels=tuple("ABCDEF"), reader=READER, recipe={},
-        split={}, figures={}, sample=np.stack([READER.square(drawn((200, 160), [MARK]))]),
-    )  # fmt: skip
+        network, folder, labels=tuple("ABCDEF"), reader=READER, recipe={}, split={}, figures={}, sample=sample
+    )
 
 
 def test_the_detector_of_a_model_is_used_and_labels_of_photos_without_a_face_are_not_judged(

@@ -110,13 +110,6 @@ def test_the_input_is_compared_with_the_face_and_not_with_the_photo() -> None:
     assert "`image_size=150`" in finding.advice
 
 
-def test_advice_of_an_input_size_is_never_a_larger_one() -> None:
-    wanted = Preprocessing(256, 1.0, faces=_FACES)
-    many = [photo(f"larger{number}", side=200) for number in range(30)]
-    finding = said(photo("face", side=100), *many, preprocessing=wanted)[Kind.TINY]
-    assert finding.advice == "Find larger originals."
-
-
 @pytest.mark.parametrize(
     ("size", "margin", "expected"), [(112, 0.0, 4.8), (64, 0.0, 9.2), (160, 0.0, 3.2), (224, 0.0, 2.0)]
 )  # fmt: skip
