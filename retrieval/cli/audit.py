@@ -44,13 +44,14 @@ def audit(
     with open_gallery(gallery, "audit") as opened:
         found = _audit_with_progress(opened, sample=sample, seed=seed, limit=limit)
         fetching = opened.fetching(fetch=fetch)
+        reader = opened.photo_reader if page is not None else None
     text = json.dumps(found.summary(), ensure_ascii=False, indent=1, allow_nan=False)
     if json_file is not None:
         write_file(json_file, (text + "\n").encode("utf-8", "backslashreplace"))
     if page is not None:
         from retrieval.quality import audit_report
 
-        write_file(page, in_current_options(audit_report.page(found, fetching).decode()).encode())
+        write_file(page, in_current_options(audit_report.page(found, fetching, reader).decode()).encode())
     if as_json:
         typer.echo(text)
     else:

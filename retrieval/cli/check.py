@@ -29,6 +29,7 @@ def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity, or a list (.csv, .txt, .parquet) or archive of photos.", show_default=False)],
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Also find photos that are nearer to another identity than to their own.", show_default=False)] = None,
     min_images: Annotated[int | None, typer.Option(min=2, help="As of train: identities with fewer photos are left out.", show_default=False)] = None,
+    detector: Annotated[str | None, typer.Option("--detector", metavar="yunet|FILE.onnx", help="As of train: find the face in each photo. Reports photos without a face or with several, and tiny, blurred or turned faces.", show_default="MODEL's, or none")] = None,
     exclude: options.Exclude = None,
     val_fraction: Annotated[float, options.val_fraction("As of train: share of each identity's photos to hold out.")] = 0.3,
     seed: Annotated[int, options.seed("As of train: of the split.")] = 0,
@@ -45,7 +46,8 @@ def check(
     """Say what a folder of photos is worth, before hours of training.
 
     Unreadable files, copies (within an identity, under two names, across the split), identities with too few
-    photos, odd pictures; with --model, labels in doubt. No photo is ever changed.
+    photos, odd pictures; with --model, labels in doubt; with --detector, photos without a face or with several.
+    No photo is ever changed.
 
     Exit status: 0 when it was checked, whatever was found; 1 with --strict when something harms; 2 when there
     is nothing to check; 130 after Ctrl-C (nothing is written).
@@ -59,7 +61,7 @@ def check(
         if target is not None:
             _check_target(target, option, suffix, Path(data))
     done = _checked(
-        data, model, device, workers, exclude or [],
+        data, model, detector, device, workers, exclude or [],
         seed=seed, validation_fraction=val_fraction, min_images=min_images, size=image_size, crop=crop,
     )  # fmt: skip
     advised = [replace(one, advice=in_current_options(one.advice)) for one in done.findings]
@@ -90,11 +92,12 @@ def _check_target(target: Path, option: str, suffix: str, data: Path) -> None:
 
 
 def _checked(
-    data: str, model: Path | None, device: str, workers: int | None, exclude: list[str], *,
+    data: str, model: Path | None, detector: str | None, device: str, workers: int | None, exclude: list[str], *,
     size: int | None, crop: float | None, **split: Any,
 ) -> "Check":  # fmt: skip
     from retrieval.images.preprocessing import Preprocessing
     from retrieval.models.bundle import ModelBundle
+    from retrieval.models.detectors import open_detector
     from retrieval.models.embedder import Embedder
     from retrieval.quality import dataset_check
     from retrieval.quality.photo_set import CheckOptions
@@ -102,6 +105,11 @@ def _checked(
 
     with ExitStack() as stack:
         bundle = ModelBundle.load(model) if model is not None else None
+        require(
+            crop is None or bundle is None or bundle.preprocessing.faces is None,
+            f"--crop is of no use with the model {model}, which takes aligned faces; leave it out",
+        )
+        found = None if detector is None else open_detector(detector)
         embedder = stack.enter_context(Embedder.open(bundle, device=device)) if bundle is not None else None
         usual = bundle.preprocessing if bundle is not None else Preprocessing(size=224, crop=1.0)
         wanted = Preprocessing(size=size or usual.size, crop=crop or usual.crop)
@@ -111,6 +119,7 @@ def _checked(
         return dataset_check.check(
             data,
             model=embedder,
+            detector=found,
             options=chosen,
             exclude=exclude,
             workers=workers,
@@ -163,6 +172,8 @@ def _print(done: "Check") -> None:
         console.print(
             f"{done.judged:,} photos, those that would be trained on and no copies, were judged by the model."
         )
+    if done.options.preprocessing.faces is None:
+        console.print("No faces were searched for; --detector yunet does that.")
     if not done.findings:
         console.print("Nothing was found that stands in the way.")
         return

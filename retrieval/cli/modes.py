@@ -107,7 +107,10 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
             needs=("images", "paths"),
         ),
     ),
-    "check": (Use(("device",), needs=("model",)),),
+    "check": (
+        Use(("device",), needs=("model",)),
+        Use(("crop",), bars=("detector",), why="takes aligned faces"),
+    ),
     "calibrate": (
         Use(
             ("fpir", "strangers", "exclude", "sample", "seed", "batch_size", "workers", *_EMBEDDING),

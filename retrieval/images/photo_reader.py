@@ -74,6 +74,19 @@ class FaceImage:
         return float((neighbours - 4 * middle).std())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PhotoFaces:
+    """The faces of a photo.
+
+    Attributes:
+        found: all of them, from left to right, whatever their size.
+        main: the largest and most central one, which `PhotoReader.square` reads; None without a face.
+    """
+
+    found: tuple[DetectedFace, ...] = ()
+    main: FaceImage | None = None
+
+
 class PhotoReader:
     """Reads photos for a model. Safe to share between threads; picklable.
 
@@ -168,6 +181,31 @@ class PhotoReader:
             pixels.align(source, size=1, locate=locate, colour=self.preprocessing.colour, seconds=seconds)
         return found
 
+    def inspect(self, source: ImageSource, *, seconds: float = MAX_SECONDS) -> PhotoFaces:
+        """Returns all faces of a photo, and the one that is read by default; none without a detector.
+
+        Raises:
+            UnreadableImage, InputError, RunError, Interrupted: as `pixels.read`.
+        """
+        if self.detector is None:
+            return PhotoFaces()
+        chosen = self.preprocessing
+        found: list[DetectedFace] = []
+        main: list[DetectedFace] = []
+
+        def locate(view: View) -> list[Matrix]:
+            found[:] = self._find(view)
+            main[:] = [_main_face(found, view)] if found else []
+            return [self._transform(face) for face in main]
+
+        aligned = pixels.align(source, size=chosen.size, locate=locate, colour=chosen.colour, seconds=seconds)
+        return PhotoFaces(tuple(found), FaceImage(aligned[0], main[0]) if main else None)
+
+    def input_side(self, face: DetectedFace) -> float:
+        """Returns the side of the square that is read of a face, in pixels of its photo."""
+        scale = np.sqrt(abs(np.linalg.det(self._transform(face)[:, :2])))
+        return float(self.preprocessing.size / scale)
+
     def _find(self, view: View) -> list[DetectedFace]:
         assert self.detector is not None
         assert self.preprocessing.faces is not None
@@ -206,13 +244,18 @@ def _selected(faces: Sequence[DetectedFace], selection: FaceSelection, view: Vie
     if selection.faces == "one" and len(large) > 1:
         raise UnreadableImage(Reason.SEVERAL_FACES, f"it shows {len(large)} faces and one is asked for")
     # The choice does not depend on the limit, so that a photo has the same face whatever the limit is.
-    chosen = large if selection.faces == "all" else [max(faces, key=lambda face: _prominence(face, view))]
+    chosen = large if selection.faces == "all" else [_main_face(faces, view)]
     if not chosen or chosen[0].side < selection.min_side:
         side = max(face.side for face in chosen or faces)
         raise UnreadableImage(
             Reason.FACE_TOO_SMALL, f"its face has {side:.0f} pixels, and {selection.min_side:g} is the limit"
         )
     return chosen
+
+
+def _main_face(faces: Sequence[DetectedFace], view: View) -> DetectedFace:
+    """Returns the largest and most central of one or more faces."""
+    return max(faces, key=lambda face: _prominence(face, view))
 
 
 def _prominence(face: DetectedFace, view: View) -> float:

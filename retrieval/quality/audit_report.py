@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from retrieval.database.records import Face
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.quality.photo_page import Group, Item, Picture, Section, Table, sheet
 from retrieval.sources.remote import NOTHING_FETCHED, Fetching
 
@@ -260,11 +261,12 @@ _GROUP_NAMES: Final[Mapping[Kind, tuple[str, ...]]] = {
 ON_A_PAGE: Final = 60
 
 
-def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED) -> bytes:
+def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED, reader: PhotoReader | None = None) -> bytes:
     """Returns one HTML file in UTF-8: the usual values, and at most 60 doubts of a kind with their photos.
 
     Photos are read from their stored paths; an unreadable one is a box with its name. Addresses are fetched
-    only where `fetching` allows it; see `Gallery.fetching`.
+    only where `fetching` allows it; see `Gallery.fetching`. With a `reader` that has a face detector
+    (`Gallery.photo_reader`), the embedded face is shown in place of the photo.
     """
     heads = ("doubt", "what is measured", "of", "usual", "doubted from", "found")
     table = Table(heads, [limit_row(limit) for limit in audited.limits], frozenset({2, 3, 4, 5}))
@@ -279,6 +281,7 @@ def page(audited: Audited, fetching: Fetching = NOTHING_FETCHED) -> bytes:
         table,
         [section for section in sections if section.items],
         fetching,
+        reader,
     )
 
 

@@ -14,6 +14,8 @@ class Cleaning:
         for row, one in enumerate(seen.stats):
             if one.reason is not None:
                 self.out[row] = Kind.UNREADABLE
+            elif not one.trainable:
+                self.out[row] = Kind.NO_FACE if one.face is None else Kind.FACE_TOO_SMALL
         self._leave_out_two_names()
         self._leave_out_copies()
         # Last, because copies do not count as photos of an identity.

@@ -7,7 +7,7 @@ changes no photo; `Check.cleaned` lists the photos that remain without the harmf
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,9 @@ import numpy as np
 from retrieval.bulk.embed import embed_photos
 from retrieval.embedding.outcome import Outcome
 from retrieval.errors import DataError, InputError, Interrupted
+from retrieval.images.face_detector import FaceDetector
+from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.preprocessing import FaceAlignment
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.quality.cleaning import Cleaning
@@ -40,7 +43,8 @@ class Check:
 
     Attributes:
         data: the data set that was checked.
-        options: the options of the training that was checked for.
+        options: the options of the training that was checked for; `preprocessing.faces` says how faces were
+            searched for, and is None where they were not.
         photos, readable: the numbers of files found, and of readable ones.
         people: all identities, by name.
         effective_people: the effective number of identities: the exponential of the entropy of the photo
@@ -72,6 +76,7 @@ class Check:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the result as values for JSON."""
+        faces = self.options.preprocessing.faces
         return {
             "data": self.data,
             "options": {
@@ -80,6 +85,7 @@ class Check:
                 "min_images": self.options.min_images,
                 "image_size": self.options.preprocessing.size,
                 "crop": self.options.preprocessing.crop,
+                "detector": None if faces is None else faces.detector,
             },
             "photos": self.photos,
             "readable": self.readable,
@@ -88,7 +94,7 @@ class Check:
             "effective_identities": round(self.effective_people, 2),
             "judged": self.judged,
             "harms": self.harms,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [_finding_fields(finding) for finding in self.findings],
             "cleaned": len(self.cleaned),
             "left_out": [
                 {"path": path, "identity": name, "kind": kind} for path, name, kind in self.left_out
@@ -96,10 +102,21 @@ class Check:
         }
 
 
+def _finding_fields(finding: DataFinding) -> dict[str, Any]:
+    """Returns a finding as values for JSON; photos without a known face have no `box`."""
+    fields = asdict(finding)
+    for item in fields["items"]:
+        for photo in item["photos"]:
+            if photo["box"] is None:
+                del photo["box"]
+    return fields
+
+
 def check(
     data: str,
     *,
     model: ModelBundle | Embedder | None = None,
+    detector: FaceDetector | None = None,
     options: CheckOptions = CheckOptions(),
     exclude: Sequence[str] = (),
     workers: int | None = None,
@@ -111,7 +128,9 @@ def check(
     Args:
         data: identity folders, or any other source of `photos.scan` that can be read twice.
         model: finds labels in doubt; None skips them.
-        options: the options that `train` will be called with.
+        detector: finds faces; None is the detector of `model`, where it has one.
+        options: the options that `train` will be called with. How faces are aligned is that of the model or
+            the default.
         exclude: patterns of files and folders that are passed over, as in `photos.scan`.
         workers: threads that read and decode; None is one per processor.
         on_photo: called for every photo, in order, at each stage: "looking", then with a model "embedding".
@@ -119,15 +138,19 @@ def check(
 
     Raises:
         DataError: `data` does not exist or holds no file, or none of its photos could be read again.
-        InputError: `data` is standard input or an address.
+        InputError: `data` is standard input or an address, or `detector` is given and `model` has its own.
+        BundleError, StorageError: as `ModelBundle.load_photo_reader`.
         Interrupted: `should_stop` returned True.
     """
     if data == photos.STANDARD_INPUT or is_url(data):
         raise InputError(f"A check reads its data twice, which {data} does not allow; name a folder.")
+    reader = _reader(model, detector, options)
+    options = replace(options, preprocessing=reader.preprocessing)
     passed_over = PassedOver()
     scan = partial(photos.scan, [data], exclude=exclude)
     stats = read_stats(
         scan(passed_over=passed_over),
+        reader=reader,
         workers=workers,
         on_photo=partial(on_photo, "looking"),
         should_stop=should_stop,
@@ -160,6 +183,26 @@ def check(
         left_out=tuple((stats[row].path, stats[row].identity, kind) for row, kind in cleaning.out.items()),
         passed_over=passed_over,
     )
+
+
+def _reader(
+    model: ModelBundle | Embedder | None, detector: FaceDetector | None, options: CheckOptions
+) -> PhotoReader:
+    """Returns what finds faces, in photos of the size of the options.
+
+    Raises:
+        InputError, BundleError, StorageError: as `check`.
+    """
+    bundle = model.bundle if isinstance(model, Embedder) else model
+    faces = None if detector is None else FaceAlignment(detector.sha256)
+    if bundle is not None and bundle.preprocessing.faces is not None:
+        if detector is not None:
+            raise InputError(
+                f"The model {bundle.folder} has a face detector of its own; leave `detector` out."
+            )
+        loaded = model.photo_reader if isinstance(model, Embedder) else bundle.load_photo_reader()
+        detector, faces = loaded.detector, bundle.preprocessing.faces
+    return PhotoReader(replace(options.preprocessing, faces=faces), detector)
 
 
 _Vectors: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"

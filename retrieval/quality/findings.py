@@ -22,10 +22,15 @@ class Kind(StrEnum):
     ACROSS_SPLIT = "across-split"
     UNREADABLE = "unreadable"
     WRONG_LABEL = "wrong-label"
+    NO_FACE = "no-face"
+    FACE_TOO_SMALL = "face-too-small"
+    SEVERAL_FACES = "several-faces"
     ACROSS_SPLIT_NEAR = "across-split-near"
     COPY = "copy"
     NEAR_COPY = "near-copy"
     TOO_FEW_PHOTOS = "too-few-photos"
+    FACE_BLURRED = "face-blurred"
+    FACE_TURNED = "face-turned"
     FLAT = "flat"
     DARK = "dark"
     BRIGHT = "bright"
@@ -39,11 +44,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A photo of a finding; `half` is "training", "validation", or None for a photo in neither."""
+    """A photo of a finding.
+
+    Attributes:
+        path, identity: of the photo.
+        half: "training", "validation", or None for a photo in neither.
+        box: left, top, width and height of its face in pixels, with one decimal; None where none is known.
+    """
 
     path: str | None
     identity: str | None
     half: str | None
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
 """Pages of photos for reports: findings with photos side by side, as one self-contained HTML file."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeAlias
 
 from markupsafe import Markup
+from PIL import Image
 
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images import pixels
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.pages import html
 from retrieval.sources import photos
 from retrieval.sources.archives import Shelf
@@ -79,18 +81,25 @@ def sheet(
     table: Table,
     sections: Iterable[Section],
     fetching: Fetching = NOTHING_FETCHED,
+    reader: PhotoReader | None = None,
 ) -> bytes:
     """Returns one HTML file in UTF-8, with embedded photos.
+
+    With a `reader` that has a face detector, a photo is shown as the aligned face that is embedded; where it
+    has no face, and without a detector, as the whole photo.
 
     An unreadable photo, or a file with other bytes, is a box with its name and the reason; so is a photo at
     an address, unless `fetching` allows to fetch it.
     """
+    if reader is not None:
+        shown = replace(reader.preprocessing, size=_SIDE, colour="srgb")
+        reader = PhotoReader(shown, reader.detector)
     with Shelf() as shelf:
         read = partial(photos.read_stored, shelf, fetching=fetching)
         return html.render(
             "retrieval.quality",
             "sheet.html.jinja",
-            filters={"photo": partial(_photo, read=read)},
+            filters={"photo": partial(_photo, read=read, reader=reader)},
             title=title,
             words=words,
             table=table,
@@ -98,9 +107,14 @@ def sheet(
         )
 
 
-def _photo(picture: Picture, *, read: _Read) -> Markup:
+def _photo(picture: Picture, *, read: _Read, reader: PhotoReader | None) -> Markup:
     try:
-        url = html.thumbnail_url(_content(picture, read), side=_SIDE)
+        content = _content(picture, read)
+        face = None if reader is None else reader.inspect(content).main
+        if face is None:
+            url = html.thumbnail_url(content, side=_SIDE)
+        else:
+            url = html.data_url(Image.fromarray(face.pixels))
     except UnreadableImage as error:
         name = picture.paths[0] if picture.paths else "a photo without a path"
         return html.gone(f"{name}: {error.detail}")

@@ -18,7 +18,7 @@ Rows: TypeAlias = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An identity: its readable photos, and their split by `train`; 0 and 0 where it cannot be split."""
+    """An identity: its photos that `train` takes, and their split; 0 and 0 where it cannot be split."""
 
     name: str
     photos: int
@@ -33,7 +33,7 @@ class CheckOptions:
     Attributes:
         seed, validation_fraction: the seed of the split, and the share of photos that is held out.
         min_images: identities with fewer photos are left out; with None, a single photo is an error.
-        preprocessing: the size of the network's input, and the crop.
+        preprocessing: the size of the network's input, and the crop or the alignment of faces.
     """
 
     seed: int = 0
@@ -64,14 +64,19 @@ class Copies:
 
 
 class PhotoSet:
-    """Photos by identity and by content, split as training splits them. A row is a position in `stats`."""
+    """Photos by identity and by content, split as training splits them. A row is a position in `stats`.
+
+    Photos that training leaves out for their faces are readable and belong to no half and no person.
+    """
 
     def __init__(self, stats: Sequence[PhotoStats], options: CheckOptions) -> None:
         self.stats = stats
         self.options = options
         self.readable = [row for row, one in enumerate(stats) if one.reason is None]
-        self.of_person = grouped(self.readable, lambda row: stats[row].identity)
-        self.loose = self.of_person.pop(None, [])
+        self.loose = [row for row in self.readable if stats[row].identity is None]
+        taken = [row for row in self.readable if stats[row].trainable]
+        self.of_person = grouped(taken, lambda row: stats[row].identity)
+        self.of_person.pop(None, None)
         for name in {one.identity for one in stats} - {None}:
             self.of_person.setdefault(name, [])
         self.halves: dict[int, str] = {}
@@ -117,7 +122,11 @@ class PhotoSet:
 
     def shown(self, row: int) -> Shown:
         one = self.stats[row]
-        return Shown(one.path, one.identity, self.halves.get(row))
+        box = None
+        if one.face is not None:
+            left, top, width, height = (round(side, 1) for side in one.face.box)
+            box = left, top, width, height
+        return Shown(one.path, one.identity, self.halves.get(row), box)
 
     def item(self, rows: Iterable[int], detail: str) -> Item:
         return Item(tuple(self.shown(row) for row in rows), detail)
@@ -132,8 +141,8 @@ def grouped(rows: Iterable[int], key: Callable[[int], Any]) -> dict[Any, Rows]:
 
 def _copies(seen: PhotoSet) -> Copies:
     """Returns the groups of copies. Each copy belongs to one representative: memory is linear in photos."""
-    # Photos with an identity come first, so that they are the representatives of their copies.
-    order = sorted(seen.readable, key=lambda row: seen.identity(row) is None)
+    # Photos with an identity that are trained on come first, to be the representatives of their copies.
+    order = sorted(seen.readable, key=lambda row: (seen.identity(row) is None, not seen.stats[row].trainable))
     groups = list(grouped(order, lambda row: seen.stats[row].sha256).values())
     found = Copies([rows for rows in groups if len(rows) > 1])
     firsts = [rows[0] for rows in groups]

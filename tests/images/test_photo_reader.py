@@ -1,5 +1,6 @@
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,26 @@ def test_find_returns_faces_of_any_size() -> None:
     tiny = drawn((200, 100), [(64, 40, 8)])
     assert rejection(tiny, FaceSelection(min_side=60))[0] is Reason.FACE_TOO_SMALL
     assert [face.box[2] for face in READER.find(tiny)] == pytest.approx([48])
+
+
+def test_inspect_returns_all_faces_and_the_one_that_is_read() -> None:
+    inspected = READER.inspect(THREE)
+    assert inspected.found == tuple(READER.find(THREE))
+    assert inspected.main is not None
+    assert inspected.main.face == inspected.found[MIDDLE]
+    assert np.array_equal(inspected.main.pixels, READER.square(THREE))
+    plain = PhotoReader(Preprocessing(SIZE, 1.0))
+    for nothing in (READER.inspect(drawn((300, 200), [])), plain.inspect(THREE)):
+        assert (nothing.found, nothing.main) == ((), None)
+
+
+def test_the_side_of_the_input_is_what_the_template_covers_in_the_photo() -> None:
+    (face,) = READER.find(drawn((200, 160), [(64, 48, 16)]))
+    faces = FaceAlignment(detector().sha256, margin=0.25)
+    wider = PhotoReader(replace(PREPROCESSING, faces=faces), detector())
+    assert wider.input_side(face) == pytest.approx(1.5 * READER.input_side(face))
+    eyes = 32 / 35.2  # pixels of the photo for each of the template, by the distance of the eyes
+    assert READER.input_side(face) == pytest.approx(112 * eyes, rel=0.1)
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])

@@ -1,6 +1,9 @@
 """Auditing: what is planted among drawn vectors is found, what is as usual is not, and nothing is changed."""
 
+import base64
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,17 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from typer.testing import CliRunner
 
 from retrieval.cli.app import app
 from retrieval.database.records import NewFace
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
+from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.preprocessing import FaceAlignment, Preprocessing
 from retrieval.models.bundle import ModelBundle
+from retrieval.models.network import Network
 from retrieval.quality.audit import audit
 from retrieval.quality.audit_report import Audited, Doubt, Kind, page
 from retrieval.quality.outliers import Cluster, RobustScale, skewness, widest_gap
+from tests.detectors import detector, save
 from tests.gallery.test_identities import revision, sha256, sha256_of
+from training.fitting.export import export
 
 Vectors = NDArray[np.float64]
 
@@ -407,6 +416,33 @@ def test_a_page_has_its_photos_in_it_and_never_another_one(
     assert "prefers-color-scheme: dark" in shown
     assert "@media print" in shown
     assert "http" not in shown.replace("http-equiv", "")
+
+
+def test_the_page_of_a_model_with_a_face_detector_shows_the_embedded_face(
+    network: Network, tmp_path: Path
+) -> None:
+    """One of two photos has a face beside its middle; the other has none and is shown whole."""
+    reader = PhotoReader(Preprocessing(32, 1.0, faces=FaceAlignment(detector().sha256)), detector())
+    face = save(tmp_path / "face.png", (320, 160), [(32, 64, 16)])
+    nobody = save(tmp_path / "nobody.png", (320, 160), [])
+    bundle = export(
+        network, tmp_path / "model", labels=tuple("ABCDEF"), reader=reader, recipe={}, split={}, figures={},
+        sample=reader.square(face)[None],
+    )  # fmt: skip
+    drawn = Drawn()
+    with Gallery.create(tmp_path / "people.gallery", bundle) as gallery:
+        drawn.into(gallery)
+        new = [NewFace(name, str(path), sha256_of(path)) for name, path in (("P01", face), ("P02", nobody))]
+        gallery.enroll_vectors(new, np.stack(drawn.vectors[:1] * 2))
+    html = tmp_path / "found.html"
+    command = ["audit", str(tmp_path / "people.gallery"), "--page", str(html)]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    found = set(re.findall(r"data:image/jpeg;base64,([^\"]+)", html.read_text("utf-8")))
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
+    assert sorted(picture.shape for picture in shown) == [(112, 224, 3), (224, 224, 3)]
+    (aligned,) = (picture for picture in shown if picture.shape == (224, 224, 3))
+    expected = np.asarray(Image.fromarray(reader.square(face)).resize((224, 224)))
+    assert np.abs(aligned.astype(int) - expected).mean() < 12
 
 
 def test_a_sample_is_said_to_be_one(doubtful: Path) -> None:
