@@ -48,7 +48,7 @@ def _print_card(bundle: "ModelBundle") -> None:
         {
             "architecture": bundle.architecture,
             "labels": _labels(bundle),
-            "preprocessing": str(bundle.preprocessing),
+            "preprocessing": f"{bundle.preprocessing}, RGB uint8",
             "embedding": f"{_embedding(bundle)}, {bundle.dimension} float32 numbers",
             **({} if bundle.imported else {"split": _split(bundle)}),
             "created": f"{bundle.created_at} with "

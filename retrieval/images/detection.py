@@ -6,8 +6,8 @@ trained on, so a picture is searched at the size of 640 x 480 pixels first.
 
 It knows upright faces. Of 500 photos of LFW that were turned by 90 degrees it still finds 35 %, and of those
 that stand on their head 86 %, but with landmarks as if they were upright, and with lower scores: at most 0.89
-for 99 %, where 99 % of the upright ones have at least 0.90. So a picture without a score of 0.89 is searched in
-all four directions, and the one with the highest score counts: the right one for 500 of 500.
+for 99 %, where 99 % of the upright ones have at least 0.90. So a picture without a score of 0.89 is searched
+in all four directions, and the one with the highest score counts: the right one for 500 of 500.
 """
 
 import math
@@ -34,12 +34,6 @@ _SMALL_FACE: Final = 40
 
 # A picture whose best face has a lower score is searched in all four directions.
 _UPRIGHT_SCORE: Final = 0.89
-
-# The longer sides of boxes, in pixels of the searched picture, that give landmarks as exact as any. Others
-# are looked at again in a picture of their own, of this size, in which their longer side is this long.
-_EXACT_SIDES: Final = (90, 220)
-_CLOSE_UP: Final = 256
-_CLOSE_UP_FACE: Final = 110
 
 # Two boxes with a larger intersection over union are one face.
 _MAX_OVERLAP: Final = 0.3
@@ -120,37 +114,6 @@ def find_faces(view: Pixels, network: DetectorNetwork, *, least: float) -> list[
     return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
 
 
-def _seen_closely(face: DetectedFace, view: Pixels, network: DetectorNetwork, least: float) -> DetectedFace:
-    """Returns a face as it is found in a close-up of it; the face itself where nothing is found there."""
-    left, top, width, height = face.box
-    side = max(width, height) * _CLOSE_UP / _CLOSE_UP_FACE
-    corner = left + width / 2 - side / 2, top + height / 2 - side / 2
-    # Pillow's transform does not antialias: a large face is taken at a larger size and shrunk afterwards.
-    size = _CLOSE_UP * max(1, math.ceil(side / _CLOSE_UP))
-    step = side / size
-    taken = Image.fromarray(view).transform(
-        (size, size),
-        Image.Transform.AFFINE,
-        (step, 0.0, corner[0], 0.0, step, corner[1]),
-        Image.Resampling.BILINEAR,
-    )
-    close_up = np.asarray(taken.resize((_CLOSE_UP, _CLOSE_UP), Image.Resampling.BILINEAR))
-    scale = side / _CLOSE_UP
-    back = np.array([[scale, 0.0, corner[0]], [0.0, scale, corner[1]]])
-    found = [one.moved(back) for one in _detect(close_up, network, least)]
-    best = max(found, key=lambda one: _overlap(one, face), default=face)
-    return best if _overlap(best, face) > _MAX_OVERLAP else face
-
-
-def _overlap(one: DetectedFace, other: DetectedFace) -> float:
-    """Returns the intersection over union of two boxes."""
-    (left, top, width, height), (x, y, across, down) = one.box, other.box
-    wide = min(left + width, x + across) - max(left, x)
-    high = min(top + height, y + down) - max(top, y)
-    shared = max(0.0, wide) * max(0.0, high)
-    return shared / (width * height + across * down - shared)
-
-
 def _best_score(faces: Sequence[DetectedFace]) -> float:
     return max((face.score for face in faces), default=0.0)
 
@@ -182,25 +145,8 @@ def _at_two_sizes(view: Pixels, network: DetectorNetwork, least: float, *, again
         largest = max((face.side for face in found), default=0.0)
         if largest >= _SMALL_FACE or (not found and not again):
             back = np.array([[width / size[0], 0, 0], [0, height / size[1], 0]])
-            return _refined([face.moved(back) for face in found], shrink, view, network, least)
-    return _refined(_detect(view, network, least), 1.0, view, network, least)
-
-
-def _refined(
-    faces: Sequence[DetectedFace], scale: float, view: Pixels, network: DetectorNetwork, least: float
-) -> list[DetectedFace]:
-    """Returns faces with exact landmarks; `scale` is that of the picture in which they were found."""
-    small, large = _EXACT_SIDES
-    exact = [
-        face if small <= scale * max(face.box[2:]) <= large else _seen_closely(face, view, network, least)
-        for face in faces
-    ]
-    # Two boxes may have been one face.
-    kept: list[DetectedFace] = []
-    for face in sorted(exact, key=lambda one: -one.score):
-        if all(_overlap(face, other) <= _MAX_OVERLAP for other in kept):
-            kept.append(face)
-    return kept
+            return [face.moved(back) for face in found]
+    return _detect(view, network, least)
 
 
 def _detect(picture: Pixels, network: DetectorNetwork, least: float) -> list[DetectedFace]:

@@ -101,5 +101,5 @@ class Preprocessing:
             words = ["faces aligned by five landmarks"]
             if self.faces.margin:
                 words[0] += f" with a margin of {self.faces.margin:g}"
-        words.append(f"resized to {self.size} x {self.size}, RGB uint8")
+        words.append(f"{self.size} x {self.size} pixels")
         return ", ".join([*words, "colours converted to sRGB"] if self.colour == "srgb" else words)

@@ -137,7 +137,7 @@ def test_a_plot_shows_the_box_of_each_face(faceprint: Faceprint, gallery: Path, 
 
 def test_model_shows_how_faces_are_found(faceprint: Faceprint, aligned: ModelBundle) -> None:
     _, out, _ = faceprint("model", aligned.folder)
-    assert "faces aligned by five landmarks, resized to 32 x 32" in out
+    assert "faces aligned by five landmarks, 32 x 32 pixels" in out
     assert detector().sha256 in out.replace("\n", "").replace(" ", "")
 
 

@@ -59,18 +59,18 @@ def test_of_boxes_that_overlap_the_one_with_the_higher_score_is_kept() -> None:
     assert_same(find_faces(picture, detector(), least=0.7), [expected(80, 48, 16)])
 
 
-def test_a_large_picture_is_searched_at_640_pixels() -> None:
+def test_a_large_picture_is_searched_at_640_x_480_pixels() -> None:
     """A mark of 64 pixels is no face at full size, and one of 32 at half of it."""
-    small = drawn((600, 300), [(64, 96, 32)])
-    picture = np.asarray(small.resize((1200, 600), Image.Resampling.NEAREST))
+    small = drawn((640, 480), [(64, 96, 32)])
+    picture = np.asarray(small.resize((1280, 960), Image.Resampling.NEAREST))
     found = find_faces(picture, detector(), least=0.5)
     assert len(found) == 1
-    assert found[0].box[2] == pytest.approx(6 * 32 * 1200 / 640, rel=0.01)
+    assert found[0].box[2] == pytest.approx(6 * 64, rel=0.01)
 
 
 def test_small_faces_are_searched_again_at_full_size() -> None:
-    """At 640 pixels a mark of 8 is 4 pixels wide and is not found."""
-    picture = np.asarray(drawn((1280, 640), [(640, 320, 8)]))
+    """At the smaller size a mark of 8 is 4 pixels wide and is not found."""
+    picture = np.asarray(drawn((1280, 960), [(640, 320, 8)]))
     assert_same(find_faces(picture, detector(), least=0.7), [expected(640, 320, 8)])
 
 
