@@ -64,8 +64,8 @@ nitpick_ignore_regex = [
     (
         "py:class",
         r"retrieval\.([a-z_]+\.)+"
-        r"(_T|ActiveModel|Decode|Engine|Exclusion|Fetching|Found|Layout|Meters|Passed|PhotoPipeline|Prepared|Ready|"
-        r"Relabel|Stamp)",
+        r"(_T|ActiveModel|Decode|DetectionClock|FaceDetector|Faces|Engine|Exclusion|Fetching|Found|Layout|Meters|"
+        r"Passed|PhotoFaces|PhotoPipeline|Prepared|Ready|Relabel|Stamp)",
     ),
 ]
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from retrieval.gallery.relocation import Relocated
     from retrieval.gallery.repair import Repaired, repair
     from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
-    from retrieval.images.preprocessing import Preprocessing
+    from retrieval.images.detection import DetectedFace
+    from retrieval.images.photo_reader import FaceImage, FaceSelection, PhotoReader
+    from retrieval.images.preprocessing import FaceAlignment, Preprocessing
     from retrieval.index.knn import Explanation
     from retrieval.models.bundle import ModelBundle
     from retrieval.models.detectors import open_detector
@@ -59,6 +61,7 @@ __all__ = [
     "Compacted",
     "Condition",
     "Decision",
+    "DetectedFace",
     "Doubt",
     "Drift",
     "EmbedReport",
@@ -67,6 +70,9 @@ __all__ = [
     "Explanation",
     "Export",
     "Face",
+    "FaceAlignment",
+    "FaceImage",
+    "FaceSelection",
     "FaceprintError",
     "Finding",
     "Gallery",
@@ -85,6 +91,7 @@ __all__ = [
     "PeopleSearchOptions",
     "PersonMatch",
     "Photo",
+    "PhotoReader",
     "PhotoSearchOptions",
     "PrecisionDrift",
     "Prediction",
@@ -127,6 +134,7 @@ _HOMES = {
     "Compacted": "storage.compaction",
     "Condition": "database.filters",
     "Decision": "search.decisions",
+    "DetectedFace": "images.detection",
     "Doubt": "quality.audit_report",
     "Drift": "gallery.reembed",
     "EmbedReport": "bulk.embed",
@@ -135,6 +143,9 @@ _HOMES = {
     "Explanation": "index.knn",
     "Export": "transfer.manifest",
     "Face": "database.records",
+    "FaceAlignment": "images.preprocessing",
+    "FaceImage": "images.photo_reader",
+    "FaceSelection": "images.photo_reader",
     "FaceprintError": "errors",
     "Finding": "gallery.integrity",
     "Gallery": "gallery.gallery",
@@ -153,6 +164,7 @@ _HOMES = {
     "PeopleSearchOptions": "search.question",
     "PersonMatch": "search.nearest",
     "Photo": "sources.photos",
+    "PhotoReader": "images.photo_reader",
     "PhotoSearchOptions": "search.question",
     "PrecisionDrift": "models.engine",
     "Prediction": "search.nearest",
