@@ -12,14 +12,14 @@ in all four directions, and the one with the highest score counts: the right one
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.images.alignment import Matrix, apply
+from retrieval.images.alignment import Matrix, apply, face_transform, inverse
 from retrieval.images.picture import Pixels
 
 # The sides of a cell of the three grids, in pixels.
@@ -34,6 +34,14 @@ _SMALL_FACE: Final = 40
 
 # A picture whose best face has a lower score is searched in all four directions.
 _UPRIGHT_SCORE: Final = 0.89
+
+# A face is looked at again in a picture of this side, aligned, with this margin around it.
+_CLOSE_UP: Final = 112
+_CLOSE_UP_MARGIN: Final = 0.3
+_CLOSE_UP_SCORE: Final = 0.5
+
+# Where each landmark of a mirrored face is found in the list.
+_MIRRORED: Final = [1, 0, 2, 4, 3]
 
 # Two boxes with a larger intersection over union are one face.
 _MAX_OVERLAP: Final = 0.3
@@ -112,6 +120,55 @@ def find_faces(view: Pixels, network: DetectorNetwork, *, least: float) -> list[
         turned = [_turned(view, network, least, quarters) for quarters in (1, 2, 3)]
         found = max(found, *turned, key=_best_score)
     return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
+
+
+def with_exact_landmarks(face: DetectedFace, view: Pixels, network: DetectorNetwork) -> DetectedFace:
+    """Returns a face with landmarks that depend less on its place and size in the picture.
+
+    The network's landmarks move by some pixels when a picture is shifted or scaled. The face is aligned by
+    them, looked at again in a close-up and in its mirror image, and the mean of both is taken. On 1,000 pairs
+    of LFW's development set the mean distance of two photos of one person fell from 0.732 to 0.709, and the
+    separation of pairs (d') rose from 5.15 to 5.39.
+
+    Args:
+        face: as found in `view`; returned as it is where neither close-up shows it.
+        view: uint8 (H, W, 3), RGB.
+        network: the detector.
+    """
+    to_close_up = face_transform(
+        np.array(face.landmarks), size=_CLOSE_UP, template="arcface", margin=_CLOSE_UP_MARGIN
+    )
+    back = inverse(to_close_up)
+    # Pillow's transform does not antialias: a large face is taken at a larger size and shrunk afterwards.
+    times = max(1, math.ceil(math.sqrt(abs(np.linalg.det(back[:, :2])))))
+    size = times * _CLOSE_UP
+    taken = Image.fromarray(view).transform(
+        (size, size),
+        Image.Transform.AFFINE,
+        tuple((back * [1 / times, 1 / times, 1]).ravel()),
+        Image.Resampling.BILINEAR,
+    )
+    close_up = np.asarray(taken.resize((_CLOSE_UP, _CLOSE_UP), Image.Resampling.BILINEAR))
+    plain = _central_landmarks(close_up, network)
+    mirrored = _central_landmarks(np.ascontiguousarray(close_up[:, ::-1]), network)
+    found = [] if plain is None else [plain]
+    if mirrored is not None:
+        found.append(mirrored[_MIRRORED] * [-1, 1] + [_CLOSE_UP, 0])
+    if not found:
+        return face
+    return replace(face, landmarks=_points(apply(back, np.mean(found, axis=0))))
+
+
+def _central_landmarks(close_up: Pixels, network: DetectorNetwork) -> NDArray[np.float64] | None:
+    """Returns the landmarks (5, 2) of the face in the middle of a close-up; None where no face is there."""
+    middle = np.array([_CLOSE_UP, _CLOSE_UP]) / 2
+
+    def away(face: DetectedFace) -> float:
+        left, top, width, height = face.box
+        return float(np.linalg.norm([left + width / 2, top + height / 2] - middle))
+
+    faces = [face for face in _detect(close_up, network, _CLOSE_UP_SCORE) if away(face) < _CLOSE_UP / 4]
+    return np.array(min(faces, key=away).landmarks) if faces else None
 
 
 def _best_score(faces: Sequence[DetectedFace]) -> float:

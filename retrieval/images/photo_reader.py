@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 import numpy as np
 
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import pixels
-from retrieval.images.alignment import Matrix, face_transform
-from retrieval.images.detection import DetectedFace, find_faces
+from retrieval.images.alignment import Matrix, face_transform, inverse
+from retrieval.images.detection import DetectedFace, find_faces, with_exact_landmarks
 from retrieval.images.face_detector import FaceDetector
 from retrieval.images.picture import Pixels
 from retrieval.images.pixels import MAX_SECONDS, ImageSource, View
@@ -149,7 +149,7 @@ class PhotoReader:
 
         def locate(view: View) -> list[Matrix]:
             started = time.perf_counter()
-            found[:] = _selected(self._find(view), selection, view)
+            found[:] = self._exact(_selected(self._find(view), selection, view), view)
             if clock is not None:
                 clock.seconds += time.perf_counter() - started
             return [self._transform(face) for face in found]
@@ -195,7 +195,7 @@ class PhotoReader:
 
         def locate(view: View) -> list[Matrix]:
             found[:] = self._find(view)
-            main[:] = [_main_face(found, view)] if found else []
+            main[:] = self._exact([_main_face(found, view)] if found else [], view)
             return [self._transform(face) for face in main]
 
         aligned = pixels.align(source, size=chosen.size, locate=locate, colour=chosen.colour, seconds=seconds)
@@ -209,10 +209,18 @@ class PhotoReader:
     def _find(self, view: View) -> list[DetectedFace]:
         assert self.detector is not None
         assert self.preprocessing.faces is not None
-        height, width = view.pixels.shape[:2]
-        scale = np.array([[view.width / width, 0, 0], [0, view.height / height, 0]])
         faces = find_faces(view.pixels, self.detector, least=self.preprocessing.faces.score)
-        return [face.moved(scale) for face in faces]
+        return [face.moved(view.to_photo) for face in faces]
+
+    def _exact(self, faces: Sequence[DetectedFace], view: View) -> list[DetectedFace]:
+        """Returns faces with exact landmarks."""
+        assert self.detector is not None
+        to_view = inverse(view.to_photo)
+        return [
+            replace(face, landmarks=exact.moved(view.to_photo).landmarks)
+            for face in faces
+            for exact in [with_exact_landmarks(face.moved(to_view), view.pixels, self.detector)]
+        ]
 
     def _transform(self, face: DetectedFace) -> Matrix:
         chosen = self.preprocessing.faces

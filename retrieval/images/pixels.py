@@ -110,6 +110,12 @@ class View:
     width: int
     height: int
 
+    @property
+    def to_photo(self) -> NDArray[np.float64]:
+        """The matrix (2, 3) from points of the view to points of the whole picture."""
+        height, width = self.pixels.shape[:2]
+        return np.array([[self.width / width, 0, 0], [0, self.height / height, 0]])
+
 
 # Returns a matrix (2, 3) for each face to align, from points of the upright picture to points of the aligned
 # face, in pixels.

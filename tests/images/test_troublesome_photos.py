@@ -173,6 +173,23 @@ def test_a_mirrored_face_is_turned_to_the_other_side(people: list[Image.Image], 
         assert mirrored.face.yaw == pytest.approx(-found.face.yaw, abs=0.15)
 
 
+def test_the_landmarks_of_a_face_move_little_when_its_photo_is_shifted(
+    people: list[Image.Image], reader: PhotoReader
+) -> None:
+    """`find` gives the detector's landmarks, `read` those of the close-ups."""
+    spreads = []
+    for photo in people:
+        places = [(160 + 5 * number, 90 + 7 * number) for number in range(6)]
+        pictures = [within(photo, (700, 500), place) for place in places]
+        raw = [max(reader.find(picture), key=lambda face: face.side) for picture in pictures]
+        exact = [reader.read(picture)[0].face for picture in pictures]
+        for faces in (raw, exact):
+            points = [np.subtract(face.landmarks, at) for face, at in zip(faces, places, strict=True) if face]
+            spreads.append(np.std(points, axis=0).mean())
+    assert np.mean(spreads[1::2]) < 0.75 * np.mean(spreads[::2])
+    assert np.mean(spreads[1::2]) < 0.8
+
+
 def test_a_drawn_face_is_a_face_or_none_and_never_an_error(reader: PhotoReader, tmp_path: Path) -> None:
     for path in draw_faces(tmp_path, identities=3, photos=2, size=200).glob("*/*.jpg"):
         faces = reader.find(path)
