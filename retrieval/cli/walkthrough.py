@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,8 +91,31 @@ class _Answered:
         return self.answer == (self.probe.person or _UNKNOWN)
 
 
-def run(data: Path | None, out: Path, plan: Plan = Plan()) -> None:
+@dataclass(frozen=True)
+class Figures:
+    """The figures that a demo measured.
+
+    Attributes:
+        validation_accuracy, closest_image_agreement: as in `training.fitting.validation.Evaluation`.
+        named, misnamed, unknown: the numbers of held-out photos whose answer is the right identity, another
+            one, and UNKNOWN.
+        strangers_unknown, strangers_named: the numbers of visitors' photos with each answer.
+    """
+
+    validation_accuracy: float
+    closest_image_agreement: float
+    named: int
+    misnamed: int
+    unknown: int
+    strangers_unknown: int
+    strangers_named: int
+
+
+def run(data: Path | None, out: Path, plan: Plan = Plan()) -> Figures:
     """Makes everything below `out`: photos (when drawn), a model with its report, a gallery, a picture.
+
+    Returns:
+        The figures that it measured and printed.
 
     Raises:
         InputError: `out` has other contents than an earlier demo, or `data` is not usable.
@@ -118,10 +140,12 @@ def run(data: Path | None, out: Path, plan: Plan = Plan()) -> None:
         people, strangers = _search(gallery, held_out), _search(gallery, visitors)
     shown = [*_spread(people, _SHOWN_PEOPLE), *_spread(strangers, _SHOWN_STRANGERS)]
     _print_answers(shown, console)
-    _print_counts(people, strangers, console)
+    figures = _figures(result, people, strangers)
+    _print_figures(figures, console)
     _draw_answers(shown, out / "search.png")
     console.print(Text(f"Open {out / 'model' / 'report.html'} and {out / 'search.png'}. Ask it yourself:"))
     console.print(Text(f"  faceprint search {out / 'gallery'} IMAGE --plot answer.png"))
+    return figures
 
 
 def _clear(out: Path) -> None:
@@ -243,17 +267,32 @@ def _print_answers(answers: Sequence[_Answered], console: Console) -> None:
     console.print(table, soft_wrap=False)
 
 
-def _print_counts(people: Sequence[_Answered], strangers: Sequence[_Answered], console: Console) -> None:
+def _figures(
+    result: "TrainingResult", people: Sequence[_Answered], strangers: Sequence[_Answered]
+) -> Figures:
+    named = sum(one.right for one in people)
+    unknown = sum(one.answer == _UNKNOWN for one in people)
+    strangers_unknown = sum(one.right for one in strangers)
+    return Figures(
+        validation_accuracy=result.evaluation.validation_accuracy,
+        closest_image_agreement=result.evaluation.closest_image_agreement,
+        named=named,
+        misnamed=len(people) - named - unknown,
+        unknown=unknown,
+        strangers_unknown=strangers_unknown,
+        strangers_named=len(strangers) - strangers_unknown,
+    )
+
+
+def _print_figures(figures: Figures, console: Console) -> None:
     """Prints the answers to all photos, of which the table has a few."""
-    answers = Counter("right" if one.right else one.answer for one in people)
-    wrong = len(people) - answers["right"] - answers[_UNKNOWN]
-    said = f"{len(people):,} held-out photos: [b]{answers['right']:,} named rightly[/b], {wrong:,} wrongly"
-    if strangers:
-        unknown = sum(one.right for one in strangers)
+    photos = figures.named + figures.misnamed + figures.unknown
+    said = f"{photos:,} held-out photos: [b]{figures.named:,} named rightly[/b], {figures.misnamed:,} wrongly"
+    if strangers := figures.strangers_unknown + figures.strangers_named:
         said += (
-            f", {answers[_UNKNOWN]:,} {_UNKNOWN}\n"
-            f"{len(strangers):,} photos of as many strangers, none seen before: [b]{unknown:,} {_UNKNOWN}[/b], "
-            f"{len(strangers) - unknown:,} given a name"
+            f", {figures.unknown:,} {_UNKNOWN}\n"
+            f"{strangers:,} photos of as many strangers, none seen before: "
+            f"[b]{figures.strangers_unknown:,} {_UNKNOWN}[/b], {figures.strangers_named:,} given a name"
         )
     console.print(said)
 
