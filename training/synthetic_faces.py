@@ -4,6 +4,7 @@
 units: the origin is the centre of the head, x points right, y down, the crown is at -1i, the chin at +1i.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -203,15 +204,14 @@ def any_colour(rng: Generator) -> Colour:
     return mix((r, g, b), (grey, grey, grey), float(rng.uniform(0.2, 0.8)))
 
 
-def deal(cards: int, identity: int, *, deck: int, seed: int) -> int:
-    """Returns the card of an identity, from 0 to `cards` - 1, dealt from the shuffled deck number `deck`.
+def deal(cards: int, turn: int, *, deck: int, seed: int) -> int:
+    """Returns the card of a turn, from 0 to `cards` - 1: one shuffled deck, dealt over and over.
 
-    No two of `cards` identities that follow each other in one lap have the same card, so a small set of
-    people has no two with one hair style.
+    Independent draws would give two of a dozen people the same hair more often than not.
     """
-    lap, place = divmod(identity, cards)
-    # No other random numbers have a seed of four numbers with a last one above 0.
-    return int(np.random.default_rng([seed, lap, cards, deck]).permutation(cards)[place])
+    # No other random numbers are seeded with a fourth number.
+    order = np.random.default_rng([seed, 0, 0, deck]).permutation(cards)
+    return int(order[turn % cards])
 
 
 def wall(rng: Generator) -> Colour:
@@ -220,13 +220,17 @@ def wall(rng: Generator) -> Colour:
 
 
 def draw_traits(seed: int, identity: int) -> Traits:
+    """Draws an identity; no two of the first 120 have both the same cut and the same colour of hair."""
     rng = np.random.default_rng([seed, identity])
     shape = sample(Shape, rng)
-    tone = deal(len(SKINS) - 1, identity, deck=1, seed=seed)
+    tones = len(SKINS) - 1
+    tone = deal(tones, identity + identity // tones, deck=1, seed=seed)
     skin = mix(SKINS[tone], SKINS[tone + 1], float(rng.uniform(0.2, 0.8)))
     cut = list(CUTS.values())[deal(len(CUTS), identity, deck=2, seed=seed)]
-    colour = deal(len(HAIRS), identity, deck=3, seed=seed)
-    frame = deal(2 * len(FRAMES), identity, deck=4, seed=seed)  # every other person wears glasses
+    pairs = math.lcm(len(CUTS), len(HAIRS))
+    colour = deal(len(HAIRS), identity + identity // pairs, deck=3, seed=seed)
+    frames = 2 * len(FRAMES)  # every other person wears glasses
+    frame = deal(frames, identity + identity // frames, deck=4, seed=seed)
     mole = rng.uniform(0.24, 0.46) * rng.choice([-1, 1]) + 1j * rng.uniform(0.2, 0.75)
     beard_odds = 0.15 if cut and cut.behind else 0.5
     bearded = rng.random() < beard_odds and colour < len(HAIRS) - DYED

@@ -42,23 +42,24 @@ class Plan:
             threshold.
         fpir: the share of strangers' searches that may name somebody.
         seed: of the drawn faces, the split and the training.
-        size: side of the network's input in pixels.
+        size, crop: side of the network's input in pixels, and the share of a photo that it shows.
         epochs, batch_size, learning_rate: of the training. Random weights bear a higher rate than trained ones.
         architecture: a key of `models.network.ARCHITECTURES`.
         embedding: how activations become an embedding.
     """
 
-    identities: int = 12
-    photos: int = 40
-    strangers: int = 30
+    identities: int = 20
+    photos: int = 32
+    strangers: int = 40
     stranger_photos: int = 4
     visitors: int = 20
-    fpir: float = 0.05
+    fpir: float = 0.1
     seed: int = 0
-    size: int = 64
-    epochs: int = 12
+    size: int = 48
+    crop: float = 0.85
+    epochs: int = 14
     batch_size: int = 16
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     architecture: str = "resnet50"
     embedding: Embedding = field(default=Embedding(length="unit"))
 
@@ -200,7 +201,7 @@ def _train(data: Path, out: Path, plan: Plan) -> "TrainingResult":
     options = TrainingOptions(
         weights="none",
         min_images=2,
-        preprocessing=Preprocessing(size=plan.size, crop=1.0, colour="srgb"),
+        preprocessing=Preprocessing(size=plan.size, crop=plan.crop, colour="srgb"),
         architecture=plan.architecture,
         embedding=plan.embedding,
     )
