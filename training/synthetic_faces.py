@@ -4,6 +4,7 @@
 units: the origin is the centre of the head, x points right, y down, the crown is at -1i, the chin at +1i.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -32,12 +33,14 @@ NAMES = (
 )  # fmt: skip
 
 SKINS = ((242, 210, 190), (232, 190, 162), (222, 172, 136), (188, 132, 94), (140, 92, 62), (86, 54, 40))
-HAIRS = (  # from the commonest to the rarest; the last two are dyed
-    (28, 24, 26), (58, 38, 28), (98, 62, 36), (142, 84, 44), (206, 162, 88), (122, 38, 28), (236, 208, 150),
-    (150, 150, 152), (186, 88, 40), (222, 220, 216), (44, 120, 132), (198, 92, 140),
+HAIRS = (  # the last three are dyed
+    (28, 24, 26), (96, 60, 36), (214, 172, 88), (206, 98, 36), (124, 36, 30), (150, 150, 152),
+    (236, 234, 230), (36, 128, 144), (220, 96, 152), (112, 72, 168),
 )  # fmt: skip
+DYED = 3  # of HAIRS
 IRISES = ((72, 44, 26), (112, 72, 36), (92, 116, 58), (62, 112, 164), (110, 130, 142), (46, 92, 88))
-FRAMES = ((26, 26, 30), (120, 42, 40), (60, 70, 130), (150, 112, 48), (190, 190, 196))
+FRAMES = ((26, 26, 30), (178, 40, 40), (44, 66, 176), (190, 140, 44), (214, 214, 220), (40, 120, 70))
+OCCLUDED = 0.1  # share of the photos in which something hides a part of the face
 COVERS_EARS = ("long", "bob")
 SHADE: Colour = (66, 26, 30)
 WHITE: Colour = (248, 246, 242)
@@ -55,23 +58,23 @@ def within(low: float, high: float) -> Any:
 class Shape:
     """The geometry of a head, in head units."""
 
-    width: float = within(0.67, 0.83)
-    jaw: float = within(1.8, 3.0)  # exponent of the lower superellipse: 1.8 is pointed, 3 is square
+    width: float = within(0.64, 0.86)
+    jaw: float = within(1.7, 3.2)  # exponent of the lower superellipse: 1.8 is pointed, 3 is square
     taper: float = within(0.06, 0.32)
     eye_x: float = within(0.27, 0.37)
     eye_y: float = within(-0.04, 0.08)
-    eye_width: float = within(0.13, 0.185)
-    eye_height: float = within(0.07, 0.12)
+    eye_width: float = within(0.125, 0.19)
+    eye_height: float = within(0.065, 0.13)
     eye_tilt: float = within(-0.18, 0.18)
     brow_gap: float = within(0.15, 0.22)
-    brow_thickness: float = within(0.025, 0.08)
+    brow_thickness: float = within(0.025, 0.1)
     brow_arch: float = within(-0.02, 0.1)
     brow_tilt: float = within(-0.15, 0.2)
     nose_length: float = within(0.27, 0.42)
-    nose_width: float = within(0.1, 0.19)
+    nose_width: float = within(0.09, 0.21)
     mouth_gap: float = within(0.17, 0.25)
     mouth_width: float = within(0.2, 0.34)
-    lip: float = within(0.03, 0.085)
+    lip: float = within(0.03, 0.1)
     ear: float = within(0.13, 0.22)
     part: float = within(-0.5, 0.5)
     lines: float = within(-1.5, 1.0)  # wrinkles, where positive
@@ -137,12 +140,12 @@ class Traits:
 class Camera:
     """Pose and framing: x, y and scale are fractions of the picture, roll is in radians."""
 
-    yaw: float = within(-0.3, 0.3)
-    pitch: float = within(-0.12, 0.12)
-    roll: float = within(-0.2, 0.2)
-    x: float = within(0.43, 0.57)
-    y: float = within(0.42, 0.54)
-    scale: float = within(0.29, 0.37)
+    yaw: float = within(-0.22, 0.22)
+    pitch: float = within(-0.1, 0.1)
+    roll: float = within(-0.13, 0.13)
+    x: float = within(0.46, 0.54)
+    y: float = within(0.46, 0.54)
+    scale: float = within(0.31, 0.37)
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,13 @@ class Mood:
 
 @dataclass(frozen=True)
 class Light:
-    brightness: float = within(0.66, 1.1)
-    side: float = within(-0.38, 0.38)
-    top: float = within(-0.2, 0.2)
-    warmth: float = within(-0.12, 0.12)
-    haze: float = within(-20.0, 30.0)  # levels, added to black
-    blur: float = within(0.0, 1.2)  # pixels of a picture 160 wide
-    noise: float = within(1.0, 9.0)  # levels
+    brightness: float = within(0.78, 1.1)
+    side: float = within(-0.25, 0.25)
+    top: float = within(-0.15, 0.15)
+    warmth: float = within(-0.07, 0.07)
+    haze: float = within(-8.0, 12.0)  # levels, added to black
+    blur: float = within(0.0, 0.9)  # pixels of a picture 160 wide
+    noise: float = within(1.0, 6.0)  # levels
 
 
 @dataclass(frozen=True)
@@ -201,33 +204,54 @@ def any_colour(rng: Generator) -> Colour:
     return mix((r, g, b), (grey, grey, grey), float(rng.uniform(0.2, 0.8)))
 
 
-def draw_traits(rng: Generator) -> Traits:
+def deal(cards: int, turn: int, *, deck: int, seed: int) -> int:
+    """Returns the card of a turn, from 0 to `cards` - 1: one shuffled deck, dealt over and over.
+
+    Independent draws would give two of a dozen people the same hair more often than not.
+    """
+    # No other random numbers are seeded with a fourth number.
+    order = np.random.default_rng([seed, 0, 0, deck]).permutation(cards)
+    return int(order[turn % cards])
+
+
+def wall(rng: Generator) -> Colour:
+    """Returns a colour that is duller than a person's."""
+    return mix(any_colour(rng), (128, 128, 128), 0.4)
+
+
+def draw_traits(seed: int, identity: int) -> Traits:
+    """Draws an identity; no two of the first 120 have both the same cut and the same colour of hair."""
+    rng = np.random.default_rng([seed, identity])
     shape = sample(Shape, rng)
-    tone = int(rng.integers(len(SKINS) - 1))
-    skin = mix(SKINS[tone], SKINS[tone + 1], float(rng.random()))
-    cut = list(CUTS.values())[int(rng.integers(len(CUTS)))]
+    tones = len(SKINS) - 1
+    tone = deal(tones, identity + identity // tones, deck=1, seed=seed)
+    skin = mix(SKINS[tone], SKINS[tone + 1], float(rng.uniform(0.2, 0.8)))
+    cut = list(CUTS.values())[deal(len(CUTS), identity, deck=2, seed=seed)]
+    pairs = math.lcm(len(CUTS), len(HAIRS))
+    colour = deal(len(HAIRS), identity + identity // pairs, deck=3, seed=seed)
+    frames = 2 * len(FRAMES)  # every other person wears glasses
+    frame = deal(frames, identity + identity // frames, deck=4, seed=seed)
     mole = rng.uniform(0.24, 0.46) * rng.choice([-1, 1]) + 1j * rng.uniform(0.2, 0.75)
-    bearded = rng.random() < (0.15 if cut and cut.behind else 0.5)
-    natural = bool(bearded or not cut)  # the colour of a beard, or of eyebrows without hair, is not dyed
+    beard_odds = 0.15 if cut and cut.behind else 0.5
+    bearded = rng.random() < beard_odds and colour < len(HAIRS) - DYED
     spots = rng.uniform(-0.42, 0.42, 26) + 1j * rng.uniform(0.08, 0.38, 26)
     return Traits(
         shape=shape,
         skin=skin,
-        hair=HAIRS[int((len(HAIRS) - 2 * natural) * rng.random() ** (1.2 + 0.4 * tone))],
+        hair=HAIRS[colour],
         iris=pick(IRISES, rng),
-        lips=mix(skin, (176, 44, 62), float(rng.uniform(0.25, 0.75))),
+        lips=mix(skin, (176, 44, 62), float(rng.uniform(0.2, 0.9))),
         cut=cut,
         beard=int(rng.choice([90, 245])) if bearded else 0,
         moustache=bool(bearded and rng.random() < 0.6),
         freckles=spots if rng.random() < 0.25 else spots[:0],
         mole=np.array([mole] if rng.random() < 0.35 else []),
-        glasses=float(rng.choice([0.0, 2.0, 5.0], p=[0.65, 0.17, 0.18])),
-        frame=pick(FRAMES, rng),
+        glasses=float(rng.choice([2.0, 5.0])) if frame < len(FRAMES) else 0.0,
+        frame=FRAMES[frame % len(FRAMES)],
     )
 
 
 def draw_variation(rng: Generator) -> Variation:
-    odds = {"": 0.58, "sunglasses": 0.08, "scarf": 0.07, "hand": 0.07, "hat": 0.08, "lock": 0.06, "bar": 0.06}
     return Variation(
         camera=sample(Camera, rng),
         mood=sample(Mood, rng),
@@ -235,7 +259,7 @@ def draw_variation(rng: Generator) -> Variation:
         clothes=any_colour(rng),
         accent=any_colour(rng),
         bare_eyed=bool(rng.random() < 0.15),
-        occlusion=str(rng.choice(list(odds), p=list(odds.values()))),
+        occlusion=str(rng.choice(list(OCCLUSIONS))) if rng.random() < OCCLUDED else "",
         hand=int(rng.choice([-1, 1])),
     )
 
@@ -472,7 +496,7 @@ def draw_glasses(pen: Pen, traits: Traits, glass: Colour, alpha: int) -> None:
     for side in (-1, 1):
         rim = oval(side * (s.eye_x + 0.01) + 1j * (s.eye_y + 0.02), r, r * 0.82, traits.glasses or 2.6)
         pen.fill(rim, glass, alpha, lift=0.15)
-        pen.stroke(np.concatenate([rim, rim[:2]]), 0.042, ink, lift=0.15)
+        pen.stroke(np.concatenate([rim, rim[:2]]), 0.055, ink, lift=0.15)
         pen.stroke(side * np.linspace(s.eye_x + r, s.width + 0.02, 4) + 1j * s.eye_y, 0.04, ink)
     x = np.linspace(r - s.eye_x, s.eye_x - r, 7)
     pen.stroke(x + 1j * (s.eye_y - 0.02 + 4 * x**2), 0.04, ink, lift=0.15)
@@ -516,6 +540,8 @@ def draw_hat(pen: Pen, traits: Traits, variation: Variation) -> None:
 
 
 def draw_lock(pen: Pen, traits: Traits, variation: Variation) -> None:
+    if traits.cut is None:
+        return
     t = np.linspace(0, 1, 16)
     for offset in (0.0, 0.14, 0.28):
         line = variation.hand * (0.02 + offset + 0.5 * t**1.5) + 1j * (1.3 * t - 0.85)
@@ -541,7 +567,7 @@ OCCLUSIONS: dict[str, Callable[[Pen, Traits, Variation], None]] = {
 
 def draw_background(rng: Generator, pixels: int) -> Image.Image:
     """Draws a wall or a room out of focus: a tiny picture, enlarged, which blurs it at no cost."""
-    first, second = np.array(any_colour(rng)), np.array(any_colour(rng))
+    first, second = np.array(wall(rng)), np.array(wall(rng))
     ramp = np.add.outer(np.linspace(-1, 1, 24) * rng.normal(), np.linspace(-1, 1, 24) * rng.normal())
     share = 1 / (1 + np.exp(-2 * ramp))[..., None]
     tiny = Image.fromarray((first * (1 - share) + second * share).astype(np.uint8))
@@ -549,7 +575,7 @@ def draw_background(rng: Generator, pixels: int) -> Image.Image:
     for _ in range(int(rng.integers(0, 7))):
         x, y, w, h = rng.uniform((-4, -4, 3, 3), (22, 22, 14, 16))
         shape = pen.ellipse if rng.random() < 0.4 else pen.rectangle
-        shape((x, y, x + w, y + h), fill=(*any_colour(rng), 170))
+        shape((x, y, x + w, y + h), fill=(*wall(rng), 170))
     return tiny.filter(ImageFilter.BoxBlur(1)).resize((pixels, pixels), Image.Resampling.BICUBIC)
 
 
@@ -604,7 +630,7 @@ def draw_face(identity: int, photo: int, *, size: int = 160, seed: int = 0) -> I
     A pure function of its arguments: the same arguments give the same pixels, in any order of calls.
     `identity` determines the person; `photo` determines pose, light, mood and everything else.
     """
-    traits = draw_traits(np.random.default_rng([seed, identity]))
+    traits = draw_traits(seed, identity)
     # numpy pads a seed with zeros, so photo 0 would otherwise repeat the identity's own random numbers.
     rng = np.random.default_rng([seed, identity, photo + 1])
     variation = draw_variation(rng)
@@ -619,14 +645,15 @@ def name_of(identity: int) -> str:
 
 
 def draw_faces(
-    folder: Path, *, identities: int = 24, photos: int = 16, size: int = 160, seed: int = 0
+    folder: Path, *, identities: int = 24, photos: int = 16, size: int = 160, seed: int = 0, first: int = 0
 ) -> Path:
     """Writes `folder`/<Name>/<Name>_0001.jpg and so on, laid out like LFW, and returns `folder`.
 
+    The people are the `identities` that follow `first`: sets that do not overlap show different people.
     Each JPEG (quality 90) is RGB, `size` x `size`; its number is one more than the `photo` of `draw_face`.
     The same arguments write the same files.
     """
-    for identity in range(identities):
+    for identity in range(first, first + identities):
         name = name_of(identity)
         (folder / name).mkdir(parents=True, exist_ok=True)
         for photo in range(photos):
