@@ -148,7 +148,9 @@ def with_exact_landmarks(face: DetectedFace, view: Pixels, network: DetectorNetw
         tuple((back * [1 / times, 1 / times, 1]).ravel()),
         Image.Resampling.BILINEAR,
     )
-    close_up = np.asarray(taken.resize((_CLOSE_UP, _CLOSE_UP), Image.Resampling.BILINEAR))
+    if times > 1:
+        taken = taken.resize((_CLOSE_UP, _CLOSE_UP), Image.Resampling.BILINEAR)
+    close_up = np.asarray(taken)
     plain = _central_landmarks(close_up, network)
     mirrored = _central_landmarks(np.ascontiguousarray(close_up[:, ::-1]), network)
     found = [] if plain is None else [plain]
