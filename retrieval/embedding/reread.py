@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Final
 
 import numpy as np
 
 from retrieval.database.records import Face
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images import pixels
-from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.photo_reader import FaceSelection, PhotoReader
 from retrieval.images.picture import Pixels
 from retrieval.index.segments import Ids, Vectors
 from retrieval.models.embedder import Embedder
@@ -22,6 +23,9 @@ from retrieval.sources.archives import Shelf
 from retrieval.sources.remote import NOTHING_FETCHED, Fetching, NotFetched
 
 _BATCH_PHOTOS = 64
+
+# A face that was enrolled is taken whatever its size: the limit of its enrollment is not known.
+_AS_ENROLLED: Final = FaceSelection(min_side=0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _square(face: Face, *, read: Callable[[str], bytes], reader: PhotoReader) ->
         try:
             content = read(path)
             if pixels.content_sha256(content) == face.sha256:
-                return reader.square(content)
+                return reader.read(content, _AS_ENROLLED)[0].pixels
             found = UnreadableImage(Reason.MISSING, "the file has other bytes by now")
         except UnreadableImage as error:
             found = error

@@ -354,6 +354,7 @@ def _in_process(data: bytes, task: _Task, seconds: float) -> _Made:
 
 
 def _in_one_process(data: bytes, task: _Task, seconds: float) -> _Made:
+    refused: UnreadableImage | None = None
     try:
         with isolation.process(_PROGRAM) as process:
             started = time.monotonic()
@@ -367,14 +368,15 @@ def _in_one_process(data: bytes, task: _Task, seconds: float) -> _Made:
                         refused, found = _located(task, reply)
                         process.send(found)
                         reply = process.receive(seconds - (time.monotonic() - started))
-                        if refused is not None:
-                            raise refused
     except isolation.TooSlow as error:
         raise UnreadableImage(
             Reason.TOO_SLOW, f"decoding it takes longer than {seconds:g} seconds, which is the limit"
         ) from error
     except isolation.Crashed as error:
         raise UnreadableImage(Reason.DAMAGED, "its decoder crashes over it") from error
+    # Raised only now: an error within the with statement would kill the process.
+    if refused is not None:
+        raise refused
     if isinstance(reply[0], Reason):
         raise UnreadableImage(*reply)
     return cast(_Made, reply)

@@ -15,6 +15,7 @@ from retrieval.images.decoders import Decoders, decode_here
 from retrieval.images.photo_reader import DetectionClock, FaceSelection, PhotoReader
 from retrieval.images.picture import upright
 from retrieval.images.preprocessing import FaceAlignment, Preprocessing
+from retrieval.system import isolation
 from tests.detectors import detector, drawn
 
 SIZE = 56
@@ -291,3 +292,11 @@ def test_an_alignment_that_cannot_be_is_one_sentence(options: dict[str, Any], se
     with pytest.raises(InputError) as caught:
         FaceAlignment("0" * 64, **options)
     assert str(caught.value) == sentence
+
+
+def test_a_photo_without_a_face_does_not_cost_the_process_that_decodes_it() -> None:
+    nobody = encoded(drawn((300, 200), []), "BMP")
+    assert rejection(nobody)[0] is Reason.NO_FACE
+    (process,) = isolation._pool._idle[pixels._PROGRAM]
+    assert rejection(nobody)[0] is Reason.NO_FACE
+    assert isolation._pool._idle[pixels._PROGRAM] == [process]
