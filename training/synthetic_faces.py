@@ -40,7 +40,7 @@ HAIRS = (  # the last three are dyed
 DYED = 3  # of HAIRS
 IRISES = ((72, 44, 26), (112, 72, 36), (92, 116, 58), (62, 112, 164), (110, 130, 142), (46, 92, 88))
 FRAMES = ((26, 26, 30), (178, 40, 40), (44, 66, 176), (190, 140, 44), (214, 214, 220), (40, 120, 70))
-OCCLUDED = 0.1  # share of the photos in which something hides a part of the face
+OCCLUDED = 0.06  # share of the photos in which something hides a part of the face
 COVERS_EARS = ("long", "bob")
 SHADE: Colour = (66, 26, 30)
 WHITE: Colour = (248, 246, 242)
@@ -159,7 +159,7 @@ class Mood:
 
 @dataclass(frozen=True)
 class Light:
-    brightness: float = within(0.78, 1.1)
+    brightness: float = within(0.84, 1.1)
     side: float = within(-0.25, 0.25)
     top: float = within(-0.15, 0.15)
     warmth: float = within(-0.07, 0.07)
@@ -258,7 +258,7 @@ def draw_variation(rng: Generator) -> Variation:
         light=sample(Light, rng),
         clothes=any_colour(rng),
         accent=any_colour(rng),
-        bare_eyed=bool(rng.random() < 0.15),
+        bare_eyed=bool(rng.random() < 0.05),
         occlusion=str(rng.choice(list(OCCLUSIONS))) if rng.random() < OCCLUDED else "",
         hand=int(rng.choice([-1, 1])),
     )

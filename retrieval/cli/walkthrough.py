@@ -58,7 +58,7 @@ class Plan:
     seed: int = 0
     size: int = 48
     crop: float = 0.85
-    epochs: int = 14
+    epochs: int = 12
     batch_size: int = 16
     learning_rate: float = 0.1
     architecture: str = "resnet50"
