@@ -42,7 +42,7 @@ def model(
         part: [sample.path.relative_to(faces).as_posix() for sample in samples]
         for part, samples in (("train", split.train), ("validation", split.validation))
     }
-    found = evaluate(network, split, bundle.preprocessing, workers=0)
+    found = evaluate(network, split, PhotoReader(bundle.preprocessing), workers=0)
     return export(
         network,
         tmp_path_factory.mktemp("models") / "trained",

@@ -21,6 +21,7 @@ from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import GalleryBusy, GalleryDamaged, InputError, ModelMismatch, StorageError
 from retrieval.gallery.gallery import Gallery
+from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
@@ -680,7 +681,7 @@ def test_an_export_of_a_model_that_heeds_colour_profiles_is_refused_by_who_knows
         network,
         tmp_path / "model",
         labels=people.bundle.labels,
-        preprocessing=Preprocessing(size=32, crop=1.0, colour="srgb"),
+        reader=PhotoReader(Preprocessing(size=32, crop=1.0, colour="srgb")),
         recipe={},
         split={},
         figures={},
