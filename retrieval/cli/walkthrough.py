@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 _MARK: Final = "faceprint-demo.json"
 _UNKNOWN: Final = "UNKNOWN"
-# Rows of the printed table and of the picture.
-_SHOWN_PEOPLE: Final = 5
-_SHOWN_STRANGERS: Final = 3
+# Numbers of people's and of strangers' photos in the printed table, and in the picture.
+_PRINTED: Final = (5, 3)
+_PICTURED: Final = (3, 2)
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,10 @@ def run(data: Path | None, out: Path, plan: Plan = Plan()) -> Figures:
         labels = result.split.labels
         held_out = [_Probe(sample.path, labels[sample.label]) for sample in result.split.validation]
         people, strangers = _search(gallery, held_out), _search(gallery, visitors)
-    shown = [*_spread(people, _SHOWN_PEOPLE), *_spread(strangers, _SHOWN_STRANGERS)]
-    _print_answers(shown, console)
+    _print_answers(_some(people, strangers, _PRINTED), console)
     figures = _figures(result, people, strangers)
     _print_figures(figures, console)
-    _draw_answers(shown, out / "search.png")
+    _draw_answers(_some(people, strangers, _PICTURED), out / "search.png")
     console.print(Text(f"Open {out / 'model' / 'report.html'} and {out / 'search.png'}. Ask it yourself:"))
     console.print(Text(f"  faceprint search {out / 'gallery'} IMAGE --plot answer.png"))
     return figures
@@ -247,9 +246,15 @@ def _search(gallery: Gallery, probes: Sequence[_Probe]) -> list[_Answered]:
     return [_Answered(probe, result) for probe, result in zip(probes, found, strict=True)]
 
 
-def _spread(answers: Sequence[_Answered], number: int) -> Sequence[_Answered]:
-    """Returns some of the answers, at equal steps, whether they are right or wrong."""
-    return answers[:: max(1, len(answers) // number)][:number]
+def _some(
+    people: Sequence[_Answered], strangers: Sequence[_Answered], numbers: tuple[int, int]
+) -> list[_Answered]:
+    """Returns so many answers of each kind, at equal steps, whether they are right or wrong."""
+    return [
+        one
+        for answers, number in zip((people, strangers), numbers, strict=True)
+        for one in answers[:: max(1, len(answers) // number)][:number]
+    ]
 
 
 def _print_answers(answers: Sequence[_Answered], console: Console) -> None:
