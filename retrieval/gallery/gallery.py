@@ -516,6 +516,23 @@ class Gallery:
         """
         return identities.merge(self.vault, name, into)
 
+    def assign_identity(self, face_ids: Iterable[int], identity: str | None) -> int:
+        """Says whose some faces are, for instance the faces of a photo of several people.
+
+        An identity that has no face then is removed with its former names.
+
+        Args:
+            face_ids: the ids of the faces.
+            identity: a current or former name, or a new one; None makes the faces anonymous.
+
+        Returns:
+            The number of faces that changed their identity.
+
+        Raises:
+            InputError: there is no such face, or the name cannot be stored.
+        """
+        return identities.assign(self.vault, face_ids, identity)
+
     # Forgetting
 
     def forget(
