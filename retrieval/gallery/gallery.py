@@ -48,9 +48,10 @@ from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.remote import Fetching
 from retrieval.storage import backup, compaction, optimization
-from retrieval.storage.backup import BackedUp, Restored
+from retrieval.storage.backup import BackedUp
 from retrieval.storage.compaction import Compacted
 from retrieval.storage.optimization import Optimized
+from retrieval.storage.restore import Restored
 from retrieval.storage.vault import Vault
 from retrieval.transfer import export, import_
 from retrieval.transfer.import_ import Imported

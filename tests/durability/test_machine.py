@@ -30,7 +30,7 @@ from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
 from retrieval.models.bundle import FORGOTTEN
-from retrieval.storage.backup import check_backup
+from retrieval.storage.backup_integrity import check_backup
 from tests.operations import DIMENSION, PEOPLE, add, contents, face, tiny_model, vector_of
 
 # Every example copies a gallery and commits a few dozen times, each with several fsyncs; where there is a

@@ -19,7 +19,8 @@ from retrieval.errors import DataError, FaceprintError, GalleryDamaged, InputErr
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
 from retrieval.models.bundle import ModelBundle
-from retrieval.storage import backup
+from retrieval.storage.backup import back_up as back_up_vault
+from retrieval.storage.backup_integrity import check_backup
 from tests.cli.test_app import Faceprint, faceprint
 from tests.operations import add, contents, tiny_model
 
@@ -94,7 +95,7 @@ DAMAGES: list[Callable[[Path], None]] = [
 
 def back_up(root: Path, **options: Any) -> Any:
     with Gallery.open(root / "gallery", read_only=True) as gallery:
-        return backup.back_up(gallery.vault, root / "backup", **options)
+        return back_up_vault(gallery.vault, root / "backup", **options)
 
 
 def test_every_file_of_a_backup_that_was_damaged_is_found_and_healed_by_the_next(root: Path) -> None:
@@ -102,7 +103,7 @@ def test_every_file_of_a_backup_that_was_damaged_is_found_and_healed_by_the_next
     names = [name for name in files(root / "backup") if name != "writer.lock"]
     assert len(names) == 1 + 1 + 2 + 4, names
     before = contents(root / "gallery")
-    assert backup.check_backup(root / "backup") == []
+    assert check_backup(root / "backup") == []
     for name in names:
         for number, damage in enumerate(DAMAGES):
             if name == "backup.json" and damage is folder:
@@ -110,11 +111,11 @@ def test_every_file_of_a_backup_that_was_damaged_is_found_and_healed_by_the_next
             damage(root / "backup" / name)
             if name == "backup.json":
                 with pytest.raises(DataError):
-                    backup.check_backup(root / "backup")
+                    check_backup(root / "backup")
             else:
-                assert name in backup.check_backup(root / "backup"), (name, number)
+                assert name in check_backup(root / "backup"), (name, number)
             done = back_up(root)
-            assert backup.check_backup(root / "backup") == [], (name, number)
+            assert check_backup(root / "backup") == [], (name, number)
             assert done.segments_copied == name.startswith("vectors/"), (name, number)
             assert [one for one in files(root / "backup") if not one.endswith("elsewhere")] == sorted(
                 [*names, "writer.lock"]
@@ -133,12 +134,12 @@ def test_a_model_folder_of_a_backup_that_is_empty_or_a_link_is_filled(root: Path
     for path in model.iterdir():
         path.unlink()
     back_up(root)
-    assert backup.check_backup(root / "backup") == []
+    assert check_backup(root / "backup") == []
     aside = model.rename(root / "aside")
     model.symlink_to(aside)
-    assert len(backup.check_backup(root / "backup")) == 4
+    assert len(check_backup(root / "backup")) == 4
     back_up(root)
-    assert (backup.check_backup(root / "backup"), model.is_symlink(), len(files(aside))) == ([], False, 4)
+    assert (check_backup(root / "backup"), model.is_symlink(), len(files(aside))) == ([], False, 4)
 
 
 def test_a_damaged_file_of_the_gallery_fails_a_backup_by_name_and_the_older_backup_stays(
@@ -152,13 +153,13 @@ def test_a_damaged_file_of_the_gallery_fails_a_backup_by_name_and_the_older_back
         flip(root / "gallery" / name, 70)
         if name.startswith("vectors/"):
             back_up(root)
-            assert backup.check_backup(root / "backup") == []
+            assert check_backup(root / "backup") == []
         with (
             Gallery.open(root / "gallery", read_only=True) if "json" not in name else nullcontext() as gallery
         ):
             if gallery is not None:
                 with pytest.raises(GalleryDamaged, match=Path(name).name):
-                    backup.back_up(gallery.vault, root / "other")
+                    back_up_vault(gallery.vault, root / "other")
         assert not (root / "other" / "backup.json").exists()
         shutil.rmtree(root / "other", ignore_errors=True)
         (root / "gallery" / name).write_bytes(data)
@@ -169,10 +170,10 @@ def test_the_description_of_a_model_is_backed_up_as_it_is_today(root: Path) -> N
     (described,) = (root / "backup" / "models").rglob("MODELCARD.md")
     (root / "gallery" / "model" / "MODELCARD.md").write_text("edited")
     back_up(root)
-    assert (described.read_text(), backup.check_backup(root / "backup")) == ("edited", [])
+    assert (described.read_text(), check_backup(root / "backup")) == ("edited", [])
     (root / "gallery" / "model" / "MODELCARD.md").unlink()
     back_up(root)
-    assert (described.exists(), backup.check_backup(root / "backup")) == (False, [])
+    assert (described.exists(), check_backup(root / "backup")) == (False, [])
 
 
 def test_what_a_disk_does_not_give_back_as_it_was_written_is_no_backup(
@@ -194,9 +195,9 @@ def test_what_a_disk_does_not_give_back_as_it_was_written_is_no_backup(
         with pytest.raises(StorageError, match=r"\.faiss reads back as something else than was written"):
             back_up(root)
         assert (root / "backup" / "backup.json").read_bytes() == card
-        assert backup.check_backup(root / "backup") == []
+        assert check_backup(root / "backup") == []
         back_up(root, verify=False)
-    assert len(backup.check_backup(root / "backup")) == 1
+    assert len(check_backup(root / "backup")) == 1
 
 
 def test_a_backup_through_a_link_deletes_nothing_elsewhere(root: Path) -> None:
@@ -207,7 +208,7 @@ def test_a_backup_through_a_link_deletes_nothing_elsewhere(root: Path) -> None:
     with pytest.raises(InputError, match="is a symbolic link"):
         back_up(root)
     assert files(root / "shared") == before
-    assert len(backup.check_backup(root / "backup")) == 2
+    assert len(check_backup(root / "backup")) == 2
 
 
 def test_a_file_of_somebody_else_in_a_backup_stays(root: Path) -> None:
@@ -328,7 +329,7 @@ def refused(root: Path) -> str:
     assert not (root / "new").exists()
     assert verify(root / "gallery").whole
     with suppress(FaceprintError):
-        assert backup.check_backup(root / "backup") != []
+        assert check_backup(root / "backup") != []
     (sentence,) = said
     assert sentence.endswith(".")
     return sentence
@@ -343,7 +344,7 @@ def test_a_card_that_does_not_list_what_the_database_names_is_refused(root: Path
     for name in listed:
         sealed(path, files={one: digest for one, digest in listed.items() if one != name})
         if name.endswith("MODELCARD.md"):
-            assert backup.check_backup(root / "backup") == []
+            assert check_backup(root / "backup") == []
         else:
             assert refused(root)
     sealed(path, files={database: listed[database]})
