@@ -1,4 +1,7 @@
-"""Backups: consistent copies of a gallery, taken beside writers."""
+"""Writes a backup: a consistent copy of a gallery, taken beside readers and writers.
+
+`backup_contents` says which files it has, `backup_integrity` checks them, `restore` makes a gallery of them.
+"""
 
 import errno
 import hashlib
@@ -12,7 +15,7 @@ from typing import IO, Final
 from retrieval.database.migrations import SCHEMA_VERSION
 from retrieval.database.records import Generation, Segment, utc_now
 from retrieval.database.store import Store
-from retrieval.errors import GalleryDamaged, GalleryError, InputError, StorageError
+from retrieval.errors import GalleryBusy, GalleryDamaged, GalleryError, InputError, StorageError
 from retrieval.models.bundle import ModelBundle
 from retrieval.storage.backup_contents import (
     MODEL_CARD,
@@ -26,7 +29,7 @@ from retrieval.storage.backup_contents import (
     sha256_of,
     vectors_name,
 )
-from retrieval.storage.layout import BACKUP_CARD, VECTORS
+from retrieval.storage.layout import BACKUP_CARD, VECTORS, segment_path
 from retrieval.storage.vault import LOCK_TIMEOUT, Vault
 from retrieval.system import lock
 from retrieval.system.files import (
@@ -53,7 +56,7 @@ _MODEL_FOLDER: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}-\w+")
 # The most segments that are opened before the first is copied: far below the limit of open files.
 _MAX_OPEN_SEGMENTS: Final = 256
 
-# The most attempts of a backup when segments are merged away before it could open them.
+# The most attempts of a backup when other processes merge segments away or erase faces during each.
 _ATTEMPTS: Final = 20
 
 
@@ -88,7 +91,7 @@ def back_up(vault: Vault, target: Path, *, verify: bool = True) -> BackedUp:
     Raises:
         InputError: `target` is not a backup of this gallery, and is not an empty or missing folder.
         GalleryDamaged: a file of the gallery does not match its row; the older backup is unchanged.
-        GalleryBusy: another process writes a backup there.
+        GalleryBusy: another process writes a backup there, or keeps erasing faces of the gallery.
         StorageError: the file system refused, or read back other bytes than were written; the older backup is
             unchanged.
     """
@@ -157,7 +160,7 @@ class _Copying:
         self.copied[name] = found
         return found
 
-    def prove(self) -> None:
+    def check(self) -> None:
         """Reads the copied files back and compares them.
 
         Raises:
@@ -177,18 +180,7 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
     for folder in (VECTORS, MODELS):
         make_folder(target / folder, like=target, exist_ok=True)
     copying = _Copying(target)
-    for attempt in range(_ATTEMPTS):
-        try:
-            database = _copy_snapshot(vault, copying)
-            break
-        except _Unfinished:
-            vault.run_deferred()
-        except FileNotFoundError as error:
-            # A writer merged it away meanwhile; files copied so far are not copied again.
-            if attempt == _ATTEMPTS - 1:
-                raise GalleryDamaged(
-                    f"{error.filename} is missing; see `faceprint verify {vault.folder}`."
-                ) from error
+    database = _copy_with_retries(vault, copying)
     with closing(Store.open(database, read_only=True)) as store, store.read() as reader:
         row, segments, faces = reader.gallery(), reader.segments(), reader.count()
         generations = list(reader.generations().values())
@@ -197,7 +189,7 @@ def _back_up(vault: Vault, target: Path, *, verify: bool) -> BackedUp:
     for generation in generations:
         files |= _model_files(copying, generation)
     if verify:
-        copying.prove()
+        copying.check()
     below = {target, target / VECTORS, target / MODELS, *((target / name).parent for name in files)}
     for part in sorted(below, reverse=True):
         sync(part)
@@ -272,6 +264,29 @@ def _owner(target: Path) -> str | None:
     return None
 
 
+def _copy_with_retries(vault: Vault, copying: _Copying) -> Path:
+    """Copies a snapshot, again if a writer changes the gallery meanwhile; returns the database's path.
+
+    Raises:
+        GalleryDamaged: a file of the gallery is missing, or does not match its row.
+        GalleryBusy: another process erased faces during each attempt.
+    """
+    missing: FileNotFoundError | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            return _copy_snapshot(vault, copying)
+        except _Unfinished:
+            vault.run_deferred()
+        except FileNotFoundError as error:
+            # A writer merged the segment away. What was copied so far is not copied again.
+            missing = error
+    if missing is None:
+        raise GalleryBusy(f"Another process keeps erasing faces of {vault.folder}; back up again later.")
+    raise GalleryDamaged(
+        f"{missing.filename} is missing; see `faceprint verify {vault.folder}`."
+    ) from missing
+
+
 def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
     """Copies the database, and the segments and models that the backup lacks; returns the database's path.
 
@@ -314,10 +329,6 @@ def _replace(part: Path, path: Path) -> None:
     os.replace(part, path)
 
 
-def _source(vault: Vault, segment: Segment) -> Path:
-    return vault.folder / VECTORS / f"{segment.id:08d}.faiss"
-
-
 def _open_source(vault: Vault, segment: Segment) -> IO[bytes]:
     """Opens the file of a segment.
 
@@ -325,7 +336,7 @@ def _open_source(vault: Vault, segment: Segment) -> IO[bytes]:
         FileNotFoundError: the file does not exist.
         GalleryDamaged: its path is not a plain file.
     """
-    path = _source(vault, segment)
+    path = segment_path(vault.folder, segment.id)
     try:
         return open_plain(path)
     except FileNotFoundError:
@@ -338,7 +349,7 @@ def _open_source(vault: Vault, segment: Segment) -> IO[bytes]:
 
 def _copy_segment(vault: Vault, copying: _Copying, segment: Segment, source: IO[bytes]) -> None:
     if copying.copy(vectors_name(segment), source, segment.sha256) is None:
-        raise _damaged(vault, _source(vault, segment))
+        raise _damaged(vault, segment_path(vault.folder, segment.id))
 
 
 def _damaged(vault: Vault, path: Path) -> GalleryDamaged:

@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 
 MODELS: Final = "models"
 _FORMAT: Final = 1
+_ADVICE: Final = "back up again, or use another backup"
 
 # The files of a model. Its card states the SHA-256 of the others, but not of the description, which is for
 # people and may be missing.
@@ -46,7 +47,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class CardDamaged(DataError):
-    """The card of a backup is damaged."""
+    """The card of a backup is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,21 @@ class Backup:
     revision: int
 
     def vectors(self, segment: Segment) -> Path:
+        """Returns the path of a segment's vectors."""
         return self.folder / VECTORS / f"{segment.sha256}.faiss"
 
     def model(self, generation: Generation) -> Path:
+        """Returns the folder of a generation's model."""
         return self.folder / MODELS / generation.card_sha256
 
 
 def vectors_name(segment: Segment) -> str:
+    """Returns the name of a segment's file, relative to the folder of the backup."""
     return f"{VECTORS}/{segment.sha256}.faiss"
 
 
 def database_name(sha256: str | None) -> str:
+    """Returns the name of a database with this SHA-256; None, of a missing file, gives no file's name."""
     return f"gallery-{str(sha256)[:16]}.db"
 
 
@@ -121,18 +126,38 @@ def read_backup(folder: Path) -> Backup:
     """Returns the content of a backup's card.
 
     Raises:
-        DataError: there is no card, a newer version wrote it, or it is damaged.
+        DataError: there is no card, or a newer version wrote it.
+        CardDamaged: it is damaged.
         StorageError: it cannot be read.
     """
+    fields = _fields_of(_read_card(folder), folder)
     path = folder / BACKUP_CARD
-    advice = "back up again, or use another backup"
+    strange = [
+        name
+        for name, digest in [*fields.files.items(), (fields.database, "0" * 64)]
+        if not (_NAME.fullmatch(name) and _SHA256.fullmatch(digest))
+    ]
+    if strange or fields.database not in fields.files or "/" in fields.database:
+        name = strange[0] if strange else fields.database
+        raise CardDamaged(f"{path} is damaged: it names {name!r}, which is no file of a backup; {_ADVICE}.")
+    try:
+        datetime.fromisoformat(fields.taken_at)
+    except ValueError as error:
+        raise CardDamaged(f"{path} is damaged (the field taken_at: it is no time); {_ADVICE}.") from error
+    facts = {name: value for name, value in vars(fields).items() if name != "format"}
+    return Backup(folder=folder, **facts)
+
+
+def _read_card(folder: Path) -> bytes:
+    """Returns the bytes of a backup's card; errors as of `read_backup`."""
+    path = folder / BACKUP_CARD
     try:
         if path.is_symlink():
-            raise CardDamaged(f"{path} is a symbolic link; {advice}.")
+            raise CardDamaged(f"{path} is a symbolic link; {_ADVICE}.")
         # Reading a pipe would block.
         if (other := other_than_file(path)) is not None:
-            raise CardDamaged(f"{path} is {other}, not a file; {advice}.")
-        data = path.read_bytes()
+            raise CardDamaged(f"{path} is {other}, not a file; {_ADVICE}.")
+        return path.read_bytes()
     except OSError as error:
         if not is_no_file(error):
             raise StorageError(f"{path} cannot be read: {why(error)}.") from error
@@ -142,30 +167,21 @@ def read_backup(folder: Path) -> Backup:
             f"{folder} is not a backup: it has no {BACKUP_CARD}; make one with `faceprint backup`."
         ) from error
 
+
+def _fields_of(card: bytes, folder: Path) -> _Fields:
+    """Returns the fields of a backup's card; errors as of `read_backup`."""
+    path = folder / BACKUP_CARD
+
     def parsed(kind: type[_T]) -> _T:
-        return parse_manifest(data, kind, name=path, error=CardDamaged, advice=advice)
+        return parse_manifest(card, kind, name=path, error=CardDamaged, advice=_ADVICE)
 
     said = parsed(dict[str, Any])
     if "sha256" in said and said["sha256"] != _card_checksum(said):
-        raise CardDamaged(f"{path} is damaged: it is not what was written; {advice}.")
+        raise CardDamaged(f"{path} is damaged: it is not what was written; {_ADVICE}.")
     stated = parsed(_Stated)
     if stated.format > _FORMAT or stated.schema > SCHEMA_VERSION:
         raise DataError(f"The backup {folder} was made by a newer version of faceprint; upgrade faceprint.")
-    fields = parsed(_Fields)
-    strange = [
-        name
-        for name, digest in [*fields.files.items(), (fields.database, "0" * 64)]
-        if not (_NAME.fullmatch(name) and _SHA256.fullmatch(digest))
-    ]
-    if strange or fields.database not in fields.files or "/" in fields.database:
-        name = strange[0] if strange else fields.database
-        raise CardDamaged(f"{path} is damaged: it names {name!r}, which is no file of a backup; {advice}.")
-    try:
-        datetime.fromisoformat(fields.taken_at)
-    except ValueError as error:
-        raise CardDamaged(f"{path} is damaged (the field taken_at: it is no time); {advice}.") from error
-    facts = {name: value for name, value in vars(fields).items() if name != "format"}
-    return Backup(folder=folder, **facts)
+    return parsed(_Fields)
 
 
 def sha256_in(folder: Path, name: str) -> str | None:
