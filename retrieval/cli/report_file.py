@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from retrieval.cli.command import in_current_options
 from retrieval.cli.output import writing
-from retrieval.errors import InputError
 
 _LINE: Final = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
 
@@ -24,8 +23,6 @@ class ReportFile:
 
     def __enter__(self) -> "ReportFile":
         if self.path is not None:
-            if self.path.is_dir():
-                raise InputError(f"The report {self.path} is a folder; name a file.")
             from retrieval.system.files import replacing
 
             self.replacing = replacing(self.path)
