@@ -204,7 +204,7 @@ def _set_metadata(wanted: IngestOptions) -> None:
     """Runs --metadata alone: sets metadata and enrolls nothing."""
     table = _table(wanted)
     with ReportFile(wanted.report) as lines, open_gallery(wanted.gallery, "ingest") as opened:
-        _annotate(opened, table, lines, log_json=wanted.log_json)
+        _annotate(opened, table, lines, wanted)
 
 
 def _enroll_vectors(wanted: IngestOptions) -> None:
@@ -229,8 +229,7 @@ def _enroll_vectors(wanted: IngestOptions) -> None:
                 should_stop=should_stop,
             )
         _report(done, wanted)
-        if not done.interrupted:
-            _annotate(opened, table, lines, log_json=wanted.log_json)
+        _annotate(opened, None if done.interrupted else table, lines, wanted)
     _raise_for_outcome(done, wanted)
 
 
@@ -275,8 +274,7 @@ def _enroll_photos(wanted: IngestOptions) -> None:
                 should_stop=should_stop,
             )
         _report(done, wanted)
-        if not done.interrupted:
-            _annotate(opened, table, lines, log_json=wanted.log_json)
+        _annotate(opened, None if done.interrupted else table, lines, wanted)
     _raise_for_outcome(done, wanted)
 
 
@@ -343,13 +341,26 @@ def _table(wanted: IngestOptions) -> "Annotations | None":
     return None if wanted.metadata is None else read_annotations(wanted.metadata)
 
 
-def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile, *, log_json: bool) -> None:
-    """Sets the metadata of a table, if there is one."""
+def _annotate(
+    gallery: "Gallery", table: "Annotations | None", lines: ReportFile, wanted: IngestOptions
+) -> None:
+    """Sets the metadata of a table, if there is one; then says how many lines the report has.
+
+    Raises:
+        Interrupted: Ctrl-C while metadata were set.
+    """
+    stopped = table is not None and _set_rows(gallery, table, lines, log_json=wanted.log_json)
+    if not wanted.log_json:
+        lines.print_count()
+    if stopped:
+        raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
+
+
+def _set_rows(gallery: "Gallery", table: "Annotations", lines: ReportFile, *, log_json: bool) -> bool:
+    """Sets the metadata of a table, and prints the counts; returns whether Ctrl-C stopped it."""
     from retrieval.bulk.ingest import ingest_metadata
     from retrieval.system.signals import graceful
 
-    if table is None:
-        return
     noun, kind = ("face", "path") if table.about == "path" else ("identity", "identity")
     with graceful() as should_stop:
         done = ingest_metadata(
@@ -367,15 +378,14 @@ def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile
             f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
             f"{terminal.counted(done.unknown, kind)} unknown"
         )
-    if done.interrupted:
-        raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
+    return done.interrupted
 
 
 def _report(done: "IngestReport", wanted: IngestOptions) -> None:
     done.notes = tuple(map(in_current_options, done.notes))
     tell_summary(done, wanted.summary, log_json=wanted.log_json)
     if not wanted.log_json:
-        _print_ingest(done, wanted.report)
+        _print_ingest(done)
 
 
 def _raise_for_outcome(done: "IngestReport", wanted: IngestOptions) -> None:
@@ -390,7 +400,7 @@ def _raise_for_outcome(done: "IngestReport", wanted: IngestOptions) -> None:
     fail_for_rejected(done, "enrolled", wanted.report, again, strict=wanted.strict)
 
 
-def _print_ingest(done: "IngestReport", report: Path | None) -> None:
+def _print_ingest(done: "IngestReport") -> None:
     console = terminal.console()
     console.print(
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
@@ -412,5 +422,3 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         console.print(terminal.text(f"note: {in_one_line(names)}; `faceprint merge-identities` joins two."))
     if len(done.twins) > TWINS_SHOWN:
         console.print(f"note: {len(done.twins) - TWINS_SHOWN:,} more names have such twins")
-    if report is not None and done.enrolled < done.found:
-        console.print(f"{terminal.counted(done.found - done.enrolled, 'line')} in {report}", markup=False)

@@ -126,16 +126,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_done(
     words = command.format(g=gallery.folder, t=tmp_path, f=named).split()
     status, out, err = faceprint(*words)
     path = words[words.index(option) + 1]
-    assert (status, out) == (2, "")
-    assert (
-        err
-        == {
-            "missing": f"faceprint: There is no folder {named.parent} for {option}; make it, or name another "
-            "file.\n",
-            "long": f"faceprint: {option} {path} cannot be written: file name too long; name another file.\n",
-            "refused": f"faceprint: {option} {path} cannot be written: permission denied; name another file.\n",
-        }[place]
-    )
+    said = {
+        "missing": f"There is no folder {named.parent} for {option}; make it, or name another file.",
+        "long": f"{option} {path} cannot be written: file name too long; name another file.",
+        "refused": f"{option} {path} cannot be written: permission denied; name another file.",
+    }
+    assert (status, out, err) == (2, "", f"faceprint: {said[place]}\n")
 
 
 @pytest.mark.parametrize(("command", "option"), OUTPUTS)
