@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -299,18 +300,28 @@ def _follow_sources(gallery: "Gallery", wanted: IngestOptions) -> None:
 
 
 def _relabel(gallery: "Gallery", wanted: IngestOptions) -> None:
+    done = gallery.relabel(_renamed_photos(wanted), dry_run=wanted.dry_run)
+    print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
+
+
+def _renamed_photos(wanted: IngestOptions) -> "Iterator[Photo]":
+    """Returns the photos by whose identities --relabel changes those of stored faces."""
     from retrieval.sources.exclusion import PassedOver
 
     _, found = _photos(wanted, PassedOver())
-    done = gallery.relabel(_until_stopped(found), dry_run=wanted.dry_run)
-    print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
+    return _until_stopped(found)
 
 
 def _sync(gallery: "Gallery", wanted: IngestOptions) -> None:
     from retrieval.sources import photos
     from retrieval.sources.exclusion import PassedOver
 
-    act = gallery.missing_files if wanted.dry_run else gallery.remove_missing
+    act = gallery.remove_missing
+    if wanted.dry_run:
+        # A run with --relabel removes what is missing after it has relabelled.
+        act = partial(
+            gallery.missing_files, relabelled_by=_renamed_photos(wanted) if wanted.relabel else None
+        )
     passed_over = PassedOver()
     scanned = photos.scan(
         wanted.sources, identity_from=wanted.identity_from, exclude=wanted.exclude, passed_over=passed_over

@@ -407,9 +407,12 @@ class Gallery(GallerySearches):
         photos: Iterable[Photo] | None = None,
         passed_over: PassedOver | None = None,
         gone: Iterable[str | os.PathLike[str]] = (),
+        relabelled_by: Iterable[Photo] | None = None,
     ) -> Missing:
-        """Returns what `remove_missing` would do; changes nothing."""
-        return moves.find_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
+        """Returns what `remove_missing` would do, or do after `relabel(relabelled_by)`; changes nothing."""
+        return moves.find_missing(
+            self.vault, sources, photos, passed_over=passed_over, gone=gone, relabelled_by=relabelled_by
+        )
 
     def remove_missing(
         self,

@@ -344,7 +344,7 @@ def test_a_gallery_refuses_another_model(
         (("demo", "--data", "{tmp}/none", "--out", "{tmp}/d"), "There is no folder {tmp}/none"),
         (("train", "{faces}", "--out", "{faces}/m"), "would lie among the photos of {faces}"),
         (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}"), "{tmp} is a folder"),
-        (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}/n/r"), "There is no folder {tmp}/n"),
+        (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}/n/r"), "{tmp}/n for"),
         (("info", "{photo}"), "{photo} is a file; a gallery is a folder."),
     ],
 )  # fmt: skip
