@@ -1,6 +1,7 @@
 """The commands that change identities: `forget`, `assign-identity`, `rename-identity`, `merge-identities`."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +30,8 @@ def forget(
     Prints a receipt, which holds nothing about the person. Restoring an older backup forgets again.
     Your photos, your backups and what the model's weights have learned are not touched.
     """
-    if receipt is not None and (receipt.exists() or not receipt.absolute().parent.is_dir()):
-        raise InputError(f"The receipt {receipt} exists already, or its folder does not; name another file.")
+    if receipt is not None and os.path.lexists(receipt):
+        raise InputError(f"The receipt {receipt} exists already; name another file.")
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
     if as_json:
