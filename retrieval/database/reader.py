@@ -68,6 +68,24 @@ _FILES: Final = select(
     file_table.c.path, file_table.c.photo_id, file_table.c.size, file_table.c.mtime_ns, file_table.c.inode
 )
 
+# The faces at each path; those of a path follow each other, by id.
+_KNOWN_FILES: Final = (
+    select(
+        file_table.c.path,
+        file_table.c.photo_id,
+        face_table.c.id,
+        identity_table.c.name,
+        face_table.c.metadata,
+        file_table.c.size,
+        file_table.c.mtime_ns,
+        file_table.c.inode,
+    )
+    .select_from(
+        file_table.join(face_table, face_table.c.photo_id == file_table.c.photo_id).outerjoin(identity_table)
+    )
+    .order_by(file_table.c.path, face_table.c.id)
+)
+
 # Faces with what is known of them; those of a photo follow each other, by id.
 _FACES: Final = (
     select(
@@ -425,15 +443,27 @@ class Reader:
 
     def files(self, paths: Iterable[str]) -> dict[str, int]:
         """Returns the photo id of each path; unknown paths are absent."""
-        return {path: number for path, (number, _) in self._files(paths).items()}
+        return {path: number for path, (number, _) in self.stamped_files(paths).items()}
 
     def known_files(self, paths: Iterable[str]) -> dict[str, KnownFile]:
         """Returns the record of each path; unknown paths are absent."""
-        found = self._files(paths)
-        photos = self.photos({number for number, _ in found.values()})
-        return {path: KnownFile(photos[number], stamp) for path, (number, stamp) in found.items()}
+        known = {}
+        for part in parts(paths):
+            rows = self._connection.execute(_KNOWN_FILES.where(file_table.c.path.in_(part))).all()
+            for path, of_path in groupby(rows, key=itemgetter(0)):
+                faces = list(of_path)
+                _, photo_id, *_, size, mtime_ns, inode = faces[0]
+                known[path] = KnownFile(
+                    photo_id,
+                    tuple(row[2] for row in faces),
+                    tuple(row[3] for row in faces),
+                    tuple(row[4] or {} for row in faces),
+                    _stamp(size, mtime_ns, inode),
+                )
+        return known
 
-    def _files(self, paths: Iterable[str]) -> dict[str, tuple[int, Stamp | None]]:
+    def stamped_files(self, paths: Iterable[str]) -> dict[str, tuple[int, Stamp | None]]:
+        """Returns the photo id of each path and the stamp of its file; unknown paths are absent."""
         return {
             path: (number, _stamp(*stamp))
             for part in parts(paths)
