@@ -53,8 +53,7 @@ def embed(
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    options.require(faces in (None, "largest", "one"), f"--faces of embed is largest or one, not {faces}")
-    selection = options.face_selection(faces, min_face, min_sharpness, max_yaw)
+    selection = options.face_of_each_photo("embed", faces, min_face, min_sharpness, max_yaw)
     options.require_detector(bundle, selection)
     passed_over = PassedOver()
     total, found = found_photos(

@@ -139,7 +139,7 @@ def ingest(
         workers=workers,
         decoders=decoders,
         photo_seconds=photo_seconds,
-        selection=_selection(faces, min_face, min_sharpness, max_yaw),
+        selection=options.face_of_each_photo("ingest", faces, min_face, min_sharpness, max_yaw),
         report=report,
         strict=strict,
         rehash=rehash,
@@ -151,11 +151,6 @@ def ingest(
     )
     _check(wanted)
     wanted.mode(wanted)
-
-
-def _selection(faces: str | None, *limits: float | None) -> "FaceSelection":
-    options.require(faces in (None, "largest", "one"), f"--faces of ingest is largest or one, not {faces}")
-    return options.face_selection(faces, *limits)
 
 
 def _check(wanted: IngestOptions) -> None:

@@ -22,7 +22,8 @@ class Use:
         needs: at least one of these must be given too. PARAMETER=VALUE is a parameter with that value.
         wanted: a description of `needs` for the error, where the names of the options are not enough.
         bars: none of these may be given too.
-        why: what the modes of `bars` do instead, as words that follow "which" in the error.
+        why: what the modes of `bars` do instead, as words that follow "which" in the error: "--workers is of no
+            use with --embeddings, which enrolls vectors as they are".
         when: the parameter without which the rule does not apply; empty for a rule that always applies.
     """
 
@@ -45,6 +46,7 @@ _DECODING: Final = (
     "max_yaw",
 )
 _EMBEDDING: Final = ("device", "precision")
+# What `evaluate` measures with; of no use where it only compares two results.
 _MEASURING: Final = (
     "protocol",
     "gallery",
@@ -56,6 +58,7 @@ _MEASURING: Final = (
     "workers",
 )
 
+# The rules by command. They are checked in order, and the first one that is broken is reported.
 USES: Final[Mapping[str, tuple[Use, ...]]] = {
     "train": (
         Use(("margin",), needs=("detector",)),

@@ -69,7 +69,10 @@ def output(metavar: str, what: str) -> Any:
 
 
 def face_selection(
-    faces: str | None, min_face: float | None, min_sharpness: float | None, max_yaw: float | None
+    faces: str | None,
+    min_face: float | None,
+    min_sharpness: float | None = None,
+    max_yaw: float | None = None,
 ) -> "FaceSelection":
     """Returns which faces are read, by the options that were given.
 
@@ -85,6 +88,20 @@ def face_selection(
         "max_yaw": max_yaw,
     }
     return FaceSelection(**{name: value for name, value in given.items() if value is not None})
+
+
+def face_of_each_photo(command: str, faces: str | None, *limits: float | None) -> "FaceSelection":
+    """Returns which face is read, for a command that stores one face of each photo.
+
+    Args:
+        command: its name, for errors.
+        faces, limits: as of `face_selection`.
+
+    Raises:
+        InputError: `faces` would be none or several, or as `face_selection`.
+    """
+    require(faces in (None, "largest", "one"), f"--faces of {command} is largest or one, not {faces}")
+    return face_selection(faces, *limits)
 
 
 def require_detector(bundle: "ModelBundle", selection: "FaceSelection") -> None:

@@ -94,7 +94,7 @@ def search(
         "max_distance": max_distance,
     }
     people: PeopleSearchOptions = {**common, "rule": rule, "mean_of": mean_of, "photos": photos}
-    selection = options.face_selection(faces or "all", min_face, None, None)
+    selection = options.face_selection(faces or "all", min_face)
     with open_gallery(gallery, "search", device=device, precision=precision) as opened:
         options.require_detector(opened.bundle, selection)
         if wanted is not None:
