@@ -95,7 +95,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
             bars=("embeddings",),
             why="enrolls vectors as they are",
         ),
-        Use(("relabel",), bars=("identity_from=none",), why="names nobody"),
+        Use(("relabel",), bars=("identity_from=none",), why="names no identity"),
         Use(("identity_from", "exclude", "sync"), needs=("sources",)),
         Use(("gone",), needs=("sync",)),
         Use(("dry_run",), needs=("sync", "relabel")),
