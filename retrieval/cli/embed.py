@@ -53,7 +53,7 @@ def embed(
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    selection = options.face_of_each_photo("embed", faces, min_face, min_sharpness, max_yaw)
+    selection = options.face_selection(faces, min_face, min_sharpness, max_yaw)
     options.require_detector(bundle, selection)
     passed_over = PassedOver()
     total, found = found_photos(
@@ -93,4 +93,4 @@ def _print_embedded(done: "EmbedReport", out: Path, report: ReportFile) -> None:
     print_reasons_and_pace(done)
     report.print_count()
     if done.embedded and not done.interrupted:
-        console.print(f"{terminal.counted(done.embedded, 'row')} in {out}", markup=False)
+        console.print(f"{terminal.counted(done.faces, 'row')} in {out}", markup=False)

@@ -89,7 +89,7 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
         return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
     if answer.face is not None:
         shown["face"] = {
-            "box": [round(side, 1) for side in answer.face.box],
+            "box": _rounded(answer.face.box),
             "score": round(answer.face.score, 3),
             "number": answer.number,
             "of": answer.faces,
@@ -114,6 +114,10 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
     return shown
 
 
+def _rounded(box: "tuple[float, ...]") -> list[float]:
+    return [round(side, 1) for side in box]
+
+
 def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
     return [
         {
@@ -122,6 +126,7 @@ def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
             "identity": match.face.identity,
             "path": match.face.path,
             "distance": match.distance,
+            **({} if match.face.box is None else {"box": _rounded(match.face.box)}),
             **({"metadata": dict(match.face.metadata)} if match.face.metadata else {}),
         }
         for rank, match in enumerate(matches, 1)
@@ -171,9 +176,13 @@ def _which_face(answer: Answer) -> str:
     """Returns which face of a picture an answer is about, and where it is, as text."""
     if answer.face is None:
         return ""
-    left, top, width, height = answer.face.box
     which = f"face {answer.number} of {answer.faces}, " if answer.faces > 1 else "face "
-    return f" ({which}{width:.0f} x {height:.0f} at {left:.0f}, {top:.0f})"
+    return f" ({which}{_place(answer.face.box)})"
+
+
+def _place(box: "tuple[float, float, float, float]") -> str:
+    left, top, width, height = box
+    return f"{width:.0f} x {height:.0f} at {left:.0f}, {top:.0f}"
 
 
 def _decided(decision: "Decision") -> str:
@@ -200,7 +209,9 @@ def _rows(answer: Answer) -> Iterator[tuple[Any, ...]]:
 
 
 def _photo(match: "Match") -> tuple[Any, ...]:
-    return f"{match.distance:.3f}", str(match.face.id), terminal.text(terminal.near(match.face.path))
+    face = match.face
+    where = "" if face.box is None else f" ({_place(face.box)})"
+    return f"{match.distance:.3f}", str(face.id), terminal.text(terminal.near(face.path) + where)
 
 
 def _caption(prediction: "Prediction | None", decision: "Decision | None") -> str:
@@ -229,7 +240,10 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
             ),
             [
                 Tile(
-                    match.face.path or b"", match.face.identity or "unknown", f"distance {match.distance:.3f}"
+                    match.face.path or b"",
+                    match.face.identity or "unknown",
+                    f"distance {match.distance:.3f}",
+                    box=match.face.box,
                 )
                 for match in answer.matches or [m for person in answer.people or () for m in person.matches]
             ],

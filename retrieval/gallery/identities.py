@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from retrieval.database.identity_names import check_identity, nearest
 from retrieval.database.metadata import encoded, filled
 from retrieval.database.reader import Reader
-from retrieval.database.records import Receipt, utc_now
+from retrieval.database.records import Face, Receipt, utc_now
 from retrieval.database.tables import identity_table
 from retrieval.database.writer import Writer
 from retrieval.errors import InputError
@@ -71,6 +71,27 @@ def merge(vault: Vault, name: str, into: str) -> int:
         _defer_relabel(vault, writer, names, Relabel(into, keep_photos=True), erase=False)
         vault.log(writer, "merge-identities", faces=faces, identity=number, into=target)
     return faces
+
+
+def assign(vault: Vault, face_ids: Iterable[int], name: str | None) -> int:
+    """Gives faces an identity and returns how many changed theirs; see `Gallery.assign_identity`."""
+    if name is not None:
+        check_identity(name)
+    wanted = list(dict.fromkeys(face_ids))
+    with vault.writing() as writer:
+        if name is not None:
+            name = writer.current_names([name]).get(name, name)
+        found = writer.faces([number for number in wanted if 0 < number < 2**63])
+        unknown = [number for number in wanted if number not in found]
+        if unknown:
+            raise InputError(f"There is no face {unknown[0]} in {vault.folder}.")
+        changed = [number for number, face in found.items() if face.identity != name]
+        for number in changed:
+            writer.name_face(number, name)
+        if changed:
+            writer.remove_orphaned_identities()
+            vault.log(writer, "assign-identity", faces=len(changed))
+    return len(changed)
 
 
 def planned(reader: Reader, people: Mapping[str, str]) -> list[Renamed]:
@@ -199,7 +220,7 @@ def _defer_relabel(
 def forget(
     vault: Vault, identity: str | None, face_id: int | None, path: str | os.PathLike[str] | None
 ) -> Receipt:
-    """Erases an identity, or one face, and returns the receipt; see `Gallery.forget`."""
+    """Erases an identity, one face, or a photo, and returns the receipt; see `Gallery.forget`."""
     if sum(asked is not None for asked in (identity, face_id, path)) != 1:
         raise InputError("Say what to forget: an identity, or a face, or a path; one of the three.")
     with vault.writing() as writer:
@@ -231,20 +252,33 @@ def _forget_target(
     if identity is not None:
         return _identity_target(vault, reader, identity)
     if path is not None:
-        name = absolute(path)
-        found = reader.files([name] if is_utf8(name) else []).get(name)
-        if found is None:
-            raise InputError(f"There is no face of {readable(name)} in {vault.folder}.")
-        face_id = found
+        return _faces_target(vault, reader, "path", _faces_at(vault, reader, absolute(path)))
     assert face_id is not None
-    if not (0 < face_id < 2**63 and reader.faces([face_id])):
+    found = reader.faces([face_id]) if 0 < face_id < 2**63 else {}
+    if not found:
         raise InputError(f"There is no face {face_id} in {vault.folder}.")
-    person = reader.faces([face_id])[face_id].identity
-    # An identity that loses its last face is removed with all of its names.
-    names: set[str] = set()
-    if person is not None and reader.face_ids_of(person) == [face_id]:
-        names = reader.names_of([_require_identity(vault, reader, person)])
-    return _Target("face" if path is None else "path", (face_id,), (), frozenset(names))
+    return _faces_target(vault, reader, "face", tuple(found.values()))
+
+
+def _faces_at(vault: Vault, reader: Reader, path: str) -> tuple[Face, ...]:
+    """All faces of the photo at a path.
+
+    Raises:
+        InputError: no photo has that path.
+    """
+    known = reader.known_files([path] if is_utf8(path) else []).get(path)
+    if known is None:
+        raise InputError(f"There is no face of {readable(path)} in {vault.folder}.")
+    return known.photo.faces
+
+
+def _faces_target(vault: Vault, reader: Reader, what: str, faces: tuple[Face, ...]) -> _Target:
+    """Some faces, and all names of the identities that lose their last face with them."""
+    ids = {face.id for face in faces}
+    people = {face.identity for face in faces if face.identity is not None}
+    emptied = [name for name in sorted(people) if ids.issuperset(reader.face_ids_of(name))]
+    names = reader.names_of([_require_identity(vault, reader, name) for name in emptied])
+    return _Target(what, tuple(sorted(ids)), (), frozenset(names))
 
 
 def _identity_target(vault: Vault, reader: Reader, name: str) -> _Target:

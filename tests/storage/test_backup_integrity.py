@@ -74,7 +74,7 @@ def test_a_card_that_does_not_list_what_the_database_names_is_refused(root: Path
         "DELETE FROM gallery",
         "DELETE FROM segment",
         "DELETE FROM face WHERE id = 1",
-        "UPDATE face SET sha256 = x'00' WHERE id = 1",
+        "UPDATE photo SET sha256 = x'00' WHERE id = 1",
         "UPDATE identity SET name = x'00' WHERE id = 1",
         "UPDATE face SET metadata = '[1]' WHERE id = 1",
         "UPDATE face SET metadata = '{' WHERE id = 1",
