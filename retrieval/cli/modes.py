@@ -35,15 +35,14 @@ class Use:
     when: str = ""
 
 
+_FACE_LIMITS: Final = ("min_face", "min_sharpness", "max_yaw")
 _DECODING: Final = (
     "batch_size",
     "workers",
     "decoders",
     "photo_seconds",
     "faces",
-    "min_face",
-    "min_sharpness",
-    "max_yaw",
+    *_FACE_LIMITS,
 )
 _EMBEDDING: Final = ("device", "precision")
 # What `evaluate` measures with; of no use where it only compares two results.
@@ -95,6 +94,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
             bars=("embeddings",),
             why="enrolls vectors as they are",
         ),
+        Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),
         Use(("relabel",), bars=("identity_from=none",), why="names no identity"),
         Use(("identity_from", "exclude", "sync"), needs=("sources",)),
         Use(("gone",), needs=("sync",)),
@@ -102,13 +102,14 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         Use(("relabel", "rehash", *_DECODING, *_EMBEDDING), needs=("sources", "retry")),
         Use(("model", "strict", "summary", "share"), needs=("sources", "retry", "embeddings")),
     ),
+    "embed": (Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),),
     "search": (
         Use(("within",), bars=("by_person",), why="finds people, not photos"),
         Use(("rule", "photos"), needs=("by_person",)),
         Use(("mean_of",), needs=("rule=mean",)),
         Use(("min_face",), bars=("faces=none",), why="looks for no faces"),
         Use(
-            ("exclude_self", "plot", "faces", "min_face", *_EMBEDDING),
+            ("exclude_self", "plot", "faces", "min_face", "crop", *_EMBEDDING),
             needs=("images", "paths"),
         ),
     ),
