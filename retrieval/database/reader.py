@@ -302,6 +302,20 @@ class Reader:
             yield list(self.faces(ids).values())
             last = ids[-1]
 
+    def face_measures(self) -> NDArray[np.float64]:
+        """Returns (n, 4) float64 by face id: id, shorter side in pixels, sharpness and yaw to either side.
+
+        Faces without a place in their photo, or without a sharpness, are left out.
+        """
+        columns = (face_table.c.id, face_table.c.box, face_table.c.sharpness, face_table.c.yaw)
+        query = select(*columns).where(face_table.c.landmarks.is_not(None)).order_by(face_table.c.id)
+        query = query.where(face_table.c.sharpness.is_not(None), face_table.c.yaw.is_not(None))
+        rows = [
+            (number, min(json.loads(box)[2:]), sharpness, abs(yaw))
+            for number, box, sharpness, yaw in self._connection.execute(query)
+        ]
+        return np.array(rows, np.float64).reshape(-1, 4)
+
     def has_regions(self) -> bool:
         """Returns whether any face has a region."""
         query = select(face_table.c.id).where(face_table.c.box != "").limit(1)
