@@ -16,11 +16,12 @@ def upgrade() -> None:
         "photo",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("closed", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_photo"),
         sa.UniqueConstraint("sha256", name="uq_photo_sha256"),
     )
     # A photo had one face: it gets the id of that face, which is never used again.
-    op.execute("INSERT INTO photo (id, sha256) SELECT id, sha256 FROM face ORDER BY id")
+    op.execute("INSERT INTO photo (id, sha256, closed) SELECT id, sha256, 0 FROM face ORDER BY id")
     # First the table that refers to `face`, so that nothing does when that one is made anew.
     with op.batch_alter_table("file", recreate="always") as file:
         file.drop_index("ix_file_face_id")

@@ -42,7 +42,8 @@ def embed(
 ) -> None:  # fmt: skip
     """Embed photos without a gallery, into one file that is written whole or not at all.
 
-    A model with a face detector embeds one face of each photo; any other model the middle square of it.
+    A model with a face detector embeds the main face of a photo with a name, and all faces of
+    one without; any other model the middle square of it.
 
     `ingest --embeddings` takes a Parquet file as it is. After Ctrl-C there is no new file.
     """

@@ -413,8 +413,8 @@ def _print_ingest(done: "IngestReport") -> None:
         f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
     )
     if done.faces > done.enrolled:
-        enrolled = terminal.counted(done.enrolled, "photo")
-        console.print(f"{terminal.counted(done.faces, 'face')} in the {enrolled} that were enrolled")
+        enrolled = terminal.counted(done.enrolled, "enrolled photo")
+        console.print(f"{terminal.counted(done.faces, 'face')} in {enrolled}")
     if done.identities_from:
         named = terminal.counted(done.identities, "identity")
         console.print(terminal.text(f"{named}, from {done.identities_from}"))

@@ -252,6 +252,14 @@ def reembed(
         raise Interrupted("Stopped; what was embedded stays, and the same command goes on from here.")
     if done.unfetched and not no_switch:
         raise RunError(_ask_to_fetch(len(done.unfetched)))
+    from retrieval.embedding.reread import TOGETHER
+
+    together = sum(reason == TOGETHER for reason in done.reasons.values())
+    if done.lost and together and not (give_up or no_switch):
+        raise RunError(
+            f"{terminal.counted(together, 'face')} of photos of several people cannot be told apart by a model without a face "
+            f"detector, so {gallery} stays with its model; take a model with one, or let all {len(done.lost):,} faces that cannot be embedded go with --give-up."
+        )
     if done.lost and not (give_up or no_switch):
         raise RunError(
             f"The photos of {terminal.counted(len(done.lost), 'face')} are gone or have changed, so {gallery} stays with its model; "

@@ -90,6 +90,7 @@ _KNOWN_FILES: Final = (
 _FACES: Final = (
     select(
         photo_table.c.id,
+        photo_table.c.closed,
         photo_table.c.sha256,
         face_table.c.id,
         identity_table.c.name,
@@ -501,12 +502,13 @@ class Reader:
     def without_files(self, photo_ids: Iterable[int]) -> list[int]:
         """Returns the ids of the faces of those photos that have no path (orphaned faces)."""
         query = select(face_table.c.id).outerjoin(file_table, file_table.c.photo_id == face_table.c.photo_id)
-        query = query.where(file_table.c.id.is_(None)).order_by(face_table.c.id)
-        return [
+        query = query.where(file_table.c.id.is_(None))
+        # Sorted here: with an order SQLite would go through all faces by their ids.
+        return sorted(
             number
             for part in parts(photo_ids)
             for number in self._connection.execute(query.where(face_table.c.photo_id.in_(part))).scalars()
-        ]
+        )
 
     def merged_into(self, identity_id: int) -> list[int]:
         """Returns the ids of the identities that were merged into one, directly or indirectly."""
@@ -564,9 +566,9 @@ class Reader:
         """Yields the photos with faces that match a condition, each with these faces only."""
         rows = self._connection.execute(_FACES.where(condition)).all()
         paths = self._paths({row[0] for row in rows})
-        for number, of_photo in groupby(rows, key=itemgetter(0)):
+        for (number, closed), of_photo in groupby(rows, key=itemgetter(0, 1)):
             known = tuple(paths.get(number, ()))
-            yield StoredPhoto(number, tuple(_face(row, known) for row in of_photo))
+            yield StoredPhoto(number, tuple(_face(row, known) for row in of_photo), bool(closed))
 
     def _paths(self, photo_ids: Iterable[int]) -> dict[int, list[str]]:
         paths: dict[int, list[str]] = {}
@@ -583,7 +585,7 @@ def _face(row: Sequence[Any], paths: tuple[str, ...]) -> Face:
     Raises:
         GalleryDamaged: its region is none that faceprint writes.
     """
-    _, sha256, number, identity, enrolled_at, metadata, *columns = row
+    _, _, sha256, number, identity, enrolled_at, metadata, *columns = row
     region = _region(*columns)
     if region is _NO_REGION:
         raise GalleryDamaged(f"The gallery's database has no place of face {number}; {RESTORE}.")

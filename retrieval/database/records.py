@@ -75,7 +75,7 @@ class FaceRegion:
         Raises:
             ValueError: it is none.
         """
-        fields = json.loads(text)
+        fields = _loaded(text)
         names = ("box", "landmarks", "score", "sharpness")
         if not isinstance(fields, dict) or not fields.keys() >= set(names):
             raise ValueError(f"{text:.80} is no region of a face")
@@ -99,23 +99,40 @@ class FaceRegion:
             raise ValueError(f"{sharpness!r:.80} is no sharpness of a face")
         if box == _PICTURE:
             return cls(None, sharpness)
-        sides, points = json.loads(box), json.loads(landmarks or "null")
+        sides, points = _loaded(box), _loaded(landmarks or "null")
         if not (_are_numbers(sides, 4) and isinstance(points, list) and len(points) == _LANDMARKS):
             raise ValueError(f"{box:.80} is no box of a face")
         if not all(_are_numbers(point, 2) for point in points) or not _are_numbers([score], 1):
             raise ValueError(f"{landmarks:.80} are no landmarks of a face")
         left, top, width, height = map(float, sides)
+        if not (width > 0 and height > 0 and math.isfinite(2 * (abs(left) + width) * (abs(top) + height))):
+            raise ValueError(f"{box:.80} is no box of a face")
         places = tuple((float(x), float(y)) for x, y in points)
         return cls(DetectedFace((left, top, width, height), places, float(score or 0)), sharpness)
 
 
+def _loaded(text: str) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{text:.80} has too many levels") from error
+
+
 def _are_numbers(values: object, count: int) -> bool:
-    """Returns whether values are a list of so many finite numbers."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(one) in (int, float) and math.isfinite(one) for one in values)
-    )
+    """Returns whether values are a list of so many numbers that are finite as float64."""
+    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +182,12 @@ class StoredPhoto:
     Attributes:
         id: the id of the first face that was enrolled from it, which may have been removed since.
         faces: by id, one or more; all have the same `sha256` and `paths`.
+        closed: whether one of its faces was removed, so that it gets no other face.
     """
 
     id: int
     faces: tuple[Face, ...]
+    closed: bool = False
 
     @property
     def sha256(self) -> str:

@@ -96,12 +96,15 @@ merger_table = Table(
     Column("into_id", Integer, nullable=False),
 )
 
-# The photos that faces were enrolled from. The id is that of the first face, so it is never used again.
+# The photos that faces were enrolled from. The id is that of the first face, so it is never used again. A
+# photo is closed (1) once one of several faces was removed: it gets no face any more, so that a forgotten one
+# does not come back.
 photo_table = Table(
     "photo",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("sha256", String(64), nullable=False, unique=True),
+    Column("closed", Integer, nullable=False),
 )
 
 # A face is a place in a photo. `box` is JSON, [left, top, width, height] in pixels, with `landmarks`, five

@@ -95,7 +95,11 @@ class Writer(Reader):
         identities = self._identity_ids({face.identity for face in faces if face.identity is not None})
         now = utc_now()
         numbered = list(enumerate(faces, first_id))
-        new = [{"id": number, "sha256": face.sha256} for number, face in numbered if number not in photos]
+        new = [
+            {"id": number, "sha256": face.sha256, "closed": 0}
+            for number, face in numbered
+            if number not in photos
+        ]
         self._insert(photo_table, new)
         self._insert(
             face_table,
@@ -116,27 +120,29 @@ class Writer(Reader):
     def remove_faces(self, ids: Iterable[int]) -> None:
         """Deletes faces, and the photos, paths, identities, hosts and suspect ranges without faces then."""
         ids = list(dict.fromkeys(ids))
-        photos = self._photos_only_of(ids)
+        photos, others = self._photos_of(ids)
         hosts = self._hosts_of(photos)
         for part in parts(ids):
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         for part in parts(photos):
             self._change(delete(file_table).where(file_table.c.photo_id.in_(part)))
             self._change(delete(photo_table).where(photo_table.c.id.in_(part)))
+        for part in parts(others):
+            self._change(update(photo_table).where(photo_table.c.id.in_(part)).values(closed=1))
         if ids:
             self.remove_orphaned_identities()
             self._change(delete(suspect_table).where(~select(face_table.c.id).where(IS_SUSPECT).exists()))
         self._remove_unused(hosts)
 
-    def _photos_only_of(self, ids: Sequence[int]) -> list[int]:
-        """Returns the ids of the photos that have none but the given faces."""
+    def _photos_of(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Returns the ids of the photos that have none but the given faces, and of those that have others."""
         left: Counter[int] = Counter()
         numbers = select(face_table.c.photo_id)
         for part in parts(ids):
             left.subtract(self._connection.execute(numbers.where(face_table.c.id.in_(part))).scalars())
         for part in parts(list(left)):
             left.update(self._connection.execute(numbers.where(face_table.c.photo_id.in_(part))).scalars())
-        return sorted(number for number, count in left.items() if count == 0)
+        return [n for n, count in left.items() if count == 0], [n for n, count in left.items() if count]
 
     def remove_orphaned_identities(self) -> None:
         """Deletes identities without faces, with their former names."""

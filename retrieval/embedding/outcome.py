@@ -65,7 +65,7 @@ class Outcome:
 def of_photo(outcomes: Sequence[Outcome]) -> Outcome:
     """Returns the outcome of a photo from those of its faces, one or more: enrolled if any face was."""
     first = next((one for one in outcomes if one.status is Status.ENROLLED), outcomes[0])
-    ids = sorted({number for one in outcomes if one.status is first.status for number in one.face_ids})
+    ids = sorted({number for one in outcomes if one.reason is None for number in one.face_ids})
     if len(ids) < 2:
         return first
     replaced = next((one.replaced for one in outcomes if one.replaced is not None), None)
@@ -127,6 +127,7 @@ class Deduplicator:
         self._owners = dict(owners)
         self._stamps = dict(stamps)
         self._first_id = first_id
+        self._offers: dict[int, int] = {}
         self._paths = {photo.id: set(photo.paths) for photo in stored.values()}
 
     @property
@@ -134,20 +135,35 @@ class Deduplicator:
         """Whether nothing is to be stored except stamps."""
         return not (self.new or self.names or self.paths or self.metadata)
 
-    def decide(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
+    def decide(
+        self, row: int, face: NewFace, *, has_vector: bool, offer: int | None = None
+    ) -> Outcome | None:
         """Decides the outcome of one face; None where its photo is to be enrolled but has no vector.
 
-        A face with a vector that its stored photo lacks is added to the photo. Without a region, or where the
-        stored face has none, the face stands for all faces of its photo.
+        A face of a stored photo that is none of its faces is added, if it has a vector, no face of the photo
+        was removed, and the photo was not read again for it. Otherwise, and without a region on one side, the
+        face stands for all faces of its photo.
+
+        Args:
+            row: in the batch.
+            face: with the current name of its identity.
+            has_vector: whether the batch has a vector of it.
+            offer: the same number for the faces of a photo that was read: they are enrolled together, or not
+                at all where the photo is stored; None for a face with a vector of its own.
         """
         photo = self._stored.get(face.sha256)
         if photo is None:
-            return self._enroll(row, face, None) if has_vector else None
+            if not has_vector:
+                return None
+            if offer is not None:
+                self._offers[self._first_id + len(self.new)] = offer
+            return self._enroll(row, face, None)
         lost = photo.id in self.orphaned and photo.id not in self.contested
         same = _same_region(face, photo)
         if lost and not self._paths[photo.id] and (same or not has_vector):
             return self._enroll_again(face, photo)
-        if not same and has_vector:
+        adds = not photo.closed and (offer is None or self._offers.get(photo.id) == offer)
+        if not same and has_vector and adds:
             self.orphaned.discard(photo.id)
             return self._enroll(row, face, photo)
         return self._recognize(face, photo, same or photo.faces)

@@ -223,6 +223,8 @@ def settled(
     again = Prepared((photo.face,), (), generation, photo.photo, selection)
     if outcome is not None and outcome.status is Status.KNOWN and deduplicator.changes_nothing:
         return again if deduplicator.stamps or stored.is_news(face.host) else outcome
+    if outcome is not None and outcome.reason is Reason.SEVERAL_FACES:
+        return None  # the name is of the face that would be enrolled: it must be found
     # Any other outcome may change until the batch is added. A file can be read again then; content
     # without a file is decoded now, in case that the stored face with its bytes is gone by then.
     return again if outcome is not None and photo.photo.content is None else None

@@ -25,6 +25,9 @@ from retrieval.sources.remote import NOTHING_FETCHED, Fetching, NotFetched
 
 _BATCH_PHOTOS = 64
 
+# Why a model without a face detector cannot embed one of several faces of a photo.
+TOGETHER: Final = "it shows several faces, and this model takes the picture as a whole"
+
 # A face that was enrolled is taken whatever its size: the limit of its enrollment is not known.
 _AS_ENROLLED: Final = FaceSelection(min_side=0)
 
@@ -134,6 +137,5 @@ def _pixels(face: Face, content: bytes, reader: PhotoReader, *, shared: bool) ->
     if reader.detector is not None:
         return reader.read_again(content, face.region.detected).pixels
     if shared:
-        detail = "it shows several faces, and this model takes the picture as a whole"
-        raise UnreadableImage(Reason.SEVERAL_FACES, detail)
+        raise UnreadableImage(Reason.SEVERAL_FACES, TOGETHER)
     return reader.read(content)[0].pixels

@@ -200,6 +200,7 @@ class Enrollment:
             [face for photo in ready for face in photo.faces],
             batch.vectors,
             has_vector=[has for photo, has in embedded for _ in photo.faces],
+            offers=[number for number, photo in enumerate(ready) for _ in photo.faces],
             # The oldest generation: if one photo was prepared for another model, no photo is added.
             generation=min(photo.generation for photo in ready),
             contested=contested,

@@ -65,6 +65,7 @@ class FaceWriter:
         vectors: NDArray[Any],
         *,
         has_vector: Sequence[bool] | None = None,
+        offers: Sequence[int] | None = None,
         generation: int | None = None,
         contested: set[int] | None = None,
     ) -> list[Outcome | None]:
@@ -74,6 +75,7 @@ class FaceWriter:
             faces: the faces.
             vectors: (m, d), one for each face that has a vector, in order.
             has_vector: for each face, whether it has a vector; None if all have one.
+            offers: for each face, the number of the photo that was read; None for faces of vectors.
             generation: number of the generation that the faces were prepared for; None accepts any.
             contested: ids of photos that are kept even if other bytes take their last path. Photos with bytes
                 that are offered under another name now, or that lie at the path of a renamed file, are added
@@ -97,7 +99,7 @@ class FaceWriter:
             faces = [stored.under_todays_name(face) for face in faces]
             deduplicator = stored.deduplicator(contested, partial(_photos_reached_by_paths, writer))
             outcomes = [
-                deduplicator.decide(row, face, has_vector=has)
+                deduplicator.decide(row, face, has_vector=has, offer=None if offers is None else offers[row])
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
             ]
             contested |= deduplicator.contested

@@ -357,7 +357,9 @@ def _renamed_identities(
     people: dict[str, _Name] = {}
     for identity, names in of_person.items():
         named = {name.current for name in names.values()}
-        if len(named) == 1 and names.keys() >= set(reader.face_ids_of(identity)) - leaving:
+        others = set(reader.face_ids_of(identity)) - leaving - names.keys()
+        # A face of a photo of several people never has a name from its folder, and takes the new one too.
+        if len(named) == 1 and others == reader.in_shared_photos(others):
             people[identity] = _Name(named.pop(), any(name.is_former for name in names.values()))
     # A former name of an identity that is renamed too is ambiguous: such a change is left out.
     return {old: new.current for old, new in people.items() if not (new.is_former and new.current in people)}

@@ -435,7 +435,7 @@ def test_the_outcome_of_a_photo_is_that_of_its_faces() -> None:
     enrolled = [Outcome("/a.jpg", None, Status.ENROLLED, number, replaced=4 - number) for number in (1, 2)]
     known = Outcome("/a.jpg", None, Status.KNOWN, 3)
     assert of_photo([known]) == known
-    assert of_photo([known, *enrolled]) == dataclasses.replace(enrolled[0], further_ids=(2,))
+    assert of_photo([known, *enrolled]) == dataclasses.replace(enrolled[0], further_ids=(2, 3))
     assert of_photo([known, dataclasses.replace(known, face_id=5)]).face_ids == (3, 5)
 
 

@@ -21,6 +21,7 @@ from retrieval.images.detection import DetectedFace
 from retrieval.images.photo_reader import FaceSelection, PhotoReader
 from retrieval.images.preprocessing import FaceAlignment, Preprocessing
 from retrieval.models.network import Network
+from retrieval.sources.photos import Photo
 from retrieval.transfer.export_reader import read_export
 from tests.detectors import detector, drawn, save
 from training.fitting.export import export
@@ -182,12 +183,38 @@ def test_a_name_is_of_one_face(gallery: Gallery, photos: Path, tmp_path: Path) -
     assert all_faces.detail == "it shows 2 faces, and Ada can be one of them"
     (largest,) = gallery.enroll([(named, "Ada")])
     assert (largest.status, len(largest.face_ids)) == (Status.ENROLLED, 1)
-    # The bytes are enrolled with three faces: a name for the photo does not say whose it is.
-    (unclear,) = gallery.enroll([(photos / "a three.png", "Bo")])
-    assert (unclear.status, unclear.reason) == (Status.REJECTED, Reason.SEVERAL_FACES)
+    # The bytes are enrolled with three faces: the name is that of the main one.
+    (main,) = gallery.enroll([(photos / "a three.png", "Bo")])
+    assert (main.status, main.face_ids) == (Status.KNOWN, (2,))
+    (again,) = gallery.enroll([(photos / "a three.png", "Bo")])
+    assert again.status is Status.KNOWN
+    (other,) = gallery.enroll([(photos / "a three.png", "Cy")])
+    assert (other.status, other.reason) == (Status.REJECTED, Reason.IDENTITY_CONFLICT)
     (single,) = gallery.enroll([(photos / "c one.png", "Bo")])
     assert single.status is Status.KNOWN
-    assert {face.identity for face in faces_of(gallery)} == {None, "Ada", "Bo"}
+    assert [face.identity for face in faces_of(gallery)] == [None, "Bo", None, None, None, "Bo", "Ada"]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("anonymous_first", [False, True])
+def test_a_photo_with_and_without_a_name_gives_the_same_in_one_run_and_in_two(
+    aligned: ModelBundle, tmp_path: Path, together: bool, anonymous_first: bool
+) -> None:
+    """Whoever comes first decides how many faces are enrolled; the main one has the name."""
+    plain = save(tmp_path / "g.png", (640, 200), [(64, 64, 16), (288, 64, 32), (512, 96, 16)], seed=1)
+    named = tmp_path / "Ada" / "g.png"
+    named.parent.mkdir()
+    shutil.copy(plain, named)
+    offered = [(plain, None), (named, "Ada")]
+    offered = offered if anonymous_first else offered[::-1]
+    with Gallery.create(tmp_path / "g", aligned) as made:
+        for some in [offered] if together else [[one] for one in offered]:
+            outcomes = made.enroll(some)
+        faces = faces_of(made)
+    assert outcomes[-1].status is Status.DUPLICATE
+    names = [None, "Ada", None] if anonymous_first else ["Ada"]
+    assert [face.identity for face in faces] == names
+    assert all(len(face.paths) == 2 for face in faces)
 
 
 def test_a_face_is_forgotten_and_the_others_of_its_photo_stay(gallery: Gallery, photos: Path) -> None:
@@ -205,6 +232,23 @@ def test_a_face_is_forgotten_and_the_others_of_its_photo_stay(gallery: Gallery, 
     database = (gallery.folder / "gallery.db").read_bytes()
     assert second.region.box.encode() not in database
     assert str(photos / "a three.png").encode() in database
+
+
+def test_a_forgotten_face_comes_back_in_no_way_while_its_photo_stays(
+    gallery: Gallery, aligned: ModelBundle, photos: Path, tmp_path: Path
+) -> None:
+    """Neither from a file of vectors, nor from an older export, nor from a run that had read the photo."""
+    embed(aligned, [photos], tmp_path / "vectors.parquet")
+    gallery.export(tmp_path / "export")
+    prepared = None
+    with Gallery.create(tmp_path / "empty", aligned) as empty:
+        prepared = empty.prepare_many([Photo(str(photos / "a three.png"), None)])
+    gallery.forget(face_id=2)
+    left = [1, 3, 4, 5, 6]
+    assert ingest_embeddings(gallery, tmp_path / "vectors.parquet").enrolled == 0
+    assert gallery.import_export(read_export(tmp_path / "export")).enrolled == 0
+    assert [one.status for one in gallery.enroll_prepared(prepared)] == [Status.KNOWN]
+    assert [face.id for face in faces_of(gallery)] == left
 
 
 def test_the_last_face_of_a_photo_takes_the_photo_with_it(gallery: Gallery, photos: Path) -> None:
@@ -270,6 +314,19 @@ def _scanned(folder: Path) -> "Iterator[object]":
     from retrieval.sources.photos import scan
 
     return scan([folder])
+
+
+def test_a_renamed_folder_takes_along_the_faces_of_its_person_in_photos_of_several(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    people = tmp_path / "people"
+    save(people / "Ann" / "x.png", (320, 200), [(64, 64, 16)], seed=30)
+    ingest(gallery, [people])
+    gallery.assign_identity([2], "Ann")
+    (people / "Ann").rename(people / "Anna")
+    (renamed,) = gallery.remove_missing([people]).renamed
+    assert (renamed.name, renamed.new_name, renamed.faces) == ("Ann", "Anna", 2)
+    assert [face.id for face in faces_of(gallery) if face.identity == "Anna"] == [2, 7]
 
 
 def test_relocating_and_annotating_speak_of_all_faces_of_a_photo(gallery: Gallery, photos: Path) -> None:
@@ -350,7 +407,7 @@ def test_a_photo_without_a_face_and_a_face_without_a_place_are_damage(gallery: G
     gallery.close()
     (gallery.folder / "gallery.sums").unlink()
     connection = sqlite3.connect(gallery.folder / "gallery.db")
-    connection.execute("INSERT INTO photo VALUES (5, 'f')")
+    connection.execute("INSERT INTO photo VALUES (5, 'f', 0)")
     connection.execute("UPDATE face SET landmarks = '[[1, 2]]' WHERE id = 1")
     connection.commit()
     connection.close()
@@ -372,9 +429,13 @@ def test_vectors_of_the_same_face_found_elsewhere_by_a_hair_are_known(gallery: G
     new = NewFace(None, face.path, face.sha256, region=FaceRegion(near, 1.0))
     (outcome,) = gallery.enroll_vectors([new], vector_of(gallery, 1)[None])
     assert (outcome.status, outcome.face_id) == (Status.KNOWN, 1)
-    broken = FaceRegion(DetectedFace((0.0, 0.0, float("nan"), 1.0), near.landmarks, 1.0))
-    with pytest.raises(InputError, match=r"The region of .* cannot be stored"):
-        gallery.enroll_vectors([dataclasses.replace(new, region=broken)], vector_of(gallery, 1)[None])
+    for width in (float("nan"), float("inf"), 0.0, -1.0, 1e308, 10**400):
+        broken = FaceRegion(DetectedFace((0.0, 0.0, width, 1e10), near.landmarks, 1.0))
+        with pytest.raises(InputError, match=r"The region of .* cannot be stored"):
+            gallery.enroll_vectors([dataclasses.replace(new, region=broken)], vector_of(gallery, 1)[None])
+    for text in ("[" * 200_000, "1", "{}", '{"box": [1], "landmarks": 1, "score": 1, "sharpness": 1}'):
+        with pytest.raises(ValueError, match=r"is no region|has too many levels|is no box"):
+            FaceRegion.of_json(text)
 
 
 def test_exclude_self_leaves_out_every_face_of_the_photo(gallery: Gallery, photos: Path) -> None:

@@ -376,7 +376,7 @@ def test_where_there_is_no_database_there_is_no_gallery(folder: Path) -> None:
 
 def test_a_row_without_a_vector_is_found(folder: Path) -> None:
     with edited(folder) as driver:
-        driver.execute(f"INSERT INTO photo VALUES (77, '{'0' * 64}')")
+        driver.execute(f"INSERT INTO photo VALUES (77, '{'0' * 64}', 0)")
         driver.execute(
             "INSERT INTO face (id, enrolled_at, photo_id, box) "
             "VALUES (77, '2026-01-01T00:00:00+00:00', 77, '')"
