@@ -12,13 +12,13 @@ import typer
 from retrieval.cli import options
 from retrieval.cli.opening import open_gallery
 from retrieval.cli.search_output import (
-    Answer,
     draw,
     print_answers,
     print_answers_as_json,
     tell_about_decisions,
 )
 from retrieval.errors import InputError, UnreadableImage
+from retrieval.search.answers import Answer, answer_of_found, answers_of_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -209,40 +209,18 @@ def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[Answer]:
         some = images[start : start + _QUERY_BATCH]
         try:
             for image, faces in zip(some, searches.images(some), strict=True):
-                yield from _of_image(image, faces)
+                yield from answers_of_image(str(image), image, faces)
         except UnreadableImage:
             for image in some:
                 try:
-                    yield from _of_image(image, searches.images([image])[0])
+                    yield from answers_of_image(str(image), image, searches.images([image])[0])
                 except UnreadableImage as error:
                     yield Answer(str(image), image, error=error)
 
 
-def _of_image(image: Path, faces: Sequence[Any]) -> Iterator[Answer]:
-    """Yields an answer for each face of a picture."""
-    for number, found in enumerate(faces, 1):
-        yield Answer(
-            str(image),
-            image,
-            getattr(found, "matches", None),
-            getattr(found, "people", None),
-            found.prediction,
-            decision=found.decision,
-            face=found.face,
-            number=number,
-            faces=len(faces),
-        )
-
-
 def _of_faces(searches: _Searches, faces: Sequence[int]) -> Iterator[Answer]:
     for number in faces:
-        yield _of_found(f"face {number}", searches.face(number), searches.by_person)
-
-
-def _of_found(query: str, found: "Found[Any]", by_person: bool) -> Answer:
-    if by_person:
-        return Answer(query, None, people=found, decision=found.decision)
-    return Answer(query, None, matches=found, decision=found.decision)
+        yield answer_of_found(f"face {number}", searches.face(number), searches.by_person)
 
 
 def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[Answer]:
@@ -262,4 +240,4 @@ def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[Ans
     for start in range(0, len(vectors), _QUERY_BATCH):
         found = searches.vectors(np.asarray(vectors[start : start + _QUERY_BATCH]))
         for row, one in enumerate(found, start):
-            yield _of_found(f"{path} row {row}", one, searches.by_person)
+            yield answer_of_found(f"{path} row {row}", one, searches.by_person)
