@@ -1,6 +1,5 @@
 """The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -160,16 +159,7 @@ def _where(identities: list[str] | None, conditions: list[str] | None) -> "Where
         return None
     from retrieval.database.filters import Where
 
-    parsed = Where.parse(conditions or [])
-    if identities:
-        # Both conditions must hold, so only names that both have are left.
-        wanted = tuple(n for n in identities if not parsed.identities or n in parsed.identities)
-        if not wanted:
-            raise InputError(
-                "--identity and --where identity=... name different people, so no face can match both."
-            )
-        parsed = dataclasses.replace(parsed, identities=wanted)
-    return parsed
+    return Where.parse(conditions or []).among(identities or [])
 
 
 def _listed(path: Path) -> list[Path]:

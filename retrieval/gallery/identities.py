@@ -15,7 +15,7 @@ from retrieval.database.reader import Reader
 from retrieval.database.records import Receipt, utc_now
 from retrieval.database.tables import identity_table
 from retrieval.database.writer import Writer
-from retrieval.errors import InputError
+from retrieval.errors import InputError, NotFound
 from retrieval.gallery.sync import Renamed
 from retrieval.models.bundle import FORGOTTEN, Relabel
 from retrieval.storage.vault import Vault, who
@@ -162,7 +162,7 @@ def _require_identity(vault: Vault, reader: Reader, name: str) -> int:
     if number is None:
         current = reader.current_names([name]).get(name)
         instead = f"; {name} is called {current} now" if current else _similar_names_hint(reader, name)
-        raise InputError(f"There is no identity {readable(name)} in {vault.folder}{instead}.")
+        raise NotFound(f"There is no identity {readable(name)} in {vault.folder}{instead}.")
     return number
 
 
@@ -234,11 +234,11 @@ def _forget_target(
         name = absolute(path)
         found = reader.files([name] if is_utf8(name) else []).get(name)
         if found is None:
-            raise InputError(f"There is no face of {readable(name)} in {vault.folder}.")
+            raise NotFound(f"There is no face of {readable(name)} in {vault.folder}.")
         face_id = found
     assert face_id is not None
     if not (0 < face_id < 2**63 and reader.faces([face_id])):
-        raise InputError(f"There is no face {face_id} in {vault.folder}.")
+        raise NotFound(f"There is no face {face_id} in {vault.folder}.")
     person = reader.faces([face_id])[face_id].identity
     # An identity that loses its last face is removed with all of its names.
     names: set[str] = set()

@@ -9,6 +9,7 @@
       vectors/gallery.id       the gallery that owns this folder (see `retrieval.storage.ownership`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              the process id of the writer
+      tokens.json              who may ask the service, and tokens.used.json (see `retrieval.service.tokens`)
 
 The order of every write: a new segment file is durable first, then one transaction references it and inserts
 its faces. A crash in between leaves an unreferenced file, which the next writer removes. Work that can only

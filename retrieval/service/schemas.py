@@ -1,0 +1,213 @@
+"""The fields of requests and responses, as the OpenAPI document describes them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from retrieval.database.filters import Where
+from retrieval.images.photo_reader import MIN_FACE_SIDE, FaceSelection
+from retrieval.service.engine import Asked
+
+DEFAULT_K = 5
+
+
+class SearchOptions(BaseModel):
+    """The options of a search. They are those of `faceprint search`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    k: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="How many closest photos, or people: 5, or with `within` all up to the service's limit.",
+        ),
+    ] = None
+    within: Annotated[
+        float | None, Field(ge=0, description="Only photos that are no farther than this Euclidean distance.")
+    ] = None
+    by_person: Annotated[bool, Field(description="The closest people instead of photos.")] = False
+    rule: Annotated[
+        Literal["nearest", "mean", "centroid"], Field(description="With `by_person`, how far a person is.")
+    ] = "nearest"
+    mean_of: Annotated[
+        int, Field(ge=1, le=1000, description="With the rule `mean`: of how many nearest photos.")
+    ] = 3
+    photos: Annotated[
+        int, Field(ge=0, le=100, description="With `by_person`: photos shown of each person.")
+    ] = 3
+    identity: Annotated[list[str], Field(max_length=100, description="Only photos of these people.")] = []
+    where: Annotated[
+        list[str],
+        Field(
+            max_length=100,
+            description="Only photos of which all these conditions hold, such as `year>=2020`.",
+        ),
+    ] = []
+    fpir: Annotated[
+        float | None, Field(gt=0, le=0.5, description="Decide by the threshold for this share of strangers.")
+    ] = None
+    max_distance: Annotated[float | None, Field(ge=0, description="Decide by this distance instead.")] = None
+    faces: Annotated[
+        Literal["all", "largest", "one", "none"],
+        Field(description="Which faces of a photo, for a model with a face detector."),
+    ] = "all"
+    min_face: Annotated[
+        float, Field(ge=0, description="Pass over faces with a shorter side of fewer pixels.")
+    ] = MIN_FACE_SIDE
+    exclude_self: Annotated[
+        bool, Field(description="Leave out the stored photo that has the very bytes of this one.")
+    ] = False
+    explain: Annotated[bool, Field(description="Say what answering took.")] = False
+
+    def asked(self, most: int) -> Asked:
+        """Returns the options as the engine takes them.
+
+        Args:
+            most: the greatest k.
+
+        Raises:
+            InputError: a condition cannot be parsed, k is above `most`, or `within` is of no use.
+        """
+        from retrieval.errors import InputError
+
+        if self.k is not None and self.k > most:
+            raise InputError(f"`k` is {self.k:,}, and {most:,} is the limit of this service.")
+        if self.by_person and self.within is not None:
+            raise InputError(
+                "`within` is of no use with `by_person`, which finds people, not photos; leave one out."
+            )
+        where = Where.parse(self.where).among(self.identity) if self.where or self.identity else None
+        common: dict[str, Any] = {"where": where, "fpir": self.fpir, "max_distance": self.max_distance}
+        if self.by_person:
+            return Asked(
+                by_person=True,
+                k=self.k or DEFAULT_K,
+                rule=self.rule,
+                mean_of=self.mean_of,
+                photos=self.photos,
+                **common,
+            )
+        return Asked(k=self.k or (DEFAULT_K if self.within is None else most), within=self.within, **common)
+
+    def selection(self) -> FaceSelection:
+        """Returns which faces of a photo are searched for."""
+        return FaceSelection(self.faces, min_side=self.min_face)
+
+
+class SearchBody(SearchOptions):
+    """A search as JSON: its options, and one of `image`, `face` and `vector`."""
+
+    image: Annotated[
+        str | None, Field(description="A photo, as base64.", json_schema_extra={"contentEncoding": "base64"})
+    ] = None
+    face: Annotated[
+        int | None,
+        Field(ge=1, lt=2**63, description="The id of a stored face, itself left out of the answer."),
+    ] = None
+    vector: Annotated[
+        list[float] | None,
+        Field(min_length=1, max_length=65_536, description="An embedding by the gallery's model."),
+    ] = None
+
+
+class Model(BaseModel):
+    """A part of a response."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Match(Model):
+    """A stored photo, and its Euclidean distance."""
+
+    rank: int
+    face_id: int
+    identity: str | None
+    path: str | None
+    distance: float
+    metadata: dict[str, Any] = {}
+
+
+class Person(Model):
+    """A person, their distance by the rule, and their nearest photos."""
+
+    rank: int
+    identity: str
+    distance: float
+    matches: list[Match]
+
+
+class FaceBox(Model):
+    """Where a face is in its upright photo: left, top, width and height in pixels; which one, from the left."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    number: int
+    of: int
+
+
+class Prediction(Model):
+    """The classifier's prediction."""
+
+    identity: str
+    probability: float
+
+
+class Upcoming(Model):
+    """How many of the next strangers may get a name."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Decision(Model):
+    """An identity, or UNKNOWN where `identity` is null."""
+
+    identity: str | None
+    distance: float | None
+    margin: float | None
+    second: str | None
+    threshold: float
+    classifier_agrees: bool | None
+    fpir: float | None
+    expected_fpir: float | None
+    outgrown: bool
+    upcoming: Upcoming | None
+
+
+class Answer(Model):
+    """The answer for a face of a photo, a stored face or a vector: `matches`, or with `by_person` `people`."""
+
+    query: str
+    face: FaceBox | None = None
+    prediction: Prediction | None = None
+    decision: Decision | None = None
+    matches: list[Match] = []
+    people: list[Person] = []
+
+
+class Answers(Model):
+    """The answers of a search, one for each face of a photo, from left to right."""
+
+    answers: list[Answer]
+    explanation: dict[str, Any] = {}
+
+
+class Error(Model):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+    request_id: str
+    reason: str | None = None
+
+
+class ErrorBody(Model):
+    """The body of every response that is an error."""
+
+    error: Error
+
+
+class Health(Model):
+    """Whether the service lives, or can answer."""
+
+    status: Literal["ok"]

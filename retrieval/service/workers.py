@@ -1,0 +1,214 @@
+"""Several processes that answer on the same sockets, and the process that starts them again when they end.
+
+A worker gets its settings through a pipe, reports on it when it accepts connections, and stops when the pipe
+ends: it never outlives the process that started it.
+"""
+
+import json
+import logging
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Final
+
+from retrieval.errors import FaceprintError, RunError
+from retrieval.service.metrics import FOLDER_VARIABLE
+from retrieval.service.settings import Settings
+from retrieval.system import isolation
+
+_LOG: Final = logging.getLogger("faceprint.service")
+
+_PROGRAM: Final = "import sys; from retrieval.service.workers import answer; answer(*map(int, sys.argv[1:]))"
+_READY: Final = b"R"
+_POLL_SECONDS: Final = 0.2
+# A worker that ends sooner after its start than this is started again only after that time.
+_RESTART_SECONDS: Final = 1.0
+# How much longer than the requests in flight a worker may take to stop.
+_STOP_SECONDS: Final = 5.0
+
+
+@dataclass
+class _Worker:
+    process: "subprocess.Popen[bytes]"
+    pipe: socket.socket
+    began: float = field(default_factory=time.monotonic)
+    ready: bool = False
+
+
+def run(
+    settings: Settings,
+    sockets: Sequence[socket.socket],
+    *,
+    needs_token: bool,
+    started: Callable[[], None],
+) -> None:
+    """Runs the workers until SIGTERM or Ctrl-C; they finish the requests in flight.
+
+    Args:
+        settings: of the service.
+        sockets: listening sockets, which the workers share; they are closed at the end.
+        needs_token: refuse callers without a token.
+        started: is called once all workers accept connections.
+
+    Raises:
+        RunError: a worker ended before it accepted a connection; its error is on standard error.
+    """
+    with _stop_signals() as asked, _metrics_folder() as folder:
+        pool = _Pool(settings, sockets, needs_token, folder)
+        try:
+            pool.start()
+            announced = False
+            while not asked():
+                pool.look(_POLL_SECONDS)
+                if not announced and pool.all_ready:
+                    announced = True
+                    for one in sockets:
+                        one.close()
+                    started()
+        finally:
+            pool.stop()
+
+
+class _Pool:
+    """The worker processes."""
+
+    def __init__(
+        self, settings: Settings, sockets: Sequence[socket.socket], needs_token: bool, folder: str
+    ) -> None:
+        self._settings = settings
+        # Copies: the caller closes its own, and workers that are started again need these.
+        self._sockets = [one.dup() for one in sockets]
+        for one in self._sockets:
+            one.set_inheritable(True)
+        self._needs_token = needs_token
+        self._folder = folder
+        self._workers: list[_Worker] = []
+
+    @property
+    def all_ready(self) -> bool:
+        return all(worker.ready for worker in self._workers)
+
+    def start(self) -> None:
+        for _ in range(self._settings.workers):
+            self._workers.append(self._started())
+
+    def look(self, seconds: float) -> None:
+        """Waits for news, and starts workers that ended again.
+
+        Raises:
+            RunError: a worker ended before it was ready.
+        """
+        waiting = [worker.pipe for worker in self._workers if not worker.ready]
+        found = select.select(waiting, [], [], seconds)[0]
+        for worker in self._workers:
+            if worker.pipe in found and worker.pipe.recv(1) == _READY:
+                worker.ready = True
+        for place, worker in enumerate(self._workers):
+            if worker.process.poll() is not None:
+                self._workers[place] = self._after(worker)
+
+    def _after(self, worker: _Worker) -> _Worker:
+        """Returns a worker in place of one that ended."""
+        worker.pipe.close()
+        if not worker.ready:
+            raise RunError("A worker of the service ended before it could answer; its error stands above.")
+        _LOG.error("worker %d ended with %d; starting another", worker.process.pid, worker.process.returncode)
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.process.pid, self._folder)  # type: ignore[no-untyped-call]
+        time.sleep(max(0.0, worker.began + _RESTART_SECONDS - time.monotonic()))
+        return self._started()
+
+    def _started(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            numbers = [one.fileno() for one in self._sockets]
+            process = isolation.start(
+                _PROGRAM,
+                theirs.fileno(),
+                *numbers,
+                descriptors=[theirs.fileno(), *numbers],
+                environment={FOLDER_VARIABLE: self._folder},
+            )
+        said = {"settings": self._settings.to_json(), "needs_token": self._needs_token}
+        ours.sendall(json.dumps(said).encode() + b"\n")
+        return _Worker(process, ours)
+
+    def stop(self) -> None:
+        """Stops all workers; those that do not stop in time are killed."""
+        # Connections are refused only once no process listens any more.
+        for one in self._sockets:
+            one.close()
+        for worker in self._workers:
+            with suppress(ProcessLookupError):
+                worker.process.terminate()
+        deadline = time.monotonic() + self._settings.limits.drain_seconds + _STOP_SECONDS
+        for worker in self._workers:
+            isolation.end(worker.process, max(0.0, deadline - time.monotonic()))
+            worker.pipe.close()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yields whether SIGTERM or SIGINT was received."""
+    asked = False
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="faceprint-metrics-") as folder:
+        yield folder
+
+
+def answer(pipe: int, *sockets: int) -> None:
+    """Runs a worker, in its own process.
+
+    Args:
+        pipe: the descriptor of its pipe.
+        sockets: the descriptors of listening sockets.
+    """
+    from retrieval.service import server
+    from retrieval.service.app import Service
+    from retrieval.service.logs import log_to_standard_error
+
+    with socket.socket(fileno=pipe) as ours:
+        said = json.loads(_line(ours))
+        settings = Settings.from_json(said["settings"])
+        log_to_standard_error()
+        listening = [socket.socket(fileno=number) for number in sockets]
+        try:
+            service = Service(settings, needs_token=said["needs_token"])
+            server.run(service, listening, started=lambda: ours.sendall(_READY), stop=ours.fileno())
+        except FaceprintError as error:
+            print(f"faceprint: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_status) from error
+
+
+def _line(pipe: socket.socket) -> bytes:
+    data = b""
+    while not data.endswith(b"\n"):
+        more = pipe.recv(65_536)
+        if not more:
+            raise SystemExit(0)  # the process that started this one has ended
+        data += more
+    return data
