@@ -474,7 +474,8 @@ def _lay_old(root: Path, model: ModelBundle) -> None:
     now = "2026-01-01T00:00:00+00:00"
     with sqlite3.connect(root / "people.gallery" / "gallery.db") as today:
         faces = today.execute(
-            "SELECT f.id, f.identity_id, p.path, f.sha256 FROM face f JOIN file p ON p.face_id = f.id"
+            "SELECT f.id, f.identity_id, p.path, o.sha256 FROM face f JOIN photo o ON o.id = f.photo_id "
+            "JOIN file p ON p.photo_id = o.id"
         ).fetchall()
         people = today.execute("SELECT id, name FROM identity").fetchall()
         segments = today.execute("SELECT id, rows, bytes, sha256 FROM segment").fetchall()

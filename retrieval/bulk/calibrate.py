@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -189,15 +190,16 @@ def _count_batch(
     """Counts a batch; returns the rows of its vectors that are to be searched for, and their identities."""
     ready = [photo for photo in batch.photos if isinstance(photo, Prepared)]
     with gallery.vault.store.read() as reader:
-        enrolled = reader.faces_by_sha256({photo.face.sha256 for photo in ready})
-    has_vector = iter(zip(batch.has_vector, np.cumsum(batch.has_vector) - 1, strict=True))
+        enrolled = reader.photos_by_sha256({photo.face.sha256 for photo in ready})
+    has_vector, following = iter(batch.has_vector), iter(range(len(batch.vectors)))
     rows: list[int] = []
     identities: list[str | None] = []
     for photo in batch.photos:
         if isinstance(photo, Outcome):
             _count_outcome(photo, report, on_outcome)
             continue
-        has, row = next(has_vector)
+        has = next(has_vector)
+        of_photo = list(islice(following, len(photo.faces))) if has else []
         face, status = photo.face, Status.KNOWN
         if not has or face.sha256 in enrolled:
             report.enrolled += 1
@@ -206,8 +208,8 @@ def _count_batch(
         else:
             report.used += 1
             status = Status.EMBEDDED
-            rows.append(int(row))
-            identities.append(face.identity)
+            rows += of_photo
+            identities += [face.identity] * len(of_photo)
         seen.add(face.sha256)
         on_outcome(Outcome(face.path, face.identity, status))
     return np.array(rows, np.int64), identities

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retrieval.bulk.reports import Run
 from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
-from retrieval.embedding.reading import Prepared, embedded
+from retrieval.embedding.reading import AUTO, Prepared, embedded
 from retrieval.embedding.stages import PhotoPipeline, Resources, prepare_without_gallery
 from retrieval.errors import InputError, Interrupted, StorageError
 from retrieval.images.photo_reader import FaceSelection
@@ -43,9 +43,15 @@ class EmbedReport(Run):
 
     Attributes:
         embedded: photos that are rows of the file.
+        faces: the number of rows; more than photos where several people are on one.
     """
 
     embedded: int = 0
+    faces: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the report as JSON values; see docs/cli.md."""
+        return super().summary() | {"faces": self.faces}
 
     def counts(self) -> dict[str, int]:
         """Returns the number of photos by outcome; each photo counts once."""
@@ -73,27 +79,27 @@ def embed(
     workers: int | None = None,
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
-    selection: FaceSelection = FaceSelection(),
+    selection: FaceSelection = AUTO,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
     """Embeds every photo of some sources into a file that is complete or absent; returns a report.
 
-    The file has a row for each photo that can be read, in the order of the photos; the same bytes under two
-    paths give two rows. An older file is replaced. A run that is stopped, or in which no photo can be read,
-    writes no file.
+    The file has a row for each photo that can be read, in the order of the photos, or for each of its faces;
+    the same bytes under two paths give two rows. An older file is replaced. A run that is stopped, or in
+    which no photo can be read, writes no file.
 
     Args:
         model: the bundle, or an embedder that is loaded already.
         sources: as of `ingest`.
         target: FILE.parquet, which `ingest --embeddings` takes; or FILE.npy, float32 (n, d), with FILE.csv
-            beside it: path, identity and sha256 of each row.
+            beside it: path, identity and sha256 of each row, and region for a model with a face detector.
         exclude: patterns of files and folders that are passed over, as of `ingest`.
         batch_size: photos that are embedded together, as of `ingest`.
         workers: threads that read photos; None is one per processor, and no fewer than decoders.
         decoders: processes that decode, as of `ingest`.
         photo_seconds: as of `ingest`.
-        selection: which face of a photo, for a model with a face detector.
+        selection: which faces of a photo, as of `ingest`.
         on_outcome: called once for every photo, in order.
         should_stop: called between batches; True stops the run.
 
@@ -131,7 +137,7 @@ def embed_photos(
     workers: int | None = None,
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
-    selection: FaceSelection = FaceSelection(),
+    selection: FaceSelection = AUTO,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EmbedReport:
@@ -156,9 +162,15 @@ def embed_photos(
     ):
         rows = _rows(pipeline, report, write, on_outcome, should_stop)
         if target.suffix == ".npy":
-            _write_npy(target, rows, bundle.dimension)
+            _write_npy(target, rows, bundle)
         else:
-            write_embeddings(target, rows, fingerprint=bundle.fingerprint, dimension=bundle.dimension)
+            write_embeddings(
+                target,
+                rows,
+                fingerprint=bundle.fingerprint,
+                dimension=bundle.dimension,
+                regions=bundle.preprocessing.faces is not None,
+            )
     report.measure(pipeline, write)
     report.seconds = time.monotonic() - started
     return report
@@ -194,7 +206,7 @@ def _embed(embedder: Embedder, batch: Sequence[Prepared | Outcome]) -> _Embedded
         else Outcome(photo.face.path, photo.face.identity, Status.EMBEDDED)
         for photo in batch
     ]
-    return outcomes, [photo.face for photo in ready], embedded(ready, embedder)
+    return outcomes, [face for photo in ready for face in photo.faces], embedded(ready, embedder)
 
 
 def _rows(
@@ -217,6 +229,7 @@ def _rows(
                 report.count(outcome)
                 on_outcome(outcome)
             faces += some
+            report.faces += len(some)
             vectors.append(found)
             report.interrupted = should_stop()
             if report.interrupted:
@@ -235,7 +248,7 @@ def _rows(
             yield faces, np.concatenate(vectors)
 
 
-def _write_npy(target: Path, rows: Iterable[_Rows], dimension: int) -> None:
+def _write_npy(target: Path, rows: Iterable[_Rows], bundle: ModelBundle) -> None:
     """Writes FILE.npy and FILE.csv; a new FILE.npy appears only after its FILE.csv.
 
     Raises:
@@ -246,7 +259,7 @@ def _write_npy(target: Path, rows: Iterable[_Rows], dimension: int) -> None:
         # Exited in reverse order: the table is in place before the array is.
         with replacing(target) as array, replacing(table) as lines:
             text = io.TextIOWrapper(lines, encoding="utf-8", newline="")
-            _fill_npy(array, text, rows, dimension)
+            _fill_npy(array, text, rows, bundle)
             text.detach()  # flushes it, and leaves the file open
             for file in (array, lines):
                 file.flush()
@@ -256,17 +269,23 @@ def _write_npy(target: Path, rows: Iterable[_Rows], dimension: int) -> None:
         raise StorageError(f"{target} cannot be written: {why(error)}.") from error
 
 
-def _fill_npy(array: BinaryIO, text: Any, rows: Iterable[_Rows], dimension: int) -> None:
-    lines = csv.writer(text)
-    lines.writerow(("path", "identity", "sha256"))
+def _fill_npy(array: BinaryIO, text: Any, rows: Iterable[_Rows], bundle: ModelBundle) -> None:
+    lines, dimension = csv.writer(text), bundle.dimension
+    columns = ("path", "identity", "sha256", "region")[: 3 if bundle.preprocessing.faces is None else 4]
+    lines.writerow(columns)
     array.write(_npy_header(0, dimension))
     number = 0
     for faces, vectors in rows:
         array.write(np.ascontiguousarray(vectors, "<f4").tobytes())
-        lines.writerows((face.path or "", face.identity or "", face.sha256) for face in faces)
+        lines.writerows(_line(face)[: len(columns)] for face in faces)
         number += len(faces)
     array.seek(0)
     array.write(_npy_header(number, dimension))
+
+
+def _line(face: NewFace) -> tuple[str, ...]:
+    region = "" if face.region is None else face.region.as_json()
+    return face.path or "", face.identity or "", face.sha256, region
 
 
 def _npy_header(rows: int, dimension: int) -> bytes:

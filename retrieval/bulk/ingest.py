@@ -11,7 +11,7 @@ from retrieval.bulk.reports import IngestReport, MetadataReport
 from retrieval.bulk.source_layout import Layout
 from retrieval.embedding.batches import DEFAULT_BATCH_SIZE
 from retrieval.embedding.outcome import Outcome
-from retrieval.embedding.reading import Ready
+from retrieval.embedding.reading import AUTO, Ready
 from retrieval.embedding.stages import PhotoPipeline, Resources, peak_memory
 from retrieval.errors import Interrupted
 from retrieval.gallery.gallery import Gallery
@@ -40,7 +40,7 @@ def ingest(
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
     rehash: bool = False,
-    selection: FaceSelection = FaceSelection(),
+    selection: FaceSelection = AUTO,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
@@ -71,7 +71,8 @@ def ingest(
         photo_seconds: seconds that decoding one photo may take, where its header does not bound the time (see
             `pixels.read`).
         rehash: read every file, even if its size, time and inode are unchanged.
-        selection: which face of a photo, for a model with a face detector.
+        selection: which faces of a photo, for a model with a face detector; by default the largest of a photo
+            with a name, and all of one without.
         on_outcome: called once for every photo, in order, after its batch is durable.
         should_stop: called after each batch; True ends the run, and what was enrolled stays.
 
@@ -110,7 +111,7 @@ def ingest_photos(
     decoders: int | None = None,
     photo_seconds: float = MAX_SECONDS,
     rehash: bool = False,
-    selection: FaceSelection = FaceSelection(),
+    selection: FaceSelection = AUTO,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:

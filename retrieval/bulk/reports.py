@@ -131,6 +131,7 @@ class IngestReport(Run):
 
     Attributes:
         enrolled: photos that became faces.
+        faces: the number of these faces; more than photos where several people are on one.
         known: photos with bytes and a path that were in the gallery already.
         duplicate: photos with bytes that were in the gallery under another path.
         identities: the number of different identities that the sources give.
@@ -141,6 +142,7 @@ class IngestReport(Run):
     """
 
     enrolled: int = 0
+    faces: int = 0
     known: int = 0
     duplicate: int = 0
     identities: int = 0
@@ -156,7 +158,7 @@ class IngestReport(Run):
 
     def summary(self) -> dict[str, Any]:
         """Returns the report as JSON values; see docs/cli.md."""
-        named = {"identities": self.identities, "identities_from": self.identities_from}
+        named = {"faces": self.faces, "identities": self.identities, "identities_from": self.identities_from}
         twins = [list(names) for names in self.twins]
         return super().summary() | named | {"notes": list(self.notes), "twins": twins}
 
@@ -169,6 +171,7 @@ class IngestReport(Run):
         """Counts one photo by its outcome."""
         if outcome.status is Status.ENROLLED:
             self.enrolled += 1
+            self.faces += len(outcome.face_ids)
             if outcome.identity is not None:
                 self._names.add(outcome.identity)
         elif outcome.status is Status.KNOWN:

@@ -53,7 +53,6 @@ def embed(
 
     check_target(out)
     bundle = ModelBundle.load(model)
-    options.require(faces in (None, "largest", "one"), f"--faces of embed is largest or one, not {faces}")
     selection = options.face_selection(faces, min_face, min_sharpness, max_yaw)
     options.require_detector(bundle, selection)
     passed_over = PassedOver()
@@ -95,4 +94,4 @@ def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None
     if report is not None and done.rejected:
         console.print(f"{terminal.counted(done.rejected, 'line')} in {report}", markup=False)
     if done.embedded and not done.interrupted:
-        console.print(f"{terminal.counted(done.embedded, 'row')} in {out}", markup=False)
+        console.print(f"{terminal.counted(done.faces, 'row')} in {out}", markup=False)

@@ -110,8 +110,8 @@ def ingest(
 ) -> None:  # fmt: skip
     """Enroll photos. The first ingest makes the gallery and needs --model.
 
-    A model with a face detector embeds one face of each photo; any other model the middle square of it, so
-    that photos must be cropped to faces beforehand.
+    A model with a face detector embeds the main face of a photo with a name, and all faces of one without;
+    any other model the middle square of it, so that photos must be cropped to faces beforehand.
 
     A file that cannot be read is a line in the report and never the end of the run. A photo is known by its
     bytes: a renamed file is enrolled already, a changed one takes the place of what it was. With
@@ -138,7 +138,7 @@ def ingest(
         workers=workers,
         decoders=decoders,
         photo_seconds=photo_seconds,
-        selection=_selection(faces, min_face, min_sharpness, max_yaw),
+        selection=options.face_selection(faces, min_face, min_sharpness, max_yaw),
         report=report,
         strict=strict,
         rehash=rehash,
@@ -150,11 +150,6 @@ def ingest(
     )
     _check(wanted)
     wanted.mode(wanted)
-
-
-def _selection(faces: str | None, *limits: float | None) -> "FaceSelection":
-    options.require(faces in (None, "largest", "one"), f"--faces of ingest is largest or one, not {faces}")
-    return options.face_selection(faces, *limits)
 
 
 def _check(wanted: IngestOptions) -> None:
@@ -396,6 +391,9 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
         f" + duplicate {done.duplicate:,} + rejected {done.rejected:,}"
     )
+    if done.faces > done.enrolled:
+        enrolled = terminal.counted(done.enrolled, "photo")
+        console.print(f"{terminal.counted(done.faces, 'face')} in the {enrolled} that were enrolled")
     if done.identities_from:
         named = terminal.counted(done.identities, "identity")
         console.print(terminal.text(f"{named}, from {done.identities_from}"))

@@ -35,7 +35,7 @@ Precision = Annotated[str, typer.Option(metavar="float32|bf16|fp16", help="float
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Photos that are embedded together.", show_default="64 on a CPU, what a GPU is fastest with")]  # fmt: skip
 Workers = Annotated[int | None, typer.Option(min=1, help="How many read photos side by side: threads.", show_default="one per processor")]  # fmt: skip
 Decoders = Annotated[int | None, typer.Option(min=0, help="Processes that decode what the threads read; 0: the threads do.", show_default="0 on a CPU, one per core beside a GPU")]  # fmt: skip
-Faces = Annotated[str | None, typer.Option("--faces", metavar="largest|one", help="Which face of a photo, for a model with a face detector: the largest and most central, or the only one; with one, photos with several are rejected.", show_default="largest")]  # fmt: skip
+Faces = Annotated[str | None, typer.Option("--faces", metavar="largest|one|all|none", help="Which faces of a photo, for a model with a face detector: the largest and most central; the only one, so that photos with several are rejected; all, of photos without a name; or none, which takes the middle square of the picture as it is.", show_default="largest of a photo with a name, all of one without")]  # fmt: skip
 MinFace = Annotated[float | None, typer.Option("--min-face", metavar="PIXELS", help="Reject faces with a shorter side below this.", show_default="20")]  # fmt: skip
 MinSharpness = Annotated[float | None, typer.Option("--min-sharpness", help="Reject faces that are more blurred than this: the standard deviation of the aligned face's Laplacian.", show_default=False)]  # fmt: skip
 MaxYaw = Annotated[float | None, typer.Option("--max-yaw", help="Reject faces that are turned to a side by more than this: 0 is frontal, 1 about a profile.", show_default=False)]  # fmt: skip
@@ -69,7 +69,10 @@ def output(metavar: str, what: str) -> Any:
 
 
 def face_selection(
-    faces: str | None, min_face: float | None, min_sharpness: float | None, max_yaw: float | None
+    faces: str | None,
+    min_face: float | None,
+    min_sharpness: float | None = None,
+    max_yaw: float | None = None,
 ) -> "FaceSelection":
     """Returns which faces are read, by the options that were given.
 
@@ -79,7 +82,7 @@ def face_selection(
     from retrieval.images.photo_reader import FaceSelection
 
     given: dict[str, Any] = {
-        "faces": faces,
+        "faces": faces or "auto",
         "min_side": min_face,
         "min_sharpness": min_sharpness,
         "max_yaw": max_yaw,
@@ -96,7 +99,7 @@ def require_detector(bundle: "ModelBundle", selection: "FaceSelection") -> None:
     from retrieval.images.photo_reader import FaceSelection
 
     require(
-        bundle.preprocessing.faces is not None or selection in (FaceSelection(), FaceSelection("all")),
+        bundle.preprocessing.faces is not None or selection in (FaceSelection("auto"), FaceSelection("all")),
         f"The model {bundle.folder} has no face detector and takes pictures as they are, so --faces and limits "
         "on faces are of no use; leave them out",
     )

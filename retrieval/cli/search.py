@@ -1,7 +1,7 @@
 """The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retrieval.database.filters import Where
     from retrieval.gallery.gallery import Gallery
     from retrieval.images.photo_reader import FaceSelection
+    from retrieval.images.pixels import ImageSource
     from retrieval.search.nearest import Found, PeopleResult, SearchResult
     from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
 
@@ -34,13 +35,16 @@ _QUERY_BATCH: Final = 256
 
 _DEFAULT_K: Final = 5
 
+# No picture has a longer side; `thumbnail` does not enlarge.
+_ANY_SIDE: Final = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class _Searches:
     """The search functions of an open gallery, for photos or for people, with the options of the command."""
 
     by_person: bool
-    images: "Callable[[Sequence[Path]], Sequence[Sequence[SearchResult] | Sequence[PeopleResult]]]"
+    images: "Callable[[Sequence[ImageSource]], Sequence[Sequence[SearchResult] | Sequence[PeopleResult]]]"
     face: "Callable[[int], Found[Any]]"
     vectors: "Callable[[NDArray[Any]], Sequence[Found[Any]]]"
 
@@ -64,6 +68,7 @@ def search(
     max_distance: Annotated[float | None, typer.Option("--max-distance", metavar="DISTANCE", help="Decide by this distance instead: who is farther is UNKNOWN. Other than --within it hides no photo.", show_default=False)] = None,
     faces: Annotated[str | None, typer.Option("--faces", metavar="all|largest|one|none", help="Which faces of a picture, for a model with a face detector: all, the largest and most central, the only one, or none: the middle square of the picture as it is.", show_default="all")] = None,
     min_face: Annotated[float | None, typer.Option("--min-face", metavar="PIXELS", help="Pass over faces with a shorter side below this.", show_default="20")] = None,
+    crop: Annotated[str | None, typer.Option("--crop", metavar="X,Y,W,H", help="Look only at this part of the pictures: left, top, width and height in pixels, as the pictures are shown.", show_default=False)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what answering took.")] = False,
     as_json: options.Json = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw each picture beside its closest photos.", show_default=False)] = None,
@@ -82,6 +87,10 @@ def search(
     asked = [*(images or []), *(_listed(paths) if paths is not None else [])]
     if not (asked or face or vectors):
         raise InputError("Name pictures, or --face ID, --paths FILE.txt or --vectors FILE.npy.")
+    part = None if crop is None else _part(crop)
+    options.require(
+        part is None or not exclude_self, "--exclude-self compares whole pictures; leave it or --crop out"
+    )
     from retrieval.index.knn import Explanation
 
     explanation = Explanation()
@@ -93,7 +102,7 @@ def search(
         "max_distance": max_distance,
     }
     people: PeopleSearchOptions = {**common, "rule": rule, "mean_of": mean_of, "photos": photos}
-    selection = options.face_selection(faces or "all", min_face, None, None)
+    selection = options.face_selection(faces or "all", min_face)
     with open_gallery(gallery, "search", device=device, precision=precision) as opened:
         options.require_detector(opened.bundle, selection)
         if wanted is not None:
@@ -104,7 +113,7 @@ def search(
             number = k or (None if within is not None else _DEFAULT_K)
             searches = _for_photos(opened, number, exclude_self, selection, {**common, "within": within})
         answers = [
-            *_of_images(searches, asked),
+            *_of_images(searches, asked, part),
             *_of_faces(searches, face or []),
             *(_of_vectors(searches, vectors, opened.bundle.dimension) if vectors is not None else []),
         ]
@@ -190,20 +199,67 @@ def _listed(path: Path) -> list[Path]:
     return found
 
 
-def _of_images(searches: _Searches, images: Sequence[Path]) -> Iterator[Answer]:
-    """Yields the answers for pictures, searched in batches.
+def _part(text: str) -> tuple[int, int, int, int]:
+    """Returns the left, top, width and height of --crop.
+
+    Raises:
+        InputError: they are not four such numbers.
+    """
+    numbers = [int(number) if number.strip().isdecimal() else -1 for number in text.split(",")]
+    if len(numbers) != 4 or min(numbers) < 0 or min(numbers[2:]) < 1:
+        raise InputError(
+            f"--crop takes left, top, width and height in pixels, as 100,50,200,200, not {text}."
+        )
+    left, top, width, height = numbers
+    return left, top, width, height
+
+
+def _cropped(image: Path, part: tuple[int, int, int, int] | None) -> "ImageSource":
+    """Returns a part of a picture, or its path without one.
+
+    Raises:
+        UnreadableImage: the picture cannot be read.
+        InputError: the part is not in it.
+    """
+    if part is None:
+        return image
+    from retrieval.images.pixels import thumbnail
+
+    left, top, width, height = part
+    whole = thumbnail(image, side=_ANY_SIDE)
+    if left + width > whole.width or top + height > whole.height:
+        raise InputError(f"{image} has {whole.width} x {whole.height} pixels, so --crop is not inside it.")
+    return whole.crop((left, top, left + width, top + height))
+
+
+def _in_whole(faces: Sequence[Any], part: tuple[int, int, int, int] | None) -> Sequence[Any]:
+    """Returns the results for the faces of a part of a picture, with their places in the whole picture."""
+    if part is None:
+        return faces
+    import numpy as np
+
+    moved = np.array([[1.0, 0.0, part[0]], [0.0, 1.0, part[1]]])
+    return [one if one.face is None else replace(one, face=one.face.moved(moved)) for one in faces]
+
+
+def _of_images(
+    searches: _Searches, images: Sequence[Path], part: tuple[int, int, int, int] | None
+) -> Iterator[Answer]:
+    """Yields the answers for pictures, or for a part of each, searched in batches.
 
     Where a picture of a batch cannot be read, its answer is an error, and the others are searched one by one.
     """
     for start in range(0, len(images), _QUERY_BATCH):
         some = images[start : start + _QUERY_BATCH]
         try:
-            for image, faces in zip(some, searches.images(some), strict=True):
-                yield from answers_of_image(str(image), image, faces)
+            found = searches.images([_cropped(image, part) for image in some])
+            for image, faces in zip(some, found, strict=True):
+                yield from answers_of_image(str(image), image, _in_whole(faces, part))
         except UnreadableImage:
             for image in some:
                 try:
-                    yield from answers_of_image(str(image), image, searches.images([image])[0])
+                    faces = searches.images([_cropped(image, part)])[0]
+                    yield from answers_of_image(str(image), image, _in_whole(faces, part))
                 except UnreadableImage as error:
                     yield Answer(str(image), image, error=error)
 

@@ -89,9 +89,13 @@ def _which_face(answer: Answer) -> str:
     """Returns which face of a picture an answer is about, and where it is, as text."""
     if answer.face is None:
         return ""
-    left, top, width, height = answer.face.box
     which = f"face {answer.number} of {answer.faces}, " if answer.faces > 1 else "face "
-    return f" ({which}{width:.0f} x {height:.0f} at {left:.0f}, {top:.0f})"
+    return f" ({which}{_place(answer.face.box)})"
+
+
+def _place(box: "tuple[float, float, float, float]") -> str:
+    left, top, width, height = box
+    return f"{width:.0f} x {height:.0f} at {left:.0f}, {top:.0f}"
 
 
 def _decided(decision: "Decision") -> str:
@@ -118,7 +122,9 @@ def _rows(answer: Answer) -> Iterator[tuple[Any, ...]]:
 
 
 def _photo(match: "Match") -> tuple[Any, ...]:
-    return f"{match.distance:.3f}", str(match.face.id), terminal.text(terminal.near(match.face.path))
+    face = match.face
+    where = "" if face.box is None else f" ({_place(face.box)})"
+    return f"{match.distance:.3f}", str(face.id), terminal.text(terminal.near(face.path) + where)
 
 
 def _caption(prediction: "Prediction | None", decision: "Decision | None") -> str:
@@ -147,7 +153,10 @@ def draw(answers: Sequence[Answer], path: Path) -> None:
             ),
             [
                 Tile(
-                    match.face.path or b"", match.face.identity or "unknown", f"distance {match.distance:.3f}"
+                    match.face.path or b"",
+                    match.face.identity or "unknown",
+                    f"distance {match.distance:.3f}",
+                    box=match.face.box,
                 )
                 for match in answer.matches or [m for person in answer.people or () for m in person.matches]
             ],

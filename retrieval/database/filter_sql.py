@@ -101,7 +101,9 @@ def _has_path_below(where: Where, dialect: str) -> list[ColumnElement[bool]]:
         return [true()]
     path = _by_code_points(file_table.c.path, dialect)
     return [
-        face_table.c.id.in_(select(file_table.c.face_id).where(or_(*(is_below(path, top) for top in part))))
+        face_table.c.photo_id.in_(
+            select(file_table.c.photo_id).where(or_(*(is_below(path, top) for top in part)))
+        )
         for part in parts(sorted(set(where.path_prefixes)), _MAX_PREFIXES)
     ]
 

@@ -1,12 +1,14 @@
 """Reader: typed queries on one snapshot of a gallery's tables."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Column, Connection, Table, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Table, func, select
 
 from retrieval.database.filter_sql import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.database.filters import Where
@@ -18,11 +20,13 @@ from retrieval.database.records import (
     Calibration,
     CodesRow,
     Face,
+    FaceRegion,
     GalleryRow,
     Generation,
     KnownFile,
     Receipt,
     Segment,
+    StoredPhoto,
     checked,
 )
 from retrieval.database.tables import (
@@ -39,6 +43,7 @@ from retrieval.database.tables import (
     host_table,
     identity_table,
     merger_table,
+    photo_table,
     segment_table,
     suspect_table,
     tombstone_table,
@@ -55,6 +60,31 @@ _MAX_DIMENSION: Final = 1 << 20
 IS_SUSPECT: Final = (face_table.c.id >= suspect_table.c.first_id) & (face_table.c.id < suspect_table.c.end_id)
 
 _REVISION: Final = select(gallery_table.c.revision)
+
+# Stands for columns that are no region.
+_NO_REGION: Final = FaceRegion()
+
+_FILES: Final = select(
+    file_table.c.path, file_table.c.photo_id, file_table.c.size, file_table.c.mtime_ns, file_table.c.inode
+)
+
+# Faces with what is known of them; those of a photo follow each other, by id.
+_FACES: Final = (
+    select(
+        photo_table.c.id,
+        photo_table.c.sha256,
+        face_table.c.id,
+        identity_table.c.name,
+        face_table.c.enrolled_at,
+        face_table.c.metadata,
+        face_table.c.box,
+        face_table.c.landmarks,
+        face_table.c.score,
+        face_table.c.sharpness,
+    )
+    .select_from(face_table.join(photo_table).outerjoin(identity_table))
+    .order_by(photo_table.c.id, face_table.c.id)
+)
 
 
 class Reader:
@@ -109,7 +139,29 @@ class Reader:
             for table, following in counters.items()
             if (self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0) >= following
         ]
-        return [*too_low, *self._out_of_range(row.next_face_id)]
+        return [*too_low, *self._photo_problems(row.next_face_id), *self._out_of_range(row.next_face_id)]
+
+    def _photo_problems(self, end: int) -> list[str]:
+        """Returns the problems of photos: without a face, or with an id that is not of their first face."""
+        alive = select(face_table.c.id).where(face_table.c.photo_id == photo_table.c.id)
+        first = select(func.min(face_table.c.id)).where(face_table.c.photo_id == photo_table.c.id)
+        wrong = select(photo_table.c.id).where(
+            ~alive.exists() | (photo_table.c.id > first.scalar_subquery()) | (photo_table.c.id >= end)
+        )
+        numbers = self._connection.execute(wrong.order_by(photo_table.c.id)).scalars()
+        return [
+            f"the photo with number {number} has no face, or a number that is not that of its first face"
+            for number in numbers
+        ] + self._region_problems()
+
+    def _region_problems(self) -> list[str]:
+        columns = (face_table.c.box, face_table.c.landmarks, face_table.c.score, face_table.c.sharpness)
+        query = select(face_table.c.id, *columns).where(face_table.c.box != "").order_by(face_table.c.id)
+        return [
+            f"the place of face {number} in its photo is not one that faceprint writes"
+            for number, *region in self._connection.execute(query)
+            if _region(*region) is _NO_REGION
+        ]
 
     def _out_of_range(self, end: int) -> list[str]:
         """Returns the problems of `checked_before` and `suspects`: ids outside 0 to `end`, the next id."""
@@ -191,17 +243,35 @@ class Reader:
         """Returns the number of faces."""
         return self._connection.execute(select(func.count()).select_from(face_table)).scalar_one()
 
+    def count_of_photos(self, photo_ids: Iterable[int]) -> int:
+        """Returns the number of faces of some photos."""
+        count = select(func.count()).select_from(face_table)
+        return sum(
+            self._connection.execute(count.where(face_table.c.photo_id.in_(part))).scalar_one()
+            for part in parts(photo_ids)
+        )
+
     def file_count(self) -> int:
         """Returns the number of stored paths."""
         return self._connection.execute(select(func.count()).select_from(file_table)).scalar_one()
 
     def faces(self, ids: Iterable[int]) -> dict[int, Face]:
-        """Returns faces by id; unknown ids are absent."""
-        return {face.id: face for face in self._faces(face_table.c.id, ids)}
+        """Returns faces by id, ascending; unknown ids are absent."""
+        found = {
+            face.id: face
+            for part in parts(ids)
+            for photo in self._photos_where(face_table.c.id.in_(part))
+            for face in photo.faces
+        }
+        return dict(sorted(found.items()))
 
-    def faces_by_sha256(self, digests: Iterable[str]) -> dict[str, Face]:
-        """Returns faces by the SHA-256 of their photo's bytes; unknown digests are absent."""
-        return {face.sha256: face for face in self._faces(face_table.c.sha256, digests)}
+    def photos_by_sha256(self, digests: Iterable[str]) -> dict[str, StoredPhoto]:
+        """Returns photos by the SHA-256 of their bytes; unknown digests are absent."""
+        return {photo.sha256: photo for photo in self._photos(photo_table.c.sha256, digests)}
+
+    def photos(self, ids: Iterable[int]) -> dict[int, StoredPhoto]:
+        """Returns photos by id; unknown ids are absent."""
+        return {photo.id: photo for photo in self._photos(photo_table.c.id, ids)}
 
     def all_faces(self, size: int = 4096) -> Iterator[list[Face]]:
         """Yields all faces, ascending by id, in lists of at most `size`."""
@@ -213,6 +283,25 @@ class Reader:
                 return
             yield list(self.faces(ids).values())
             last = ids[-1]
+
+    def has_regions(self) -> bool:
+        """Returns whether any face has a region."""
+        query = select(face_table.c.id).where(face_table.c.box != "").limit(1)
+        return self._connection.execute(query).first() is not None
+
+    def in_shared_photos(self, ids: Iterable[int]) -> set[int]:
+        """Returns those of some faces that are not the only faces of their photos."""
+        other = face_table.alias()
+        query = select(face_table.c.id).where(
+            select(other.c.id)
+            .where(other.c.photo_id == face_table.c.photo_id, other.c.id != face_table.c.id)
+            .exists()
+        )
+        return {
+            number
+            for part in parts(ids)
+            for number in self._connection.execute(query.where(face_table.c.id.in_(part))).scalars()
+        }
 
     def face_ids(self) -> Iterator[int]:
         """Yields the ids of all faces, ascending."""
@@ -335,59 +424,44 @@ class Reader:
         return [(name, count) for name, count in rows]
 
     def files(self, paths: Iterable[str]) -> dict[str, int]:
-        """Returns the face id of each path; unknown paths are absent."""
-        query = select(file_table.c.path, file_table.c.face_id)
-        return {
-            path: number
-            for part in parts(paths)
-            for path, number in self._connection.execute(query.where(file_table.c.path.in_(part)))
-        }
+        """Returns the photo id of each path; unknown paths are absent."""
+        return {path: number for path, (number, _) in self._files(paths).items()}
 
     def known_files(self, paths: Iterable[str]) -> dict[str, KnownFile]:
         """Returns the record of each path; unknown paths are absent."""
-        joined = file_table.join(face_table).outerjoin(identity_table)
-        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
-        query = select(
-            file_table.c.path, face_table.c.id, identity_table.c.name, face_table.c.metadata, *stamp
-        ).select_from(joined)
+        found = self._files(paths)
+        photos = self.photos({number for number, _ in found.values()})
+        return {path: KnownFile(photos[number], stamp) for path, (number, stamp) in found.items()}
+
+    def _files(self, paths: Iterable[str]) -> dict[str, tuple[int, Stamp | None]]:
         return {
-            path: KnownFile(
-                number, name, metadata or {}, None if size is None else Stamp(size, mtime_ns, inode)
-            )
+            path: (number, _stamp(*stamp))
             for part in parts(paths)
-            for path, number, name, metadata, size, mtime_ns, inode in self._connection.execute(
-                query.where(file_table.c.path.in_(part))
-            )
+            for path, number, *stamp in self._connection.execute(_FILES.where(file_table.c.path.in_(part)))
         }
 
     def all_files(self) -> Iterator[tuple[str, int, Stamp | None]]:
-        """Yields each known path with its face id and the stamp of its file, or None."""
-        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
-        rows = self._connection.execute(select(file_table.c.path, file_table.c.face_id, *stamp))
-        for path, number, size, mtime_ns, inode in rows:
-            yield path, number, None if size is None else Stamp(size, mtime_ns, inode)
+        """Yields each known path with its photo id and the stamp of its file, or None."""
+        for path, number, *stamp in self._connection.execute(_FILES):
+            yield path, number, _stamp(*stamp)
 
     def files_below(self, root: str) -> dict[str, tuple[int, Stamp | None]]:
-        """Returns face id and stamp of each known path that is `root` or below it, oldest first."""
-        stamp = (file_table.c.size, file_table.c.mtime_ns, file_table.c.inode)
-        query = select(file_table.c.path, file_table.c.face_id, *stamp).order_by(file_table.c.id)
-        rows = self._connection.execute(query.where(is_below(file_table.c.path, root)))
-        return {
-            path: (number, None if size is None else Stamp(size, mtime_ns, inode))
-            for path, number, size, mtime_ns, inode in rows
-        }
+        """Returns photo id and stamp of each known path that is `root` or below it, oldest first."""
+        query = _FILES.where(is_below(file_table.c.path, root)).order_by(file_table.c.id)
+        return {path: (number, _stamp(*stamp)) for path, number, *stamp in self._connection.execute(query)}
 
     def hosts(self) -> frozenset[str]:
         """Returns the hosts that enrolled photos were fetched from, as `paths.host_of` spells them."""
         return frozenset(self._connection.execute(select(host_table.c.name)).scalars())
 
-    def without_files(self, ids: Iterable[int]) -> list[int]:
-        """Returns the ids of the faces without a path (orphaned faces)."""
-        query = select(face_table.c.id).outerjoin(file_table).where(file_table.c.id.is_(None))
+    def without_files(self, photo_ids: Iterable[int]) -> list[int]:
+        """Returns the ids of the faces of those photos that have no path (orphaned faces)."""
+        query = select(face_table.c.id).outerjoin(file_table, file_table.c.photo_id == face_table.c.photo_id)
+        query = query.where(file_table.c.id.is_(None)).order_by(face_table.c.id)
         return [
             number
-            for part in parts(ids)
-            for number in self._connection.execute(query.where(face_table.c.id.in_(part))).scalars()
+            for part in parts(photo_ids)
+            for number in self._connection.execute(query.where(face_table.c.photo_id.in_(part))).scalars()
         ]
 
     def merged_into(self, identity_id: int) -> list[int]:
@@ -438,25 +512,47 @@ class Reader:
         for part in result.mappings().partitions(LIST_LENGTH):
             yield [dict(row) for row in part]
 
-    def _faces(self, column: Column[Any], values: Iterable[Any]) -> Iterator[Face]:
-        query = select(
-            face_table.c.id,
-            identity_table.c.name,
-            face_table.c.sha256,
-            face_table.c.enrolled_at,
-            face_table.c.metadata,
-        ).select_from(face_table.outerjoin(identity_table))
+    def _photos(self, column: Column[Any], values: Iterable[Any]) -> Iterator[StoredPhoto]:
         for part in parts(values):
-            rows = self._connection.execute(query.where(column.in_(part))).all()
-            paths = self._paths([row[0] for row in rows])
-            for number, identity, sha256, enrolled_at, metadata in rows:
-                known = tuple(paths.get(number, ()))
-                yield Face(number, identity, known, sha256, enrolled_at, metadata or {})
+            yield from self._photos_where(column.in_(part))
 
-    def _paths(self, ids: list[int]) -> dict[int, list[str]]:
+    def _photos_where(self, condition: ColumnElement[bool]) -> Iterator[StoredPhoto]:
+        """Yields the photos with faces that match a condition, each with these faces only."""
+        rows = self._connection.execute(_FACES.where(condition)).all()
+        paths = self._paths({row[0] for row in rows})
+        for number, of_photo in groupby(rows, key=itemgetter(0)):
+            known = tuple(paths.get(number, ()))
+            yield StoredPhoto(number, tuple(_face(row, known) for row in of_photo))
+
+    def _paths(self, photo_ids: Iterable[int]) -> dict[int, list[str]]:
         paths: dict[int, list[str]] = {}
-        if ids:
-            query = select(file_table.c.face_id, file_table.c.path).order_by(file_table.c.id)
-            for number, path in self._connection.execute(query.where(file_table.c.face_id.in_(ids))):
+        query = select(file_table.c.photo_id, file_table.c.path).order_by(file_table.c.id)
+        for part in parts(photo_ids):
+            for number, path in self._connection.execute(query.where(file_table.c.photo_id.in_(part))):
                 paths.setdefault(number, []).append(path)
         return paths
+
+
+def _face(row: Sequence[Any], paths: tuple[str, ...]) -> Face:
+    """Returns the face of a row of `_FACES`.
+
+    Raises:
+        GalleryDamaged: its region is none that faceprint writes.
+    """
+    _, sha256, number, identity, enrolled_at, metadata, *columns = row
+    region = _region(*columns)
+    if region is _NO_REGION:
+        raise GalleryDamaged(f"The gallery's database has no place of face {number}; {RESTORE}.")
+    return Face(number, identity, paths, sha256, enrolled_at, metadata or {}, region=region)
+
+
+def _region(*columns: Any) -> FaceRegion | None:
+    """Returns the region of the columns of a face; `_NO_REGION` where these are damaged."""
+    try:
+        return FaceRegion.of(*columns)
+    except (ValueError, TypeError):
+        return _NO_REGION
+
+
+def _stamp(size: int | None, mtime_ns: int, inode: int) -> Stamp | None:
+    return None if size is None else Stamp(size, mtime_ns, inode)

@@ -1,5 +1,6 @@
 """Records: the rows of a gallery's tables as frozen dataclasses; fields have the names of their columns."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 
 from retrieval.database.metadata import Metadata
 from retrieval.errors import GalleryDamaged
+from retrieval.images.detection import DetectedFace
 from retrieval.rates import Rate, Upcoming
 from retrieval.system.archive_paths import first_present
 from retrieval.system.files import Stamp
@@ -20,20 +22,117 @@ RESTORE: Final = "restore it from a backup"
 MODEL_FOLDER: Final = re.compile(r"model(-[0-9]+)?")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
+# The region of a picture that was embedded as it is.
+_PICTURE: Final = "picture"
+
+_LANDMARKS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FaceRegion:
+    """The part of a photo that a face was embedded from, by a model with a face detector.
+
+    Attributes:
+        detected: where the face is; None for a picture that was taken as it is.
+        sharpness: of the pixels that were embedded, as of `FaceImage.sharpness`; None if not known.
+    """
+
+    detected: DetectedFace | None = None
+    sharpness: float | None = None
+
+    @property
+    def box(self) -> str:
+        """Returns what tells the faces of a photo apart: the numbers of the box as JSON, or "picture"."""
+        return _PICTURE if self.detected is None else json.dumps(self.detected.box)
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the columns of a region."""
+        face = self.detected
+        return {
+            "box": self.box,
+            "landmarks": None if face is None else json.dumps(face.landmarks),
+            "score": None if face is None else face.score,
+            "sharpness": self.sharpness,
+            "yaw": None if face is None else face.yaw,
+        }
+
+    def as_json(self) -> str:
+        """Returns the region as a JSON object, for files; `of_json` is the inverse."""
+        face = self.detected
+        return json.dumps(
+            {
+                "box": None if face is None else face.box,
+                "landmarks": None if face is None else face.landmarks,
+                "score": None if face is None else face.score,
+                "sharpness": self.sharpness,
+            }
+        )
+
+    @classmethod
+    def of_json(cls, text: str) -> "FaceRegion":
+        """Returns the region of a JSON object.
+
+        Raises:
+            ValueError: it is none.
+        """
+        fields = json.loads(text)
+        names = ("box", "landmarks", "score", "sharpness")
+        if not isinstance(fields, dict) or not fields.keys() >= set(names):
+            raise ValueError(f"{text:.80} is no region of a face")
+        box = _PICTURE if fields["box"] is None else json.dumps(fields["box"])
+        found = cls.of(box, json.dumps(fields["landmarks"]), fields["score"], fields["sharpness"])
+        assert found is not None
+        return found
+
+    @classmethod
+    def of(
+        cls, box: str, landmarks: str | None, score: float | None, sharpness: float | None
+    ) -> "FaceRegion | None":
+        """Returns the region of the columns of a face; None for a face without one.
+
+        Raises:
+            ValueError: no region has these columns.
+        """
+        if not box:
+            return None
+        if not (sharpness is None or _are_numbers([sharpness], 1)):
+            raise ValueError(f"{sharpness!r:.80} is no sharpness of a face")
+        if box == _PICTURE:
+            return cls(None, sharpness)
+        sides, points = json.loads(box), json.loads(landmarks or "null")
+        if not (_are_numbers(sides, 4) and isinstance(points, list) and len(points) == _LANDMARKS):
+            raise ValueError(f"{box:.80} is no box of a face")
+        if not all(_are_numbers(point, 2) for point in points) or not _are_numbers([score], 1):
+            raise ValueError(f"{landmarks:.80} are no landmarks of a face")
+        left, top, width, height = map(float, sides)
+        places = tuple((float(x), float(y)) for x, y in points)
+        return cls(DetectedFace((left, top, width, height), places, float(score or 0)), sharpness)
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    """Returns whether values are a list of so many finite numbers."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(one) in (int, float) and math.isfinite(one) for one in values)
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A stored photo.
+    """A stored face: a photo, or one of the faces in it.
 
     Attributes:
         id: also the id of its vector; never reused.
         identity: the name of the person; None for an anonymous face.
-        paths: the files with its bytes, in the order in which they were added; empty for bytes or arrays from
-            a library call. In the result of a search with path prefixes, matching paths come first.
-        sha256: of the file's bytes, in hex.
+        paths: the files with the photo's bytes, in the order in which they were added; empty for bytes or
+            arrays from a library call. In the result of a search with path prefixes, matching paths come
+            first.
+        sha256: of the photo's bytes, in hex; the same for all faces of a photo.
         enrolled_at: ISO 8601, UTC.
         metadata: a JSON object from the user; empty where none was given.
         meant: in such a result, the number of matching paths; 0 without path prefixes.
+        region: the part of the photo that was embedded; None for a model without a face detector.
     """
 
     id: int
@@ -43,6 +142,7 @@ class Face:
     enrolled_at: str
     metadata: Metadata = field(default_factory=dict, hash=False)
     meant: int = field(default=0, compare=False, repr=False)
+    region: FaceRegion | None = None
 
     @property
     def path(self) -> str | None:
@@ -52,14 +152,57 @@ class Face:
         """
         return first_present(self.paths[: self.meant] or self.paths)
 
+    @property
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Left, top, width and height of the face in the upright photo, in pixels; None if not known."""
+        return None if self.region is None or self.region.detected is None else self.region.detected.box
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPhoto:
+    """A stored photo with its faces.
+
+    Attributes:
+        id: the id of the first face that was enrolled from it, which may have been removed since.
+        faces: by id, one or more; all have the same `sha256` and `paths`.
+    """
+
+    id: int
+    faces: tuple[Face, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Returns the SHA-256 of its bytes, in hex."""
+        return self.faces[0].sha256
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Returns the files with its bytes, in the order in which they were added."""
+        return self.faces[0].paths
+
+    @property
+    def path(self) -> str | None:
+        """Returns the file to show, as of `Face.path`."""
+        return self.faces[0].path
+
+    @property
+    def face_ids(self) -> tuple[int, ...]:
+        """Returns the ids of its faces, ascending."""
+        return tuple(face.id for face in self.faces)
+
+    @property
+    def identities(self) -> frozenset[str | None]:
+        """Returns the identities of its faces; None stands for faces without one."""
+        return frozenset(face.identity for face in self.faces)
+
 
 @dataclass(frozen=True, slots=True)
 class NewFace:
-    """A photo to store: identity, path, the SHA-256 of its bytes in hex, and metadata.
+    """A face to store: identity, path, the SHA-256 of its photo's bytes in hex, and metadata.
 
     `stamp` is the stamp of its file when it was read; None where a later change might not show. `host` is the
     host that the photo was fetched from, in the form of `paths.host_of`; None for a photo that faceprint did
-    not fetch.
+    not fetch. `region` is as of `Face`: several faces of one photo have different regions.
     """
 
     identity: str | None
@@ -68,15 +211,14 @@ class NewFace:
     metadata: Metadata = field(default_factory=dict, hash=False)
     stamp: Stamp | None = None
     host: str | None = None
+    region: FaceRegion | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """A known path: its face with identity and metadata, and the stamp of the file when it was read."""
+    """A known path: its photo, and the stamp of the file when it was read."""
 
-    face_id: int
-    identity: str | None
-    metadata: Metadata = field(hash=False)
+    photo: StoredPhoto
     stamp: Stamp | None
 
 

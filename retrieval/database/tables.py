@@ -1,6 +1,18 @@
 """Tables of a gallery's database. `migrations/` and `schema` create them; `reader` and `writer` use them."""
 
-from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -84,23 +96,40 @@ merger_table = Table(
     Column("into_id", Integer, nullable=False),
 )
 
+# The photos that faces were enrolled from. The id is that of the first face, so it is never used again.
+photo_table = Table(
+    "photo",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+)
+
+# A face is a place in a photo. `box` is JSON, [left, top, width, height] in pixels, with `landmarks`, five
+# [x, y]; or "picture" for a picture that was embedded as it is by a model with a face detector; or empty for
+# a model without one.
 face_table = Table(
     "face",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("identity_id", Integer, ForeignKey("identity.id"), nullable=True, index=True),
-    Column("sha256", String(64), nullable=False, unique=True),
     Column("enrolled_at", String(32), nullable=False),
     Column("metadata", JSON(none_as_null=True), nullable=True),
+    Column("photo_id", Integer, ForeignKey("photo.id"), nullable=False),
+    Column("box", Text, nullable=False),
+    Column("landmarks", Text, nullable=True),
+    Column("score", Float, nullable=True),
+    Column("sharpness", Float, nullable=True),
+    Column("yaw", Float, nullable=True),
+    UniqueConstraint("photo_id", "box"),
 )
 
-# Paths of a face's photo: one or more; none for a photo that was enrolled as bytes. Size, time and inode are
-# those of the file when it was read: while they are the same, it is not read again. NULL if not reliable.
+# Paths of a photo: one or more; none for a photo that was enrolled as bytes. Size, time and inode are those
+# of the file when it was read: while they are the same, it is not read again. NULL if not reliable.
 file_table = Table(
     "file",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("face_id", Integer, ForeignKey("face.id"), nullable=False, index=True),
+    Column("photo_id", Integer, ForeignKey("photo.id"), nullable=False, index=True),
     Column("path", Text, nullable=False, unique=True),
     Column("size", BigInteger, nullable=True),
     Column("mtime_ns", BigInteger, nullable=True),

@@ -1,6 +1,7 @@
 """Writer: one transaction that changes a gallery's tables, for the vault."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
@@ -37,6 +38,7 @@ from retrieval.database.tables import (
     host_table,
     identity_table,
     merger_table,
+    photo_table,
     segment_table,
     suspect_table,
     tombstone_table,
@@ -45,6 +47,9 @@ from retrieval.system.files import Stamp
 from retrieval.system.paths import host_of
 
 _NO_STAMPS: Final[Mapping[str, Stamp]] = MappingProxyType({})
+
+# The columns of a face without a region.
+_NO_REGION: Final = {"box": "", "landmarks": None, "score": None, "sharpness": None, "yaw": None}
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -73,39 +78,65 @@ class Writer(Reader):
         self.changed = False
         self.defers = False
 
-    def add_faces(self, first_id: int, faces: Sequence[NewFace]) -> None:
+    def add_faces(
+        self, first_id: int, faces: Sequence[NewFace], photos: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
         """Inserts faces with consecutive ids from `first_id`, which `gallery().next_face_id` gave.
 
-        `add_files` adds their paths separately: a path may belong to different faces over time.
+        `add_files` adds the paths of their photos separately: a path may belong to different photos over
+        time.
+
+        Args:
+            first_id: the id of the first face.
+            faces: the faces.
+            photos: the photo id of each face of a photo that is stored, or that has an earlier face in
+                `faces`, by face id; the other faces are the first of their photos.
         """
         identities = self._identity_ids({face.identity for face in faces if face.identity is not None})
         now = utc_now()
+        numbered = list(enumerate(faces, first_id))
+        new = [{"id": number, "sha256": face.sha256} for number, face in numbered if number not in photos]
+        self._insert(photo_table, new)
         self._insert(
             face_table,
             [
                 {
-                    "id": first_id + offset,
+                    "id": number,
                     "identity_id": None if face.identity is None else identities[face.identity],
-                    "sha256": face.sha256,
                     "enrolled_at": now,
                     "metadata": face.metadata or None,
+                    "photo_id": photos.get(number, number),
+                    **(_NO_REGION if face.region is None else face.region.fields()),
                 }
-                for offset, face in enumerate(faces)
+                for number, face in numbered
             ],
         )
         self.set_gallery(next_face_id=first_id + len(faces))
 
     def remove_faces(self, ids: Iterable[int]) -> None:
-        """Deletes faces with their paths, and the identities, hosts and suspect ranges without faces then."""
-        ids = list(ids)
-        hosts = self._hosts_of(ids)
+        """Deletes faces, and the photos, paths, identities, hosts and suspect ranges without faces then."""
+        ids = list(dict.fromkeys(ids))
+        photos = self._photos_only_of(ids)
+        hosts = self._hosts_of(photos)
         for part in parts(ids):
-            self._change(delete(file_table).where(file_table.c.face_id.in_(part)))
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
+        for part in parts(photos):
+            self._change(delete(file_table).where(file_table.c.photo_id.in_(part)))
+            self._change(delete(photo_table).where(photo_table.c.id.in_(part)))
         if ids:
             self.remove_orphaned_identities()
             self._change(delete(suspect_table).where(~select(face_table.c.id).where(IS_SUSPECT).exists()))
         self._remove_unused(hosts)
+
+    def _photos_only_of(self, ids: Sequence[int]) -> list[int]:
+        """Returns the ids of the photos that have none but the given faces."""
+        left: Counter[int] = Counter()
+        numbers = select(face_table.c.photo_id)
+        for part in parts(ids):
+            left.subtract(self._connection.execute(numbers.where(face_table.c.id.in_(part))).scalars())
+        for part in parts(list(left)):
+            left.update(self._connection.execute(numbers.where(face_table.c.photo_id.in_(part))).scalars())
+        return sorted(number for number, count in left.items() if count == 0)
 
     def remove_orphaned_identities(self) -> None:
         """Deletes identities without faces, with their former names."""
@@ -116,15 +147,15 @@ class Writer(Reader):
         self._change(delete(identity_table).where(~faces_of.exists()))
 
     def remove_files(self, paths: Iterable[str]) -> None:
-        """Deletes paths; their faces stay."""
+        """Deletes paths; their photos stay."""
         for part in parts(paths):
             self._change(delete(file_table).where(file_table.c.path.in_(part)))
 
     def add_files(self, files: Iterable[tuple[str, int]], stamps: Mapping[str, Stamp] = _NO_STAMPS) -> None:
-        """Adds paths, each to a face, with the stamps of their files where these are known."""
+        """Adds paths, each to a photo, with the stamps of their files where these are known."""
         self._insert(
             file_table,
-            [{"path": path, "face_id": number, **_stamped(stamps.get(path))} for path, number in files],
+            [{"path": path, "photo_id": number, **_stamped(stamps.get(path))} for path, number in files],
         )
 
     def set_stamps(self, stamps: Mapping[str, Stamp]) -> None:
@@ -318,16 +349,16 @@ class Writer(Reader):
         several = len(compiled.positiontup) > 1
         self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
 
-    def _hosts_of(self, ids: Iterable[int]) -> set[str]:
-        """Returns the known hosts in the paths of faces."""
+    def _hosts_of(self, photo_ids: Iterable[int]) -> set[str]:
+        """Returns the known hosts in the paths of photos."""
         known = self.hosts()
         if not known:
             return set()
         query = select(file_table.c.path)
         paths = (
             path
-            for part in parts(ids)
-            for path in self._connection.execute(query.where(file_table.c.face_id.in_(part))).scalars()
+            for part in parts(photo_ids)
+            for path in self._connection.execute(query.where(file_table.c.photo_id.in_(part))).scalars()
         )
         return {host for path in paths if (host := host_of(path)) in known}
 

@@ -75,12 +75,12 @@ class Batches:
         return Stage("embed", work, workers=workers, room=room, gather=self.gather)
 
     def gather(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
-        """Yields batches of `size` photos to be embedded, or of max(512, 2 x `size`) photos with fewer."""
+        """Yields batches of `size` faces to be embedded, or of max(512, 2 x `size`) photos with fewer."""
         batch: Batch = []
         new = 0
         for entry in chain.from_iterable(pieces):
             batch.append(entry)
-            new += isinstance(entry, Prepared) and entry.pixels is not None
+            new += len(entry.pixels) if isinstance(entry, Prepared) else 0
             if self._needs_tuning and new >= self._size:
                 self._tune(batch)
             if new >= self.size or len(batch) >= max(2 * self.size, CHUNK):

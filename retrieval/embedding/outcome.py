@@ -1,19 +1,19 @@
 """Outcomes: the result for each photo offered to a gallery, which its content decides, never its path.
 
-The same bytes under a new path add that path to their face. Other bytes under a known path remove the path
-from the face that had it. The same bytes under two identities are a conflict: the photo is rejected, and
-the identity changes only on request.
+The same bytes under a new path add that path to their photo. Other bytes under a known path remove the path
+from the photo that had it. The same face under two identities is a conflict: the photo is rejected, and the
+identity changes only on request.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeVar
 
 from retrieval.database.metadata import Metadata, encoded, filled
-from retrieval.database.records import Face, NewFace
+from retrieval.database.records import Face, NewFace, StoredPhoto
 from retrieval.errors import InputError, Reason
 from retrieval.system.files import Stamp
 
@@ -39,10 +39,12 @@ class Outcome:
         path: its file; None for bytes, images and arrays.
         identity: the identity that the photo was offered under.
         status: what was done with it.
-        face_id: of the face that was enrolled, or that has the same bytes.
+        face_id: of the face that was enrolled, or that has the same bytes; of several, the first.
         reason: the stable code, for a rejected photo.
         detail: a short explanation for people.
-        replaced: the id of the face that had this path before the bytes of the file changed.
+        replaced: the id of the photo that had this path before the bytes of the file changed: that of its
+            first face.
+        further_ids: of the photo's other faces, ascending.
     """
 
     path: str | None
@@ -52,6 +54,22 @@ class Outcome:
     reason: Reason | None = None
     detail: str | None = None
     replaced: int | None = None
+    further_ids: tuple[int, ...] = ()
+
+    @property
+    def face_ids(self) -> tuple[int, ...]:
+        """Returns the ids of all faces, ascending; none for a photo that was not enrolled."""
+        return () if self.face_id is None else (self.face_id, *self.further_ids)
+
+
+def of_photo(outcomes: Sequence[Outcome]) -> Outcome:
+    """Returns the outcome of a photo from those of its faces, one or more: enrolled if any face was."""
+    first = next((one for one in outcomes if one.status is Status.ENROLLED), outcomes[0])
+    ids = sorted({number for one in outcomes if one.status is first.status for number in one.face_ids})
+    if len(ids) < 2:
+        return first
+    replaced = next((one.replaced for one in outcomes if one.replaced is not None), None)
+    return dataclasses.replace(first, face_id=ids[0], further_ids=tuple(ids[1:]), replaced=replaced)
 
 
 def in_their_places(entries: Iterable[_T | Outcome], found: Iterable[_U]) -> list[_U | Outcome]:
@@ -61,22 +79,23 @@ def in_their_places(entries: Iterable[_T | Outcome], found: Iterable[_U]) -> lis
 
 
 class Deduplicator:
-    """Decides the outcomes of a batch of photos, in order, and collects the changes to be stored.
+    """Decides the outcomes of a batch of faces, in order, and collects the changes to be stored.
 
     Attributes:
         new: the row in the batch and the face of each face to be stored; ids are consecutive from `first_id`.
+        photos: the photo id of each of these faces that is not the first of its photo, by face id.
         names: the new identity of stored faces, by face id; None for no identity.
         metadata: the new metadata of stored faces, by face id.
-        paths: the face id of each path that is new or has moved to another face.
+        paths: the photo id of each path that is new or has moved to another photo.
         stamps: the stamps of files when they were read, by path; without those that are None or stored.
-        orphaned: ids of faces that lost a path; those without any path are to be removed, unless contested.
-        contested: ids of faces that were offered under another identity, or that have their bytes at another
+        orphaned: ids of photos that lost a path; those without any path are to be removed, unless contested.
+        contested: ids of photos that were offered under another identity, or that have their bytes at another
             known path, which the run may reach later.
     """
 
     def __init__(
         self,
-        stored: Mapping[str, Face],
+        stored: Mapping[str, StoredPhoto],
         owners: Mapping[str, int],
         *,
         first_id: int,
@@ -87,15 +106,16 @@ class Deduplicator:
         """Takes the stored state that concerns the batch.
 
         Args:
-            stored: faces by SHA-256.
-            owners: the face id of each path.
+            stored: photos by SHA-256.
+            owners: the photo id of each path.
             first_id: the id of the next new face.
             stamps: the stored stamp of each path that has one.
-            contested: ids of faces that earlier batches of the same run found contested.
-            follow: returns the ids of the faces that have their bytes at the given known paths now, of those
-                that have theirs at the paths of these faces, and so on.
+            contested: ids of photos that earlier batches of the same run found contested.
+            follow: returns the ids of the photos that have their bytes at the given known paths now, of those
+                that have theirs at the paths of these photos, and so on.
         """
         self.new: list[tuple[int, NewFace]] = []
+        self.photos: dict[int, int] = {}
         self.names: dict[int, str | None] = {}
         self.metadata: dict[int, Metadata] = {}
         self.paths: dict[str, int] = {}
@@ -107,7 +127,7 @@ class Deduplicator:
         self._owners = dict(owners)
         self._stamps = dict(stamps)
         self._first_id = first_id
-        self._paths = {face.id: set(face.paths) for face in stored.values()}
+        self._paths = {photo.id: set(photo.paths) for photo in stored.values()}
 
     @property
     def changes_nothing(self) -> bool:
@@ -115,79 +135,116 @@ class Deduplicator:
         return not (self.new or self.names or self.paths or self.metadata)
 
     def decide(self, row: int, face: NewFace, *, has_vector: bool) -> Outcome | None:
-        """Decides the outcome of one photo; None where it is to be enrolled but has no vector."""
-        stored = self._stored.get(face.sha256)
-        if stored is None:
-            return self._enroll(row, face) if has_vector else None
-        lost = stored.id in self.orphaned and stored.id not in self.contested
-        if lost and not self._paths[stored.id]:
-            return self._enroll_again(face, stored)
-        renamed = face.identity is not None and face.identity != stored.identity
-        if renamed and stored.identity is not None:
-            self.contested.add(stored.id)
-            return _conflict(face, stored)
-        try:
-            merged = self._merged_metadata(face)
-        except InputError as error:
-            return _rejected(face, stored, Reason.BAD_METADATA, error.words)
+        """Decides the outcome of one face; None where its photo is to be enrolled but has no vector.
+
+        A face with a vector that its stored photo lacks is added to the photo. Without a region, or where the
+        stored face has none, the face stands for all faces of its photo.
+        """
+        photo = self._stored.get(face.sha256)
+        if photo is None:
+            return self._enroll(row, face, None) if has_vector else None
+        lost = photo.id in self.orphaned and photo.id not in self.contested
+        if lost and not self._paths[photo.id]:
+            return self._enroll_again(face, photo)
+        same = _same_region(face, photo)
+        if not same and has_vector:
+            return self._enroll(row, face, photo)
+        return self._recognize(face, photo, same or photo.faces)
+
+    def _recognize(self, face: NewFace, photo: StoredPhoto, same: Sequence[Face]) -> Outcome:
+        """Decides the outcome of stored bytes; `same` are the faces of the photo that it is about."""
         named = None
-        if renamed:
-            self.names[stored.id] = face.identity
-            self._stored[face.sha256] = dataclasses.replace(stored, identity=face.identity)
+        if face.identity is not None and all(one.identity != face.identity for one in same):
+            if len(same) > 1 or same[0].identity is not None:
+                self.contested.add(photo.id)
+                return _several_faces(face, photo) if len(same) > 1 else _conflict(face, same[0])
             named = f"had no identity until now; it is {face.identity}'s"
-        if merged is not None:
-            self.metadata[stored.id] = merged
-            self._stored[face.sha256] = dataclasses.replace(self._stored[face.sha256], metadata=merged)
-        if face.path is not None and self._owners.get(face.path) == stored.id:
+        try:
+            merged = {one.id: new for one in same if (new := _merged_metadata(one, face)) is not None}
+        except InputError as error:
+            return _rejected(face, same[0], Reason.BAD_METADATA, error.words)
+        if named is not None:
+            self.names[same[0].id] = face.identity
+            self._change(photo, {same[0].id: dataclasses.replace(same[0], identity=face.identity)})
+        if merged:
+            self.metadata |= merged
+            faces = {one.id: one for one in self._stored[face.sha256].faces}
+            self._change(
+                self._stored[face.sha256],
+                {number: dataclasses.replace(faces[number], metadata=new) for number, new in merged.items()},
+            )
+        number, *further = (one.id for one in same)
+        if face.path is not None and self._owners.get(face.path) == photo.id:
             if face.stamp is not None and face.stamp != self._stamps.get(face.path):
                 self.stamps[face.path] = self._stamps[face.path] = face.stamp
-            return Outcome(face.path, face.identity, Status.KNOWN, stored.id, detail=named)
-        original = stored.path or f"face {stored.id}"
+            return Outcome(
+                face.path, face.identity, Status.KNOWN, number, detail=named, further_ids=tuple(further)
+            )
+        original = photo.path or f"face {number}"
         detail = f"the same bytes as {original}" + (f", which {named}" if named else "")
-        replaced = self._assign_path(face, stored.id)
         return Outcome(
-            face.path, face.identity, Status.DUPLICATE, stored.id, detail=detail, replaced=replaced
+            face.path,
+            face.identity,
+            Status.DUPLICATE,
+            number,
+            detail=detail,
+            replaced=self._assign_path(face, photo.id),
+            further_ids=tuple(further),
         )
 
-    def _enroll(self, row: int, face: NewFace) -> Outcome:
+    def _change(self, photo: StoredPhoto, faces: Mapping[int, Face]) -> None:
+        """Replaces faces of a photo, by id."""
+        changed = tuple(faces.get(one.id, one) for one in photo.faces)
+        self._stored[photo.sha256] = dataclasses.replace(photo, faces=changed)
+
+    def _enroll(self, row: int, face: NewFace, photo: StoredPhoto | None) -> Outcome:
+        """Enrolls a face; `photo` is the photo with its bytes, if there is one already."""
         number = self._first_id + len(self.new)
         self.new.append((row, face))
         paths = () if face.path is None else (face.path,)
-        self._stored[face.sha256] = Face(number, face.identity, paths, face.sha256, "", face.metadata)
-        replaced = self._assign_path(face, number)
+        new = Face(number, face.identity, paths, face.sha256, "", face.metadata, region=face.region)
+        if photo is None:
+            photo = StoredPhoto(number, (new,))
+        else:
+            self.photos[number] = photo.id
+            photo = dataclasses.replace(photo, faces=(*photo.faces, new))
+        self._stored[face.sha256] = photo
+        known = face.path is not None and self._owners.get(face.path) == photo.id
+        replaced = None if known else self._assign_path(face, photo.id)
         return Outcome(face.path, face.identity, Status.ENROLLED, number, replaced=replaced)
 
-    def _enroll_again(self, face: NewFace, stored: Face) -> Outcome:
-        """Keeps a face that lost its last path in this batch, and reports its bytes as enrolled.
+    def _enroll_again(self, face: NewFace, photo: StoredPhoto) -> Outcome:
+        """Keeps a photo that lost its last path in this batch, and reports its bytes as enrolled.
 
-        The face gets the photo's identity and metadata, as if it had been removed before.
+        Its faces get the identity and metadata of the new photo, as if it had been removed before. A name
+        does not say which of several faces it is of: such a photo is rejected, and keeps its faces.
         """
-        self.orphaned.discard(stored.id)
-        if face.identity != stored.identity:
-            self.names[stored.id] = face.identity
-        if face.metadata != stored.metadata:
-            self.metadata[stored.id] = face.metadata
-        self._stored[face.sha256] = dataclasses.replace(
-            stored, identity=face.identity, metadata=face.metadata
+        if face.identity is not None and len(photo.faces) > 1 and face.identity not in photo.identities:
+            self.contested.add(photo.id)
+            return _several_faces(face, photo)
+        self.orphaned.discard(photo.id)
+        changed: dict[int, Face] = {}
+        for one in photo.faces:
+            identity = one.identity if len(photo.faces) > 1 and face.identity else face.identity
+            if identity != one.identity:
+                self.names[one.id] = identity
+            if face.metadata != one.metadata:
+                self.metadata[one.id] = face.metadata
+            changed[one.id] = dataclasses.replace(one, identity=identity, metadata=face.metadata)
+        self._change(photo, changed)
+        replaced = self._assign_path(face, photo.id)
+        number, *further = photo.face_ids
+        return Outcome(
+            face.path,
+            face.identity,
+            Status.ENROLLED,
+            number,
+            replaced=replaced,
+            further_ids=tuple(further),
         )
-        replaced = self._assign_path(face, stored.id)
-        return Outcome(face.path, face.identity, Status.ENROLLED, stored.id, replaced=replaced)
-
-    def _merged_metadata(self, face: NewFace) -> Metadata | None:
-        """Returns a stored face's metadata with the photo's keys that it lacks; None where it lacks none.
-
-        Raises:
-            InputError: the result is too large.
-        """
-        stored = self._stored[face.sha256]
-        if not face.metadata.keys() - stored.metadata.keys():
-            return None
-        merged = filled(stored.metadata, face.metadata)
-        encoded(merged, stored.path or f"face {stored.id}")
-        return merged
 
     def _assign_path(self, face: NewFace, number: int) -> int | None:
-        """Gives a photo's path to a face; returns the id of the face that had it before, or None."""
+        """Gives a path to a photo; returns the id of the photo that had it before, or None."""
         path = face.path
         if path is None:
             return None
@@ -199,8 +256,8 @@ class Deduplicator:
         if before is not None:
             self.orphaned.add(before)
             self._paths.setdefault(before, set()).discard(path)
-            # Renames may form a cycle: a to b, b to c, c to a. Then the bytes of the face that loses this
-            # path are at a path of the face that gets it, or of one reached from there.
+            # Renames may form a cycle: a to b, b to c, c to a. Then the bytes of the photo that loses this
+            # path are at a path of the photo that gets it, or of one reached from there.
             left = self._paths.get(number, set()) - {path}
             if left and before not in self.contested:
                 self.contested.update(self._follow(sorted(left)))
@@ -209,12 +266,44 @@ class Deduplicator:
         return before
 
 
+def _same_region(face: NewFace, photo: StoredPhoto) -> tuple[Face, ...]:
+    """Returns the faces of a stored photo that a new face is: all, where the place of one is not known."""
+    place = None if face.region is None else face.region.detected
+    places = [None if one.region is None else one.region.detected for one in photo.faces]
+    if place is None or None in places:
+        return photo.faces
+    # Another machine may find the same face some thousandths of a pixel away.
+    return tuple(
+        one
+        for one, stored in zip(photo.faces, places, strict=True)
+        if stored is not None and stored.is_same_as(place)
+    )
+
+
+def _merged_metadata(stored: Face, face: NewFace) -> Metadata | None:
+    """Returns a stored face's metadata with the new keys that it lacks; None where it lacks none.
+
+    Raises:
+        InputError: the result is too large.
+    """
+    if not face.metadata.keys() - stored.metadata.keys():
+        return None
+    merged = filled(stored.metadata, face.metadata)
+    encoded(merged, stored.path or f"face {stored.id}")
+    return merged
+
+
 def _conflict(face: NewFace, stored: Face) -> Outcome:
     detail = f"the same bytes are enrolled as {stored.identity}"
     if stored.path is not None:
         detail += f" from {stored.path}"
     detail += "; if this name is right, `relabel` moves them to it"
     return _rejected(face, stored, Reason.IDENTITY_CONFLICT, detail)
+
+
+def _several_faces(face: NewFace, photo: StoredPhoto) -> Outcome:
+    detail = f"the same bytes are enrolled with {len(photo.faces)} faces, and {face.identity} is none of them"
+    return _rejected(face, photo.faces[0], Reason.SEVERAL_FACES, detail)
 
 
 def _rejected(face: NewFace, stored: Face, reason: Reason, detail: str) -> Outcome:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from retrieval.database import identity_names
 from retrieval.database.metadata import decoded, encoded
 from retrieval.database.reader import Reader
-from retrieval.database.records import Face, KnownFile, NewFace
+from retrieval.database.records import FaceRegion, KnownFile, NewFace, StoredPhoto
 from retrieval.embedding.outcome import Deduplicator, Outcome, Status
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import pixels
-from retrieval.images.decoders import Content, Decode
-from retrieval.images.photo_reader import DetectionClock, FaceSelection, PhotoReader
+from retrieval.images.decoders import Content, Decode, Decoded
+from retrieval.images.photo_reader import DetectionClock, FaceImage, FaceSelection, PhotoReader
 from retrieval.images.picture import Pixels
 from retrieval.models.embedder import Embedder
 from retrieval.sources import photos
@@ -30,6 +30,9 @@ from retrieval.sources.photos import Photo
 from retrieval.system.files import Stamp
 from retrieval.system.paths import host_of, is_absolute, is_utf8, readable
 from retrieval.system.pipeline import Meter
+
+# The largest face of a photo with a name, and all faces of one without.
+AUTO: Final = FaceSelection("auto")
 
 # Bytes of files that one thread holds before they are looked up and decoded, except for the last file's.
 _MAX_HELD_BYTES: Final = 16 * 2**20
@@ -65,25 +68,32 @@ class Prepared:
     """A photo that has been read and, where it may be embedded, decoded.
 
     Attributes:
-        face: the face that would be stored.
-        pixels: uint8 (size, size, 3); None where the bytes of a file are stored already.
+        faces: the faces that would be stored, from left to right; one where the bytes are stored already.
+        pixels: of each face, uint8 (size, size, 3); empty where the bytes of a file are stored already.
         generation: the id of the model generation that the pixels were made for.
         photo: the photo as it was offered, where it may have to be read again, in place of its content.
+        selection: which faces are to be read then.
         spare: whether the bytes are stored already, and the pixels are kept in case that they are removed
             before the photo is added: a photo that is not a file, such as a member of an archive, may not be
             readable a second time.
     """
 
-    face: NewFace
-    pixels: Pixels | None
+    faces: tuple[NewFace, ...]
+    pixels: tuple[Pixels, ...]
     generation: int
     photo: Photo | None = None
+    selection: FaceSelection = AUTO
     spare: bool = False
+
+    @property
+    def face(self) -> NewFace:
+        """The first of the faces; all have the same path, identity and bytes."""
+        return self.faces[0]
 
     @property
     def is_new(self) -> bool:
         """Whether the photo is to be embedded."""
-        return self.pixels is not None and not self.spare
+        return bool(self.pixels) and not self.spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +102,8 @@ class Ready:
 
     Attributes:
         photos: without the pixels that were embedded.
-        vectors: (m, d) float32, of the photos that were embedded.
-        has_vector: for each of the `Prepared` photos, whether it was embedded.
+        vectors: (m, d) float32, of the faces of the photos that were embedded.
+        has_vector: for each of the `Prepared` photos, whether its faces were embedded.
     """
 
     photos: tuple[Prepared | Outcome, ...]
@@ -111,13 +121,12 @@ class Ready:
 
 
 def squares(photos: Iterable[Prepared | Outcome]) -> list[Pixels]:
-    """Returns the pixels of the photos that are to be embedded, in their order."""
-    found = [one for one in photos if isinstance(one, Prepared) and one.is_new]
-    return [one.pixels for one in found if one.pixels is not None]
+    """Returns the pixels of the faces that are to be embedded, in their order."""
+    return [square for one in photos if isinstance(one, Prepared) and one.is_new for square in one.pixels]
 
 
 def embedded(photos: Iterable[Prepared | Outcome], embedder: Embedder) -> NDArray[np.float32]:
-    """Returns the vectors, (m, d) float32, of the photos that are to be embedded, in their order.
+    """Returns the vectors, (m, d) float32, of the faces that are to be embedded, in their order.
 
     Raises:
         RunError: as `Embedder.embed`.
@@ -197,18 +206,21 @@ def _content(photo: Photo) -> tuple[Content, Stamp | None, str | None]:
     return content, None, None
 
 
-def settled(photo: ReadPhoto, stored: "Stored", generation: int) -> Prepared | Outcome | None:
+def settled(
+    photo: ReadPhoto, stored: "Stored", generation: int, selection: FaceSelection
+) -> Prepared | Outcome | None:
     """Returns the outcome of a photo, or the photo to be added without pixels; None where it must be decoded.
 
     Args:
         photo: as it was read.
         stored: the rows of a snapshot about it and the other photos of its batch.
         generation: the id of the model that serves in the snapshot.
+        selection: which faces of the photo are to be read.
     """
     face = stored.under_todays_name(photo.face)
     deduplicator = stored.deduplicator_for(face)
     outcome = deduplicator.decide(0, face, has_vector=False)
-    again = Prepared(photo.face, None, generation, photo.photo)
+    again = Prepared((photo.face,), (), generation, photo.photo, selection)
     if outcome is not None and outcome.status is Status.KNOWN and deduplicator.changes_nothing:
         return again if deduplicator.stamps or stored.is_news(face.host) else outcome
     # Any other outcome may change until the batch is added. A file can be read again then; content
@@ -234,24 +246,47 @@ def decode_photos(
         reader: of that model.
         decode: decodes contents.
         meters: the time of decoding and of face detection is added to them.
-        selection: which faces of the photos.
+        selection: which faces of the photos; a photo with a name must have one.
         stored: the SHA-256 of photos that are stored already: their pixels are `spare`.
 
     Raises:
         RunError: as `decode`.
     """
     clock = DetectionClock()
+    decoded: dict[int, Decoded] = {}
     with meters.decode.working(len(photos)):
-        found = decode([photo.content for photo in photos], reader, selection, clock=clock)
+        # Two calls at most: for photos with a name, and for those without.
+        for some in {selection.beside(photo.face.identity) for photo in photos}:
+            rows = [n for n, photo in enumerate(photos) if selection.beside(photo.face.identity) == some]
+            found = decode([photos[row].content for row in rows], reader, some, clock=clock)
+            decoded |= zip(rows, found, strict=True)
     if reader.detector is not None:
         meters.faces.add(items=len(photos), busy=clock.seconds)
         meters.decode.add(busy=-clock.seconds)
     return [
-        _rejection(photo.face, one)
-        if isinstance(one, UnreadableImage)
-        else Prepared(photo.face, one[0].pixels, generation, spare=photo.face.sha256 in stored)
-        for photo, one in zip(photos, found, strict=True)
+        _prepared(photo.face, decoded[row], generation, reader, spare=photo.face.sha256 in stored)
+        for row, photo in enumerate(photos)
     ]
+
+
+def _prepared(
+    face: NewFace, decoded: Decoded, generation: int, reader: PhotoReader, *, spare: bool
+) -> Prepared | Outcome:
+    """Returns a decoded photo as it is to be embedded, or its rejection."""
+    if isinstance(decoded, UnreadableImage):
+        return _rejection(face, decoded)
+    if face.identity is not None and len(decoded) > 1:
+        shown = f"it shows {len(decoded)} faces, and {face.identity} can be one of them"
+        return _rejection(face, UnreadableImage(Reason.SEVERAL_FACES, shown))
+    faces = [dataclasses.replace(face, region=_region(image, reader)) for image in decoded]
+    return Prepared(tuple(faces), tuple(image.pixels for image in decoded), generation, spare=spare)
+
+
+def _region(image: FaceImage, reader: PhotoReader) -> FaceRegion | None:
+    """Returns the region of a face to be stored; None for a model without a face detector."""
+    if reader.detector is None:
+        return None
+    return FaceRegion() if image.face is None else FaceRegion(image.face, image.sharpness)
 
 
 def _rejection(face: NewFace, error: UnreadableImage) -> Outcome:
@@ -260,10 +295,10 @@ def _rejection(face: NewFace, error: UnreadableImage) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The rows of a snapshot that concern some photos."""
+    """The rows of a snapshot that concern some photos: `photos` are by SHA-256, `files` by path."""
 
     names: Mapping[str, str]
-    faces: Mapping[str, Face]
+    photos: Mapping[str, StoredPhoto]
     files: Mapping[str, KnownFile]
     next_face_id: int
     hosts: frozenset[str]
@@ -273,7 +308,7 @@ class Stored:
         """Looks up the identities, hashes, paths and hosts of some photos, with one query for each kind."""
         return cls(
             reader.current_names({face.identity for face in faces if face.identity is not None}),
-            reader.faces_by_sha256({face.sha256 for face in faces}),
+            reader.photos_by_sha256({face.sha256 for face in faces}),
             reader.known_files({face.path for face in faces if face.path is not None}),
             reader.gallery().next_face_id,
             reader.hosts() if any(face.host is not None for face in faces) else frozenset(),
@@ -294,10 +329,10 @@ class Stored:
         follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
     ) -> Deduplicator:
         """Returns the deduplicator of all these photos; `contested` and `follow` are passed on to it."""
-        owners = {path: file.face_id for path, file in self.files.items()}
+        owners = {path: file.photo.id for path, file in self.files.items()}
         stamps = {path: file.stamp for path, file in self.files.items()}
         return Deduplicator(
-            self.faces,
+            self.photos,
             owners,
             first_id=self.next_face_id,
             stamps=stamps,
@@ -307,9 +342,9 @@ class Stored:
 
     def deduplicator_for(self, face: NewFace) -> Deduplicator:
         """Returns the deduplicator of one photo alone."""
-        faces = {sha: self.faces[sha] for sha in [face.sha256] if sha in self.faces}
+        photos = {sha: self.photos[sha] for sha in [face.sha256] if sha in self.photos}
         files = {path: self.files[path] for path in [face.path or ""] if path in self.files}
-        return dataclasses.replace(self, faces=faces, files=files).deduplicator()
+        return dataclasses.replace(self, photos=photos, files=files).deduplicator()
 
 
 def recognize(reader: Reader, offered: Sequence[Photo]) -> list[Outcome | None]:
@@ -333,9 +368,9 @@ def _path_read_later(photo: Photo) -> str | None:
 def _unchanged_file(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
     """Returns the outcome of a photo with an unchanged file and no new identity or metadata; else None."""
     identity = today.get(photo.identity or "", photo.identity)
-    if known.stamp is None or identity not in (None, known.identity):
+    if known.stamp is None or identity not in (None, *known.photo.identities):
         return None
-    if photo.metadata.keys() - known.metadata.keys():
+    if any(photo.metadata.keys() - face.metadata.keys() for face in known.photo.faces):
         return None
     try:
         status = os.stat(photo.path or "")
@@ -343,4 +378,5 @@ def _unchanged_file(photo: Photo, known: KnownFile, today: Mapping[str, str]) ->
         return None  # reading the photo gives the reason
     if Stamp.of(status) != known.stamp or not stat.S_ISREG(status.st_mode):
         return None
-    return Outcome(photo.path, identity, Status.KNOWN, known.face_id)
+    number, *further = known.photo.face_ids
+    return Outcome(photo.path, identity, Status.KNOWN, number, further_ids=tuple(further))

@@ -1,9 +1,10 @@
 """Rereading: embeds stored faces again from their photos, for `reembed` and `repair`.
 
-A photo is used only if its bytes still have the stored SHA-256.
+A photo is used only if its bytes still have the stored SHA-256. A model with a face detector finds the faces
+of the photo again, and the one at the stored place is embedded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -48,17 +49,28 @@ class Embedded:
 
 
 def embed_again(
-    faces: Iterable[Face], embedder: Embedder, fetching: Fetching = NOTHING_FETCHED
+    faces: Iterable[Face],
+    embedder: Embedder,
+    fetching: Fetching = NOTHING_FETCHED,
+    *,
+    shared: Container[int] = (),
 ) -> Iterator[Embedded]:
     """Yields faces embedded again from their photos, in batches of 64.
 
-    A photo is used only if its bytes have the stored SHA-256. Photos at addresses are fetched only where
-    `fetching` allows it.
+    A photo is used only if its bytes have the stored SHA-256.
+
+    Args:
+        faces: the faces.
+        embedder: the model.
+        fetching: which photos at addresses may be fetched.
+        shared: ids of those that are not the only faces of their photos: a model without a face detector
+            cannot tell them apart.
     """
     faces = iter(faces)
     with Shelf() as shelf:
         read = partial(photos.read_stored, shelf, fetching=fetching)
-        yield from _in_batches(faces, embedder, partial(_square, read=read, reader=embedder.photo_reader))
+        square = partial(_square, shared=shared, read=read, reader=embedder.photo_reader)
+        yield from _in_batches(faces, embedder, square)
 
 
 def _in_batches(
@@ -88,7 +100,9 @@ def _in_batches(
         yield Embedded(np.asarray(ids, np.int64), vectors, tuple(lost), reasons, frozenset(unfetched))
 
 
-def _square(face: Face, *, read: Callable[[str], bytes], reader: PhotoReader) -> Pixels | UnreadableImage:
+def _square(
+    face: Face, *, shared: Container[int], read: Callable[[str], bytes], reader: PhotoReader
+) -> Pixels | UnreadableImage:
     """Returns the pixels of a face's photo, from the first of its paths that has its bytes, or an error.
 
     Of several errors, `NotFetched` is returned, since the caller can allow fetching, and otherwise the last.
@@ -98,10 +112,28 @@ def _square(face: Face, *, read: Callable[[str], bytes], reader: PhotoReader) ->
         try:
             content = read(path)
             if pixels.content_sha256(content) == face.sha256:
-                return reader.read(content, _AS_ENROLLED)[0].pixels
+                return _pixels(face, content, reader, shared=face.id in shared)
             found = UnreadableImage(Reason.MISSING, "the file has other bytes by now")
         except UnreadableImage as error:
             found = error
         if not isinstance(problem, NotFetched):
             problem = found
     return problem
+
+
+def _pixels(face: Face, content: bytes, reader: PhotoReader, *, shared: bool) -> Pixels:
+    """Returns the pixels of a face in its photo.
+
+    Raises:
+        UnreadableImage: the photo cannot be read, or the face is not found in it again.
+    """
+    if face.region is None:
+        return reader.read(content, _AS_ENROLLED)[0].pixels
+    if face.region.detected is None:
+        return reader.read(content, FaceSelection("none"))[0].pixels
+    if reader.detector is not None:
+        return reader.read_again(content, face.region.detected).pixels
+    if shared:
+        detail = "it shows several faces, and this model takes the picture as a whole"
+        raise UnreadableImage(Reason.SEVERAL_FACES, detail)
+    return reader.read(content)[0].pixels

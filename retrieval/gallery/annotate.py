@@ -69,16 +69,17 @@ def _faces_by_id(
 ) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
     """The metadata of existing faces by id, and the given ids and paths without a face."""
     absolute_paths = {path: absolute(path) for path in paths}
-    ids_by_path = reader.files(filter(is_utf8, absolute_paths.values()))
+    files = reader.known_files(filter(is_utf8, absolute_paths.values()))
     known = reader.faces(number for number in faces if 0 < number < 2**63)
     found = {number: metadata for number, metadata in faces.items() if number in known}
     found |= {
-        ids_by_path[absolute_paths[path]]: metadata
+        number: metadata
         for path, metadata in paths.items()
-        if absolute_paths[path] in ids_by_path
+        if absolute_paths[path] in files
+        for number in files[absolute_paths[path]].photo.face_ids
     }
     unknown: list[int | str] = [number for number in faces if number not in known]
-    return found, [*unknown, *(path for path in paths if absolute_paths[path] not in ids_by_path)]
+    return found, [*unknown, *(path for path in paths if absolute_paths[path] not in files)]
 
 
 def _changes(

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from retrieval.database.records import NewFace
 from retrieval.embedding import reading
-from retrieval.embedding.outcome import Outcome, in_their_places
-from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, Ready, Stored
+from retrieval.embedding.outcome import Outcome, in_their_places, of_photo
+from retrieval.embedding.reading import AUTO, Meters, Prepared, ReadPhoto, Ready, Stored
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.face_writer import FaceWriter
 from retrieval.images.decoders import Decode, decode_here
@@ -39,7 +39,7 @@ class Enrollment:
         self._store = model.vault.store
         self._writer = FaceWriter(model)
 
-    def enroll(self, offered: Iterable[Offered], selection: FaceSelection = FaceSelection()) -> list[Outcome]:
+    def enroll(self, offered: Iterable[Offered], selection: FaceSelection = AUTO) -> list[Outcome]:
         """Enrolls photos through all stages, batch by batch; see `Gallery.enroll`."""
         outcomes: list[Outcome] = []
         found = photos.of(offered)
@@ -97,7 +97,7 @@ class Enrollment:
         *,
         meters: Meters | None = None,
         decode: Decode = decode_here,
-        selection: FaceSelection = FaceSelection(),
+        selection: FaceSelection = AUTO,
     ) -> list[Prepared | Outcome]:
         """Stage 2: reads photos, looks up their bytes, and decodes photos that are new. Thread-safe.
 
@@ -108,7 +108,7 @@ class Enrollment:
             photos: some dozens; a photo with a problem is rejected for that problem.
             meters: the time of each step is added to them.
             decode: decodes the photos that have to be embedded.
-            selection: which face of a photo, for a model with a face detector.
+            selection: which faces of a photo, for a model with a face detector.
 
         Returns:
             For each photo, in order, the result of `prepare`.
@@ -139,7 +139,7 @@ class Enrollment:
             generation = self._model.refresh(reader).id
             photo_reader = self._model.photo_reader()
             stored = Stored.of(reader, [photo.face for photo in read])
-        found = [reading.settled(photo, stored, generation) for photo in read]
+        found = [reading.settled(photo, stored, generation, selection) for photo in read]
         left = [photo for photo, one in zip(read, found, strict=True) if one is None]
         decoded = iter(
             reading.decode_photos(
@@ -149,7 +149,7 @@ class Enrollment:
                 decode,
                 meters,
                 selection=selection,
-                stored=stored.faces,
+                stored=stored.photos,
             )
         )
         return in_their_places(entries, [next(decoded) if one is None else one for one in found])
@@ -172,7 +172,7 @@ class Enrollment:
                 raise self._model.switched()
             vectors = reading.embedded(ready, embedder)
         kept = tuple(
-            dataclasses.replace(one, pixels=None) if isinstance(one, Prepared) and one.is_new else one
+            dataclasses.replace(one, pixels=()) if isinstance(one, Prepared) and one.is_new else one
             for one in photos
         )
         return Ready(kept, vectors, tuple(photo.is_new for photo in ready))
@@ -182,7 +182,7 @@ class Enrollment:
 
         Args:
             batch: the result of `embed_prepared`.
-            contested: ids of faces with bytes that this run was offered under another name. These faces are
+            contested: ids of photos with bytes that this run was offered under another name. These photos are
                 not removed, and the set is extended. None stands for a run of one batch.
 
         Returns:
@@ -195,15 +195,17 @@ class Enrollment:
         ready = [photo for photo in batch.photos if isinstance(photo, Prepared)]
         if not ready:
             return [photo for photo in batch.photos if isinstance(photo, Outcome)]
+        embedded = list(zip(ready, batch.has_vector, strict=True))
         found = self._writer.add(
-            [photo.face for photo in ready],
+            [face for photo in ready for face in photo.faces],
             batch.vectors,
-            has_vector=batch.has_vector,
+            has_vector=[has for photo, has in embedded for _ in photo.faces],
             # The oldest generation: if one photo was prepared for another model, no photo is added.
             generation=min(photo.generation for photo in ready),
             contested=contested,
         )
-        added = [outcome or self._enroll_again(photo) for outcome, photo in zip(found, ready, strict=True)]
+        of_faces = iter(found)
+        added = [self._outcome(photo, list(islice(of_faces, len(photo.faces)))) for photo in ready]
         return in_their_places(batch.photos, added)
 
     def enroll_prepared(self, photos: Sequence[Prepared | Outcome]) -> list[Outcome]:
@@ -215,12 +217,17 @@ class Enrollment:
         """
         return self.enroll_ready(self.embed_prepared(photos))
 
+    def _outcome(self, photo: Prepared, found: Sequence[Outcome | None]) -> Outcome:
+        """Returns the outcome of a photo from those of its faces."""
+        decided = [one for one in found if one is not None]
+        return of_photo(decided) if len(decided) == len(found) else self._enroll_again(photo)
+
     def _enroll_again(self, photo: Prepared) -> Outcome:
         """Enrolls a photo again if its bytes were stored when it was read, and erased before the commit."""
-        if photo.pixels is not None:
+        if photo.pixels:
             return self.enroll_prepared([dataclasses.replace(photo, spare=False)])[0]
         assert photo.photo is not None  # kept where there are no pixels
-        return self.enroll_prepared(self.prepare_many([photo.photo]))[0]
+        return self.enroll_prepared(self.prepare_many([photo.photo], selection=photo.selection))[0]
 
     def enroll_vectors(
         self, faces: Sequence[NewFace], vectors: NDArray[Any], *, fingerprint: str | None = None

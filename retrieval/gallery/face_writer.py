@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from retrieval.database.identity_names import check_identity
 from retrieval.database.metadata import encoded
 from retrieval.database.reader import Reader
-from retrieval.database.records import Generation, NewFace
+from retrieval.database.records import FaceRegion, Generation, NewFace
 from retrieval.database.tables import face_table
 from retrieval.database.writer import Writer
 from retrieval.embedding.outcome import Deduplicator, Outcome, Status
@@ -75,9 +75,9 @@ class FaceWriter:
             vectors: (m, d), one for each face that has a vector, in order.
             has_vector: for each face, whether it has a vector; None if all have one.
             generation: number of the generation that the faces were prepared for; None accepts any.
-            contested: ids of faces that are kept even if other bytes take their last path. Faces with bytes
+            contested: ids of photos that are kept even if other bytes take their last path. Photos with bytes
                 that are offered under another name now, or that lie at the path of a renamed file, are added
-                to the set. A caller that passes the same set for a whole run loses none of these faces.
+                to the set. A caller that passes the same set for a whole run loses none of these photos.
 
         Returns:
             One Outcome per face, in order; None for a face without a vector if its bytes are not stored.
@@ -95,7 +95,7 @@ class FaceWriter:
             checked = self._vault.vectors(current).checked(vectors)
             stored = Stored.of(writer, faces)
             faces = [stored.under_todays_name(face) for face in faces]
-            deduplicator = stored.deduplicator(contested, partial(_faces_reached_by_paths, writer))
+            deduplicator = stored.deduplicator(contested, partial(_photos_reached_by_paths, writer))
             outcomes = [
                 deduplicator.decide(row, face, has_vector=has)
                 for row, (face, has) in enumerate(zip(faces, has_vector, strict=True))
@@ -127,7 +127,7 @@ class FaceWriter:
         vector_rows: Ids,
         contested: Set[int],
     ) -> None:
-        """Stores the changes of `deduplicator`; row i of the batch has the vector of row `vector_rows[i]`."""
+        """Stores the changes of `deduplicator`; row i of the batch has the vector `vector_rows[i]`."""
         first = writer.gallery().next_face_id
         ids = np.arange(first, first + len(deduplicator.new), dtype=np.int64)
         rows = vector_rows[[row for row, _ in deduplicator.new]] if deduplicator.new else vector_rows[:0]
@@ -158,12 +158,23 @@ def _check_faces(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
         if face.identity is not None:
             check_identity(face.identity)
         encoded(face.metadata, face.path or face.sha256)
+        _check_region(face)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
 
 
-def _faces_reached_by_paths(reader: Reader, paths: Iterable[str]) -> set[int]:
-    """The ids of faces with bytes at some known paths now, then at the paths of these faces, and so on."""
+def _check_region(face: NewFace) -> None:
+    if face.region is not None:
+        try:
+            FaceRegion.of_json(face.region.as_json())
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"The region of {face.path or face.sha256} cannot be stored: {error}."
+            ) from error
+
+
+def _photos_reached_by_paths(reader: Reader, paths: Iterable[str]) -> set[int]:
+    """The ids of photos with bytes at some known paths now, then at the paths of these photos, and so on."""
     found: set[int] = set()
     visited: set[str] = set()
     pending = list(paths)
@@ -176,9 +187,9 @@ def _faces_reached_by_paths(reader: Reader, paths: Iterable[str]) -> set[int]:
             digest = content_sha256(read_bytes(path))
         except UnreadableImage:
             continue
-        for face in reader.faces_by_sha256({digest}).values():
-            found.add(face.id)
-            pending += face.paths
+        for photo in reader.photos_by_sha256({digest}).values():
+            found.add(photo.id)
+            pending += photo.paths
     return found
 
 
@@ -192,7 +203,7 @@ def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[
 
 
 def _store_rows(writer: Writer, first: int, deduplicator: Deduplicator) -> None:
-    writer.add_faces(first, [face for _, face in deduplicator.new])
+    writer.add_faces(first, [face for _, face in deduplicator.new], deduplicator.photos)
     writer.remove_files(deduplicator.paths)
     writer.add_files(deduplicator.paths.items(), deduplicator.stamps)
     writer.set_stamps({path: s for path, s in deduplicator.stamps.items() if path not in deduplicator.paths})

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from retrieval.database.identity_names import twins
 from retrieval.database.records import AuditEntry, Calibration, NewFace, Receipt
 from retrieval.embedding.outcome import Outcome
+from retrieval.embedding.reading import AUTO
 from retrieval.gallery import (
     annotate,
     creation,
@@ -214,15 +215,14 @@ class Gallery:
 
     # Enrolling
 
-    def enroll(
-        self, photos: Iterable[Offered], *, selection: FaceSelection = FaceSelection()
-    ) -> list[Outcome]:
+    def enroll(self, photos: Iterable[Offered], *, selection: FaceSelection = AUTO) -> list[Outcome]:
         """Enrolls photos in batches; each batch is durable before the next starts.
 
         Args:
             photos: pairs of an image (a path, bytes, a PIL image or a uint8 array) and an identity, or None
                 if the identity is unknown; or Photos, such as those of `photos.scan`.
-            selection: which face of a photo, for a model with a face detector.
+            selection: which faces of a photo, for a model with a face detector; by default the largest of a
+                photo with a name, and all of one without.
 
         Returns:
             One Outcome per photo, in order. A photo that cannot be read is a rejected one, not an error.
@@ -526,7 +526,9 @@ class Gallery:
         face_id: int | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> Receipt:
-        """Erases an identity or one face: rows, vectors, log, free pages, and the model's label of the name.
+        """Erases an identity, a face or a photo: rows, vectors, log, free pages, and the model's label of it.
+
+        A photo that shows other faces too stays, with its paths, until the last of its faces is erased.
 
         Segments with one of the vectors are rewritten without it, and the old ones are deleted. SQLite
         rewrites its file and empties its log. A tombstone makes `restore` erase the same faces again. The
@@ -536,7 +538,7 @@ class Gallery:
         Args:
             identity: the name of an identity, to erase with all of its faces; or
             face_id: the id of one face; or
-            path: a path of one face, which is erased with all of its paths.
+            path: a path of one photo, which is erased with all of its faces and paths.
 
         Returns:
             The receipt, which is stored too.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from retrieval.database.identity_names import check_identity, nearest
 from retrieval.database.metadata import encoded, filled
 from retrieval.database.reader import Reader
-from retrieval.database.records import Receipt, utc_now
+from retrieval.database.records import Face, Receipt, utc_now
 from retrieval.database.tables import identity_table
 from retrieval.database.writer import Writer
 from retrieval.errors import InputError, NotFound
@@ -199,7 +199,7 @@ def _defer_relabel(
 def forget(
     vault: Vault, identity: str | None, face_id: int | None, path: str | os.PathLike[str] | None
 ) -> Receipt:
-    """Erases an identity, or one face, and returns the receipt; see `Gallery.forget`."""
+    """Erases an identity, one face, or a photo, and returns the receipt; see `Gallery.forget`."""
     if sum(asked is not None for asked in (identity, face_id, path)) != 1:
         raise InputError("Say what to forget: an identity, or a face, or a path; one of the three.")
     with vault.writing() as writer:
@@ -231,20 +231,33 @@ def _forget_target(
     if identity is not None:
         return _identity_target(vault, reader, identity)
     if path is not None:
-        name = absolute(path)
-        found = reader.files([name] if is_utf8(name) else []).get(name)
-        if found is None:
-            raise NotFound(f"There is no face of {readable(name)} in {vault.folder}.")
-        face_id = found
+        return _faces_target(vault, reader, "path", _faces_at(vault, reader, absolute(path)))
     assert face_id is not None
-    if not (0 < face_id < 2**63 and reader.faces([face_id])):
+    found = reader.faces([face_id]) if 0 < face_id < 2**63 else {}
+    if not found:
         raise NotFound(f"There is no face {face_id} in {vault.folder}.")
-    person = reader.faces([face_id])[face_id].identity
-    # An identity that loses its last face is removed with all of its names.
-    names: set[str] = set()
-    if person is not None and reader.face_ids_of(person) == [face_id]:
-        names = reader.names_of([_require_identity(vault, reader, person)])
-    return _Target("face" if path is None else "path", (face_id,), (), frozenset(names))
+    return _faces_target(vault, reader, "face", tuple(found.values()))
+
+
+def _faces_at(vault: Vault, reader: Reader, path: str) -> tuple[Face, ...]:
+    """All faces of the photo at a path.
+
+    Raises:
+        NotFound: no photo has that path.
+    """
+    known = reader.known_files([path] if is_utf8(path) else []).get(path)
+    if known is None:
+        raise NotFound(f"There is no face of {readable(path)} in {vault.folder}.")
+    return known.photo.faces
+
+
+def _faces_target(vault: Vault, reader: Reader, what: str, faces: tuple[Face, ...]) -> _Target:
+    """Some faces, and all names of the identities that lose their last face with them."""
+    ids = {face.id for face in faces}
+    people = {face.identity for face in faces if face.identity is not None}
+    emptied = [name for name in sorted(people) if ids.issuperset(reader.face_ids_of(name))]
+    names = reader.names_of([_require_identity(vault, reader, name) for name in emptied])
+    return _Target(what, tuple(sorted(ids)), (), frozenset(names))
 
 
 def _identity_target(vault: Vault, reader: Reader, name: str) -> _Target:

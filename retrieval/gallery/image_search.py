@@ -21,6 +21,7 @@ from retrieval.images import pixels
 from retrieval.images.detection import DetectedFace
 from retrieval.images.photo_reader import FaceSelection
 from retrieval.images.pixels import ImageSource
+from retrieval.index.segments import Exclude
 from retrieval.models.bundle import FORGOTTEN
 from retrieval.search.decisions import Decision
 from retrieval.search.nearest import (
@@ -46,9 +47,6 @@ _ATTEMPTS: Final = 5
 
 # Embeddings (n, d).
 Vectors: TypeAlias = NDArray[np.float32]
-
-# For each embedding, the id of a face to leave out of its answer, or None; None as a whole leaves out none.
-Exclude: TypeAlias = Sequence[int | None] | None
 
 # Searches for each embedding in a snapshot of the generation with the given number.
 Nearest: TypeAlias = Callable[[Vectors, Exclude, int], list[Found[_T]]]
@@ -130,7 +128,7 @@ def _answers_of_batch(
             faces = [reader.read(image, pictures.selection) for image in images]
         with asked.explanation.timed("embed"):
             embedded = embedder.embed(np.stack([face.pixels for some in faces for face in some]))
-        exclude = ids_of_same_bytes(model.vault, images) if pictures.exclude_self else [None] * len(images)
+        exclude = ids_of_same_bytes(model.vault, images) if pictures.exclude_self else [()] * len(images)
         of_each = [one for one, some in zip(exclude, faces, strict=True) for _ in some]
         with suppress(ModelMismatch):
             found = nearest(embedded.vectors, of_each if pictures.exclude_self else None, generation.id)
@@ -149,15 +147,15 @@ def with_prediction(
     return tuple(found), prediction, decision
 
 
-def ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[int | None]:
-    """The ids of the stored faces with exactly the bytes of each image, or None."""
+def ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[tuple[int, ...]]:
+    """The ids of the stored faces of the photo with exactly the bytes of each image."""
     digests = [
         pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)
         for image in images
     ]
     with vault.store.read() as reader:
-        known = reader.faces_by_sha256(set(digests))
-    return [known[digest].id if digest in known else None for digest in digests]
+        known = reader.photos_by_sha256(set(digests))
+    return [known[digest].face_ids if digest in known else () for digest in digests]
 
 
 def _prediction(labels: Sequence[str], probabilities: NDArray[np.float32]) -> Prediction | None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from retrieval.database.reader import Reader
-from retrieval.database.records import Face
+from retrieval.database.records import Face, StoredPhoto
 from retrieval.gallery import identities, sync
 from retrieval.gallery.survey import Survey, moved_files, other_names
 from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
@@ -44,8 +44,8 @@ class _Plan:
     Attributes:
         people: new name by current name, of identities for which all photos have the same new name.
         names: new identities of single faces, by face id.
-        give: face id by path, of paths to add; a path may belong to another face, or to none, until then.
-        drop: paths to remove from their faces.
+        give: photo id by path, of paths to add; a path may belong to another photo, or to none, until then.
+        drop: paths to remove from their photos.
         moved: faces that keep their vector and get the paths where their bytes are now.
         gone: faces to remove.
         kept: unchanged faces: the sources contradict the gallery.
@@ -171,74 +171,88 @@ def _relabelled(
 
 
 def _plan_moved_files(reader: Reader, survey: Survey) -> _Plan:
-    """Plans the changes to faces with known files that are gone or have other bytes."""
+    """Plans the changes to photos with known files that are gone or have other bytes."""
     owners = reader.files(survey.gone | survey.seen.keys())
-    faces = reader.faces(set(owners.values()))
+    photos = reader.photos(set(owners.values()))
     dead_paths = {
         path
         for path, number in owners.items()
-        if path not in survey.seen or survey.seen[path].sha256 != faces[number].sha256
+        if path not in survey.seen or survey.seen[path].sha256 != photos[number].sha256
     }
     orphans = {
-        number: face for number, face in faces.items() if face.paths and dead_paths.issuperset(face.paths)
+        number: photo
+        for number, photo in photos.items()
+        if photo.paths and dead_paths.issuperset(photo.paths)
     }
     named = _named_identities(reader, orphans.values(), survey)
-    chosen = {number: one for number, names in named.items() if (one := _only_name(names)) is not None}
-    unenrollable = {n for n, face in orphans.items() if n not in named and face.sha256 in survey.rejected}
+    unenrollable = {n for n, photo in orphans.items() if n not in named and photo.sha256 in survey.rejected}
     leaving = orphans.keys() - named.keys() - unenrollable
     held = leaving if survey.unseen else {n for n in leaving if _is_passed_over(orphans[n], survey)}
     plan = _Plan(
-        held=[orphans[number] for number in sorted(held)],
-        people=_renamed_identities(reader, orphans, chosen, leaving=leaving),
+        held=[face for number in sorted(held) for face in orphans[number].faces],
+        people=_renamed_identities(
+            reader,
+            _named_faces(orphans, named),
+            leaving={number for photo in leaving for number in orphans[photo].face_ids},
+        ),
     )
     # The bytes exist at a path that cannot be enrolled: a user has to rename that path.
     for number in sorted(unenrollable):
-        face = orphans[number]
-        plan.kept.append(Kept(face, (survey.rejected[face.sha256],), (None,)))
+        photo = orphans[number]
+        plan.kept += [Kept(face, (survey.rejected[photo.sha256],), (None,)) for face in photo.faces]
+    moved, kept = set[int](), unenrollable | held
     for number, names in named.items():
-        face = orphans[number]
-        agreeing = _agreeing_paths(plan.people.get(face.identity or "", face.identity), names)
+        photo = orphans[number]
+        agreeing = _agreeing_paths(photo, plan.people, names)
         if agreeing:
-            plan.moved.append(face)
+            moved.add(number)
+            plan.moved += photo.faces
             plan.give |= dict.fromkeys(agreeing, number)
         else:
-            plan.kept.append(_kept(face, names))
-            # Other bytes took all paths of the face: it gets the paths of its own bytes, so that a later sync
-            # detects when these are gone.
-            if survey.seen.keys() >= set(face.paths):
+            kept.add(number)
+            plan.kept += [_kept(face, names) for face in photo.faces]
+            # Other bytes took all paths of the photo: it gets the paths of its own bytes, so that a later
+            # sync detects when these are gone.
+            if survey.seen.keys() >= set(photo.paths):
                 plan.give |= dict.fromkeys(names, number)
-    moved, kept = {face.id for face in plan.moved}, {one.face.id for one in plan.kept} | held
     for path in dead_paths:
         number, is_gone = owners[path], path not in survey.seen
-        # An unchanged face keeps its paths, except paths that have other bytes now.
+        # An unchanged photo keeps its paths, except paths that have other bytes now.
         if number in moved or path in plan.give or is_gone != (number in kept):
             plan.drop.add(path)
-    left = (face for number, face in faces.items() if number not in moved | kept)
-    plan.gone += [face for face in left if face.paths and plan.drop.issuperset(face.paths)]
+    left = (photo for number, photo in photos.items() if number not in moved | kept)
+    plan.gone += [
+        face for photo in left if photo.paths and plan.drop.issuperset(photo.paths) for face in photo.faces
+    ]
     return plan
 
 
-def _is_passed_over(face: Face, survey: Survey) -> bool:
-    """Whether the scan of the sources passed over a path of a face."""
-    return not survey.passed_over.keys().isdisjoint(face.paths)
+def _is_passed_over(photo: StoredPhoto, survey: Survey) -> bool:
+    """Whether the scan of the sources passed over a path of a photo."""
+    return not survey.passed_over.keys().isdisjoint(photo.paths)
 
 
 def _plan_other_names(reader: Reader, survey: Survey) -> tuple[_Plan, dict[int, tuple[Face, str]]]:
     """The plan for faces with another identity in the sources; and each changed face and new name, by id."""
-    found = reader.faces_by_sha256({seen.sha256 for seen in survey.seen.values()})
-    faces = {face.id: face for face in found.values()}
-    named = _named_identities(reader, faces.values(), survey)
-    plan, chosen = _Plan(), dict[int, _Name]()
+    found = reader.photos_by_sha256({seen.sha256 for seen in survey.seen.values()})
+    photos = {photo.id: photo for photo in found.values()}
+    named = _named_identities(reader, photos.values(), survey)
+    plan, chosen = _Plan(), dict[int, tuple[Face, _Name]]()
     for number, names in named.items():
-        one = _only_name(names)
-        if one is None or number in survey.agreed or one.current in (None, faces[number].identity):
-            plan.kept.append(_kept(faces[number], names))
+        photo, one = photos[number], _only_name(names)
+        # A name does not say which of several faces it is of.
+        if (
+            one is None
+            or number in survey.agreed
+            or len(photo.faces) > 1
+            or one.current in (None, photo.faces[0].identity)
+        ):
+            plan.kept += [_kept(face, names) for face in photo.faces]
         else:
-            chosen[number] = one
-    plan.people = _renamed_identities(reader, faces, chosen)
+            chosen[photo.faces[0].id] = photo.faces[0], one
+    plan.people = _renamed_identities(reader, chosen.values())
     changed: dict[int, tuple[Face, str]] = {}
-    for number, name in chosen.items():
-        face = faces[number]
+    for number, (face, name) in chosen.items():
         if face.identity in plan.people:
             changed[number] = (face, plan.people[face.identity])
         else:
@@ -260,10 +274,10 @@ class _Name:
 _Names = Mapping[str, _Name | None]
 
 
-def _named_identities(reader: Reader, faces: Iterable[Face], survey: Survey) -> dict[int, _Names]:
-    """The identity that sources name at each path of a face's bytes, by face id; unseen faces are absent."""
+def _named_identities(reader: Reader, photos: Iterable[StoredPhoto], survey: Survey) -> dict[int, _Names]:
+    """The identity that sources name at each path of a photo's bytes, by its id; unseen ones are absent."""
     current = reader.current_names({one.identity for one in survey.seen.values() if one.identity is not None})
-    by_digest = {face.sha256: face.id for face in faces}
+    by_digest = {photo.sha256: photo.id for photo in photos}
     found: dict[int, dict[str, _Name | None]] = defaultdict(dict)
     for path in sorted(survey.seen):
         one = survey.seen[path]
@@ -282,38 +296,44 @@ def _only_name(names: _Names) -> _Name | None:
     return _Name(named.pop(), any(one.is_former for one in names.values() if one is not None))
 
 
-def _agreeing_paths(name: str | None, names: _Names) -> list[str]:
-    """The paths at which the sources agree with the identity `name` of a face.
+def _agreeing_paths(photo: StoredPhoto, people: Mapping[str, str], names: _Names) -> list[str]:
+    """The paths at which the sources agree with the identities of a photo, after `people` are renamed.
 
-    These are paths with the same identity or with none. For an anonymous face they are all paths, unless the
-    sources name several identities.
+    These are paths with one of its identities or with none. For a photo of anonymous faces they are all
+    paths, unless the sources name several identities.
     """
-    if name is None:
+    known = {people.get(name, name) for name in photo.identities if name is not None}
+    if not known:
         contradict = len({one.current for one in names.values() if one is not None}) > 1
         return [] if contradict else list(names)
-    return [path for path, one in names.items() if one is None or one.current == name]
+    return [path for path, one in names.items() if one is None or one.current in known]
+
+
+def _named_faces(photos: Mapping[int, StoredPhoto], named: Mapping[int, _Names]) -> list[tuple[Face, _Name]]:
+    """The photos of one face for which the sources name one identity, as that face with the name."""
+    return [
+        (photos[number].faces[0], one)
+        for number, names in named.items()
+        if len(photos[number].faces) == 1 and (one := _only_name(names)) is not None
+    ]
 
 
 def _renamed_identities(
-    reader: Reader,
-    faces: Mapping[int, Face],
-    chosen: Mapping[int, _Name],
-    leaving: Set[int] = frozenset(),
+    reader: Reader, chosen: Iterable[tuple[Face, _Name]], leaving: Set[int] = frozenset()
 ) -> dict[str, str]:
     """New name by current name, of identities for which all faces have the same new name.
 
     Faces in `leaving` do not count: the remaining faces of an identity can rename it after a deletion.
     """
-    of_person: dict[str, set[int]] = defaultdict(set)
-    for number, name in chosen.items():
-        identity = faces[number].identity
-        if identity is not None and name.current != identity:
-            of_person[identity].add(number)
+    of_person: dict[str, dict[int, _Name]] = defaultdict(dict)
+    for face, name in chosen:
+        if face.identity is not None and name.current != face.identity:
+            of_person[face.identity][face.id] = name
     people: dict[str, _Name] = {}
-    for identity, numbers in of_person.items():
-        named = {chosen[number].current for number in numbers}
-        if len(named) == 1 and numbers.issuperset(set(reader.face_ids_of(identity)) - leaving):
-            people[identity] = _Name(named.pop(), any(chosen[number].is_former for number in numbers))
+    for identity, names in of_person.items():
+        named = {name.current for name in names.values()}
+        if len(named) == 1 and names.keys() >= set(reader.face_ids_of(identity)) - leaving:
+            people[identity] = _Name(named.pop(), any(name.is_former for name in names.values()))
     # A former name of an identity that is renamed too is ambiguous: such a change is left out.
     return {old: new.current for old, new in people.items() if not (new.is_former and new.current in people)}
 

@@ -228,7 +228,8 @@ def _missing_ids(vault: Vault, reader: Reader, generation: Generation) -> list[i
 def _embed_batch(vault: Vault, ids: Sequence[int], embedder: Embedder, *, fetch: bool) -> Iterator[Embedded]:
     with vault.store.read() as reader:
         faces, fetching = list(reader.faces(ids).values()), Fetching(fetch, reader.hosts())
-    return embed_again(faces, embedder, fetching)
+        shared = reader.in_shared_photos(ids)
+    return embed_again(faces, embedder, fetching, shared=shared)
 
 
 def _add_vectors(vault: Vault, generation: Generation, part: Embedded) -> int:

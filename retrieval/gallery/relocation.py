@@ -16,9 +16,9 @@ class Relocated:
     """The result of a relocation.
 
     Attributes:
-        paths: number of known paths that were moved below the new root, including paths that the same face
+        paths: number of known paths that were moved below the new root, including paths that the same photo
             had there already.
-        faces: number of faces with these paths.
+        faces: number of faces in the photos with these paths.
         present: number of these paths with an existing file; addresses are not checked.
         left: unchanged paths: other bytes are known at their new path.
     """
@@ -55,7 +55,7 @@ class _Plan:
 
     Attributes:
         moved: known paths to remove.
-        files: face id by path, of paths to add.
+        files: photo id by path, of paths to add.
         stamps: stamp by path, of added paths with an unchanged file.
         result: the counts.
     """
@@ -74,7 +74,7 @@ def _plan(vault: Vault, reader: Reader, before: str, after: str) -> _Plan:
     owners = reader.files(target.values())
     left = _immovable_paths({path: number for path, (number, _) in known.items()}, target, owners)
     moved = {path: target[path] for path in known if path not in left}
-    # A new path that the face has already is not added again.
+    # A new path that the photo has already is not added again.
     files = {
         new_path: known[path][0]
         for path, new_path in moved.items()
@@ -89,7 +89,7 @@ def _plan(vault: Vault, reader: Reader, before: str, after: str) -> _Plan:
             stamps[new_path] = stamp
     result = Relocated(
         paths=len(moved),
-        faces=len({known[path][0] for path in moved}),
+        faces=reader.count_of_photos({known[path][0] for path in moved}),
         present=present,
         left=tuple(sorted(left)),
     )
@@ -99,7 +99,7 @@ def _plan(vault: Vault, reader: Reader, before: str, after: str) -> _Plan:
 def _immovable_paths(
     known: Mapping[str, int], target: Mapping[str, str], owners: Mapping[str, int]
 ) -> set[str]:
-    """Known paths that cannot move: their new path belongs to another face and does not move away itself.
+    """Known paths that cannot move: their new path belongs to another photo and does not move away itself.
 
     The search is repeated, because one root may be below the other.
     """

@@ -282,13 +282,14 @@ class _Repair:
             )
             lost = np.setdiff1d(np.fromiter(reader.face_ids(), np.int64), present)
             faces = list(reader.faces(lost.tolist()).values())
+            shared = reader.in_shared_photos(lost.tolist())
             fetching = Fetching(self._fetch, reader.hosts())
         broken = [number for number, ids in verified.items() if ids is None]
         stray = [n for f in book.findings if f.trouble is Trouble.VECTOR_WITHOUT_FACE for n in f.face_ids]
         parts: list[Embedded] = []
         if faces:
             bundle = ModelBundle.load(self._vault.folder / serving.folder)
-            parts = list(embed_again(faces, embedder(bundle), fetching))
+            parts = list(embed_again(faces, embedder(bundle), fetching, shared=shared))
         unrecoverable = tuple(face for part in parts for face in part.lost)
         self.unfetched = tuple(sorted(number for part in parts for number in part.unfetched))
         if self.unfetched or (unrecoverable and not self._give_up):

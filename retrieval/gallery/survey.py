@@ -41,7 +41,7 @@ class Survey:
     Attributes:
         gone: known paths that do not exist as files.
         seen: content by path: changed files at known paths, and stored bytes at other paths.
-        agreed: ids of faces that a source offers under their stored identity.
+        agreed: ids of photos that a source offers under a stored identity of theirs.
         rejected: a path by SHA-256, for bytes that were searched for and that cannot be enrolled at that path
             (a path that is not UTF-8, an identity name that cannot be stored, a folder that is taken for a
             model, a gallery or a backup).
@@ -68,20 +68,20 @@ _UNREADABLE_REASONS: Final = frozenset(
 
 
 @dataclass(frozen=True)
-class _LostFaces:
-    """Faces without an unchanged file: each of their known files is gone or changed.
+class _LostPhotos:
+    """Photos without an unchanged file: each of their known files is gone or changed.
 
     Attributes:
         gone, changed: known paths below the roots.
-        inaccessible: known paths that cannot be examined; their faces do not count as lost.
-        faces: SHA-256 of each lost face, by face id.
-        sizes: file sizes of the lost faces in bytes; None if one size is unknown, so that any file may match.
+        inaccessible: known paths that cannot be examined; their photos do not count as lost.
+        photos: SHA-256 of each lost photo, by its id.
+        sizes: file sizes of the lost photos in bytes; None if one size is unknown: any file may match.
     """
 
     gone: frozenset[str]
     changed: frozenset[str]
     inaccessible: frozenset[str]
-    faces: Mapping[int, str]
+    photos: Mapping[int, str]
     sizes: frozenset[int] | None
 
 
@@ -105,7 +105,7 @@ class _Findings:
                 self.unseen[readable(photo.path or "")] = error.detail
             return None
 
-    def reject(self, photo: Photo, lost: _LostFaces) -> None:
+    def reject(self, photo: Photo, lost: _LostPhotos) -> None:
         """Records the path of a photo that cannot be enrolled there."""
         path = photo.path or ""
         if photo.problem in _UNREADABLE_REASONS:
@@ -122,9 +122,9 @@ def moved_files(
     passed_over: PassedOver,
     gone: Sequence[str] = (),
 ) -> Survey:
-    """Searches the sources for the bytes of faces for which each known file is gone or changed.
+    """Searches the sources for the bytes of photos of which each known file is gone or changed.
 
-    Only files that may hold such bytes are read: changed files of these faces, and files of a matching size.
+    Only files that may hold such bytes are read: changed files of these photos, and files of a matching size.
     A known file with an unchanged stamp is not read. A known member of an archive counts as unchanged if the
     archive has a member of that name. Folders that the scan took for models, galleries or backups are
     searched too: a stray file may have caused that.
@@ -132,14 +132,14 @@ def moved_files(
     Args:
         store: the gallery's tables.
         roots: absolute paths; only known paths below them can be gone.
-        offered: the photos of the sources; not read if no face is lost.
+        offered: the photos of the sources; not read if no photo is lost.
         passed_over: the object to which the scan that yields `offered` adds what it excludes.
         gone: the roots that the caller declares gone; no exclusion rule applies below them.
     """
-    lost = _lost_faces(store, roots)
-    if not lost.faces:
+    lost = _lost_photos(store, roots)
+    if not lost.photos:
         return Survey(lost.gone)
-    digests = set(lost.faces.values())
+    digests = set(lost.photos.values())
     found = _Findings()
     for photo, known in _with_known_files(store, _usable(offered, lost, found)):
         path = photo.path
@@ -148,7 +148,7 @@ def moved_files(
         # A listed path that does not exist is a dangling link, perhaps to a disk that is not mounted.
         if known is not None and not changed and not (path in lost.gone or path in lost.inaccessible):
             continue
-        if not (changed and known is not None and known.face_id in lost.faces) and not _may_be_lost_photo(
+        if not (changed and known is not None and known.photo.id in lost.photos) and not _may_be_lost_photo(
             photo, lost
         ):
             continue
@@ -174,44 +174,43 @@ def other_names(store: Store, offered: Iterable[Photo]) -> Survey:
     for chunk in _chunks(_with_known_files(store, filter(_is_usable, offered))):
         read = [_read_unless_unchanged(photo, known) for photo, known in chunk]
         with store.read() as reader:
-            faces = reader.faces_by_sha256({one.sha256 for one in read if one is not None})
-            known_faces = reader.faces({known.face_id for _, known in chunk if known is not None})
+            stored = reader.photos_by_sha256({one.sha256 for one in read if one is not None})
             names = {one.identity for one in read if one is not None} | {p.identity for p, _ in chunk}
             current_names = reader.current_names({name for name in names if name is not None})
         for (photo, known), one in zip(chunk, read, strict=True):
-            face = faces.get(one.sha256) if one is not None else None
+            found = stored.get(one.sha256) if one is not None else None
             if one is None and known is not None:
-                face = known_faces.get(known.face_id)
+                found = known.photo
             identity = current_names.get(photo.identity or "", photo.identity)
-            if face is None or identity is None or face.identity is None or photo.path is None:
+            if found is None or identity is None or found.identities == {None} or photo.path is None:
                 continue
-            if identity == face.identity:
-                agreed.add(face.id)
+            if identity in found.identities:
+                agreed.add(found.id)
             else:
-                seen[photo.path] = Seen(face.sha256, photo.identity, None if one is None else one.stamp)
+                seen[photo.path] = Seen(found.sha256, photo.identity, None if one is None else one.stamp)
     return Survey(seen=seen, agreed=frozenset(agreed))
 
 
-def _lost_faces(store: Store, roots: Sequence[str]) -> _LostFaces:
+def _lost_photos(store: Store, roots: Sequence[str]) -> _LostPhotos:
     paths: dict[str, set[str]] = {"gone": set(), "changed": set(), "inaccessible": set()}
-    faces: set[int] = set()
+    absent: set[int] = set()
     present: set[int] = set()
     with archives.Shelf() as shelf, store.read() as reader:
         for path, number, stamp in reader.all_files():
             state = _state(path, stamp, shelf) if is_below(path, roots) else "same"
             if state != "same":
                 paths[state].add(path)
-            (present if state in ("same", "inaccessible") else faces).add(number)
-        found = reader.faces(faces - present)
+            (present if state in ("same", "inaccessible") else absent).add(number)
+        found = reader.photos(absent - present)
         sizes: dict[int, int | None] = dict.fromkeys(found)
-        known = reader.known_files(path for face in found.values() for path in face.paths)
+        known = reader.known_files(path for photo in found.values() for path in photo.paths)
         for file in known.values():
             if file.stamp is not None:
-                sizes[file.face_id] = file.stamp.size
+                sizes[file.photo.id] = file.stamp.size
     every = frozenset(size for size in sizes.values() if size is not None)
-    digests = {number: face.sha256 for number, face in found.items()}
+    digests = {number: photo.sha256 for number, photo in found.items()}
     gone, changed, inaccessible = map(frozenset, paths.values())
-    return _LostFaces(gone, changed, inaccessible, digests, None if None in sizes.values() else every)
+    return _LostPhotos(gone, changed, inaccessible, digests, None if None in sizes.values() else every)
 
 
 def _state(path: str, stamp: Stamp | None, shelf: archives.Shelf) -> str:
@@ -238,7 +237,7 @@ def _is_usable(photo: Photo) -> bool:
     return photo.problem is None and photo.path is not None and is_utf8_name(photo.path)
 
 
-def _usable(offered: Iterable[Photo], lost: _LostFaces, found: _Findings) -> Iterator[Photo]:
+def _usable(offered: Iterable[Photo], lost: _LostPhotos, found: _Findings) -> Iterator[Photo]:
     """Yields the photos that can be enrolled; records the others in `found`."""
     for photo in offered:
         if _is_usable(photo):
@@ -269,7 +268,7 @@ def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
         yield chunk
 
 
-def _may_be_lost_photo(photo: Photo, lost: _LostFaces) -> bool:
+def _may_be_lost_photo(photo: Photo, lost: _LostPhotos) -> bool:
     """Whether a photo has the size of a lost one, or one of the sizes is unknown."""
     if lost.sizes is None:
         return True

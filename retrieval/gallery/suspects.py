@@ -103,8 +103,9 @@ def _compare_all(
     with vault.store.read() as reader:
         faces = list(reader.faces(ids.tolist()).values())
         before = _stored_vectors(vault, reader, generation, ids)
+        shared = reader.in_shared_photos(ids.tolist())
     differing_ids, differing, lost, reembedded = [], [], list[Face](), 0
-    for part in embed_again(faces, embedder, fetching):
+    for part in embed_again(faces, embedder, fetching, shared=shared):
         lost += part.lost
         reembedded += len(part.ids)
         for number, vector in zip(part.ids.tolist(), part.vectors, strict=True):

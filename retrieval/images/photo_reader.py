@@ -17,8 +17,8 @@ from retrieval.images.pixels import MAX_SECONDS, ImageSource, View
 from retrieval.images.preprocessing import Preprocessing
 
 # Which faces of a photo are read: the largest and most central one, the only one, all of them, or none: the
-# picture is taken as it is.
-Faces = Literal["largest", "one", "all", "none"]
+# picture is taken as it is. "auto" is the largest of a photo with a name, and all of one without.
+Faces = Literal["auto", "largest", "one", "all", "none"]
 
 # Faces with a shorter side of fewer pixels hold too little to tell people apart.
 MIN_FACE_SIDE: Final = 20
@@ -29,8 +29,9 @@ class FaceSelection:
     """Which faces of a photo are read; only for models with a face detector.
 
     Attributes:
-        faces: "largest" (and most central), "one" (a photo with several is rejected), "all", or "none": the
-            central square of the picture, as for a model without a detector.
+        faces: "largest" (and most central), "one" (a photo with several is rejected), "all", "auto"
+            ("largest" where a name says who is on the photo, else "all"), or "none": the central square of
+            the picture, as for a model without a detector.
         min_side: the least shorter side of a face's box in pixels.
         min_sharpness: the least `FaceImage.sharpness`; None for no limit.
         max_yaw: the largest `DetectedFace.yaw` to either side; None for no limit.
@@ -51,6 +52,12 @@ class FaceSelection:
             limit = getattr(self, name)
             if limit is not None and not limit >= 0:
                 raise InputError(f"`{name}` is {limit}; it must be at least 0.")
+
+    def beside(self, identity: str | None) -> "FaceSelection":
+        """Returns the selection for a photo that was offered under a name, or under none."""
+        if self.faces != "auto":
+            return self
+        return replace(self, faces="all" if identity is None else "largest")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +137,8 @@ class PhotoReader:
 
         Args:
             source: as of `pixels.read`.
-            selection: which faces; a model without a detector takes the central square of the picture.
+            selection: which faces, where "auto" is "largest"; a model without a detector takes the central
+                square of the picture.
             seconds: as of `pixels.read`.
             clock: the time of the detector is added to it.
 
@@ -157,6 +165,28 @@ class PhotoReader:
         aligned = pixels.align(source, size=chosen.size, locate=locate, colour=chosen.colour, seconds=seconds)
         faces = [FaceImage(square, face) for square, face in zip(aligned, found, strict=True)]
         return _good(faces, selection)
+
+    def read_again(
+        self, source: ImageSource, stored: DetectedFace, *, seconds: float = MAX_SECONDS
+    ) -> FaceImage:
+        """Returns the face of a photo that was found at a place before, perhaps by another detector.
+
+        Raises:
+            UnreadableImage: the picture cannot be read, or there is no face at that place.
+            InputError, RunError, Interrupted: as `pixels.read`.
+        """
+        chosen = self.preprocessing
+        found: list[DetectedFace] = []
+
+        def locate(view: View) -> list[Matrix]:
+            near = [face for face in self._find(view) if face.is_same_as(stored)]
+            if not near:
+                raise UnreadableImage(Reason.NO_FACE, "no face was found where it was enrolled")
+            found[:] = self._exact([max(near, key=stored.overlap)], view)
+            return [self._transform(face) for face in found]
+
+        aligned = pixels.align(source, size=chosen.size, locate=locate, colour=chosen.colour, seconds=seconds)
+        return FaceImage(aligned[0], found[0])
 
     def is_light(self, data: bytes, selection: FaceSelection) -> bool:
         """Returns whether `read` certainly takes little time and memory for a file; see `pixels.is_light`."""

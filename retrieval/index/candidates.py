@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.blocks import Floats, Ids
 from retrieval.index.explanation import Explanation
+
+# For each query, the ids that may not be in its result; None where no query has any.
+Exclude: TypeAlias = Sequence[tuple[int, ...]] | None
 
 
 class QueryBatch:
@@ -19,7 +22,7 @@ class QueryBatch:
         queries: (n, d) float32.
         exact: the same in float64.
         lengths: (n,) float64, Euclidean.
-        exclude: (n,) the id to exclude for each query, -1 for none; None where no query excludes any.
+        exclude: (n, m) the ids to exclude for each query, filled up with -1; None where there are none.
         k: the number of neighbours; 0 for a radius search.
         limit: (n,) float64, an upper bound of each query's k-th distance, proven by k rows, or the radius.
             It only falls, while filter and refine share it.
@@ -29,7 +32,7 @@ class QueryBatch:
     def __init__(
         self,
         queries: NDArray[np.float32],
-        exclude: Sequence[int | None] | None,
+        exclude: Exclude,
         *,
         k: int,
         radius: float,
@@ -39,9 +42,11 @@ class QueryBatch:
         self.exact = queries.astype(np.float64)
         self.lengths: Floats = np.sqrt(np.einsum("ij,ij->i", self.exact, self.exact))
         self.exclude: Ids | None = None
-        if exclude is not None and any(one is not None for one in exclude):
+        if exclude is not None and any(exclude):
             # Ids are positive numbers.
-            self.exclude = np.array([-1 if one is None else one for one in exclude], np.int64)
+            self.exclude = np.full((len(exclude), max(map(len, exclude))), -1, np.int64)
+            for row, ids in zip(self.exclude, exclude, strict=True):
+                row[: len(ids)] = ids
         self.k = k
         self.limit: Floats = np.full(len(queries), radius, np.float64)
         self.explanation = explanation
@@ -51,8 +56,8 @@ class QueryBatch:
 
     @property
     def enough(self) -> int:
-        """The number of rows that surely contain k results: k, plus one where an id is excluded."""
-        return self.k + (self.exclude is not None)
+        """The number of rows that surely contain k results: k, and as many as a query excludes."""
+        return self.k + (0 if self.exclude is None else self.exclude.shape[1])
 
 
 @dataclass(frozen=True)

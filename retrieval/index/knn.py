@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.blocks import Block, Floats, Ids, Numbering, Selection, selections
-from retrieval.index.candidates import QueryBatch
+from retrieval.index.candidates import Exclude, QueryBatch
 from retrieval.index.explanation import Explanation
 from retrieval.index.filter import Filter
 from retrieval.index.kernels import FLOAT64_SLACK
@@ -45,7 +45,7 @@ def nearest(
     k: int,
     *,
     allowed: Ids | None = None,
-    exclude: Sequence[int | None] | None = None,
+    exclude: Exclude = None,
     explanation: Explanation | None = None,
 ) -> list[Neighbours]:
     """Returns the k nearest rows to each query.
@@ -55,7 +55,7 @@ def nearest(
         queries: (n, d) float32, finite, of lengths up to 1e18.
         k: at least 1; with fewer rows, all are returned.
         allowed: the only ids that may be in the result, ascending.
-        exclude: for each query an id that may not be in its result, or None.
+        exclude: for each query the ids that may not be in its result, which are few.
         explanation: the costs are added to it.
 
     Returns:
@@ -72,7 +72,7 @@ def within(
     radius: float,
     *,
     allowed: Ids | None = None,
-    exclude: Sequence[int | None] | None = None,
+    exclude: Exclude = None,
     explanation: Explanation | None = None,
 ) -> list[Neighbours]:
     """Returns all rows at a distance of at most `radius` from each query; otherwise as `nearest`."""
@@ -97,9 +97,7 @@ class _Search:
         self._explanation = Explanation() if explanation is None else explanation
         self._k, self._radius = k, radius
 
-    def in_batches(
-        self, queries: NDArray[np.float32], exclude: Sequence[int | None] | None, size: int
-    ) -> list[Neighbours]:
+    def in_batches(self, queries: NDArray[np.float32], exclude: Exclude, size: int) -> list[Neighbours]:
         """Returns the neighbours of queries (n, d), in batches of `size`."""
         self._explanation.queries += len(queries)
         self._explanation.rows = sum(map(len, self._selections))
@@ -110,7 +108,7 @@ class _Search:
             answers += self._answer(self._batch(queries[some], excluded))
         return answers
 
-    def _batch(self, queries: NDArray[np.float32], exclude: Sequence[int | None] | None) -> QueryBatch:
+    def _batch(self, queries: NDArray[np.float32], exclude: Exclude) -> QueryBatch:
         return QueryBatch(queries, exclude, k=self._k, radius=self._radius, explanation=self._explanation)
 
     def _answer(self, batch: QueryBatch) -> list[Neighbours]:

@@ -185,7 +185,8 @@ class Refiner:
     def _without_excluded(self, found: Bounded) -> Bounded:
         if self._batch.exclude is None:
             return found
-        return found[self._numbering.ids(found.row) != self._batch.exclude[found.query]]
+        ids = self._numbering.ids(found.row)
+        return found[(ids[:, None] != self._batch.exclude[found.query]).all(1)]
 
     def _per_block(
         self, kernel: _Kernel, query: NDArray[np.int64], row: Ids, at_a_time: int, results: NDArray[Any]

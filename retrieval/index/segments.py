@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import GalleryDamaged, InputError, StorageError
+from retrieval.index.candidates import Exclude as Exclude  # so does every user of searches
 from retrieval.index.knn import Block, Explanation, Neighbours, nearest, within
 from retrieval.index.knn import Ids as Ids  # every user of vectors needs it
 from retrieval.index.quantization import Basis, Coded, basis_of, machine_reason
@@ -311,7 +312,7 @@ class FlatVectors:
         *,
         coded: Mapping[int, CodesOf] | None = None,
         allowed: Ids | None = None,
-        exclude: Sequence[int | None] | None = None,
+        exclude: Exclude = None,
         explanation: Explanation | None = None,
     ) -> list[Neighbours]:
         """Returns the k nearest stored vectors to each query: exactly those of a float64 brute force.
@@ -342,7 +343,7 @@ class FlatVectors:
         *,
         coded: Mapping[int, CodesOf] | None = None,
         allowed: Ids | None = None,
-        exclude: Sequence[int | None] | None = None,
+        exclude: Exclude = None,
         explanation: Explanation | None = None,
     ) -> list[Neighbours]:
         """Returns all stored vectors within `radius` of each query; otherwise as `search`.

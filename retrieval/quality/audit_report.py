@@ -320,7 +320,12 @@ def _item(doubt: Doubt) -> Item:
             (group[0].identity or "no identity") if names is None else names[place].format(*doubt.identities)
         )
         pictures = [
-            Picture(face.paths, face.sha256, f"face {face.id}, {face.identity or 'no identity'}")
+            Picture(
+                face.paths,
+                face.sha256,
+                f"face {face.id}, {face.identity or 'no identity'}",
+                None if face.region is None else face.region.detected,
+            )
             for face in group
         ]
         groups.append(Group(named, pictures, doubted=place == 0 and names is not None))

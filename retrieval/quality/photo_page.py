@@ -10,7 +10,8 @@ from PIL import Image
 
 from retrieval.errors import Reason, UnreadableImage
 from retrieval.images import pixels
-from retrieval.images.photo_reader import PhotoReader
+from retrieval.images.detection import DetectedFace
+from retrieval.images.photo_reader import FaceImage, PhotoReader
 from retrieval.pages import html
 from retrieval.sources import photos
 from retrieval.sources.archives import Shelf
@@ -31,11 +32,13 @@ class Picture:
         paths: where its bytes may be; the first path that has them is shown.
         sha256: of its bytes, in hex; a file with other bytes is not shown.
         caption: the line.
+        place: where the face in question is, of several; None for the main one.
     """
 
     paths: Sequence[str]
     sha256: str
     caption: str
+    place: DetectedFace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def sheet(
 def _photo(picture: Picture, *, read: _Read, reader: PhotoReader | None) -> Markup:
     try:
         content = _content(picture, read)
-        face = None if reader is None else reader.inspect(content).main
+        face = None if reader is None else _face(picture, content, reader)
         if face is None:
             url = html.thumbnail_url(content, side=_SIDE)
         else:
@@ -119,6 +122,17 @@ def _photo(picture: Picture, *, read: _Read, reader: PhotoReader | None) -> Mark
         name = picture.paths[0] if picture.paths else "a photo without a path"
         return html.gone(f"{name}: {error.detail}")
     return html.photo(url, alt=picture.caption)
+
+
+def _face(picture: Picture, content: bytes, reader: PhotoReader) -> FaceImage | None:
+    """Returns the face in question; None where the photo has no face.
+
+    Raises:
+        UnreadableImage: there is none where it was, or the photo cannot be read.
+    """
+    if picture.place is None or reader.detector is None:
+        return reader.inspect(content).main
+    return reader.read_again(content, picture.place)
 
 
 def _content(picture: Picture, read: _Read) -> bytes:

@@ -21,7 +21,7 @@ from retrieval.database.reader import Reader
 from retrieval.database.records import Calibration, Generation, OperatingPoint, utc_now
 from retrieval.errors import InputError, Interrupted, ModelMismatch
 from retrieval.index.knn import Ids, Neighbours
-from retrieval.index.segments import Vectors
+from retrieval.index.segments import Exclude, Vectors
 from retrieval.models.bundle import FORGOTTEN
 from retrieval.search.decisions import Nearest, check_fpir, two_nearest
 from retrieval.storage.vault import State, Vault
@@ -270,14 +270,14 @@ def _search_stored(
     state = _state_of_same_model(vault, gallery, reader)
     there, vectors = _vectors(vault, state, np.array(sorted(owners), np.int64))
     own = np.array([owners[number] for number in there.tolist()], np.int64)
-    return own, _search_two_nearest(vault, gallery, vectors, there.tolist(), reader)
+    return own, _search_two_nearest(vault, gallery, vectors, [(number,) for number in there.tolist()], reader)
 
 
 def _search_two_nearest(
     vault: Vault,
     gallery: _GalleryState,
     vectors: NDArray[Any],
-    exclude: Sequence[int | None] | None,
+    exclude: Exclude,
     reader: Reader,
 ) -> Nearest:
     """The two nearest identities to each vector, in a snapshot.
@@ -288,7 +288,7 @@ def _search_two_nearest(
     state = _state_of_same_model(vault, gallery, reader)
     flat = vault.vectors(state.generation)
     queries = flat.checked(vectors)
-    left_out = [None] * len(queries) if exclude is None else exclude
+    left_out = [()] * len(queries) if exclude is None else exclude
 
     def ask(places: Sequence[int], count: int, allowed: Ids | None) -> list[Neighbours]:
         return flat.search(

@@ -19,7 +19,7 @@ from retrieval.database.records import Face
 from retrieval.errors import GalleryDamaged, ModelMismatch, NotFound
 from retrieval.images.detection import DetectedFace
 from retrieval.index.knn import Neighbours
-from retrieval.index.segments import Ids
+from retrieval.index.segments import Exclude, Ids
 from retrieval.search import decisions, people
 from retrieval.search.decisions import Decision
 from retrieval.search.people import Ranked, Rule
@@ -109,7 +109,7 @@ class PeopleResult:
 def faces_near_vectors(
     vault: Vault,
     vectors: NDArray[Any],
-    exclude: Sequence[int | None] | None = None,
+    exclude: Exclude = None,
     *,
     asked: PhotoQuestion,
     generation: int | None = None,
@@ -119,7 +119,7 @@ def faces_near_vectors(
     Args:
         vault: the gallery's.
         vectors: (n, d) float.
-        exclude: for each vector, the id of a face to leave out of its results, or None.
+        exclude: for each vector, the ids of faces to leave out of its results.
         asked: the options of the search, for all vectors.
         generation: number of the generation of the model that embedded the vectors; None skips the check.
 
@@ -143,21 +143,21 @@ def faces_near_vectors(
 def people_near_vectors(
     vault: Vault,
     vectors: NDArray[Any],
-    exclude: Sequence[int | None] | None = None,
+    exclude: Exclude = None,
     *,
     asked: PeopleQuestion,
     generation: int | None = None,
 ) -> list[Found[PersonMatch]]:
     """Returns the identities nearest to each vector (n, d); otherwise as `faces_near_vectors`."""
-    excluded = [None] * len(vectors) if exclude is None else list(exclude)
+    excluded = [()] * len(vectors) if exclude is None else list(exclude)
 
     def search(reader: Reader) -> list[Found[PersonMatch]]:
         snapshot = _Snapshot(vault, reader, asked, generation)
         queries = snapshot.flat.checked(vectors)
         found: list[list[Ranked]] = []
-        # Centroids are computed once for consecutive queries that exclude the same face, or none.
-        for face, places in groupby(range(len(queries)), key=excluded.__getitem__):
-            found += snapshot.rank(queries[list(places)], face, asked)
+        # Centroids are computed once for consecutive queries that exclude the same faces.
+        for left_out, places in groupby(range(len(queries)), key=excluded.__getitem__):
+            found += snapshot.rank(queries[list(places)], left_out, asked)
         decided = snapshot.decide(queries, exclude)
         return list(map(Found.of, snapshot.named(found), decided))
 
@@ -171,12 +171,12 @@ def faces_near_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Foun
         NotFound: there is no face of that id.
         InputError: as `faces_near_vectors`.
     """
-    return faces_near_vectors(vault, vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+    return faces_near_vectors(vault, vector_of(vault, face_id)[None], [(face_id,)], asked=asked)[0]
 
 
 def people_near_face(vault: Vault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
     """Returns the identities nearest to a stored face; otherwise as `faces_near_face`."""
-    return people_near_vectors(vault, vector_of(vault, face_id)[None], [face_id], asked=asked)[0]
+    return people_near_vectors(vault, vector_of(vault, face_id)[None], [(face_id,)], asked=asked)[0]
 
 
 def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
@@ -225,7 +225,7 @@ class _Snapshot:
         queries: NDArray[Any],
         count: int,
         allowed: Ids | None,
-        exclude: Sequence[int | None] | None,
+        exclude: Exclude,
     ) -> list[Neighbours]:
         """The `count` nearest faces to each query (n, d)."""
         return self.flat.search(
@@ -238,9 +238,7 @@ class _Snapshot:
             explanation=self.asked.explanation,
         )
 
-    def faces(
-        self, vectors: NDArray[Any], exclude: Sequence[int | None] | None, *, within: float | None
-    ) -> list[Neighbours]:
+    def faces(self, vectors: NDArray[Any], exclude: Exclude, *, within: float | None) -> list[Neighbours]:
         """The nearest faces to each vector (n, d), as requested; a few more if there is a threshold."""
         if within is not None:
             return self.flat.search_within(
@@ -258,13 +256,13 @@ class _Snapshot:
         return self.search(vectors, count, self.allowed, exclude)
 
     def rank(
-        self, queries: NDArray[np.float32], face: int | None, asked: PeopleQuestion
+        self, queries: NDArray[np.float32], left_out: tuple[int, ...], asked: PeopleQuestion
     ) -> list[list[Ranked]]:
-        """The nearest identities to each query (n, d); all queries exclude the same face, or none."""
+        """The nearest identities to each query (n, d); all queries exclude the same faces."""
         k, photos, allowed = asked.k or 1, asked.photos, self.allowed
 
         def ask(one: NDArray[np.float32], count: int, only: Ids | None) -> list[Neighbours]:
-            return self.search(one, count, only, [face])
+            return self.search(one, count, only, [left_out])
 
         if asked.rule is not Rule.CENTROID:
             number = asked.mean_of if asked.rule is Rule.MEAN else 1
@@ -272,22 +270,22 @@ class _Snapshot:
                 self.reader, ask, queries, k, mean_of=number, photos=photos, allowed=allowed
             )
         blocks = self.flat.blocks(self.state.segments, self.state.coded)
-        if face is not None:
+        if left_out:
             candidates = np.fromiter(self.reader.face_ids(), np.int64) if allowed is None else allowed
-            allowed = candidates[candidates != face]
+            allowed = np.setdiff1d(candidates, left_out)
         return people.by_centroid(self.reader, ask, blocks, queries, k, photos=photos, allowed=allowed)
 
     def decide(
         self,
         vectors: NDArray[Any],
-        exclude: Sequence[int | None] | None,
+        exclude: Exclude,
         beginnings: Sequence[Neighbours] | None = None,
     ) -> list[Decision | None]:
         """The decision for each vector (n, d); `beginnings` are the nearest faces that are known already."""
         if self.limit is None:
             return [None] * len(vectors)
         queries = self.flat.checked(vectors)
-        excluded = [None] * len(queries) if exclude is None else list(exclude)
+        excluded = [()] * len(queries) if exclude is None else list(exclude)
 
         def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Neighbours]:
             some = self._allowed_among(only)

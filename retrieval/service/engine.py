@@ -134,7 +134,7 @@ class _Task:
         faces: of a photo.
         vectors: (n, d) float32, one for each face of a photo, or one.
         probabilities: (n, c) float32, of a photo.
-        exclude: the id of a stored face to leave out, or None.
+        exclude: the ids of stored faces to leave out.
     """
 
     query: Query
@@ -145,7 +145,7 @@ class _Task:
     faces: Sequence[FaceImage] = ()
     vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     probabilities: NDArray[np.float32] | None = None
-    exclude: int | None = None
+    exclude: tuple[int, ...] = ()
 
 
 class SearchEngine:
@@ -253,7 +253,7 @@ class SearchEngine:
 
     def _find_vector(self, task: _Task, content: "int | NDArray[np.float32]") -> None:
         if isinstance(content, int):
-            task.vectors, task.exclude = vector_of(self._vault, content)[None], content
+            task.vectors, task.exclude = vector_of(self._vault, content)[None], (content,)
             return
         # Checked alone: in a batch one wrong vector would fail the others.
         generation = self._model.current()
@@ -320,7 +320,7 @@ class SearchEngine:
         asked, generation = group[0].query.asked, group[0].generation
         vectors = np.concatenate([task.vectors for task in group])
         exclude = [task.exclude for task in group for _ in task.vectors]
-        some = exclude if any(one is not None for one in exclude) else None
+        some = exclude if any(exclude) else None
         explanation = group[0].explanation
         found: Sequence[Found[Any]]
         if asked.by_person:

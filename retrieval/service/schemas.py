@@ -125,6 +125,7 @@ class Match(Model):
     identity: str | None
     path: str | None
     distance: float
+    box: tuple[float, float, float, float] | None = None
     metadata: dict[str, Any] = {}
 
 

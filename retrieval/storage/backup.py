@@ -37,6 +37,7 @@ from retrieval.database.tables import (
     host_table,
     identity_table,
     merger_table,
+    photo_table,
 )
 from retrieval.database.writer import Writer
 from retrieval.errors import BundleError, DataError, GalleryDamaged, GalleryError, InputError, StorageError
@@ -683,7 +684,7 @@ def _restore_segment(
 
 def _restore_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
     # Foreign keys: referring tables are cleared first, and filled last.
-    tables = [identity_table, face_table, file_table, alias_table, merger_table, host_table]
+    tables = [identity_table, photo_table, face_table, file_table, alias_table, merger_table, host_table]
     for table in reversed(tables):
         writer.clear(table)
     for table in [*tables, *([audit_table] if fresh else [])]:

@@ -23,6 +23,7 @@ from retrieval.transfer.manifest import (
     MANIFEST,
     VERSION_WITH_COLOUR_PROFILES,
     VERSION_WITH_METADATA,
+    VERSION_WITH_REGIONS,
     Export,
     ExportedFile,
     export_schema,
@@ -90,8 +91,8 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
     per_file = rows_per_file // group
     groups = _groups(segments, group)
     records = _records(vault, reader, groups)
-    schema = export_schema(model.fingerprint, model.dimension, gallery=row.uuid)
-    ignores_profiles = model.preprocessing.colour == "ignore"
+    version = _version(model, reader)
+    schema = export_schema(model.fingerprint, model.dimension, gallery=row.uuid, version=version)
     exported = Export(
         folder=folder,
         created_at=utc_now(),
@@ -103,7 +104,7 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
         architecture=model.architecture,
         dimension=model.dimension,
         preprocessing=model.preprocessing,
-        version=VERSION_WITH_METADATA if ignores_profiles else VERSION_WITH_COLOUR_PROFILES,
+        version=version,
         calibration=None if state.calibration is None else state.calibration.fields(),
         files=tuple(
             _write_file(folder / f"faces-{number:05d}.parquet", schema, islice(records, per_file))
@@ -113,6 +114,14 @@ def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, check
     )
     write_durably(folder / MANIFEST, exported.manifest().encode(), inherit=True)
     return exported
+
+
+def _version(model: ModelBundle, reader: Reader) -> int:
+    """The lowest version of the format that can express the gallery."""
+    if model.preprocessing.faces is not None or reader.has_regions():
+        return VERSION_WITH_REGIONS
+    ignores_profiles = model.preprocessing.colour == "ignore"
+    return VERSION_WITH_METADATA if ignores_profiles else VERSION_WITH_COLOUR_PROFILES
 
 
 def _check_segment(vault: Vault, path: Path, segment: Segment) -> None:
@@ -172,6 +181,7 @@ def _records(vault: Vault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]
             "paths": [face.paths for face in faces],
             "metadata": [encoded(face.metadata, f"face {face.id}") for face in faces],
             "identity_metadata": [None if f.identity is None else people[f.identity] for f in faces],
+            "region": [None if face.region is None else face.region.as_json() for face in faces],
             "vector": vectors,
         }
 

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.database.metadata import Metadata
 from retrieval.database.records import Face
@@ -25,7 +26,7 @@ from retrieval.transfer.manifest import (
     export_schema,
     read_export_manifest,
 )
-from retrieval.transfer.parquet_blocks import BLOCK, metadata_column, read_blocks_ahead
+from retrieval.transfer.parquet_blocks import BLOCK, metadata_column, read_blocks_ahead, region_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +89,28 @@ def _check_schema(path: Path, parquet: Any, exported: Export) -> None:
 
 
 def _check_rows(exported: Export) -> None:
-    """Checks all rows before the first is enrolled: no face, photo or path may occur twice.
+    """Checks all rows before the first is enrolled: no face may occur twice, and no path with other bytes.
 
     Raises:
         InputError: a row is invalid, or the number of rows or identities differs from the manifest.
     """
-    ids, digests, paths = [np.empty(0, np.int64)], [np.empty(0, "S64")], [np.empty(0, "S16")]
+    ids, places, paths = [np.empty(0, np.int64)], [np.empty(0, "S32")], [np.empty(0, "S32")]
     names: set[str] = set()
     for batch in rows(exported):
         ids.append(np.array([face.id for face in batch.faces], np.int64))
-        digests.append(np.array([face.sha256 for face in batch.faces], "S64"))
-        # A hash of 16 bytes for each path, to bound memory.
-        known = [_short(path) for face in batch.faces for path in face.paths]
-        paths.append(np.array(known, "V16").view("S16") if known else np.empty(0, "S16"))
+        # Hashes of 16 bytes, to bound memory.
+        boxes = ["" if face.region is None else face.region.box for face in batch.faces]
+        pairs = zip((face.sha256 for face in batch.faces), boxes, strict=True)
+        places.append(_hashes(pairs))
+        paths.append(_hashes((path, face.sha256) for face in batch.faces for path in face.paths))
         names |= {face.identity for face in batch.faces if face.identity is not None}
-    for what, parts in (("face id", ids), ("SHA-256", digests), ("path", paths)):
-        values = np.concatenate(parts)
+    # The faces of a photo have the same paths.
+    photos = np.unique(np.concatenate(paths))
+    for what, values in (
+        ("face id", np.concatenate(ids)),
+        ("SHA-256", np.concatenate(places)),
+        ("path", photos.astype("S16")),
+    ):
         if len(np.unique(values)) != len(values):
             raise InputError(f"A {what} comes twice in the export {exported.folder}; export again.")
     if (len(np.concatenate(ids)), len(names)) != (exported.faces, exported.identities):
@@ -112,9 +119,15 @@ def _check_rows(exported: Export) -> None:
         )
 
 
-def _short(path: str) -> bytes:
+def _hashes(pairs: Iterable[tuple[str, str]]) -> NDArray[np.bytes_]:
+    """Returns the hashes of the two texts of each pair, one after the other, (n,) of 32 bytes."""
+    known = [_short(first) + _short(second) for first, second in pairs]
+    return np.array(known, "V32").view("S32") if known else np.empty(0, "S32")
+
+
+def _short(text: str) -> bytes:
     # No zero byte at the end, which numpy would not tell from a shorter text.
-    return hashlib.blake2b(path.encode(), digest_size=15).digest() + b"."
+    return hashlib.blake2b(text.encode(), digest_size=15).digest() + b"."
 
 
 def rows(exported: Export, *, size: int = BLOCK) -> Iterator[ExportBatch]:
@@ -130,10 +143,11 @@ def rows(exported: Export, *, size: int = BLOCK) -> Iterator[ExportBatch]:
             _check_columns_of(path, columns, row)
             said = metadata_column(path, columns.pop("metadata", None), len(vectors), row)
             people = metadata_column(path, columns.pop("identity_metadata", None), len(vectors), row)
+            regions = region_column(path, columns.pop("region", None), len(vectors), row)
             faces = [
-                Face(number, identity, tuple(paths), sha256, enrolled_at, metadata)
-                for number, identity, sha256, enrolled_at, paths, metadata in zip(
-                    *columns.values(), said, strict=True
+                Face(number, identity, tuple(paths), sha256, enrolled_at, metadata, region=region)
+                for number, identity, sha256, enrolled_at, paths, metadata, region in zip(
+                    *columns.values(), said, regions, strict=True
                 )
             ]
             named = zip((face.identity for face in faces), people, strict=True)

@@ -125,7 +125,7 @@ def _import_batch(
 ) -> None:
     """Offers a row once for each of its paths; the later ones are found to be duplicates of the first."""
     offers = [
-        (row, NewFace(face.identity, path, face.sha256, face.metadata))
+        (row, NewFace(face.identity, path, face.sha256, face.metadata, region=face.region))
         for row, face in enumerate(batch.faces)
         for path in face.paths or (None,)
     ]

@@ -26,7 +26,9 @@ FORMAT: Final = "faceprint-export"
 # faceprint can read it. They do not apply colour profiles, so they must refuse a model that does.
 VERSION_WITH_METADATA: Final = 2
 VERSION_WITH_COLOUR_PROFILES: Final = 3
-NEWEST_VERSION: Final = VERSION_WITH_COLOUR_PROFILES
+# Versions before this one take a photo for a face.
+VERSION_WITH_REGIONS: Final = 4
+NEWEST_VERSION: Final = VERSION_WITH_REGIONS
 
 MANIFEST: Final = "manifest.json"
 GALLERY: Final = b"faceprint.gallery"
@@ -44,6 +46,7 @@ _COLUMNS: Final = {
     "paths": "list of strings, may be empty: absolute paths of the files that have these bytes, oldest first",
     "metadata": "string or null: a JSON object, the metadata of the face; null without any",
     "identity_metadata": "string or null: a JSON object, the metadata of the identity, in each of its rows",
+    "region": "string or null: a JSON object, the place of the face: box, landmarks, score, sharpness",
     "vector": "list of float32 of the model's dimension: the embedding, exactly as the model computed it",
 }
 METADATA_COLUMNS: Final = ("metadata", "identity_metadata")
@@ -99,7 +102,8 @@ class Export:
         return {
             name: description
             for name, description in _COLUMNS.items()
-            if self.version > 1 or name not in METADATA_COLUMNS
+            if (self.version >= VERSION_WITH_METADATA or name not in METADATA_COLUMNS)
+            and (self.version >= VERSION_WITH_REGIONS or name != "region")
         }
 
     @property
@@ -299,6 +303,7 @@ def export_schema(
             pa.field("enrolled_at", pa.string(), nullable=False),
             pa.field("paths", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
             *(pa.field(name, pa.string()) for name in METADATA_COLUMNS if has_metadata),
+            *([pa.field("region", pa.string())] if version >= VERSION_WITH_REGIONS else []),
             vector_field(dimension),
         ],
         metadata={FINGERPRINT: fingerprint.encode(), GALLERY: gallery.encode()},

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import numpy as np
 
 from retrieval.database.metadata import Metadata, decoded
+from retrieval.database.records import FaceRegion
 from retrieval.errors import InputError
 from retrieval.index.segments import Vectors
 from retrieval.system.parquet import opened, pyarrow
@@ -148,6 +149,30 @@ def _fill(path: Path, block: Vectors, column: Any, row: int) -> None:
     if not finite.all():
         first = row + int(np.argmin(finite.all(axis=1)))
         raise InputError(f"The vector in row {first} of {path} has a number that is null or not finite.")
+
+
+def region_column(
+    path: Path, texts: Sequence[str | None] | None, rows: int, first: int
+) -> list[FaceRegion | None]:
+    """Returns the region of each row from a column of JSON texts; None where there is none.
+
+    Args:
+        path, texts, rows, first: as of `metadata_column`.
+
+    Raises:
+        InputError: a text is no region.
+    """
+    return [
+        None if not text else _region(path, text, number)
+        for number, text in enumerate([None] * rows if texts is None else texts, first)
+    ]
+
+
+def _region(path: Path, text: str, row: int) -> FaceRegion:
+    try:
+        return FaceRegion.of_json(text)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"Row {row} of {path} has a region that no face has.") from error
 
 
 def metadata_column(path: Path, texts: Sequence[str | None] | None, rows: int, first: int) -> list[Metadata]:

@@ -23,6 +23,7 @@ from retrieval.transfer.parquet_blocks import (
     ROW_GROUP,
     metadata_column,
     read_blocks_ahead,
+    region_column,
     vector_field,
     write_groups,
 )
@@ -35,8 +36,10 @@ def read_embeddings(
 
     Columns: `vector`, lists of `dimension` floats (16, 32 or 64 bits); and, all optional, `sha256` of the
     photo's bytes in hex; `identity`; `path`, relative to the current directory, or `paths`, of which only the
-    first is used; `metadata`, a JSON object as text. Null and empty values count as absent. A row without a
-    SHA-256 gets that of its vector, as little-endian float32. Other columns are ignored.
+    first is used; `metadata`, a JSON object as text; `region`, the place of the face in the photo, as
+    `write_embeddings` writes it: rows of one photo with different regions are its faces. Null and empty
+    values count as absent. A row without a SHA-256 gets that of its vector, as little-endian float32. Other
+    columns are ignored.
 
     Args:
         path: the file.
@@ -56,7 +59,7 @@ def read_embeddings(
     with opened(path) as parquet:
         _check_model(path, (parquet.metadata.metadata or {}).get(FINGERPRINT), fingerprint, trusted=trusted)
         _check_columns(path, parquet.schema_arrow, dimension)
-        texts = ("sha256", "identity", "path", "metadata")
+        texts = ("sha256", "identity", "path", "metadata", "region")
         names = [name for name in texts if name in parquet.schema_arrow.names]
         if "path" not in names and "paths" in parquet.schema_arrow.names:
             names.append("paths")
@@ -86,7 +89,14 @@ def _batches(
         identities = _normalized(columns.get("identity", absent))
         paths = [absolute(name) if name else None for name in columns.get("path", absent)]
         metadata = metadata_column(path, columns.get("metadata"), len(vectors), row)
-        yield list(map(NewFace, identities, paths, digests, metadata)), vectors
+        regions = region_column(path, columns.get("region"), len(vectors), row)
+        faces = [
+            NewFace(identity, name, digest, said, region=region)
+            for identity, name, digest, said, region in zip(
+                identities, paths, digests, metadata, regions, strict=True
+            )
+        ]
+        yield faces, vectors
         row += len(vectors)
 
 
@@ -133,7 +143,7 @@ def _check_columns(path: Path, schema: Any, dimension: int) -> None:
         raise InputError(
             f"The vectors of {path} have {vector.list_size:,} numbers; the gallery's have {dimension:,}."
         )
-    for name in ("sha256", "identity", "path", "metadata"):
+    for name in ("sha256", "identity", "path", "metadata", "region"):
         if name in types and not _is_text(types[name]):
             raise InputError(f"The column `{name}` of {path} holds {types[name]}; texts are needed.")
     paths = types.get("paths")
@@ -159,6 +169,7 @@ def write_embeddings(
     *,
     fingerprint: str,
     dimension: int,
+    regions: bool = False,
 ) -> int:
     """Writes a vector file as `read_embeddings` reads it, atomically; an existing file is replaced.
 
@@ -166,6 +177,9 @@ def write_embeddings(
         path: the file.
         batches: faces and their vectors, (n, dimension).
         fingerprint, dimension: of the model that made the vectors.
+        regions: write where the faces are in their photos, as a column `region` of JSON objects: `box` (left,
+            top, width, height), `landmarks` (five x, y), `score` and `sharpness`, or nulls for a picture
+            that was taken as it is.
 
     Returns:
         The number of rows.
@@ -182,6 +196,7 @@ def write_embeddings(
             pa.field("identity", pa.string()),
             pa.field("path", pa.string()),
             pa.field("metadata", pa.string()),
+            *([pa.field("region", pa.string())] if regions else []),
             vector_field(dimension),
         ],
         metadata={FINGERPRINT: fingerprint.encode()},
@@ -211,5 +226,6 @@ def _embedding_columns(
                 "identity": [face.identity for face in part],
                 "path": [face.path for face in part],
                 "metadata": [encoded(face.metadata, face.path or face.sha256) for face in part],
+                "region": [None if face.region is None else face.region.as_json() for face in part],
                 "vector": vectors[start : start + ROW_GROUP],
             }

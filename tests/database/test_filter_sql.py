@@ -19,7 +19,7 @@ from retrieval.database.filters import Condition, Where
 from retrieval.database.metadata import Metadata
 from retrieval.database.records import NewFace
 from retrieval.database.store import Store
-from retrieval.database.tables import face_table, file_table, identity_table
+from retrieval.database.tables import face_table, file_table, identity_table, photo_table
 
 
 def new(number: int, identity: str | None = None) -> NewFace:
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def fill(store: Store, *faces: tuple[Metadata | None, str | None]) -> None:
     """Faces 1, 2, ... with these metadata and identities, instead of those that were there."""
     with store.write() as writer:
-        for table in (file_table, face_table, identity_table):
+        for table in (file_table, face_table, photo_table, identity_table):
             writer.clear(table)
         writer.set_gallery(next_identity_id=1)
         writer.add_faces(1, [new(number, identity) for number, (_, identity) in enumerate(faces)])

@@ -454,6 +454,31 @@ GALLERY_OF_0006 = (
 )
 GENERATION_OF_0006 = "id, fingerprint, dimension, folder, card_sha256, created_at"
 
+# The tables up to schema 0008, in which a photo is a face: as they are, and by the tables of a newer schema.
+BEFORE_PHOTOS = {
+    "face": "SELECT id, identity_id, sha256, enrolled_at{metadata} FROM face",
+    "file": "SELECT * FROM file",
+}
+SINCE_PHOTOS = {
+    "face": "SELECT f.id, identity_id, sha256, enrolled_at{metadata} FROM face f "
+    "JOIN photo p ON p.id = photo_id",
+    "file": "SELECT id, photo_id AS face_id, path, size, mtime_ns, inode FROM file",
+}
+
+
+def rows_before_photos(path: Path, tables: dict[str, str]) -> dict[str, list[Any]]:
+    """The rows of some tables as a schema before 0009 has them, with the named columns of each, or all."""
+    known = SINCE_PHOTOS if query(path, "SELECT 1 FROM sqlite_schema WHERE name = 'photo'") else BEFORE_PHOTOS
+    has_metadata = query(path, "SELECT 1 FROM pragma_table_info('face') WHERE name = 'metadata'")
+    views = {
+        name: f"({view.format(metadata=', metadata' * bool(has_metadata))})" for name, view in known.items()
+    }
+    return {
+        table: query(path, f"SELECT {names} FROM {views.get(table, table)} ORDER BY 1")
+        for table, names in tables.items()
+    }
+
+
 # A gallery of schema 0002
 
 # By the code of commit 52f4131, which enrolled faces 1 to 5, forgot face 4 with its person, enrolled 6 and 7,
@@ -497,7 +522,7 @@ def rows_of_0002(path: Path) -> dict[str, list[Any]]:
         "identity": "id, name",
         "face": "id, identity_id, sha256, enrolled_at",
     }
-    return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
+    return rows_before_photos(path, tables)
 
 
 def test_a_gallery_of_schema_0002_keeps_every_row_and_nobody_has_metadata(second: Path) -> None:
@@ -555,9 +580,10 @@ def fourth(bundle: ModelBundle, tmp_path: Path) -> Path:
 def rows_of_0004(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0004, or of a newer one as far as that schema knows its columns."""
     tables = dict.fromkeys((table.name for table in metadata.sorted_tables), "*")
+    del tables["photo"]
     tables |= {"file": "id, face_id, path", "gallery": GALLERY_OF_0006, "generation": GENERATION_OF_0006}
     del tables["calibration"], tables["host"], tables["suspect"]
-    return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
+    return rows_before_photos(path, tables)
 
 
 def test_a_gallery_of_schema_0004_keeps_every_row_and_no_file_is_taken_for_unchanged(fourth: Path) -> None:
@@ -662,12 +688,12 @@ def sixth(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0006(path: Path, without: str = "") -> dict[str, list[Any]]:
     """Every row of a database of schema 0006, or of a newer one as far as that schema knows its columns."""
-    left_out = ("host", "suspect", without)
+    left_out = ("host", "suspect", "photo", without)
     tables = dict.fromkeys(
         (table.name for table in metadata.sorted_tables if table.name not in left_out), "*"
     )
     tables |= {"gallery": GALLERY_OF_0006, "generation": GENERATION_OF_0006}
-    return {table: query(path, f"SELECT {names} FROM {table} ORDER BY 1") for table, names in tables.items()}
+    return rows_before_photos(path, tables)
 
 
 def test_a_gallery_of_schema_0006_keeps_every_row_and_no_host_is_known(sixth: Path) -> None:
@@ -727,8 +753,8 @@ def seventh(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0007(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0007, or of a newer one as far as that schema knows its tables."""
-    tables = [table.name for table in metadata.sorted_tables if table.name != "suspect"]
-    return {table: query(path, f"SELECT * FROM {table} ORDER BY 1") for table in tables}
+    tables = [table.name for table in metadata.sorted_tables if table.name not in ("suspect", "photo")]
+    return rows_before_photos(path, dict.fromkeys(tables, "*"))
 
 
 def test_a_gallery_of_schema_0007_keeps_every_row_and_has_no_suspects(seventh: Path) -> None:
@@ -767,6 +793,67 @@ def test_a_gallery_with_suspects_goes_back_to_schema_0007_with_a_model_that_is_n
     execute(path, "INSERT INTO suspect VALUES (1, 1, 2)")
     assert downgraded() == [(None,)]
     assert {number: faces[:2] for number, faces in everything(seventh).items()} == FACES_OF_0007
+
+
+# A gallery of schema 0008
+
+# By the code of commit d1bb841, which opened the one of schema 0007, made faces 3 to 5 suspects, and added a
+# path of face 6.
+FACES_OF_0008 = {**FACES_OF_0007, 6: ("Zoë", ("/photos/zoe/1.jpg",))}
+
+
+@pytest.fixture
+def eighth(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0008 whose model is the tests'."""
+    return gallery_of("0008", bundle, tmp_path)
+
+
+def rows_of_0008(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0008, or of a newer one as far as that schema knows its tables."""
+    tables = [table.name for table in metadata.sorted_tables if table.name != "photo"]
+    return rows_before_photos(path, dict.fromkeys(tables, "*"))
+
+
+def test_a_gallery_of_schema_0008_keeps_every_row_and_each_photo_has_one_face(eighth: Path) -> None:
+    path = eighth / "gallery.db"
+    before = rows_of_0008(path)
+    assert before["suspect"] == [(1, 3, 6)]
+    found = everything(eighth)
+    assert {number: faces[:2] for number, faces in found.items()} == FACES_OF_0008
+    assert rows_of_0008(path) == before == rows_of_0008(eighth / "gallery-0008.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    assert query(path, "SELECT id, sha256 FROM photo") == [(n, old_sha256(n)) for n in FACES_OF_0008]
+    places = "SELECT DISTINCT id = photo_id, box, landmarks, score, sharpness, yaw FROM face"
+    assert query(path, places) == [(1, "", None, None, None, None)]
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with Gallery.open(eighth) as gallery:
+        with gallery.vault.store.read() as reader:
+            assert {face.region for face in reader.faces(FACES_OF_0008).values()} == {None}
+        for number in FACES_OF_0008:
+            assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
+
+
+def test_a_gallery_goes_back_to_schema_0008_and_loses_only_further_faces_of_photos(eighth: Path) -> None:
+    """Also the first face of a photo, if it was forgotten: the next one has the photo's files then."""
+    path = eighth / "gallery.db"
+    Gallery.open(eighth).close()
+    before = rows_of_0008(path)
+    execute(
+        path,
+        "INSERT INTO face SELECT 7, NULL, enrolled_at, NULL, 1, '[1.0, 2.0, 3.0, 4.0]', '[]', 1, 1, 0 "
+        "FROM face WHERE id = 1",
+        "UPDATE face SET id = 8 WHERE id = 6",
+    )
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0008")
+        connection.commit()
+    before["face"] = [(8 if row[0] == 6 else row[0], *row[1:]) for row in before["face"]]
+    before["file"] = [(row[0], 8 if row[1] == 6 else row[1], *row[2:]) for row in before["file"]]
+    assert rows_of_0008(path) == before
+    assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'photo'") == []
 
 
 @pytest.mark.parametrize("name", ["gallery-0007.db", "gallery-0007.part", "gallery-0007.part-journal"])

@@ -72,7 +72,7 @@ REWRITTEN = {
     "check": ("identity", "name TEXT NOT NULL", "name TEXT NOT NULL CHECK (length(name) > 0)"),
     "collation": ("identity", "name TEXT NOT NULL", "name TEXT COLLATE NOCASE NOT NULL"),
     "conflict": ("identity", "UNIQUE (name)", "UNIQUE (name) ON CONFLICT REPLACE"),
-    "cascade": ("file", "REFERENCES face (id)", "REFERENCES face (id) ON DELETE CASCADE"),
+    "cascade": ("file", "REFERENCES photo (id)", "REFERENCES photo (id) ON DELETE CASCADE"),
     "hidden in a comment": ("identity", "name TEXT NOT NULL", "name /* a */ TEXT NOT NULL"),
 }
 

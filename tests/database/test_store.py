@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.database.records import Face, GalleryRow, Generation, NewFace, Segment
+from retrieval.database.records import Face, GalleryRow, Generation, NewFace, Segment, StoredPhoto
 from retrieval.database.store import Store
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 
@@ -102,7 +102,7 @@ def test_faces_come_back_as_they_were_given(store: Store) -> None:
     store.close()
     with closing(Store.open(store.path)) as opened, opened.read() as reader:
         faces = reader.faces([4, 3, 2, 1, 99])
-        by_digest = reader.faces_by_sha256([*(face.sha256 for face in given), sha256("absent")])
+        by_digest = reader.photos_by_sha256([*(face.sha256 for face in given), sha256("absent")])
     times = {face.enrolled_at for face in faces.values()}
     assert len(times) == 1
     assert datetime.fromisoformat(times.pop()).tzinfo == UTC
@@ -111,7 +111,7 @@ def test_faces_come_back_as_they_were_given(store: Store) -> None:
         for number, (face, paths) in enumerate(zip(given, expected, strict=True), start=1)
     }
     assert [faces[number].path for number in (1, 2, 3, 4)] == ["/photos/1.jpg", "/photos/2.jpg", None, None]
-    assert by_digest == {face.sha256: face for face in faces.values()}
+    assert by_digest == {face.sha256: StoredPhoto(face.id, (face,)) for face in faces.values()}
 
 
 NAMES = [
@@ -233,7 +233,7 @@ def test_more_values_than_one_statement_takes_are_found_and_removed(store: Store
     ids = add(store, *(new(f"person {n % 1_100}", n) for n in range(number)))
     with store.read() as reader:
         assert sorted(reader.faces(range(-5, 260_000))) == ids
-        assert reader.faces_by_sha256(sha256(n) for n in range(2 * number)).keys() == {
+        assert reader.photos_by_sha256(sha256(n) for n in range(2 * number)).keys() == {
             sha256(n) for n in range(number)
         }
     with store.write() as writer:
@@ -243,7 +243,7 @@ def test_more_values_than_one_statement_takes_are_found_and_removed(store: Store
 
 def test_nothing_asked_for_is_nothing_found(store: Store) -> None:
     with store.write() as writer:
-        assert (writer.faces([]), writer.faces_by_sha256(iter([])), writer.face_ids_of("")) == ({}, {}, [])
+        assert (writer.faces([]), writer.photos_by_sha256(iter([])), writer.face_ids_of("")) == ({}, {}, [])
         writer.remove_faces([])
         writer.replace_segments([], [])
 
@@ -318,7 +318,7 @@ def test_a_write_that_raises_never_was(error: type[BaseException], store: Store)
 
 
 def test_two_faces_with_the_same_bytes_are_damage_and_neither_is_stored(store: Store) -> None:
-    with pytest.raises(GalleryDamaged, match=r"UNIQUE constraint failed: face\.sha256"):
+    with pytest.raises(GalleryDamaged, match=r"UNIQUE constraint failed: photo\.sha256"):
         add(store, new("Kim", 1), new("Kim", 1))
     assert everything(store)[2:] == ({}, [])
 

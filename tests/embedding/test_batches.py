@@ -76,7 +76,7 @@ def photo(number: int, *, new: bool) -> Prepared | Outcome:
     if not new:
         return Outcome(f"/{number}.jpg", None, Status.KNOWN, number)
     return Prepared(
-        NewFace(None, f"/{number}.jpg", "0" * 64), np.full((32, 32, 3), number % 256, np.uint8), 1
+        (NewFace(None, f"/{number}.jpg", "0" * 64),), (np.full((32, 32, 3), number % 256, np.uint8),), 1
     )
 
 

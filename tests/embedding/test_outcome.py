@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retrieval.database.records import Face, NewFace
+from retrieval.database.records import Face, NewFace, StoredPhoto
 from retrieval.embedding.outcome import Deduplicator, Outcome, Status
 from retrieval.errors import Reason
 
@@ -18,15 +18,15 @@ ELSEWHERE = 7  # another face, which has the path /theirs.jpg
 HINT = "; if this name is right, `relabel` moves them to it"
 
 
-def stored_face(identity: str | None, *paths: str) -> Face:
+def stored_face(identity: str | None, *paths: str) -> StoredPhoto:
     """Face 1, of the bytes that every photo of the table has."""
-    return Face(1, identity, paths, "a", "2026-01-01T00:00:00+00:00")
+    return StoredPhoto(1, (Face(1, identity, paths, "a", "2026-01-01T00:00:00+00:00"),))
 
 
-def a_deduplicator(face: Face | None) -> Deduplicator:
-    """One who knows of face 1, if there is one, and of another face."""
-    stored = {} if face is None else {face.sha256: face}
-    owners = {path: face.id for face in stored.values() for path in face.paths}
+def a_deduplicator(photo: StoredPhoto | None) -> Deduplicator:
+    """One who knows of face 1, if there is one, and of another photo."""
+    stored = {} if photo is None else {photo.sha256: photo}
+    owners = {path: photo.id for photo in stored.values() for path in photo.paths}
     return Deduplicator(stored, {**owners, "/theirs.jpg": ELSEWHERE}, first_id=FIRST)
 
 
@@ -242,7 +242,10 @@ def test_a_path_that_comes_twice_with_different_bytes_is_the_later_ones() -> Non
 
 def test_two_files_that_change_places_keep_their_faces() -> None:
     """Nothing is enrolled, and neither face is without a path at the end."""
-    stored = {digest: Face(n, "Kim", (f"/{digest}.jpg",), digest, "") for n, digest in enumerate("ab", 1)}
+    stored = {
+        digest: StoredPhoto(n, (Face(n, "Kim", (f"/{digest}.jpg",), digest, ""),))
+        for n, digest in enumerate("ab", 1)
+    }
     deduplicator = Deduplicator(stored, {"/a.jpg": 1, "/b.jpg": 2}, first_id=3)
     first = deduplicator.decide(0, NewFace("Kim", "/b.jpg", "a"), has_vector=False)
     assert first == Outcome(
@@ -303,8 +306,8 @@ class Stored:
 
     def take(self, photos: Sequence[NewFace]) -> list[Status]:
         """Enrolls a batch, one of a run."""
-        faces = {face.sha256: face for face in self.faces.values()}
-        deduplicator = Deduplicator(faces, self.owners, first_id=self.next_id, contested=self.contested)
+        known = {face.sha256: StoredPhoto(face.id, (face,)) for face in self.faces.values()}
+        deduplicator = Deduplicator(known, self.owners, first_id=self.next_id, contested=self.contested)
         outcomes = [deduplicator.decide(row, photo, has_vector=True) for row, photo in enumerate(photos)]
         for number, (_, photo) in enumerate(deduplicator.new, self.next_id):
             self.faces[number] = Face(number, photo.identity, (), photo.sha256, "")

@@ -333,7 +333,7 @@ def test_enrolled_photos_have_consecutive_ids_and_their_absolute_path_and_identi
     rows = query(
         gallery.folder,
         "SELECT f.id, name, path, sha256 FROM face f JOIN identity i ON identity_id = i.id "
-        "LEFT JOIN file ON face_id = f.id ORDER BY f.id",
+        "JOIN photo p ON p.id = f.photo_id LEFT JOIN file ON file.photo_id = p.id ORDER BY f.id",
     )
     assert rows == [
         (number, name, str(path), hashlib.sha256(path.read_bytes()).hexdigest())

@@ -376,7 +376,11 @@ def test_where_there_is_no_database_there_is_no_gallery(folder: Path) -> None:
 
 def test_a_row_without_a_vector_is_found(folder: Path) -> None:
     with edited(folder) as driver:
-        driver.execute(f"INSERT INTO face VALUES (77, NULL, '{'0' * 64}', '2026-01-01T00:00:00+00:00', NULL)")
+        driver.execute(f"INSERT INTO photo VALUES (77, '{'0' * 64}')")
+        driver.execute(
+            "INSERT INTO face (id, enrolled_at, photo_id, box) "
+            "VALUES (77, '2026-01-01T00:00:00+00:00', 77, '')"
+        )
         driver.execute("UPDATE gallery SET next_face_id = 78")
     (finding,) = verify(folder).findings
     assert (finding.trouble, finding.file) == (Trouble.FACE_WITHOUT_VECTOR, None)
@@ -385,8 +389,9 @@ def test_a_row_without_a_vector_is_found(folder: Path) -> None:
 
 def test_a_vector_without_a_row_is_found(folder: Path) -> None:
     with edited(folder) as driver:
-        driver.execute("DELETE FROM file WHERE face_id = 2")
+        driver.execute("DELETE FROM file WHERE photo_id = 2")
         driver.execute("DELETE FROM face WHERE id = 2")
+        driver.execute("DELETE FROM photo WHERE id = 2")
     (finding,) = verify(folder).findings
     assert (finding.trouble, finding.file) == (Trouble.VECTOR_WITHOUT_FACE, None)
     assert finding.face_ids == (2,)
@@ -1003,8 +1008,9 @@ def test_giving_up_removes_exactly_what_cannot_be_brought_back(photographed: Pat
 
 def test_a_vector_without_a_row_goes_only_when_it_is_given_up(folder: Path) -> None:
     with edited(folder) as driver:
-        driver.execute("DELETE FROM file WHERE face_id = 2")
+        driver.execute("DELETE FROM file WHERE photo_id = 2")
         driver.execute("DELETE FROM face WHERE id = 2")
+        driver.execute("DELETE FROM photo WHERE id = 2")
     rows = faces(folder)
     assert [finding.trouble for finding in repair(folder).after.findings] == [Trouble.VECTOR_WITHOUT_FACE]
     assert repair(folder, give_up=True).after.findings == ()

@@ -120,15 +120,12 @@ def expected(
     queries: Vectors,
     k: int,
     allowed: Ids | None = None,
-    exclude: Sequence[Number] | None = None,
+    exclude: knn.Exclude = None,
 ) -> list[Answer]:
     """Brute force over what may be an answer."""
     answers: list[Answer] = []
-    for query, out in zip(queries, exclude or [None] * len(queries), strict=True):
-        stay = [
-            (ids != (-1 if out is None else out)) & (True if allowed is None else np.isin(ids, allowed))
-            for ids, _ in parts
-        ]
+    for query, out in zip(queries, exclude or [()] * len(queries), strict=True):
+        stay = [~np.isin(ids, out) & (True if allowed is None else np.isin(ids, allowed)) for ids, _ in parts]
         some = [(ids[kept], vectors[kept]) for (ids, vectors), kept in zip(parts, stay, strict=True)]
         answers += brute_force(some, query[None], k)
     return answers
@@ -192,8 +189,9 @@ def test_only_allowed_rows_that_are_not_excluded_are_answers(
         "others only": np.setdiff1d(np.arange(50), ids),
         "everybody": ids,
     }[share]
-    nearest = [int(found[0]) for _, found in brute_force(parts, queries, 1)]
-    mixed: list[Number] = [None if row % 3 == 0 else one for row, one in enumerate(nearest)]
+    found_ids = [found for _, found in brute_force(parts, queries, 3)]
+    nearest = [(int(found[0]),) for found in found_ids]
+    mixed = [tuple(map(int, found[: row % 4])) for row, found in enumerate(found_ids)]
     for number in (1, 9):
         some = queries[-number:]
         for exclude in (None, nearest[-number:], mixed[-number:]):

@@ -439,7 +439,7 @@ def edit(root: Path) -> Callable[..., None]:
         "DELETE FROM gallery",
         "DELETE FROM segment",
         "DELETE FROM face WHERE id = 1",
-        "UPDATE face SET sha256 = x'00' WHERE id = 1",
+        "UPDATE photo SET sha256 = x'00' WHERE id = 1",
         "UPDATE identity SET name = x'00' WHERE id = 1",
         "UPDATE face SET metadata = '[1]' WHERE id = 1",
         "UPDATE face SET metadata = '{' WHERE id = 1",

@@ -705,8 +705,8 @@ def test_a_folder_without_a_manifest_and_a_newer_version_are_refused(people: Gal
         read_export(tmp_path)
     export(people.vault, tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"
-    path.write_text(path.read_text("utf-8").replace('"version": 2', '"version": 4'), "utf-8")
-    with pytest.raises(InputError, match=r"has version 4 and .* reads up to 3; upgrade faceprint"):
+    path.write_text(path.read_text("utf-8").replace('"version": 2', '"version": 5'), "utf-8")
+    with pytest.raises(InputError, match=r"has version 5 and .* reads up to 4; upgrade faceprint"):
         read_export(tmp_path / "out")
     path.write_text("[]")
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from retrieval.database.records import NewFace
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.embedding.reading import Prepared, squares
 from retrieval.embedding.stages import PhotoPipeline, Resources, prepare_without_gallery
@@ -74,7 +75,7 @@ class Watch:
 @dataclass(frozen=True)
 class _Batch:
     outcomes: list[Outcome]
-    photos: list[Prepared]
+    faces: list[NewFace]
     vectors: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
     grey: NDArray[np.uint8] | None
@@ -129,8 +130,7 @@ def _embed(embedder: Embedder, wanted: Wanted, batch: Sequence[Prepared | Outcom
     ]
     return _Batch(
         outcomes,
-        # The pixels are embedded and no longer needed.
-        [Prepared(photo.face, None, 0) for photo in ready],
+        [photo.face for photo in ready],
         embedded.vectors,
         embedded.probabilities if wanted.probabilities else None,
         grey(pixels) if wanted.grey else None,
@@ -147,7 +147,7 @@ def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _joined(parts: Sequence[_Batch], embedder: Embedder, seconds: float) -> Observed:
-    faces = [photo.face for part in parts for photo in part.photos]
+    faces = [face for part in parts for face in part.faces]
     rejected = [one for part in parts for one in part.outcomes if one.status is Status.REJECTED]
     bundle = embedder.bundle
     return Observed(

@@ -116,7 +116,7 @@ def measure_gallery(
         GalleryDamaged: as in `Gallery.search_people_by_vectors`.
     """
     with gallery.vault.store.read() as reader:
-        known = reader.faces_by_sha256(set(observed.digests))
+        known = reader.photos_by_sha256(set(observed.digests))
         names = reader.current_names(set(observed.identities.tolist()))
         people = {name: number for name, number in reader.identities() if name is not None}
     if not people:
