@@ -49,8 +49,8 @@ def serve(
 def _serve(settings: "Settings") -> None:
     from retrieval.service import server, tokens
     from retrieval.service import workers as processes
-    from retrieval.service.app import Service
     from retrieval.service.logs import log_to_standard_error
+    from retrieval.service.service import Service
 
     _require_gallery(settings.gallery)
     valid = [token for token in tokens.read(settings.gallery) if token.state() == "valid"]

@@ -71,7 +71,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
     if answer.face is not None:
         shown["face"] = {
-            "box": _rounded(answer.face.box),
+            "box": rounded(answer.face.box),
             "score": round(answer.face.score, 3),
             "number": answer.number,
             "of": answer.faces,
@@ -96,7 +96,8 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     return shown
 
 
-def _rounded(box: "tuple[float, ...]") -> list[float]:
+def rounded(box: "tuple[float, ...]") -> list[float]:
+    """Returns the numbers of a box to a tenth of a pixel."""
     return [round(side, 1) for side in box]
 
 
@@ -108,7 +109,7 @@ def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
             "identity": match.face.identity,
             "path": match.face.path,
             "distance": match.distance,
-            **({} if match.face.box is None else {"box": _rounded(match.face.box)}),
+            **({} if match.face.box is None else {"box": rounded(match.face.box)}),
             **({"metadata": dict(match.face.metadata)} if match.face.metadata else {}),
         }
         for rank, match in enumerate(matches, 1)

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.filters import Where
-from retrieval.errors import GalleryDamaged, InputError, ModelMismatch, Reason, UnreadableImage
+from retrieval.errors import GalleryDamaged, ModelMismatch
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.image_search import ids_of_same_bytes, with_prediction
-from retrieval.images import containers
 from retrieval.images.photo_reader import FaceImage, FaceSelection
 from retrieval.index.knn import Explanation
 from retrieval.search.answers import Answer, answer_of_found, answers_of_image
@@ -35,6 +34,7 @@ from retrieval.search.nearest import (
 from retrieval.search.people import Rule
 from retrieval.search.question import PeopleQuestion, PhotoQuestion
 from retrieval.service.batching import Collector, reject, resolve
+from retrieval.service.photos import check_pixels, require_detector
 from retrieval.service.settings import Limits
 from retrieval.system.cpu import reading_threads
 
@@ -185,7 +185,7 @@ class SearchEngine:
         question = query.asked.of_people if query.asked.by_person else query.asked.of_photos
         question(Explanation())
         if isinstance(query.content, bytes):
-            self._check_selection(query.selection)
+            require_detector(self._gallery, query.selection)
         task = _Task(query)
         self._start(task)
         return task.future
@@ -195,14 +195,6 @@ class SearchEngine:
         self._readers.shutdown()
         self._embedding.close()
         self._searching.close()
-
-    def _check_selection(self, selection: FaceSelection) -> None:
-        takes_all = selection in (FaceSelection(), _ALL_FACES)
-        if not takes_all and self._model.bundle.preprocessing.faces is None:
-            raise InputError(
-                "The gallery's model has no face detector and takes photos as they are, so `faces` and "
-                "`min_face` are of no use; leave them out."
-            )
 
     def _start(self, task: _Task) -> None:
         self._readers.submit(self._begin, task)
@@ -231,25 +223,12 @@ class SearchEngine:
             self._model.current()
             task.generation, embedder = self._model.loaded()
         with task.explanation.timed("read"):
-            self._check_pixels(content)
+            check_pixels(content, self._limits)
             task.faces = embedder.photo_reader.read(
                 content, task.query.selection, seconds=self._limits.photo_seconds
             )
         if task.query.exclude_self:
             [task.exclude] = ids_of_same_bytes(self._vault, [content])
-
-    def _check_pixels(self, content: bytes) -> None:
-        """Checks the size in the header; formats that are decoded in a process have the library's limits.
-
-        Raises:
-            UnreadableImage: the photo has more pixels than the limit.
-        """
-        header = containers.parse(content)
-        if header is not None and header.width * header.height > self._limits.pixels:
-            raise UnreadableImage(
-                Reason.TOO_MANY_PIXELS,
-                f"it has {header.width * header.height:,} pixels, and {self._limits.pixels:,} is the limit",
-            )
 
     def _find_vector(self, task: _Task, content: "int | NDArray[np.float32]") -> None:
         if isinstance(content, int):

@@ -94,6 +94,7 @@ class Gate:
         *,
         limits: Limits,
         metrics: Metrics,
+        counts: bool,
         tokens: TokenRegistry,
         needs_token: bool,
         access_log: bool,
@@ -103,7 +104,8 @@ class Gate:
         Args:
             app: the application.
             limits: of requests.
-            metrics: counts requests.
+            metrics: counts requests, if `counts`.
+            counts: whether requests are counted and logged.
             tokens: of the gallery.
             needs_token: refuse callers without a token even if the gallery has none.
             access_log: log a line for each request.
@@ -111,6 +113,7 @@ class Gate:
         self._app = app
         self._limits = limits
         self._metrics = metrics
+        self._counts = counts
         self._tokens = tokens
         self._needs_token = needs_token
         self._access_log = access_log
@@ -151,7 +154,8 @@ class Gate:
         finally:
             if entered:
                 self._admission.leave(body.held)
-            self._count(scope, response.status, time.perf_counter() - began)
+            if self._counts:
+                self._count(scope, response.status, time.perf_counter() - began)
 
     def _check_origin(self, headers: Headers) -> None:
         """Refuses requests that pages of other sites make a browser send.

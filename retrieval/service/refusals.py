@@ -42,6 +42,9 @@ class Code(StrEnum):
     GALLERY_BUSY = "gallery-busy"
     GALLERY_DAMAGED = "gallery-damaged"
     STORAGE_ERROR = "storage-error"
+    IDENTITY_CONFLICT = "identity-conflict"
+    REJECTED = "rejected"
+    INTERRUPTED = "interrupted"
     INTERNAL_ERROR = "internal-error"
 
 
@@ -117,15 +120,16 @@ def of_status(status: int, headers: Mapping[str, str]) -> Refusal:
     return Refusal(status, code, message, headers=headers)
 
 
-def of_validation(problems: Sequence[Mapping[str, Any]]) -> Refusal:
+def of_validation(problems: Sequence[Mapping[str, Any]], *, skip: int = 0) -> Refusal:
     """Returns the refusal for fields of a request that have wrong values, which the sentence names.
 
     Args:
         problems: as from pydantic. What was given is not repeated: it may be a photo.
+        skip: how many names at the beginning of each place are no field, such as "query".
     """
     named = []
     for problem in problems[:3]:
-        place = ".".join(str(part) for part in problem["loc"] if part not in ("query", "body", "path"))
+        place = ".".join(map(str, problem["loc"][skip:]))
         text = str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
         named.append(f"`{place}`: {text}" if place else text)
     sentence = "; ".join(named) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")

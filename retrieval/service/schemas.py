@@ -10,6 +10,9 @@ from retrieval.service.engine import Asked
 
 DEFAULT_K = 5
 
+# The greatest id.
+MAX_ID = 2**63 - 1
+
 
 class SearchOptions(BaseModel):
     """The options of a search. They are those of `faceprint search`."""
@@ -111,6 +114,113 @@ class SearchBody(SearchOptions):
     ] = None
 
 
+class EnrollOptions(BaseModel):
+    """How a photo is enrolled. The options are those of `faceprint ingest`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    identity: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="The name of the person; without one, every face is enrolled without a name.",
+        ),
+    ] = None
+    faces: Annotated[
+        Literal["auto", "largest", "one", "all"],
+        Field(
+            description="Which faces of the photo, for a model with a face detector; auto is the largest of a photo with a name, and all of one without."
+        ),
+    ] = "auto"
+    min_face: Annotated[
+        float, Field(ge=0, description="Reject faces with a shorter side of fewer pixels.")
+    ] = MIN_FACE_SIDE
+    min_sharpness: Annotated[float | None, Field(ge=0, description="Reject faces that are more blurred.")] = (
+        None
+    )
+    max_yaw: Annotated[
+        float | None, Field(ge=0, description="Reject faces that are turned further to a side.")
+    ] = None
+
+    def selection(self) -> FaceSelection:
+        """Returns which faces of the photo are enrolled."""
+        return FaceSelection(self.faces, self.min_face, self.min_sharpness, self.max_yaw)
+
+
+class EnrollBody(EnrollOptions):
+    """A photo to enroll as JSON."""
+
+    image: Annotated[
+        str, Field(description="The photo, as base64.", json_schema_extra={"contentEncoding": "base64"})
+    ] = ""
+    metadata: Annotated[
+        dict[str, Any],
+        Field(description="Stored with a new face; for a known one, only keys that it lacks are added."),
+    ] = {}
+
+
+class PageOptions(BaseModel):
+    """Which page of a list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=500, description="How many at most.")] = 100
+    cursor: Annotated[str | None, Field(max_length=2048, description="The `next` of the page before.")] = None
+
+
+class PeopleOptions(PageOptions):
+    """Which people."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[
+        str | None, Field(max_length=1024, description="Only the person who has or had this name.")
+    ] = None
+
+
+class FacesOptions(PageOptions):
+    """Which faces."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    person: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only faces of this person.")] = None
+    where: Annotated[
+        list[str],
+        Field(
+            max_length=100, description="Only faces of which all these conditions hold, such as `year>=2020`."
+        ),
+    ] = []
+
+
+class ThumbnailOptions(BaseModel):
+    """How a face is shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    side: Annotated[int, Field(ge=16, le=1024, description="The longer side in pixels, at most.")] = 160
+    part: Annotated[
+        Literal["face", "photo"],
+        Field(description="The aligned face, where the model aligns faces, or the whole photo."),
+    ] = "face"
+
+
+class Renaming(BaseModel):
+    """Another name for a person."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    identity: Annotated[str, Field(max_length=1024, description="A name that is not in use.")]
+    keep_alias: Annotated[bool, Field(description="Let the old name go on to mean this person.")] = True
+
+
+class Merging(BaseModel):
+    """The person who stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    into: Annotated[int, Field(ge=1, le=MAX_ID, description="The id of the person who stays.")]
+
+
 class Model(BaseModel):
     """A part of a response."""
 
@@ -191,6 +301,70 @@ class Answers(Model):
 
     answers: list[Answer]
     explanation: dict[str, Any] = {}
+
+
+class PersonShown(Model):
+    """A person; `face_id` is their first face."""
+
+    id: int
+    identity: str
+    faces: int
+    face_id: int | None
+    metadata: dict[str, Any]
+
+
+class PersonDetails(PersonShown):
+    """A person, with the names that they had before."""
+
+    former_names: list[str]
+
+
+class PeoplePage(Model):
+    """A page of people; `next` is the cursor of the next page, null on the last one."""
+
+    people: list[PersonShown]
+    next: str | None
+
+
+class FaceDetails(Model):
+    """A face; `person` is the id of the person, `box` where it is in its photo, if that is known."""
+
+    id: int
+    identity: str | None
+    person: int | None
+    path: str | None
+    box: tuple[float, float, float, float] | None
+    enrolled_at: str
+    metadata: dict[str, Any]
+
+
+class FacesPage(Model):
+    """A page of faces; `next` is the cursor of the next page, null on the last one."""
+
+    faces: list[FaceDetails]
+    next: str | None
+
+
+class Enrolled(Model):
+    """What was done with a photo, and the faces that it has now."""
+
+    status: Literal["enrolled", "already-known", "duplicate"]
+    face_ids: list[int]
+    identity: str | None
+    detail: str | None
+
+
+class Receipt(Model):
+    """The proof of an erasure, without data about the person: to be kept with the backups."""
+
+    id: str
+    gallery: str
+    at: str
+    who: str
+    what: str
+    faces: int
+    face_ids: list[int]
+    identity_ids: list[int]
 
 
 class Error(Model):

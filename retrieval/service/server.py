@@ -8,15 +8,20 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final
 
 import uvicorn
+from starlette.concurrency import run_in_threadpool
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from retrieval.errors import InputError, RunError
-from retrieval.service.app import Service
+from retrieval.errors import FaceprintError, InputError, RunError
+from retrieval.service.app import application
+from retrieval.service.service import Service
 from retrieval.service.settings import Limits, is_loopback
 from retrieval.system.files import why
 
 # Connections that wait to be accepted.
 _BACKLOG: Final = 2048
+
+# How often a process without requests follows the changes of the gallery.
+_REFRESH_SECONDS: Final = 1.0
 
 # The most bytes of a request's header.
 _MAX_HEADER_BYTES: Final = 32 * 1024
@@ -90,7 +95,7 @@ def run(
     """
     limits = service.limits
     config = uvicorn.Config(
-        service.application(),
+        application(service),
         http=lambda *args, **options: _Protocol(*args, limits=limits, **options),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",
@@ -122,6 +127,7 @@ class _Server(uvicorn.Server):
         self._service = service
         self._started = started
         self._stop = stop
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -132,7 +138,22 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(number, self._ask)
         if self._stop is not None:
             loop.add_reader(self._stop, self._ask)
+        self._refreshing = asyncio.create_task(self._refresh())
         self._started()
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            # A busy or damaged database is reported by the requests that need it.
+            with contextlib.suppress(FaceprintError):
+                await run_in_threadpool(self._service.refresh)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        await super().shutdown(sockets)
+        if self._service.forwarder is not None:
+            await self._service.forwarder.close()
 
     def _ask(self) -> None:
         """Stops; asked again, without waiting for requests."""

@@ -6,6 +6,7 @@ ends: it never outlives the process that started it.
 
 import json
 import logging
+import os
 import select
 import signal
 import socket
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -29,6 +31,7 @@ _LOG: Final = logging.getLogger("faceprint.service")
 _PROGRAM: Final = "import sys; from retrieval.service.workers import answer; answer(*map(int, sys.argv[1:]))"
 _READY: Final = b"R"
 _POLL_SECONDS: Final = 0.2
+_BACKLOG: Final = 1024
 # A worker that ends sooner after its start than this is started again only after that time.
 _RESTART_SECONDS: Final = 1.0
 # How much longer than the requests in flight a worker may take to stop.
@@ -37,8 +40,11 @@ _STOP_SECONDS: Final = 5.0
 
 @dataclass
 class _Worker:
+    """A process: one that answers, or with `writes` the one that changes the gallery."""
+
     process: "subprocess.Popen[bytes]"
     pipe: socket.socket
+    writes: bool
     began: float = field(default_factory=time.monotonic)
     ready: bool = False
 
@@ -54,15 +60,17 @@ def run(
 
     Args:
         settings: of the service.
-        sockets: listening sockets, which the workers share; they are closed at the end.
+        sockets: listening sockets, which the workers share; they are closed once the workers have them.
         needs_token: refuse callers without a token.
         started: is called once all workers accept connections.
 
     Raises:
         RunError: a worker ended before it accepted a connection; its error is on standard error.
     """
-    with _stop_signals() as asked, _metrics_folder() as folder:
-        pool = _Pool(settings, sockets, needs_token, folder)
+    with _stop_signals() as asked, tempfile.TemporaryDirectory(prefix="faceprint-service-") as folder:
+        pool = _Pool(settings, sockets, needs_token=needs_token, folder=Path(folder))
+        for one in sockets:
+            one.close()
         try:
             pool.start()
             announced = False
@@ -70,26 +78,33 @@ def run(
                 pool.look(_POLL_SECONDS)
                 if not announced and pool.all_ready:
                     announced = True
-                    for one in sockets:
-                        one.close()
                     started()
         finally:
             pool.stop()
 
 
 class _Pool:
-    """The worker processes."""
+    """The processes that answer, and the one that changes the gallery for them."""
 
     def __init__(
-        self, settings: Settings, sockets: Sequence[socket.socket], needs_token: bool, folder: str
+        self, settings: Settings, sockets: Sequence[socket.socket], *, needs_token: bool, folder: Path
     ) -> None:
+        """Takes copies of the sockets, for workers that are started again.
+
+        Args:
+            settings, sockets, needs_token: as of `run`.
+            folder: a folder that only this user can open, for a socket and the metrics.
+        """
         self._settings = settings
-        # Copies: the caller closes its own, and workers that are started again need these.
         self._sockets = [one.dup() for one in sockets]
-        for one in self._sockets:
-            one.set_inheritable(True)
         self._needs_token = needs_token
-        self._folder = folder
+        self._metrics = folder / "metrics"
+        self._metrics.mkdir()
+        self._writer_at = folder / "writer.socket"
+        # It stays open here: requests wait in it while the process that writes is started again.
+        self._writer_socket = socket.socket(socket.AF_UNIX)
+        self._writer_socket.bind(os.fspath(self._writer_at))
+        self._writer_socket.listen(_BACKLOG)
         self._workers: list[_Worker] = []
 
     @property
@@ -97,8 +112,9 @@ class _Pool:
         return all(worker.ready for worker in self._workers)
 
     def start(self) -> None:
+        self._workers.append(self._started(writes=True))
         for _ in range(self._settings.workers):
-            self._workers.append(self._started())
+            self._workers.append(self._started(writes=False))
 
     def look(self, seconds: float) -> None:
         """Waits for news, and starts workers that ended again.
@@ -123,36 +139,44 @@ class _Pool:
         _LOG.error("worker %d ended with %d; starting another", worker.process.pid, worker.process.returncode)
         from prometheus_client.multiprocess import mark_process_dead
 
-        mark_process_dead(worker.process.pid, self._folder)  # type: ignore[no-untyped-call]
+        mark_process_dead(worker.process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
         time.sleep(max(0.0, worker.began + _RESTART_SECONDS - time.monotonic()))
-        return self._started()
+        return self._started(writes=worker.writes)
 
-    def _started(self) -> _Worker:
+    def _started(self, *, writes: bool) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            theirs.set_inheritable(True)
-            numbers = [one.fileno() for one in self._sockets]
+            numbers = [one.fileno() for one in ([self._writer_socket] if writes else self._sockets)]
             process = isolation.start(
                 _PROGRAM,
                 theirs.fileno(),
                 *numbers,
                 descriptors=[theirs.fileno(), *numbers],
-                environment={FOLDER_VARIABLE: self._folder},
+                environment={FOLDER_VARIABLE: str(self._metrics)},
             )
-        said = {"settings": self._settings.to_json(), "needs_token": self._needs_token}
+        said = {
+            "settings": self._settings.to_json(),
+            "needs_token": self._needs_token,
+            "writer_at": None if writes else str(self._writer_at),
+        }
         ours.sendall(json.dumps(said).encode() + b"\n")
-        return _Worker(process, ours)
+        return _Worker(process, ours, writes)
 
     def stop(self) -> None:
-        """Stops all workers; those that do not stop in time are killed."""
+        """Stops all workers, those that answer first; those that do not stop in time are killed."""
         # Connections are refused only once no process listens any more.
         for one in self._sockets:
             one.close()
-        for worker in self._workers:
+        self._stop([worker for worker in self._workers if not worker.writes])
+        self._writer_socket.close()
+        self._stop([worker for worker in self._workers if worker.writes])
+
+    def _stop(self, workers: Sequence[_Worker]) -> None:
+        for worker in workers:
             with suppress(ProcessLookupError):
                 worker.process.terminate()
         deadline = time.monotonic() + self._settings.limits.drain_seconds + _STOP_SECONDS
-        for worker in self._workers:
+        for worker in workers:
             isolation.end(worker.process, max(0.0, deadline - time.monotonic()))
             worker.pipe.close()
 
@@ -174,12 +198,6 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _metrics_folder() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="faceprint-metrics-") as folder:
-        yield folder
-
-
 def answer(pipe: int, *sockets: int) -> None:
     """Runs a worker, in its own process.
 
@@ -188,8 +206,8 @@ def answer(pipe: int, *sockets: int) -> None:
         sockets: the descriptors of listening sockets.
     """
     from retrieval.service import server
-    from retrieval.service.app import Service
     from retrieval.service.logs import log_to_standard_error
+    from retrieval.service.service import Service
 
     with socket.socket(fileno=pipe) as ours:
         said = json.loads(_line(ours))
@@ -197,7 +215,13 @@ def answer(pipe: int, *sockets: int) -> None:
         log_to_standard_error()
         listening = [socket.socket(fileno=number) for number in sockets]
         try:
-            service = Service(settings, needs_token=said["needs_token"])
+            writer_at = said["writer_at"]
+            service = Service(
+                settings,
+                needs_token=said["needs_token"],
+                writer_at=None if writer_at is None else Path(writer_at),
+                counts=writer_at is not None,
+            )
             server.run(service, listening, started=lambda: ours.sendall(_READY), stop=ours.fileno())
         except FaceprintError as error:
             print(f"faceprint: {error}", file=sys.stderr)

@@ -120,7 +120,7 @@ def test_options_that_cannot_be_are_refused_at_once(engine: SearchEngine) -> Non
         with pytest.raises(InputError):
             engine.submit(Query("face 1", 1, asked))
     with pytest.raises(InputError, match="has no face detector"):
-        engine.submit(Query("photo", b"", selection=FaceSelection("largest", min_side=50)))
+        engine.submit(Query("photo", b"", selection=FaceSelection("all", min_side=50)))
 
 
 def test_a_switch_of_the_model_between_the_stages_reads_the_photo_again(
