@@ -10,7 +10,7 @@ from starlette.responses import Response
 from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
 from retrieval.service.refusals import Refusal, of_error, of_status, of_validation
-from retrieval.service.routes import faces, operations, people, search
+from retrieval.service.routes import bulk, faces, operations, people, search
 from retrieval.service.service import Service
 
 _ABOUT: Final[dict[str, Any]] = {
@@ -25,6 +25,7 @@ _ABOUT: Final[dict[str, Any]] = {
 _ROUTERS: Final = (
     operations.router,
     search.router,
+    bulk.router,
     people.router,
     people.writing,
     people.forgetting,

@@ -14,6 +14,7 @@ class Collector(Generic[_T]):
     """One thread that works on all items that wait, up to a number, and then on those that came meanwhile.
 
     An item that finds the thread idle is worked on at once, alone: batches grow with the load by themselves.
+    Items of bulk work are taken only where others leave room in a batch.
     """
 
     def __init__(
@@ -36,15 +37,16 @@ class Collector(Generic[_T]):
         self._most = most
         self._failed = failed
         self._waiting: deque[_T] = deque()
+        self._bulk: deque[_T] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, item: _T) -> None:
-        """Adds an item; returns at once."""
+    def put(self, item: _T, *, bulk: bool = False) -> None:
+        """Adds an item, of bulk work or not; returns at once."""
         with self._changed:
-            self._waiting.append(item)
+            (self._bulk if bulk else self._waiting).append(item)
             self._changed.notify()
 
     def close(self) -> None:
@@ -64,8 +66,10 @@ class Collector(Generic[_T]):
     def _next(self) -> list[_T]:
         """Returns the items that wait, as soon as there are any; none when it is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            return [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            self._changed.wait_for(lambda: self._waiting or self._bulk or self._closing)
+            batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            room = self._most - len(batch)
+            return batch + [self._bulk.popleft() for _ in range(min(room, len(self._bulk)))]
 
 
 def resolve(future: "Future[Any]", result: Any) -> None:

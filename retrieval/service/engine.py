@@ -107,6 +107,7 @@ class Query:
         selection: which faces of a photo, for a model with a face detector.
         exclude_self: leave out the stored face with exactly the bytes of the photo.
         explain: measure what answering takes; the query is then searched for alone.
+        bulk: let queries go first that are not.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Query:
     selection: FaceSelection = _ALL_FACES
     exclude_self: bool = False
     explain: bool = False
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +212,11 @@ class SearchEngine:
                 self._gallery.require_identities(where.identities)
             if isinstance(task.query.content, bytes):
                 self._read(task, task.query.content)
-                self._embedding.put(task)
+                self._embedding.put(task, bulk=task.query.bulk)
                 self._observe("read", 1, time.perf_counter() - began)
             else:
                 self._find_vector(task, task.query.content)
-                self._searching.put(task)
+                self._searching.put(task, bulk=task.query.bulk)
         except BaseException as error:  # the caller waits for an answer, whatever happened
             reject(task.future, error)
 
@@ -251,7 +253,7 @@ class SearchEngine:
             rows = slice(start, start := start + len(task.faces))
             task.vectors, task.probabilities = embedded.vectors[rows], embedded.probabilities[rows]
             task.explanation.seconds["embed"] = time.perf_counter() - began
-            self._searching.put(task)
+            self._searching.put(task, bulk=task.query.bulk)
         self._observe("embed", len(tasks), time.perf_counter() - began)
 
     def _ready(self, tasks: Sequence[_Task], is_current: Callable[[_Task], bool]) -> Iterator[_Task]:

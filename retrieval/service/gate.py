@@ -37,6 +37,9 @@ _UNCOUNTED_PATHS: Final = OPEN_PATHS | {"/metrics"}
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY_AFTER: Final = "1"
 
+# What takes a body of any length, line by line: the route bounds the lines and how many it holds.
+_STREAMED_PATHS: Final = frozenset({"/v1/search/bulk"})
+
 # How long the rest of the body of a refused request is read and dropped. A connection that is closed with
 # unread bytes is reset, and the client would not see the refusal.
 _DISCARD_SECONDS: Final = 5.0
@@ -129,7 +132,8 @@ class Gate:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {}).update(request_id=request_id, token=None)
-        body = _Body(receive, headers, self._limits, self._admission)
+        streamed = scope["path"] in _STREAMED_PATHS
+        body = _Body(receive, headers, self._limits, self._admission, streamed=streamed)
         response = _Response(send, body, request_id)
         began = time.perf_counter()
         entered = False
@@ -224,15 +228,18 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 class _Body:
-    """The body of a request, received within the limits.
+    """The body of a request, received within the limits; of a streamed one, each part is.
 
     Attributes:
         held: the bytes that count among those of the pending requests.
         complete: whether all of it has been received.
     """
 
-    def __init__(self, receive: Receive, headers: Headers, limits: Limits, admission: Admission) -> None:
+    def __init__(
+        self, receive: Receive, headers: Headers, limits: Limits, admission: Admission, *, streamed: bool
+    ) -> None:
         self._receive = receive
+        self._streamed = streamed
         self._limits = limits
         self._admission = admission
         self._received = 0
@@ -245,11 +252,14 @@ class _Body:
         self.complete = "transfer-encoding" not in headers and self._length == 0
 
     def check_length(self) -> None:
-        """Checks the stated length, and holds that many bytes.
+        """Checks the stated length, and holds that many bytes; for a streamed body those of one part.
 
         Raises:
             Refusal: it is above the limit, or the pending requests hold too many bytes.
         """
+        if self._streamed:
+            self._hold(self._limits.body_bytes)
+            return
         if self._length > self._limits.body_bytes:
             raise self._too_large()
         self._hold(self._length)
@@ -263,7 +273,7 @@ class _Body:
         if self.complete:
             return await self._receive()
         loop = asyncio.get_running_loop()
-        if self._deadline is None:
+        if self._deadline is None or self._streamed:
             self._deadline = loop.time() + self._limits.body_seconds
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -274,8 +284,10 @@ class _Body:
                 Code.BODY_TOO_SLOW,
                 f"The body did not arrive within {self._limits.body_seconds:g} s.",
             ) from error
-        self._received += len(message.get("body", b""))
         self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        if self._streamed:
+            return message
+        self._received += len(message.get("body", b""))
         if self._received > self._limits.body_bytes:
             raise self._too_large()
         if self._received > self.held:
@@ -329,9 +341,11 @@ class _Response:
         if message["type"] == "http.response.start":
             self._started = True
             self.status = message["status"]
-            await self._body.discard()
+            refused_early = self.status >= HTTPStatus.BAD_REQUEST and not self._body.complete
+            if refused_early:
+                await self._body.discard()
             more: list[tuple[bytes, bytes]] = [(b"x-request-id", self._request_id.encode()), *_HEADERS]
-            if not self._body.complete:
+            if refused_early and not self._body.complete:
                 more.append((b"connection", b"close"))
             message = {**message, "headers": [*message.get("headers", []), *more]}
         await self._send(message)

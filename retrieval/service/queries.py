@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, get_origin
 
@@ -112,6 +112,16 @@ def _searched(received: _Received, options: SearchOptions, limits: Limits) -> tu
         explain=body.explain,
     )
     return query, body
+
+
+def read_line(line: bytes, limits: Limits) -> tuple[Query, SearchBody]:
+    """Returns the query and the options of a line of a bulk search.
+
+    Raises:
+        Refusal, InputError: as `read_search`.
+    """
+    query, body = _searched(_of_json(line), SearchOptions(), limits)
+    return replace(query, bulk=True), body
 
 
 def _as_vector(numbers: list[float]) -> NDArray[np.float32]:

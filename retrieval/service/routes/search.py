@@ -32,9 +32,10 @@ async def search(
     """
     query, body = await read_search(request, options, service.limits)
     answered = await unless_gone(request, service.engine.submit(query), service.limits.answer_seconds)
-    return JSONResponse(await run_in_threadpool(_answers_json, answered, body))
+    return JSONResponse(await run_in_threadpool(answers_json, answered, body))
 
 
-def _answers_json(answered: Answered, body: SearchBody) -> dict[str, Any]:
+def answers_json(answered: Answered, body: SearchBody) -> dict[str, Any]:
+    """Returns the body of a response with answers."""
     shown: dict[str, Any] = {"answers": [answer_json(answer) for answer in answered.answers]}
     return {**shown, "explanation": explained(answered.explanation)} if body.explain else shown
