@@ -1,5 +1,6 @@
 """The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from retrieval.cli import options
-from retrieval.cli.opening import open_gallery
+from retrieval.cli.opening import TOKEN_VARIABLE, open_gallery, service_address
 from retrieval.cli.search_output import (
     draw,
     print_answers,
@@ -22,6 +23,7 @@ from retrieval.search.answers import Answer, answer_of_found, answers_of_image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from retrieval.client import Client
     from retrieval.database.filters import Where
     from retrieval.gallery.gallery import Gallery
     from retrieval.images.photo_reader import FaceSelection
@@ -83,6 +85,9 @@ def search(
     Distances are Euclidean between embeddings; smaller is closer. For pictures the classifier's
     prediction comes too. Conditions decide which photos are compared at all, so -k photos come back. Once the
     gallery is calibrated (`faceprint calibrate`), a decision comes with each answer: an identity or UNKNOWN.
+
+    GALLERY may be the address of a service (`faceprint serve`), such as http://127.0.0.1:8000; the environment
+    variable FACEPRINT_TOKEN has its token.
     """
     asked = [*(images or []), *(_listed(paths) if paths is not None else [])]
     if not (asked or face or vectors):
@@ -91,6 +96,7 @@ def search(
     options.require(
         part is None or not exclude_self, "--exclude-self compares whole pictures; leave it or --crop out"
     )
+    from retrieval.gallery.gallery import Gallery
     from retrieval.index.knn import Explanation
 
     explanation = Explanation()
@@ -103,10 +109,11 @@ def search(
     }
     people: PeopleSearchOptions = {**common, "rule": rule, "mean_of": mean_of, "photos": photos}
     selection = options.face_selection(faces or "all", min_face)
-    with open_gallery(gallery, "search", device=device, precision=precision) as opened:
-        options.require_detector(opened.bundle, selection)
-        if wanted is not None:
-            opened.require_identities(wanted.identities)
+    with _opened(gallery, device, precision, explain) as opened:
+        if isinstance(opened, Gallery):
+            options.require_detector(opened.bundle, selection)
+            if wanted is not None:
+                opened.require_identities(wanted.identities)
         if by_person:
             searches = _for_people(opened, k or _DEFAULT_K, exclude_self, selection, people)
         else:
@@ -115,10 +122,11 @@ def search(
         answers = [
             *_of_images(searches, asked, part),
             *_of_faces(searches, face or []),
-            *(_of_vectors(searches, vectors, opened.bundle.dimension) if vectors is not None else []),
+            *(_of_vectors(searches, vectors, _dimension(opened)) if vectors is not None else []),
         ]
+        folder = gallery if isinstance(opened, Gallery) else Path(opened.info()["folder"])
     decisions = [answer.decision for answer in answers if answer.error is None]
-    tell_about_decisions(gallery, decisions, foretell=not as_json)
+    tell_about_decisions(folder, decisions, foretell=not as_json)
     (print_answers_as_json if as_json else print_answers)(answers, explanation if explain else None)
     if plot is not None:
         draw(answers, plot)
@@ -127,8 +135,34 @@ def search(
         raise InputError("\nfaceprint: ".join(unreadable))
 
 
+def _opened(gallery: Path, device: str, precision: str, explain: bool) -> "Gallery | Client":
+    """Opens a gallery, or connects to the service of one.
+
+    Raises:
+        InputError: an option is of no use with a service.
+    """
+    url = service_address(gallery)
+    if url is None:
+        return open_gallery(gallery, "search", device=device, precision=precision)
+    for option, useless in [
+        ("--explain", explain),
+        ("--device", device != "auto"),
+        ("--precision", precision != "float32"),
+    ]:
+        options.require(not useless, f"{option} is of no use with the service {url}; leave it out")
+    from retrieval.client import connect
+
+    return connect(url, token=os.environ.get(TOKEN_VARIABLE))
+
+
+def _dimension(opened: "Gallery | Client") -> int:
+    from retrieval.gallery.gallery import Gallery
+
+    return opened.bundle.dimension if isinstance(opened, Gallery) else int(opened.info()["dimension"])
+
+
 def _for_photos(
-    gallery: "Gallery",
+    gallery: "Gallery | Client",
     k: int | None,
     exclude_self: bool,
     selection: "FaceSelection",
@@ -143,7 +177,7 @@ def _for_photos(
 
 
 def _for_people(
-    gallery: "Gallery",
+    gallery: "Gallery | Client",
     k: int,
     exclude_self: bool,
     selection: "FaceSelection",

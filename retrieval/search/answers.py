@@ -1,6 +1,7 @@
 """Answers: the results of searches as the JSON of the command line and of the service."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from retrieval.errors import UnreadableImage
 
 if TYPE_CHECKING:
+    from retrieval.database.records import Face
     from retrieval.images.detection import DetectedFace
     from retrieval.index.knn import Explanation
     from retrieval.search.decisions import Decision
@@ -64,8 +66,14 @@ def answer_of_found(query: str, found: "Found[Any]", by_person: bool) -> Answer:
     return Answer(query, None, matches=found, decision=found.decision)
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """Returns an answer as values for JSON."""
+def answer_json(answer: Answer, *, full: bool = False) -> dict[str, Any]:
+    """Returns an answer as values for JSON.
+
+    Args:
+        answer: the answer.
+        full: with everything that the library knows of the faces, without loss: all that an object of the
+            library is made of again.
+    """
     shown: dict[str, Any] = {"query": answer.query}
     if answer.error is not None:
         return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
@@ -76,6 +84,8 @@ def answer_json(answer: Answer) -> dict[str, Any]:
             "number": answer.number,
             "of": answer.faces,
         }
+        if full:
+            shown["detected"] = dataclasses.asdict(answer.face)
     if answer.prediction is not None:
         prediction = answer.prediction
         shown["prediction"] = {"identity": prediction.identity, "probability": prediction.probability}
@@ -87,12 +97,12 @@ def answer_json(answer: Answer) -> dict[str, Any]:
                 "rank": rank,
                 "identity": person.identity,
                 "distance": person.distance,
-                "matches": _matches_json(person.matches),
+                "matches": _matches_json(person.matches, full=full),
             }
             for rank, person in enumerate(answer.people, 1)
         ]
     else:
-        shown["matches"] = _matches_json(answer.matches or ())
+        shown["matches"] = _matches_json(answer.matches or (), full=full)
     return shown
 
 
@@ -101,7 +111,7 @@ def rounded(box: "tuple[float, ...]") -> list[float]:
     return [round(side, 1) for side in box]
 
 
-def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
+def _matches_json(matches: "Sequence[Match]", *, full: bool) -> list[dict[str, Any]]:
     return [
         {
             "rank": rank,
@@ -111,9 +121,20 @@ def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
             "distance": match.distance,
             **({} if match.face.box is None else {"box": rounded(match.face.box)}),
             **({"metadata": dict(match.face.metadata)} if match.face.metadata else {}),
+            **({"stored": _stored_json(match.face)} if full else {}),
         }
         for rank, match in enumerate(matches, 1)
     ]
+
+
+def _stored_json(face: "Face") -> dict[str, Any]:
+    return {
+        "paths": face.paths,
+        "sha256": face.sha256,
+        "enrolled_at": face.enrolled_at,
+        "meant": face.meant,
+        "region": None if face.region is None else json.loads(face.region.as_json()),
+    }
 
 
 def explained(explanation: "Explanation") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
 from retrieval.service.refusals import Refusal, of_error, of_status, of_validation
 from retrieval.service.routes import bulk, faces, operations, people, search
+from retrieval.service.schemas import EnrollBody, SearchBody
 from retrieval.service.service import Service
 
 _ABOUT: Final[dict[str, Any]] = {
@@ -58,6 +59,9 @@ def application(service: Service) -> Gate:
 def document() -> dict[str, Any]:
     """Returns the OpenAPI document, which does not depend on a gallery."""
     described = _with_routes().openapi()
+    # The routes read these bodies by themselves, since each takes several types.
+    for body in (SearchBody, EnrollBody):
+        described["components"]["schemas"][body.__name__] = body.model_json_schema()
     described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     described["security"] = [{}, {"token": []}]
     return described

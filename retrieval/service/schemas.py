@@ -61,7 +61,16 @@ class SearchOptions(BaseModel):
     exclude_self: Annotated[
         bool, Field(description="Leave out the stored photo that has the very bytes of this one.")
     ] = False
+    min_sharpness: Annotated[
+        float | None, Field(ge=0, description="Pass over faces that are more blurred.")
+    ] = None
+    max_yaw: Annotated[
+        float | None, Field(ge=0, description="Pass over faces that are turned further to a side.")
+    ] = None
     explain: Annotated[bool, Field(description="Say what answering took.")] = False
+    full: Annotated[
+        bool, Field(description="Say everything that is stored of each face, as the Python client needs it.")
+    ] = False
 
     def asked(self, most: int) -> Asked:
         """Returns the options as the engine takes them.
@@ -95,7 +104,7 @@ class SearchOptions(BaseModel):
 
     def selection(self) -> FaceSelection:
         """Returns which faces of a photo are searched for."""
-        return FaceSelection(self.faces, min_side=self.min_face)
+        return FaceSelection(self.faces, self.min_face, self.min_sharpness, self.max_yaw)
 
 
 class SearchBody(SearchOptions):
@@ -237,6 +246,7 @@ class Match(Model):
     distance: float
     box: tuple[float, float, float, float] | None = None
     metadata: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
 
 
 class Person(Model):
@@ -290,6 +300,7 @@ class Answer(Model):
 
     query: str
     face: FaceBox | None = None
+    detected: dict[str, Any] = {}
     prediction: Prediction | None = None
     decision: Decision | None = None
     matches: list[Match] = []

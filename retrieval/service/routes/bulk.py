@@ -45,7 +45,7 @@ async def search_in_bulk(request: Request, service: ServiceOf) -> Response:
     """Searches for many queries. Each line is a query as `/v1/search` takes it as JSON.
 
     For each there is a line with the response to it, in the same order: `answers`, or `error`. Lines come
-    while others are still sent: read them meanwhile, or send at most some hundred queries.
+    while others are still sent: read them meanwhile, or send at most 32 queries.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != LINES:

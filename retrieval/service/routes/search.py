@@ -37,5 +37,5 @@ async def search(
 
 def answers_json(answered: Answered, body: SearchBody) -> dict[str, Any]:
     """Returns the body of a response with answers."""
-    shown: dict[str, Any] = {"answers": [answer_json(answer) for answer in answered.answers]}
+    shown: dict[str, Any] = {"answers": [answer_json(answer, full=body.full) for answer in answered.answers]}
     return {**shown, "explanation": explained(answered.explanation)} if body.explain else shown
