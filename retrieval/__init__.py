@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from retrieval.search.nearest import Match, PeopleResult, PersonMatch, Prediction, SearchResult
     from retrieval.search.question import PeopleSearchOptions, PhotoSearchOptions, SearchOptions
     from retrieval.sources.photos import Photo
-    from retrieval.storage.backup import BackedUp, Restored
+    from retrieval.storage.backup import BackedUp
     from retrieval.storage.compaction import Compacted
     from retrieval.storage.optimization import Optimized
+    from retrieval.storage.restore import Restored
     from retrieval.transfer.import_ import Imported
     from retrieval.transfer.manifest import Export
 
@@ -176,7 +177,7 @@ _HOMES = {
     "Relocated": "gallery.relocation",
     "Renamed": "gallery.sync",
     "Repaired": "gallery.repair",
-    "Restored": "storage.backup",
+    "Restored": "storage.restore",
     "SearchOptions": "search.question",
     "SearchResult": "search.nearest",
     "Status": "embedding.outcome",

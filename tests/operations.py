@@ -14,6 +14,7 @@ import socket
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TypeAlias
 from unittest.mock import patch
@@ -27,12 +28,13 @@ from PIL import Image
 from retrieval import errors
 from retrieval.bulk.ingest import ingest
 from retrieval.database.metadata import to_json
-from retrieval.database.records import NewFace
+from retrieval.database.records import Face, FaceRegion, NewFace
 from retrieval.errors import FaceprintError, InputError
 from retrieval.gallery.face_writer import FaceWriter
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
 from retrieval.gallery.repair import repair
+from retrieval.images.detection import DetectedFace
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.index import quantization
 from retrieval.models.bundle import FORGOTTEN, ModelBundle
@@ -41,8 +43,8 @@ from retrieval.storage import codes
 from retrieval.storage.vault import Vault
 from retrieval.system.files import is_free
 
-# The faces of a gallery: (SHA-256, identity, paths, metadata of face and identity as JSON) -> bytes of the
-# vector. The calibration is one more entry, under CALIBRATION.
+# The faces of a gallery: (SHA-256 and place in the photo, identity, paths, metadata of face and identity as
+# JSON) -> bytes of the vector. The calibration is one more entry, under CALIBRATION.
 Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...], str], bytes]
 CALIBRATION = "calibration"
 
@@ -144,6 +146,33 @@ def add(gallery: Gallery, numbers: range) -> None:
     gallery.enroll_vectors(faces, np.stack([vector_of(one.sha256) for one in faces]))
 
 
+def group(number: int, faces: int, *, path: str | None = None) -> list[NewFace]:
+    """The faces of a photo of several people, of whom the first is known."""
+    one = face(number, path=path)
+    points = ((2.0, 2.0), (4.0, 2.0), (3.0, 3.0), (2.0, 4.0), (4.0, 4.0))
+    regions = [
+        FaceRegion(DetectedFace((8.0 * place, 0.25 * number, 6.0, 6.0), points, 0.9), 12.5)
+        for place in range(faces)
+    ]
+    return [
+        replace_fields(one, identity=None if place else one.identity, region=region)
+        for place, region in enumerate(regions)
+    ]
+
+
+def group_vectors(faces: list[NewFace]) -> NDArray[np.float32]:
+    """Returns vectors that are functions of the photo and of the place in it."""
+    return np.stack([vector_of(hashlib.sha256(_name(one).encode()).hexdigest()) for one in faces])
+
+
+def _name(one: NewFace | Face) -> str:
+    return one.sha256 if one.region is None else f"{one.sha256} {one.region.box}"
+
+
+def add_group(gallery: Gallery, faces: list[NewFace]) -> None:
+    gallery.enroll_vectors(faces, group_vectors(faces))
+
+
 def contents(folder: Path) -> Contents:
     """Returns the faces of a gallery with their vectors; checks that each row has exactly one vector."""
     vault = Vault.open(folder, read_only=True)
@@ -161,7 +190,7 @@ def contents(folder: Path) -> Contents:
         assert sorted(vectors) == sorted(one.id for one in faces)
         said = {one.id: to_json([one.metadata, people.get(one.identity or "", {})]) for one in faces}
         found: Contents = {
-            (one.sha256, one.identity, tuple(sorted(one.paths)), said[one.id]): vectors[one.id]
+            (_name(one), one.identity, tuple(sorted(one.paths)), said[one.id]): vectors[one.id]
             for one in faces
         }
         if state.calibration is not None:
@@ -228,6 +257,23 @@ def forget_a_face(root: Path) -> None:
             gallery.compact()
         else:
             gallery.forget(face_id=3)
+
+
+@coded
+def enroll_groups(root: Path) -> None:
+    """Enrolls photos of several people: a new one, one under a second path, and other bytes under a path."""
+    with Gallery.open(root / "group.gallery") as gallery:
+        faces = [*group(32, 3), *group(31, 2, path="/photos/copy.png"), *group(33, 2, path="/photos/30.png")]
+        add_group(gallery, faces)
+
+
+@coded
+def forget_one_of_a_group(root: Path) -> None:
+    with Gallery.open(root / "group.gallery") as gallery:
+        if gallery.receipts():
+            gallery.compact()
+        else:
+            gallery.forget(face_id=4)
 
 
 @coded
@@ -376,6 +422,10 @@ _TRACES = (
     face(2).sha256.encode(),
 )
 
+_MIDDLE = group(30, 3)[1]
+
+_TRACES_OF_ONE = (_MIDDLE.region.box.encode() if _MIDDLE.region else b"", group_vectors([_MIDDLE]).tobytes())
+
 OPERATIONS = {
     operation.work.__name__: operation
     for operation in (
@@ -386,6 +436,8 @@ OPERATIONS = {
         Operation(replace),
         Operation(forget, erased=_TRACES),
         Operation(forget_a_face, erased=_TRACES[2:]),
+        Operation(enroll_groups, "group.gallery"),
+        Operation(forget_one_of_a_group, "group.gallery", erased=_TRACES_OF_ONE),
         Operation(compact),
         Operation(rename),
         Operation(merge_people),
@@ -427,6 +479,9 @@ def lay(root: Path) -> None:
         gallery.forget(GONE)
         add(gallery, range(9, 11))
         gallery.calibrate(0.4)
+    with Gallery.create(root / "group.gallery", model) as gallery:
+        add(gallery, range(2))
+        add_group(gallery, [*group(30, 3), *group(31, 2)])
     (root / "fixed").symlink_to(root)
     _lay_photos(root, model)
     _lay_old(root, model)

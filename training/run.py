@@ -28,7 +28,7 @@ from training.networks.initialize import Start, build
 from training.reports import model_card
 from training.reports.training_report import write_report
 
-_CHECKPOINT: Final = "checkpoint.safetensors"
+CHECKPOINT: Final = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def workers_for(device: torch.device, *, asked: int | None) -> int:
 
 def _claim(out: Path, *, resume: bool) -> Path:
     """Checks that `out` is free to train into, and returns the path of its checkpoint."""
-    checkpoint = out / _CHECKPOINT
+    checkpoint = out / CHECKPOINT
     if (out / "bundle.json").exists():
         raise InputError(f"{out} holds a finished model already; choose another folder with `out`.")
     if checkpoint.exists() and not resume:

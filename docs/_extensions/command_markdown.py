@@ -26,6 +26,7 @@ GUIDES = {
     "forget": ("erasing.md", "Erasing a person"),
     "import": ("moving.md#export-and-import", "Export and import"),
     "ingest": ("enrolling.md", "Enroll photos"),
+    "assign-identity": ("faces.md#photos-of-several-people", "Photos of several people"),
     "merge-identities": ("moving.md#rename-and-merge-people", "Rename and merge people"),
     "model import": ("importing.md", "Bring your own model"),
     "optimize": ("moving.md#keep-a-gallery-fast-and-small", "Keep a gallery fast and small"),

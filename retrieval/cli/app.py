@@ -64,6 +64,7 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
         "forget": people.forget,
         "compact": maintenance.compact,
         "optimize": maintenance.optimize,
+        "assign-identity": people.assign_identity,
         "rename-identity": people.rename_identity,
         "merge-identities": people.merge_identities,
         "relocate": maintenance.relocate,

@@ -36,9 +36,6 @@ def audit(
     Photos unlike their person's others, two people who look like one, one who looks like two, near
     duplicates, photos that are close to everybody. (Who did what to a gallery is in `audit-log`.)
     """
-    for path in (json_file, page):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise InputError(f"{path} is a folder, or its folder does not exist; name a file.")
     if not limit > 0:
         raise InputError("--limit must be above 0.")
     with open_gallery(gallery, "audit") as opened:

@@ -15,6 +15,7 @@ import typer
 from retrieval.cli import options
 from retrieval.cli.command import in_current_options
 from retrieval.cli.options import require
+from retrieval.cli.output import write_file
 from retrieval.console import terminal
 from retrieval.errors import RunError
 
@@ -76,17 +77,12 @@ def check(
 
 
 def _check_target(target: Path, option: str, suffix: str, data: Path) -> None:
-    """Checks, before a run of hours, that an output file has its suffix and folder and lies outside the data.
+    """Checks, before a run of hours, that an output file has its suffix and lies outside the data.
 
     Raises:
         InputError: it does not.
     """
     require(target.suffix.lower() == suffix, f"{option} writes a file that ends in {suffix}, not {target}")
-    require(not target.is_dir(), f"{target} is a folder; name a file for {option}")
-    require(
-        target.absolute().parent.is_dir(),
-        f"There is no folder {target.parent}; make it, or name another file",
-    )
     among = target.resolve().is_relative_to(data.resolve())
     require(not among, f"{target} would lie among the photos of {data}, or in their place; name another file")
 
@@ -247,10 +243,5 @@ def _listed(done: "Check") -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from retrieval.system.files import why, write_durably
-
-    try:
-        # A path may have bytes that are not UTF-8, escaped here. Where it must be exact, it is UTF-8.
-        write_durably(path, text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {why(error)}.") from error
+    # A path may have bytes that are not UTF-8, escaped here. Where it must be exact, it is UTF-8.
+    write_file(path, text.encode("utf-8", "backslashreplace"))

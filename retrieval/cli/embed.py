@@ -79,19 +79,18 @@ def embed(
         )
     tell_summary(done, summary, log_json=log_json)
     if not log_json:
-        _print_embedded(done, out, report)
+        _print_embedded(done, out, lines)
     if done.interrupted:
         raise Interrupted("Stopped; no file was written.")
     fail_for_rejected(done, "embedded", report, "the same command", strict=strict)
 
 
-def _print_embedded(done: "EmbedReport", out: Path, report: Path | None) -> None:
+def _print_embedded(done: "EmbedReport", out: Path, report: ReportFile) -> None:
     console = terminal.console()
     console.print(
         f"found [b]{done.found:,}[/b] = embedded [b]{done.embedded:,}[/b] + rejected {done.rejected:,}"
     )
     print_reasons_and_pace(done)
-    if report is not None and done.rejected:
-        console.print(f"{terminal.counted(done.rejected, 'line')} in {report}", markup=False)
+    report.print_count()
     if done.embedded and not done.interrupted:
         console.print(f"{terminal.counted(done.faces, 'row')} in {out}", markup=False)

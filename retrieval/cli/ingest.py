@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -199,7 +200,7 @@ def _set_metadata(wanted: IngestOptions) -> None:
     """Runs --metadata alone: sets metadata and enrolls nothing."""
     table = _table(wanted)
     with ReportFile(wanted.report) as lines, open_gallery(wanted.gallery, "ingest") as opened:
-        _annotate(opened, table, lines, log_json=wanted.log_json)
+        _annotate(opened, table, lines, wanted)
 
 
 def _enroll_vectors(wanted: IngestOptions) -> None:
@@ -224,8 +225,7 @@ def _enroll_vectors(wanted: IngestOptions) -> None:
                 should_stop=should_stop,
             )
         _report(done, wanted)
-        if not done.interrupted:
-            _annotate(opened, table, lines, log_json=wanted.log_json)
+        _annotate(opened, None if done.interrupted else table, lines, wanted)
     _raise_for_outcome(done, wanted)
 
 
@@ -270,8 +270,7 @@ def _enroll_photos(wanted: IngestOptions) -> None:
                 should_stop=should_stop,
             )
         _report(done, wanted)
-        if not done.interrupted:
-            _annotate(opened, table, lines, log_json=wanted.log_json)
+        _annotate(opened, None if done.interrupted else table, lines, wanted)
     _raise_for_outcome(done, wanted)
 
 
@@ -296,18 +295,28 @@ def _follow_sources(gallery: "Gallery", wanted: IngestOptions) -> None:
 
 
 def _relabel(gallery: "Gallery", wanted: IngestOptions) -> None:
+    done = gallery.relabel(_renamed_photos(wanted), dry_run=wanted.dry_run)
+    print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
+
+
+def _renamed_photos(wanted: IngestOptions) -> "Iterator[Photo]":
+    """Returns the photos by whose identities --relabel changes those of stored faces."""
     from retrieval.sources.exclusion import PassedOver
 
     _, found = _photos(wanted, PassedOver())
-    done = gallery.relabel(_until_stopped(found), dry_run=wanted.dry_run)
-    print_relabelled(done, dry_run=wanted.dry_run, log_json=wanted.log_json)
+    return _until_stopped(found)
 
 
 def _sync(gallery: "Gallery", wanted: IngestOptions) -> None:
     from retrieval.sources import photos
     from retrieval.sources.exclusion import PassedOver
 
-    act = gallery.missing_files if wanted.dry_run else gallery.remove_missing
+    act = gallery.remove_missing
+    if wanted.dry_run:
+        # A run with --relabel removes what is missing after it has relabelled.
+        act = partial(
+            gallery.missing_files, relabelled_by=_renamed_photos(wanted) if wanted.relabel else None
+        )
     passed_over = PassedOver()
     scanned = photos.scan(
         wanted.sources, identity_from=wanted.identity_from, exclude=wanted.exclude, passed_over=passed_over
@@ -338,13 +347,26 @@ def _table(wanted: IngestOptions) -> "Annotations | None":
     return None if wanted.metadata is None else read_annotations(wanted.metadata)
 
 
-def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile, *, log_json: bool) -> None:
-    """Sets the metadata of a table, if there is one."""
+def _annotate(
+    gallery: "Gallery", table: "Annotations | None", lines: ReportFile, wanted: IngestOptions
+) -> None:
+    """Sets the metadata of a table, if there is one; then says how many lines the report has.
+
+    Raises:
+        Interrupted: Ctrl-C while metadata were set.
+    """
+    stopped = table is not None and _set_rows(gallery, table, lines, log_json=wanted.log_json)
+    if not wanted.log_json:
+        lines.print_count()
+    if stopped:
+        raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
+
+
+def _set_rows(gallery: "Gallery", table: "Annotations", lines: ReportFile, *, log_json: bool) -> bool:
+    """Sets the metadata of a table, and prints the counts; returns whether Ctrl-C stopped it."""
     from retrieval.bulk.ingest import ingest_metadata
     from retrieval.system.signals import graceful
 
-    if table is None:
-        return
     noun, kind = ("face", "path") if table.about == "path" else ("identity", "identity")
     with graceful() as should_stop:
         done = ingest_metadata(
@@ -362,15 +384,14 @@ def _annotate(gallery: "Gallery", table: "Annotations | None", lines: ReportFile
             f"metadata: {terminal.counted(done.set, noun)} set, {done.unchanged:,} unchanged, "
             f"{terminal.counted(done.unknown, kind)} unknown"
         )
-    if done.interrupted:
-        raise Interrupted("Stopped; what was set stays, and the same command goes on from here.")
+    return done.interrupted
 
 
 def _report(done: "IngestReport", wanted: IngestOptions) -> None:
     done.notes = tuple(map(in_current_options, done.notes))
     tell_summary(done, wanted.summary, log_json=wanted.log_json)
     if not wanted.log_json:
-        _print_ingest(done, wanted.report)
+        _print_ingest(done)
 
 
 def _raise_for_outcome(done: "IngestReport", wanted: IngestOptions) -> None:
@@ -385,7 +406,7 @@ def _raise_for_outcome(done: "IngestReport", wanted: IngestOptions) -> None:
     fail_for_rejected(done, "enrolled", wanted.report, again, strict=wanted.strict)
 
 
-def _print_ingest(done: "IngestReport", report: Path | None) -> None:
+def _print_ingest(done: "IngestReport") -> None:
     console = terminal.console()
     console.print(
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"
@@ -410,5 +431,3 @@ def _print_ingest(done: "IngestReport", report: Path | None) -> None:
         console.print(terminal.text(f"note: {in_one_line(names)}; `faceprint merge-identities` joins two."))
     if len(done.twins) > TWINS_SHOWN:
         console.print(f"note: {len(done.twins) - TWINS_SHOWN:,} more names have such twins")
-    if report is not None and done.enrolled < done.found:
-        console.print(f"{terminal.counted(done.found - done.enrolled, 'line')} in {report}", markup=False)

@@ -45,7 +45,7 @@ def verify(gallery: options.Gallery, as_json: options.Json = False) -> None:
 
 
 def _verify_backup(folder: Path, as_json: bool) -> None:
-    from retrieval.storage.backup import check_backup
+    from retrieval.storage.backup_integrity import check_backup
     from retrieval.system.files import who_else_reads
 
     wrong = check_backup(folder)

@@ -92,6 +92,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
             bars=("embeddings",),
             why="enrolls vectors as they are",
         ),
+        Use(("relabel",), bars=("identity_from=none",), why="names nobody"),
         Use(("identity_from", "exclude", "sync"), needs=("sources",)),
         Use(("gone",), needs=("sync",)),
         Use(("dry_run",), needs=("sync", "relabel")),
@@ -102,6 +103,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         Use(("within",), bars=("by_person",), why="finds people, not photos"),
         Use(("rule", "photos"), needs=("by_person",)),
         Use(("mean_of",), needs=("rule=mean",)),
+        Use(("min_face",), bars=("faces=none",), why="looks for no faces"),
         Use(
             ("exclude_self", "plot", "faces", "min_face", *_EMBEDDING),
             needs=("images", "paths"),
@@ -125,6 +127,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
             bars=("drop_other",),
             why="embeds nothing",
         ),
+        Use(("give_up",), bars=("no_switch",), why="removes nothing"),
     ),
     "audit": (
         Use(("fetch",), needs=("page",)),

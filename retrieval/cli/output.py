@@ -25,16 +25,18 @@ def writing(what: str) -> Iterator[None]:
         what: the file, as a sentence begins with it.
 
     Raises:
-        InputError: its path does not lead to a file that can be written.
-        RunError: the disk refused.
+        InputError: its path does not lead to a file that can be written: exit status 2.
+        RunError: the disk refused: exit status 1.
     """
     from retrieval.system.files import is_about_path, why
 
     try:
         yield
     except OSError as error:
-        kind = InputError if is_about_path(error) else RunError
-        raise kind(f"{what} cannot be written: {why(error)}.") from error
+        sentence = f"{what} cannot be written: {why(error)}"
+        if is_about_path(error):
+            raise InputError(f"{sentence}; name another file.") from error
+        raise RunError(f"{sentence}.") from error
 
 
 def write_file(path: Path, data: bytes, *, what: str = "") -> None:

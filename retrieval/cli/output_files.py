@@ -1,5 +1,9 @@
-"""The files that a command writes: each has a path of its own, which no input has, outside the gallery."""
+"""The files that a command writes, checked before it runs, so that no run of hours ends without its result.
 
+Each has a folder that can be written to, and a path of its own, which no input has, outside the gallery.
+"""
+
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +46,43 @@ def refuse_collisions(command: str, given: Mapping[str, Any], spelled: Mapping[s
         taken[place] = name
 
 
+def refuse_unwritable(command: str, given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
+    """Refuses a file to write that is a folder, or that has no folder to which this user may write.
+
+    Args:
+        command, given, spelled: as of `refuse_collisions`.
+
+    Raises:
+        InputError: there is such a file; the sentence names it, and its option.
+    """
+    for name, path in _written(command, given):
+        option = spelled[name]
+        try:
+            _check_folder(path, option)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(f"{option} {path} cannot be written: {reason}; name another file.") from error
+
+
+def _check_folder(path: Path, option: str) -> None:
+    """Checks the folder of a file to write.
+
+    Raises:
+        InputError: there is no such folder, or there is one in place of the file.
+        OSError: the folder cannot be written to, or the name is too long.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe is written in its place
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {path.parent} for {option}; make it, or name another file.")
+    if not os.access(folder, os.W_OK):
+        number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number))
+
+
 def _written(command: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     """The parameters and paths of all files that a command writes."""
     for name in (*_WRITTEN_BY_COMMAND.get(command, ()), *_WRITTEN):
@@ -54,6 +95,6 @@ def _written(command: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Path
 
 def _place(path: Path) -> str | None:
     """The file that a path leads to; None for a device or a pipe, which any number of outputs may share."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         return None
     return os.path.realpath(path)

@@ -1,6 +1,7 @@
-"""The commands that change identities: `forget`, `rename-identity`, `merge-identities`."""
+"""The commands that change identities: `forget`, `assign-identity`, `rename-identity`, `merge-identities`."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +30,8 @@ def forget(
     Prints a receipt, which holds nothing about the person. Restoring an older backup forgets again.
     Your photos, your backups and what the model's weights have learned are not touched.
     """
-    if receipt is not None and (receipt.exists() or not receipt.absolute().parent.is_dir()):
-        raise InputError(f"The receipt {receipt} exists already, or its folder does not; name another file.")
+    if receipt is not None and os.path.lexists(receipt):
+        raise InputError(f"The receipt {receipt} exists already; name another file.")
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
     if as_json:
@@ -59,6 +60,17 @@ def _write_receipt(path: Path, receipt: "Receipt", gallery: Path) -> None:
             f"but receipt {receipt.id} cannot be written to {path}: {why(error)}; "
             f"`faceprint audit-log {gallery} --receipts --json` has it."
         ) from error
+
+
+def assign_identity(
+    gallery: options.Gallery,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose they are; a new name is a new identity.", show_default=False)],
+    faces: Annotated[list[int], typer.Argument(metavar="FACE...", help="The faces, by the ids that searches show.", show_default=False)],
+) -> None:  # fmt: skip
+    """Say whose faces are, as of a photo of several people."""
+    with open_gallery(gallery, "assign-identity") as opened:
+        changed = opened.assign_identity(faces, name)
+    terminal.console().print(terminal.text(f"{terminal.counted(changed, 'face')} changed to {name}"))
 
 
 def rename_identity(

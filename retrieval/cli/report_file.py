@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from retrieval.cli.command import in_current_options
 from retrieval.cli.output import writing
-from retrieval.errors import InputError
+from retrieval.console import terminal
 
 _LINE: Final = ("path", "identity", "status", "reason", "detail", "face_id", "replaced")
 
@@ -17,15 +17,18 @@ class ReportFile:
     """A file with a line of JSON for each photo that was not enrolled or embedded.
 
     The file is complete or absent, and never ends within a line. A context manager.
+
+    Attributes:
+        path: the file; None where no report is wanted.
+        lines: how many lines it has so far.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.lines = 0
 
     def __enter__(self) -> "ReportFile":
         if self.path is not None:
-            if self.path.is_dir():
-                raise InputError(f"The report {self.path} is a folder; name a file.")
             from retrieval.system.files import replacing
 
             self.replacing = replacing(self.path)
@@ -56,6 +59,13 @@ class ReportFile:
         if self.path is not None:
             with self._translated():
                 self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.lines += 1
+
+    def print_count(self) -> None:
+        """Prints how many lines the report has, if it has any."""
+        if self.lines:
+            counted = terminal.counted(self.lines, "line")
+            terminal.console().print(f"{counted} in {self.path}", markup=False)
 
     def __exit__(self, *_: object) -> None:
         # A run that failed has a report too, of the photos until then.

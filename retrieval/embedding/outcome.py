@@ -144,10 +144,11 @@ class Deduplicator:
         if photo is None:
             return self._enroll(row, face, None) if has_vector else None
         lost = photo.id in self.orphaned and photo.id not in self.contested
-        if lost and not self._paths[photo.id]:
-            return self._enroll_again(face, photo)
         same = _same_region(face, photo)
+        if lost and not self._paths[photo.id] and (same or not has_vector):
+            return self._enroll_again(face, photo)
         if not same and has_vector:
+            self.orphaned.discard(photo.id)
             return self._enroll(row, face, photo)
         return self._recognize(face, photo, same or photo.faces)
 

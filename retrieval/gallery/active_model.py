@@ -1,7 +1,11 @@
 """The active model of an open gallery: the model that its tables name, reloaded after a switch."""
 
+import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from retrieval.database.reader import Reader
 from retrieval.database.records import Generation
@@ -11,6 +15,8 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder, may_use_gpu
 from retrieval.models.engine import PrecisionDrift
 from retrieval.storage.vault import Vault
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,17 @@ class ActiveModel:
     def open_other(self, bundle: ModelBundle) -> Embedder:
         """Loads another model on the same device, with the same engine, in full precision."""
         return Embedder.open(bundle, device=self.device, engine=self.engine)
+
+    def reopening(self, open_gallery: Callable[..., _T]) -> tuple[Callable[[str], _T], tuple[str]]:
+        """What pickles an open gallery: a function that opens it again as it was opened, and its argument.
+
+        Raises:
+            InputError: the gallery is closed.
+        """
+        self.vault.store.check_open()
+        options = {"device": self.device, "engine": self.engine, "precision": self.precision}
+        reopen = partial(open_gallery, **options, read_only=self.vault.read_only, via=self.vault.via)
+        return reopen, (os.path.abspath(self.vault.folder),)
 
     def close(self) -> None:
         """Closes the loaded model, and ends the threads and processes of its engine."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from retrieval.database.records import Receipt
 from retrieval.errors import GalleryError, StorageError
 from retrieval.models.bundle import ModelBundle
-from retrieval.storage import backup, optimization, ownership
-from retrieval.storage.backup import Restored
+from retrieval.storage import optimization, ownership
+from retrieval.storage.backup_integrity import gallery_model
 from retrieval.storage.layout import VECTORS
+from retrieval.storage.restore import Restored, restore_vault
 from retrieval.storage.vault import Vault
 from retrieval.system import lock
 from retrieval.system.files import is_free, whole_folder, why
@@ -42,7 +43,7 @@ def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str
     """
     if not is_free(folder):
         return _restore(source, folder, receipts=receipts, via=via, fresh=False)
-    bundle = backup.gallery_model(source)
+    bundle = gallery_model(source)
     with _new_folder(folder) as made:
         Vault.create(made, bundle)
         restored = _restore(source, made, receipts=receipts, via=via, fresh=True)
@@ -51,7 +52,7 @@ def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str
 
 def _restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str, fresh: bool) -> Restored:
     with closing(Vault.open(folder, via=via)) as vault:
-        restored = backup.restore(source, vault, receipts=receipts, fresh=fresh)
+        restored = restore_vault(source, vault, receipts=receipts, fresh=fresh)
         optimization.optimize(vault)
     return restored
 

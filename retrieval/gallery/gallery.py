@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Unpack
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.identity_names import twins
@@ -30,35 +29,33 @@ from retrieval.gallery import (
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
 from retrieval.gallery.enrollment import Enrollment
-from retrieval.gallery.image_search import Pictures, faces_near_images, one_face, people_near_images
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.integrity import Verification
 from retrieval.gallery.moves import Relabelled
 from retrieval.gallery.reembed import Reembedded
 from retrieval.gallery.relocation import Relocated
 from retrieval.gallery.repair import Repaired
+from retrieval.gallery.searches import GallerySearches
 from retrieval.gallery.sync import Missing
 from retrieval.images.photo_reader import FaceSelection, PhotoReader
-from retrieval.images.pixels import ImageSource
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
-from retrieval.search import calibration, nearest
-from retrieval.search.nearest import Found, Match, PeopleResult, PersonMatch, SearchResult
-from retrieval.search.question import PeopleQuestion, PeopleSearchOptions, PhotoQuestion, PhotoSearchOptions
+from retrieval.search import calibration
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.remote import Fetching
 from retrieval.storage import backup, compaction, optimization
-from retrieval.storage.backup import BackedUp, Restored
+from retrieval.storage.backup import BackedUp
 from retrieval.storage.compaction import Compacted
 from retrieval.storage.optimization import Optimized
+from retrieval.storage.restore import Restored
 from retrieval.storage.vault import Vault
 from retrieval.transfer import export, import_
 from retrieval.transfer.import_ import Imported
 from retrieval.transfer.manifest import Export
 
 
-class Gallery:
+class Gallery(GallerySearches):
     """The enrolled faces of one folder. Safe to share between threads; any number of processes may read.
 
     Each change is one transaction, or several if its method says so. If a file cannot be written
@@ -155,17 +152,7 @@ class Gallery:
         Raises:
             InputError: the gallery is closed.
         """
-        self.vault.store.check_open()
-        model, vault = self._model, self.vault
-        reopen = partial(
-            Gallery.open,
-            device=model.device,
-            engine=model.engine,
-            precision=model.precision,
-            read_only=vault.read_only,
-            via=vault.via,
-        )
-        return reopen, (os.path.abspath(self.folder),)
+        return self._model.reopening(Gallery.open)
 
     def close(self) -> None:
         """Closes the database and the mapped files, and ends threads and processes of the engine.
@@ -254,149 +241,6 @@ class Gallery:
             StorageError, GalleryBusy: the current transaction added nothing; those before it were committed.
         """
         return self.enrollment.enroll_vectors(faces, vectors, fingerprint=fingerprint)
-
-    # Searching
-
-    def search(
-        self,
-        image: ImageSource,
-        k: int | None = 5,
-        *,
-        exclude_self: bool = False,
-        selection: FaceSelection = FaceSelection(),
-        **options: Unpack[PhotoSearchOptions],
-    ) -> SearchResult:
-        """Returns the k nearest stored photos to an image, the classifier's prediction and the decision.
-
-        Args:
-            image: a path, bytes, a PIL image or a uint8 array (h, w), (h, w, 3) or (h, w, 4).
-            k: number of photos, at least 1; all, if the gallery has fewer. None returns all photos within
-                the distance `within`, which is then required.
-            exclude_self: leave out the stored face with exactly the bytes of the image.
-            selection: which face of the image, for a model with a face detector; not all of them, for which
-                there is `search_faces`.
-            options: see `PhotoSearchOptions`.
-
-        Raises:
-            UnreadableImage: the image cannot be read, or has no such face.
-            InputError: k is below 1, or as the options.
-        """
-        return self.search_many([image], k, exclude_self=exclude_self, selection=selection, **options)[0]
-
-    def search_many(
-        self,
-        images: Iterable[ImageSource],
-        k: int | None = 5,
-        *,
-        exclude_self: bool = False,
-        selection: FaceSelection = FaceSelection(),
-        **options: Unpack[PhotoSearchOptions],
-    ) -> list[SearchResult]:
-        """Searches as `search` does, for many images; returns one result per image, in order."""
-        pictures = Pictures(images, one_face(selection), exclude_self)
-        return [one for [one] in faces_near_images(self._model, pictures, PhotoQuestion(k, **options))]
-
-    def search_faces(
-        self,
-        images: Iterable[ImageSource],
-        k: int | None = 5,
-        *,
-        exclude_self: bool = False,
-        selection: FaceSelection = FaceSelection("all"),
-        **options: Unpack[PhotoSearchOptions],
-    ) -> list[list[SearchResult]]:
-        """Searches as `search` does, for each face of many images.
-
-        Returns:
-            For each image, in order, a result for each of its faces, from left to right. A model without a
-            face detector takes each image as one face.
-        """
-        pictures = Pictures(images, selection, exclude_self)
-        return list(faces_near_images(self._model, pictures, PhotoQuestion(k, **options)))
-
-    def search_by_vector(
-        self, vector: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
-    ) -> Found[Match]:
-        """Returns the k nearest stored photos to an embedding (d,); otherwise as `search_by_vectors`."""
-        return self.search_by_vectors(np.asarray(vector)[None], k, **options)[0]
-
-    def search_by_vectors(
-        self, vectors: NDArray[Any], k: int | None = 5, **options: Unpack[PhotoSearchOptions]
-    ) -> list[Found[Match]]:
-        """Returns the k nearest stored photos to each embedding, nearest first, with the decision.
-
-        Args:
-            vectors: (n, d), embedded by this gallery's model.
-            k: as of `search`.
-            options: see `PhotoSearchOptions`.
-
-        Raises:
-            InputError: the vectors have another shape or are not finite, k is below 1, or as the options.
-        """
-        return nearest.faces_near_vectors(self.vault, vectors, asked=PhotoQuestion(k, **options))
-
-    def search_by_face(
-        self, face_id: int, k: int | None = 5, **options: Unpack[PhotoSearchOptions]
-    ) -> Found[Match]:
-        """Returns the k nearest other photos to a stored one; otherwise as `search_by_vectors`.
-
-        Raises:
-            InputError: there is no face of that id, k is below 1, or as the options.
-        """
-        return nearest.faces_near_face(self.vault, face_id, asked=PhotoQuestion(k, **options))
-
-    def search_people(
-        self,
-        images: Iterable[ImageSource],
-        k: int = 5,
-        *,
-        exclude_self: bool = False,
-        selection: FaceSelection = FaceSelection(),
-        **options: Unpack[PeopleSearchOptions],
-    ) -> list[PeopleResult]:
-        """Returns the k nearest identities to each image, exactly, each with its nearest photos.
-
-        Args:
-            images: as of `search`.
-            k: number of identities, at least 1. Photos without an identity do not count.
-            exclude_self, selection: as of `search`.
-            options: see `PeopleSearchOptions`.
-
-        Raises:
-            UnreadableImage: an image cannot be read.
-            InputError: k is below 1, or as the options.
-        """
-        pictures = Pictures(images, one_face(selection), exclude_self)
-        return [one for [one] in people_near_images(self._model, pictures, PeopleQuestion(k, **options))]
-
-    def search_people_of_faces(
-        self,
-        images: Iterable[ImageSource],
-        k: int = 5,
-        *,
-        exclude_self: bool = False,
-        selection: FaceSelection = FaceSelection("all"),
-        **options: Unpack[PeopleSearchOptions],
-    ) -> list[list[PeopleResult]]:
-        """Searches as `search_people` does, for each face of many images; see `search_faces`."""
-        pictures = Pictures(images, selection, exclude_self)
-        return list(people_near_images(self._model, pictures, PeopleQuestion(k, **options)))
-
-    def search_people_by_vectors(
-        self, vectors: NDArray[Any], k: int = 5, **options: Unpack[PeopleSearchOptions]
-    ) -> list[Found[PersonMatch]]:
-        """Searches as `search_people` does, for embeddings (n, d)."""
-        return nearest.people_near_vectors(self.vault, vectors, asked=PeopleQuestion(k, **options))
-
-    def search_people_by_face(
-        self, face_id: int, k: int = 5, **options: Unpack[PeopleSearchOptions]
-    ) -> Found[PersonMatch]:
-        """Searches as `search_people` does, for a stored face, without the face itself.
-
-        Raises:
-            InputError: there is no face of that id, or as `search_people`.
-        """
-        return nearest.people_near_face(self.vault, face_id, asked=PeopleQuestion(k, **options))
 
     # Deciding
 
@@ -517,6 +361,23 @@ class Gallery:
         """
         return identities.merge(self.vault, name, into)
 
+    def assign_identity(self, face_ids: Iterable[int], identity: str | None) -> int:
+        """Says whose some faces are, for instance the faces of a photo of several people.
+
+        An identity that has no face then is removed with its former names.
+
+        Args:
+            face_ids: the ids of the faces.
+            identity: a current or former name, or a new one; None makes the faces anonymous.
+
+        Returns:
+            The number of faces that changed their identity.
+
+        Raises:
+            InputError: there is no such face, or the name cannot be stored.
+        """
+        return identities.assign(self.vault, face_ids, identity)
+
     # Forgetting
 
     def forget(
@@ -566,9 +427,12 @@ class Gallery:
         photos: Iterable[Photo] | None = None,
         passed_over: PassedOver | None = None,
         gone: Iterable[str | os.PathLike[str]] = (),
+        relabelled_by: Iterable[Photo] | None = None,
     ) -> Missing:
-        """Returns what `remove_missing` would do; changes nothing."""
-        return moves.find_missing(self.vault, sources, photos, passed_over=passed_over, gone=gone)
+        """Returns what `remove_missing` would do, or do after `relabel(relabelled_by)`; changes nothing."""
+        return moves.find_missing(
+            self.vault, sources, photos, passed_over=passed_over, gone=gone, relabelled_by=relabelled_by
+        )
 
     def remove_missing(
         self,

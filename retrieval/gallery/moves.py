@@ -5,18 +5,25 @@ transaction. The plan depends on the sources as a whole, never on the order in w
 """
 
 import os
+import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from retrieval.database.reader import Reader
 from retrieval.database.records import Face, StoredPhoto
+from retrieval.database.store import Store
+from retrieval.database.writer import Writer
 from retrieval.gallery import identities, sync
 from retrieval.gallery.survey import Survey, moved_files, other_names
 from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo, scan
+from retrieval.storage.layout import DATABASE
 from retrieval.storage.vault import Vault
+from retrieval.system.files import temporary_folder
 from retrieval.system.paths import absolute
 
 
@@ -69,12 +76,24 @@ def find_missing(
     *,
     passed_over: PassedOver | None = None,
     gone: Iterable[str | os.PathLike[str]] = (),
+    relabelled_by: Iterable[Photo] | None = None,
 ) -> Missing:
     """Returns what `remove_missing` would do; changes nothing. See `Gallery.missing_files`."""
+    names = None if relabelled_by is None else other_names(vault.store, relabelled_by)
     survey = _survey(vault, sources, offered, passed_over, gone)
-    with vault.store.read() as reader:
+    with vault.store.read() if names is None else _relabelled_copy(vault, names) as reader:
         plan = _plan_moved_files(reader, survey)
         return _missing(plan, survey, identities.planned(reader, plan.people))
+
+
+@contextmanager
+def _relabelled_copy(vault: Vault, names: Survey) -> Iterator[Reader]:
+    """Yields a temporary copy of the tables, in which `relabel` was done."""
+    with temporary_folder(Path(tempfile.gettempdir()), "faceprint-relabel-") as folder:
+        vault.store.copy(folder / DATABASE)
+        with closing(Store.open(folder / DATABASE)) as store, store.write() as writer:
+            _relabel(vault, writer, names)
+            yield writer
 
 
 def remove_missing(
@@ -130,14 +149,20 @@ def relabel(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
     """Changes identities of stored photos to those that sources name; see `Gallery.relabel`."""
     survey = other_names(vault.store, offered)
     with vault.writing() as writer:
-        plan, changed = _plan_other_names(writer, survey)
-        renamed = identities.rename_together(vault, writer, plan.people)
-        for number, name in plan.names.items():
-            writer.name_face(number, name)
-        if plan.names:
-            writer.remove_orphaned_identities()
-        if changed:
-            vault.log(writer, "relabel", faces=len(changed), renamed=len(renamed), kept=len(plan.kept))
+        done = _relabel(vault, writer, survey)
+        if done.faces:
+            counts = {"renamed": len(done.renamed), "kept": len(done.kept)}
+            vault.log(writer, "relabel", faces=len(done.faces), **counts)
+    return done
+
+
+def _relabel(vault: Vault, writer: Writer, survey: Survey) -> Relabelled:
+    plan, changed = _plan_other_names(writer, survey)
+    renamed = identities.rename_together(vault, writer, plan.people)
+    for number, name in plan.names.items():
+        writer.name_face(number, name)
+    if plan.names:
+        writer.remove_orphaned_identities()
     return _relabelled(plan, changed, renamed)
 
 

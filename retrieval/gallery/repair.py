@@ -34,7 +34,7 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import Fetching
 from retrieval.storage import leftovers, optimization
-from retrieval.storage.backup import files_by_sha256
+from retrieval.storage.backup_contents import files_by_sha256
 from retrieval.storage.layout import DATABASE, VECTORS
 from retrieval.storage.vault import Vault
 from retrieval.system.files import make_folder, make_room, why, write_durably

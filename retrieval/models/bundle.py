@@ -32,7 +32,7 @@ from retrieval.errors import BundleError, InputError, StorageError
 from retrieval.images.face_detector import FaceDetector
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
-from retrieval.system import onnx_graph, remembered
+from retrieval.system import onnx_graph, proof_cache
 from retrieval.system.files import (
     copy_durably,
     is_about_path,
@@ -419,7 +419,7 @@ class ModelBundle:
     def load_graph(self, use: Callable[[str | bytes], _T]) -> _T:
         """Returns the graph loaded by `use`, after a check of its SHA-256 and its operators.
 
-        The result of the check is cached by the identity of the file (`retrieval.system.remembered`).
+        The result of the check is cached by the identity of the file (`retrieval.system.proof_cache`).
 
         Args:
             use: loads bytes, or a file by a name in UTF-8 (see `files.path_in_utf8`).
@@ -429,7 +429,7 @@ class ModelBundle:
                 `onnx_graph.check_graph` refuses.
             StorageError: the disk refused.
         """
-        checked: remembered.Fact = ("graph", _GRAPH_RULES_VERSION)
+        checked: proof_cache.Fact = ("graph", _GRAPH_RULES_VERSION)
         if not self.imported:
             return self._load(_GRAPH, use, check=onnx_graph.check_graph, checked=checked)
 
@@ -462,7 +462,7 @@ class ModelBundle:
     def load_weights(self, use: Callable[[str | bytes], _T]) -> _T:
         """Returns the weights loaded by `use`, after a check of their SHA-256 and fingerprint.
 
-        The result of the check is cached by the identity of the file (`retrieval.system.remembered`).
+        The result of the check is cached by the identity of the file (`retrieval.system.proof_cache`).
 
         Args:
             use: loads bytes, or a file by a name in UTF-8 (see `files.path_in_utf8`).
@@ -489,7 +489,7 @@ class ModelBundle:
                 "`faceprint train`."
             )
 
-    def _fingerprint_fact(self) -> remembered.Fact:
+    def _fingerprint_fact(self) -> proof_cache.Fact:
         contract = json.dumps(_contract(self.architecture, self.preprocessing, self.embedding))
         return ("fingerprint", self.fingerprint, contract)
 
@@ -499,7 +499,7 @@ class ModelBundle:
         use: Callable[[str | bytes], _T],
         *,
         check: Callable[[bytes], None],
-        checked: remembered.Fact,
+        checked: proof_cache.Fact,
     ) -> _T:
         path = self.folder / name
 
@@ -510,10 +510,10 @@ class ModelBundle:
                 return use(named)
 
         try:
-            return remembered.load(
+            return proof_cache.load(
                 path, self.files[name], check=check, checked=checked, use=load, most=MAX_FILE_BYTES
             )
-        except remembered.NotTheFile as error:
+        except proof_cache.NotTheFile as error:
             raise _mismatch(path) from error
         except onnx_graph.RefusedGraph as error:
             raise BundleError(

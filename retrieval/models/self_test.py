@@ -23,7 +23,7 @@ from retrieval.errors import BundleError
 from retrieval.models import numpy_network
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import Engine, NetworkOutput
-from retrieval.system import remembered
+from retrieval.system import proof_cache
 
 # The largest difference of the embeddings, as a share of their length, and of a probability. Engines and
 # numpy differ by 1e-6 (float32's rounding, summed in another order), other weights by more than 1e-1.
@@ -52,7 +52,9 @@ def check_engine(bundle: ModelBundle, engine: str, device: str, run: Engine) -> 
         BundleError: the outputs differ by more than TOLERANCE, or the weights do not fit the architecture.
     """
     fact = _fact(bundle, engine, device)
-    if not (bundle.imported or bundle.architecture in numpy_network.ARCHITECTURES) or remembered.known(fact):
+    if not (bundle.imported or bundle.architecture in numpy_network.ARCHITECTURES) or proof_cache.is_proven(
+        fact
+    ):
         return
     if bundle.imported:
         picture = reference_picture(bundle.input_size)
@@ -72,7 +74,7 @@ def check_engine(bundle: ModelBundle, engine: str, device: str, run: Engine) -> 
             f"The model {bundle.folder} does not answer as its weights do: {_suspect(bundle, engine)} is "
             "wrong; copy the model whole again, or install that package anew."
         )
-    remembered.remember(fact)
+    proof_cache.store(fact)
 
 
 def _reference(bundle: ModelBundle, picture: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -107,7 +109,7 @@ def _suspect(bundle: ModelBundle, engine: str) -> str:
     return f"{bundle.graph_path.name} or onnxruntime" if engine == "onnxruntime" else "torch"
 
 
-def _fact(bundle: ModelBundle, engine: str, device: str) -> remembered.Fact:
+def _fact(bundle: ModelBundle, engine: str, device: str) -> proof_cache.Fact:
     """Returns all that the result of the test depends on."""
     graph = bundle.files[bundle.graph_path.name] if engine == "onnxruntime" else ""
     machine = (platform.machine(), os.uname().nodename if hasattr(os, "uname") else "")

@@ -176,7 +176,7 @@ class _Faces:
         Where there are fewer than k, the rest is -1 and infinity.
         """
         queries = self.vectors(rows).astype(np.float32)
-        exclude = self.ids[rows].tolist()
+        exclude = [(number,) for number in self.ids[rows].tolist()]
         if among is not None and len(among) <= MAX_COMPARED_FACES:
             # Faster than a search of all vectors with an allow list.
             blocks = [Block(self.ids[among], self.vectors(among).astype(np.float32))]

@@ -344,7 +344,7 @@ def test_a_gallery_refuses_another_model(
         (("demo", "--data", "{tmp}/none", "--out", "{tmp}/d"), "There is no folder {tmp}/none"),
         (("train", "{faces}", "--out", "{faces}/m"), "would lie among the photos of {faces}"),
         (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}"), "{tmp} is a folder"),
-        (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}/n/r"), "cannot be"),
+        (("ingest", "{tmp}/g", "{faces}", "--model", "{model}", "--report", "{tmp}/n/r"), "{tmp}/n for"),
         (("info", "{photo}"), "{photo} is a file; a gallery is a folder."),
     ],
 )  # fmt: skip
@@ -533,7 +533,8 @@ def test_ingest_sets_what_a_table_says_and_again_changes_nothing(
     status, out, _ = faceprint(*command, "--report", report)
     assert status == 0
     assert "enrolled 36" in out
-    assert "metadata: 12 faces set, 0 unchanged, 1 path unknown\n" in out
+    said = f"metadata: 12 faces set, 0 unchanged, 1 path unknown\n1 line in {report}\n"
+    assert out.endswith(said)
     assert [json.loads(line) for line in report.read_text().splitlines()] == [
         {
             "path": str(tmp_path / "gone.jpg"),
@@ -553,13 +554,27 @@ def test_ingest_sets_what_a_table_says_and_again_changes_nothing(
     assert "metadata" not in second
 
 
+def test_the_lines_of_a_report_are_counted_with_those_of_metadata(
+    faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
+) -> None:
+    """36 photos that are known already, a file that is no photo, and a row about no photo."""
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no photo")
+    table = write(tmp_path / "m.csv", "path,year", "gone.jpg,1")
+    command = ("ingest", enrolled, faces, broken, "--metadata", table, "--report", tmp_path / "r.jsonl")
+    _, out, _ = faceprint(*command)
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 38
+    assert out.endswith(f"38 lines in {tmp_path / 'r.jsonl'}\n")
+
+
 def test_ingest_of_metadata_alone_needs_a_gallery_and_no_source(
     faceprint: Faceprint, enrolled: Path, faces: Path, tmp_path: Path
 ) -> None:
     name = sorted(path.name for path in faces.iterdir())[0]
     table = write(tmp_path / "people.csv", "identity,country", f"{name},FR", "Nobody,IT", "Noone,IT")
-    status, out, _ = faceprint("ingest", enrolled, "--metadata", table)
-    assert (status, out) == (0, "metadata: 1 identity set, 0 unchanged, 2 identities unknown\n")
+    report, printed = tmp_path / "r.jsonl", "metadata: 1 identity set, 0 unchanged, 2 identities unknown\n"
+    status, out, _ = faceprint("ingest", enrolled, "--metadata", table, "--report", report)
+    assert (status, out) == (0, f"{printed}2 lines in {report}\n")
     with Gallery.open(enrolled) as gallery:
         assert gallery.identity_metadata([name]) == {name: {"country": "FR"}}
         assert gallery.info().faces == 36

@@ -1,6 +1,7 @@
 """The files that a command writes never replace one another, an input, or a part of the gallery."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,75 @@ def test_the_report_of_a_retry_may_replace_the_one_that_is_retried(
 def test_a_full_disk_is_a_failed_run_and_a_wrong_path_wrong_input(
     number: int, expected: type[Exception]
 ) -> None:
-    sentence = r"^The report cannot be written: no\.$"
-    with pytest.raises(FaceprintError, match=sentence) as caught, writing("The report"):
+    with pytest.raises(FaceprintError) as caught, writing("The report"):
         raise OSError(number, "No")
-    assert caught.type is expected
+    advice = "; name another file" if expected is InputError else ""
+    assert (caught.type, str(caught.value)) == (expected, f"The report cannot be written: no{advice}.")
+
+
+OUTPUTS = [
+    ("ingest {g} {t} --report {f}", "--report"),
+    ("ingest {g} {t} --summary {f}", "--summary"),
+    ("embed {t}/m {t} --out {f}.npy", "--out"),
+    ("check {t} --json-file {f}.json", "--json-file"),
+    ("check {t} --page {f}.html", "--page"),
+    ("check {t} --fix {f}.csv", "--fix"),
+    ("audit {g} --page {f}", "--page"),
+    ("search {g} --face 1 {t}/a.jpg --plot {f}", "--plot"),
+    ("forget {g} --face 1 --receipt {f}", "--receipt"),
+    ("reembed {g} --back --report {f}", "--report"),
+]
+
+
+@pytest.mark.parametrize(("command", "option"), OUTPUTS)
+@pytest.mark.parametrize("place", ["missing", "long", "refused"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_done(
+    command: str,
+    option: str,
+    place: str,
+    faceprint: Faceprint,
+    gallery: Gallery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its folder is missing or refuses this user (which root never meets), or its name is too long."""
+    named = {"missing": tmp_path / "none/f", "long": tmp_path / ("f" * 300), "refused": tmp_path / "f"}[place]
+    access = os.access
+    refuses = place == "refused"
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: access(path, mode) and not (refuses and Path(path) == tmp_path)
+    )
+    words = command.format(g=gallery.folder, t=tmp_path, f=named).split()
+    status, out, err = faceprint(*words)
+    path = words[words.index(option) + 1]
+    said = {
+        "missing": f"There is no folder {named.parent} for {option}; make it, or name another file.",
+        "long": f"{option} {path} cannot be written: file name too long; name another file.",
+        "refused": f"{option} {path} cannot be written: permission denied; name another file.",
+    }
+    assert (status, out, err) == (2, "", f"faceprint: {said[place]}\n")
+
+
+@pytest.mark.parametrize(("command", "option"), OUTPUTS)
+def test_a_folder_is_refused_as_a_file_to_write(
+    command: str, option: str, faceprint: Faceprint, gallery: Gallery, tmp_path: Path
+) -> None:
+    for suffix in ("", ".npy", ".json", ".html", ".csv"):
+        (tmp_path / f"f{suffix}").mkdir()
+    words = command.format(g=gallery.folder, t=tmp_path, f=tmp_path / "f").split()
+    path = words[words.index(option) + 1]
+    assert faceprint(*words) == (2, "", f"faceprint: {option} {path} is a folder; name a file.\n")
+
+
+def test_a_check_whose_file_cannot_be_written_in_the_end_is_wrong_input(
+    faceprint: Faceprint, faces: Path
+) -> None:
+    """Nothing can be made below /proc, which only shows when it is tried; the result is printed first."""
+    status, out, err = faceprint("check", faces, "--json-file", "/proc/check.json")
+    assert (status, "36 photos" in out) == (2, True)
+    assert err.endswith(
+        "faceprint: /proc/check.json cannot be written: no such file or directory; name another file.\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["check", "audit", "search"])

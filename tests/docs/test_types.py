@@ -36,8 +36,8 @@ def test_mypy_sees_the_types_of_the_library_in_a_program_that_uses_it(tmp_path: 
     found = [line.partition(": ")[2] for line in ended.stdout.splitlines() if "note:" not in line]
     assert found == [
         'error: Argument "within" to "near" has incompatible type "str"; expected "float | None"  [arg-type]',
-        'error: Unexpected keyword argument "within" for "search_people" of "Gallery"  [call-arg]',
-        'error: Unexpected keyword argument "mean_of" for "search_by_face" of "Gallery"  [call-arg]',
+        'error: Unexpected keyword argument "within" for "search_people" of "GallerySearches"  [call-arg]',
+        'error: Unexpected keyword argument "mean_of" for "search_by_face" of "GallerySearches"  [call-arg]',
         'error: Incompatible return value type (got "Gallery", expected "str")  [return-value]',
         "",
     ], ended.stdout + ended.stderr

@@ -16,7 +16,7 @@ FEW_FILES = """
 import gc, json, os, resource, sys
 from pathlib import Path
 import numpy as np
-from retrieval.storage import backup
+from retrieval.storage import backup, backup_integrity
 from retrieval.errors import FaceprintError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.repair import repair
@@ -38,7 +38,7 @@ works = {
     "repair": lambda: repair(folder).before.whole,
     "search": search,
     "backup": back_up,
-    "check": lambda: backup.check_backup(target) == [],
+    "check": lambda: backup_integrity.check_backup(target) == [],
 }
 for work in works.values():
     assert work()

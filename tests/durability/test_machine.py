@@ -30,8 +30,8 @@ from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
 from retrieval.models.bundle import FORGOTTEN
-from retrieval.storage.backup import check_backup
-from tests.operations import DIMENSION, PEOPLE, add, contents, face, tiny_model, vector_of
+from retrieval.storage.backup_integrity import check_backup
+from tests.operations import DIMENSION, PEOPLE, tiny_model, vector_of
 
 # Every example copies a gallery and commits a few dozen times, each with several fsyncs; where there is a
 # file system in memory those cost nothing. What survives a crash is for test_crash.py to say.
@@ -445,20 +445,3 @@ def test_a_gallery_holds_and_finds_what_a_dictionary_does_after_each_step(tmp_pa
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )
-
-
-def test_ids_on_a_receipt_are_not_given_to_others_after_a_restore(tmp_path: Path) -> None:
-    """A gallery is lost, and with it the ids that it had given; those on a receipt are nobody else's."""
-    with Gallery.create(tmp_path / "lost", tiny_model(tmp_path / "model")) as lost:
-        add(lost, range(2))
-        lost.backup(tmp_path / "backup")
-        add(lost, range(2, 4))
-        receipts = [lost.forget(face_id=4), lost.forget(face(2).identity)]
-    Gallery.restore(tmp_path / "backup", tmp_path / "people.gallery", receipts=receipts)
-    with Gallery.open(tmp_path / "people.gallery") as gallery:
-        add(gallery, range(10, 16))
-        gallery.backup(tmp_path / "newer")
-    before = contents(tmp_path / "people.gallery")
-    assert len(before) == 8
-    assert Gallery.restore(tmp_path / "newer", tmp_path / "people.gallery").forgotten_again == 0
-    assert contents(tmp_path / "people.gallery") == before

@@ -17,7 +17,7 @@ from retrieval.models.network import Network
 from retrieval.models.self_test import _tensors
 from retrieval.models.torch_engine import TorchEngine
 from retrieval.sources.metadata_tables import read_annotations
-from retrieval.system import remembered
+from retrieval.system import proof_cache
 from retrieval.system.files import path_in_utf8
 from tests.operations import GONE, coded, contents, tiny_model, write_photos
 from training.derive import derive
@@ -40,7 +40,7 @@ def below(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is proven when it was read once, and loaded by its path from then on, however new it is."""
-    monkeypatch.setattr(remembered, "_SETTLED_NANOSECONDS", -(10**12))
+    monkeypatch.setattr(proof_cache, "_SETTLED_NANOSECONDS", -(10**12))
 
 
 def _life(folder: Path, photos: Path) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from retrieval.database.records import NewFace
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
-from retrieval.storage.backup import check_backup
+from retrieval.storage.backup_integrity import check_backup
 from retrieval.storage.vault import Vault
 from tests.operations import DIMENSION, add, tiny_model, vector_of
 

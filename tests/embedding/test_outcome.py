@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retrieval.database.records import Face, NewFace, StoredPhoto
-from retrieval.embedding.outcome import Deduplicator, Outcome, Status
+from retrieval.database.records import Face, FaceRegion, NewFace, StoredPhoto
+from retrieval.embedding.outcome import Deduplicator, Outcome, Status, of_photo
 from retrieval.errors import Reason
+from retrieval.images.detection import DetectedFace
 
 FIRST = 10
 ELSEWHERE = 7  # another face, which has the path /theirs.jpg
@@ -363,4 +364,154 @@ def test_batches_of_any_sizes_end_in_the_gallery_that_single_photos_give(
             batch = []
     found += stored.take(batch)
     assert stored.contents() == model.contents()
+    assert found == expected
+
+
+# Photos of several people
+
+
+def region(left: float) -> FaceRegion:
+    points = ((2.0, 2.0), (4.0, 2.0), (3.0, 3.0), (2.0, 4.0), (4.0, 4.0))
+    return FaceRegion(DetectedFace((left, 0.0, 6.0, 6.0), points, 0.9))
+
+
+def a_group(*identities: str | None) -> StoredPhoto:
+    """A stored photo of faces 1, 2 and so on, side by side."""
+    return StoredPhoto(
+        1,
+        tuple(
+            Face(number, identity, ("/mine.jpg",), "a", "", region=region(8.0 * number))
+            for number, identity in enumerate(identities, 1)
+        ),
+    )
+
+
+@HAS_VECTOR
+def test_a_photo_of_several_people_is_known_with_all_faces(has_vector: bool) -> None:
+    deduplicator = a_deduplicator(a_group(None, "Kim", None))
+    found = deduplicator.decide(0, NewFace(None, "/mine.jpg", "a"), has_vector=has_vector)
+    assert found == Outcome("/mine.jpg", None, Status.KNOWN, 1, further_ids=(2, 3))
+    assert found.face_ids == (1, 2, 3)
+    again = deduplicator.decide(1, NewFace("Kim", "/new.jpg", "a"), has_vector=has_vector)
+    assert again is not None
+    assert (again.status, again.face_ids) == (Status.DUPLICATE, (1, 2, 3))
+    assert deduplicator.paths == {"/new.jpg": 1}
+
+
+@HAS_VECTOR
+def test_a_name_that_is_none_of_several_faces_is_rejected_and_the_photo_stays(has_vector: bool) -> None:
+    deduplicator = a_deduplicator(a_group(None, "Kim"))
+    found = deduplicator.decide(0, NewFace("Adi", "/new.jpg", "a"), has_vector=has_vector)
+    assert found is not None
+    assert (found.status, found.reason) == (Status.REJECTED, Reason.SEVERAL_FACES)
+    assert found.detail == "the same bytes are enrolled with 2 faces, and Adi is none of them"
+    assert deduplicator.changes_nothing
+    assert deduplicator.contested == {1}
+
+
+def test_a_face_that_its_stored_photo_lacks_is_added_to_it() -> None:
+    deduplicator = a_deduplicator(a_group("Kim"))
+    new = NewFace("Adi", "/mine.jpg", "a", region=region(80.0))
+    assert deduplicator.decide(5, new, has_vector=True) == Outcome("/mine.jpg", "Adi", Status.ENROLLED, FIRST)
+    assert (deduplicator.new, deduplicator.photos) == ([(5, new)], {FIRST: 1})
+    assert (deduplicator.paths, deduplicator.orphaned) == ({}, set())
+    nearly = NewFace(None, "/mine.jpg", "a", region=region(80.001))
+    again = deduplicator.decide(6, nearly, has_vector=True)
+    assert again is not None
+    assert (again.status, again.face_ids) == (Status.KNOWN, (FIRST,))
+
+
+@pytest.mark.parametrize("stored", [a_group(None), stored_face(None, "/mine.jpg")])
+@pytest.mark.parametrize("new", [None, FaceRegion()])
+def test_a_picture_that_was_taken_as_it_is_stands_for_the_faces_of_its_photo(
+    stored: StoredPhoto, new: FaceRegion | None
+) -> None:
+    deduplicator = a_deduplicator(stored)
+    found = deduplicator.decide(0, NewFace(None, "/mine.jpg", "a", region=new), has_vector=True)
+    assert found == Outcome("/mine.jpg", None, Status.KNOWN, 1)
+
+
+def test_the_outcome_of_a_photo_is_that_of_its_faces() -> None:
+    enrolled = [Outcome("/a.jpg", None, Status.ENROLLED, number, replaced=4 - number) for number in (1, 2)]
+    known = Outcome("/a.jpg", None, Status.KNOWN, 3)
+    assert of_photo([known]) == known
+    assert of_photo([known, *enrolled]) == dataclasses.replace(enrolled[0], further_ids=(2,))
+    assert of_photo([known, dataclasses.replace(known, face_id=5)]).face_ids == (3, 5)
+
+
+class StoredPhotos:
+    """The tables with several faces a photo as dictionaries, changed as `FaceWriter` changes them."""
+
+    def __init__(self) -> None:
+        self.photos: dict[int, StoredPhoto] = {}
+        self.owners: dict[str, int] = {}
+        self.next_id = 1
+        self.contested: set[int] = set()
+
+    def take(self, faces: Sequence[NewFace]) -> list[Status]:
+        stored = {photo.sha256: photo for photo in self.photos.values()}
+        deduplicator = Deduplicator(stored, self.owners, first_id=self.next_id, contested=self.contested)
+        outcomes = [deduplicator.decide(row, face, has_vector=True) for row, face in enumerate(faces)]
+        for number, (_, face) in enumerate(deduplicator.new, self.next_id):
+            photo_id = deduplicator.photos.get(number, number)
+            new = Face(number, face.identity, (), face.sha256, "", region=face.region)
+            before = self.photos[photo_id].faces if photo_id in self.photos else ()
+            self.photos[photo_id] = StoredPhoto(photo_id, (*before, new))
+        self.next_id += len(deduplicator.new)
+        self.owners.update(deduplicator.paths)
+        self.contested |= deduplicator.contested
+        for number in deduplicator.orphaned - set(self.owners.values()) - self.contested:
+            del self.photos[number]
+        for number, photo in self.photos.items():
+            paths = tuple(path for path, owner in self.owners.items() if owner == number)
+            self.photos[number] = StoredPhoto(
+                number,
+                tuple(
+                    dataclasses.replace(
+                        face, paths=paths, identity=deduplicator.names.get(face.id, face.identity)
+                    )
+                    for face in photo.faces
+                ),
+            )
+        return [outcome.status for outcome in outcomes if outcome is not None]
+
+    def contents(self) -> set[tuple[str, str, str | None, tuple[str, ...]]]:
+        faces = [face for photo in self.photos.values() for face in photo.faces]
+        found = {
+            (face.sha256, face.region.box if face.region else "", face.identity, tuple(sorted(face.paths)))
+            for face in faces
+        }
+        assert len({row[:2] for row in found}) == len(faces), "a face is there twice"
+        assert self.owners.keys() == {path for face in faces for path in face.paths}
+        return found
+
+
+def of_bytes(identity: str | None, folder: str | None, sha256: str, place: FaceRegion) -> NewFace:
+    """A face of a photo whose paths no other photo has."""
+    return NewFace(identity, folder and f"{folder}/{sha256}.jpg", sha256, region=place)
+
+
+FACES = st.builds(
+    of_bytes,
+    st.sampled_from([None, "Kim", "Adi"]),
+    st.sampled_from([None, "/1", "/2"]),
+    st.sampled_from("abc"),
+    st.sampled_from([region(0.0), region(8.0), region(16.0), FaceRegion()]),
+)
+
+
+@given(st.lists(st.tuples(FACES, st.booleans()), max_size=12))
+def test_faces_of_photos_are_the_same_in_batches_of_any_sizes(faces: list[tuple[NewFace, bool]]) -> None:
+    """True ends a batch."""
+    alone, together = StoredPhotos(), StoredPhotos()
+    expected = [status for face, _ in faces for status in alone.take([face])]
+    found: list[Status] = []
+    batch: list[NewFace] = []
+    for face, last in faces:
+        batch.append(face)
+        if last:
+            found += together.take(batch)
+            batch = []
+    found += together.take(batch)
+    assert together.contents() == alone.contents()
     assert found == expected

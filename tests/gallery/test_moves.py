@@ -8,8 +8,9 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -648,6 +649,62 @@ def test_the_command_follows_a_library_that_was_moved_and_says_so(
         "B/4.png": (5, "B"),
         "C/5.png": (6, "C"),
     }
+
+
+def one_of_a_under_another_name(library: Path) -> None:
+    (library / "D").mkdir()
+    (library / "A" / "0.png").rename(library / "D" / "0.png")
+
+
+def a_folder_renamed(library: Path) -> None:
+    (library / "A").rename(library / "D")
+
+
+def two_folders_exchanged(library: Path) -> None:
+    (library / "A").rename(library / "spare")
+    (library / "B").rename(library / "A")
+    (library / "spare").rename(library / "B")
+
+
+def a_photo_exchanged_and_one_deleted(library: Path) -> None:
+    (library / "C" / "5.png").rename(library / "B" / "5.png")
+    (library / "A" / "1.png").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_of_a_under_another_name,
+        a_folder_renamed,
+        two_folders_exchanged,
+        a_photo_exchanged_and_one_deleted,
+    ],
+)
+def test_a_dry_run_lists_what_relabelling_and_then_following_moved_files_does(
+    change: Callable[[Path], None],
+    faceprint: Faceprint,
+    gallery: Gallery,
+    library: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second follows from the first. The dry run changes nothing and leaves nothing."""
+    change(library)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    arguments = ("ingest", gallery.folder, library, "--sync", "--relabel", "--log-json")
+    before = faces_of(gallery)
+    said = []
+    for options in (("--dry-run",), ("--dry-run",), ()):
+        status, out, _ = faceprint(*arguments, *options)
+        events = [json.loads(line) for line in out.splitlines()]
+        changes = [event for event in events if event["event"] in ("relabel", "sync")]
+        assert (status, [event.pop("done") for event in changes]) == (0, [not options] * 2)
+        said.append(changes)
+        if options:
+            assert faces_of(gallery) == before
+    assert said[0] == said[1] == said[2]
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 # Any order of renames, moves, copies, edits and deletions

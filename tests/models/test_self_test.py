@@ -19,7 +19,7 @@ from retrieval.models import numpy_network, self_test
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.models.network import ARCHITECTURES, Network, Projection
-from retrieval.system import remembered
+from retrieval.system import proof_cache
 
 
 def test_each_architecture_is_tested() -> None:
@@ -202,4 +202,4 @@ def test_answers_are_tested_once_for_each_graph_and_runtime(
     monkeypatch.setattr("onnxruntime.__version__", "99")
     self_test.check_engine(bundle, "onnxruntime", "cpu", run)
     assert next(asked) == 2  # a picture alone, and among others
-    assert remembered.known(self_test._fact(bundle, "onnxruntime", "cpu"))
+    assert proof_cache.is_proven(self_test._fact(bundle, "onnxruntime", "cpu"))

@@ -459,7 +459,7 @@ def test_a_file_that_cannot_be_is_said_before_anything_is_done(doubtful: Path, o
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "faceprint: /nowhere/at/all is a folder, or its folder does not exist; name a file.\n"
+        f"faceprint: There is no folder /nowhere/at for {option}; make it, or name another file.\n"
     )
 
 

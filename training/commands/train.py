@@ -50,7 +50,7 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
         transient=True,
     )
     with graceful() as should_stop, progress:
-        _warn(bar, options)
+        _warn(bar, out, options)
         observer = _observer(console, progress, config, options, should_stop)
         try:
             result = run.train(data, out, config=config, options=options, observer=observer)
@@ -65,7 +65,9 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     return result
 
 
-def _warn(bar: Console, options: TrainingOptions) -> None:
+def _warn(bar: Console, out: Path, options: TrainingOptions) -> None:
+    if options.resume and not (out / run.CHECKPOINT).exists():
+        bar.print(Text(f"note: {out} has no checkpoint; --resume starts from the beginning"))
     if in_software(options.precision, pick_device(options.device)):
         bar.print("note: this CPU computes bfloat16 in software, much slower; leave --precision bf16 out")
 

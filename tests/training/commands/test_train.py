@@ -39,6 +39,21 @@ def _begun(path: Path) -> str:
     return str(path)
 
 
+def test_resuming_without_a_checkpoint_is_said_to_start_from_the_beginning(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = TrainingOptions(
+        weights="none",
+        architecture=NARROW,
+        preprocessing=Preprocessing(size=32, crop=1.0),
+        device="cpu",
+        resume=True,
+    )
+    train(faces, tmp_path / "m", config=FitConfig(epochs=1, batch_size=8), options=options)
+    note = f"note: {tmp_path / 'm'} has no checkpoint; --resume starts from the beginning"
+    assert note in capsys.readouterr().err.splitlines()
+
+
 @pytest.mark.parametrize(
     ("asked", "layout", "line"),
     [("auto", "vggface2", RECOGNIZED), ("torchvision", "torchvision", SAID)],

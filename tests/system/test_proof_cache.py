@@ -1,4 +1,4 @@
-"""What is remembered of files: proven once, proven again after any change, and forged by nobody."""
+"""The cache of proven facts: each is proven once and after any change, and none can be forged."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.system import remembered
+from retrieval.system import proof_cache
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written just now count as settled."""
-    monkeypatch.setattr(remembered, "_SETTLED_NANOSECONDS", -(10**12))
+    monkeypatch.setattr(proof_cache, "_SETTLED_NANOSECONDS", -(10**12))
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def load(
-    path: Path, sha256: str = SHA256, *, checked: remembered.Fact = ("rules", 1)
+    path: Path, sha256: str = SHA256, *, checked: proof_cache.Fact = ("rules", 1)
 ) -> tuple[str, list[bytes]]:
     """Whether bytes or a path were used, and which bytes were checked."""
     seen: list[bytes] = []
-    used = remembered.load(
+    used = proof_cache.load(
         path,
         sha256,
         check=seen.append,
@@ -58,7 +58,7 @@ def test_a_file_is_read_and_checked_once(cache: Path, settled: None, file: Path)
 def test_a_fact_says_nothing_of_other_rules_or_another_sum(cache: Path, settled: None, file: Path) -> None:
     load(file)
     assert load(file, checked=("rules", 2)) == ("bytes", [CONTENT])
-    with pytest.raises(remembered.NotTheFile):
+    with pytest.raises(proof_cache.NotTheFile):
         load(file, hashlib.sha256(b"other").hexdigest())
 
 
@@ -85,7 +85,7 @@ def test_a_file_that_was_written_is_noticed_though_its_size_and_time_are_put_bac
 ) -> None:
     load(file)
     written(file)
-    with pytest.raises(remembered.NotTheFile):
+    with pytest.raises(proof_cache.NotTheFile):
         load(file)
 
 
@@ -98,11 +98,11 @@ def test_a_file_that_changes_while_it_is_loaded_is_read_again(cache: Path, settl
         if isinstance(given, Path):
             replaced(file)
 
-    remembered.load(file, SHA256, check=lambda data: None, checked=("rules", 1), use=use, most=10**6)
+    proof_cache.load(file, SHA256, check=lambda data: None, checked=("rules", 1), use=use, most=10**6)
     assert used == [file, CONTENT]
 
 
-def test_nothing_is_remembered_of_a_file_that_was_changed_just_now(cache: Path, file: Path) -> None:
+def test_no_fact_is_stored_about_a_file_that_was_changed_just_now(cache: Path, file: Path) -> None:
     os.utime(file, ns=(time.time_ns(), time.time_ns()))
     assert load(file) == load(file) == ("bytes", [CONTENT])
     assert not cache.exists()
@@ -113,7 +113,7 @@ def test_a_file_that_is_too_large_or_no_file_is_refused(cache: Path, file: Path,
         opened.truncate(10**6 + 1)
     os.mkfifo(tmp_path / "pipe")
     for path in (file, tmp_path / "pipe"):
-        with pytest.raises(remembered.NotTheFile):
+        with pytest.raises(proof_cache.NotTheFile):
             load(path)
 
 
@@ -160,9 +160,9 @@ def test_without_a_place_for_facts_everything_is_proven_each_time(
 
 
 def test_the_oldest_facts_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "_MAX_FACTS", 8)
-    monkeypatch.setattr(remembered, "_FACTS_KEPT", 4)
+    monkeypatch.setattr(proof_cache, "_MAX_FACTS", 8)
+    monkeypatch.setattr(proof_cache, "_FACTS_KEPT", 4)
     for number in range(20):
-        remembered.remember(("fact", number))
-        assert remembered.known(("fact", number))
+        proof_cache.store(("fact", number))
+        assert proof_cache.is_proven(("fact", number))
     assert len(list(cache.iterdir())) <= 8

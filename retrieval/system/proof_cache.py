@@ -63,7 +63,7 @@ def load(
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
         raise NotTheFile
     before = _identity(found)
-    if known(("file", *before, sha256, *checked)):
+    if is_proven(("file", *before, sha256, *checked)):
         loaded = use(path)
         if _identity(os.stat(path)) == before:
             return loaded
@@ -79,11 +79,11 @@ def load(
     check(data)
     loaded = use(data)
     if unchanged and max(status.st_mtime_ns, status.st_ctime_ns) < now - _SETTLED_NANOSECONDS:
-        remember(("file", *_identity(status), sha256, *checked))
+        store(("file", *_identity(status), sha256, *checked))
     return loaded
 
 
-def known(fact: Fact) -> bool:
+def is_proven(fact: Fact) -> bool:
     """Returns whether a fact is stored."""
     folder = _folder()
     try:
@@ -96,7 +96,7 @@ def known(fact: Fact) -> bool:
         return False
 
 
-def remember(fact: Fact) -> None:
+def store(fact: Fact) -> None:
     """Stores a fact, if the cache folder can be used."""
     folder = _folder()
     if folder is None:
