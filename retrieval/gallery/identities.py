@@ -84,7 +84,7 @@ def assign(vault: Vault, face_ids: Iterable[int], name: str | None) -> int:
         found = writer.faces([number for number in wanted if 0 < number < 2**63])
         unknown = [number for number in wanted if number not in found]
         if unknown:
-            raise InputError(f"There is no face {unknown[0]} in {vault.folder}.")
+            raise NotFound(f"There is no face {unknown[0]} in {vault.folder}.")
         changed = [number for number, face in found.items() if face.identity != name]
         for number in changed:
             writer.name_face(number, name)
