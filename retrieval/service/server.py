@@ -48,7 +48,10 @@ def listening(host: str, port: int) -> Generator[list[socket.socket], None, None
         for family, _, _, _, place in dict.fromkeys(found):
             # The first socket has chosen the port where any is free.
             chosen = sockets[0].getsockname()[1] if sockets else port
-            sockets.append(opened.enter_context(socket.socket(family, socket.SOCK_STREAM)))
+            # asyncio sends small parts at once only where the protocol is stated, and not 0; else a response
+            # waits 40 ms for the client's delayed acknowledgement of its header.
+            one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            sockets.append(opened.enter_context(one))
             try:
                 _bind(sockets[-1], (place[0], chosen, *place[2:]))
             except OSError as error:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from retrieval.service import server
 from retrieval.service.settings import Limits, Settings
 from tests.cli.test_app import Faceprint, faceprint
 
@@ -41,6 +42,16 @@ app.main()
     assert ended.returncode == 1
     expected = "The service needs fastapi; install it with pip install 'faceprint[service]'."
     assert (ended.stdout, ended.stderr) == ("", f"faceprint: {expected}\n")
+
+
+def test_connections_send_small_parts_of_a_response_at_once() -> None:
+    """asyncio sets TCP_NODELAY only where the protocol of a socket is stated."""
+    with server.listening("localhost", 0) as sockets:
+        assert {one.proto for one in sockets} == {socket.IPPROTO_TCP}
+        assert len({one.getsockname()[1] for one in sockets}) == 1
+        assert server.is_private(sockets)
+    with server.listening("0.0.0.0", 0) as sockets:
+        assert not server.is_private(sockets)
 
 
 def test_what_cannot_be_served_is_one_sentence(faceprint: Faceprint, enrolled: Path, tmp_path: Path) -> None:
