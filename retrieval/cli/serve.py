@@ -22,6 +22,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="How many processes answer.")] = 1,
     max_body: Annotated[int, typer.Option("--max-body", metavar="MIB", min=1, max=1024, help="The largest body of a request in MiB.")] = 32,
     max_pending: Annotated[int, typer.Option("--max-pending", min=1, help="Requests that a process reads or answers at a time; more are told to come again.")] = 64,
+    sources: Annotated[list[Path] | None, typer.Option("--sources", metavar="FOLDER", help="Let callers enroll photos below this folder, by jobs; may be repeated.", show_default=False)] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log a line for each request on standard error, without names.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "float32",
@@ -41,6 +42,7 @@ def serve(
         device=device,
         precision=precision,
         access_log=access_log,
+        sources=tuple(map(_existing_folder, sources or ())),
         limits=Limits(body_bytes=max_body * MIB, pending=max_pending),
     )
     _serve(settings)
@@ -142,6 +144,11 @@ def _scope(text: str) -> "Scope":
     if text not in list(Scope):
         raise InputError(f"There is no scope {text[:80]!a}; choose one of {', '.join(Scope)}.")
     return Scope(text)
+
+
+def _existing_folder(folder: Path) -> Path:
+    options.require(folder.is_dir(), f"--sources {folder} is no folder; name one that exists")
+    return folder.absolute()
 
 
 def _require_gallery(folder: Path) -> None:

@@ -34,14 +34,25 @@ class Forwarder:
         Raises:
             Refusal: it ended before it answered, so that it is unknown whether the change was made.
         """
+        target = request.scope["raw_path"] + _query(request)
+        return await self._send(request, request.method, target, await request.body())
+
+    async def get(self, request: Request, path: str) -> Response:
+        """Returns the response of the other process to a GET of another path, for the caller of a request.
+
+        Raises:
+            Refusal: as `send`.
+        """
+        return await self._send(request, "GET", path.encode(), b"")
+
+    async def _send(self, request: Request, method: str, target: bytes, body: bytes) -> Response:
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
-        url = httpx.URL("http://writer", raw_path=request.scope["raw_path"] + _query(request))
         try:
             found = await self._client.request(
-                request.method,
-                url,
+                method,
+                httpx.URL("http://writer", raw_path=target),
                 headers={**headers, "x-request-id": request.state.request_id},
-                content=await request.body(),
+                content=body,
             )
         except httpx.HTTPError as error:
             raise Refusal(

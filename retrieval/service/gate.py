@@ -34,6 +34,9 @@ OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
 # What is not counted among the pending requests, so that a busy service can still be watched.
 _UNCOUNTED_PATHS: Final = OPEN_PATHS | {"/metrics"}
 
+# Those who watch a job wait for long, and cost little.
+_EVENTS: Final = re.compile(r"/v1/jobs/[^/]+/events")
+
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY_AFTER: Final = "1"
 
@@ -141,7 +144,7 @@ class Gate:
             self._check_origin(headers)
             if scope["path"] not in OPEN_PATHS:
                 scope["state"]["token"] = await self._authenticated(headers)
-            if scope["path"] not in _UNCOUNTED_PATHS:
+            if scope["path"] not in _UNCOUNTED_PATHS and not _EVENTS.fullmatch(scope["path"]):
                 self._admission.enter()
                 entered = True
                 body.check_length()

@@ -168,6 +168,49 @@ class EnrollBody(EnrollOptions):
     ] = {}
 
 
+class IngestJob(BaseModel):
+    """Photos to enroll from folders and archives of the machine of the service."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    sources: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            max_length=100,
+            description="Folders and archives below those of `faceprint serve --sources`: absolute paths, or paths below one of them.",
+        ),
+    ]
+    identity_from: Annotated[
+        str | None,
+        Field(
+            max_length=200,
+            description="What names the person: first, parent, none or a regular expression, as of `faceprint ingest`.",
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str],
+        Field(max_length=100, description="Patterns of files that are passed over, as in .gitignore."),
+    ] = []
+    faces: Annotated[
+        Literal["auto", "largest", "one", "all"],
+        Field(description="Which faces of a photo, for a model with a face detector."),
+    ] = "auto"
+    min_face: Annotated[
+        float, Field(ge=0, description="Reject faces with a shorter side of fewer pixels.")
+    ] = MIN_FACE_SIDE
+    min_sharpness: Annotated[float | None, Field(ge=0, description="Reject faces that are more blurred.")] = (
+        None
+    )
+    max_yaw: Annotated[
+        float | None, Field(ge=0, description="Reject faces that are turned further to a side.")
+    ] = None
+
+    def selection(self) -> FaceSelection:
+        """Returns which faces of a photo are enrolled."""
+        return FaceSelection(self.faces, self.min_face, self.min_sharpness, self.max_yaw)
+
+
 class PageOptions(BaseModel):
     """Which page of a list."""
 
@@ -376,6 +419,44 @@ class Receipt(Model):
     faces: int
     face_ids: list[int]
     identity_ids: list[int]
+
+
+class JobProgress(Model):
+    """A job, and how many photos have which outcome so far."""
+
+    id: str
+    kind: Literal["ingest"]
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    sources: list[str]
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    counts: dict[str, int]
+    error: dict[str, str] | None
+
+
+class JobDetails(JobProgress):
+    """A job with the first of its rejected photos, and at its end the report, as `ingest --summary` has it."""
+
+    rejected: list[dict[str, str | None]]
+    rejected_more: int
+    report: dict[str, Any] | None
+
+
+class JobList(Model):
+    """The jobs that are remembered, oldest first."""
+
+    jobs: list[JobProgress]
+
+
+class Assigning(BaseModel):
+    """Whose a face is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    identity: Annotated[
+        str | None, Field(max_length=1024, description="A current, former or new name; null for nobody's.")
+    ]
 
 
 class Error(Model):

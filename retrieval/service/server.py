@@ -163,7 +163,8 @@ class _Server(uvicorn.Server):
         if self._stop is not None:
             asyncio.get_running_loop().remove_reader(self._stop)
         self.force_exit = self.should_exit
-        self.should_exit = self._service.closing = True
+        self.should_exit = True
+        self._service.begin_to_stop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -8,6 +8,7 @@ import numpy as np
 from retrieval.gallery.gallery import Gallery
 from retrieval.service.engine import SearchEngine
 from retrieval.service.forwarding import Forwarder
+from retrieval.service.jobs import JobRunner
 from retrieval.service.metrics import Metrics
 from retrieval.service.settings import Settings
 from retrieval.service.tokens import TokenRegistry
@@ -25,7 +26,7 @@ class Service:
         tokens: of the gallery.
         needs_token: whether callers without a token are refused even if the gallery has none.
         engine: answers searches.
-        writer: changes the gallery; None in a process that leaves that to another one.
+        writer, jobs: change the gallery; None in a process that leaves that to another one.
         forwarder: sends changes to that process; None in the process that makes them.
         counts: whether requests are counted here, and not by the process that forwards them.
         closing: whether the service is about to stop.
@@ -66,7 +67,17 @@ class Service:
         observe = self.metrics.observe_batch
         self.engine = SearchEngine(self.gallery, self.limits, observe=observe)
         self.forwarder = None if writer_at is None else Forwarder(writer_at, self.limits)
-        self.writer = GalleryWriter(self.gallery, self.limits, observe=observe) if writer_at is None else None
+        self.writer: GalleryWriter | None = None
+        self.jobs: JobRunner | None = None
+        if writer_at is None:
+            self.writer = GalleryWriter(self.gallery, self.limits, observe=observe)
+            self.jobs = JobRunner(self.gallery, self.limits)
+
+    def begin_to_stop(self) -> None:
+        """Says that the service is about to stop, so that jobs and streams end."""
+        self.closing = True
+        if self.jobs is not None:
+            self.jobs.stop()
 
     def refresh(self) -> None:
         """Follows changes of the gallery by other processes, as a search does.
@@ -80,6 +91,8 @@ class Service:
     def close(self) -> None:
         """Answers what was submitted, and closes the gallery."""
         self.engine.close()
+        if self.jobs is not None:
+            self.jobs.close()
         if self.writer is not None:
             self.writer.close()
         self.gallery.close()

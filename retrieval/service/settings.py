@@ -65,6 +65,7 @@ class Settings:
         workers: the number of processes that answer.
         device, precision: see `Embedder.open`.
         access_log: log a line for each request.
+        sources: the folders below which jobs may read photos.
         limits: of requests.
     """
 
@@ -75,6 +76,7 @@ class Settings:
     device: str = "auto"
     precision: str = "float32"
     access_log: bool = False
+    sources: tuple[Path, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -85,13 +87,15 @@ class Settings:
 
     def to_json(self) -> str:
         """Returns the settings as one line of JSON, for another process."""
-        return json.dumps({**asdict(self), "gallery": str(self.gallery)})
+        paths = {"gallery": str(self.gallery), "sources": list(map(str, self.sources))}
+        return json.dumps({**asdict(self), **paths})
 
     @classmethod
     def from_json(cls, text: str) -> "Settings":
         """Returns the settings from the result of `to_json`."""
         fields: Mapping[str, Any] = json.loads(text)
-        return cls(**{**fields, "gallery": Path(fields["gallery"]), "limits": Limits(**fields["limits"])})
+        paths = {"gallery": Path(fields["gallery"]), "sources": tuple(map(Path, fields["sources"]))}
+        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"])})
 
 
 def is_loopback(address: str) -> bool:

@@ -226,6 +226,17 @@ def test_a_face_is_annotated_and_the_next_search_can_ask_for_it(changing: Server
     refused(changing.client.put("/v1/faces/4711/metadata", json={}), 404, "not-found")
 
 
+def test_a_face_gets_a_name_and_loses_it(changing: Server) -> None:
+    [number] = enroll(changing, 61, None)["face_ids"]
+    path = f"/v1/faces/{number}/identity"
+    assert changing.client.put(path, json={"identity": "Pia"}).json()["identity"] == "Pia"
+    assert person(changing, "Pia")["face_id"] == number
+    assert changing.client.put(path, json={"identity": None}).json()["person"] is None
+    assert changing.client.get("/v1/people", params={"name": "Pia"}).json()["people"] == []
+    refused(changing.client.put(path, json={}), 400, "invalid-argument")
+    refused(changing.client.put("/v1/faces/4711/identity", json={"identity": "Pia"}), 404, "not-found")
+
+
 def test_a_forgotten_person_is_gone_and_the_receipt_names_nobody(changing: Server) -> None:
     client = changing.client
     for number in (41, 42, 43):

@@ -77,4 +77,6 @@ def test_every_code_is_documented(code: Code) -> None:
 def test_every_address_is_documented() -> None:
     page = (_ROOT / "docs" / "service.md").read_text()
     for _, path, _ in operations(document()):
-        assert path.replace("{person}", "{id}").replace("{face}", "{id}") in page, path
+        assert path.replace("{person}", "{id}").replace("{face}", "{id}").replace("{job}", "{id}") in page, (
+            path
+        )

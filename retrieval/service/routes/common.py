@@ -58,13 +58,13 @@ def needs(scope: Scope) -> Callable[[Request], Awaitable[None]]:
     return check
 
 
-def changes(scope: Scope) -> type[APIRoute]:
-    """Returns the class of routes that change the gallery, which only tokens with a scope may call.
+def in_writer(scope: Scope) -> type[APIRoute]:
+    """Returns the class of routes that only tokens with a scope may call, and that one process answers.
 
-    In a process that leaves changes to another one, they forward the request.
+    It is the one that changes the gallery; others forward their requests to it.
     """
 
-    class ChangingRoute(APIRoute):
+    class WriterRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
@@ -75,7 +75,7 @@ def changes(scope: Scope) -> type[APIRoute]:
 
             return handle_or_forward
 
-    return ChangingRoute
+    return WriterRoute
 
 
 def caller(request: Request) -> str:

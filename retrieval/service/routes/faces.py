@@ -25,13 +25,14 @@ from retrieval.service.routes.common import (
     ServiceOf,
     caller,
     change,
-    changes,
+    in_writer,
     needs,
     service_of,
     unless_gone,
 )
 from retrieval.service.schemas import (
     MAX_ID,
+    Assigning,
     Enrolled,
     EnrollOptions,
     FaceDetails,
@@ -41,12 +42,13 @@ from retrieval.service.schemas import (
     ThumbnailOptions,
 )
 from retrieval.service.tokens import Scope
+from retrieval.system.paths import composed
 
 FaceId = Annotated[int, Path(ge=1, le=MAX_ID, description="The id of a face.")]
 
 router = APIRouter(prefix="/v1", tags=["faces"], responses=REFUSALS)
-writing = APIRouter(prefix="/v1", tags=["faces"], responses=REFUSALS, route_class=changes(Scope.WRITE))
-forgetting = APIRouter(prefix="/v1", tags=["faces"], responses=REFUSALS, route_class=changes(Scope.ADMIN))
+writing = APIRouter(prefix="/v1", tags=["faces"], responses=REFUSALS, route_class=in_writer(Scope.WRITE))
+forgetting = APIRouter(prefix="/v1", tags=["faces"], responses=REFUSALS, route_class=in_writer(Scope.ADMIN))
 
 
 @router.get("/faces", response_model=FacesPage, dependencies=[Depends(needs(Scope.READ))])
@@ -111,6 +113,17 @@ async def annotate_face(
         return _details(gallery, face)
 
     return await change(request, annotate)
+
+
+@writing.put("/faces/{face}/identity", response_model=FaceDetails)
+async def assign_face(request: Request, face: FaceId, to: Assigning) -> dict[str, Any]:
+    """Says whose a face is, as `faceprint assign-identity` does; null makes it nobody's."""
+
+    def assign(gallery: Gallery) -> dict[str, Any]:
+        gallery.assign_identity([face], None if to.identity is None else composed(to.identity))
+        return _details(gallery, face)
+
+    return await change(request, assign)
 
 
 @forgetting.delete("/faces/{face}", response_model=Receipt)

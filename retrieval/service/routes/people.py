@@ -12,7 +12,7 @@ from retrieval.database.records import Person
 from retrieval.errors import NotFound
 from retrieval.gallery.gallery import Gallery
 from retrieval.service import cursors
-from retrieval.service.routes.common import REFUSALS, ServiceOf, change, changes, needs
+from retrieval.service.routes.common import REFUSALS, ServiceOf, change, in_writer, needs
 from retrieval.service.schemas import (
     MAX_ID,
     Merging,
@@ -31,10 +31,10 @@ PersonId = Annotated[int, Path(ge=1, le=MAX_ID, description="The id of a person.
 
 router = APIRouter(prefix="/v1/people", tags=["people"], responses=REFUSALS)
 writing = APIRouter(
-    prefix="/v1/people", tags=["people"], responses=REFUSALS, route_class=changes(Scope.WRITE)
+    prefix="/v1/people", tags=["people"], responses=REFUSALS, route_class=in_writer(Scope.WRITE)
 )
 forgetting = APIRouter(
-    prefix="/v1/people", tags=["people"], responses=REFUSALS, route_class=changes(Scope.ADMIN)
+    prefix="/v1/people", tags=["people"], responses=REFUSALS, route_class=in_writer(Scope.ADMIN)
 )
 
 
