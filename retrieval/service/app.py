@@ -21,6 +21,8 @@ _ABOUT: Final[dict[str, Any]] = {
     # The pages of the framework load scripts from another site.
     "docs_url": None,
     "redoc_url": None,
+    # It would lead to the host that the request names.
+    "redirect_slashes": False,
 }
 
 _ROUTERS: Final = (

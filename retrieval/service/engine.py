@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.filters import Where
-from retrieval.errors import GalleryDamaged, ModelMismatch
+from retrieval.errors import GalleryDamaged, ModelMismatch, NotFound
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.image_search import ids_of_same_bytes, with_prediction
 from retrieval.images.photo_reader import FaceImage, FaceSelection
@@ -37,10 +37,14 @@ from retrieval.service.batching import Collector, reject, resolve
 from retrieval.service.photos import check_pixels, require_detector
 from retrieval.service.settings import Limits
 from retrieval.system.cpu import reading_threads
+from retrieval.system.paths import readable
 
 # The most photos that are embedded in one call, and the most queries that are searched for in one call.
 _EMBED_BATCH: Final = 32
 _SEARCH_BATCH: Final = 128
+
+# Names that an unknown name is compared with: comparing many takes seconds, in which others wait.
+_MAX_COMPARED_NAMES: Final = 1000
 
 # How often a photo is read while the gallery switches models.
 _ATTEMPTS: Final = 5
@@ -209,7 +213,7 @@ class SearchEngine:
         try:
             where = task.query.asked.where
             if where is not None and where.identities:
-                self._gallery.require_identities(where.identities)
+                self._require_identities(where.identities)
             if isinstance(task.query.content, bytes):
                 self._read(task, task.query.content)
                 self._embedding.put(task, bulk=task.query.bulk)
@@ -219,6 +223,22 @@ class SearchEngine:
                 self._searching.put(task, bulk=task.query.bulk)
         except BaseException as error:  # the caller waits for an answer, whatever happened
             reject(task.future, error)
+
+    def _require_identities(self, names: tuple[str, ...]) -> None:
+        """Checks that an identity has each of some names, current or former.
+
+        Raises:
+            NotFound: no identity has one of them; it states similar names where finding these takes little.
+        """
+        with self._vault.store.read() as reader:
+            known = reader.identities_named(names)
+            if all(name in known for name in names):
+                return
+            few = len(reader.people(limit=_MAX_COMPARED_NAMES + 1)) <= _MAX_COMPARED_NAMES
+        if few:
+            self._gallery.require_identities(names)
+        unknown = next(name for name in names if name not in known)
+        raise NotFound(f"There is no identity {readable(unknown)} in {self._vault.folder}.")
 
     def _read(self, task: _Task, content: bytes) -> None:
         with task.explanation.timed("load"):

@@ -62,13 +62,14 @@ class Ingest:
 
     Attributes:
         sources: folders and archives, as from `allowed_sources`.
-        identity_from, exclude, selection: see `bulk.ingest.ingest`.
+        identity_from: "first", "parent" or "none"; never an expression or a pattern of a caller, since
+            matching one can take for ever. None is the default of `bulk.ingest.ingest`.
+        selection: see there.
         via: the caller in the audit log.
     """
 
     sources: tuple[str, ...]
     identity_from: str | None
-    exclude: tuple[str, ...]
     selection: FaceSelection
     via: str
 
@@ -213,7 +214,6 @@ class JobRunner:
                     self._gallery,
                     job.work.sources,
                     identity_from=job.work.identity_from,
-                    exclude=job.work.exclude,
                     selection=job.work.selection,
                     photo_seconds=self._limits.photo_seconds,
                     on_outcome=lambda outcome: self._count(job, outcome),

@@ -182,16 +182,11 @@ class IngestJob(BaseModel):
         ),
     ]
     identity_from: Annotated[
-        str | None,
+        Literal["first", "parent", "none"] | None,
         Field(
-            max_length=200,
-            description="What names the person: first, parent, none or a regular expression, as of `faceprint ingest`.",
+            description="What names the person: the first folder below the source, the folder of the file, or nothing, as of `faceprint ingest`."
         ),
     ] = None
-    exclude: Annotated[
-        list[str],
-        Field(max_length=100, description="Patterns of files that are passed over, as in .gitignore."),
-    ] = []
     faces: Annotated[
         Literal["auto", "largest", "one", "all"],
         Field(description="Which faces of a photo, for a model with a face detector."),

@@ -172,16 +172,17 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's protocol with a limit of connections, and of the time for the header of a first request.
+    """uvicorn's protocol with a limit of connections, and of the time that a client lets the service wait.
 
-    uvicorn limits the time between requests only: a client that sends a header byte by byte would keep its
-    connection for ever.
+    uvicorn limits the time between requests only: a client that sends a header byte by byte, or that does not
+    read a long response, would keep its connection for ever.
     """
 
     def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._limits = limits
         self._slow: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -192,6 +193,7 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._is_read()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
@@ -205,6 +207,19 @@ class _Protocol(H11Protocol):
         if self._slow is None and not self.transport.is_closing() and self.cycle.response_complete:
             seconds = self._limits.header_seconds + self._limits.idle_seconds
             self._slow = self.loop.call_later(seconds, self._end_slow_header)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self._limits.read_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._is_read()
+        super().resume_writing()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _stop_waiting(self) -> None:
         if self._slow is not None:

@@ -24,6 +24,7 @@ class Limits:
         results: the greatest k, and the number of results of a search without k.
         text_bytes: the bytes of a text field of a form.
         body_seconds: the time for receiving a body.
+        read_seconds: how long a client may read nothing of a response that waits for it.
         photo_seconds: the time for decoding a photo.
         answer_seconds: the time for answering.
         header_seconds: the time for receiving the header of a request on a new connection.
@@ -39,6 +40,7 @@ class Limits:
     results: int = 1000
     text_bytes: int = 64 * 1024
     body_seconds: float = 30.0
+    read_seconds: float = 30.0
     photo_seconds: float = 20.0
     answer_seconds: float = 60.0
     header_seconds: float = 10.0

@@ -83,8 +83,8 @@ def test_a_folder_is_enrolled_and_its_rejected_photos_are_listed(working: Server
     people = working.client.get("/v1/people").json()["people"]
     assert [one["identity"] for one in people] == ["Adi", "Bao", "Eden", "Imani", "Ocean", "Sky"]
 
-    again = events(working, started(working, str(library / "2024"), "more.zip", exclude=["cut.jpg"]))
-    assert again[-1][1]["counts"] == {"already-known": 36, "enrolled": 2}
+    again = events(working, started(working, str(library / "2024"), "more.zip"))
+    assert again[-1][1]["counts"] == {"already-known": 36, "enrolled": 2, "rejected": 1}
     listed = working.client.get("/v1/jobs").json()
     JobList.model_validate(listed)
     assert job in [one["id"] for one in listed["jobs"]]
@@ -138,9 +138,16 @@ def test_an_unknown_job_is_not_found(working: Server) -> None:
         assert working.client.request(method, f"/v1/jobs/{path}").status_code == 404
 
 
-def test_a_failed_job_says_why_and_the_next_one_runs(working: Server) -> None:
-    failed = events(working, started(working, "2024", identity_from="("))[-1][1]
-    assert (failed["state"], failed["error"]["code"]) == ("failed", "invalid-argument")
+def test_a_broken_archive_is_a_rejected_one_and_expressions_are_refused(
+    working: Server, library: Path
+) -> None:
+    (library / "broken.zip").write_bytes(b"no archive")
+    failed = events(working, started(working, "2024/Bao", "broken.zip"))[-1][1]
+    assert (failed["state"], failed["counts"]) == ("done", {"already-known": 6, "rejected": 1})
+    (library / "broken.zip").unlink()
+    for wrong in ("(a+)+$", "COLUMN"):
+        body = {"sources": ["2024"], "identity_from": wrong}
+        refused(working.client.post("/v1/jobs", json=body), 400, "invalid-argument")
     assert events(working, started(working, "2024/Bao", identity_from="parent"))[-1][1]["state"] == "done"
 
 

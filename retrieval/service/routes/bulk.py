@@ -86,7 +86,7 @@ class _BulkResponse(Response):
         try:
             while (entry := await entries.get()) is not None:
                 line = json.dumps(await self._answer(entry), ensure_ascii=False).encode() + b"\n"
-                await self._send(send, line)
+                await send({"type": "http.response.body", "body": line, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             reading.cancel()
@@ -96,20 +96,6 @@ class _BulkResponse(Response):
                 left = entries.get_nowait()
                 if isinstance(left, tuple):
                     left[0].cancel()
-
-    async def _send(self, send: Send, line: bytes) -> None:
-        """Sends a line.
-
-        Raises:
-            Refusal: the client does not read what it asked for, so it must not keep its place.
-        """
-        try:
-            async with asyncio.timeout(self._service.limits.body_seconds):
-                await send({"type": "http.response.body", "body": line, "more_body": True})
-        except TimeoutError as error:
-            raise Refusal(
-                HTTPStatus.REQUEST_TIMEOUT, Code.BODY_TOO_SLOW, "The client does not read the answers."
-            ) from error
 
     async def _read(self, entries: "asyncio.Queue[_Entry]") -> None:
         """Submits the queries; an error that ends the request is the last entry."""

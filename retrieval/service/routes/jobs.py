@@ -40,7 +40,7 @@ async def start_job(request: Request, job: IngestJob) -> Response:
     service = service_of(request)
     roots = service.settings.sources
     sources = await run_in_threadpool(allowed_sources, job.sources, roots)
-    work = Ingest(sources, job.identity_from, tuple(job.exclude), job.selection(), caller(request))
+    work = Ingest(sources, job.identity_from, job.selection(), caller(request))
     started = _runner(service).submit(work)
     if started is None:
         raise Refusal(
