@@ -84,10 +84,13 @@ class Admission:
             raise _too_many()
         self._bytes += number
 
-    def leave(self, held: int) -> None:
-        """Ends a request that held some bytes."""
+    def release(self, number: int) -> None:
+        """Gives bytes of a body back."""
+        self._bytes -= number
+
+    def leave(self) -> None:
+        """Ends a request that was admitted."""
         self._requests -= 1
-        self._bytes -= held
         self._metrics.pending.dec()
 
 
@@ -159,8 +162,9 @@ class Gate:
             ERROR_LOG.exception("request %s failed", request_id)
             await response.refuse(of_error(error), scope)
         finally:
+            self._admission.release(body.held)
             if entered:
-                self._admission.leave(body.held)
+                self._admission.leave()
             if self._counts:
                 self._count(scope, response.status, time.perf_counter() - began)
 
@@ -171,9 +175,10 @@ class Gate:
             Refusal: it is one.
         """
         host = headers.get("host", "")
-        origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host
-        if foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        if _is_foreign(headers.get("origin"), host) or headers.get("sec-fetch-site", "none") not in (
+            "none",
+            "same-origin",
+        ):
             raise Refusal(
                 HTTPStatus.FORBIDDEN, Code.FOREIGN_ORIGIN, "Pages of other sites may not ask this service."
             )
@@ -189,17 +194,20 @@ class Gate:
         """Returns the token of a request; None where none is needed.
 
         Raises:
-            Refusal: it is missing or not valid.
-            FaceprintError: the tokens cannot be read.
+            Refusal: it is missing or not valid, or the tokens cannot be read.
         """
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         try:
             token = self._tokens.find(secret.strip()) if scheme.lower() == "bearer" else None
             if token is None:
                 self._tokens.refresh()
-        except FaceprintError:
-            ERROR_LOG.exception("the tokens cannot be read")
-            raise
+        except FaceprintError as error:
+            ERROR_LOG.error("the tokens cannot be read: %s", error)
+            raise Refusal(
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                Code.INTERNAL_ERROR,
+                "The tokens of the gallery cannot be read; the log of the service says why.",
+            ) from error
         if token is None and not (self._needs_token or self._tokens.required) and not secret:
             return None
         if token is None:
@@ -382,6 +390,14 @@ def _stopping() -> Refusal:
         "The service stops, and there was no time left for this request; send it again.",
         headers={"Retry-After": _RETRY_AFTER},
     )
+
+
+def _is_foreign(origin: str | None, host: str) -> bool:
+    """Returns whether a request comes from a page of another site."""
+    try:
+        return origin is not None and urlsplit(origin).netloc != host
+    except ValueError:  # no browser sends such an origin
+        return True
 
 
 def _is_local_name(host: str) -> bool:

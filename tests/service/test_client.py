@@ -25,7 +25,7 @@ __all__ = ["aligned", "faceprint"]  # pytest finds fixtures by their names
 
 Searching: TypeAlias = Gallery | Client
 
-SEARCHES = [name for name in vars(Gallery) if name.startswith("search")]
+SEARCHES = [name for name in dir(Gallery) if name.startswith("search")]
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,7 @@ def test_every_response_forbids_caches_and_scripts(served: Server) -> None:
     [
         {"origin": "http://evil.example"},
         {"origin": "null"},
+        {"origin": "http://[x"},
         {"host": "evil.example"},
         {"host": "127.0.0.1.evil.example:8000"},
         {"sec-fetch-site": "cross-site"},
@@ -173,6 +174,14 @@ def test_more_requests_than_the_limit_are_told_to_come_again(
             connection.sendall(photo[-1:])
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
         assert server.client.post("/v1/search", json={"face": 1}).status_code == 200
+
+
+def test_bodies_that_nobody_reads_hold_no_place(served: Server) -> None:
+    """More bytes than all pending requests may hold, to addresses that take no body."""
+    for path in ("/healthz", "/v1/jobs/x/events", "/v1/info", "/nothing"):
+        for _ in range(3):
+            assert served.client.request("GET", path, content=b"x" * 30_000_000).status_code in (200, 404)
+    assert served.client.post("/v1/search", json={"face": 1}).status_code == 200
 
 
 def test_a_client_that_goes_away_gives_its_place_back(enrolled: Path, faces: Path, tmp_path: Path) -> None:
