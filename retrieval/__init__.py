@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from retrieval.bulk.ingest import ingest, ingest_photos
     from retrieval.bulk.reports import IngestReport
     from retrieval.database.filters import Condition, Where
-    from retrieval.database.records import AuditEntry, Calibration, Face, NewFace, OperatingPoint, Receipt
+    from retrieval.database.records import (
+        AuditEntry,
+        Calibration,
+        Face,
+        FaceRegion,
+        NewFace,
+        OperatingPoint,
+        Receipt,
+    )
     from retrieval.embedding.outcome import Outcome, Status
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.gallery.annotate import Annotated
@@ -73,6 +81,7 @@ __all__ = [
     "Face",
     "FaceAlignment",
     "FaceImage",
+    "FaceRegion",
     "FaceSelection",
     "FaceprintError",
     "Finding",
@@ -144,6 +153,7 @@ _HOMES = {
     "Explanation": "index.knn",
     "Export": "transfer.manifest",
     "Face": "database.records",
+    "FaceRegion": "database.records",
     "FaceAlignment": "images.preprocessing",
     "FaceImage": "images.photo_reader",
     "FaceSelection": "images.photo_reader",

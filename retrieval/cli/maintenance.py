@@ -1,6 +1,8 @@
 """The commands that maintain a gallery: verify, repair, compact, optimize, relocate, reembed."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +18,6 @@ from retrieval.errors import InputError, Interrupted, RunError
 
 if TYPE_CHECKING:
     from retrieval.database.records import Face
-    from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.integrity import Finding, Verification
     from retrieval.gallery.reembed import Reembedded
     from retrieval.gallery.repair import Repaired
@@ -28,8 +29,9 @@ def verify(gallery: options.Gallery, as_json: options.Json = False) -> None:
     Exit status: 0 when everything is as it was written, 1 when something is not.
     """
     from retrieval.gallery.integrity import verify as verify_gallery
+    from retrieval.storage.layout import BACKUP_CARD, DATABASE
 
-    if os.path.lexists(gallery / "backup.json") and not (gallery / "gallery.db").exists():
+    if os.path.lexists(gallery / BACKUP_CARD) and not (gallery / DATABASE).exists():
         _verify_backup(gallery, as_json)
         return
     found = verify_gallery(gallery)
@@ -76,6 +78,7 @@ def _print_verification(found: "Verification") -> None:
 
 
 def _line(finding: "Finding") -> str:
+    """Returns a finding of the integrity check as text: its kind, its file if it is about one, the detail."""
     return f"{finding.trouble}: " + (f"{finding.file}: " if finding.file else "") + finding.detail
 
 
@@ -131,6 +134,8 @@ def _print_repaired(done: "Repaired") -> None:
 
 def _fail_for_what_is_left(done: "Repaired", gallery: Path) -> None:
     """Raises an error where something could not be repaired."""
+    from retrieval.gallery.integrity import Trouble
+
     if done.unfetched:
         raise RunError(_ask_to_fetch(len(done.unfetched)))
     if done.lost:
@@ -139,7 +144,7 @@ def _fail_for_what_is_left(done: "Repaired", gallery: Path) -> None:
             "--backup, or let these faces go with --give-up."
         )
     if not done.after.whole:
-        suspect = any(one.trouble == "suspect-vector" for one in done.after.findings)
+        suspect = any(one.trouble is Trouble.SUSPECT_VECTOR for one in done.after.findings)
         advice = (
             "do what is said about the faces that a damaged model may have embedded, or " if suspect else ""
         )
@@ -231,7 +236,15 @@ def reembed(
             terminal.console().print(f"deleted the other model and its {terminal.counted(rows, 'vector')}")
             return
         bundle = opened.other_model() if model is None else ModelBundle.load(model)
-        done = _reembed_with_progress(opened, bundle, switch=not no_switch, give_up=give_up, fetch=fetch)
+        with _embedding_progress() as (on_progress, should_stop):
+            done = opened.reembed(
+                bundle,
+                switch=not no_switch,
+                give_up=give_up,
+                fetch=fetch,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
     _print_reembedded(done)
     if report is not None:
         write_lines(report, [_lost_line(face, done.reasons[face.id]) for face in done.lost])
@@ -253,7 +266,9 @@ def _ask_to_fetch(faces: int) -> str:
     )
 
 
-def _reembed_with_progress(gallery: "Gallery", bundle: Any, **options: Any) -> "Reembedded":
+@contextmanager
+def _embedding_progress() -> "Iterator[tuple[Callable[[int, int], None], Callable[[], bool]]]":
+    """Shows a progress bar of faces; yields `on_progress` and `should_stop` of `Gallery.reembed`."""
     from retrieval.system.signals import graceful
 
     with graceful() as should_stop, terminal.progress("embedding") as progress:
@@ -263,7 +278,7 @@ def _reembed_with_progress(gallery: "Gallery", bundle: Any, **options: Any) -> "
             pace = terminal.pace(done, total, progress.tasks[0].elapsed or 0.0)
             progress.update(task, completed=done, total=total, pace=pace)
 
-        return gallery.reembed(bundle, on_progress=note, should_stop=should_stop, **options)
+        yield note, should_stop
 
 
 def _print_reembedded(done: "Reembedded") -> None:

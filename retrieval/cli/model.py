@@ -1,4 +1,4 @@
-"""The command that makes a model of somebody's network: `model import`."""
+"""The command that makes a model of a network in an ONNX file: `model import`."""
 
 from pathlib import Path
 from typing import Annotated, Any

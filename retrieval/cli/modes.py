@@ -22,7 +22,8 @@ class Use:
         needs: at least one of these must be given too. PARAMETER=VALUE is a parameter with that value.
         wanted: a description of `needs` for the error, where the names of the options are not enough.
         bars: none of these may be given too.
-        why: what the modes of `bars` do instead, as words that follow "which" in the error.
+        why: what the modes of `bars` do instead, as words that follow "which" in the error: "--workers is of no
+            use with --embeddings, which enrolls vectors as they are".
         when: the parameter without which the rule does not apply; empty for a rule that always applies.
     """
 
@@ -34,17 +35,17 @@ class Use:
     when: str = ""
 
 
+_FACE_LIMITS: Final = ("min_face", "min_sharpness", "max_yaw")
 _DECODING: Final = (
     "batch_size",
     "workers",
     "decoders",
     "photo_seconds",
     "faces",
-    "min_face",
-    "min_sharpness",
-    "max_yaw",
+    *_FACE_LIMITS,
 )
 _EMBEDDING: Final = ("device", "precision")
+# What `evaluate` measures with; of no use where it only compares two results.
 _MEASURING: Final = (
     "protocol",
     "gallery",
@@ -56,6 +57,7 @@ _MEASURING: Final = (
     "workers",
 )
 
+# The rules by command. They are checked in order, and the first one that is broken is reported.
 USES: Final[Mapping[str, tuple[Use, ...]]] = {
     "train": (
         Use(("margin",), needs=("detector",)),
@@ -92,20 +94,22 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
             bars=("embeddings",),
             why="enrolls vectors as they are",
         ),
-        Use(("relabel",), bars=("identity_from=none",), why="names nobody"),
+        Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),
+        Use(("relabel",), bars=("identity_from=none",), why="names no identity"),
         Use(("identity_from", "exclude", "sync"), needs=("sources",)),
         Use(("gone",), needs=("sync",)),
         Use(("dry_run",), needs=("sync", "relabel")),
         Use(("relabel", "rehash", *_DECODING, *_EMBEDDING), needs=("sources", "retry")),
         Use(("model", "strict", "summary", "share"), needs=("sources", "retry", "embeddings")),
     ),
+    "embed": (Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),),
     "search": (
         Use(("within",), bars=("by_person",), why="finds people, not photos"),
         Use(("rule", "photos"), needs=("by_person",)),
         Use(("mean_of",), needs=("rule=mean",)),
         Use(("min_face",), bars=("faces=none",), why="looks for no faces"),
         Use(
-            ("exclude_self", "plot", "faces", "min_face", *_EMBEDDING),
+            ("exclude_self", "plot", "faces", "min_face", "crop", *_EMBEDDING),
             needs=("images", "paths"),
         ),
     ),

@@ -79,6 +79,10 @@ def face_selection(
     Raises:
         InputError: there is no such choice, or a limit is negative.
     """
+    require(
+        faces in (None, "largest", "one", "all", "none"),
+        f"--faces is {faces!r}; choose of largest, one, all, none",
+    )
     from retrieval.images.photo_reader import FaceSelection
 
     given: dict[str, Any] = {

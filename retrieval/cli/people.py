@@ -67,7 +67,7 @@ def assign_identity(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose they are; a new name is a new identity.", show_default=False)],
     faces: Annotated[list[int], typer.Argument(metavar="FACE...", help="The faces, by the ids that searches show.", show_default=False)],
 ) -> None:  # fmt: skip
-    """Say whose faces are, as of a photo of several people."""
+    """Give faces an identity, as those of a photo of several people."""
     with open_gallery(gallery, "assign-identity") as opened:
         changed = opened.assign_identity(faces, name)
     terminal.console().print(terminal.text(f"{terminal.counted(changed, 'face')} changed to {name}"))

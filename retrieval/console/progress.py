@@ -43,8 +43,9 @@ class Total:
     """
 
     def __init__(self, count: int | Callable[[], int | None] | None) -> None:
+        """Takes the number itself, or the function that counts; None is a number that stays unknown."""
         self.number = None if callable(count) else count
-        self._how = count if callable(count) else None
+        self._count_photos = count if callable(count) else None
         self._timer = threading.Timer(_MIN_SECONDS_TO_COUNT, self._count)
         # A daemon: the end of the process does not wait for the count.
         self._timer.daemon = True
@@ -52,11 +53,11 @@ class Total:
     def _count(self) -> None:
         # The run itself reports a source that cannot be read.
         with suppress(FaceprintError, OSError):
-            self.number = self._how() if self._how is not None else None
+            self.number = self._count_photos() if self._count_photos is not None else None
 
     def start(self) -> None:
         """Starts the timer after which the photos are counted."""
-        if self._how is not None:
+        if self._count_photos is not None:
             self._timer.start()
 
     def stop(self) -> None:
@@ -65,7 +66,7 @@ class Total:
 
 
 class _Tally:
-    """Counts of a run so far, and when the next update is due."""
+    """Counts of a run so far, and when the next update is due: every so many seconds."""
 
     def __init__(self, every: float) -> None:
         self.done = self.rejected = 0

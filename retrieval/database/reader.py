@@ -69,6 +69,24 @@ _FILES: Final = select(
     file_table.c.path, file_table.c.photo_id, file_table.c.size, file_table.c.mtime_ns, file_table.c.inode
 )
 
+# The faces at each path; those of a path follow each other, by id.
+_KNOWN_FILES: Final = (
+    select(
+        file_table.c.path,
+        file_table.c.photo_id,
+        face_table.c.id,
+        identity_table.c.name,
+        face_table.c.metadata,
+        file_table.c.size,
+        file_table.c.mtime_ns,
+        file_table.c.inode,
+    )
+    .select_from(
+        file_table.join(face_table, face_table.c.photo_id == file_table.c.photo_id).outerjoin(identity_table)
+    )
+    .order_by(file_table.c.path, face_table.c.id)
+)
+
 # Faces with what is known of them; those of a photo follow each other, by id.
 _FACES: Final = (
     select(
@@ -285,6 +303,20 @@ class Reader:
             yield list(self.faces(ids).values())
             last = ids[-1]
 
+    def face_measures(self) -> NDArray[np.float64]:
+        """Returns (n, 4) float64 by face id: id, shorter side in pixels, sharpness and yaw to either side.
+
+        Faces without a place in their photo, or without a sharpness, are left out.
+        """
+        columns = (face_table.c.id, face_table.c.box, face_table.c.sharpness, face_table.c.yaw)
+        query = select(*columns).where(face_table.c.landmarks.is_not(None)).order_by(face_table.c.id)
+        query = query.where(face_table.c.sharpness.is_not(None), face_table.c.yaw.is_not(None))
+        rows = [
+            (number, min(json.loads(box)[2:]), sharpness, abs(yaw))
+            for number, box, sharpness, yaw in self._connection.execute(query)
+        ]
+        return np.array(rows, np.float64).reshape(-1, 4)
+
     def has_regions(self) -> bool:
         """Returns whether any face has a region."""
         query = select(face_table.c.id).where(face_table.c.box != "").limit(1)
@@ -451,15 +483,27 @@ class Reader:
 
     def files(self, paths: Iterable[str]) -> dict[str, int]:
         """Returns the photo id of each path; unknown paths are absent."""
-        return {path: number for path, (number, _) in self._files(paths).items()}
+        return {path: number for path, (number, _) in self.stamped_files(paths).items()}
 
     def known_files(self, paths: Iterable[str]) -> dict[str, KnownFile]:
         """Returns the record of each path; unknown paths are absent."""
-        found = self._files(paths)
-        photos = self.photos({number for number, _ in found.values()})
-        return {path: KnownFile(photos[number], stamp) for path, (number, stamp) in found.items()}
+        known = {}
+        for part in parts(paths):
+            rows = self._connection.execute(_KNOWN_FILES.where(file_table.c.path.in_(part))).all()
+            for path, of_path in groupby(rows, key=itemgetter(0)):
+                faces = list(of_path)
+                _, photo_id, *_, size, mtime_ns, inode = faces[0]
+                known[path] = KnownFile(
+                    photo_id,
+                    tuple(row[2] for row in faces),
+                    tuple(row[3] for row in faces),
+                    tuple(row[4] or {} for row in faces),
+                    _stamp(size, mtime_ns, inode),
+                )
+        return known
 
-    def _files(self, paths: Iterable[str]) -> dict[str, tuple[int, Stamp | None]]:
+    def stamped_files(self, paths: Iterable[str]) -> dict[str, tuple[int, Stamp | None]]:
+        """Returns the photo id of each path and the stamp of its file; unknown paths are absent."""
         return {
             path: (number, _stamp(*stamp))
             for part in parts(paths)

@@ -235,9 +235,15 @@ class NewFace:
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """A known path: its photo, and the stamp of the file when it was read."""
+    """A known path: its photo, and the stamp of the file when it was read.
 
-    photo: StoredPhoto
+    `face_ids`, `identities` and `metadata` are of the faces of the photo, by face id.
+    """
+
+    photo_id: int
+    face_ids: tuple[int, ...]
+    identities: tuple[str | None, ...]
+    metadata: tuple[Metadata, ...] = field(hash=False)
     stamp: Stamp | None
 
 

@@ -295,11 +295,19 @@ def _rejection(face: NewFace, error: UnreadableImage) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The rows of a snapshot that concern some photos: `photos` are by SHA-256, `files` by path."""
+    """The rows of a snapshot that concern some photos.
+
+    Attributes:
+        names: current names by former names.
+        photos: by SHA-256.
+        files: photo id and stamp by path.
+        next_face_id: the id of the next new face.
+        hosts: that photos were fetched from.
+    """
 
     names: Mapping[str, str]
     photos: Mapping[str, StoredPhoto]
-    files: Mapping[str, KnownFile]
+    files: Mapping[str, tuple[int, Stamp | None]]
     next_face_id: int
     hosts: frozenset[str]
 
@@ -309,7 +317,7 @@ class Stored:
         return cls(
             reader.current_names({face.identity for face in faces if face.identity is not None}),
             reader.photos_by_sha256({face.sha256 for face in faces}),
-            reader.known_files({face.path for face in faces if face.path is not None}),
+            reader.stamped_files({face.path for face in faces if face.path is not None}),
             reader.gallery().next_face_id,
             reader.hosts() if any(face.host is not None for face in faces) else frozenset(),
         )
@@ -329,8 +337,8 @@ class Stored:
         follow: Callable[[Iterable[str]], Iterable[int]] = lambda paths: (),
     ) -> Deduplicator:
         """Returns the deduplicator of all these photos; `contested` and `follow` are passed on to it."""
-        owners = {path: file.photo.id for path, file in self.files.items()}
-        stamps = {path: file.stamp for path, file in self.files.items()}
+        owners = {path: number for path, (number, _) in self.files.items()}
+        stamps = {path: stamp for path, (_, stamp) in self.files.items()}
         return Deduplicator(
             self.photos,
             owners,
@@ -368,9 +376,9 @@ def _path_read_later(photo: Photo) -> str | None:
 def _unchanged_file(photo: Photo, known: KnownFile, today: Mapping[str, str]) -> Outcome | None:
     """Returns the outcome of a photo with an unchanged file and no new identity or metadata; else None."""
     identity = today.get(photo.identity or "", photo.identity)
-    if known.stamp is None or identity not in (None, *known.photo.identities):
+    if known.stamp is None or identity not in (None, *known.identities):
         return None
-    if any(photo.metadata.keys() - face.metadata.keys() for face in known.photo.faces):
+    if any(photo.metadata.keys() - metadata.keys() for metadata in known.metadata):
         return None
     try:
         status = os.stat(photo.path or "")
@@ -378,5 +386,5 @@ def _unchanged_file(photo: Photo, known: KnownFile, today: Mapping[str, str]) ->
         return None  # reading the photo gives the reason
     if Stamp.of(status) != known.stamp or not stat.S_ISREG(status.st_mode):
         return None
-    number, *further = known.photo.face_ids
+    number, *further = known.face_ids
     return Outcome(photo.path, identity, Status.KNOWN, number, further_ids=tuple(further))

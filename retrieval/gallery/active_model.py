@@ -158,6 +158,5 @@ class ActiveModel:
     def switched(self) -> ModelMismatch:
         """The error for photos that were prepared for a model that is no longer active."""
         return ModelMismatch(
-            f"The gallery {self.vault.folder} went over to another model meanwhile; "
-            "run the same command again."
+            f"The gallery {self.vault.folder} switched models meanwhile; run the same command again."
         )

@@ -76,7 +76,7 @@ def _faces_by_id(
         number: metadata
         for path, metadata in paths.items()
         if absolute_paths[path] in files
-        for number in files[absolute_paths[path]].photo.face_ids
+        for number in files[absolute_paths[path]].face_ids
     }
     unknown: list[int | str] = [number for number in faces if number not in known]
     return found, [*unknown, *(path for path in paths if absolute_paths[path] not in files)]

@@ -155,10 +155,11 @@ def _check_faces(faces: Sequence[NewFace], vectors: NDArray[Any]) -> None:
             raise InputError(f"{face.sha256!a} is not a SHA-256 in hexadecimal digits.")
         if face.path is not None and not (is_utf8(face.path) and is_absolute(face.path)):
             raise InputError(f"The path {face.path!a} cannot be stored: it must be absolute, in Unicode.")
-        if face.identity is not None:
-            check_identity(face.identity)
-        encoded(face.metadata, face.path or face.sha256)
+        if face.metadata != {}:
+            encoded(face.metadata, face.path or face.sha256)
         _check_region(face)
+    for name in dict.fromkeys(face.identity for face in faces if face.identity is not None):
+        check_identity(name)
     if len(faces) != len(vectors):
         raise InputError(f"{len(faces):,} faces came with {len(vectors):,} vectors; give as many of both.")
 

@@ -269,7 +269,7 @@ def _faces_at(vault: Vault, reader: Reader, path: str) -> tuple[Face, ...]:
     known = reader.known_files([path] if is_utf8(path) else []).get(path)
     if known is None:
         raise NotFound(f"There is no face of {readable(path)} in {vault.folder}.")
-    return known.photo.faces
+    return reader.photos([known.photo_id])[known.photo_id].faces
 
 
 def _faces_target(vault: Vault, reader: Reader, what: str, faces: tuple[Face, ...]) -> _Target:

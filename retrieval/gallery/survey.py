@@ -148,7 +148,7 @@ def moved_files(
         # A listed path that does not exist is a dangling link, perhaps to a disk that is not mounted.
         if known is not None and not changed and not (path in lost.gone or path in lost.inaccessible):
             continue
-        if not (changed and known is not None and known.photo.id in lost.photos) and not _may_be_lost_photo(
+        if not (changed and known is not None and known.photo_id in lost.photos) and not _may_be_lost_photo(
             photo, lost
         ):
             continue
@@ -175,12 +175,13 @@ def other_names(store: Store, offered: Iterable[Photo]) -> Survey:
         read = [_read_unless_unchanged(photo, known) for photo, known in chunk]
         with store.read() as reader:
             stored = reader.photos_by_sha256({one.sha256 for one in read if one is not None})
+            known_photos = reader.photos({known.photo_id for _, known in chunk if known is not None})
             names = {one.identity for one in read if one is not None} | {p.identity for p, _ in chunk}
             current_names = reader.current_names({name for name in names if name is not None})
         for (photo, known), one in zip(chunk, read, strict=True):
             found = stored.get(one.sha256) if one is not None else None
             if one is None and known is not None:
-                found = known.photo
+                found = known_photos[known.photo_id]
             identity = current_names.get(photo.identity or "", photo.identity)
             if found is None or identity is None or found.identities == {None} or photo.path is None:
                 continue
@@ -206,7 +207,7 @@ def _lost_photos(store: Store, roots: Sequence[str]) -> _LostPhotos:
         known = reader.known_files(path for photo in found.values() for path in photo.paths)
         for file in known.values():
             if file.stamp is not None:
-                sizes[file.photo.id] = file.stamp.size
+                sizes[file.photo_id] = file.stamp.size
     every = frozenset(size for size in sizes.values() if size is not None)
     digests = {number: photo.sha256 for number, photo in found.items()}
     gone, changed, inaccessible = map(frozenset, paths.values())

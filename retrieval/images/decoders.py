@@ -156,6 +156,7 @@ class Decoders:
         self._file = isolation.nameless_file(self._slots * SLOT * size * size * 3)
         self._memory = mmap.mmap(self._file, 0)
         self._free: SimpleQueue[int] = SimpleQueue()
+        # A semaphore. One of `threading` could deadlock in `_release_lent_slot`, which may run at any moment.
         self._lendable: SimpleQueue[None] = SimpleQueue()
         self._idle: LifoQueue[_Process] = LifoQueue()
         for slot in range(self._slots):
@@ -218,16 +219,17 @@ class Decoders:
             except BaseException:
                 self._free.put(slot)
                 raise
-            squares = self._lend_slot(slot, len(files))
+            firsts = self._lend_slot(slot, len(files))
         clock.seconds += seconds
-        return [
-            [dataclasses.replace(answer[0], pixels=square), *answer[1:]]
-            if isinstance(answer, list)
-            else _decoded(file, self._reader, selection, clock, self._seconds)
-            if isinstance(answer, str)
-            else UnreadableImage(*answer)
-            for file, square, answer in zip(files, squares, reply, strict=True)
-        ]
+        found: list[Decoded] = []
+        for file, pixels, answer in zip(files, firsts, reply, strict=True):
+            if answer == _HEAVY:
+                found.append(_decoded(file, self._reader, selection, clock, self._seconds))
+            elif isinstance(answer, list):
+                found.append([dataclasses.replace(answer[0], pixels=pixels), *answer[1:]])
+            else:
+                found.append(UnreadableImage(*answer))
+        return found
 
     @contextmanager
     def _process(self) -> "Iterator[_Process]":
@@ -244,16 +246,17 @@ class Decoders:
 
     def _lend_slot(self, slot: int, count: int) -> Pixels:
         """Returns the pixels in a slot; the slot is free again once none of them is referenced."""
-        squares = _slot_pixels(self._memory, slot, self._size)
+        pixels = _slot_pixels(self._memory, slot, self._size)
         try:
             self._lendable.get_nowait()
         except Empty:
-            copied = squares[:count].copy()
+            copied = pixels[:count].copy()
             self._free.put(slot)
             return copied
-        # Every view, such as one photo of a batch, keeps this array alive.
-        weakref.finalize(squares, self._release_lent_slot, slot).atexit = False
-        return squares[:count]
+        # Every view, such as one photo of a batch, keeps this array alive. No slot has to be free when the
+        # program exits.
+        weakref.finalize(pixels, self._release_lent_slot, slot).atexit = False
+        return pixels[:count]
 
     def _release_lent_slot(self, slot: int) -> None:
         # The garbage collector may run this anywhere; a SimpleQueue is reentrant.
@@ -291,6 +294,12 @@ class _Process:
             self._pipe.send(reader)
 
     def ask(self, question: object) -> _Reply:
+        """Sends a slot, a selection and files, and returns the reply; see `serve`.
+
+        Raises:
+            RunError: the process has ended.
+            Interrupted: the run was cancelled by Ctrl-C.
+        """
         assert self._pipe is not None  # it was started
         try:
             self._pipe.send(question)
@@ -316,6 +325,7 @@ class _Process:
 
 
 def _slot_pixels(memory: mmap.mmap, slot: int, size: int) -> Pixels:
+    """Returns the pixels of a slot, (32, size, size, 3), as a view of the shared memory."""
     shape = (SLOT, size, size, 3)
     return np.ndarray(shape, np.uint8, memory, offset=slot * SLOT * size * size * 3)
 
@@ -346,6 +356,7 @@ def serve(pipe: int, file: int, slots: int) -> None:
 def _decode_into(
     place: Pixels, files: Sequence[bytes], reader: PhotoReader, selection: FaceSelection
 ) -> _Reply:
+    """Decodes files in a decoding process; the pixels of the first face of each go to its row of `place`."""
     reply: list[list[FaceImage] | tuple[Reason, str] | str] = []
     clock = DetectionClock()
     for row, content in enumerate(files):

@@ -11,9 +11,10 @@ from retrieval.errors import InputError
 from retrieval.images.detection import STRIDES
 from retrieval.system import onnx_graph
 
+# For each stride, the outputs of the cells of its grid: two scores, a box of 4 numbers, 5 landmarks of 2.
 _OUTPUTS: Final = tuple(f"{part}_{stride}" for part in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
 
-# The most pixels of a picture for which memory is kept: 100 MB for each thread.
+# The most pixels of a picture that goes to the session with a memory arena: 100 MB for each thread.
 _SMALL_PIXELS: Final = 704 * 512
 
 
@@ -47,12 +48,13 @@ class FaceDetector:
             options.intra_op_num_threads = 1
             options.log_severity_level = 3
             options.enable_cpu_mem_arena = arena
-            return onnxruntime.InferenceSession(sized, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(for_any_size, options, providers=["CPUExecutionProvider"])
 
         try:
             onnx_graph.check_graph(graph)
-            sized = onnx_graph.without_shapes(graph)
-            # The arena saves a third of the time, and keeps the memory of the largest picture of each thread.
+            for_any_size = onnx_graph.without_shapes(graph)
+            # onnxruntime's arena saves a third of the time, but keeps the memory of each thread's largest
+            # picture.
             self._small, self._large = opened(arena=True), opened(arena=False)
         except onnx_graph.RefusedGraph as error:
             raise InputError(f"{name} is not run as a face detector: {error}; name another file.") from error

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 from retrieval.errors import InputError
 from retrieval.images.picture import Colour
 
+# The name of a set of positions of landmarks; see `alignment.TEMPLATES`.
 Template = Literal["arcface"]
 
 # The version of the search for faces (`retrieval.images.detection`) and of their alignment. Raise it with any
@@ -51,7 +52,9 @@ class FaceAlignment:
                 f"There is no template {self.template}; choose of {', '.join(get_args(Template))}."
             )
         if self.version != FACES_VERSION:
-            raise InputError(f"Version {self.version} of the alignment of faces is not known")
+            raise InputError(
+                f"Version {self.version} of the alignment of faces is not known; upgrade faceprint."
+            )
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,11 @@ class Preprocessing:
     faces: FaceAlignment | None = None
 
     def stated(self) -> dict[str, Any]:
-        """Returns the fields as in cards and fingerprints, without those that are as in older models."""
+        """Returns the fields that cards and fingerprints state.
+
+        Fields that older versions did not have are left out where they have no effect: models that were made
+        before keep their fingerprints.
+        """
         fields = dataclasses.asdict(self)
         if self.colour == "ignore":
             del fields["colour"]

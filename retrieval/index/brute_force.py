@@ -62,18 +62,18 @@ def nearest(
         _compare_all(best, queries, stored, allowed)
         return best
     # Relative to the mean, vectors are short and rounding errors are small.
-    middle = _mean(stored)
+    mean = _mean(stored)
     for rows in _slices(len(stored), ROW_BLOCK):
-        block = (stored[rows] - middle).astype(np.float32)
+        block = (stored[rows] - mean).astype(np.float32)
         lengths = squared_lengths(block)
-        for some in _slices(len(queries), QUERY_BLOCK):
-            asked = np.asarray(queries[some], np.float64)
-            squares, off = expanded((asked - middle).astype(np.float32), block, lengths)
+        for part in _slices(len(queries), QUERY_BLOCK):
+            asked = np.asarray(queries[part], np.float64)
+            squares, errors = expanded((asked - mean).astype(np.float32), block, lengths)
             if allowed is not None:
-                squares[~allowed(some, rows)] = np.inf
-            query, row = _possible(squares, off, best[0][some])
-            far = _pair_distances(asked, query, stored[rows], row)
-            _keep_best((best[0][some], best[1][some]), query, far, row + rows.start)
+                squares[~allowed(part, rows)] = np.inf
+            query, row = _possible(squares, errors, best[0][part])
+            found = _pair_distances(asked, query, stored[rows], row)
+            _keep_best((best[0][part], best[1][part]), query, found, row + rows.start)
     return best
 
 
@@ -84,11 +84,11 @@ def rankings(
     exact = stored.astype(np.float64)
     lengths = squared_lengths(exact)
     size = max(1, RANKED_CELLS // max(stored.shape))
-    # There is one block even without queries.
-    for some in [slice(start, start + size) for start in range(0, max(len(queries), 1), size)]:
-        block = queries[some].astype(np.float64)
+    # There is one block even without queries, so that callers get arrays of the right shape.
+    for part in [slice(start, start + size) for start in range(0, max(len(queries), 1), size)]:
+        block = queries[part].astype(np.float64)
         order = _ranked(block, exact, lengths)
-        yield some, order, np.linalg.norm(block - exact[order[:, 0]], axis=1)
+        yield part, order, np.linalg.norm(block - exact[order[:, 0]], axis=1)
 
 
 def squared_lengths(vectors: NDArray[Float]) -> NDArray[Float]:
@@ -139,16 +139,18 @@ def _compare_all(
     _keep_best(best, query, _pair_distances(np.asarray(queries, np.float64), query, stored, row), row)
 
 
-def _possible(squares: NDArray[np.float32], off: NDArray[np.float32], best: Floats) -> tuple[Rows, Rows]:
+def _possible(squares: NDArray[np.float32], errors: NDArray[np.float32], best: Floats) -> tuple[Rows, Rows]:
     """Returns the pairs (query, row) that may be among the k nearest.
 
-    `squares` (q, r) have errors of at most `off` (q,); `best` (q, k) are the nearest distances so far.
+    `squares` (q, r) have errors of at most `errors` (q,); `best` (q, k) are the nearest distances so far.
     """
     k = best.shape[1]
-    limit = best[:, -1] ** 2 * _FLOAT64_SLACK + off
+    # A pair of the result is not farther than the k nearest so far, nor than k rows of this block. The second
+    # limit is itself a product, so it has an error as well.
+    limit = best[:, -1] ** 2 * _FLOAT64_SLACK + errors
     if k <= squares.shape[1]:
         kth = np.partition(squares, k - 1, axis=1)[:, k - 1].astype(np.float64)
-        limit = np.minimum(limit, kth + 2 * off)
+        limit = np.minimum(limit, kth + 2 * errors)
     # The limit is rounded up to float32; infinity marks pairs that are not allowed.
     most = np.nextafter(limit.astype(np.float32), np.float32(np.inf))
     query, row = np.nonzero((squares <= most[:, None]) & (squares < np.inf))
@@ -157,33 +159,33 @@ def _possible(squares: NDArray[np.float32], off: NDArray[np.float32], best: Floa
 
 def _pair_distances(queries: Floats, query: Rows, stored: NDArray[np.float32], row: Rows) -> Floats:
     """Returns the distances (p,) of p pairs, in float64."""
-    far = np.empty(len(query))
-    for some in _slices(len(query), PAIR_BLOCK):
-        apart = stored[row[some]].astype(np.float64)
-        apart -= queries[query[some]]
+    found = np.empty(len(query))
+    for part in _slices(len(query), PAIR_BLOCK):
+        differences = stored[row[part]].astype(np.float64)
+        differences -= queries[query[part]]
         # Same as np.linalg.norm, without its copies.
-        apart *= apart
-        far[some] = np.sqrt(apart.sum(axis=1))
-    return far
+        differences *= differences
+        found[part] = np.sqrt(differences.sum(axis=1))
+    return found
 
 
-def _keep_best(best: tuple[Floats, Rows], query: Rows, far: Floats, row: Rows) -> None:
+def _keep_best(best: tuple[Floats, Rows], query: Rows, found: Floats, row: Rows) -> None:
     """Merges pairs (p,) into the nearest distances and rows so far, (q, k) each, ascending, ties by row."""
     distances, rows = best
     count, k = distances.shape
     query = np.concatenate([np.repeat(np.arange(count), k), query])
-    far, row = np.concatenate([distances.ravel(), far]), np.concatenate([rows.ravel(), row])
-    # Padding, at infinity, is after all other rows.
-    order = np.lexsort((row, far, query))
+    found, row = np.concatenate([distances.ravel(), found]), np.concatenate([rows.ravel(), row])
+    # Places without a row yet, at infinity, come after all rows.
+    order = np.lexsort((row, found, query))
     firsts = np.searchsorted(query[order], np.arange(count))
     chosen = order[firsts[:, None] + np.arange(k)]
-    distances[:], rows[:] = far[chosen], row[chosen]
+    distances[:], rows[:] = found[chosen], row[chosen]
 
 
 def _mean(vectors: NDArray[np.float32]) -> Floats:
     total = np.zeros(vectors.shape[1])
-    for some in _slices(len(vectors), ROW_BLOCK):
-        total += vectors[some].sum(axis=0, dtype=np.float64)
+    for part in _slices(len(vectors), ROW_BLOCK):
+        total += vectors[part].sum(axis=0, dtype=np.float64)
     return total / max(1, len(vectors))
 
 
@@ -196,10 +198,10 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 def _ranked(block: Floats, stored: Floats, lengths: Floats) -> Rows:
     """Returns the rows of `stored` (m, d) by distance to each vector of `block` (b, d): (b, m)."""
-    squares, off = expanded(block, stored, lengths)
+    squares, errors = expanded(block, stored, lengths)
     order = np.argsort(squares, axis=1, kind="stable")
     # Pairs that the rounding of the product may have exchanged are computed again.
-    close = np.diff(np.take_along_axis(squares, order, axis=1), axis=1) <= 2 * off[:, None]
+    close = np.diff(np.take_along_axis(squares, order, axis=1), axis=1) <= 2 * errors[:, None]
     for index in np.flatnonzero(close.any(1)):
         order[index] = _reordered(block[index], stored, order[index], close[index])
     return order

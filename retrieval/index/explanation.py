@@ -16,7 +16,7 @@ class Explanation:
 
     Attributes:
         queries: the number of queries.
-        rows: the number of stored vectors that were allowed in the result.
+        rows: the number of stored vectors that were allowed in the result; the same for each query.
         coded_rows: rows tested by their codes, summed over queries.
         scanned_rows: rows compared by their whole vectors in float32, summed over queries.
         candidates: rows that codes did not exclude, compared by their whole vectors, summed over queries.
@@ -34,20 +34,20 @@ class Explanation:
 
     @property
     def method(self) -> str:
-        """The method in words: the bound of codes, a scan of whole vectors, or both."""
+        """How rows were found: "bound" (by bounds on distances), "scan" (by whole vectors), or both."""
         if not self.scanned_rows:
             return "bound" if self.coded_rows else "nothing to search"
         return "bound and scan" if self.coded_rows else "scan"
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time of a with statement to a stage, without that of nested stages."""
+        """Adds the time of a with statement to a stage, without that of nested stages; for one thread."""
         began, before = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
         finally:
-            within_it = sum(self.seconds.values()) - before
-            spent = time.perf_counter() - began - within_it
+            nested = sum(self.seconds.values()) - before
+            spent = time.perf_counter() - began - nested
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 

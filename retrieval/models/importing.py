@@ -1,4 +1,4 @@
-"""Makes a model of somebody's embedding network: `import_model` checks an ONNX file and writes a bundle."""
+"""Makes a model of an embedding network in ONNX: `import_model` checks its file and writes a bundle."""
 
 import os
 from collections.abc import Sequence

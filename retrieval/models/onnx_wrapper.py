@@ -1,4 +1,4 @@
-"""The graph of an imported model: somebody's network, between uint8 pixels and the embedding.
+"""The graph of an imported model: a network from elsewhere, between uint8 pixels and the embedding.
 
 The file is extended field by field, without the `onnx` package: the same file and options give the same
 bytes with every version of every package, so that a fingerprint can cover them.

@@ -89,13 +89,16 @@ def audit(
     if (sample is not None and sample < 1) or neighbours < 1 or not limit > 0:
         raise InputError("A sample and neighbours must be at least 1, and the limit above 0.")
     # No transaction stays open during the audit: an erasure would have to wait for it.
-    faces = gallery.vault.on_a_snapshot(lambda reader: _Faces.of(gallery, reader))
+    faces, measures = gallery.vault.on_a_snapshot(
+        lambda reader: (_Faces.of(gallery, reader), reader.face_measures())
+    )
     chosen = _sampled_rows(faces, sample, seed)
     work = _Progress(len(chosen) + len(faces.numbers_of(chosen)), on_progress, should_stop)
     near = _Neighbours.of(faces, chosen, neighbours, work)
     typical = _typical_spread(faces, near)
     found = [*_same_photos(faces, near, limit), _anothers_photos(faces, near, typical, limit)]
     found += [*_people(faces, near, typical, limit, seed, work), _hubs(faces, near, limit)]
+    found += _poor_faces(faces, chosen, measures, limit)
     kept = [some.kept() for some in found]
     raw = _without_explained([one for some in kept for one in some])
     stays = set(map(id, raw))
@@ -662,6 +665,42 @@ def _hubs(faces: _Faces, near: _Neighbours, limit: float) -> _DoubtsOfKind:
     measures = f"of how many others' faces a face is among the {near.found.shape[1]} nearest"
     plain = RobustScale(usual.values, usual.median**2, usual.deviation)
     return _DoubtsOfKind(Kind.HUB, measures, plain, usual.at(limit) ** 2, scores[rows], make)
+
+
+def _poor_faces(
+    faces: _Faces, chosen: Rows, measures: NDArray[np.float64], limit: float
+) -> list[_DoubtsOfKind]:
+    """Finds faces that are unusually small, blurred or turned; none where no face has a known place."""
+    known = measures[np.isin(measures[:, 0], faces.ids[chosen])]
+    if not len(known):
+        return []
+    rows = faces.rows(known[:, 0].astype(np.int64))
+    _, sides, sharpness, yaw = known.T
+    return [
+        _poor(faces, rows, Kind.SMALL_FACE, "the shorter side of a face in pixels", sides, limit, low=True),
+        _poor(faces, rows, Kind.BLURRED_FACE, "the sharpness of an aligned face", sharpness, limit, low=True),
+        _poor(faces, rows, Kind.TURNED_FACE, "the yaw of a face to either side", yaw, limit, low=False),
+    ]
+
+
+def _poor(
+    faces: _Faces, rows: Rows, kind: Kind, measures: str, values: Floats, limit: float, *, low: bool
+) -> _DoubtsOfKind:
+    """Finds unusual values: by their logarithms where `low` ones are doubts, else the large ones."""
+    scaled = -np.log(np.maximum(values, np.finfo(np.float64).tiny)) if low else values
+    usual = RobustScale.of(scaled)
+    scores = usual.scores(scaled)
+    places = np.flatnonzero(scores >= limit)
+    plain = _exponentiated(usual) if low else usual
+    bound = math.exp(-usual.at(limit)) if low else usual.at(limit)
+
+    def make(place: int, score: float) -> _DoubtInNumbers:
+        row = int(rows[places[place]])
+        person = int(faces.people[row])
+        measured = {"value": float(values[places[place]]), "usual": plain.median}
+        return _DoubtInNumbers(kind, score, (person,) if person else (), ((row,),), measured)
+
+    return _DoubtsOfKind(kind, measures, plain, bound, scores[places], make)
 
 
 def _first_row_of_each(people: Rows) -> Rows:

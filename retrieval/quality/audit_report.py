@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from retrieval.database.records import Face
@@ -22,6 +23,9 @@ class Kind(StrEnum):
     ONE_LIKE_TWO = "one-like-two"
     SAME_PHOTO = "same-photo"
     HUB = "hub"
+    SMALL_FACE = "small-face"
+    BLURRED_FACE = "blurred-face"
+    TURNED_FACE = "turned-face"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +214,28 @@ def _hub_words(
     return says, advice
 
 
+def _poor_words(
+    what: str,
+    names: tuple[str, ...],
+    groups: tuple[tuple[Face, ...], ...],
+    measured: Mapping[str, float],
+    folder: str,
+) -> tuple[str, str]:
+    (face,) = groups[0]
+    who = f"of {names[0]}" if names else "without an identity"
+    says = f"Face {face.id} {who} has {what} {measured['value']:.3g}; {measured['usual']:.3g} is usual here."
+    advice = f"If it is not good enough to tell people apart: {_take_out(folder, [face], rename=False)}."
+    return says, advice
+
+
 def _take_out(folder: str, some: Sequence[Face], *, more: float = 1, rename: bool = True) -> str:
     """Returns the instructions that remove photos from an identity."""
     forget = ", ".join(_forget(folder, face) for face in some)
     also = f" (and the others, {more:,.0f} in all)" if more > len(some) else ""
-    where = (
-        ", move the file into the folder of who it is, and ingest that" if rename else " and delete the file"
-    )
+    where = ", move the file into the folder of who it is, and ingest that"
+    if not rename:
+        others = any(face.box is not None for face in some)
+        where = " and delete the file" + (", unless it shows others too" if others else "")
     return f"{forget}{also}{where.replace('file', 'files') if more > 1 else where}"
 
 
@@ -235,6 +254,9 @@ _WORDS: Final[Mapping[Kind, _Words]] = {
     Kind.ONE_LIKE_TWO: _one_like_two_words,
     Kind.SAME_PHOTO: _same_photo_words,
     Kind.HUB: _hub_words,
+    Kind.SMALL_FACE: partial(_poor_words, "a side in pixels of"),
+    Kind.BLURRED_FACE: partial(_poor_words, "a sharpness of"),
+    Kind.TURNED_FACE: partial(_poor_words, "a yaw of"),
 }
 
 
@@ -248,6 +270,9 @@ HEADINGS: Final[Mapping[Kind, str]] = {
     Kind.ONE_LIKE_TWO: "One person who looks like two",
     Kind.SAME_PHOTO: "Near duplicates",
     Kind.HUB: "Photos that are close to everybody",
+    Kind.SMALL_FACE: "Small faces",
+    Kind.BLURRED_FACE: "Blurred faces",
+    Kind.TURNED_FACE: "Faces turned to a side",
 }
 
 # The headings of the groups of photos of a doubt; without an entry, a group has the name of its identity.
@@ -255,6 +280,7 @@ _GROUP_NAMES: Final[Mapping[Kind, tuple[str, ...]]] = {
     Kind.ANOTHERS_PHOTO: ("doubted", "nearest of {0}", "nearest of {1}"),
     Kind.ONE_LIKE_TWO: ("these of {0}", "others of {0}", "nearest of {1}"),
     Kind.HUB: ("close to everybody", "among the nearest of these"),
+    **dict.fromkeys((Kind.SMALL_FACE, Kind.BLURRED_FACE, Kind.TURNED_FACE), ("doubted",)),
 }
 
 # The most doubts of a kind on a page.

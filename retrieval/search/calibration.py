@@ -189,9 +189,7 @@ def _is_enough(fpir: float, searches: int) -> bool:
 
 
 def _model_switched(vault: Vault) -> ModelMismatch:
-    return ModelMismatch(
-        f"The gallery {vault.folder} went over to another model meanwhile; calibrate it again."
-    )
+    return ModelMismatch(f"The gallery {vault.folder} switched models meanwhile; calibrate it again.")
 
 
 def _gallery_state(vault: Vault, reader: Reader) -> _GalleryState:

@@ -207,7 +207,7 @@ class _Snapshot:
         self.folder, self.reader, self.asked = vault.folder, reader, asked
         self.state = vault.state(reader)
         if generation not in (None, self.state.generation.id):
-            raise ModelMismatch(f"The gallery {self.folder} went over to another model meanwhile.")
+            raise ModelMismatch(f"The gallery {self.folder} switched models meanwhile; search again.")
         self.allowed = self._allowed()
         calibration, faces, name = self.state.calibration, self.state.faces, os.fspath(self.folder)
         self.limit = decisions.limit(calibration, faces, asked.fpir, asked.max_distance, name)

@@ -207,7 +207,9 @@ def read_export_manifest(folder: Path) -> Export:
     """
     path = folder / MANIFEST
     if not path.is_file() or path.is_symlink():
-        raise InputError(f"{folder} is not an export: it has no {MANIFEST}.")
+        raise InputError(
+            f"{folder} is not an export: it has no {MANIFEST}; make one with `faceprint export`."
+        )
     options: dict[str, Any] = {"error": InputError, "advice": "copy the export whole again"}
     header = read_manifest(path, _Header, **options)
     if header.format == FORMAT and header.version > NEWEST_VERSION:

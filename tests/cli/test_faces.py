@@ -114,6 +114,43 @@ def test_search_answers_for_each_face_with_its_box(
     assert "face" not in answer
 
 
+def test_a_part_of_a_picture_is_searched_for_and_its_face_is_placed_in_the_whole(
+    faceprint: Faceprint, gallery: Path, tmp_path: Path
+) -> None:
+    group = save(tmp_path / "group.png", (480, 200), [(64, 64, 16), (288, 64, 32)], seed=7)
+    status, out, _ = faceprint("search", gallery, group, "--json", "--crop", "16,16,128,128")
+    assert status == 0
+    (answer,) = json.loads(out)
+    assert answer["face"]["box"] == [24.5, 24.5, 96, 96]
+    status, _, err = faceprint("search", gallery, group, "--crop", "400,0,100,100")
+    assert status == 2
+    assert "has 480 x 200 pixels, so --crop is not inside it" in " ".join(err.split())
+
+
+def test_all_faces_of_photos_without_names_are_counted_and_get_names(
+    faceprint: Faceprint, aligned: ModelBundle, tmp_path: Path
+) -> None:
+    save(tmp_path / "p" / "a.png", (640, 200), [(64, 64, 16), (288, 64, 32), (512, 96, 16)], seed=1)
+    save(tmp_path / "p" / "b.png", (320, 200), [(64, 64, 16)], seed=2)
+    where, summary = tmp_path / "g", tmp_path / "s.json"
+    command = ("ingest", where, tmp_path / "p", "--model", aligned.folder, "--summary", summary)
+    status, out, _ = faceprint(*command)
+    assert status == 0
+    assert "found 2 = enrolled 2" in out
+    assert "4 faces in the 2 photos that were enrolled" in out
+    assert json.loads(summary.read_text())["faces"] == 4
+    assert faceprint("assign-identity", where, "Ada", 2, 4)[:2] == (0, "2 faces changed to Ada\n")
+    _, out, _ = faceprint("search", where, "--face", 2, "--json", "-k", 3)
+    (answer,) = json.loads(out)
+    found = {match["face_id"]: match for match in answer["matches"]}
+    assert found[4]["identity"] == "Ada"
+    assert found[1]["box"] == [24.5, 24.5, 96, 96]
+    status, _, err = faceprint("assign-identity", where, "Ada", 9)
+    assert (status, "There is no face 9" in err) == (2, True)
+    status, out, _ = faceprint("ingest", where, tmp_path / "p", "--faces", "one")
+    assert "already known 2" in out
+
+
 def test_a_picture_without_a_face_is_said_and_the_others_are_answered(
     faceprint: Faceprint, gallery: Path, photos: Path
 ) -> None:
@@ -166,8 +203,14 @@ def test_train_aligns_faces_and_the_model_carries_the_detector(faceprint: Facepr
             "The face detector none.onnx cannot be read",
         ),
         (("train", "d", "--out", "m", "--detector", "yunet", "--crop", "0.5"), "--crop is of no use with"),
-        (("ingest", "g", "p", "--faces", "all"), "--faces of ingest is largest or one, not all"),
+        (("ingest", "g", "p", "--faces", "two"), "--faces is 'two'; choose of largest, one, all, none"),
         (("search", "g", "p.png", "--faces", "both"), "--faces is 'both'; choose of largest, one, all, none"),
+        (("search", "g", "p.png", "--crop", "1,2,3"), "--crop takes left, top, width and height in pixels"),
+        (("search", "g", "p.png", "--crop", "1,2,0,4"), "--crop takes left, top, width and height in pixels"),
+        (
+            ("search", "g", "p.png", "--crop", "1,2,3,4", "--exclude-self"),
+            "--exclude-self compares whole pictures",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_one_sentence(

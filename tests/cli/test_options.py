@@ -21,7 +21,7 @@ __all__ = ["faceprint"]  # pytest finds the fixture by its name
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 # Options of which a command knows more, or other, values than another: what they choose is the same.
-CHOICES = {"--faces", "--out", "--precision", "--weights"}
+CHOICES = {"--crop", "--faces", "--out", "--precision", "--weights"}
 
 
 def options(command: str) -> dict[str, Any]:

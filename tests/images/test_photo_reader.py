@@ -269,7 +269,7 @@ def test_a_reader_takes_the_detector_that_the_preprocessing_states() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"faces": "both"}, "`faces` is 'both'; choose of largest, one, all, none."),
+        ({"faces": "both"}, "`faces` is 'both'; choose of auto, largest, one, all, none."),
         ({"min_side": -1.0}, "`min_side` is -1.0; it must be at least 0."),
         ({"max_yaw": float("nan")}, "`max_yaw` is nan; it must be at least 0."),
     ],

@@ -1,6 +1,7 @@
 """Auditing: what is planted among drawn vectors is found, what is as usual is not, and nothing is changed."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -16,9 +17,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from retrieval.cli.app import app
-from retrieval.database.records import NewFace
+from retrieval.database.records import FaceRegion, NewFace
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
+from retrieval.images.detection import DetectedFace
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import FaceAlignment, Preprocessing
 from retrieval.models.bundle import ModelBundle
@@ -28,6 +30,7 @@ from retrieval.quality.audit_report import Audited, Doubt, Kind, page
 from retrieval.quality.outliers import Cluster, RobustScale, skewness, widest_gap
 from tests.detectors import detector, save
 from tests.gallery.test_identities import revision, sha256, sha256_of
+from tests.operations import tiny_model
 from training.fitting.export import export
 
 Vectors = NDArray[np.float64]
@@ -443,6 +446,44 @@ def test_the_page_of_a_model_with_a_face_detector_shows_the_embedded_face(
     (aligned,) = (picture for picture in shown if picture.shape == (224, 224, 3))
     expected = np.asarray(Image.fromarray(reader.square(face)).resize((224, 224)))
     assert np.abs(aligned.astype(int) - expected).mean() < 12
+
+
+def test_small_blurred_and_turned_faces_are_doubts_where_places_are_known(tmp_path: Path) -> None:
+    """By what is usual in the gallery; a face without a place is measured in none of these."""
+    points = ((2.0, 2.0), (4.0, 2.0), (3.0, 3.0), (2.0, 4.0), (4.0, 4.0))
+    rng = np.random.default_rng(0)
+    with Gallery.create(tmp_path / "people.gallery", tiny_model(tmp_path / "model")) as gallery:
+        faces = []
+        for number in range(40):
+            side, sharpness, nose = rng.normal(100, 5), rng.normal(20, 1), 3 + rng.normal(0, 0.05)
+            if number == 7:
+                side = 9.0
+            if number == 8:
+                sharpness = 1.5
+            if number == 9:
+                nose = 3.9
+            place = (points[0], points[1], (nose, 3.0), *points[3:])
+            region = FaceRegion(DetectedFace((0.0, 0.0, side, side + 4), place, 0.9), sharpness)
+            digest = hashlib.sha256(str(number).encode()).hexdigest()
+            name = None if number == 8 else f"P{number % 4}"
+            faces.append(NewFace(name, f"/photos/{number}.png", digest, region=region))
+        faces.append(NewFace("P0", "/photos/plain.png", "0" * 64))
+        gallery.enroll_vectors(faces, rng.standard_normal((41, gallery.bundle.dimension)))
+        found = audit(gallery)
+    poor = [one for one in found.doubts if one.kind.endswith("-face")]
+    assert {one.kind: one.groups[0][0].id for one in poor} == {
+        "small-face": 8,
+        "blurred-face": 9,
+        "turned-face": 10,
+    }
+    limits = {limit.kind: limit for limit in found.limits}
+    assert limits[Kind.SMALL_FACE].values == 40
+    assert limits[Kind.SMALL_FACE].median == pytest.approx(100, abs=3)
+    (small,) = (one for one in poor if one.kind == "small-face")
+    assert small.says.startswith("Face 8 of P3 has a side in pixels of 9; ")
+    assert "--face 8` and delete the file, unless it shows others too" in small.next
+    (blurred,) = (one for one in poor if one.kind == "blurred-face")
+    assert "without an identity has a sharpness of 1.5" in blurred.says
 
 
 def test_a_sample_is_said_to_be_one(doubtful: Path) -> None:

@@ -37,20 +37,21 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     Raises:
         FaceprintError: as in `training.run.train`; on Ctrl-C the message says how to resume.
     """
-    bar = Console(stderr=True, highlight=False, soft_wrap=True)
-    # If both write to one terminal, only the bar's own console can print above the bar and not into it.
-    console = bar if sys.stdout.isatty() and bar.is_terminal else Console(highlight=False, soft_wrap=True)
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    # If both write to one terminal, only the progress bar's own console prints above the bar and not into it.
+    one_terminal = sys.stdout.isatty() and stderr.is_terminal
+    console = stderr if one_terminal else Console(highlight=False, soft_wrap=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[loss]}"),
         TimeRemainingColumn(),
-        console=bar,
+        console=stderr,
         transient=True,
     )
     with graceful() as should_stop, progress:
-        _warn(bar, out, options)
+        _warn(stderr, out, options)
         observer = _observer(console, progress, config, options, should_stop)
         try:
             result = run.train(data, out, config=config, options=options, observer=observer)
@@ -65,11 +66,11 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     return result
 
 
-def _warn(bar: Console, out: Path, options: TrainingOptions) -> None:
+def _warn(stderr: Console, out: Path, options: TrainingOptions) -> None:
     if options.resume and not (out / run.CHECKPOINT).exists():
-        bar.print(Text(f"note: {out} has no checkpoint; --resume starts from the beginning"))
+        stderr.print(Text(f"note: {out} has no checkpoint; --resume starts from the beginning"))
     if in_software(options.precision, pick_device(options.device)):
-        bar.print("note: this CPU computes bfloat16 in software, much slower; leave --precision bf16 out")
+        stderr.print("note: this CPU computes bfloat16 in software, much slower; leave --precision bf16 out")
 
 
 def _observer(
@@ -162,8 +163,9 @@ def _compared(model: ModelBundle, done: derivation.Derivation) -> Table:
     for heading in ("", "before", "after"):
         table.add_column(heading, overflow="fold")
     table.add_row("embedding", str(model.embedding), str(done.bundle.embedding))
-    for name, unit in (("numbers", 1), ("bytes a vector", 4)):
-        table.add_row(name, *(f"{unit * each.dimension:,}" for each in (model, done.bundle)))
+    dimensions = (model.dimension, done.bundle.dimension)
+    table.add_row("numbers", *(f"{dimension:,}" for dimension in dimensions))
+    table.add_row("bytes a vector", *(f"{4 * dimension:,}" for dimension in dimensions))  # float32
     if done.before is not None and done.after is not None:
         rates = (done.before.agreement, done.after.agreement)
         table.add_row(
