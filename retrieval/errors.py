@@ -7,6 +7,7 @@ FaceprintError                 anything this project raises on purpose
 │   ├── WeightsError           a file of weights that is not a ResNet50's
 │   ├── BundleError            a model folder that is missing, incomplete or damaged
 │   ├── GalleryError           a gallery folder that is missing, or of a newer version
+│   ├── NotFound               a face or an identity that the gallery does not have
 │   └── ModelMismatch          a model and a gallery that do not belong together
 └── RunError                   the run itself failed (exit status 1)
     ├── GalleryBusy            another process is writing to the gallery
@@ -105,6 +106,10 @@ class BundleError(InputError):
 
 class GalleryError(InputError):
     """A gallery folder that is missing, or made by a newer version."""
+
+
+class NotFound(InputError):
+    """A face or an identity that the gallery does not have."""
 
 
 class ModelMismatch(InputError):

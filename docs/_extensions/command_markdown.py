@@ -36,6 +36,10 @@ GUIDES = {
     "repair": ("backups.md#repair", "Repair"),
     "restore": ("backups.md#restore", "Restore"),
     "search": ("searching.md", "Search a gallery"),
+    "serve": ("service.md", "Serve a gallery over HTTP"),
+    "token create": ("service.md#tokens", "Tokens"),
+    "token list": ("service.md#tokens", "Tokens"),
+    "token revoke": ("service.md#tokens", "Tokens"),
     "train": ("training.md", "Train a model"),
     "verify": ("backups.md#verify", "Verify"),
 }

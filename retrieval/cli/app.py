@@ -21,6 +21,7 @@ from retrieval.cli import (
     model,
     people,
     search,
+    serve,
     show,
     train,
     transfer,
@@ -53,6 +54,7 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
         "info": show.info,
         "demo": demo.demo,
         "search": search.search,
+        "serve": serve.serve,
         "check": check.check,
     },
     _MAINTENANCE: {
@@ -73,6 +75,9 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
         "audit": audit.audit,
         "audit-log": audit.audit_log,
         "reembed": maintenance.reembed,
+        "token create": serve.token_create,
+        "token list": serve.token_list,
+        "token revoke": serve.token_revoke,
     },
 }
 

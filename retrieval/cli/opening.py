@@ -2,12 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from retrieval.errors import InputError, MissingDependency
 
 if TYPE_CHECKING:
     from retrieval.gallery.gallery import Gallery
+
+
+# The environment variable with the token of a service: other users of a machine see the arguments of a program.
+TOKEN_VARIABLE: Final = "FACEPRINT_TOKEN"
+
+
+def service_address(gallery: Path) -> str | None:
+    """Returns the address of a service, where that is given in place of a gallery's folder; else None.
+
+    A path of an address has one slash where the address has two: `Path("http://host")` is `http:/host`.
+    """
+    scheme, *rest = gallery.parts or ("",)
+    if scheme not in ("http:", "https:") or not rest or gallery.exists():
+        return None
+    return f"{scheme}//{'/'.join(rest)}"
 
 
 def open_gallery(

@@ -1,8 +1,8 @@
 """The command `search`: queries are images, stored faces or vectors; answers are photos or people."""
 
-import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from retrieval.cli import options
-from retrieval.cli.opening import open_gallery
+from retrieval.cli.opening import TOKEN_VARIABLE, open_gallery, service_address
 from retrieval.cli.search_output import (
-    Answer,
     draw,
     print_answers,
     print_answers_as_json,
     tell_about_decisions,
 )
 from retrieval.errors import InputError, UnreadableImage
+from retrieval.search.answers import Answer, answer_of_found, answers_of_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from retrieval.client import Client
     from retrieval.database.filters import Where
     from retrieval.gallery.gallery import Gallery
-    from retrieval.images.detection import DetectedFace
     from retrieval.images.photo_reader import FaceSelection
     from retrieval.images.pixels import ImageSource
     from retrieval.search.nearest import Found, PeopleResult, SearchResult
@@ -85,6 +85,9 @@ def search(
     Distances are Euclidean between embeddings; smaller is closer. For pictures the classifier's
     prediction comes too. Conditions decide which photos are compared at all, so -k photos come back. Once the
     gallery is calibrated (`faceprint calibrate`), a decision comes with each answer: an identity or UNKNOWN.
+
+    GALLERY may be the address of a service (`faceprint serve`), such as http://127.0.0.1:8000; the environment
+    variable FACEPRINT_TOKEN has its token.
     """
     asked = [*(images or []), *(_listed(paths) if paths is not None else [])]
     if not (asked or face or vectors):
@@ -93,6 +96,7 @@ def search(
     options.require(
         part is None or not exclude_self, "--exclude-self compares whole pictures; leave it or --crop out"
     )
+    from retrieval.gallery.gallery import Gallery
     from retrieval.index.knn import Explanation
 
     explanation = Explanation()
@@ -105,10 +109,11 @@ def search(
     }
     people: PeopleSearchOptions = {**common, "rule": rule, "mean_of": mean_of, "photos": photos}
     selection = options.face_selection(faces or "all", min_face)
-    with open_gallery(gallery, "search", device=device, precision=precision) as opened:
-        options.require_detector(opened.bundle, selection)
-        if wanted is not None:
-            opened.require_identities(wanted.identities)
+    with _opened(gallery, device, precision, explain) as opened:
+        if isinstance(opened, Gallery):
+            options.require_detector(opened.bundle, selection)
+            if wanted is not None:
+                opened.require_identities(wanted.identities)
         if by_person:
             searches = _for_people(opened, k or _DEFAULT_K, exclude_self, selection, people)
         else:
@@ -117,10 +122,11 @@ def search(
         answers = [
             *_of_images(searches, asked, part),
             *_of_faces(searches, face or []),
-            *(_of_vectors(searches, vectors, opened.bundle.dimension) if vectors is not None else []),
+            *(_of_vectors(searches, vectors, _dimension(opened)) if vectors is not None else []),
         ]
+        folder = gallery if isinstance(opened, Gallery) else Path(opened.info()["folder"])
     decisions = [answer.decision for answer in answers if answer.error is None]
-    tell_about_decisions(gallery, decisions, foretell=not as_json)
+    tell_about_decisions(folder, decisions, foretell=not as_json)
     (print_answers_as_json if as_json else print_answers)(answers, explanation if explain else None)
     if plot is not None:
         draw(answers, plot)
@@ -129,8 +135,34 @@ def search(
         raise InputError("\nfaceprint: ".join(unreadable))
 
 
+def _opened(gallery: Path, device: str, precision: str, explain: bool) -> "Gallery | Client":
+    """Opens a gallery, or connects to the service of one.
+
+    Raises:
+        InputError: an option is of no use with a service.
+    """
+    url = service_address(gallery)
+    if url is None:
+        return open_gallery(gallery, "search", device=device, precision=precision)
+    for option, useless in [
+        ("--explain", explain),
+        ("--device", device != "auto"),
+        ("--precision", precision != "float32"),
+    ]:
+        options.require(not useless, f"{option} is of no use with the service {url}; leave it out")
+    from retrieval.client import connect
+
+    return connect(url, token=os.environ.get(TOKEN_VARIABLE))
+
+
+def _dimension(opened: "Gallery | Client") -> int:
+    from retrieval.gallery.gallery import Gallery
+
+    return opened.bundle.dimension if isinstance(opened, Gallery) else int(opened.info()["dimension"])
+
+
 def _for_photos(
-    gallery: "Gallery",
+    gallery: "Gallery | Client",
     k: int | None,
     exclude_self: bool,
     selection: "FaceSelection",
@@ -145,7 +177,7 @@ def _for_photos(
 
 
 def _for_people(
-    gallery: "Gallery",
+    gallery: "Gallery | Client",
     k: int,
     exclude_self: bool,
     selection: "FaceSelection",
@@ -170,16 +202,7 @@ def _where(identities: list[str] | None, conditions: list[str] | None) -> "Where
         return None
     from retrieval.database.filters import Where
 
-    parsed = Where.parse(conditions or [])
-    if identities:
-        # Both conditions must hold, so only names that both have are left.
-        wanted = tuple(n for n in identities if not parsed.identities or n in parsed.identities)
-        if not wanted:
-            raise InputError(
-                "--identity and --where identity=... name different people, so no face can match both."
-            )
-        parsed = dataclasses.replace(parsed, identities=wanted)
-    return parsed
+    return Where.parse(conditions or []).among(identities or [])
 
 
 def _listed(path: Path) -> list[Path]:
@@ -243,13 +266,14 @@ def _cropped(image: Path, part: tuple[int, int, int, int] | None) -> "ImageSourc
     return whole.crop((left, top, left + width, top + height))
 
 
-def _in_whole(found: "DetectedFace | None", part: tuple[int, int, int, int] | None) -> "DetectedFace | None":
-    """Returns where a face is in the whole picture."""
-    if found is None or part is None:
-        return found
+def _in_whole(faces: Sequence[Any], part: tuple[int, int, int, int] | None) -> Sequence[Any]:
+    """Returns the results for the faces of a part of a picture, with their places in the whole picture."""
+    if part is None:
+        return faces
     import numpy as np
 
-    return found.moved(np.array([[1.0, 0.0, part[0]], [0.0, 1.0, part[1]]]))
+    moved = np.array([[1.0, 0.0, part[0]], [0.0, 1.0, part[1]]])
+    return [one if one.face is None else replace(one, face=one.face.moved(moved)) for one in faces]
 
 
 def _of_images(
@@ -264,40 +288,19 @@ def _of_images(
         try:
             found = searches.images([_cropped(image, part) for image in some])
             for image, faces in zip(some, found, strict=True):
-                yield from _of_image(image, faces, part)
+                yield from answers_of_image(str(image), image, _in_whole(faces, part))
         except UnreadableImage:
             for image in some:
                 try:
-                    yield from _of_image(image, searches.images([_cropped(image, part)])[0], part)
+                    faces = searches.images([_cropped(image, part)])[0]
+                    yield from answers_of_image(str(image), image, _in_whole(faces, part))
                 except UnreadableImage as error:
                     yield Answer(str(image), image, error=error)
 
 
-def _of_image(image: Path, faces: Sequence[Any], part: tuple[int, int, int, int] | None) -> Iterator[Answer]:
-    """Yields an answer for each face of a picture."""
-    for number, found in enumerate(faces, 1):
-        yield Answer(
-            str(image),
-            image,
-            getattr(found, "matches", None),
-            getattr(found, "people", None),
-            found.prediction,
-            decision=found.decision,
-            face=_in_whole(found.face, part),
-            number=number,
-            faces=len(faces),
-        )
-
-
 def _of_faces(searches: _Searches, faces: Sequence[int]) -> Iterator[Answer]:
     for number in faces:
-        yield _of_found(f"face {number}", searches.face(number), searches.by_person)
-
-
-def _of_found(query: str, found: "Found[Any]", by_person: bool) -> Answer:
-    if by_person:
-        return Answer(query, None, people=found, decision=found.decision)
-    return Answer(query, None, matches=found, decision=found.decision)
+        yield answer_of_found(f"face {number}", searches.face(number), searches.by_person)
 
 
 def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[Answer]:
@@ -317,4 +320,4 @@ def _of_vectors(searches: _Searches, path: Path, dimension: int) -> Iterator[Ans
     for start in range(0, len(vectors), _QUERY_BATCH):
         found = searches.vectors(np.asarray(vectors[start : start + _QUERY_BATCH]))
         for row, one in enumerate(found, start):
-            yield _of_found(f"{path} row {row}", one, searches.by_person)
+            yield answer_of_found(f"{path} row {row}", one, searches.by_person)

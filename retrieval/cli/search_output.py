@@ -1,10 +1,8 @@
 """Output of `search`: prints answers as tables or JSON, and draws them as a picture."""
 
-import dataclasses
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,32 +10,12 @@ import typer
 
 from retrieval.cli.output import write_file
 from retrieval.console import terminal
-from retrieval.errors import UnreadableImage
+from retrieval.search.answers import Answer, answer_json, explained
 
 if TYPE_CHECKING:
-    from retrieval.images.detection import DetectedFace
     from retrieval.index.knn import Explanation
     from retrieval.search.decisions import Decision
-    from retrieval.search.nearest import Match, PersonMatch, Prediction
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer to one query: matches or people, a decision, a prediction for a picture; or an error.
-
-    For a face that was found in a picture, `face` is where, and `number` which one of its `faces`, from the left.
-    """
-
-    query: str
-    image: Path | None
-    matches: "Sequence[Match] | None" = None
-    people: "Sequence[PersonMatch] | None" = None
-    prediction: "Prediction | None" = None
-    error: UnreadableImage | None = None
-    decision: "Decision | None" = None
-    face: "DetectedFace | None" = None
-    number: int = 1
-    faces: int = 1
+    from retrieval.search.nearest import Match, Prediction
 
 
 def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
@@ -60,77 +38,12 @@ def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", 
         typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
 
 
-def _explained(explanation: "Explanation") -> dict[str, Any]:
-    """Returns how the queries were answered: method, counts, bytes and times, by description."""
-    queries = max(explanation.queries, 1)
-    return {
-        "answered by": explanation.method,
-        "searches": explanation.queries,
-        "photos to compare with": explanation.rows,
-        "looked at by code, per search": round(explanation.coded_rows / queries, 1),
-        "looked at whole in float32, per search": round(explanation.scanned_rows / queries, 1),
-        "not ruled out by their codes, per search": round(explanation.candidates / queries, 1),
-        "bytes read": explanation.bytes_read,
-        "milliseconds": {stage: round(1e3 * time, 2) for stage, time in explanation.seconds.items()},
-    }
-
-
 def print_answers_as_json(answers: Sequence[Answer], explanation: "Explanation | None") -> None:
     """Prints answers as a JSON list; with an explanation, as an object with both."""
-    shown: Any = [_answer_json(answer) for answer in answers]
+    shown: Any = [answer_json(answer) for answer in answers]
     if explanation is not None:
-        shown = {"answers": shown, "explanation": _explained(explanation)}
+        shown = {"answers": shown, "explanation": explained(explanation)}
     typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
-
-
-def _answer_json(answer: Answer) -> dict[str, Any]:
-    shown: dict[str, Any] = {"query": answer.query}
-    if answer.error is not None:
-        return shown | {"error": {"reason": answer.error.reason, "detail": str(answer.error)}}
-    if answer.face is not None:
-        shown["face"] = {
-            "box": _rounded(answer.face.box),
-            "score": round(answer.face.score, 3),
-            "number": answer.number,
-            "of": answer.faces,
-        }
-    if answer.prediction is not None:
-        prediction = answer.prediction
-        shown["prediction"] = {"identity": prediction.identity, "probability": prediction.probability}
-    if answer.decision is not None:
-        shown["decision"] = dataclasses.asdict(answer.decision)
-    if answer.people is not None:
-        shown["people"] = [
-            {
-                "rank": rank,
-                "identity": person.identity,
-                "distance": person.distance,
-                "matches": _matches_json(person.matches),
-            }
-            for rank, person in enumerate(answer.people, 1)
-        ]
-    else:
-        shown["matches"] = _matches_json(answer.matches or ())
-    return shown
-
-
-def _rounded(box: "tuple[float, ...]") -> list[float]:
-    return [round(side, 1) for side in box]
-
-
-def _matches_json(matches: "Sequence[Match]") -> list[dict[str, Any]]:
-    return [
-        {
-            "rank": rank,
-            "face_id": match.face.id,
-            "identity": match.face.identity,
-            "path": match.face.path,
-            "distance": match.distance,
-            **({} if match.face.box is None else {"box": _rounded(match.face.box)}),
-            **({"metadata": dict(match.face.metadata)} if match.face.metadata else {}),
-        }
-        for rank, match in enumerate(matches, 1)
-    ]
 
 
 def print_answers(answers: Sequence[Answer], explanation: "Explanation | None") -> None:
@@ -139,7 +52,7 @@ def print_answers(answers: Sequence[Answer], explanation: "Explanation | None") 
         if answer.error is None:
             _print_answer(answer)
     if explanation is not None:
-        took = _explained(explanation)
+        took = explained(explanation)
         stages = took["milliseconds"].items()
         took["milliseconds"] = ", ".join(f"{stage} {time:,.1f}" for stage, time in stages)
         took["bytes read"] = terminal.size(took["bytes read"])

@@ -1,5 +1,6 @@
 """`Where`: conditions on faces and their metadata, for searches. `filter_sql` translates them to SQL."""
 
+import dataclasses
 import json
 import math
 import operator
@@ -210,6 +211,22 @@ class Where:
             faces=tuple(said.get("faces", ())),
             people=tuple(said.get("people", ())),
         )
+
+    def among(self, identities: Sequence[str]) -> "Where":
+        """Returns the filter that also requires any of these identities; an empty list requires nothing.
+
+        Raises:
+            InputError: no name is left, because the filter is of other identities.
+        """
+        if not identities:
+            return self
+        # Both conditions must hold, so only names that both have are left.
+        left = tuple(name for name in identities if not self.identities or name in self.identities)
+        if not left:
+            raise InputError(
+                "`identity` and the condition identity=... name different people, so no face can match both."
+            )
+        return dataclasses.replace(self, identities=left)
 
 
 def parse_condition(text: str) -> tuple[Subject, Condition]:

@@ -24,6 +24,7 @@ from retrieval.database.records import (
     GalleryRow,
     Generation,
     KnownFile,
+    Person,
     Receipt,
     Segment,
     StoredPhoto,
@@ -455,6 +456,31 @@ class Reader:
             .order_by(number.desc(), identity_table.c.name)
         )
         return [(name, count) for name, count in rows]
+
+    def people(self, *, after: str = "", limit: int) -> list[Person]:
+        """Returns at most `limit` identities, by name, from the first name behind `after` on."""
+        page = select(identity_table.c.id).where(identity_table.c.name > after)
+        ids = self._connection.execute(page.order_by(identity_table.c.name).limit(limit)).scalars().all()
+        found = self.people_by_id(ids)
+        return [found[number] for number in ids]
+
+    def people_by_id(self, ids: Iterable[int]) -> dict[int, Person]:
+        """Returns identities by id; unknown ids are absent."""
+        columns = (identity_table.c.id, identity_table.c.name, identity_table.c.metadata)
+        query = select(*columns, func.count(face_table.c.id), func.min(face_table.c.id))
+        query = query.select_from(identity_table.outerjoin(face_table)).group_by(identity_table.c.id)
+        return {
+            number: Person(number, name, faces, first, metadata or {})
+            for part in parts(ids)
+            for number, name, metadata, faces, first in self._connection.execute(
+                query.where(identity_table.c.id.in_(part))
+            )
+        }
+
+    def face_ids_after(self, last: int, limit: int) -> list[int]:
+        """Returns the ids of at most `limit` faces, ascending, from the first id above `last` on."""
+        query = select(face_table.c.id).where(face_table.c.id > last).order_by(face_table.c.id)
+        return list(self._connection.execute(query.limit(limit)).scalars())
 
     def files(self, paths: Iterable[str]) -> dict[str, int]:
         """Returns the photo id of each path; unknown paths are absent."""

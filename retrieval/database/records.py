@@ -216,6 +216,25 @@ class StoredPhoto:
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """An identity: its id, which is never reused, its name, and what is known of it.
+
+    Attributes:
+        id: the number of the identity.
+        name: its current name.
+        faces: how many faces it has.
+        face_id: the id of its first face; None without a face.
+        metadata: a JSON object from the user; empty where none was given.
+    """
+
+    id: int
+    name: str
+    faces: int
+    face_id: int | None
+    metadata: Metadata = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class NewFace:
     """A face to store: identity, path, the SHA-256 of its photo's bytes in hex, and metadata.
 

@@ -52,6 +52,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
     Attributes:
         folder: the gallery's folder.
         vault: its rows and vectors.
+        model: the active model, for programs that embed photos by themselves, as the service does.
         enrollment: the stages of enrollment, for programs that run them concurrently, as `retrieval.ingest`
             does.
         recognize, prepare, prepare_many, embed_prepared, enroll_ready, enroll_prepared: these stages.
@@ -60,7 +61,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
     def __init__(self, model: ActiveModel) -> None:
         self.folder = model.vault.folder
         self.vault = model.vault
-        self._model = model
+        self.model = self._model = model
         self.enrollment = Enrollment(model)
         self.recognize = self.enrollment.recognize
         self.prepare = self.enrollment.prepare

@@ -15,7 +15,7 @@ from retrieval.database.reader import Reader
 from retrieval.database.records import Face, Receipt, utc_now
 from retrieval.database.tables import identity_table
 from retrieval.database.writer import Writer
-from retrieval.errors import InputError
+from retrieval.errors import InputError, NotFound
 from retrieval.gallery.sync import Renamed
 from retrieval.models.bundle import FORGOTTEN, Relabel
 from retrieval.storage.vault import Vault, who
@@ -84,7 +84,7 @@ def assign(vault: Vault, face_ids: Iterable[int], name: str | None) -> int:
         found = writer.faces([number for number in wanted if 0 < number < 2**63])
         unknown = [number for number in wanted if number not in found]
         if unknown:
-            raise InputError(f"There is no face {unknown[0]} in {vault.folder}.")
+            raise NotFound(f"There is no face {unknown[0]} in {vault.folder}.")
         changed = [number for number, face in found.items() if face.identity != name]
         for number in changed:
             writer.name_face(number, name)
@@ -183,7 +183,7 @@ def _require_identity(vault: Vault, reader: Reader, name: str) -> int:
     if number is None:
         current = reader.current_names([name]).get(name)
         instead = f"; {name} is called {current} now" if current else _similar_names_hint(reader, name)
-        raise InputError(f"There is no identity {readable(name)} in {vault.folder}{instead}.")
+        raise NotFound(f"There is no identity {readable(name)} in {vault.folder}{instead}.")
     return number
 
 
@@ -256,7 +256,7 @@ def _forget_target(
     assert face_id is not None
     found = reader.faces([face_id]) if 0 < face_id < 2**63 else {}
     if not found:
-        raise InputError(f"There is no face {face_id} in {vault.folder}.")
+        raise NotFound(f"There is no face {face_id} in {vault.folder}.")
     return _faces_target(vault, reader, "face", tuple(found.values()))
 
 
@@ -264,11 +264,11 @@ def _faces_at(vault: Vault, reader: Reader, path: str) -> tuple[Face, ...]:
     """All faces of the photo at a path.
 
     Raises:
-        InputError: no photo has that path.
+        NotFound: no photo has that path.
     """
     known = reader.known_files([path] if is_utf8(path) else []).get(path)
     if known is None:
-        raise InputError(f"There is no face of {readable(path)} in {vault.folder}.")
+        raise NotFound(f"There is no face of {readable(path)} in {vault.folder}.")
     return reader.photos([known.photo_id])[known.photo_id].faces
 
 

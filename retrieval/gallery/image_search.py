@@ -128,16 +128,16 @@ def _answers_of_batch(
             faces = [reader.read(image, pictures.selection) for image in images]
         with asked.explanation.timed("embed"):
             embedded = embedder.embed(np.stack([face.pixels for some in faces for face in some]))
-        exclude = _ids_of_same_bytes(model.vault, images) if pictures.exclude_self else [()] * len(images)
+        exclude = ids_of_same_bytes(model.vault, images) if pictures.exclude_self else [()] * len(images)
         of_each = [one for one, some in zip(exclude, faces, strict=True) for _ in some]
         with suppress(ModelMismatch):
             found = nearest(embedded.vectors, of_each if pictures.exclude_self else None, generation.id)
-            predicted = map(partial(_with_prediction, model.bundle.labels), found, embedded.probabilities)
+            predicted = map(partial(with_prediction, model.bundle.labels), found, embedded.probabilities)
             return ([(*next(predicted), face.face) for face in some] for some in faces)
     raise GalleryDamaged(f"The model of {model.vault.folder} changes faster than it can be asked; try again.")
 
 
-def _with_prediction(
+def with_prediction(
     labels: Sequence[str], found: Found[_T], probabilities: NDArray[np.float32]
 ) -> tuple[tuple[_T, ...], Prediction | None, Decision | None]:
     """Returns the answer with the classifier's prediction; the decision states whether the two agree."""
@@ -147,7 +147,7 @@ def _with_prediction(
     return tuple(found), prediction, decision
 
 
-def _ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[tuple[int, ...]]:
+def ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[tuple[int, ...]]:
     """The ids of the stored faces of the photo with exactly the bytes of each image."""
     digests = [
         pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)

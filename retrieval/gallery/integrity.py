@@ -229,6 +229,8 @@ def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
         f"{DATABASE}-shm",
         "gallery.sums",
         LOCK_NAME,
+        layout.TOKENS,
+        layout.TOKENS_USED,
         VECTORS,
         *copies,
         *folders,

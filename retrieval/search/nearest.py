@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from retrieval.database.filters import Where
 from retrieval.database.reader import Reader
 from retrieval.database.records import Face
-from retrieval.errors import GalleryDamaged, InputError, ModelMismatch
+from retrieval.errors import GalleryDamaged, ModelMismatch, NotFound
 from retrieval.images.detection import DetectedFace
 from retrieval.index.knn import Neighbours
 from retrieval.index.segments import Exclude, Ids
@@ -168,7 +168,8 @@ def faces_near_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Foun
     """Returns the matches of a stored face, without the face itself.
 
     Raises:
-        InputError: there is no face of that id; or as `faces_near_vectors`.
+        NotFound: there is no face of that id.
+        InputError: as `faces_near_vectors`.
     """
     return faces_near_vectors(vault, vector_of(vault, face_id)[None], [(face_id,)], asked=asked)[0]
 
@@ -182,13 +183,13 @@ def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
     """Returns the vector (d,) of a stored face.
 
     Raises:
-        InputError: there is no face of that id.
+        NotFound: there is no face of that id.
     """
 
     def find(reader: Reader) -> NDArray[np.float32]:
         vector = vault.vector(reader, vault.state(reader).generation, face_id)
         if vector is None:
-            raise InputError(f"There is no face {face_id} in {vault.folder}.")
+            raise NotFound(f"There is no face {face_id} in {vault.folder}.")
         return vector
 
     return vault.on_a_snapshot(find)

@@ -8,6 +8,8 @@ VECTORS: Final = "vectors"
 ID_NAME: Final = "gallery.id"  # in the vectors folder
 MODEL: Final = "model"
 BACKUP_CARD: Final = "backup.json"
+TOKENS: Final = "tokens.json"
+TOKENS_USED: Final = "tokens.used.json"
 
 
 def segment_path(folder: Path, segment: int) -> Path:

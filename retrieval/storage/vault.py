@@ -9,6 +9,7 @@
       vectors/gallery.id       the gallery that owns this folder (see `retrieval.storage.ownership`)
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              the process id of the writer
+      tokens.json              who may ask the service, and tokens.used.json (see `retrieval.service.tokens`)
 
 The order of every write: a new segment file is durable first, then one transaction references it and inserts
 its faces. A crash in between leaves an unreferenced file, which the next writer removes. Work that can only
@@ -22,6 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -85,6 +87,9 @@ LOCK_TIMEOUT: Final = 30.0
 # The most attempts of a read when a writer merges away the files that it was about to open.
 _ATTEMPTS: Final = 20
 
+# Who asked for the current change, where that is not the process itself (see `called_by`).
+_CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
+
 # The size of SQLite's write-ahead log, in bytes, from which it is copied into the database.
 _MAX_LOG_BYTES: Final = 32 * 2**20
 
@@ -121,6 +126,7 @@ class Vault:
         self._opening = threading.Lock()
         self._log_tried = 0
         self._wrote = False
+        self._logged: tuple[int, str] | None = None  # the newest entry of the audit log, and its caller
         self._replaceable: set[str] = set()  # the files that were referenced before the current transaction
 
     @staticmethod
@@ -428,11 +434,17 @@ class Vault:
     def log(
         self, writer: Writer, action: str, *, faces: int = 0, extend: int | None = None, **detail: Any
     ) -> int:
-        """Adds to the audit log, or to its newest entry if that has the id `extend`; returns the id."""
-        if extend is not None and writer.extend_audit(extend, faces):
+        """Adds to the audit log, or to its newest entry if that has the id `extend`; returns the id.
+
+        An entry of another caller is not added to.
+        """
+        via = _CALLER.get() or self.via
+        if extend is not None and self._logged == (extend, via) and writer.extend_audit(extend, faces):
             return extend
         now = utc_now()
-        return writer.add_audit(AuditEntry(now, now, who(), self.via, action, faces, detail))
+        number = writer.add_audit(AuditEntry(now, now, who(), via, action, faces, detail))
+        self._logged = number, via
+        return number
 
     def put(
         self,
@@ -515,6 +527,20 @@ class Vault:
         # A reader of an old snapshot prevents it; the next attempt waits until the log has grown again.
         if size >= at_least and (at_least == 1 or size >= self._log_tried + at_least):
             self._log_tried = 0 if self.store.checkpoint(timeout=0.0) else size
+
+
+@contextmanager
+def called_by(via: str) -> Iterator[None]:
+    """Names the caller in the audit log for the changes of this thread, until the with statement ends.
+
+    Args:
+        via: the caller, in place of `Vault.via`: never the name of a person in the gallery.
+    """
+    token = _CALLER.set(via)
+    try:
+        yield
+    finally:
+        _CALLER.reset(token)
 
 
 def who() -> str:

@@ -15,9 +15,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Any, Final
 
 from retrieval.errors import RunError
@@ -48,7 +49,11 @@ class Ended(RunError):
 
 
 def start(
-    program: str, *numbers: int, descriptors: Sequence[int], stderr: int | None = None
+    program: str,
+    *numbers: int,
+    descriptors: Sequence[int],
+    stderr: int | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> "subprocess.Popen[bytes]":
     """Starts a Python program in its own session, where Ctrl-C in a terminal does not reach it.
 
@@ -57,6 +62,7 @@ def start(
         numbers: its `sys.argv[1:]`.
         descriptors: file descriptors that it inherits.
         stderr: as in `subprocess.Popen`; None is that of this process.
+        environment: variables that it gets besides those of this process.
 
     Raises:
         OSError: the system refused.
@@ -69,7 +75,7 @@ def start(
         stderr=stderr,
         pass_fds=tuple(descriptors),
         # It finds the same modules, including those on paths that the caller's program added.
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
         start_new_session=True,
     )
 

@@ -1,0 +1,98 @@
+"""The application: the routes around a service, the form of its errors, and its OpenAPI document."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from retrieval.errors import FaceprintError
+from retrieval.service.gate import Gate, refused
+from retrieval.service.refusals import Refusal, of_error, of_status, of_validation
+from retrieval.service.routes import bulk, faces, jobs, operations, people, search
+from retrieval.service.schemas import EnrollBody, SearchBody
+from retrieval.service.service import Service
+
+_ABOUT: Final[dict[str, Any]] = {
+    "title": "faceprint",
+    "version": "1",
+    "description": "Who is this, and which stored photos are closest?",
+    # The pages of the framework load scripts from another site.
+    "docs_url": None,
+    "redoc_url": None,
+    # It would lead to the host that the request names.
+    "redirect_slashes": False,
+}
+
+_ROUTERS: Final = (
+    operations.router,
+    search.router,
+    bulk.router,
+    people.router,
+    people.writing,
+    people.forgetting,
+    faces.router,
+    faces.writing,
+    faces.forgetting,
+    jobs.reading,
+    jobs.watching,
+    jobs.writing,
+)
+
+
+def application(service: Service) -> Gate:
+    """Returns the ASGI application of a service."""
+    app = _with_routes()
+    app.state.service = service
+    app.openapi = document  # type: ignore[method-assign]
+    app.add_exception_handler(Refusal, _on_refusal)
+    app.add_exception_handler(FaceprintError, _on_library_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    return Gate(
+        app,
+        limits=service.limits,
+        metrics=service.metrics,
+        counts=service.counts,
+        tokens=service.tokens,
+        needs_token=service.needs_token,
+        access_log=service.settings.access_log,
+    )
+
+
+def document() -> dict[str, Any]:
+    """Returns the OpenAPI document, which does not depend on a gallery."""
+    described = _with_routes().openapi()
+    # The routes read these bodies by themselves, since each takes several types.
+    for body in (SearchBody, EnrollBody):
+        described["components"]["schemas"][body.__name__] = body.model_json_schema()
+    described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    described["security"] = [{}, {"token": []}]
+    return described
+
+
+def _with_routes() -> FastAPI:
+    app = FastAPI(**_ABOUT)
+    for router in _ROUTERS:
+        app.include_router(router)
+    return app
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return refused(error, request.state.request_id)
+
+
+async def _on_library_error(request: Request, error: Exception) -> Response:
+    return refused(of_error(error), request.state.request_id)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return refused(of_validation(error.errors(), skip=1), request.state.request_id)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return refused(of_status(error.status_code, error.headers or {}), request.state.request_id)

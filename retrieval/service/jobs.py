@@ -1,0 +1,287 @@
+"""The `JobRunner`: long work on a gallery, one job after the other, in a thread that yields to requests.
+
+A job enrolls photos of sources below folders that the operator names. It is kept in memory: a service that
+ends stops it after the current batch, and what was enrolled stays. The same job again enrolls what is left.
+"""
+
+import logging
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from retrieval.bulk.ingest import ingest
+from retrieval.database.records import utc_now
+from retrieval.embedding.outcome import Outcome, Status
+from retrieval.errors import InputError, NotFound
+from retrieval.gallery.gallery import Gallery
+from retrieval.images.photo_reader import FaceSelection
+from retrieval.service.photos import require_detector
+from retrieval.service.refusals import Code, of_error
+from retrieval.service.settings import Limits
+from retrieval.storage.vault import called_by
+from retrieval.system import archive_paths
+
+_LOG: Final = logging.getLogger("faceprint.service")
+
+# Jobs that wait, and jobs that are remembered after their end.
+MAX_WAITING: Final = 16
+_MAX_ENDED: Final = 100
+
+# Rejected photos that a job lists.
+_MAX_REJECTED: Final = 1000
+
+# How much lower the priority of a job's threads is than that of requests.
+_NICE: Final = 10
+
+
+class JobState(StrEnum):
+    """The state of a job."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the job is over."""
+        return self not in (JobState.WAITING, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """What a job enrolls.
+
+    Attributes:
+        sources: folders and archives, as from `allowed_sources`.
+        identity_from: "first", "parent" or "none"; never an expression or a pattern of a caller, since
+            matching one can take for ever. None is the default of `bulk.ingest.ingest`.
+        selection: see there.
+        via: the caller in the audit log.
+    """
+
+    sources: tuple[str, ...]
+    identity_from: str | None
+    selection: FaceSelection
+    via: str
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job and how far it is.
+
+    Attributes:
+        counts: photos by status.
+        rejected: the first of the rejected photos.
+        rejected_more: how many more there were.
+        report: of the run, when it has ended.
+        error: why it failed.
+    """
+
+    work: Ingest
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    state: JobState = JobState.WAITING
+    created_at: str = field(default_factory=utc_now)
+    started_at: str | None = None
+    ended_at: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    rejected_more: int = 0
+    report: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    stopping: bool = False
+
+    def progress(self) -> dict[str, Any]:
+        """Returns the job as values for JSON, without the rejected photos and the report."""
+        return {
+            "id": self.id,
+            "kind": "ingest",
+            "state": self.state,
+            "sources": list(self.work.sources),
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "counts": dict(self.counts),
+            "error": self.error,
+        }
+
+    def shown(self) -> dict[str, Any]:
+        """Returns the whole job as values for JSON."""
+        rejected = {"rejected": list(self.rejected), "rejected_more": self.rejected_more}
+        return {**self.progress(), **rejected, "report": self.report}
+
+
+class JobRunner:
+    """Runs jobs on an open gallery, for callers in any thread."""
+
+    def __init__(self, gallery: Gallery, limits: Limits) -> None:
+        self._gallery = gallery
+        self._limits = limits
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="faceprint-jobs", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Ingest) -> dict[str, Any] | None:
+        """Adds a job and returns it; None if too many wait.
+
+        Raises:
+            InputError: a selection is of no use with the gallery's model.
+        """
+        require_detector(self._gallery, work.selection)
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING:
+                return None
+            job = Job(work)
+            self._jobs[job.id] = job
+            self._waiting.append(job)
+            self._changed.notify()
+            return job.shown()
+
+    def all(self) -> list[dict[str, Any]]:
+        """Returns all jobs that are remembered, oldest first, without their details."""
+        with self._changed:
+            return [job.progress() for job in self._jobs.values()]
+
+    def show(self, number: str) -> dict[str, Any]:
+        """Returns a job.
+
+        Raises:
+            NotFound: there is none, or it is no longer remembered.
+        """
+        with self._changed:
+            return self._job(number).shown()
+
+    def progress(self, number: str) -> dict[str, Any]:
+        """Returns how far a job is; NotFound as `show`."""
+        with self._changed:
+            return self._job(number).progress()
+
+    def cancel(self, number: str) -> dict[str, Any]:
+        """Asks a job to stop, which it does after the current batch; returns the job; NotFound as `show`."""
+        with self._changed:
+            job = self._job(number)
+            job.stopping = True
+            if job.state is JobState.WAITING:
+                self._waiting.remove(job)
+                self._end(job, JobState.CANCELLED)
+            return job.shown()
+
+    def stop(self) -> None:
+        """Asks all jobs to stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stops, and waits for the current batch."""
+        self.stop()
+        self._thread.join()
+
+    def _job(self, number: str) -> Job:
+        job = self._jobs.get(number)
+        if job is None:
+            raise no_job(number)
+        return job
+
+    def _run(self) -> None:
+        # Its threads inherit it. Where threads have no priority of their own, the job competes with requests.
+        with suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return
+                job = self._waiting.popleft()
+                job.state, job.started_at = JobState.RUNNING, utc_now()
+            self._ingest(job)
+
+    def _ingest(self, job: Job) -> None:
+        try:
+            with called_by(job.work.via):
+                report = ingest(
+                    self._gallery,
+                    job.work.sources,
+                    identity_from=job.work.identity_from,
+                    selection=job.work.selection,
+                    photo_seconds=self._limits.photo_seconds,
+                    on_outcome=lambda outcome: self._count(job, outcome),
+                    should_stop=lambda: job.stopping or self._closing,
+                )
+        except BaseException as error:  # the job has failed, and the next one goes on
+            refusal = of_error(error if isinstance(error, Exception) else RuntimeError(str(error)))
+            with self._changed:
+                job.error = {"code": refusal.code, "message": refusal.message}
+                self._end(job, JobState.FAILED)
+            if refusal.code is Code.INTERNAL_ERROR:
+                _LOG.exception("job %s failed", job.id)
+            return
+        with self._changed:
+            job.report = report.summary()
+            self._end(job, JobState.CANCELLED if report.interrupted else JobState.DONE)
+
+    def _count(self, job: Job, outcome: Outcome) -> None:
+        with self._changed:
+            job.counts[outcome.status] = job.counts.get(outcome.status, 0) + 1
+            if outcome.status is not Status.REJECTED:
+                return
+            if len(job.rejected) >= _MAX_REJECTED:
+                job.rejected_more += 1
+                return
+            job.rejected.append({"path": outcome.path, "reason": outcome.reason, "detail": outcome.detail})
+
+    def _end(self, job: Job, state: JobState) -> None:
+        job.state, job.ended_at = state, utc_now()
+        ended = [one.id for one in self._jobs.values() if one.state.is_end]
+        for number in ended[:-_MAX_ENDED]:
+            del self._jobs[number]
+
+
+def no_job(number: str) -> NotFound:
+    """Returns the error for an unknown job."""
+    return NotFound(f"There is no job {number[:80]!a}, or it is no longer remembered.")
+
+
+def allowed_sources(named: Sequence[str], roots: Sequence[Path]) -> tuple[str, ...]:
+    """Returns the absolute paths of folders and archives that lie below folders of the operator.
+
+    Lists of paths are refused: they could name any file of the machine, and any address.
+
+    Args:
+        named: absolute paths, or paths below one of the folders.
+        roots: the folders.
+
+    Raises:
+        InputError: one is not below them, or is neither a folder nor an archive; the sentence is the same
+            for what exists elsewhere and what does not exist.
+    """
+    return tuple(_allowed_source(name, roots) for name in named)
+
+
+def _allowed_source(name: str, roots: Sequence[Path]) -> str:
+    for root in roots:
+        # Links are resolved: one that leads out of the folder is not below it.
+        base = os.path.realpath(root)
+        with suppress(ValueError, OSError):
+            path = os.path.realpath(os.path.join(base, name))
+            if os.path.commonpath([base, path]) == base and _is_source(path):
+                return path
+    raise InputError(
+        f"`sources` has {name[:200]!a}, which is no folder and no archive below a folder that the service "
+        "may read (`faceprint serve --sources FOLDER`)."
+    )
+
+
+def _is_source(path: str) -> bool:
+    return os.path.isdir(path) or (os.path.isfile(path) and archive_paths.kind(path) is not None)

@@ -1,0 +1,134 @@
+"""The routes of jobs: enroll the photos of folders, watch, cancel."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Path, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from retrieval.errors import NotFound
+from retrieval.service.jobs import Ingest, JobRunner, JobState, allowed_sources, no_job
+from retrieval.service.refusals import Code, Refusal
+from retrieval.service.routes.common import REFUSALS, caller, in_writer, needs, service_of
+from retrieval.service.schemas import IngestJob, JobDetails, JobList
+from retrieval.service.service import Service
+from retrieval.service.tokens import Scope
+
+EVENTS: Final = "text/event-stream"
+
+# How often a job is looked at for those who watch it, and how often they hear that the service lives.
+_LOOK_SECONDS: Final = 0.2
+_ALIVE_SECONDS: Final = 15.0
+
+JobId = Annotated[str, Path(max_length=64, description="The id of a job.")]
+
+reading = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS, route_class=in_writer(Scope.READ))
+watching = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS)
+writing = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS, route_class=in_writer(Scope.WRITE))
+
+
+@writing.post("/jobs", response_model=JobDetails, status_code=HTTPStatus.ACCEPTED)
+async def start_job(request: Request, job: IngestJob) -> Response:
+    """Enrolls the photos of folders and archives, as `faceprint ingest` does, one job after the other.
+
+    They lie below the folders that `faceprint serve --sources` names.
+    """
+    service = service_of(request)
+    roots = service.settings.sources
+    sources = await run_in_threadpool(allowed_sources, job.sources, roots)
+    work = Ingest(sources, job.identity_from, job.selection(), caller(request))
+    started = _runner(service).submit(work)
+    if started is None:
+        raise Refusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            Code.TOO_MANY_REQUESTS,
+            "As many jobs wait as the service takes; send this one again when some are done.",
+            headers={"Retry-After": "60"},
+        )
+    return JSONResponse(started, status_code=HTTPStatus.ACCEPTED)
+
+
+@reading.get("/jobs", response_model=JobList)
+async def list_jobs(request: Request) -> dict[str, Any]:
+    """The jobs since the start of the service, of which it remembers the last hundred."""
+    return {"jobs": _runner(service_of(request)).all()}
+
+
+@reading.get("/jobs/{job}", response_model=JobDetails)
+async def show_job(request: Request, job: JobId) -> dict[str, Any]:
+    """A job: how far it is, the rejected photos and their reasons, and at its end the report."""
+    return _runner(service_of(request)).show(job)
+
+
+@writing.post("/jobs/{job}/cancel", response_model=JobDetails)
+async def cancel_job(request: Request, job: JobId) -> dict[str, Any]:
+    """Stops a job after its current batch; what it has enrolled stays."""
+    return _runner(service_of(request)).cancel(job)
+
+
+@watching.get(
+    "/jobs/{job}/events",
+    dependencies=[Depends(needs(Scope.READ))],
+    response_class=Response,
+    responses={200: {"content": {EVENTS: {"schema": {"type": "string"}}}}},
+)
+async def watch_job(request: Request, job: JobId) -> Response:
+    """Server-sent events: `progress` whenever the job has gone on, and `end` when it is over."""
+    first = await _progress(request, job)  # an unknown job is an error, not a stream
+    return StreamingResponse(_events(request, job, first), media_type=EVENTS)
+
+
+def _runner(service: Service) -> JobRunner:
+    assert service.jobs is not None  # a process without jobs forwards the request
+    return service.jobs
+
+
+async def _progress(request: Request, job: str) -> dict[str, Any]:
+    """Returns how far a job is, from this process or from the one that runs it.
+
+    Raises:
+        NotFound: there is no such job.
+        Refusal: the other process cannot say it.
+    """
+    service = service_of(request)
+    if service.forwarder is None:
+        return _runner(service).progress(job)
+    told = await service.forwarder.get(request, "/v1/jobs")
+    if told.status_code != HTTPStatus.OK:
+        error = json.loads(bytes(told.body))["error"]
+        raise Refusal(told.status_code, Code(error["code"]), error["message"])
+    for one in json.loads(bytes(told.body))["jobs"]:
+        if one["id"] == job:
+            progress: dict[str, Any] = one
+            return progress
+    raise no_job(job)
+
+
+async def _events(request: Request, job: str, progress: dict[str, Any]) -> AsyncIterator[bytes]:
+    """Yields an event whenever the job has gone on, until it is over or the service stops."""
+    service = service_of(request)
+    known, silent = None, 0.0
+    while not service.closing:
+        is_over = JobState(progress["state"]).is_end
+        if progress != known:
+            known, silent = progress, 0.0
+            yield _event("end" if is_over else "progress", progress)
+        elif silent >= _ALIVE_SECONDS:
+            silent = 0.0
+            yield b": the service lives\n\n"
+        if is_over:
+            return
+        await asyncio.sleep(_LOOK_SECONDS)
+        silent += _LOOK_SECONDS
+        try:
+            progress = await _progress(request, job)
+        except (NotFound, Refusal):
+            return  # the process with the job has ended, and the job with it
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

@@ -1,0 +1,475 @@
+"""The fields of requests and responses, as the OpenAPI document describes them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from retrieval.database.filters import Where
+from retrieval.images.photo_reader import MIN_FACE_SIDE, FaceSelection
+from retrieval.service.engine import Asked
+
+DEFAULT_K = 5
+
+# The greatest id.
+MAX_ID = 2**63 - 1
+
+
+class SearchOptions(BaseModel):
+    """The options of a search. They are those of `faceprint search`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    k: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="How many closest photos, or people: 5, or with `within` all up to the service's limit.",
+        ),
+    ] = None
+    within: Annotated[
+        float | None, Field(ge=0, description="Only photos that are no farther than this Euclidean distance.")
+    ] = None
+    by_person: Annotated[bool, Field(description="The closest people instead of photos.")] = False
+    rule: Annotated[
+        Literal["nearest", "mean", "centroid"], Field(description="With `by_person`, how far a person is.")
+    ] = "nearest"
+    mean_of: Annotated[
+        int, Field(ge=1, le=1000, description="With the rule `mean`: of how many nearest photos.")
+    ] = 3
+    photos: Annotated[
+        int, Field(ge=0, le=100, description="With `by_person`: photos shown of each person.")
+    ] = 3
+    identity: Annotated[list[str], Field(max_length=100, description="Only photos of these people.")] = []
+    where: Annotated[
+        list[str],
+        Field(
+            max_length=100,
+            description="Only photos of which all these conditions hold, such as `year>=2020`.",
+        ),
+    ] = []
+    fpir: Annotated[
+        float | None, Field(gt=0, le=0.5, description="Decide by the threshold for this share of strangers.")
+    ] = None
+    max_distance: Annotated[float | None, Field(ge=0, description="Decide by this distance instead.")] = None
+    faces: Annotated[
+        Literal["all", "largest", "one", "none"],
+        Field(description="Which faces of a photo, for a model with a face detector."),
+    ] = "all"
+    min_face: Annotated[
+        float, Field(ge=0, description="Pass over faces with a shorter side of fewer pixels.")
+    ] = MIN_FACE_SIDE
+    exclude_self: Annotated[
+        bool, Field(description="Leave out the stored photo that has the very bytes of this one.")
+    ] = False
+    min_sharpness: Annotated[
+        float | None, Field(ge=0, description="Pass over faces that are more blurred.")
+    ] = None
+    max_yaw: Annotated[
+        float | None, Field(ge=0, description="Pass over faces that are turned further to a side.")
+    ] = None
+    explain: Annotated[bool, Field(description="Say what answering took.")] = False
+    full: Annotated[
+        bool, Field(description="Say everything that is stored of each face, as the Python client needs it.")
+    ] = False
+
+    def asked(self, most: int) -> Asked:
+        """Returns the options as the engine takes them.
+
+        Args:
+            most: the greatest k.
+
+        Raises:
+            InputError: a condition cannot be parsed, k is above `most`, or `within` is of no use.
+        """
+        from retrieval.errors import InputError
+
+        if self.k is not None and self.k > most:
+            raise InputError(f"`k` is {self.k:,}, and {most:,} is the limit of this service.")
+        if self.by_person and self.within is not None:
+            raise InputError(
+                "`within` is of no use with `by_person`, which finds people, not photos; leave one out."
+            )
+        where = Where.parse(self.where).among(self.identity) if self.where or self.identity else None
+        common: dict[str, Any] = {"where": where, "fpir": self.fpir, "max_distance": self.max_distance}
+        if self.by_person:
+            return Asked(
+                by_person=True,
+                k=self.k or DEFAULT_K,
+                rule=self.rule,
+                mean_of=self.mean_of,
+                photos=self.photos,
+                **common,
+            )
+        return Asked(k=self.k or (DEFAULT_K if self.within is None else most), within=self.within, **common)
+
+    def selection(self) -> FaceSelection:
+        """Returns which faces of a photo are searched for."""
+        return FaceSelection(self.faces, self.min_face, self.min_sharpness, self.max_yaw)
+
+
+class SearchBody(SearchOptions):
+    """A search as JSON: its options, and one of `image`, `face` and `vector`."""
+
+    image: Annotated[
+        str | None, Field(description="A photo, as base64.", json_schema_extra={"contentEncoding": "base64"})
+    ] = None
+    face: Annotated[
+        int | None,
+        Field(ge=1, lt=2**63, description="The id of a stored face, itself left out of the answer."),
+    ] = None
+    vector: Annotated[
+        list[float] | None,
+        Field(min_length=1, max_length=65_536, description="An embedding by the gallery's model."),
+    ] = None
+
+
+class EnrollOptions(BaseModel):
+    """How a photo is enrolled. The options are those of `faceprint ingest`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    identity: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="The name of the person; without one, every face is enrolled without a name.",
+        ),
+    ] = None
+    faces: Annotated[
+        Literal["auto", "largest", "one", "all"],
+        Field(
+            description="Which faces of the photo, for a model with a face detector; auto is the largest of a photo with a name, and all of one without."
+        ),
+    ] = "auto"
+    min_face: Annotated[
+        float, Field(ge=0, description="Reject faces with a shorter side of fewer pixels.")
+    ] = MIN_FACE_SIDE
+    min_sharpness: Annotated[float | None, Field(ge=0, description="Reject faces that are more blurred.")] = (
+        None
+    )
+    max_yaw: Annotated[
+        float | None, Field(ge=0, description="Reject faces that are turned further to a side.")
+    ] = None
+
+    def selection(self) -> FaceSelection:
+        """Returns which faces of the photo are enrolled."""
+        return FaceSelection(self.faces, self.min_face, self.min_sharpness, self.max_yaw)
+
+
+class EnrollBody(EnrollOptions):
+    """A photo to enroll as JSON."""
+
+    image: Annotated[
+        str, Field(description="The photo, as base64.", json_schema_extra={"contentEncoding": "base64"})
+    ] = ""
+    metadata: Annotated[
+        dict[str, Any],
+        Field(description="Stored with a new face; for a known one, only keys that it lacks are added."),
+    ] = {}
+
+
+class IngestJob(BaseModel):
+    """Photos to enroll from folders and archives of the machine of the service."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    sources: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            max_length=100,
+            description="Folders and archives below those of `faceprint serve --sources`: absolute paths, or paths below one of them.",
+        ),
+    ]
+    identity_from: Annotated[
+        Literal["first", "parent", "none"] | None,
+        Field(
+            description="What names the person: the first folder below the source, the folder of the file, or nothing, as of `faceprint ingest`."
+        ),
+    ] = None
+    faces: Annotated[
+        Literal["auto", "largest", "one", "all"],
+        Field(description="Which faces of a photo, for a model with a face detector."),
+    ] = "auto"
+    min_face: Annotated[
+        float, Field(ge=0, description="Reject faces with a shorter side of fewer pixels.")
+    ] = MIN_FACE_SIDE
+    min_sharpness: Annotated[float | None, Field(ge=0, description="Reject faces that are more blurred.")] = (
+        None
+    )
+    max_yaw: Annotated[
+        float | None, Field(ge=0, description="Reject faces that are turned further to a side.")
+    ] = None
+
+    def selection(self) -> FaceSelection:
+        """Returns which faces of a photo are enrolled."""
+        return FaceSelection(self.faces, self.min_face, self.min_sharpness, self.max_yaw)
+
+
+class PageOptions(BaseModel):
+    """Which page of a list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=500, description="How many at most.")] = 100
+    cursor: Annotated[str | None, Field(max_length=2048, description="The `next` of the page before.")] = None
+
+
+class PeopleOptions(PageOptions):
+    """Which people."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[
+        str | None, Field(max_length=1024, description="Only the person who has or had this name.")
+    ] = None
+
+
+class FacesOptions(PageOptions):
+    """Which faces."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    person: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Only faces of this person.")] = None
+    where: Annotated[
+        list[str],
+        Field(
+            max_length=100, description="Only faces of which all these conditions hold, such as `year>=2020`."
+        ),
+    ] = []
+
+
+class ThumbnailOptions(BaseModel):
+    """How a face is shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    side: Annotated[int, Field(ge=16, le=1024, description="The longer side in pixels, at most.")] = 160
+    part: Annotated[
+        Literal["face", "photo"],
+        Field(description="The aligned face, where the model aligns faces, or the whole photo."),
+    ] = "face"
+
+
+class Renaming(BaseModel):
+    """Another name for a person."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    identity: Annotated[str, Field(max_length=1024, description="A name that is not in use.")]
+    keep_alias: Annotated[bool, Field(description="Let the old name go on to mean this person.")] = True
+
+
+class Merging(BaseModel):
+    """The person who stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    into: Annotated[int, Field(ge=1, le=MAX_ID, description="The id of the person who stays.")]
+
+
+class Model(BaseModel):
+    """A part of a response."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Match(Model):
+    """A stored photo, and its Euclidean distance."""
+
+    rank: int
+    face_id: int
+    identity: str | None
+    path: str | None
+    distance: float
+    box: tuple[float, float, float, float] | None = None
+    metadata: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
+
+
+class Person(Model):
+    """A person, their distance by the rule, and their nearest photos."""
+
+    rank: int
+    identity: str
+    distance: float
+    matches: list[Match]
+
+
+class FaceBox(Model):
+    """Where a face is in its upright photo: left, top, width and height in pixels; which one, from the left."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    number: int
+    of: int
+
+
+class Prediction(Model):
+    """The classifier's prediction."""
+
+    identity: str
+    probability: float
+
+
+class Upcoming(Model):
+    """How many of the next strangers may get a name."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Decision(Model):
+    """An identity, or UNKNOWN where `identity` is null."""
+
+    identity: str | None
+    distance: float | None
+    margin: float | None
+    second: str | None
+    threshold: float
+    classifier_agrees: bool | None
+    fpir: float | None
+    expected_fpir: float | None
+    outgrown: bool
+    upcoming: Upcoming | None
+
+
+class Answer(Model):
+    """The answer for a face of a photo, a stored face or a vector: `matches`, or with `by_person` `people`."""
+
+    query: str
+    face: FaceBox | None = None
+    detected: dict[str, Any] = {}
+    prediction: Prediction | None = None
+    decision: Decision | None = None
+    matches: list[Match] = []
+    people: list[Person] = []
+
+
+class Answers(Model):
+    """The answers of a search, one for each face of a photo, from left to right."""
+
+    answers: list[Answer]
+    explanation: dict[str, Any] = {}
+
+
+class PersonShown(Model):
+    """A person; `face_id` is their first face."""
+
+    id: int
+    identity: str
+    faces: int
+    face_id: int | None
+    metadata: dict[str, Any]
+
+
+class PersonDetails(PersonShown):
+    """A person, with the names that they had before."""
+
+    former_names: list[str]
+
+
+class PeoplePage(Model):
+    """A page of people; `next` is the cursor of the next page, null on the last one."""
+
+    people: list[PersonShown]
+    next: str | None
+
+
+class FaceDetails(Model):
+    """A face; `person` is the id of the person, `box` where it is in its photo, if that is known."""
+
+    id: int
+    identity: str | None
+    person: int | None
+    path: str | None
+    box: tuple[float, float, float, float] | None
+    enrolled_at: str
+    metadata: dict[str, Any]
+
+
+class FacesPage(Model):
+    """A page of faces; `next` is the cursor of the next page, null on the last one."""
+
+    faces: list[FaceDetails]
+    next: str | None
+
+
+class Enrolled(Model):
+    """What was done with a photo, and the faces that it has now."""
+
+    status: Literal["enrolled", "already-known", "duplicate"]
+    face_ids: list[int]
+    identity: str | None
+    detail: str | None
+
+
+class Receipt(Model):
+    """The proof of an erasure, without data about the person: to be kept with the backups."""
+
+    id: str
+    gallery: str
+    at: str
+    who: str
+    what: str
+    faces: int
+    face_ids: list[int]
+    identity_ids: list[int]
+
+
+class JobProgress(Model):
+    """A job, and how many photos have which outcome so far."""
+
+    id: str
+    kind: Literal["ingest"]
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    sources: list[str]
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    counts: dict[str, int]
+    error: dict[str, str] | None
+
+
+class JobDetails(JobProgress):
+    """A job with the first of its rejected photos, and at its end the report, as `ingest --summary` has it."""
+
+    rejected: list[dict[str, str | None]]
+    rejected_more: int
+    report: dict[str, Any] | None
+
+
+class JobList(Model):
+    """The jobs that are remembered, oldest first."""
+
+    jobs: list[JobProgress]
+
+
+class Assigning(BaseModel):
+    """Whose a face is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    identity: Annotated[
+        str | None, Field(max_length=1024, description="A current, former or new name; null for nobody's.")
+    ]
+
+
+class Error(Model):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+    request_id: str
+    reason: str | None = None
+
+
+class ErrorBody(Model):
+    """The body of every response that is an error."""
+
+    error: Error
+
+
+class Health(Model):
+    """Whether the service lives, or can answer."""
+
+    status: Literal["ok"]

@@ -1,0 +1,66 @@
+"""A real server process on loopback, for tests."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+_STARTED = re.compile(r"^serving .* at (http://\S+); Ctrl-C stops it\n$")
+_SECONDS = 120.0
+
+
+class Server:
+    """`faceprint serve GALLERY` on a free port; a context manager.
+
+    Attributes:
+        url: its address.
+        process: the process.
+        client: asks it.
+    """
+
+    def __init__(self, gallery: Path, log: Path, *options: object) -> None:
+        self._log = log.open("wb")
+        self.log = log
+        command = [sys.executable, "-m", "retrieval.cli.app", "serve", gallery, "--port", 0, *options]
+        self.process = subprocess.Popen(
+            [*map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning"},
+        )
+        assert self.process.stdout is not None
+        started = _STARTED.match(self.process.stdout.readline())
+        if started is None:
+            self.process.wait(_SECONDS)
+            raise AssertionError(log.read_text())
+        self.url = started[1]
+        self.client = httpx.Client(base_url=self.url, timeout=_SECONDS, trust_env=False)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal, and returns the exit status."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(_SECONDS)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._log.close()
+        return status

@@ -1,0 +1,105 @@
+"""Clients that are slow, or too many, lose their connection, and the others are answered."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from retrieval.service import server
+from retrieval.service.service import Service
+from retrieval.service.settings import Limits, Settings
+
+limits = Limits(header_seconds=0.5, idle_seconds=1, body_seconds=0.5, read_seconds=0.5, connections=4)
+with server.listening("127.0.0.1", 0) as sockets:
+    service = Service(Settings(Path(sys.argv[1]), limits=limits), needs_token=False)
+    server.run(service, sockets, started=lambda: print(server.address(sockets), flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def impatient(enrolled: Path) -> Iterator[str]:
+    """The address of a server with short limits."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(enrolled)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 0
+
+
+def connected(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    data = b""
+    try:
+        while more := connection.recv(65_536):
+            data += more
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def is_answered(url: str) -> bool:
+    return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"])
+def test_a_header_that_does_not_end_loses_the_connection(sent: bytes, impatient: str) -> None:
+    with connected(impatient) as connection:
+        connection.sendall(sent)
+        assert rest(connection) == b""
+    assert is_answered(impatient)
+
+
+def test_a_second_header_that_does_not_end_loses_the_connection_too(impatient: str) -> None:
+    with connected(impatient) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /heal")
+        assert rest(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_body_that_does_not_end_is_refused(impatient: str) -> None:
+    head = (
+        "POST /v1/search HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\ncontent-length: 9\r\n\r\n"
+    )
+    with connected(impatient) as connection:
+        connection.sendall(head.encode() + b"\r\nx")
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"body-too-slow"' in answer
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_client_that_does_not_read_loses_the_connection(impatient: str) -> None:
+    query = b'{"face": 1, "k": 36, "full": true}' + b" " * 200 + b"\n"
+    head = "POST /v1/search/bulk HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(impatient.rpartition(":")[2])))
+        connection.sendall(f"{head}content-length: {len(query) * 100_000}\r\n\r\n".encode())
+        # It sends for as long as the server reads, and the server reads for as long as it can send.
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012  any of the calls raises
+            while True:
+                connection.sendall(query * 10)
+    assert is_answered(impatient)
+
+
+def test_more_connections_than_the_limit_are_closed(impatient: str) -> None:
+    held = [connected(impatient) for _ in range(4)]
+    with connected(impatient) as one_more:
+        assert rest(one_more) == b""
+    for connection in held:
+        assert rest(connection) == b""  # each sent no header
+        connection.close()
+    assert is_answered(impatient)
