@@ -62,9 +62,6 @@ IS_SUSPECT: Final = (face_table.c.id >= suspect_table.c.first_id) & (face_table.
 
 _REVISION: Final = select(gallery_table.c.revision)
 
-# Stands for columns that are no region.
-_NO_REGION: Final = FaceRegion()
-
 _FILES: Final = select(
     file_table.c.path, file_table.c.photo_id, file_table.c.size, file_table.c.mtime_ns, file_table.c.inode
 )
@@ -159,7 +156,12 @@ class Reader:
             for table, following in counters.items()
             if (self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0) >= following
         ]
-        return [*too_low, *self._photo_problems(row.next_face_id), *self._out_of_range(row.next_face_id)]
+        return [
+            *too_low,
+            *self._photo_problems(row.next_face_id),
+            *self._region_problems(),
+            *self._out_of_range(row.next_face_id),
+        ]
 
     def _photo_problems(self, end: int) -> list[str]:
         """Returns the problems of photos: without a face, or with an id that is not of their first face."""
@@ -172,7 +174,7 @@ class Reader:
         return [
             f"the photo with number {number} has no face, or a number that is not that of its first face"
             for number in numbers
-        ] + self._region_problems()
+        ]
 
     def _region_problems(self) -> list[str]:
         columns = (face_table.c.box, face_table.c.landmarks, face_table.c.score, face_table.c.sharpness)
@@ -180,7 +182,7 @@ class Reader:
         return [
             f"the place of face {number} in its photo is not one that faceprint writes"
             for number, *region in self._connection.execute(query)
-            if _region(*region) is _NO_REGION
+            if not _is_region(*region)
         ]
 
     def _out_of_range(self, end: int) -> list[str]:
@@ -612,18 +614,20 @@ def _face(row: Sequence[Any], paths: tuple[str, ...]) -> Face:
         GalleryDamaged: its region is none that faceprint writes.
     """
     _, _, sha256, number, identity, enrolled_at, metadata, *columns = row
-    region = _region(*columns)
-    if region is _NO_REGION:
-        raise GalleryDamaged(f"The gallery's database has no place of face {number}; {RESTORE}.")
+    try:
+        region = FaceRegion.of(*columns)
+    except (ValueError, TypeError) as error:
+        raise GalleryDamaged(f"The gallery's database has no place of face {number}; {RESTORE}.") from error
     return Face(number, identity, paths, sha256, enrolled_at, metadata or {}, region=region)
 
 
-def _region(*columns: Any) -> FaceRegion | None:
-    """Returns the region of the columns of a face; `_NO_REGION` where these are damaged."""
+def _is_region(*columns: Any) -> bool:
+    """Returns whether a face may have these columns."""
     try:
-        return FaceRegion.of(*columns)
+        FaceRegion.of(*columns)
     except (ValueError, TypeError):
-        return _NO_REGION
+        return False
+    return True
 
 
 def _stamp(size: int | None, mtime_ns: int, inode: int) -> Stamp | None:

@@ -180,16 +180,16 @@ class Deduplicator:
             merged = {one.id: new for one in same if (new := _merged_metadata(one, face)) is not None}
         except InputError as error:
             return _rejected(face, same[0], Reason.BAD_METADATA, error.words)
+        changed: dict[int, Face] = {}
         if named is not None:
             self.names[same[0].id] = face.identity
-            self._change(photo, {same[0].id: dataclasses.replace(same[0], identity=face.identity)})
-        if merged:
+            changed[same[0].id] = dataclasses.replace(same[0], identity=face.identity)
+        for one in same:
+            if one.id in merged:
+                changed[one.id] = dataclasses.replace(changed.get(one.id, one), metadata=merged[one.id])
+        if changed:
             self.metadata |= merged
-            faces = {one.id: one for one in self._stored[face.sha256].faces}
-            self._change(
-                self._stored[face.sha256],
-                {number: dataclasses.replace(faces[number], metadata=new) for number, new in merged.items()},
-            )
+            self._change(photo, changed)
         number, *further = (one.id for one in same)
         if face.path is not None and self._owners.get(face.path) == photo.id:
             if face.stamp is not None and face.stamp != self._stamps.get(face.path):

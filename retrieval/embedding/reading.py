@@ -257,9 +257,11 @@ def decode_photos(
     clock = DetectionClock()
     decoded: dict[int, Decoded] = {}
     with meters.decode.working(len(photos)):
+        rows_of: dict[FaceSelection, list[int]] = {}
+        for row, photo in enumerate(photos):
+            rows_of.setdefault(selection.beside(photo.face.identity), []).append(row)
         # Two calls at most: for photos with a name, and for those without.
-        for some in {selection.beside(photo.face.identity) for photo in photos}:
-            rows = [n for n, photo in enumerate(photos) if selection.beside(photo.face.identity) == some]
+        for some, rows in rows_of.items():
             found = decode([photos[row].content for row in rows], reader, some, clock=clock)
             decoded |= zip(rows, found, strict=True)
     if reader.detector is not None:

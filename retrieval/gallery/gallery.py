@@ -349,7 +349,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
         return identities.merge(self.vault, name, into)
 
     def assign_identity(self, face_ids: Iterable[int], identity: str | None) -> int:
-        """Says whose some faces are, for instance the faces of a photo of several people.
+        """Gives faces an identity, for instance the faces of a photo of several people.
 
         An identity that has no face then is removed with its former names.
 
