@@ -79,10 +79,7 @@ class FaceRegion:
         names = ("box", "landmarks", "score", "sharpness")
         if not isinstance(fields, dict) or not fields.keys() >= set(names):
             raise ValueError(f"{text:.80} is no region of a face")
-        box = _PICTURE if fields["box"] is None else json.dumps(fields["box"])
-        found = cls.of(box, json.dumps(fields["landmarks"]), fields["score"], fields["sharpness"])
-        assert found is not None
-        return found
+        return cls._of_values(*(fields[name] for name in names))
 
     @classmethod
     def of(
@@ -95,18 +92,28 @@ class FaceRegion:
         """
         if not box:
             return None
+        sides = None if box == _PICTURE else _loaded(box)
+        points = None if sides is None else _loaded(landmarks or "null")
+        return cls._of_values(sides, points, score, sharpness)
+
+    @classmethod
+    def _of_values(cls, sides: Any, points: Any, score: Any, sharpness: Any) -> "FaceRegion":
+        """Returns the region of lists of numbers; without a box, that of a picture taken as it is.
+
+        Raises:
+            ValueError: they are those of no region.
+        """
         if not (sharpness is None or _are_numbers([sharpness], 1)):
             raise ValueError(f"{sharpness!r:.80} is no sharpness of a face")
-        if box == _PICTURE:
+        if sides is None:
             return cls(None, sharpness)
-        sides, points = _loaded(box), _loaded(landmarks or "null")
         if not (_are_numbers(sides, 4) and isinstance(points, list) and len(points) == _LANDMARKS):
-            raise ValueError(f"{box:.80} is no box of a face")
+            raise ValueError(f"{sides!r:.80} is no box of a face")
         if not all(_are_numbers(point, 2) for point in points) or not _are_numbers([score], 1):
-            raise ValueError(f"{landmarks:.80} are no landmarks of a face")
+            raise ValueError(f"{points!r:.80} are no landmarks of a face")
         left, top, width, height = map(float, sides)
         if not (width > 0 and height > 0 and math.isfinite(2 * (abs(left) + width) * (abs(top) + height))):
-            raise ValueError(f"{box:.80} is no box of a face")
+            raise ValueError(f"{sides!r:.80} is no box of a face")
         places = tuple((float(x), float(y)) for x, y in points)
         return cls(DetectedFace((left, top, width, height), places, float(score or 0)), sharpness)
 
