@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from retrieval.images.preprocessing import Preprocessing
+from retrieval.images.preprocessing import FaceAlignment, Preprocessing
+from retrieval.models.detectors import open_detector
 from training.evaluation.protocols import photos_of
 from training.fitting.recipes import RECIPES, FitConfig
 from training.run import TrainingOptions, train
@@ -19,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=FitConfig().epochs)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--crop", type=float, default=0.6)
+    parser.add_argument("--detector", help="align faces that this detector finds: yunet, or a file")
+    parser.add_argument("--margin", type=float, default=0.0, help="around aligned faces")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--architecture", default="resnet50")
 
@@ -41,6 +44,9 @@ def model(
         return folder
     print(f"training {folder.name}", flush=True)
     chosen = RECIPES[recipe]
+    detector = None if options.detector is None else open_detector(options.detector)
+    alignment = None if detector is None else FaceAlignment(detector.sha256, margin=options.margin)
+    crop = options.crop if detector is None else 1.0
     train(
         data,
         folder,
@@ -48,7 +54,8 @@ def model(
         options=TrainingOptions(
             weights=options.weights,
             min_images=min_images,
-            preprocessing=Preprocessing(size=options.image_size, crop=options.crop),
+            preprocessing=Preprocessing(options.image_size, crop, "srgb", alignment),
+            detector=detector,
             precision=options.precision,
             resume=folder.exists(),
             architecture=options.architecture,
