@@ -23,6 +23,7 @@ def import_(
     output: Annotated[str | None, typer.Option(metavar="NAME", help="The tensor that is the embedding.", show_default="the only output")] = None,
     detector: options.Detector = None,
     margin: options.Margin = 0.0,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Embed each picture together with its mirror image: fewer errors, twice the time.")] = False,
 ) -> None:  # fmt: skip
     """Make a model of an embedding network in an ONNX file.
 
@@ -45,6 +46,7 @@ def import_(
         output=output,
         detector=None if detector is None else open_detector(detector),
         margin=margin,
+        mirrored=mirrored,
     )
     terminal.console().print(
         terminal.text(

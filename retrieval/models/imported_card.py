@@ -10,6 +10,7 @@ def describe(bundle: "ModelBundle") -> str:
     """Returns the card of an imported model."""
     recipe, faces = bundle.recipe, bundle.preprocessing.faces
     length = "divided by its length" if bundle.embedding.length == "unit" else "as the network gives it"
+    mirrored = "the mean of a picture and its mirror image, " if "mirrored" in recipe else ""
     rows = {
         "file": _code(recipe["network"]),
         "SHA-256 of the file": f"`{recipe['network_sha256']}`",
@@ -18,7 +19,8 @@ def describe(bundle: "ModelBundle") -> str:
         f"{recipe['layout'].upper()}, (x - mean) / std for x of 0 to 255",
         "mean": _numbers(recipe["mean"]),
         "std": _numbers(recipe["std"]),
-        "embedding": f"{bundle.dimension:,} numbers of the output {_code(recipe['output'])}, {length}",
+        "embedding": f"{bundle.dimension:,} numbers of the output {_code(recipe['output'])}, "
+        f"{mirrored}{length}",
         "photos": str(bundle.preprocessing),
         "face detector": "none: photos must show one face, cropped and aligned as the network expects it"
         if faces is None

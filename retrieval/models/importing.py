@@ -75,6 +75,7 @@ def import_model(
     output: str | None = None,
     detector: FaceDetector | None = None,
     margin: float = 0.0,
+    mirrored: bool = False,
 ) -> ModelBundle:
     """Makes a model of an embedding network in an ONNX file, writes it into a folder and returns it.
 
@@ -94,6 +95,8 @@ def import_model(
         output: the tensor that is the embedding: an output, or an inner one; None is the only output.
         detector: finds the faces that are embedded (`open_detector`); None takes pictures as they are.
         margin: context around an aligned face, as a share of its side, on each side.
+        mirrored: an embedding is the mean of those of a picture and of its mirror image, before it is divided
+            by its length: fewer errors in twice the time.
 
     Raises:
         InputError: the file cannot be read or is no such network, an argument is missing, or it contradicts
@@ -112,6 +115,7 @@ def import_model(
         mean=_per_channel("mean", mean, chosen),
         std=_per_channel("std", std, chosen),
         layout=known_layout,
+        mirrored=mirrored,
     )
     if not all(takes.std):
         raise InputError("`std` is 0 and pixels are divided by it; give another number.")
@@ -144,6 +148,7 @@ def import_model(
             "std": list(takes.std),
             "layout": takes.layout,
             "output": output,
+            **({"mirrored": True} if mirrored else {}),
         },
         split={},
         figures={},

@@ -1,5 +1,6 @@
 """The trial of an imported network: it is run on a few pictures before a model is made of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,17 +31,17 @@ class NetworkTrial:
         Raises:
             InputError: the network does not give one embedding for each picture.
         """
-        dimension = self._dimension(self._wrapped())
-        graph = self._wrapped(dimension=dimension, unit=unit)
+        dimension = self._dimension(self._wrapped(replace(self._takes, mirrored=False)))
+        graph = self._wrapped(self._takes, dimension=dimension, unit=unit)
         session = self._session(graph)
         together = _run(session, self._pictures)
         alone = np.concatenate([_run(session, one[np.newaxis]) for one in self._pictures])
         self._check_values(together, alone)
         return graph, alone[0]
 
-    def _wrapped(self, *, dimension: int | None = None, unit: bool = False) -> bytes:
+    def _wrapped(self, takes: NetworkInput, *, dimension: int | None = None, unit: bool = False) -> bytes:
         return onnx_wrapper.wrapped(
-            self._data, self._found, self._takes, output=self._output, dimension=dimension, unit=unit
+            self._data, self._found, takes, output=self._output, dimension=dimension, unit=unit
         )
 
     def _session(self, graph: bytes) -> Any:

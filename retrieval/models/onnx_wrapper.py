@@ -79,6 +79,7 @@ class NetworkInput:
         colour: the order of the channels, "rgb" or "bgr".
         mean, std: for each channel, in that order.
         layout: "nchw" or "nhwc".
+        mirrored: whether it takes the mirror image of each picture too, right after it.
     """
 
     size: int
@@ -86,6 +87,7 @@ class NetworkInput:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     layout: Layout
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,13 @@ def wrapped(
         found: its signature, with one input.
         takes: how it takes pictures.
         output: the tensor that is the embedding.
-        dimension: the numbers of an embedding, which becomes (n, dimension); None leaves the tensor as it is.
+        dimension: the numbers of an embedding, which becomes (n, dimension), the mean of a picture and its
+            mirror image where the network takes both; None leaves the tensor as it is.
         unit: whether it is divided by its Euclidean length; only with `dimension`.
     """
     source = found.inputs[0]
     before = _before(source, takes)
-    after = _after(output, flat=dimension is not None, unit=unit)
+    after = _after(output, dimension, mirrored=takes.mirrored, unit=unit)
     parts = []
     version = _MIN_IR_VERSION
     for number, value, raw in raw_fields(memoryview(network)):
@@ -223,18 +226,35 @@ def _before(source: Port, takes: NetworkInput) -> bytes:
         chain.add("Sub", np.array(takes.mean, "<f4"))
     if takes.std != (1, 1, 1):
         chain.add("Div", np.array(takes.std, "<f4"))
-    if takes.layout == "nchw":
-        chain.add("Transpose", perm=[0, 3, 1, 2])
+    # The axes of a batch, by name.
+    axes = "nhwc"
+    if takes.mirrored:
+        # Columns first: after those of a picture come the same in reverse order, which are its mirror image.
+        chain.add("Transpose", perm=_permutation(axes, "nwhc"))
+        axes, columns = "nwhc", np.arange(takes.size, dtype="<i8")
+        chain.add("Gather", np.concatenate([columns, columns[::-1]]), axis=1)
+        chain.add("Reshape", np.array([-1, takes.size, takes.size, 3], "<i8"))
+    if takes.layout != axes:
+        chain.add("Transpose", perm=_permutation(axes, takes.layout))
     if source.kind != FLOAT:
         chain.add("Cast", to=source.kind)
     return chain.ended(_PREFIX + source.name.encode())
 
 
-def _after(output: str, *, flat: bool, unit: bool) -> bytes:
+def _permutation(axes: str, wanted: str) -> list[int]:
+    return [axes.index(axis) for axis in wanted]
+
+
+def _after(output: str, dimension: int | None, *, mirrored: bool, unit: bool) -> bytes:
     """Returns the nodes from a tensor of the network to `embedding`."""
     chain = _Chain(_PREFIX + output.encode(), "after")
     chain.add("Cast", to=FLOAT)
-    if flat:
+    if dimension is not None:
+        chain.add("Flatten", axis=1)
+    if dimension is not None and mirrored:
+        # The mean of two rows, by an operator that all versions since 7 have in the same form.
+        chain.add("Reshape", np.array([-1, 1, 2, dimension], "<i8"))
+        chain.add("AveragePool", kernel_shape=[2, 1])
         chain.add("Flatten", axis=1)
     if unit:
         chain.add("LpNormalization", axis=1, p=2)

@@ -97,6 +97,7 @@ def test_the_same_file_and_options_give_the_same_fingerprint(imported: ModelBund
         {"std": 127.5},
         {"length": "raw"},
         {"output": "flat"},
+        {"mirrored": True},
     ],
     ids=str,
 )
@@ -105,6 +106,17 @@ def test_another_option_gives_another_fingerprint(
 ) -> None:
     other = imported_from(network(), tmp_path, **change)
     assert other.fingerprint != imported.fingerprint
+
+
+def test_a_mirrored_model_embeds_a_picture_and_its_mirror_image_alike(tmp_path: Path) -> None:
+    made = imported_from(network(), tmp_path, mirrored=True, length="raw")
+    assert made.recipe["mirrored"] is True
+    assert "the mean of a picture and its mirror image" in made.description_path.read_text()
+    with Embedder.open(made) as embedder:
+        found = embedder.embed(PICTURES).vectors
+        mirrored = embedder.embed(np.ascontiguousarray(PICTURES[:, :, ::-1])).vectors
+    assert found.shape == (5, DIMENSION)
+    np.testing.assert_allclose(found, mirrored, rtol=1e-5, atol=1e-5)
 
 
 def test_an_older_model_in_the_folder_is_replaced(bundle: ModelBundle, tmp_path: Path) -> None:

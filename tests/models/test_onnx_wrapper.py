@@ -1,6 +1,7 @@
 """The graph around a network computes what the network does, and its bytes depend on nothing else."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,26 @@ def test_pixels_give_what_the_network_gives_for_numbers_that_numpy_prepares(
     if unit:
         expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(run(graph, "pixels", PICTURES, "embedding"), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize(
+    ("opset", "ir_version"), [(7, 3), (9, 3), (11, 6), (13, 7), (17, 8), (18, 8), (21, 10), (22, 10)]
+)
+def test_a_mirrored_network_gives_the_mean_of_pictures_and_their_mirror_images(
+    layout: Any, unit: bool, opset: int, ir_version: int
+) -> None:
+    model = network(layout=layout, opset=opset, ir_version=ir_version)
+    takes = NetworkInput(SIZE, "bgr", MEAN, STD, layout)
+    plain = around(model, takes)
+    expected = run(plain, "pixels", PICTURES, "embedding")
+    expected = (expected + run(plain, "pixels", PICTURES[:, :, ::-1].copy(), "embedding")) / 2
+    if unit:
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    graph = around(model, replace(takes, mirrored=True), unit=unit)
+    onnx.checker.check_model(graph, full_check=True)
+    np.testing.assert_allclose(run(graph, "pixels", PICTURES, "embedding"), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
