@@ -230,31 +230,37 @@ def _detect(picture: Pixels, network: DetectorNetwork, least: float) -> list[Det
     down, across = (-(-side // STRIDES[-1]) * STRIDES[-1] for side in (height, width))
     pixels = np.zeros((1, 3, down, across), np.float32)
     pixels[0, :, :height, :width] = picture[:, :, ::-1].transpose(2, 0, 1)
-    outputs = network(pixels)
-    boxes, points, scores = _candidates(outputs, across)
-    good = np.flatnonzero(scores >= least)
-    good = good[np.argsort(-scores[good], kind="stable")][:_MAX_CANDIDATES]
+    boxes, points, scores = _candidates(network(pixels), across, least)
+    order = np.argsort(-scores, kind="stable")[:_MAX_CANDIDATES]
     return [
         DetectedFace(_box(*boxes[row]), _points(points[row]), float(scores[row]))
-        for row in _without_duplicates(boxes, good)
+        for row in _without_duplicates(boxes, order)
     ]
 
 
 def _candidates(
-    outputs: Sequence[NDArray[np.float32]], across: int
+    outputs: Sequence[NDArray[np.float32]], across: int, least: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Returns boxes (n, 4), landmarks (n, 5, 2) and scores (n,) of all cells of the three grids."""
+    """Returns boxes (n, 4), landmarks (n, 5, 2) and scores (n,) of the cells with at least a score."""
     boxes, points, scores = [], [], []
     for number, stride in enumerate(STRIDES):
-        kind, there, box, marks = (outputs[number + 3 * part][0].astype(np.float64) for part in range(4))
-        cells = np.arange(len(box))
+        kind, there, box, marks = (outputs[number + 3 * part][0] for part in range(4))
+        score = np.sqrt(_share(kind) * _share(there))
+        cells = np.flatnonzero(score >= least)
+        # Few cells pass, so that the rest of the work is for these alone.
+        box, marks = box[cells].astype(np.float64), marks[cells].astype(np.float64)
         corner = np.column_stack([cells % (across // stride), cells // (across // stride)])
-        scores.append(np.sqrt(np.clip(kind[:, 0], 0, 1) * np.clip(there[:, 0], 0, 1)))
+        scores.append(score[cells])
         centre, sides = (corner + box[:, :2]) * stride, np.exp(np.minimum(box[:, 2:], 20.0)) * stride
         # The network counts from the centre of the first pixel.
         boxes.append(np.column_stack([centre - sides / 2 + 0.5, sides]))
         points.append((corner[:, None] + marks.reshape(-1, 5, 2)) * stride + 0.5)
     return np.concatenate(boxes), np.concatenate(points), np.concatenate(scores)
+
+
+def _share(output: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns an output (n, 1) of 0 to 1 as (n,)."""
+    return np.clip(output[:, 0].astype(np.float64), 0, 1)
 
 
 def _without_duplicates(boxes: NDArray[np.float64], order: NDArray[np.intp]) -> list[int]:
