@@ -23,6 +23,9 @@ def serve(
     max_body: Annotated[int, typer.Option("--max-body", metavar="MIB", min=1, max=1024, help="The largest body of a request in MiB.")] = 32,
     max_pending: Annotated[int, typer.Option("--max-pending", min=1, help="Requests that a process reads or answers at a time; more are told to come again.")] = 64,
     sources: Annotated[list[Path] | None, typer.Option("--sources", metavar="FOLDER", help="Let callers enroll photos below this folder, by jobs; may be repeated.", show_default=False)] = None,
+    max_rate: Annotated[float | None, typer.Option("--max-rate", metavar="N", help="Requests per second of one token, or of one address without tokens, that a process takes.", show_default="no limit")] = None,
+    certfile: Annotated[Path | None, typer.Option("--certfile", metavar="FILE", help="Speak TLS with the certificate in this PEM file, followed by those that lead to its authority.", show_default=False)] = None,
+    keyfile: Annotated[Path | None, typer.Option("--keyfile", metavar="FILE", help="Its private key in PEM.", show_default="in the certificate's file")] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log a line for each request on standard error, without names.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "float32",
@@ -43,7 +46,9 @@ def serve(
         precision=precision,
         access_log=access_log,
         sources=tuple(map(_existing_folder, sources or ())),
-        limits=Limits(body_bytes=max_body * MIB, pending=max_pending),
+        certfile=certfile,
+        keyfile=keyfile,
+        limits=Limits(body_bytes=max_body * MIB, pending=max_pending, rate=max_rate),
     )
     _serve(settings)
 
@@ -53,11 +58,15 @@ def _serve(settings: "Settings") -> None:
     from retrieval.service import workers as processes
     from retrieval.service.logs import log_to_standard_error
     from retrieval.service.service import Service
+    from retrieval.service.tls import check_certificate
 
     _require_gallery(settings.gallery)
+    if settings.certfile is not None:
+        check_certificate(settings.certfile, settings.keyfile)
     valid = [token for token in tokens.read(settings.gallery) if token.state() == "valid"]
     with server.listening(settings.host, settings.port) as sockets:
-        at, needs_token = server.address(sockets), not server.is_private(sockets)
+        tls = settings.certfile is not None
+        at, needs_token = server.address(sockets, tls=tls), not server.is_private(sockets)
         if needs_token and not valid:
             raise InputError(
                 f"{settings.host} can be reached from other machines, and {settings.gallery} has no valid token; "

@@ -6,6 +6,7 @@ requests, and bounds the size and the time of the body. Nothing of a body is rea
 
 import asyncio
 import logging
+import math
 import re
 import time
 import uuid
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retrieval.errors import FaceprintError
 from retrieval.service.metrics import Metrics
+from retrieval.service.rate_limit import RateLimit
 from retrieval.service.refusals import Code, Refusal, of_error
 from retrieval.service.settings import Limits, is_loopback
 from retrieval.service.tokens import Token, TokenRegistry
@@ -127,6 +129,7 @@ class Gate:
         self._needs_token = needs_token
         self._access_log = access_log
         self._admission = Admission(limits, metrics)
+        self._rate = None if limits.rate is None else RateLimit(limits.rate)
         self._recording: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,6 +150,8 @@ class Gate:
             self._check_origin(headers)
             if scope["path"] not in OPEN_PATHS:
                 scope["state"]["token"] = await self._authenticated(headers)
+            if self._rate is not None and scope["path"] not in _UNCOUNTED_PATHS:
+                _check_rate(self._rate, scope)
             if scope["path"] not in _UNCOUNTED_PATHS and not _EVENTS.fullmatch(scope["path"]):
                 self._admission.enter()
                 entered = True
@@ -381,6 +386,24 @@ def _too_many() -> Refusal:
         "The service has as many requests as it takes at a time; send this one again a little later.",
         headers={"Retry-After": _RETRY_AFTER},
     )
+
+
+def _check_rate(limit: RateLimit, scope: Scope) -> None:
+    """Counts a request of a token, or without tokens of an address.
+
+    Raises:
+        Refusal: there were too many.
+    """
+    token: Token | None = scope["state"]["token"]
+    caller = f"token {token.id}" if token is not None else (scope["client"] or ("unknown",))[0]
+    seconds = limit.wait(caller)
+    if seconds:
+        raise Refusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            Code.TOO_MANY_REQUESTS,
+            "The service takes no more requests per second of one caller; send this one again later.",
+            headers={"Retry-After": str(math.ceil(seconds))},
+        )
 
 
 def _stopping() -> Refusal:

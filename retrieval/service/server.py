@@ -75,10 +75,11 @@ def is_private(sockets: Sequence[socket.socket]) -> bool:
     return all(is_loopback(one.getsockname()[0]) for one in sockets)
 
 
-def address(sockets: Sequence[socket.socket]) -> str:
+def address(sockets: Sequence[socket.socket], *, tls: bool) -> str:
     """Returns the address of the service for people and clients."""
     host, port = sockets[0].getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme, name = "https" if tls else "http", f"[{host}]" if ":" in host else host
+    return f"{scheme}://{name}:{port}"
 
 
 def run(
@@ -96,7 +97,7 @@ def run(
         started: is called once connections are accepted.
         stop: a descriptor; when it can be read, the server stops as after SIGTERM.
     """
-    limits = service.limits
+    limits, settings = service.limits, service.settings
     config = uvicorn.Config(
         application(service),
         http=lambda *args, **options: _Protocol(*args, limits=limits, **options),  # type: ignore[arg-type]
@@ -112,6 +113,8 @@ def run(
         timeout_keep_alive=max(1, int(limits.idle_seconds)),
         timeout_graceful_shutdown=max(1, int(limits.drain_seconds)),
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        ssl_certfile=settings.certfile,
+        ssl_keyfile=settings.keyfile,
     )
     server = _Server(config, service, started, stop)
     try:

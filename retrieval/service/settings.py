@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Limits:
         idle_seconds: how long a connection without a request is kept.
         drain_seconds: how long requests may go on after SIGTERM.
         connections: open connections of a process; more are closed at once.
+        rate: requests per second of one token, or of one address where no token is needed, in a process; None
+            for no limit.
     """
 
     body_bytes: int = 32 * MIB
@@ -47,10 +50,11 @@ class Limits:
     idle_seconds: float = 15.0
     drain_seconds: float = 30.0
     connections: int = 512
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise InputError(f"`{name}` is {value}; it must be above 0.")
         # Otherwise no request with the largest body could ever be admitted.
         if self.pending_bytes < self.body_bytes:
@@ -68,6 +72,8 @@ class Settings:
         device, precision: see `Embedder.open`.
         access_log: log a line for each request.
         sources: the folders below which jobs may read photos.
+        certfile, keyfile: the certificate, with those that lead to its authority, and its private key, in
+            PEM: the service speaks TLS; None for HTTP, and for a key in the certificate's file.
         limits: of requests.
     """
 
@@ -79,6 +85,8 @@ class Settings:
     precision: str = "float32"
     access_log: bool = False
     sources: tuple[Path, ...] = ()
+    certfile: Path | None = None
+    keyfile: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -86,18 +94,20 @@ class Settings:
             raise InputError(f"`port` is {self.port}; it must be between 0 and {2**16 - 1:,}.")
         if self.workers < 1:
             raise InputError(f"`workers` is {self.workers}; it must be at least 1.")
+        if self.keyfile is not None and self.certfile is None:
+            raise InputError("A `keyfile` belongs to a certificate; give its `certfile` too.")
 
     def to_json(self) -> str:
         """Returns the settings as one line of JSON, for another process."""
-        paths = {"gallery": str(self.gallery), "sources": list(map(str, self.sources))}
-        return json.dumps({**asdict(self), **paths})
+        return json.dumps(asdict(self), default=os.fspath)
 
     @classmethod
     def from_json(cls, text: str) -> "Settings":
         """Returns the settings from the result of `to_json`."""
         fields: Mapping[str, Any] = json.loads(text)
-        paths = {"gallery": Path(fields["gallery"]), "sources": tuple(map(Path, fields["sources"]))}
-        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"])})
+        paths = {name: Path(fields[name]) for name in ("gallery", "certfile", "keyfile") if fields[name]}
+        sources = tuple(map(Path, fields["sources"]))
+        return cls(**{**fields, **paths, "sources": sources, "limits": Limits(**fields["limits"])})
 
 
 def is_loopback(address: str) -> bool:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -155,7 +155,7 @@ class _Pool:
                 environment={FOLDER_VARIABLE: str(self._metrics)},
             )
         said = {
-            "settings": self._settings.to_json(),
+            "settings": (_for_writer(self._settings) if writes else self._settings).to_json(),
             "needs_token": self._needs_token,
             "writer_at": None if writes else str(self._writer_at),
         }
@@ -179,6 +179,11 @@ class _Pool:
         for worker in workers:
             isolation.end(worker.process, max(0.0, deadline - time.monotonic()))
             worker.pipe.close()
+
+
+def _for_writer(settings: Settings) -> Settings:
+    """Returns the settings of the process that gets its requests from the others, on this machine."""
+    return replace(settings, certfile=None, keyfile=None, limits=replace(settings.limits, rate=None))
 
 
 @contextmanager

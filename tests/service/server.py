@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import TracebackType
 
 import httpx
 
-_STARTED = re.compile(r"^serving .* at (http://\S+); Ctrl-C stops it\n$")
+_STARTED = re.compile(r"^serving .* at (https?://\S+); Ctrl-C stops it\n$")
 _SECONDS = 120.0
 
 
@@ -23,7 +24,9 @@ class Server:
         client: asks it.
     """
 
-    def __init__(self, gallery: Path, log: Path, *options: object) -> None:
+    def __init__(
+        self, gallery: Path, log: Path, *options: object, verify: ssl.SSLContext | bool = True
+    ) -> None:
         self._log = log.open("wb")
         self.log = log
         command = [sys.executable, "-m", "retrieval.cli.app", "serve", gallery, "--port", 0, *options]
@@ -40,7 +43,7 @@ class Server:
             self.process.wait(_SECONDS)
             raise AssertionError(log.read_text())
         self.url = started[1]
-        self.client = httpx.Client(base_url=self.url, timeout=_SECONDS, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, timeout=_SECONDS, trust_env=False, verify=verify)
 
     @property
     def port(self) -> int:

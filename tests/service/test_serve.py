@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from retrieval.service import server
@@ -74,5 +75,9 @@ def test_a_damaged_model_ends_the_command_and_its_workers_with_a_sentence(
 
 
 def test_settings_reach_another_process_unchanged(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, host="::1", port=0, workers=3, access_log=True, limits=Limits(pending=7))
+    limits = Limits(pending=7, rate=2.5)
+    settings = Settings(tmp_path, host="::1", port=0, workers=3, access_log=True, limits=limits)
+    assert Settings.from_json(settings.to_json()) == settings
+    files = {"sources": (tmp_path / "a",), "certfile": tmp_path / "b", "keyfile": tmp_path / "c"}
+    settings = replace(settings, **files)
     assert Settings.from_json(settings.to_json()) == settings

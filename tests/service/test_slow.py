@@ -19,7 +19,7 @@ from retrieval.service.settings import Limits, Settings
 limits = Limits(header_seconds=0.5, idle_seconds=1, body_seconds=0.5, read_seconds=0.5, connections=4)
 with server.listening("127.0.0.1", 0) as sockets:
     service = Service(Settings(Path(sys.argv[1]), limits=limits), needs_token=False)
-    server.run(service, sockets, started=lambda: print(server.address(sockets), flush=True))
+    server.run(service, sockets, started=lambda: print(server.address(sockets, tls=False), flush=True))
 """
 
 
