@@ -19,9 +19,9 @@ pytestmark = needs_shim
 
 # How far it is from one call to the next at which the process is killed, or the disk fails, or the power.
 # Without a common factor, so that each kind meets other calls.
-KILL_STEP = 11
-ERROR_STEP = 53
-POWER_STEP = 37
+KILL_STEP = 31
+ERROR_STEP = 149
+POWER_STEP = 101
 
 
 @pytest.fixture(scope="module")
