@@ -15,6 +15,7 @@ from retrieval.errors import FaceprintError, InputError, RunError
 from retrieval.service.app import application
 from retrieval.service.service import Service
 from retrieval.service.settings import Limits, is_loopback
+from retrieval.service.tracing import Traced, tracer_provider
 from retrieval.system.files import why
 
 # Connections that wait to be accepted.
@@ -98,8 +99,11 @@ def run(
         stop: a descriptor; when it can be read, the server stops as after SIGTERM.
     """
     limits, settings = service.limits, service.settings
+    # What the process that changes the gallery does is part of a request to another one.
+    provider = tracer_provider() if service.counts else None
+    app = application(service)
     config = uvicorn.Config(
-        application(service),
+        app if provider is None else Traced(app, provider),
         http=lambda *args, **options: _Protocol(*args, limits=limits, **options),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",
@@ -121,6 +125,8 @@ def run(
         server.run(sockets=list(sockets))
     finally:
         service.close()
+        if provider is not None:
+            provider.shutdown()
 
 
 class _Server(uvicorn.Server):
