@@ -50,7 +50,7 @@ class Sessions:
         token = self._tokens.with_id(number)
         if token is None or not (end.isascii() and end.isdigit()) or len(end) > len(str(2**63)):
             return None
-        is_ours = hmac.compare_digest(self._signature(token, int(end)).encode(), signature.encode())
+        is_ours = _is_same(self._signature(token, int(end)), signature)
         return token if is_ours and int(end) > (time.time() if now is None else now) else None
 
     def form_token(self, cookie: str) -> str:
@@ -63,10 +63,15 @@ class Sessions:
 
     def is_form_token(self, text: str, cookie: str) -> bool:
         """Returns whether a form was sent by a page of this session."""
-        return hmac.compare_digest(self.form_token(cookie).encode(), text.encode("utf-8", "replace"))
+        return _is_same(self.form_token(cookie), text)
 
     def _signature(self, token: Token, ends: int) -> str:
         return self._mac(f"session {token.id} {token.sha256} {ends}")
 
     def _mac(self, text: str) -> str:
         return hmac.digest(self._key, text.encode("utf-8", "replace"), hashlib.sha256).hex()
+
+
+def _is_same(expected: str, given: str) -> bool:
+    """Returns whether two texts are equal; the time does not depend on where they differ."""
+    return hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace"))
