@@ -49,6 +49,8 @@ def environment(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        # A service that runs goes on with the templates that it began with.
+        auto_reload=False,
     )
     made.filters |= {**FILTERS, **(filters or {})}
     return made

@@ -250,7 +250,8 @@ def guarded(bundle: ModelBundle, faces: Path, tmp_path_factory: pytest.TempPathF
     gallery = make_gallery(folder, bundle, faces)
     for scope in Scope:
         (folder / scope).write_text(tokens.create(gallery, scope, scope)[0])
-    with Server(gallery, folder / "log", "--workers", 2, "--access-log") as server:
+    options = ("--workers", 2, "--access-log", "--sources", folder / "photos")
+    with Server(gallery, folder / "log", *options) as server:
         yield server
     log = server.log.read_text()
     assert "Traceback" not in log
@@ -343,7 +344,14 @@ def test_scopes_hold_on_the_page_as_they_do_in_v1(guarded: Server) -> None:
         assert "Rename" in page
         assert "Forget" not in page
         assert send(browser, "/people/1/forget", identity="Adi").status_code == 403
-        assert browser.get("/enroll", headers=HTML).status_code == 200
+        # What one process answers for all has the headers of a page too.
+        enroll = browser.get("/enroll", headers=HTML)
+        assert "script-src 'self'" in enroll.headers["content-security-policy"]
+        started = send(browser, "/enroll/jobs", source="Adi", identity_from="none")
+        job = started.headers["location"].removeprefix("/enroll#job-")
+        with browser.stream("GET", f"/v1/jobs/{job}/events") as events:
+            assert "event: end" in "".join(events.iter_text())
+        assert "6 already-known" in browser.get(f"/enroll/jobs/{job}", headers=HTML).text
         assert send(browser, "/people/1/rename", identity="Adi B.", keep_alias="on").status_code == 303
         # The form token of one session is of no use in another.
         token = form_token(browser.get("/", headers=HTML).text)

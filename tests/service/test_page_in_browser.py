@@ -138,6 +138,7 @@ def test_every_face_of_a_photo_gets_a_box_a_name_and_its_closest_photos(page: Pa
     page.wait_for_selector(".answer")
     assert page.locator(".boxes a").count() == 2
     assert page.locator("article.face").count() == 2
+    page.wait_for_selector("[data-said]:text-matches('^2 faces: ')", state="attached")
     width, height = (page.locator(".frame").bounding_box()[side] for side in ("width", "height"))
     assert width / height == pytest.approx(480 / 200, rel=0.02)
     first = page.locator(".boxes a rect").nth(1).bounding_box()

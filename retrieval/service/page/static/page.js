@@ -12,6 +12,19 @@ document.addEventListener("htmx:configRequest", (event) => {
   event.detail.headers["X-Form-Token"] = formToken();
 });
 
+// What changed without a new page, in a few words for those who do not see it.
+document.addEventListener("htmx:afterSettle", (event) => {
+  const said = one("[data-said]");
+  if (!said) return;
+  if (event.detail.target.id === "answers") {
+    const names = all("article.face h2").map((each) => each.textContent);
+    said.textContent = names.length ? `${names.length === 1 ? "1 face" : `${names.length} faces`}: ${names.join(", ")}` : "";
+  } else if (event.detail.target.id === "wall") {
+    const found = all("#wall .person").length;
+    said.textContent = found === 1 ? "1 person" : `${found} people`;
+  }
+});
+
 // Photos that are gone, or that cannot be decoded any more.
 document.addEventListener("error", (event) => {
   if (!event.target.matches || !event.target.matches('img[src^="/v1/thumbnails/"]')) return;
