@@ -121,6 +121,7 @@ def test_a_photo_that_cannot_be_read_is_a_sentence_in_the_page(paged: Server) ->
     answer = paged.client.post("/search", files={"image": b"GIF"}, headers={"hx-request": "true"})
     assert (answer.status_code, "cannot be read" in answer.text) == (422, True)
     assert "<html" not in answer.text
+    refused(paged.client.post("/search", json={"face": 1}), 400, "invalid-argument")
 
 
 def _changing() -> list[str]:
@@ -165,6 +166,9 @@ def test_two_people_are_merged_after_a_page_that_says_what_becomes_of_them(paged
 
 def test_faces_are_given_to_another_person_and_to_nobody(paged: Server) -> None:
     face = first_face(paged, "Ocean")
+    shown = get(paged, f"/faces/{face}").text
+    assert shown.count(f"/v1/thumbnails/{face}?") == 1  # itself is none of its closest photos
+    assert shown.count("<li>") == 6
     given = send(paged.client, "/people/assign", face=face, identity="Ola", to="person")
     assert given.headers["location"] == f"/people/{person(paged, 'Ola')}"
     nobody = send(paged.client, "/people/assign", face=face, identity="", to="nobody")

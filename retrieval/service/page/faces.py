@@ -8,8 +8,9 @@ from starlette.responses import Response
 
 from retrieval.errors import NotFound
 from retrieval.gallery.gallery import Gallery
-from retrieval.service.page.rendering import check_form, page, see
-from retrieval.service.routes.common import ServiceOf, change, in_writer, needs
+from retrieval.service.engine import Asked, Query
+from retrieval.service.page.rendering import CLOSEST, check_form, page, see
+from retrieval.service.routes.common import ServiceOf, change, in_writer, needs, unless_gone
 from retrieval.service.routes.faces import FaceId
 from retrieval.service.tokens import Scope
 
@@ -21,8 +22,11 @@ forgetting = APIRouter(
 
 @router.get("/faces/{face}")
 async def show_face(request: Request, service: ServiceOf, face: FaceId) -> Response:
-    """A face."""
-    return page(request, "face", **await run_in_threadpool(_facts, service.gallery, face))
+    """A face, with the photos that are closest to it."""
+    facts = await run_in_threadpool(_facts, service.gallery, face)
+    closest = service.engine.submit(Query(f"face {face}", face, Asked(k=CLOSEST)))
+    [answer] = (await unless_gone(request, closest, service.limits.answer_seconds)).answers
+    return page(request, "face", matches=answer.matches, **facts)
 
 
 @router.get("/faces/{face}/forget", dependencies=[Depends(needs(Scope.ADMIN))])

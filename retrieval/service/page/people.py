@@ -266,6 +266,8 @@ def _two_people(gallery: Gallery, number: int, name: str) -> tuple[Person, Perso
         InputError: both are the same.
     """
     name = composed(name.strip())
+    if not name:
+        raise InputError("There is no name; type that of the person to merge into.")
     gallery.require_identities([name])
     with gallery.vault.store.read() as reader:
         one = _person(gallery, reader, number)

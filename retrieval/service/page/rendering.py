@@ -34,6 +34,9 @@ _POLICY: Final = "; ".join(
 )
 _HEADERS: Final = {"content-security-policy": _POLICY, "referrer-policy": "same-origin"}
 
+# Closest photos that are shown of a face.
+CLOSEST: Final = 6
+
 _FORM: Final = "application/x-www-form-urlencoded"
 
 # What is for programs alone.

@@ -8,27 +8,28 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.images import pixels
 from retrieval.pages.html import data_url
 from retrieval.search.answers import Answer
 from retrieval.search.nearest import Match
 from retrieval.service.engine import Answered
-from retrieval.service.page.rendering import is_partial, page
+from retrieval.service.page.rendering import CLOSEST, is_partial, page
 from retrieval.service.queries import read_search
 from retrieval.service.routes.common import ServiceOf, needs, unless_gone
 from retrieval.service.schemas import SearchOptions
 from retrieval.service.settings import Limits
 from retrieval.service.tokens import Scope
 
-# Closest photos that are shown of each face.
-_MATCHES: Final = 6
 # The longer side of the photo in the answer, in pixels.
 _SIDE: Final = 1024
 # How far the axis of distances goes beyond the farthest of what it shows.
 _BEYOND: Final = 1.12
-# A label stands above its face, unless this part of the photo above it, in percent, has no place for it.
+# The part of the photo that a label takes, in percent of its height; and how far its text is from a box, in
+# pixels of the screen: above, below, or within.
 _LABEL_PERCENT: Final = 8.0
+_ABOVE, _BELOW, _WITHIN = -9, 20, 24
 # Context around a face in its own picture, as a share of its sides.
 _AROUND: Final = 0.2
 
@@ -63,7 +64,8 @@ class ShownFace:
         matches: the closest photos, nearest first.
         percents: the box in percent of the photo's sides.
         around: the box with some context, in pixels of the photo.
-        is_below: whether its label stands below it.
+        label_percent, label_pixels: where its label stands from the top: a part of the photo's height, and
+            pixels.
         marks, threshold: distances of the closest photos and of the threshold on the axis, in percent.
         farthest: the distance at the end of the axis.
     """
@@ -75,7 +77,8 @@ class ShownFace:
     matches: Sequence[Match]
     percents: Box
     around: Box
-    is_below: bool
+    label_percent: float
+    label_pixels: int
     marks: tuple[Mark, ...]
     threshold: float | None
     farthest: float
@@ -105,9 +108,10 @@ async def show_search(request: Request, service: ServiceOf) -> Response:
 @router.post("/search")
 async def search(request: Request, service: ServiceOf) -> Response:
     """The faces of a photo, each with its answer."""
-    query, _ = await read_search(request, SearchOptions(k=_MATCHES), service.limits)
+    query, _ = await read_search(request, SearchOptions(k=CLOSEST), service.limits)
+    if not isinstance(query.content, bytes):
+        raise InputError("The page takes photos alone; `/v1/search` takes stored faces and vectors too.")
     answered = await unless_gone(request, service.engine.submit(query), service.limits.answer_seconds)
-    assert isinstance(query.content, bytes)  # forms have photos alone
     photo = await run_in_threadpool(
         _shown, service.gallery, query.name, query.content, answered, service.limits
     )
@@ -136,7 +140,8 @@ def _shown(gallery: Gallery, name: str, content: bytes, answered: Answered, limi
 
 def _face(answer: Answer, width: int, height: int, crop: float) -> ShownFace:
     box = _central_square(width, height, crop) if answer.face is None else answer.face.box
-    left, top, wide, high = box
+    percents = _percents(box, width, height)
+    label_percent, label_pixels = _label_place(percents)
     decision, matches = answer.decision, answer.matches or ()
     threshold = None if decision is None else decision.threshold
     far = [match.distance for match in matches] + ([] if threshold is None else [threshold])
@@ -148,14 +153,10 @@ def _face(answer: Answer, width: int, height: int, crop: float) -> ShownFace:
         state=state,
         answer=answer,
         matches=matches,
-        percents=(100 * left / width, 100 * top / height, 100 * wide / width, 100 * high / height),
-        around=(
-            left - _AROUND * wide,
-            top - _AROUND * high,
-            wide * (1 + 2 * _AROUND),
-            high * (1 + 2 * _AROUND),
-        ),
-        is_below=100 * top / height < _LABEL_PERCENT,
+        percents=percents,
+        around=box if answer.face is None else _with_context(box),
+        label_percent=label_percent,
+        label_pixels=label_pixels,
         marks=tuple(
             Mark(100 * match.distance / farthest, state == "named" and match.face.identity == label)
             for match in matches
@@ -173,6 +174,31 @@ def _label(answer: Answer) -> tuple[str, str]:
     if answer.decision.identity is None:
         return "UNKNOWN", "unknown"
     return answer.decision.identity, "named"
+
+
+def _percents(box: Box, width: int, height: int) -> Box:
+    left, top, wide, high = box
+    return (100 * left / width, 100 * top / height, 100 * wide / width, 100 * high / height)
+
+
+def _with_context(box: Box) -> Box:
+    left, top, wide, high = box
+    return (
+        left - _AROUND * wide,
+        top - _AROUND * high,
+        wide * (1 + 2 * _AROUND),
+        high * (1 + 2 * _AROUND),
+    )
+
+
+def _label_place(percents: Box) -> tuple[float, int]:
+    """Returns where the label of a box stands: above it, below it, or within, where there is place for it."""
+    _, top, _, high = percents
+    if top >= _LABEL_PERCENT:
+        return top, _ABOVE
+    if top + high <= 100 - _LABEL_PERCENT:
+        return top + high, _BELOW
+    return max(top, 0.0), _WITHIN
 
 
 def _central_square(width: int, height: int, crop: float) -> Box:
