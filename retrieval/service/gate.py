@@ -160,7 +160,7 @@ class Gate:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {}).update(request_id=request_id, token=None)
+        scope.setdefault("state", {}).update(request_id=request_id, token=None, admitted=False)
         streamed = scope["path"] in _STREAMED_PATHS
         limits = self._limits
         if scope["path"] == SIGN_IN:
@@ -173,6 +173,7 @@ class Gate:
             self._check_origin(headers)
             if not _is_open(scope["path"]):
                 scope["state"]["token"] = await self._authenticated(scope, headers)
+            scope["state"]["admitted"] = True
             if self._rate is not None and not _is_unlimited(scope["path"]):
                 _check_rate(self._rate, scope)
             if scope["path"] not in _UNCOUNTED_PATHS and not _EVENTS.fullmatch(scope["path"]):

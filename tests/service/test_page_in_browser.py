@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from retrieval import Gallery, ModelBundle, verify
+from retrieval.database.records import NewFace
 from retrieval.service import tokens
 from retrieval.service.tokens import Scope
 from tests.cli.test_faces import aligned
@@ -380,36 +382,73 @@ def test_axe_finds_no_serious_fault(
     assert wrong == []
 
 
-def test_a_person_signs_in_once_and_out(
-    chromium: Any, aligned: ModelBundle, photos: Path, tmp_path: Path
-) -> None:
-    with Gallery.create(tmp_path / "g", aligned) as gallery:
+@pytest.fixture(scope="module")
+def crowded(aligned: ModelBundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for a gallery with tokens: Ada, 130 people with a face each, and one with 130 faces."""
+    folder = tmp_path_factory.mktemp("crowded")
+    names = [f"P {number:03}" for number in range(130)] + ["Zoe"] * 130
+    faces = [NewFace(name, None, f"{number:064x}") for number, name in enumerate(names)]
+    with Gallery.create(folder / "people.gallery", aligned) as gallery:
         gallery.enroll([(photos / "Ada" / "Ada left.png", "Ada")])
-    secret, _ = tokens.create(tmp_path / "g", "door-1", Scope.READ)
-    with Server(tmp_path / "g", tmp_path / "log") as server:
-        page, wrong = opened(chromium, server.url)
-        page.goto("/people/1")
-        page.fill("input[name=token]", "fpt_wrong")
-        page.click("main button")
-        page.wait_for_selector("[role=alert]")
-        page.fill("input[name=token]", secret)
-        page.click("main button")
-        page.wait_for_selector("h1:has-text('Ada')")
-        assert page.evaluate("document.cookie") == ""
-        until(page, "document.querySelector('.photos img').naturalWidth > 0")
-        assert page.locator("nav a:has-text('Enroll')").count() == 0
-        page.goto("/")
-        choose(page, photos / "Ada" / "Ada left.png")
-        page.wait_for_selector("article.face")
-        # A session that ended leads to the form, from parts of pages too.
-        tokens.revoke(tmp_path / "g", "door-1")
-        choose(page, photos / "Ada" / "Ada left.png")
-        page.wait_for_url(re.compile("/sign-in"))
-        secret, _ = tokens.create(tmp_path / "g", "door-2", Scope.READ)
-        page.fill("input[name=token]", secret)
-        page.click("main button")
-        page.wait_for_selector("#ask")
-        page.click("text=Sign out")
-        page.wait_for_url(re.compile("/sign-in"))
-        page.context.close()
-        assert wrong == []
+        dimension = gallery.bundle.dimension
+        gallery.enroll_vectors(faces, np.random.default_rng(0).normal(size=(len(faces), dimension)))
+    (folder / "token").write_text(tokens.create(folder / "people.gallery", "door-1", Scope.READ)[0])
+    with Server(folder / "people.gallery", folder / "log") as server:
+        yield server
+    assert "Traceback" not in server.log.read_text()
+
+
+def sign_in(page: Page, secret: str) -> None:
+    page.fill("input[name=token]", secret)
+    page.click("main button")
+
+
+def scroll_to_the_end(page: Page, selector: str, number: int) -> None:
+    """Scrolls until there are so many of something, and nothing more to load."""
+    for _ in range(_MILLISECONDS // 50):
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        if page.locator(selector).count() == number and page.locator(".more").count() == 0:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"there are {page.locator(selector).count()} of {selector}")
+
+
+def test_people_and_photos_follow_while_one_scrolls(chromium: Any, crowded: Server) -> None:
+    page, wrong = opened(chromium, crowded.url)
+    page.goto("/people")
+    sign_in(page, (crowded.log.parent / "token").read_text())
+    page.wait_for_selector(".wall")
+    assert page.locator(".person").count() < 132
+    scroll_to_the_end(page, ".person", 132)
+    page.click("text=Zoe")
+    page.wait_for_selector("h1:has-text('Zoe')")
+    scroll_to_the_end(page, ".photos li", 130)
+    page.context.close()
+    assert wrong == []
+
+
+def test_a_person_signs_in_once_and_out(chromium: Any, crowded: Server, photos: Path) -> None:
+    gallery = crowded.log.parent / "people.gallery"
+    secret, _ = tokens.create(gallery, "door-2", Scope.READ)
+    page, wrong = opened(chromium, crowded.url)
+    page.goto("/people/1")
+    sign_in(page, "fpt_wrong")
+    page.wait_for_selector("[role=alert]")
+    sign_in(page, secret)
+    page.wait_for_selector("h1:has-text('Ada')")
+    assert page.evaluate("document.cookie") == ""
+    until(page, "document.querySelector('.photos img').naturalWidth > 0")
+    assert page.locator("nav a:has-text('Enroll')").count() == 0
+    page.goto("/")
+    choose(page, photos / "Ada" / "Ada left.png")
+    page.wait_for_selector("article.face")
+    # A session that ended leads to the form, from parts of pages too.
+    tokens.revoke(gallery, "door-2")
+    choose(page, photos / "Ada" / "Ada left.png")
+    page.wait_for_url(re.compile("/sign-in"))
+    sign_in(page, (crowded.log.parent / "token").read_text())
+    page.wait_for_selector("#ask")
+    page.click("text=Sign out")
+    page.wait_for_url(re.compile("/sign-in"))
+    page.context.close()
+    assert wrong == []

@@ -178,48 +178,36 @@ def _person(gallery: Gallery, reader: Reader, number: int) -> Person:
 
 
 def _wall(gallery: Gallery, name: str, cursor: str | None) -> dict[str, Any]:
-    """Returns a part of the wall: people, where it goes on, and, for the first part, what there is beside."""
+    """Returns a part of the wall: people, where it goes on, and whether there are other faces."""
     if name:
-        return {
-            "people": _with_text(gallery, name, _PEOPLE),
-            "following": None,
-            "unnamed": False,
-            "stored": 1,
-        }
+        people = _with_text(gallery, name, _PEOPLE)
+        return {"people": people, "following": None, "unnamed": False, "stored": len(people)}
     after = cursors.decoded(cursor, "")
     with gallery.vault.store.read() as reader:
         found = reader.people(after=after, limit=_PEOPLE + 1)
-        unnamed = bool(reader.unnamed_face_ids(limit=1))
-        stored = gallery.vault.state(reader).faces
-        paths = _with_paths(reader, found[:_PEOPLE])
-    following = cursors.encoded(found[_PEOPLE - 1].name) if len(found) > _PEOPLE else None
-    return {
-        "people": [(one, one.face_id in paths) for one in found[:_PEOPLE]],
-        "following": following,
-        "unnamed": unnamed,
-        "stored": stored,
-    }
+        shown = found[:_PEOPLE]
+        return {
+            "people": _with_pictures(reader, shown),
+            "following": cursors.encoded(shown[-1].name) if len(found) > _PEOPLE else None,
+            "unnamed": bool(reader.unnamed_face_ids(limit=1)),
+            "stored": gallery.vault.state(reader).faces,
+        }
 
 
 def _with_text(gallery: Gallery, text: str, most: int) -> list[tuple[Person, bool]]:
-    """Returns people with a text in their current names, or with exactly that former one, by name.
-
-    Each comes with whether their first photo has a path.
-    """
+    """Returns people with a text in their current names, or with exactly that former one, by name."""
     folded = text.casefold()
     with gallery.vault.store.read() as reader:
         names = sorted(one for one in reader.identity_names() if folded in one.casefold())[:most]
         known = reader.identities_named([*names, text] if is_utf8(text) else names)
         people = reader.people_by_id(number for number, _ in known.values())
-        found = sorted(people.values(), key=lambda person: person.name)
-        paths = _with_paths(reader, found)
-    return [(one, one.face_id in paths) for one in found]
+        return _with_pictures(reader, sorted(people.values(), key=lambda person: person.name))
 
 
-def _with_paths(reader: Reader, people: Sequence[Person]) -> set[int]:
-    """Returns those of the people's first faces that have a path, so that they can be shown."""
+def _with_pictures(reader: Reader, people: Sequence[Person]) -> list[tuple[Person, bool]]:
+    """Returns people, each with whether their first face has a path, so that it can be shown."""
     faces = reader.faces(one.face_id for one in people if one.face_id is not None)
-    return {number for number, face in faces.items() if face.paths}
+    return [(one, one.face_id in faces and bool(faces[one.face_id].paths)) for one in people]
 
 
 def _of_person(gallery: Gallery, number: int, cursor: str | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Viewer:
         may_write, may_forget: what their token allows; everything where none is needed.
         token: the name of the token; None where none is needed.
         form_token: what their forms send.
-        signed_in: whether they may see the gallery.
+        signed_in: whether they may know of the gallery; nobody may who was refused or has no session.
     """
 
     may_write: bool
@@ -81,12 +81,13 @@ class Viewer:
         """Returns the viewer who sent a request."""
         token: Token | None = request.state.token
         needed = service.needs_token or service.tokens.required
+        signed_in = request.state.admitted and (token is not None or not needed)
         return cls(
             may_write=token is None or token.scope.includes(Scope.WRITE),
             may_forget=token is None or token.scope.includes(Scope.ADMIN),
             token=None if token is None else token.name,
-            form_token=service.sessions.form_token(_session(request)),
-            signed_in=token is not None or not needed,
+            form_token=service.sessions.form_token(_session(request)) if signed_in else "",
+            signed_in=signed_in,
         )
 
 
@@ -108,9 +109,9 @@ def page(
         values: what the template shows.
     """
     service = service_of(request) if service is None else service
-    text = _templates.get_template(f"{template}.html.jinja").render(
-        viewer=Viewer.of(request, service), gallery=service.gallery.folder.name, **values
-    )
+    viewer = Viewer.of(request, service)
+    title = service.gallery.folder.name if viewer.signed_in else "faceprint"
+    text = _templates.get_template(f"{template}.html.jinja").render(viewer=viewer, gallery=title, **values)
     # Where a name got through that UTF-8 cannot encode, its bytes are shown.
     return HTMLResponse(text.encode("utf-8", "backslashreplace"), status, _HEADERS)
 
