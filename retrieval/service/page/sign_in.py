@@ -40,8 +40,8 @@ async def sign_in(request: Request) -> Response:
         max_age=SECONDS,
         httponly=True,
         samesite="strict",
-        # The service itself speaks HTTP; the browser says whether a proxy before it speaks TLS.
-        secure=request.headers.get("origin", "").startswith("https://"),
+        # Where a proxy speaks TLS, the service itself does not, and the browser says it.
+        secure="https" in (request.url.scheme, request.headers.get("origin", "").partition(":")[0]),
     )
     return response
 

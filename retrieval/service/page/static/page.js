@@ -25,13 +25,30 @@ document.addEventListener("htmx:afterSettle", (event) => {
   }
 });
 
-// Photos that are gone, or that cannot be decoded any more.
-document.addEventListener("error", (event) => {
-  if (!event.target.matches || !event.target.matches('img[src^="/v1/thumbnails/"]')) return;
+// Photos that are gone or cannot be decoded any more, and those that the service was too busy to show at once.
+const ATTEMPTS = 20;
+const WAIT_MS = 1000;
+const isBusy = (response) => response.status === 429 || response.status === 503;
+const wait = () => new Promise((resolve) => setTimeout(resolve, WAIT_MS));
+
+async function photoAgain(image) {
+  for (let attempt = 1; attempt <= ATTEMPTS; attempt += 1) {
+    const response = await fetch(image.src).catch(() => null);
+    if (!response || (!response.ok && !isBusy(response))) break;
+    if (response.ok) {
+      image.src = URL.createObjectURL(await response.blob());
+      return;
+    }
+    await wait();
+  }
   const gone = document.createElement("span");
   gone.className = "gone";
   gone.textContent = "photo moved or changed";
-  event.target.replaceWith(gone);
+  image.replaceWith(gone);
+}
+
+document.addEventListener("error", (event) => {
+  if (event.target.matches && event.target.matches('img[src^="/v1/thumbnails/"]')) photoAgain(event.target);
 }, true);
 
 // Search: one photo, given in any way, is the file of the form, which is then sent.
@@ -129,8 +146,6 @@ function setUpDrop(field, take) {
 
 // Enrollment: a request for each photo, a few at a time; each is durable when it is answered.
 const AT_A_TIME = 4;
-const ATTEMPTS = 20;
-const WAIT_MS = 1000;
 
 // Returns {file, path} of all files that were dropped, those of folders too.
 async function droppedFiles(transfer) {
@@ -211,8 +226,8 @@ function setUpEnroll(form) {
       }
       const target = response.headers.get("HX-Redirect");
       if (target) { location.assign(target); return; }
-      if ((response.status === 429 || response.status === 503) && attempt < ATTEMPTS && !state.stopped) {
-        await new Promise((resolve) => setTimeout(resolve, WAIT_MS));
+      if (isBusy(response) && attempt < ATTEMPTS && !state.stopped) {
+        await wait();
         continue;
       }
       ended(photo, response.ok ? "enrolled" : "rejected", null, await response.text());
