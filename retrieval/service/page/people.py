@@ -1,6 +1,8 @@
 """The pages of people: a wall of all, and one for each, where they are renamed, merged and forgotten."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -9,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from retrieval.database.reader import Reader
-from retrieval.database.records import Face, Person
+from retrieval.database.records import Face, Person, Receipt
 from retrieval.errors import InputError, NotFound
 from retrieval.gallery.gallery import Gallery
 from retrieval.service import cursors
@@ -88,11 +90,16 @@ async def ask_to_forget(request: Request, service: ServiceOf, person: PersonId) 
 @router.get("/receipts/{receipt}")
 async def show_receipt(request: Request, service: ServiceOf, receipt: str) -> Response:
     """The proof of an erasure."""
-    receipts = await run_in_threadpool(service.gallery.receipts)
-    found = next((one for one in receipts if one.id == receipt), None)
-    if found is None:
-        raise NotFound(f"There is no receipt {receipt[:80]!a} in {service.gallery.folder}.")
-    return page(request, "receipt", receipt=found, folder=service.gallery.folder)
+    found = await run_in_threadpool(_receipt, service.gallery, receipt)
+    return page(request, "receipt", receipt=found)
+
+
+@router.get("/receipts/{receipt}/file")
+async def save_receipt(service: ServiceOf, receipt: str) -> Response:
+    """The proof of an erasure as a file, as `faceprint forget --receipt` writes it."""
+    found = await run_in_threadpool(_receipt, service.gallery, receipt)
+    headers = {"content-disposition": f'attachment; filename="receipt-{found.id}.json"'}
+    return Response(json.dumps(asdict(found)) + "\n", media_type="application/json", headers=headers)
 
 
 @writing.post("/people/{person}/rename")
@@ -244,6 +251,18 @@ def _facts(gallery: Gallery, number: int) -> dict[str, Any]:
         "is_label": not {person.name, *former}.isdisjoint(labels),
         "has_backups": backups,
     }
+
+
+def _receipt(gallery: Gallery, number: str) -> Receipt:
+    """Returns a receipt.
+
+    Raises:
+        NotFound: there is no such receipt.
+    """
+    found = next((one for one in gallery.receipts() if one.id == number), None)
+    if found is None:
+        raise NotFound(f"There is no receipt {number[:80]!a} in {gallery.folder}.")
+    return found
 
 
 def _two_people(gallery: Gallery, number: int, name: str) -> tuple[Person, Person]:
