@@ -87,7 +87,12 @@ def chromium() -> Iterator[Any]:
         # Chromium's own sandbox does not start for root, nor in most containers; only our pages are opened.
         browser = playwright.chromium.launch(
             executable_path=found,
-            args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
+            args=[
+                "--no-sandbox",
+                "--disable-dev-shm-usage",
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+            ],
         )
         yield browser
         browser.close()
