@@ -117,6 +117,20 @@ def test_a_search_shows_the_photo_with_its_face_the_closest_photos_and_what_is_m
     assert "faceprint calibrate" not in part
 
 
+def test_health_says_what_was_measured_and_whether_the_last_backup_has_everything(
+    paged: Server, tmp_path: Path
+) -> None:
+    folder = Path(paged.client.get("/v1/info").json()["gallery"]["folder"])
+    assert "make one with" in get(paged, "/health").text
+    with Gallery.open(folder) as gallery:
+        gallery.backup(tmp_path / "backup")
+        info = gallery.info()
+    page = get(paged, "/health").text
+    assert "nothing changed since" in page
+    assert info.fingerprint in page
+    assert f"<b>{info.faces}</b>" in page
+
+
 def test_a_photo_that_cannot_be_read_is_a_sentence_in_the_page(paged: Server) -> None:
     answer = paged.client.post("/search", files={"image": b"GIF"}, headers={"hx-request": "true"})
     assert (answer.status_code, "cannot be read" in answer.text) == (422, True)

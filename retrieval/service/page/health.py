@@ -22,6 +22,8 @@ from retrieval.service.tokens import Scope
 # Entries of the audit log that are shown.
 _ENTRIES: Final = 12
 _SEARCHES: Final = ("/v1/search", "/search")
+# What changes nothing that a backup of before lacks.
+_HARMLESS: Final = frozenset({"backup", "export", "compact", "optimize"})
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(needs(Scope.READ))])
 
@@ -67,10 +69,6 @@ def _facts(service: Service) -> dict[str, Any]:
         "changed": next((one.ended_at for one in reversed(log) if one.action not in _HARMLESS), None),
         "log": log[: -_ENTRIES - 1 : -1],
     }
-
-
-# What changes no face and no name, so that the last backup has everything still.
-_HARMLESS: Final = frozenset({"backup", "export", "compact", "optimize", "calibrate"})
 
 
 def _pace(service: Service, log: Sequence[AuditEntry]) -> Pace:

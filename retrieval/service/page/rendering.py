@@ -18,8 +18,8 @@ from retrieval.service.service import Service
 from retrieval.service.sessions import COOKIE, FORM_TOKEN_HEADER
 from retrieval.service.tokens import Scope, Token
 
-# Everything comes from this service; photos that are shown before they are sent are blobs, and the photo of
-# an answer, which is not stored, is part of the page.
+# Everything comes from this service. The photo of an answer, which is not stored, is part of the page; a
+# thumbnail that was asked for a second time is a blob.
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -64,7 +64,7 @@ class Viewer:
     """The one who looks at a page.
 
     Attributes:
-        may_write, may_forget: what their token allows; everything where none is needed.
+        may_write, may_forget: what their token allows; everything where none is needed, nothing without one.
         token: the name of the token; None where none is needed.
         form_token: what their forms send.
         signed_in: whether they may know of the gallery; nobody may who was refused or has no session.
@@ -83,8 +83,8 @@ class Viewer:
         needed = service.needs_token or service.tokens.required
         signed_in = request.state.admitted and (token is not None or not needed)
         return cls(
-            may_write=token is None or token.scope.includes(Scope.WRITE),
-            may_forget=token is None or token.scope.includes(Scope.ADMIN),
+            may_write=signed_in and (token is None or token.scope.includes(Scope.WRITE)),
+            may_forget=signed_in and (token is None or token.scope.includes(Scope.ADMIN)),
             token=None if token is None else token.name,
             form_token=service.sessions.form_token(_session(request)) if signed_in else "",
             signed_in=signed_in,
