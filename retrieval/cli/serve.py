@@ -1,5 +1,8 @@
 """The commands of the service: `serve`, and `token create`, `token list`, `token revoke`."""
 
+import os
+import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,11 +33,12 @@ def serve(
     device: options.Device = "auto",
     precision: options.Precision = "float32",
 ) -> None:  # fmt: skip
-    """Answer searches of a gallery over HTTP, until Ctrl-C or SIGTERM.
+    """Answer searches of a gallery over HTTP, until Ctrl-C or SIGTERM: for people a page, for programs JSON.
 
-    Programs ask it by POST /v1/search, from other machines with a token; /openapi.json describes all it answers.
+    Open the address that it prints in a browser. Programs ask it by POST /v1/search, from other machines with a
+    token; /openapi.json describes all it answers.
     """
-    _require_packages()
+    require_packages()
     from retrieval.service.settings import MIB, Limits, Settings
 
     settings = Settings(
@@ -50,10 +54,20 @@ def serve(
         keyfile=keyfile,
         limits=Limits(body_bytes=max_body * MIB, pending=max_pending, rate=max_rate),
     )
-    _serve(settings)
+    run(settings)
 
 
-def _serve(settings: "Settings") -> None:
+def run(settings: "Settings", *, open_page: bool = False) -> None:
+    """Answers requests until Ctrl-C or SIGTERM.
+
+    Args:
+        settings: of the service.
+        open_page: open its page in a browser, where there is a screen.
+
+    Raises:
+        InputError: the address cannot be used, or other machines would reach a gallery without tokens.
+        FaceprintError: as `Service`.
+    """
     from retrieval.service import server, tokens
     from retrieval.service import workers as processes
     from retrieval.service.logs import log_to_standard_error
@@ -75,6 +89,8 @@ def _serve(settings: "Settings") -> None:
 
         def started() -> None:
             typer.echo(f"serving {settings.gallery} at {at}; Ctrl-C stops it")
+            if open_page and _has_screen():
+                webbrowser.open(at)
 
         log_to_standard_error()
         if settings.workers == 1:
@@ -147,6 +163,12 @@ def token_revoke(
     typer.echo(f"revoked {token.name}, scope {token.scope}", err=True)
 
 
+def _has_screen() -> bool:
+    """Returns whether a browser would have a window; elsewhere one of the terminal would take the terminal."""
+    named = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return named or sys.platform in ("darwin", "win32")
+
+
 def _scope(text: str) -> "Scope":
     from retrieval.service.tokens import Scope
 
@@ -172,7 +194,7 @@ def _require_gallery(folder: Path) -> None:
         raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
     """Checks that the packages of the service are installed.
 
     Raises:

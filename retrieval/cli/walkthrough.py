@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from training.run import TrainingResult
 
 _MARK: Final = "faceprint-demo.json"
+# Drawn at the end, and removed first.
+_PICTURE: Final = "search.png"
 _UNKNOWN: Final = "UNKNOWN"
+DEFAULT_OUT: Final = Path("demo")
 # Numbers of people's and of strangers' photos in the printed table, and in the picture.
 _PRINTED: Final = (5, 3)
 _PICTURED: Final = (3, 2)
@@ -143,10 +146,17 @@ def run(data: Path | None, out: Path, plan: Plan = Plan()) -> Figures:
     _print_answers(_some(people, strangers, _PRINTED), console)
     figures = _figures(result, people, strangers)
     _print_figures(figures, console)
-    _draw_answers(_some(people, strangers, _PICTURED), out / "search.png")
-    console.print(Text(f"Open {out / 'model' / 'report.html'} and {out / 'search.png'}. Ask it yourself:"))
+    _draw_answers(_some(people, strangers, _PICTURED), out / _PICTURE)
+    console.print(Text(f"Open {out / 'model' / 'report.html'} and {out / _PICTURE}. Ask it yourself:"))
     console.print(Text(f"  faceprint search {out / 'gallery'} IMAGE --plot answer.png"))
+    there = "" if out == DEFAULT_OUT else f" --out {out}"
+    console.print(Text(f"Or in a browser:\n  faceprint demo --serve{there}"))
     return figures
+
+
+def is_complete(out: Path) -> bool:
+    """Returns whether a folder has a demo that came to its end."""
+    return (out / _MARK).is_file() and (out / _PICTURE).is_file()
 
 
 def _clear(out: Path) -> None:
@@ -158,9 +168,9 @@ def _clear(out: Path) -> None:
             raise InputError(
                 f"{out} is not empty and holds no earlier demo; choose another folder with --out."
             )
+        (out / _PICTURE).unlink(missing_ok=True)
         for name in ("photos", "strangers", "visitors", "model", "gallery"):
             remove(out / name)
-        (out / "search.png").unlink(missing_ok=True)
     make_output_folder(out)
     write_durably(out / _MARK, (json.dumps({"made_by": "faceprint demo"}) + "\n").encode())
 

@@ -484,6 +484,11 @@ class Reader:
         query = select(face_table.c.id).where(face_table.c.id > last).order_by(face_table.c.id)
         return list(self._connection.execute(query.limit(limit)).scalars())
 
+    def unnamed_face_ids(self, *, after: int = 0, limit: int) -> list[int]:
+        """Returns the ids of at most `limit` faces without an identity, ascending, from behind `after` on."""
+        query = select(face_table.c.id).where(face_table.c.identity_id.is_(None), face_table.c.id > after)
+        return list(self._connection.execute(query.order_by(face_table.c.id).limit(limit)).scalars())
+
     def files(self, paths: Iterable[str]) -> dict[str, int]:
         """Returns the photo id of each path; unknown paths are absent."""
         return {path: number for path, (number, _) in self.stamped_files(paths).items()}

@@ -32,18 +32,28 @@ def render(
         filters: what the template applies to values, beside those of `FILTERS`.
         values: what it shows.
     """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("retrieval.pages", ".")]),
+    # Where a name got through that UTF-8 cannot encode, its bytes are shown.
+    text = environment(package, filters=filters).get_template(template).render(**values)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def environment(
+    package: str, folder: str = ".", *, filters: Mapping[str, Callable[..., Any]] | None = None
+) -> Environment:
+    """Returns what renders the templates in a folder of a package, and `layout.html.jinja`; see `render`."""
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(package, folder), PackageLoader("retrieval.pages", ".")]),
         autoescape=select_autoescape(default=True, default_for_string=True, disabled_extensions=("css",)),
         undefined=StrictUndefined,
         finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        # A service that runs goes on with the templates that it began with.
+        auto_reload=False,
     )
-    environment.filters |= {**FILTERS, **(filters or {})}
-    # Where a name got through that UTF-8 cannot encode, its bytes are shown.
-    return environment.get_template(template).render(**values).encode("utf-8", "backslashreplace")
+    made.filters |= {**FILTERS, **(filters or {})}
+    return made
 
 
 def thumbnail_url(content: bytes, *, side: int) -> str:

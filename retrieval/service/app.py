@@ -1,14 +1,21 @@
 """The application: the routes around a service, the form of its errors, and its OpenAPI document."""
 
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
+from retrieval.service.page import assets, enroll, health, sign_in
+from retrieval.service.page import faces as faces_page
+from retrieval.service.page import people as people_page
+from retrieval.service.page import search as search_page
+from retrieval.service.page.rendering import is_for_people, refusal_page
 from retrieval.service.refusals import Refusal, of_error, of_status, of_validation
 from retrieval.service.routes import bulk, faces, jobs, operations, people, search
 from retrieval.service.schemas import EnrollBody, SearchBody
@@ -40,6 +47,22 @@ _ROUTERS: Final = (
     jobs.writing,
 )
 
+# For people; the OpenAPI document has none of them.
+_PAGES: Final = (
+    assets.router,
+    sign_in.router,
+    sign_in.changing,
+    search_page.router,
+    people_page.router,
+    people_page.writing,
+    people_page.forgetting,
+    faces_page.router,
+    faces_page.forgetting,
+    enroll.router,
+    enroll.writing,
+    health.router,
+)
+
 
 def application(service: Service) -> Gate:
     """Returns the ASGI application of a service."""
@@ -56,8 +79,10 @@ def application(service: Service) -> Gate:
         metrics=service.metrics,
         counts=service.counts,
         tokens=service.tokens,
+        sessions=service.sessions,
         needs_token=service.needs_token,
         access_log=service.settings.access_log,
+        present=partial(_presented, service),
     )
 
 
@@ -74,25 +99,36 @@ def document() -> dict[str, Any]:
 
 def _with_routes() -> FastAPI:
     app = FastAPI(**_ABOUT)
-    for router in _ROUTERS:
+    for router in (*_ROUTERS, *_PAGES):
         app.include_router(router)
     return app
 
 
+def _presented(service: Service, refusal: Refusal, request_id: str, scope: Scope) -> Response:
+    """Returns the response of a refusal: a page for people, JSON for programs."""
+    if is_for_people(scope):
+        return refusal_page(refusal, request_id, scope, service)
+    return refused(refusal, request_id)
+
+
+def _answered(request: Request, refusal: Refusal) -> Response:
+    return _presented(request.app.state.service, refusal, request.state.request_id, request.scope)
+
+
 async def _on_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return refused(error, request.state.request_id)
+    return _answered(request, error)
 
 
 async def _on_library_error(request: Request, error: Exception) -> Response:
-    return refused(of_error(error), request.state.request_id)
+    return _answered(request, of_error(error))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return refused(of_validation(error.errors(), skip=1), request.state.request_id)
+    return _answered(request, of_validation(error.errors(), skip=1))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refused(of_status(error.status_code, error.headers or {}), request.state.request_id)
+    return _answered(request, of_status(error.status_code, error.headers or {}))

@@ -9,11 +9,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from retrieval.service.refusals import Code, Refusal
+from retrieval.service.sessions import FORM_TOKEN_HEADER
 from retrieval.service.settings import Limits
 
 # The headers that the other process needs of a request, and the caller of its response.
-_SENT: Final = ("authorization", "content-type", "host")
-_RETURNED: Final = ("content-type", "retry-after", "www-authenticate")
+_SENT: Final = ("authorization", "cookie", "content-type", "host", "accept", "hx-request", FORM_TOKEN_HEADER)
+_RETURNED: Final = (
+    "content-type",
+    "retry-after",
+    "www-authenticate",
+    "location",
+    "hx-redirect",
+    "content-security-policy",
+    "referrer-policy",
+)
 
 # How much longer than for an answer the process is waited for: it says itself that an answer takes too long.
 _MARGIN_SECONDS: Final = 5.0

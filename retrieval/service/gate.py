@@ -10,21 +10,24 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retrieval.errors import FaceprintError
 from retrieval.service.metrics import Metrics
 from retrieval.service.rate_limit import RateLimit
 from retrieval.service.refusals import Code, Refusal, of_error
+from retrieval.service.sessions import COOKIE, Sessions
 from retrieval.service.settings import Limits, is_loopback
 from retrieval.service.tokens import Token, TokenRegistry
 
@@ -33,6 +36,12 @@ ERROR_LOG: Final = logging.getLogger("faceprint.service")
 
 # What anyone may ask: it says nothing about the gallery.
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
+# What a browser needs to show where a token is asked for, and that address itself.
+STATIC: Final = "/static/"
+SIGN_IN: Final = "/sign-in"
+# The most bytes of a form with a token, from callers who are not known yet.
+_SIGN_IN_BYTES: Final = 4096
+
 # What is not counted among the pending requests, so that a busy service can still be watched.
 _UNCOUNTED_PATHS: Final = OPEN_PATHS | {"/metrics"}
 
@@ -49,11 +58,16 @@ _STREAMED_PATHS: Final = frozenset({"/v1/search/bulk"})
 # unread bytes is reset, and the client would not see the refusal.
 _DISCARD_SECONDS: Final = 5.0
 
+# Those that a response has already are left as they are.
 _HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
+
+
+# Makes the response of a refusal: (refusal, request id, the request's scope).
+Present: TypeAlias = Callable[[Refusal, str, Scope], Response]
 
 
 class Admission:
@@ -107,8 +121,10 @@ class Gate:
         metrics: Metrics,
         counts: bool,
         tokens: TokenRegistry,
+        sessions: Sessions,
         needs_token: bool,
         access_log: bool,
+        present: Present,
     ) -> None:
         """Wraps an application.
 
@@ -118,14 +134,18 @@ class Gate:
             metrics: counts requests, if `counts`.
             counts: whether requests are counted and logged.
             tokens: of the gallery.
+            sessions: of those who signed in to the page.
             needs_token: refuse callers without a token even if the gallery has none.
             access_log: log a line for each request.
+            present: makes the response of a refusal.
         """
         self._app = app
         self._limits = limits
         self._metrics = metrics
         self._counts = counts
         self._tokens = tokens
+        self._sessions = sessions
+        self._present = present
         self._needs_token = needs_token
         self._access_log = access_log
         self._admission = Admission(limits, metrics)
@@ -140,17 +160,21 @@ class Gate:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {}).update(request_id=request_id, token=None)
+        scope.setdefault("state", {}).update(request_id=request_id, token=None, admitted=False)
         streamed = scope["path"] in _STREAMED_PATHS
-        body = _Body(receive, headers, self._limits, self._admission, streamed=streamed)
-        response = _Response(send, body, request_id)
+        limits = self._limits
+        if scope["path"] == SIGN_IN:
+            limits = replace(limits, body_bytes=_SIGN_IN_BYTES)
+        body = _Body(receive, headers, limits, self._admission, streamed=streamed)
+        response = _Response(send, body, request_id, self._present)
         began = time.perf_counter()
         entered = False
         try:
             self._check_origin(headers)
-            if scope["path"] not in OPEN_PATHS:
-                scope["state"]["token"] = await self._authenticated(headers)
-            if self._rate is not None and scope["path"] not in _UNCOUNTED_PATHS:
+            if not _is_open(scope["path"]):
+                scope["state"]["token"] = await self._authenticated(scope, headers)
+            scope["state"]["admitted"] = True
+            if self._rate is not None and not _is_unlimited(scope["path"]):
                 _check_rate(self._rate, scope)
             if scope["path"] not in _UNCOUNTED_PATHS and not _EVENTS.fullmatch(scope["path"]):
                 self._admission.enter()
@@ -195,8 +219,8 @@ class Gate:
                 "Without tokens the service answers to localhost alone; `faceprint token create` makes one.",
             )
 
-    async def _authenticated(self, headers: Headers) -> Token | None:
-        """Returns the token of a request; None where none is needed.
+    async def _authenticated(self, scope: Scope, headers: Headers) -> Token | None:
+        """Returns the token of a request, or of its session; None where none is needed.
 
         Raises:
             Refusal: it is missing or not valid, or the tokens cannot be read.
@@ -204,6 +228,9 @@ class Gate:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         try:
             token = self._tokens.find(secret.strip()) if scheme.lower() == "bearer" else None
+            if token is None and not secret and _takes_sessions(scope):
+                cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+                token = self._sessions.token_of(cookie)
             if token is None:
                 self._tokens.refresh()
         except FaceprintError as error:
@@ -345,10 +372,11 @@ class _Response:
         status: the HTTP status; 500 until the response starts.
     """
 
-    def __init__(self, send: Send, body: _Body, request_id: str) -> None:
+    def __init__(self, send: Send, body: _Body, request_id: str, present: Present) -> None:
         self._send = send
         self._body = body
         self._request_id = request_id
+        self._present = present
         self._started = False
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 
@@ -360,21 +388,24 @@ class _Response:
             refused_early = self.status >= HTTPStatus.BAD_REQUEST and not self._body.complete
             if refused_early:
                 await self._body.discard()
-            more: list[tuple[bytes, bytes]] = [(b"x-request-id", self._request_id.encode()), *_HEADERS]
+            given = list(message.get("headers", []))
+            own = {name.lower() for name, _ in given}
+            more = [(b"x-request-id", self._request_id.encode())]
+            more += [header for header in _HEADERS if header[0] not in own]
             if refused_early and not self._body.complete:
                 more.append((b"connection", b"close"))
-            message = {**message, "headers": [*message.get("headers", []), *more]}
+            message = {**message, "headers": [*given, *more]}
         await self._send(message)
 
     async def refuse(self, refusal: Refusal, scope: Scope) -> None:
         """Sends a refusal, unless a response has started."""
         if not self._started:
-            response = refused(refusal, self._request_id)
+            response = self._present(refusal, self._request_id, scope)
             await response(scope, self._body.receive, self.send)
 
 
 def refused(refusal: Refusal, request_id: str) -> JSONResponse:
-    """Returns the response of a refusal."""
+    """Returns the response of a refusal to a program."""
     headers: Mapping[str, Any] = refusal.headers
     return JSONResponse(refusal.body(request_id), status_code=refusal.status, headers=dict(headers))
 
@@ -413,6 +444,21 @@ def _stopping() -> Refusal:
         "The service stops, and there was no time left for this request; send it again.",
         headers={"Retry-After": _RETRY_AFTER},
     )
+
+
+def _is_open(path: str) -> bool:
+    """Returns whether anyone may ask for a path."""
+    return path in OPEN_PATHS or path == SIGN_IN or path.startswith(STATIC)
+
+
+def _is_unlimited(path: str) -> bool:
+    """Returns whether requests for a path are not counted among those per second of a caller."""
+    return path in _UNCOUNTED_PATHS or path.startswith(STATIC)
+
+
+def _takes_sessions(scope: Scope) -> bool:
+    """Returns whether a request may come from the page: /v1 is changed with a token in the header alone."""
+    return scope["method"] in ("GET", "HEAD") or not scope["path"].startswith("/v1/")
 
 
 def _is_foreign(origin: str | None, host: str) -> bool:

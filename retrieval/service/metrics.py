@@ -65,13 +65,27 @@ class Metrics:
         self.batch.labels(stage).observe(queries)
         self.stage_seconds.labels(stage).inc(seconds)
 
+    def answered(self, *routes: str) -> tuple[int, float]:
+        """Returns how many requests of some routes were answered, and their seconds together."""
+        registry = self._all()
+
+        def total(name: str) -> float:
+            values = (registry.get_sample_value(name, {"route": route}) for route in routes)
+            return sum(value or 0.0 for value in values)
+
+        return int(total("faceprint_request_seconds_count")), total("faceprint_request_seconds_sum")
+
     def text(self) -> bytes:
         """Returns all metrics, of all workers, and the size of the gallery."""
+        return generate_latest(self._all()) + self._of_gallery()
+
+    def _all(self) -> CollectorRegistry:
+        """Returns the counters of all workers."""
         if FOLDER_VARIABLE not in os.environ:
-            return generate_latest(self._registry) + self._of_gallery()
+            return self._registry
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry) + self._of_gallery()
+        return registry
 
     def _of_gallery(self) -> bytes:
         registry = CollectorRegistry()

@@ -10,6 +10,7 @@ from retrieval.service.engine import SearchEngine
 from retrieval.service.forwarding import Forwarder
 from retrieval.service.jobs import JobRunner
 from retrieval.service.metrics import Metrics
+from retrieval.service.sessions import Sessions, new_key
 from retrieval.service.settings import Settings
 from retrieval.service.tokens import TokenRegistry
 from retrieval.service.writing import GalleryWriter
@@ -24,6 +25,7 @@ class Service:
         gallery, settings, limits: what is served, and how.
         metrics: counters.
         tokens: of the gallery.
+        sessions: of the people who signed in to the page.
         needs_token: whether callers without a token are refused even if the gallery has none.
         engine: answers searches.
         writer, jobs: change the gallery; None in a process that leaves that to another one.
@@ -39,6 +41,7 @@ class Service:
         needs_token: bool,
         writer_at: Path | None = None,
         counts: bool = True,
+        session_key: str | None = None,
     ) -> None:
         """Opens the gallery and loads its model, so that the first request does not wait for it.
 
@@ -47,6 +50,7 @@ class Service:
             needs_token: refuse callers without a token.
             writer_at: the socket of the process that changes the gallery; None for this one.
             counts: count requests.
+            session_key: signs the sessions of the page; the same in all processes. None makes one.
 
         Raises:
             FaceprintError: as `Gallery.open`, `Embedder.open` and `TokenRegistry`.
@@ -54,6 +58,7 @@ class Service:
         self.settings = settings
         self.limits = settings.limits
         self.tokens = TokenRegistry(settings.gallery)
+        self.sessions = Sessions(session_key or new_key(), self.tokens)
         self.needs_token = needs_token
         self.counts = counts
         self.closing = False

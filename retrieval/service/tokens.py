@@ -245,6 +245,12 @@ class TokenRegistry:
                 found = token
         return found if found is not None and found.state() == "valid" else None
 
+    def with_id(self, number: str) -> Token | None:
+        """Returns the valid token with an id, or None; raises as `find`."""
+        self.refresh()
+        found = next((token for token in self._tokens if token.id == number), None)
+        return found if found is not None and found.state() == "valid" else None
+
     def is_use_due(self, token: Token) -> bool:
         """Returns whether the use of a token is to be recorded, which is so once a minute."""
         now = time.monotonic()

@@ -23,6 +23,7 @@ from typing import Final
 
 from retrieval.errors import FaceprintError, RunError
 from retrieval.service.metrics import FOLDER_VARIABLE
+from retrieval.service.sessions import new_key
 from retrieval.service.settings import Settings
 from retrieval.system import isolation
 
@@ -98,6 +99,7 @@ class _Pool:
         self._settings = settings
         self._sockets = [one.dup() for one in sockets]
         self._needs_token = needs_token
+        self._session_key = new_key()
         self._metrics = folder / "metrics"
         self._metrics.mkdir()
         self._writer_at = folder / "writer.socket"
@@ -158,6 +160,7 @@ class _Pool:
             "settings": (_for_writer(self._settings) if writes else self._settings).to_json(),
             "needs_token": self._needs_token,
             "writer_at": None if writes else str(self._writer_at),
+            "session_key": self._session_key,
         }
         ours.sendall(json.dumps(said).encode() + b"\n")
         return _Worker(process, ours, writes)
@@ -226,6 +229,7 @@ def answer(pipe: int, *sockets: int) -> None:
                 needs_token=said["needs_token"],
                 writer_at=None if writer_at is None else Path(writer_at),
                 counts=writer_at is not None,
+                session_key=said["session_key"],
             )
             server.run(service, listening, started=lambda: ours.sendall(_READY), stop=ours.fileno())
         except FaceprintError as error:

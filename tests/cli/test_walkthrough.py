@@ -9,6 +9,7 @@ from PIL import Image
 from retrieval.cli import walkthrough
 from retrieval.cli.walkthrough import Plan
 from retrieval.gallery.gallery import Gallery
+from tests.service.server import Server
 
 PLAN = Plan(
     identities=4,
@@ -67,6 +68,16 @@ def test_a_second_demo_replaces_the_first_and_counts_every_photo(
     assert strange is not None
     assert sum(map(int, strange.groups())) == 6
     assert len(re.findall(r"^a stranger ", said, re.MULTILINE)) == 3
+    assert said.endswith(f"  faceprint demo --serve --out {demo}\n")
+
+
+def test_a_demo_that_is_there_is_served_as_it_is(demo: Path, tmp_path: Path) -> None:
+    before = (demo / "search.png").stat().st_mtime_ns
+    command = ("demo", "--serve", "--out", demo)
+    with Server(demo / "gallery", tmp_path / "log", command=command) as server:
+        shown = server.client.get("/people").text
+    assert all(f"<b>{name}</b>" in shown for name in people(demo / "photos"))
+    assert (demo / "search.png").stat().st_mtime_ns == before
 
 
 def test_own_photos_are_searched_without_strangers(

@@ -6,6 +6,7 @@ import signal
 import ssl
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,11 +26,18 @@ class Server:
     """
 
     def __init__(
-        self, gallery: Path, log: Path, *options: object, verify: ssl.SSLContext | bool = True
+        self,
+        gallery: Path,
+        log: Path,
+        *options: object,
+        verify: ssl.SSLContext | bool = True,
+        command: Sequence[object] | None = None,
     ) -> None:
+        """Starts the process; `command` is another one of faceprint that serves the gallery."""
         self._log = log.open("wb")
         self.log = log
-        command = [sys.executable, "-m", "retrieval.cli.app", "serve", gallery, "--port", 0, *options]
+        arguments = ("serve", gallery, "--port", 0, *options) if command is None else command
+        command = [sys.executable, "-m", "retrieval.cli.app", *arguments]
         self.process = subprocess.Popen(
             [*map(str, command)],
             stdout=subprocess.PIPE,

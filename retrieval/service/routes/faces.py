@@ -91,15 +91,20 @@ async def enroll_face(request: Request, options: Annotated[EnrollOptions, Query(
     A photo comes as a form, as raw bytes, or as base64 in JSON. The service keeps its embedding, not the
     photo.
     """
+    outcome = await enroll_photo(request, options)
+    if outcome.status is Status.REJECTED:
+        raise rejection(outcome)
+    status = HTTPStatus.CREATED if outcome.status is Status.ENROLLED else HTTPStatus.OK
+    return JSONResponse(_enrolled(outcome), status_code=status)
+
+
+async def enroll_photo(request: Request, options: EnrollOptions) -> Outcome:
+    """Returns what was done with the photo of a request, which is durable then; raises as `change`."""
     service = service_of(request)
     assert service.writer is not None  # a process without one forwards the request
     photo, selection = await read_enrollment(request, options, service.limits)
     future = service.writer.enroll(photo, selection, via=caller(request))
-    outcome = await unless_gone(request, future, service.limits.answer_seconds)
-    if outcome.status is Status.REJECTED:
-        raise _rejected(outcome)
-    status = HTTPStatus.CREATED if outcome.status is Status.ENROLLED else HTTPStatus.OK
-    return JSONResponse(_enrolled(outcome), status_code=status)
+    return await unless_gone(request, future, service.limits.answer_seconds)
 
 
 @writing.put("/faces/{face}/metadata", response_model=FaceDetails)
@@ -211,7 +216,7 @@ def _enrolled(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _rejected(outcome: Outcome) -> Refusal:
+def rejection(outcome: Outcome) -> Refusal:
     """Returns the refusal of a photo that was rejected."""
     conflict = outcome.reason is Reason.IDENTITY_CONFLICT
     return Refusal(

@@ -37,11 +37,21 @@ async def start_job(request: Request, job: IngestJob) -> Response:
 
     They lie below the folders that `faceprint serve --sources` names.
     """
+    return JSONResponse(await begin_job(request, job), status_code=HTTPStatus.ACCEPTED)
+
+
+async def begin_job(request: Request, job: IngestJob) -> dict[str, Any]:
+    """Returns a new job.
+
+    Raises:
+        InputError: as `allowed_sources` and `JobRunner.submit`.
+        Refusal: too many jobs wait.
+    """
     service = service_of(request)
     roots = service.settings.sources
     sources = await run_in_threadpool(allowed_sources, job.sources, roots)
     work = Ingest(sources, job.identity_from, job.selection(), caller(request))
-    started = _runner(service).submit(work)
+    started = runner_of(service).submit(work)
     if started is None:
         raise Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -49,25 +59,25 @@ async def start_job(request: Request, job: IngestJob) -> Response:
             "As many jobs wait as the service takes; send this one again when some are done.",
             headers={"Retry-After": "60"},
         )
-    return JSONResponse(started, status_code=HTTPStatus.ACCEPTED)
+    return started
 
 
 @reading.get("/jobs", response_model=JobList)
 async def list_jobs(request: Request) -> dict[str, Any]:
     """The jobs since the start of the service, of which it remembers the last hundred."""
-    return {"jobs": _runner(service_of(request)).all()}
+    return {"jobs": runner_of(service_of(request)).all()}
 
 
 @reading.get("/jobs/{job}", response_model=JobDetails)
 async def show_job(request: Request, job: JobId) -> dict[str, Any]:
     """A job: how far it is, the rejected photos and their reasons, and at its end the report."""
-    return _runner(service_of(request)).show(job)
+    return runner_of(service_of(request)).show(job)
 
 
 @writing.post("/jobs/{job}/cancel", response_model=JobDetails)
 async def cancel_job(request: Request, job: JobId) -> dict[str, Any]:
     """Stops a job after its current batch; what it has enrolled stays."""
-    return _runner(service_of(request)).cancel(job)
+    return runner_of(service_of(request)).cancel(job)
 
 
 @watching.get(
@@ -82,7 +92,8 @@ async def watch_job(request: Request, job: JobId) -> Response:
     return StreamingResponse(_events(request, job, first), media_type=EVENTS)
 
 
-def _runner(service: Service) -> JobRunner:
+def runner_of(service: Service) -> JobRunner:
+    """Returns what runs the jobs of a service."""
     assert service.jobs is not None  # a process without jobs forwards the request
     return service.jobs
 
@@ -96,7 +107,7 @@ async def _progress(request: Request, job: str) -> dict[str, Any]:
     """
     service = service_of(request)
     if service.forwarder is None:
-        return _runner(service).progress(job)
+        return runner_of(service).progress(job)
     told = await service.forwarder.get(request, "/v1/jobs")
     if told.status_code != HTTPStatus.OK:
         error = json.loads(bytes(told.body))["error"]
