@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import ParamSpec, TypeAlias
 from unittest.mock import patch
 
 import numpy as np
@@ -48,6 +48,8 @@ from retrieval.system.files import is_free
 Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...], str], bytes]
 CALIBRATION = "calibration"
 
+_Arguments = ParamSpec("_Arguments")
+
 DIMENSION = 8
 SIZE = 8
 PEOPLE = ("Adi", "Kim", "Zephyr Kant")
@@ -61,17 +63,17 @@ HARMLESS = {Trouble.LEFTOVER, Trouble.UNFINISHED}
 # The model, photos and faces
 
 
-def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
+def coded(work: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     """Makes segments get codes while `work` runs, even in small galleries."""
 
     @functools.wraps(work)
-    def with_codes(root: Path) -> None:
+    def with_codes(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> None:
         with (
             patch.object(quantization, "CHOICES", (DIMENSION,)),
             patch.object(quantization, "_ROW_COMPARISON", 0.0),
             patch.object(codes, "CODES_FROM", 2),
         ):
-            work(root)
+            work(*arguments, **options)
 
     return with_codes
 
@@ -290,10 +292,17 @@ def rename(root: Path) -> None:
 
 
 @coded
-def merge_people(root: Path) -> None:
-    with Gallery.open(root / "people.gallery") as gallery:
+def merge_people(root: Path, name: str = "people.gallery") -> None:
+    with Gallery.open(root / name) as gallery:
         if any(name == "Kim" for name, _ in gallery.info().largest):
             gallery.merge_identities("Kim", "Adi")
+
+
+@coded
+def undo_merge(root: Path) -> None:
+    with Gallery.open(root / "merged.gallery") as gallery:
+        if gallery.merges():
+            gallery.undo_merge()
 
 
 @coded
@@ -441,6 +450,7 @@ OPERATIONS = {
         Operation(compact),
         Operation(rename),
         Operation(merge_people),
+        Operation(undo_merge, "merged.gallery"),
         Operation(annotate),
         Operation(calibrate),
         Operation(sync, "synced.gallery"),
@@ -479,6 +489,8 @@ def lay(root: Path) -> None:
         gallery.forget(GONE)
         add(gallery, range(9, 11))
         gallery.calibrate(0.4)
+    shutil.copytree(people, root / "merged.gallery")
+    merge_people(root, "merged.gallery")
     with Gallery.create(root / "group.gallery", model) as gallery:
         add(gallery, range(2))
         add_group(gallery, [*group(30, 3), *group(31, 2)])

@@ -242,6 +242,67 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """A merge of two identities that can be undone, and what belonged to the merged one before.
+
+    Attributes:
+        id: the number of its entry in the audit log; never reused.
+        merged_at: ISO 8601, UTC.
+        identity_id: the id of the merged identity, which it has again after an undo.
+        into_id: the id of the identity that it was merged into.
+        name: the name of the merged identity.
+        faces: how many faces moved.
+        into: the name of the other identity; its last one, where that was merged too since.
+        former_names: the former names of the merged identity.
+        metadata: of the merged identity.
+        filled: the keys of `metadata` that the other identity lacked, and got.
+    """
+
+    id: int
+    merged_at: str
+    identity_id: int
+    into_id: int
+    name: str
+    faces: int
+    into: str
+    former_names: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=dict, hash=False)
+    filled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MergedLabel:
+    """An output of a model that got another label by a merge.
+
+    Attributes:
+        fingerprint: of the model.
+        output: the number of the output.
+        photos: (part of the split, path below the folder) of each photo that moved to another folder.
+    """
+
+    fingerprint: str
+    output: int
+    photos: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What of a merged identity still belongs to the identity that it was merged into.
+
+    Attributes:
+        owner: the id of that identity.
+        face_ids: of the faces that moved.
+        names: of its current and former names, those that are former names of the owner.
+        keys: the filled keys of the metadata whose values are unchanged.
+    """
+
+    owner: int
+    face_ids: tuple[int, ...]
+    names: frozenset[str]
+    keys: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class NewFace:
     """A face to store: identity, path, the SHA-256 of its photo's bytes in hex, and metadata.
 

@@ -19,8 +19,11 @@ from retrieval.database.records import (
     Calibration,
     CodesRow,
     Generation,
+    Merge,
+    MergedLabel,
     NewFace,
     Receipt,
+    Remains,
     Segment,
     utc_now,
 )
@@ -37,6 +40,10 @@ from retrieval.database.tables import (
     generation_table,
     host_table,
     identity_table,
+    merge_face_table,
+    merge_label_table,
+    merge_name_table,
+    merge_table,
     merger_table,
     photo_table,
     segment_table,
@@ -123,6 +130,7 @@ class Writer(Reader):
         photos, others = self._photos_of(ids)
         hosts = self._hosts_of(photos)
         for part in parts(ids):
+            self._change(delete(merge_face_table).where(merge_face_table.c.face_id.in_(part)))
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         for part in parts(photos):
             self._change(delete(file_table).where(file_table.c.photo_id.in_(part)))
@@ -145,12 +153,24 @@ class Writer(Reader):
         return [n for n, count in left.items() if count == 0], [n for n, count in left.items() if count]
 
     def remove_orphaned_identities(self) -> None:
-        """Deletes identities without faces, with their former names."""
+        """Deletes identities without faces, their former names, and merges that cannot be undone then."""
         alive = select(face_table.c.id)
         faces_of = alive.where(face_table.c.identity_id == alias_table.c.identity_id)
         self._change(delete(alias_table).where(~faces_of.exists()))
         faces_of = alive.where(face_table.c.identity_id == identity_table.c.id)
         self._change(delete(identity_table).where(~faces_of.exists()))
+        self._remove_orphaned_merges()
+
+    def _remove_orphaned_merges(self) -> None:
+        """Deletes merges without faces, and those into an identity that is gone and not merged itself."""
+        faces = select(merge_face_table.c.face_id).where(merge_face_table.c.merge_id == merge_table.c.id)
+        into = select(identity_table.c.id).where(identity_table.c.id == merge_table.c.into_id)
+        later = merge_table.alias()
+        merged = select(later.c.id).where(later.c.identity_id == merge_table.c.into_id)
+        orphaned = select(merge_table.c.id).where(~faces.exists() | (~into.exists() & ~merged.exists()))
+        # Deleting one may orphan an earlier one, of an identity that was merged into this one.
+        while ids := list(self._connection.execute(orphaned).scalars()):
+            self.remove_merges(ids)
 
     def remove_files(self, paths: Iterable[str]) -> None:
         """Deletes paths; their photos stay."""
@@ -208,6 +228,92 @@ class Writer(Reader):
         self._change(aliases.values(identity_id=into_id))
         self._insert(merger_table, [{"identity_id": identity_id, "into_id": into_id}])
         self._change(delete(identity_table).where(identity_table.c.id == identity_id))
+        if self.merge_of(identity_id) is None:  # an undo of earlier merges leads to the remaining identity
+            earlier = update(merge_table).where(merge_table.c.into_id == identity_id)
+            self._change(earlier.values(into_id=into_id))
+
+    def add_merge(self, merge: Merge, face_ids: Iterable[int], labels: Iterable[MergedLabel]) -> None:
+        """Records what it takes to undo a merge; `merge_identities` merges.
+
+        Args:
+            merge: the merge.
+            face_ids: of the faces that move.
+            labels: the outputs of models that get another label.
+        """
+        row = {name: getattr(merge, name) for name in ("id", "merged_at", "identity_id", "into_id", "name")}
+        filled = json.dumps([[key] for key in merge.filled])
+        row |= {"metadata": merge.metadata or None, "filled": filled, "faces": merge.faces}
+        self._insert(merge_table, [row])
+        self._insert(merge_face_table, [{"merge_id": merge.id, "face_id": face} for face in face_ids])
+        self._insert(merge_name_table, [{"merge_id": merge.id, "name": name} for name in merge.former_names])
+        self._insert(
+            merge_label_table,
+            [{"merge_id": merge.id, **asdict(one), "photos": json.dumps(one.photos)} for one in labels],
+        )
+
+    def remove_merges(self, ids: Iterable[int]) -> None:
+        """Deletes what it would take to undo some merges; the identities stay merged."""
+        for part in parts(ids):
+            for table in (merge_face_table, merge_name_table, merge_label_table):
+                self._change(delete(table).where(table.c.merge_id.in_(part)))
+            self._change(delete(merge_table).where(merge_table.c.id.in_(part)))
+
+    def split_identity(self, merge: Merge, remains: Remains) -> None:
+        """Undoes a merge: the merged identity is restored with its id, name, metadata and what remains."""
+        row = {"id": merge.identity_id, "name": merge.name, "metadata": merge.metadata or None}
+        self._insert(identity_table, [row])
+        for part in parts(remains.face_ids):
+            faces = update(face_table).where(face_table.c.id.in_(part))
+            self._change(faces.values(identity_id=merge.identity_id))
+        self.remove_alias(merge.name)
+        for name in sorted(remains.names - {merge.name}):
+            self.add_alias(name, merge.identity_id)
+        self.remove_metadata_keys(remains.owner, remains.keys)
+        self._change(delete(merger_table).where(merger_table.c.identity_id == merge.identity_id))
+        self.remove_merges([merge.id])
+
+    def remove_metadata_keys(self, identity_id: int, keys: Iterable[str]) -> None:
+        """Removes keys from the metadata of an identity."""
+        keys, today = set(keys), self.people_by_id([identity_id])[identity_id].metadata
+        if not keys.isdisjoint(today):
+            kept = {key: value for key, value in today.items() if key not in keys}
+            self.set_metadata(identity_table, {identity_id: kept})
+
+    def erase_merged(self, merge: Merge) -> None:
+        """Removes what a merge, and merges after it, brought to another identity, except the faces."""
+        remains = self.remains(merge)
+        if remains is not None:
+            for name in remains.names:
+                self.remove_alias(name)
+            self.remove_metadata_keys(remains.owner, remains.keys)
+        names, later = {merge.name, *merge.former_names}, self.merge_of(merge.into_id)
+        while later is not None:
+            self._erase_from(later, names, {key: merge.metadata.get(key) for key in merge.filled})
+            later = self.merge_of(later.into_id)
+        self.remove_merges([merge.id])
+
+    def _erase_from(self, merge: Merge, names: Iterable[str], said: Mapping[str, Any]) -> None:
+        """Removes former names and metadata from what would undo a merge."""
+        gone = delete(merge_name_table).where(merge_name_table.c.merge_id == merge.id)
+        for part in parts(names):
+            self._change(gone.where(merge_name_table.c.name.in_(part)))
+        kept = {key: one for key, one in merge.metadata.items() if key not in said or said[key] != one}
+        self.set_metadata(merge_table, {merge.id: kept})
+        filled = json.dumps([[key] for key in merge.filled if key in kept])
+        self._change(update(merge_table).where(merge_table.c.id == merge.id).values(filled=filled))
+
+    def erase_merged_name(self, name: str) -> None:
+        """Removes a name from all merges: those of an identity of that name cannot be undone any more."""
+        self._change(delete(merge_name_table).where(merge_name_table.c.name == name))
+        named = select(merge_table.c.id).where(merge_table.c.name == name)
+        self.remove_merges(list(self._connection.execute(named).scalars()))
+        self._remove_orphaned_merges()
+
+    def erase_merged_photos(self, identity_id: int) -> None:
+        """Removes the names of training photos from the merges into an identity."""
+        into = select(merge_table.c.id).where(merge_table.c.into_id == identity_id)
+        photos = update(merge_label_table).where(merge_label_table.c.merge_id.in_(into))
+        self._change(photos.values(photos="[]"))
 
     def replace_segments(self, old: Iterable[int], new: Sequence[Segment]) -> None:
         """Deletes the rows of `old` and inserts `new`; new ids begin at `gallery().next_segment_id`."""
