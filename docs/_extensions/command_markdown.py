@@ -41,6 +41,7 @@ GUIDES = {
     "token list": ("service.md#tokens", "Tokens"),
     "token revoke": ("service.md#tokens", "Tokens"),
     "train": ("training.md", "Train a model"),
+    "undo-merge": ("moving.md#undo-a-merge", "Undo a merge"),
     "verify": ("backups.md#verify", "Verify"),
 }
 

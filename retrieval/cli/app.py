@@ -67,6 +67,7 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
         "assign-identity": people.assign_identity,
         "rename-identity": people.rename_identity,
         "merge-identities": people.merge_identities,
+        "undo-merge": people.undo_merge,
         "relocate": maintenance.relocate,
         "backup": transfer.backup,
         "restore": transfer.restore,

@@ -25,7 +25,7 @@ class UndoneMerge:
 
     Attributes:
         merge: the merge.
-        into: the name of the identity that keeps the rest.
+        into, into_id: the name and the id of the identity that keeps the rest.
         face_ids: the faces that the restored identity has again.
         elsewhere: faces that were given to other identities since, and stay there.
         forgotten: the number of moved faces that do not exist any more.
@@ -37,6 +37,7 @@ class UndoneMerge:
 
     merge: Merge
     into: str
+    into_id: int
     face_ids: tuple[int, ...]
     elsewhere: tuple[int, ...] = ()
     forgotten: int = 0
@@ -110,6 +111,7 @@ def undo(vault: Vault, merge_id: int | None) -> UndoneMerge:
     return UndoneMerge(
         merged,
         into,
+        remains.owner,
         remains.face_ids,
         elsewhere=tuple(sorted(moved.keys() - set(remains.face_ids))),
         forgotten=merged.faces - len(moved),

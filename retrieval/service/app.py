@@ -10,7 +10,7 @@ from starlette.responses import Response
 from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
 from retrieval.service.refusals import Refusal, of_error, of_status, of_validation
-from retrieval.service.routes import bulk, faces, jobs, operations, people, search
+from retrieval.service.routes import bulk, faces, jobs, merges, operations, people, search
 from retrieval.service.schemas import EnrollBody, SearchBody
 from retrieval.service.service import Service
 
@@ -32,6 +32,8 @@ _ROUTERS: Final = (
     people.router,
     people.writing,
     people.forgetting,
+    merges.router,
+    merges.writing,
     faces.router,
     faces.writing,
     faces.forgetting,

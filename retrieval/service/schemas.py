@@ -368,6 +368,50 @@ class PersonDetails(PersonShown):
     former_names: list[str]
 
 
+class Merged(PersonDetails):
+    """The person who stays of two; `merge` undoes it (`POST /v1/merges/{id}/undo`)."""
+
+    merge: int
+
+
+class MergeShown(Model):
+    """A merge that can be undone: `person`, called `identity`, is a part of the person `into` since."""
+
+    id: int
+    merged_at: str
+    person: int
+    identity: str
+    into: int
+    into_identity: str
+    faces: int
+
+
+class MergesPage(Model):
+    """A page of merges, the newest first; `next` is the cursor of the next page, null on the last one."""
+
+    merges: list[MergeShown]
+    next: str | None
+
+
+class Unmerged(Model):
+    """The person who is one again after the undo of a merge, and what was not restored.
+
+    `elsewhere` are faces that were given to others since and stay there, `forgotten` counts those that are
+    gone, `lost_names` belong to the other person no more, `kept_keys` are metadata that the other person
+    keeps because they were changed since. `says` has all of it in sentences.
+    """
+
+    merge: int
+    person: PersonDetails
+    into: PersonDetails
+    face_ids: list[int]
+    elsewhere: list[int]
+    forgotten: int
+    lost_names: list[str]
+    kept_keys: list[str]
+    says: list[str]
+
+
 class PeoplePage(Model):
     """A page of people; `next` is the cursor of the next page, null on the last one."""
 
