@@ -38,6 +38,7 @@ from retrieval.images.detection import DetectedFace
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.index import quantization
 from retrieval.models.bundle import FORGOTTEN, ModelBundle
+from retrieval.quality import doubts
 from retrieval.sources.photos import Photo
 from retrieval.storage import codes
 from retrieval.storage.vault import Vault
@@ -306,6 +307,12 @@ def undo_merge(root: Path) -> None:
 
 
 @coded
+def dismiss_doubt(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        doubts.dismiss(gallery, ["hub.f1.p1"])
+
+
+@coded
 def annotate(root: Path) -> None:
     """Adds, replaces and removes metadata of faces and of people."""
     with Gallery.open(root / "people.gallery") as gallery:
@@ -451,6 +458,7 @@ OPERATIONS = {
         Operation(rename),
         Operation(merge_people),
         Operation(undo_merge, "merged.gallery"),
+        Operation(dismiss_doubt),
         Operation(annotate),
         Operation(calibrate),
         Operation(sync, "synced.gallery"),

@@ -79,6 +79,7 @@ def _create_doubts() -> None:
         sa.Column("part", sa.Integer(), nullable=False),
         sa.Column("place", sa.Integer(), nullable=False),
         sa.Column("face_id", sa.Integer(), nullable=False),
+        sa.Column("doubted", sa.Integer(), nullable=False),
         sa.Column("identity_id", sa.Integer(), nullable=True),
         sa.ForeignKeyConstraint(["doubt_id"], ["doubt.id"], name="fk_doubt_face_doubt_id_doubt"),
         sa.ForeignKeyConstraint(["face_id"], ["face.id"], name="fk_doubt_face_face_id_face"),

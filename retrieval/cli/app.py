@@ -74,6 +74,7 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
         "export": transfer.export,
         "import": transfer.import_,
         "audit": audit.audit,
+        "dismiss-doubt": audit.dismiss_doubt,
         "audit-log": audit.audit_log,
         "reembed": maintenance.reembed,
         "token create": serve.token_create,

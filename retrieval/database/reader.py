@@ -1,7 +1,7 @@
 """Reader: typed queries on one snapshot of a gallery's tables."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -19,6 +19,8 @@ from retrieval.database.records import (
     BasisRow,
     Calibration,
     CodesRow,
+    DoubtKey,
+    DoubtState,
     Face,
     FaceRegion,
     GalleryRow,
@@ -30,6 +32,7 @@ from retrieval.database.records import (
     Receipt,
     Remains,
     Segment,
+    StoredDoubt,
     StoredPhoto,
     checked,
 )
@@ -39,6 +42,9 @@ from retrieval.database.tables import (
     basis_table,
     calibration_table,
     codes_table,
+    doubt_face_table,
+    doubt_identity_table,
+    doubt_table,
     erasure_table,
     face_table,
     file_table,
@@ -648,6 +654,50 @@ class Reader:
             fields = {**row, "metadata": row["metadata"] or {}, "filled": filled}
             yield checked(Merge(**fields, into=into, former_names=tuple(former.scalars())))
 
+    def doubt_states(self) -> dict[str, DoubtState]:
+        """Returns the state of each stored doubt, by its id."""
+        rows = self._connection.execute(select(doubt_table.c.id, doubt_table.c.state))
+        return {number: DoubtState(state) for number, state in rows}
+
+    def doubt_order(self) -> list[tuple[str, int | None, str]]:
+        """Returns state, place in the last audit and id of each stored doubt."""
+        columns = (doubt_table.c.state, doubt_table.c.place, doubt_table.c.id)
+        return [(state, place, number) for state, place, number in self._connection.execute(select(*columns))]
+
+    def fallen_doubts(self) -> set[str]:
+        """Returns the ids of the doubts that stand no more, as of `StoredDoubt.stands`."""
+        living = select(identity_table.c.id).where(identity_table.c.id == doubt_identity_table.c.identity_id)
+        gone = select(doubt_identity_table.c.doubt_id).where(~living.exists())
+        moved = select(doubt_face_table.c.doubt_id).join(face_table)
+        moved = moved.where(doubt_face_table.c.doubted == 1)
+        moved = moved.where(face_table.c.identity_id.is_distinct_from(doubt_face_table.c.identity_id))
+        return {number for query in (gone, moved) for number in self._connection.execute(query).scalars()}
+
+    def doubts(self, ids: Iterable[str]) -> dict[str, StoredDoubt]:
+        """Returns stored doubts by id; unknown ids are absent.
+
+        Raises:
+            GalleryDamaged: one cannot be read.
+        """
+        found, fallen = {}, self.fallen_doubts()
+        for part in parts(ids):
+            faces: dict[str, dict[int, list[int]]] = {}
+            columns = (doubt_face_table.c.doubt_id, doubt_face_table.c.part, doubt_face_table.c.face_id)
+            shown = select(*columns).where(doubt_face_table.c.doubt_id.in_(part))
+            for number, group, face in self._connection.execute(shown.order_by("part", "place")):
+                faces.setdefault(number, {}).setdefault(group, []).append(face)
+            rows = self._connection.execute(select(doubt_table).where(doubt_table.c.id.in_(part)))
+            for row in rows.mappings():
+                groups = tuple(tuple(group) for group in faces.get(row["id"], {}).values())
+                found[row["id"]] = _stored_doubt(row, groups, stands=row["id"] not in fallen)
+        return found
+
+    def last_logged(self, action: str) -> str | None:
+        """Returns when an action ended last, by the audit log; None if it never happened."""
+        query = select(func.max(audit_table.c.ended_at)).where(audit_table.c.action == action)
+        ended: str | None = self._connection.execute(query).scalar_one()
+        return ended
+
     def receipts(self) -> list[Receipt]:
         """Returns the receipts of all erasures, oldest first."""
         gallery = self.gallery().uuid
@@ -719,6 +769,17 @@ def _face(row: Sequence[Any], paths: tuple[str, ...]) -> Face:
     except (ValueError, TypeError) as error:
         raise GalleryDamaged(f"The gallery's database has no place of face {number}; {RESTORE}.") from error
     return Face(number, identity, paths, sha256, enrolled_at, metadata or {}, region=region)
+
+
+def _stored_doubt(
+    row: Mapping[Any, Any], groups: tuple[tuple[int, ...], ...], *, stands: bool
+) -> StoredDoubt:
+    names = ("place", "score", "measured", "decided_at", "merge_id")
+    try:
+        key, state = DoubtKey.of(row["id"]), DoubtState(row["state"])
+    except ValueError as error:
+        raise GalleryDamaged(f"The gallery's database has a doubt that cannot be read; {RESTORE}.") from error
+    return StoredDoubt(key, state, groups, **{name: row[name] for name in names}, stands=stands)
 
 
 def _texts(stored: str, length: int) -> list[list[str]]:

@@ -288,7 +288,7 @@ doubt_table = Table(
     Column("merge_id", Integer, nullable=True),
 )
 
-# The faces that show a doubt, side by side in parts, and the identity that each had.
+# The faces that show a doubt, side by side in parts: whether a face is doubted (1), and whose it was then.
 doubt_face_table = Table(
     "doubt_face",
     metadata,
@@ -296,6 +296,7 @@ doubt_face_table = Table(
     Column("part", Integer, primary_key=True),
     Column("place", Integer, primary_key=True),
     Column("face_id", Integer, ForeignKey("face.id"), nullable=False, index=True),
+    Column("doubted", Integer, nullable=False),
     Column("identity_id", Integer, nullable=True),
 )
 

@@ -18,6 +18,8 @@ from retrieval.database.records import (
     BasisRow,
     Calibration,
     CodesRow,
+    DoubtKey,
+    DoubtState,
     Generation,
     Merge,
     MergedLabel,
@@ -25,6 +27,7 @@ from retrieval.database.records import (
     Receipt,
     Remains,
     Segment,
+    StoredDoubt,
     utc_now,
 )
 from retrieval.database.tables import (
@@ -33,6 +36,9 @@ from retrieval.database.tables import (
     basis_table,
     calibration_table,
     codes_table,
+    doubt_face_table,
+    doubt_identity_table,
+    doubt_table,
     erasure_table,
     face_table,
     file_table,
@@ -131,6 +137,7 @@ class Writer(Reader):
         hosts = self._hosts_of(photos)
         for part in parts(ids):
             self._change(delete(merge_face_table).where(merge_face_table.c.face_id.in_(part)))
+            self._remove_faces_of_doubts(part)
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         for part in parts(photos):
             self._change(delete(file_table).where(file_table.c.photo_id.in_(part)))
@@ -171,6 +178,74 @@ class Writer(Reader):
         # Deleting one may orphan an earlier one, of an identity that was merged into this one.
         while ids := list(self._connection.execute(orphaned).scalars()):
             self.remove_merges(ids)
+        self._remove_orphaned_doubts()
+
+    def _remove_faces_of_doubts(self, face_ids: Sequence[int]) -> None:
+        """Deletes doubts about faces, open doubts that show one, and the faces from the other doubts."""
+        showing = select(doubt_face_table.c.doubt_id, doubt_table.c.state).join(doubt_table).distinct()
+        rows = self._connection.execute(showing.where(doubt_face_table.c.face_id.in_(face_ids))).all()
+        gone = set(face_ids)
+        self.remove_doubts(
+            number
+            for number, state in rows
+            if state == DoubtState.OPEN or not gone.isdisjoint(DoubtKey.of(number).face_ids)
+        )
+        self._change(delete(doubt_face_table).where(doubt_face_table.c.face_id.in_(face_ids)))
+
+    def _remove_orphaned_doubts(self) -> None:
+        """Deletes doubts about an identity that is gone, unless an undo of its merge brings it back."""
+        identity = doubt_identity_table.c.identity_id
+        living = select(identity_table.c.id).where(identity_table.c.id == identity)
+        merged = select(merge_table.c.id).where(merge_table.c.identity_id == identity)
+        orphaned = select(doubt_identity_table.c.doubt_id).where(~living.exists() & ~merged.exists())
+        self.remove_doubts(list(self._connection.execute(orphaned).scalars()))
+
+    def remove_doubts(self, ids: Iterable[str]) -> None:
+        """Deletes doubts, whatever was decided."""
+        for part in parts(ids):
+            for table in (doubt_face_table, doubt_identity_table):
+                self._change(delete(table).where(table.c.doubt_id.in_(part)))
+            self._change(delete(doubt_table).where(doubt_table.c.id.in_(part)))
+
+    def add_doubt(self, doubt: StoredDoubt) -> None:
+        """Inserts a doubt, or replaces the one with its id; its faces keep the identities of now."""
+        number = str(doubt.key)
+        self.remove_doubts([number])
+        names = ("state", "place", "score", "measured", "decided_at", "merge_id")
+        self._insert(doubt_table, [{"id": number, **{name: getattr(doubt, name) for name in names}}])
+        owners = self.identities_of_faces(doubt.key.face_ids)
+        self._insert(
+            doubt_face_table,
+            [
+                {
+                    "doubt_id": number,
+                    "part": part,
+                    "place": place,
+                    "face_id": face,
+                    "doubted": int(face in doubt.key.face_ids),
+                    "identity_id": owners.get(face),
+                }
+                for part, group in enumerate(doubt.groups)
+                for place, face in enumerate(group)
+            ],
+        )
+        people = enumerate(doubt.key.identity_ids)
+        self._insert(
+            doubt_identity_table,
+            [{"doubt_id": number, "place": place, "identity_id": one} for place, one in people],
+        )
+
+    def set_doubt(self, number: str, state: DoubtState, *, merge_id: int | None = None) -> None:
+        """Records what was decided about a doubt."""
+        decided = None if state is DoubtState.OPEN else utc_now()
+        changed = update(doubt_table).where(doubt_table.c.id == number)
+        self._change(changed.values(state=state.value, decided_at=decided, merge_id=merge_id))
+
+    def forget_last_audit(self) -> None:
+        """Deletes the open doubts, and the places of the others in the last audit."""
+        still_open = select(doubt_table.c.id).where(doubt_table.c.state == DoubtState.OPEN.value)
+        self.remove_doubts(list(self._connection.execute(still_open).scalars()))
+        self._change(update(doubt_table).values(place=None))
 
     def remove_files(self, paths: Iterable[str]) -> None:
         """Deletes paths; their photos stay."""
@@ -231,6 +306,7 @@ class Writer(Reader):
         if self.merge_of(identity_id) is None:  # an undo of earlier merges leads to the remaining identity
             earlier = update(merge_table).where(merge_table.c.into_id == identity_id)
             self._change(earlier.values(into_id=into_id))
+            self._remove_orphaned_doubts()
 
     def add_merge(self, merge: Merge, face_ids: Iterable[int], labels: Iterable[MergedLabel]) -> None:
         """Records what it takes to undo a merge; `merge_identities` merges.
@@ -271,6 +347,8 @@ class Writer(Reader):
         self.remove_metadata_keys(remains.owner, remains.keys)
         self._change(delete(merger_table).where(merger_table.c.identity_id == merge.identity_id))
         self.remove_merges([merge.id])
+        confirmed = update(doubt_table).where(doubt_table.c.merge_id == merge.id)
+        self._change(confirmed.values(state=DoubtState.OPEN.value, decided_at=None, merge_id=None))
 
     def remove_metadata_keys(self, identity_id: int, keys: Iterable[str]) -> None:
         """Removes keys from the metadata of an identity."""
@@ -291,6 +369,7 @@ class Writer(Reader):
             self._erase_from(later, names, {key: merge.metadata.get(key) for key in merge.filled})
             later = self.merge_of(later.into_id)
         self.remove_merges([merge.id])
+        self._remove_orphaned_merges()
 
     def _erase_from(self, merge: Merge, names: Iterable[str], said: Mapping[str, Any]) -> None:
         """Removes former names and metadata from what would undo a merge."""

@@ -61,20 +61,25 @@ def assign(vault: Vault, face_ids: Iterable[int], name: str | None) -> int:
     """Gives faces an identity and returns how many changed theirs; see `Gallery.assign_identity`."""
     if name is not None:
         check_identity(name)
-    wanted = list(dict.fromkeys(face_ids))
     with vault.writing() as writer:
-        if name is not None:
-            name = writer.current_names([name]).get(name, name)
-        found = writer.faces([number for number in wanted if 0 < number < 2**63])
-        unknown = [number for number in wanted if number not in found]
-        if unknown:
-            raise NotFound(f"There is no face {unknown[0]} in {vault.folder}.")
-        changed = [number for number, face in found.items() if face.identity != name]
-        for number in changed:
-            writer.name_face(number, name)
-        if changed:
-            writer.remove_orphaned_identities()
-            vault.log(writer, "assign-identity", faces=len(changed))
+        return assign_in(vault, writer, face_ids, name)
+
+
+def assign_in(vault: Vault, writer: Writer, face_ids: Iterable[int], name: str | None) -> int:
+    """Gives faces an identity in a transaction; see `Gallery.assign_identity`."""
+    wanted = list(dict.fromkeys(face_ids))
+    if name is not None:
+        name = writer.current_names([name]).get(name, name)
+    found = writer.faces([number for number in wanted if 0 < number < 2**63])
+    unknown = [number for number in wanted if number not in found]
+    if unknown:
+        raise NotFound(f"There is no face {unknown[0]} in {vault.folder}.")
+    changed = [number for number, face in found.items() if face.identity != name]
+    for number in changed:
+        writer.name_face(number, name)
+    if changed:
+        writer.remove_orphaned_identities()
+        vault.log(writer, "assign-identity", faces=len(changed))
     return len(changed)
 
 

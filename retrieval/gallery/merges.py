@@ -11,6 +11,7 @@ from retrieval.database.metadata import encoded, filled
 from retrieval.database.reader import Reader
 from retrieval.database.records import Merge, MergedLabel, Remains, utc_now
 from retrieval.database.tables import identity_table
+from retrieval.database.writer import Writer
 from retrieval.errors import InputError, NotFound
 from retrieval.gallery.identities import defer_relabel, require_identity
 from retrieval.models.bundle import Relabel
@@ -65,49 +66,59 @@ class UndoneMerge:
 def merge(vault: Vault, name: str | int, into: str | int) -> Merge:
     """Merges two identities; see `Gallery.merge_identities`."""
     with vault.writing() as writer:
-        number, target = require_identity(vault, writer, name), require_identity(vault, writer, into)
-        people = writer.people_by_id([number, target])
-        one, other = people[number], people[target]
-        if number == target:
-            raise InputError(f"{name} and {into} are one identity already.")
-        metadata = filled(other.metadata, one.metadata)
-        encoded(metadata, f"{one.name} and {other.name} together")
-        names = writer.names_of([number])
-        entry = vault.log(writer, _ACTION, faces=one.faces, identity=number, into=target)
-        merged = Merge(
-            id=entry,
-            merged_at=utc_now(),
-            identity_id=number,
-            into_id=target,
-            name=one.name,
-            faces=one.faces,
-            into=other.name,
-            former_names=tuple(sorted(names - {one.name})),
-            metadata=one.metadata,
-            filled=tuple(sorted(one.metadata.keys() - other.metadata.keys())),
-        )
-        writer.add_merge(merged, writer.face_ids_of(one.name), _changed_labels(vault, writer, names))
-        if metadata != other.metadata:
-            writer.set_metadata(identity_table, {target: metadata})
-        writer.merge_identities(number, target)
-        writer.add_alias(one.name, target)
-        defer_relabel(vault, writer, names, Relabel(other.name, keep_photos=True), erase=False)
+        return merge_in(vault, writer, name, into)
+
+
+def merge_in(vault: Vault, writer: Writer, name: str | int, into: str | int) -> Merge:
+    """Merges two identities in a transaction; see `Gallery.merge_identities`."""
+    number, target = require_identity(vault, writer, name), require_identity(vault, writer, into)
+    people = writer.people_by_id([number, target])
+    one, other = people[number], people[target]
+    if number == target:
+        raise InputError(f"{name} and {into} are one identity already.")
+    metadata = filled(other.metadata, one.metadata)
+    encoded(metadata, f"{one.name} and {other.name} together")
+    names = writer.names_of([number])
+    entry = vault.log(writer, _ACTION, faces=one.faces, identity=number, into=target)
+    merged = Merge(
+        id=entry,
+        merged_at=utc_now(),
+        identity_id=number,
+        into_id=target,
+        name=one.name,
+        faces=one.faces,
+        into=other.name,
+        former_names=tuple(sorted(names - {one.name})),
+        metadata=one.metadata,
+        filled=tuple(sorted(one.metadata.keys() - other.metadata.keys())),
+    )
+    writer.add_merge(merged, writer.face_ids_of(one.name), _changed_labels(vault, writer, names))
+    if metadata != other.metadata:
+        writer.set_metadata(identity_table, {target: metadata})
+    writer.merge_identities(number, target)
+    writer.add_alias(one.name, target)
+    defer_relabel(vault, writer, names, Relabel(other.name, keep_photos=True), erase=False)
     return merged
 
 
 def undo(vault: Vault, merge_id: int | None) -> UndoneMerge:
     """Undoes a merge, by default the newest; see `Gallery.undo_merge`."""
     with vault.writing() as writer:
-        merged = _require_merge(vault, writer, merge_id)
-        remains = _require_remains(writer, merged)
-        into = writer.names_of_identities([remains.owner])[remains.owner]
-        moved = writer.merged_faces(merged.id)
-        labels = _restored_labels(vault, writer, merged, remains)
-        writer.split_identity(merged, remains)
-        if labels:
-            vault.defer(writer, erase=False, labels=labels)
-        faces, detail = len(remains.face_ids), {"identity": merged.identity_id, "into": remains.owner}
-        vault.log(writer, _UNDO, faces=faces, merge=merged.id, **detail)
+        return undo_in(vault, writer, merge_id)
+
+
+def undo_in(vault: Vault, writer: Writer, merge_id: int | None) -> UndoneMerge:
+    """Undoes a merge in a transaction; see `Gallery.undo_merge`."""
+    merged = _require_merge(vault, writer, merge_id)
+    remains = _require_remains(writer, merged)
+    into = writer.names_of_identities([remains.owner])[remains.owner]
+    moved = writer.merged_faces(merged.id)
+    labels = _restored_labels(vault, writer, merged, remains)
+    writer.split_identity(merged, remains)
+    if labels:
+        vault.defer(writer, erase=False, labels=labels)
+    faces, detail = len(remains.face_ids), {"identity": merged.identity_id, "into": remains.owner}
+    vault.log(writer, _UNDO, faces=faces, merge=merged.id, **detail)
     return UndoneMerge(
         merged,
         into,

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
 from retrieval.service.refusals import Refusal, of_error, of_status, of_validation
-from retrieval.service.routes import bulk, faces, jobs, merges, operations, people, search
+from retrieval.service.routes import bulk, doubts, faces, jobs, merges, operations, people, search
 from retrieval.service.schemas import EnrollBody, SearchBody
 from retrieval.service.service import Service
 
@@ -37,6 +37,8 @@ _ROUTERS: Final = (
     faces.router,
     faces.writing,
     faces.forgetting,
+    doubts.router,
+    doubts.writing,
     jobs.reading,
     jobs.watching,
     jobs.writing,

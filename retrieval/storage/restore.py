@@ -16,6 +16,9 @@ from retrieval.database.tables import (
     alias_table,
     audit_table,
     calibration_table,
+    doubt_face_table,
+    doubt_identity_table,
+    doubt_table,
     face_table,
     file_table,
     host_table,
@@ -244,6 +247,7 @@ def _restore_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
     # Foreign keys: referring tables are cleared first, and filled last.
     tables = [identity_table, photo_table, face_table, file_table, alias_table, merger_table, host_table]
     tables += [merge_table, merge_face_table, merge_name_table, merge_label_table]
+    tables += [doubt_table, doubt_face_table, doubt_identity_table]
     for table in reversed(tables):
         writer.clear(table)
     for table in [*tables, *([audit_table] if fresh else [])]:

@@ -315,6 +315,12 @@ def test_scopes_allow_what_they_say_and_the_audit_log_names_the_token(
         (Scope.WRITE, "PUT", "/v1/people/1/metadata", {"json": {"a": 1}}),
         (Scope.WRITE, "POST", "/v1/people/1/rename", {"json": {"identity": "Adi"}}),
         (Scope.WRITE, "POST", "/v1/people/2/merge", {"json": {"into": 1}}),
+        (Scope.READ, "GET", "/v1/merges", {}),
+        (Scope.WRITE, "POST", "/v1/merges/6/undo", {}),
+        (Scope.WRITE, "POST", "/v1/people/2/merge", {"json": {"into": 1}}),
+        (Scope.READ, "GET", "/v1/doubts", {}),
+        (Scope.WRITE, "POST", "/v1/doubts/hub.f1.p1/dismiss", {}),
+        (Scope.WRITE, "POST", "/v1/doubts/hub.f1.p1/reopen", {}),
         (Scope.ADMIN, "DELETE", "/v1/faces/2", {}),
         (Scope.ADMIN, "DELETE", "/v1/people/3", {}),
     ]
@@ -336,6 +342,10 @@ def test_scopes_allow_what_they_say_and_the_audit_log_names_the_token(
         (write, "annotate"),
         (write, "rename-identity"),
         (write, "merge-identities"),
+        (write, "undo-merge"),
+        (write, "merge-identities"),
+        (write, "dismiss-doubt"),
+        (write, "reopen-doubt"),
         (admin, "forget"),
         (admin, "forget"),
     ]
