@@ -654,15 +654,26 @@ class Reader:
             fields = {**row, "metadata": row["metadata"] or {}, "filled": filled}
             yield checked(Merge(**fields, into=into, former_names=tuple(former.scalars())))
 
+    def read_decisions(self) -> None:
+        """Reads all merges and doubts.
+
+        Raises:
+            GalleryDamaged: one cannot be read.
+        """
+        for merge in self.merges():
+            self.merged_labels(merge.id)
+        self.doubts(self.doubt_states())
+
     def doubt_states(self) -> dict[str, DoubtState]:
         """Returns the state of each stored doubt, by its id."""
         rows = self._connection.execute(select(doubt_table.c.id, doubt_table.c.state))
-        return {number: DoubtState(state) for number, state in rows}
+        return {number: _doubt_state(state) for number, state in rows}
 
-    def doubt_order(self) -> list[tuple[str, int | None, str]]:
+    def doubt_order(self) -> list[tuple[DoubtState, int | None, str]]:
         """Returns state, place in the last audit and id of each stored doubt."""
         columns = (doubt_table.c.state, doubt_table.c.place, doubt_table.c.id)
-        return [(state, place, number) for state, place, number in self._connection.execute(select(*columns))]
+        rows = self._connection.execute(select(*columns))
+        return [(_doubt_state(state), place, number) for state, place, number in rows]
 
     def fallen_doubts(self) -> set[str]:
         """Returns the ids of the doubts that stand no more, as of `StoredDoubt.stands`."""
@@ -775,11 +786,28 @@ def _stored_doubt(
     row: Mapping[Any, Any], groups: tuple[tuple[int, ...], ...], *, stands: bool
 ) -> StoredDoubt:
     names = ("place", "score", "measured", "decided_at", "merge_id")
+    fields = {name: row[name] for name in names}
+    state = _doubt_state(row["state"])
+    return StoredDoubt(doubt_key(row["id"]), state, groups, **fields, stands=stands)
+
+
+def doubt_key(stored: str) -> DoubtKey:
+    """Returns what a stored doubt is about.
+
+    Raises:
+        GalleryDamaged: the text is no id of a doubt.
+    """
     try:
-        key, state = DoubtKey.of(row["id"]), DoubtState(row["state"])
+        return DoubtKey.of(stored)
     except ValueError as error:
         raise GalleryDamaged(f"The gallery's database has a doubt that cannot be read; {RESTORE}.") from error
-    return StoredDoubt(key, state, groups, **{name: row[name] for name in names}, stands=stands)
+
+
+def _doubt_state(stored: str) -> DoubtState:
+    try:
+        return DoubtState(stored)
+    except ValueError as error:
+        raise GalleryDamaged(f"The gallery's database has a doubt that cannot be read; {RESTORE}.") from error
 
 
 def _texts(stored: str, length: int) -> list[list[str]]:

@@ -12,13 +12,12 @@ from sqlalchemy import JSON, Connection, Executable, Table, bindparam, delete, f
 
 from retrieval.database.filter_sql import LIST_LENGTH, parts
 from retrieval.database.metadata import to_json
-from retrieval.database.reader import IS_SUSPECT, Reader
+from retrieval.database.reader import IS_SUSPECT, Reader, doubt_key
 from retrieval.database.records import (
     AuditEntry,
     BasisRow,
     Calibration,
     CodesRow,
-    DoubtKey,
     DoubtState,
     Generation,
     Merge,
@@ -188,7 +187,7 @@ class Writer(Reader):
         self.remove_doubts(
             number
             for number, state in rows
-            if state == DoubtState.OPEN or not gone.isdisjoint(DoubtKey.of(number).face_ids)
+            if state == DoubtState.OPEN or not gone.isdisjoint(doubt_key(number).face_ids)
         )
         self._change(delete(doubt_face_table).where(doubt_face_table.c.face_id.in_(face_ids)))
 

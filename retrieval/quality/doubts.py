@@ -77,9 +77,9 @@ def doubts(
     with gallery.vault.store.read() as reader:
         fallen = reader.fallen_doubts()
         keys = sorted(
-            _position(DoubtState(one), place, number)
+            _position(one, place, number)
             for one, place, number in reader.doubt_order()
-            if state in (None, one) and not (one == DoubtState.OPEN and number in fallen)
+            if state in (None, one) and not (one is DoubtState.OPEN and number in fallen)
         )
         start = bisect_right(keys, after)
         chosen = [key.split(" ")[2] for key in keys[start : start + limit]]

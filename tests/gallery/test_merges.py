@@ -277,6 +277,10 @@ def test_an_export_has_no_merges(people: Gallery, tmp_path: Path) -> None:
         ("UPDATE merge SET identity_id = 1", "has no faces, or not the identities of a merge"),
         ("DELETE FROM merge_face", "has no faces, or not the identities of a merge"),
         ("UPDATE merge SET into_id = 'x'", "a value in the table merge has another type"),
+        ("UPDATE merge SET filled = '[1]'", "a merge that cannot be read"),
+        ("UPDATE merge_label SET photos = '['", "a merge that cannot be read"),
+        ("INSERT INTO doubt (id, state) VALUES ('hub.f1', 'undecided')", "a doubt that cannot be read"),
+        ("INSERT INTO doubt (id, state) VALUES ('Ana', 'open')", "a doubt that cannot be read"),
         ("UPDATE merge_face SET merge_id = 99", "a row of merge_face refers to nothing"),
     ],
 )
