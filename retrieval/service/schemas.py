@@ -409,7 +409,10 @@ class Merged(PersonDetails):
 
 
 class MergeShown(Model):
-    """A merge that can be undone: `person`, called `identity`, is a part of the person `into` since."""
+    """A merge that can be undone: `person`, called `identity`, is a part of the person `into` since.
+
+    `former_names` and `metadata` were those of `person`; `filled` are the keys that `into` lacked, and got.
+    """
 
     id: int
     merged_at: str
@@ -418,6 +421,9 @@ class MergeShown(Model):
     into: int
     into_identity: str
     faces: int
+    former_names: list[str]
+    metadata: dict[str, Any]
+    filled: list[str]
 
 
 class MergesPage(Model):
@@ -431,16 +437,17 @@ class Unmerged(Model):
     """The person who is one again after the undo of a merge, and what was not restored.
 
     `elsewhere` are faces that were given to others since and stay there, `forgotten` counts those that are
-    gone, `lost_names` belong to the other person no more, `kept_keys` are metadata that the other person
-    keeps because they were changed since. `says` has all of it in sentences.
+    gone, `former_names` are restored, `lost_names` belong to the other person no more, `kept_keys` are
+    metadata that the other person keeps because they were changed since. `says` has all of it in sentences.
     """
 
-    merge: int
+    merge: MergeShown
     person: PersonDetails
     into: PersonDetails
     face_ids: list[int]
     elsewhere: list[int]
     forgotten: int
+    former_names: list[str]
     lost_names: list[str]
     kept_keys: list[str]
     says: list[str]

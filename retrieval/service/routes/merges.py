@@ -37,12 +37,13 @@ async def undo_merge(request: Request, merge: MergeId) -> dict[str, Any]:
     def undo(gallery: Gallery) -> dict[str, Any]:
         done = gallery.undo_merge(merge)
         return {
-            "merge": merge,
+            "merge": _shown(done.merge),
             "person": details(gallery, done.merge.identity_id),
             "into": details(gallery, done.into_id),
             "face_ids": done.face_ids,
             "elsewhere": done.elsewhere,
             "forgotten": done.forgotten,
+            "former_names": done.former_names,
             "lost_names": done.lost_names,
             "kept_keys": done.kept_keys,
             "says": done.sentences(),
@@ -67,4 +68,7 @@ def _shown(merge: Merge) -> dict[str, Any]:
         "into": merge.into_id,
         "into_identity": merge.into,
         "faces": merge.faces,
+        "former_names": merge.former_names,
+        "metadata": merge.metadata,
+        "filled": merge.filled,
     }
