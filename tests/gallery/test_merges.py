@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from retrieval.database.tables import merge_face_table, merge_label_table, merge_name_table, merge_table
 from retrieval.errors import InputError, NotFound
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.identities import rename_together
 from retrieval.gallery.integrity import verify
+from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.transfer.export_reader import read_export
 from tests.gallery.test_identities import contents, enroll, everybody, files_with, labels_on_disk, new, sha256
@@ -245,7 +247,7 @@ def test_a_backup_with_a_merge_does_not_bring_the_forgotten_back(
 # What a merge survives
 
 
-def test_a_merge_is_undone_after_a_backup_a_compaction_and_another_model(
+def test_a_merge_is_undone_after_a_compaction_and_in_a_restored_backup(
     people: Gallery, tmp_path: Path
 ) -> None:
     before = rows(people)
@@ -260,6 +262,34 @@ def test_a_merge_is_undone_after_a_backup_a_compaction_and_another_model(
         with Gallery.open(folder) as gallery:
             gallery.undo_merge()
             assert rows(gallery) == before
+
+
+def test_a_merge_is_undone_after_a_switch_to_another_model(
+    labelled: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    """The labels that the merge changed are restored; those of the later model were never changed."""
+    later = another(labelled, tmp_path / "later")
+    with Gallery.create(tmp_path / "switched.gallery", labelled) as gallery:
+        photos = sorted(faces.glob("*/*_0001.jpg"))
+        gallery.enroll(zip(photos, ["Ana", "Kim", "Ana"], strict=False))
+        gallery.merge_identities("Ana", "Kim")
+        assert gallery.reembed(later).switched
+        assert gallery.undo_merge().face_ids == (1, 3)
+        with gallery.vault.store.read() as reader:
+            bundles = [gallery.vault.bundle(reader, one) for one in reader.generations().values()]
+        assert [bundle.labels[:2] for bundle in bundles] == [("Ana", "Kim")] * 2
+        assert [bundle.split for bundle in bundles] == [labelled.split] * 2
+        assert gallery.verify().whole
+
+
+def another(bundle: ModelBundle, folder: Path) -> ModelBundle:
+    """A model that differs by its preprocessing."""
+    fields = {field.name: getattr(bundle, field.name) for field in dataclasses.fields(bundle)}
+    for name in ("folder", "fingerprint", "files"):
+        del fields[name]
+    fields["preprocessing"] = Preprocessing(size=32, crop=0.5)
+    tensors, graph = load_file(bundle.weights_path), bundle.graph_path.read_bytes()
+    return ModelBundle.create(folder, tensors=tensors, graph=graph, **fields)
 
 
 def test_an_export_has_no_merges(people: Gallery, tmp_path: Path) -> None:
