@@ -288,7 +288,7 @@ doubt_table = Table(
     Column("merge_id", Integer, nullable=True),
 )
 
-# The faces that show a doubt, side by side in parts: whether a face is doubted (1), and whose it was then.
+# The faces that show a doubt, side by side in parts: whether a face is doubted (1), and its identity then.
 doubt_face_table = Table(
     "doubt_face",
     metadata,

@@ -164,8 +164,7 @@ def _require_remains(reader: Reader, merged: Merge) -> Remains:
     later = reader.merge_of(merged.into_id)
     if later is not None:
         raise InputError(
-            f"{merged.into}, whom {merged.name} was merged into, was merged into {later.into} since; "
-            f"undo that first: merge {later.id}."
+            f"{merged.into} was merged into {later.into} since; undo that first: merge {later.id}."
         )
     if reader.identity_id(merged.name) is not None:
         raise InputError(
@@ -205,11 +204,13 @@ def _restored_labels(
     names, labels = reader.names_of([remains.owner]), reader.merged_labels(merged.id)
     changes: dict[str, dict[int, Relabel]] = {}
     for generation in reader.generations().values():
-        for one in labels:
-            if one.fingerprint != generation.fingerprint:
-                continue
-            today = vault.bundle(reader, generation).labels
-            if one.output < len(today) and today[one.output] in names:
-                change = Relabel(merged.name, True, one.photos)
-                changes.setdefault(generation.folder, {})[one.output] = change
+        own = [one for one in labels if one.fingerprint == generation.fingerprint]
+        today = vault.bundle(reader, generation).labels if own else ()
+        found = {
+            one.output: Relabel(merged.name, True, one.photos)
+            for one in own
+            if one.output < len(today) and today[one.output] in names
+        }
+        if found:
+            changes[generation.folder] = found
     return changes

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -655,16 +656,31 @@ def _with_photos_moved(
 
     Each given photo stands for one entry: two identities may have photos of the same name.
     """
-    changed: dict[str, list[Any]] = {}
+    wanted: dict[str, Counter[str]] = {}
     for part, name in photos:
-        entries = changed.get(part, split.get(part))
-        if not isinstance(entries, list):
+        wanted.setdefault(part, Counter())[name] += 1
+    return {
+        part: _with_entries_moved(split[part], folder, target, names)
+        for part, names in wanted.items()
+        if isinstance(split.get(part), list)
+    }
+
+
+def _with_entries_moved(
+    entries: Sequence[Any], folder: str, target: str | None, wanted: Counter[str]
+) -> list[Any]:
+    """Returns the photos of a part, of which the last `wanted` ones of a folder were moved or removed."""
+    kept: list[Any] = []
+    for entry in reversed(entries):
+        composed = _composed(entry)
+        name = composed[len(folder) :] if composed.startswith(folder) else ""
+        if not wanted[name]:
+            kept.append(entry)
             continue
-        places = [place for place, entry in enumerate(entries) if _composed(entry) == folder + name]
-        if places:
-            moved = [] if target is None else [target + name]
-            changed[part] = [*entries[: places[-1]], *moved, *entries[places[-1] + 1 :]]
-    return changed
+        wanted[name] -= 1
+        if target is not None:
+            kept.append(target + name)
+    return kept[::-1]
 
 
 def _with_folders_renamed(photos: Sequence[Any], folders: Mapping[str, str | None]) -> list[Any]:

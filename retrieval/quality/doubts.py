@@ -256,7 +256,7 @@ def _require_subjects(gallery: Gallery, reader: Reader, key: DoubtKey) -> None:
             raise NotFound(f"There is no face {number} in {gallery.folder}, which {key} is about.")
     for number in key.identity_ids:
         if number not in people:
-            raise NotFound(f"There is no person {number} in {gallery.folder}, whom {key} is about.")
+            raise NotFound(f"There is no person {number} in {gallery.folder}, which {key} is about.")
 
 
 def _require(reader: Reader, number: str) -> StoredDoubt:

@@ -544,7 +544,7 @@ class DoubtsOptions(PageOptions):
 
 
 class DoubtedFace(Model):
-    """A face that shows a doubt, and whose it is today."""
+    """A face that shows a doubt, and its person today."""
 
     face_id: int
     person: int | None
@@ -552,7 +552,7 @@ class DoubtedFace(Model):
 
 
 class DoubtedPerson(Model):
-    """A person whom a doubt is about."""
+    """A person of a doubt."""
 
     id: int
     identity: str
