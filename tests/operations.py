@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import ParamSpec, TypeAlias
+from typing import TypeAlias
 from unittest.mock import patch
 
 import numpy as np
@@ -49,12 +49,11 @@ from retrieval.system.files import is_free
 Contents: TypeAlias = dict[tuple[str, str | None, tuple[str, ...], str], bytes]
 CALIBRATION = "calibration"
 
-_Arguments = ParamSpec("_Arguments")
-
 DIMENSION = 8
 SIZE = 8
 PEOPLE = ("Adi", "Kim", "Zephyr Kant")
 GONE = "Zephyr Kant"
+MERGED = "Kimberley Rosenthal"  # Kim, before the merge into Adi in one of the galleries
 BADGE = "badge 4711 of somebody"  # in the metadata of the identity that is forgotten, and of one of its faces
 
 # Findings that an interrupted write may leave, and that the next write removes.
@@ -64,17 +63,17 @@ HARMLESS = {Trouble.LEFTOVER, Trouble.UNFINISHED}
 # The model, photos and faces
 
 
-def coded(work: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+def coded(work: Callable[[Path], None]) -> Callable[[Path], None]:
     """Makes segments get codes while `work` runs, even in small galleries."""
 
     @functools.wraps(work)
-    def with_codes(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> None:
+    def with_codes(root: Path) -> None:
         with (
             patch.object(quantization, "CHOICES", (DIMENSION,)),
             patch.object(quantization, "_ROW_COMPARISON", 0.0),
             patch.object(codes, "CODES_FROM", 2),
         ):
-            work(*arguments, **options)
+            work(root)
 
     return with_codes
 
@@ -263,6 +262,16 @@ def forget_a_face(root: Path) -> None:
 
 
 @coded
+def forget_merged(root: Path) -> None:
+    """Forgets a person that another one was merged into, with what would undo the merge."""
+    with Gallery.open(root / "merged.gallery") as gallery:
+        if gallery.receipts():
+            gallery.compact()
+        else:
+            gallery.forget("Adi")
+
+
+@coded
 def enroll_groups(root: Path) -> None:
     """Enrolls photos of several people: a new one, one under a second path, and other bytes under a path."""
     with Gallery.open(root / "group.gallery") as gallery:
@@ -293,8 +302,8 @@ def rename(root: Path) -> None:
 
 
 @coded
-def merge_people(root: Path, name: str = "people.gallery") -> None:
-    with Gallery.open(root / name) as gallery:
+def merge_people(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
         if any(name == "Kim" for name, _ in gallery.info().largest):
             gallery.merge_identities("Kim", "Adi")
 
@@ -438,6 +447,8 @@ _TRACES = (
     face(2).sha256.encode(),
 )
 
+_TRACES_OF_A_MERGE = (MERGED.encode(), b"hub.f1.p1", vector_of(face(1).sha256).tobytes())
+
 _MIDDLE = group(30, 3)[1]
 
 _TRACES_OF_ONE = (_MIDDLE.region.box.encode() if _MIDDLE.region else b"", group_vectors([_MIDDLE]).tobytes())
@@ -452,6 +463,7 @@ OPERATIONS = {
         Operation(replace),
         Operation(forget, erased=_TRACES),
         Operation(forget_a_face, erased=_TRACES[2:]),
+        Operation(forget_merged, "merged.gallery", erased=_TRACES_OF_A_MERGE),
         Operation(enroll_groups, "group.gallery"),
         Operation(forget_one_of_a_group, "group.gallery", erased=_TRACES_OF_ONE),
         Operation(compact),
@@ -498,7 +510,11 @@ def lay(root: Path) -> None:
         add(gallery, range(9, 11))
         gallery.calibrate(0.4)
     shutil.copytree(people, root / "merged.gallery")
-    merge_people(root, "merged.gallery")
+    with Gallery.open(root / "merged.gallery") as gallery:
+        gallery.rename_identity("Kim", MERGED)
+        gallery.annotate(identities={MERGED: {"badge": f"badge of {MERGED}"}})
+        gallery.merge_identities(MERGED, "Adi")
+        doubts.dismiss(gallery, ["hub.f1.p1"])
     with Gallery.create(root / "group.gallery", model) as gallery:
         add(gallery, range(2))
         add_group(gallery, [*group(30, 3), *group(31, 2)])
@@ -641,7 +657,7 @@ def erased(folder: Path, operation: Operation) -> None:
         assert [trace in data for trace in operation.erased] == [False] * len(operation.erased)
         with Gallery.open(folder) as gallery:
             assert (GONE in gallery.bundle.labels) == (operation.work is not forget)
-            assert (FORGOTTEN in gallery.bundle.labels) == (operation.work is forget)
+            assert (FORGOTTEN in gallery.bundle.labels) == (operation.work in (forget, forget_merged))
 
 
 def summary(found: Contents | None) -> str:
