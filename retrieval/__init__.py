@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Calibration,
         Face,
         FaceRegion,
+        Merge,
         NewFace,
         OperatingPoint,
         Receipt,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.info import GalleryInfo
     from retrieval.gallery.integrity import Finding, Trouble, Verification, verify
+    from retrieval.gallery.merges import UndoneMerge
     from retrieval.gallery.moves import Relabelled
     from retrieval.gallery.reembed import Drift, Reembedded
     from retrieval.gallery.relocation import Relocated
@@ -91,6 +93,7 @@ __all__ = [
     "IngestReport",
     "Kept",
     "Match",
+    "Merge",
     "Missing",
     "ModelBundle",
     "NewFace",
@@ -119,6 +122,7 @@ __all__ = [
     "Status",
     "StrangerReport",
     "Trouble",
+    "UndoneMerge",
     "UnreadableImage",
     "Unseen",
     "Verification",
@@ -167,6 +171,7 @@ _HOMES = {
     "Match": "search.nearest",
     "Missing": "gallery.sync",
     "ModelBundle": "models.bundle",
+    "Merge": "database.records",
     "NewFace": "database.records",
     "OperatingPoint": "database.records",
     "Optimized": "storage.optimization",
@@ -194,6 +199,7 @@ _HOMES = {
     "StrangerReport": "bulk.calibrate",
     "Trouble": "gallery.integrity",
     "UnreadableImage": "errors",
+    "UndoneMerge": "gallery.merges",
     "Unseen": "gallery.sync",
     "Verification": "gallery.integrity",
     "Where": "database.filters",

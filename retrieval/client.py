@@ -1,4 +1,4 @@
-"""A client of the service: the searches of `Gallery`, with the same names, arguments and results, over HTTP.
+"""A client of the service: searches and merges of `Gallery`, with the same arguments and results, over HTTP.
 
 from retrieval.client import connect
 
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval.database.filters import Condition, Where
-from retrieval.database.records import Face, FaceRegion
+from retrieval.database.records import Face, FaceRegion, Merge
 from retrieval.errors import (
     GalleryBusy,
     GalleryDamaged,
@@ -35,6 +35,7 @@ from retrieval.errors import (
     UnreadableImage,
 )
 from retrieval.gallery.image_search import one_face
+from retrieval.gallery.merges import UndoneMerge
 from retrieval.images.detection import DetectedFace
 from retrieval.images.photo_reader import FaceSelection
 from retrieval.images.pixels import ImageSource, read_bytes
@@ -115,7 +116,7 @@ class _Query:
 
 
 class Client:
-    """The searches of a gallery behind a service. A context manager; to be used by one thread at a time.
+    """A gallery behind a service: searches and merges. A context manager; to be used by one thread at a time.
 
     Methods raise what those of `Gallery` raise, and also a RunError if the service cannot be reached, and an
     InputError if it refuses the token.
@@ -145,6 +146,21 @@ class Client:
         """Returns the fields of `GalleryInfo`."""
         told: dict[str, Any] = json.loads(self._send("GET", "/v1/info").content)["gallery"]
         return told
+
+    def merges(self, *, before: int | None = None, limit: int | None = None) -> list[Merge]:
+        """Returns merges as `Gallery.merges` does."""
+        listed = self._listed("/v1/merges", "merges")
+        chosen = (fields for fields in listed if before is None or fields["id"] < before)
+        return [_merge(fields) for fields in islice(chosen, limit)]
+
+    def undo_merge(self, merge_id: int | None = None) -> UndoneMerge:
+        """Undoes a merge as `Gallery.undo_merge` does, with a token of the scope `write`."""
+        if merge_id is None:
+            newest = self.merges(limit=1)
+            if not newest:
+                raise NotFound(f"{self.url} has no merge that can be undone.")
+            merge_id = newest[0].id
+        return _undone(json.loads(self._send("POST", f"/v1/merges/{merge_id}/undo").content))
 
     def search(
         self,
@@ -272,6 +288,16 @@ class Client:
                 yield answers
             if len(lines) != len(some):
                 raise RunError(f"The service {self.url} ended before it had answered; ask again.")
+
+    def _listed(self, path: str, of: str) -> Iterator[dict[str, Any]]:
+        """Yields the items of a list, page by page."""
+        query = ""
+        while True:
+            page = json.loads(self._send("GET", f"{path}{query}").content)
+            yield from page[of]
+            if page["next"] is None:
+                return
+            query = f"?cursor={page['next']}"
 
     def _send(self, method: str, path: str, *, content: bytes | None = None) -> "httpx.Response":
         """Returns a response; waits while the service has too many requests."""
@@ -502,6 +528,35 @@ def _decision(answer: dict[str, Any]) -> Decision | None:
         return None
     upcoming = fields["upcoming"]
     return Decision(**{**fields, "upcoming": None if upcoming is None else Upcoming(**upcoming)})
+
+
+def _merge(fields: dict[str, Any]) -> Merge:
+    return Merge(
+        id=fields["id"],
+        merged_at=fields["merged_at"],
+        identity_id=fields["person"],
+        into_id=fields["into"],
+        name=fields["identity"],
+        faces=fields["faces"],
+        into=fields["into_identity"],
+        former_names=tuple(fields["former_names"]),
+        metadata=fields["metadata"],
+        filled=tuple(fields["filled"]),
+    )
+
+
+def _undone(fields: dict[str, Any]) -> UndoneMerge:
+    return UndoneMerge(
+        _merge(fields["merge"]),
+        fields["into"]["identity"],
+        fields["into"]["id"],
+        tuple(fields["face_ids"]),
+        elsewhere=tuple(fields["elsewhere"]),
+        forgotten=fields["forgotten"],
+        former_names=tuple(fields["former_names"]),
+        lost_names=tuple(fields["lost_names"]),
+        kept_keys=tuple(fields["kept_keys"]),
+    )
 
 
 def _detected(answer: dict[str, Any]) -> DetectedFace | None:

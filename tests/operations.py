@@ -38,6 +38,7 @@ from retrieval.images.detection import DetectedFace
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.index import quantization
 from retrieval.models.bundle import FORGOTTEN, ModelBundle
+from retrieval.quality import doubts
 from retrieval.sources.photos import Photo
 from retrieval.storage import codes
 from retrieval.storage.vault import Vault
@@ -52,6 +53,7 @@ DIMENSION = 8
 SIZE = 8
 PEOPLE = ("Adi", "Kim", "Zephyr Kant")
 GONE = "Zephyr Kant"
+MERGED = "Kimberley Rosenthal"  # Kim, before the merge into Adi in one of the galleries
 BADGE = "badge 4711 of somebody"  # in the metadata of the identity that is forgotten, and of one of its faces
 
 # Findings that an interrupted write may leave, and that the next write removes.
@@ -260,6 +262,16 @@ def forget_a_face(root: Path) -> None:
 
 
 @coded
+def forget_merged(root: Path) -> None:
+    """Forgets a person that another one was merged into, with what would undo the merge."""
+    with Gallery.open(root / "merged.gallery") as gallery:
+        if gallery.receipts():
+            gallery.compact()
+        else:
+            gallery.forget("Adi")
+
+
+@coded
 def enroll_groups(root: Path) -> None:
     """Enrolls photos of several people: a new one, one under a second path, and other bytes under a path."""
     with Gallery.open(root / "group.gallery") as gallery:
@@ -294,6 +306,19 @@ def merge_people(root: Path) -> None:
     with Gallery.open(root / "people.gallery") as gallery:
         if any(name == "Kim" for name, _ in gallery.info().largest):
             gallery.merge_identities("Kim", "Adi")
+
+
+@coded
+def undo_merge(root: Path) -> None:
+    with Gallery.open(root / "merged.gallery") as gallery:
+        if gallery.merges():
+            gallery.undo_merge()
+
+
+@coded
+def dismiss_doubt(root: Path) -> None:
+    with Gallery.open(root / "people.gallery") as gallery:
+        doubts.dismiss(gallery, ["hub.f1.p1"])
 
 
 @coded
@@ -422,6 +447,8 @@ _TRACES = (
     face(2).sha256.encode(),
 )
 
+_TRACES_OF_A_MERGE = (MERGED.encode(), b"hub.f1.p1", vector_of(face(1).sha256).tobytes())
+
 _MIDDLE = group(30, 3)[1]
 
 _TRACES_OF_ONE = (_MIDDLE.region.box.encode() if _MIDDLE.region else b"", group_vectors([_MIDDLE]).tobytes())
@@ -436,11 +463,14 @@ OPERATIONS = {
         Operation(replace),
         Operation(forget, erased=_TRACES),
         Operation(forget_a_face, erased=_TRACES[2:]),
+        Operation(forget_merged, "merged.gallery", erased=_TRACES_OF_A_MERGE),
         Operation(enroll_groups, "group.gallery"),
         Operation(forget_one_of_a_group, "group.gallery", erased=_TRACES_OF_ONE),
         Operation(compact),
         Operation(rename),
         Operation(merge_people),
+        Operation(undo_merge, "merged.gallery"),
+        Operation(dismiss_doubt),
         Operation(annotate),
         Operation(calibrate),
         Operation(sync, "synced.gallery"),
@@ -479,6 +509,12 @@ def lay(root: Path) -> None:
         gallery.forget(GONE)
         add(gallery, range(9, 11))
         gallery.calibrate(0.4)
+    shutil.copytree(people, root / "merged.gallery")
+    with Gallery.open(root / "merged.gallery") as gallery:
+        gallery.rename_identity("Kim", MERGED)
+        gallery.annotate(identities={MERGED: {"badge": f"badge of {MERGED}"}})
+        gallery.merge_identities(MERGED, "Adi")
+        doubts.dismiss(gallery, ["hub.f1.p1"])
     with Gallery.create(root / "group.gallery", model) as gallery:
         add(gallery, range(2))
         add_group(gallery, [*group(30, 3), *group(31, 2)])
@@ -621,7 +657,7 @@ def erased(folder: Path, operation: Operation) -> None:
         assert [trace in data for trace in operation.erased] == [False] * len(operation.erased)
         with Gallery.open(folder) as gallery:
             assert (GONE in gallery.bundle.labels) == (operation.work is not forget)
-            assert (FORGOTTEN in gallery.bundle.labels) == (operation.work is forget)
+            assert (FORGOTTEN in gallery.bundle.labels) == (operation.work in (forget, forget_merged))
 
 
 def summary(found: Contents | None) -> str:

@@ -20,6 +20,7 @@ GUIDES = {
     "check": ("check.md", "Check photos before training"),
     "compact": ("moving.md#keep-a-gallery-fast-and-small", "Keep a gallery fast and small"),
     "derive": ("embedding.md", "How an embedding is computed"),
+    "dismiss-doubt": ("audit.md#dismiss-a-doubt", "Dismiss a doubt"),
     "embed": ("enrolling.md#embed-without-a-gallery", "Embed without a gallery"),
     "evaluate": ("evaluation.md", "How good a model is"),
     "export": ("moving.md#export-and-import", "Export and import"),
@@ -41,6 +42,7 @@ GUIDES = {
     "token list": ("service.md#tokens", "Tokens"),
     "token revoke": ("service.md#tokens", "Tokens"),
     "train": ("training.md", "Train a model"),
+    "undo-merge": ("moving.md#undo-a-merge", "Undo a merge"),
     "verify": ("backups.md#verify", "Verify"),
 }
 

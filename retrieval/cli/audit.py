@@ -1,4 +1,4 @@
-"""The commands `audit`, wrong names and bad photos of a gallery, and `audit-log`, who did what when."""
+"""The commands `audit` and `dismiss-doubt`, of wrong names and bad photos, and `audit-log`, who did what when."""
 
 import json
 from dataclasses import asdict
@@ -26,6 +26,7 @@ def audit(
     seed: Annotated[int, options.seed("Of the sample.")] = 0,
     limit: Annotated[float, typer.Option(help="Doubt what is so many robust standard deviations from the usual.")] = 3.0,
     top: Annotated[int, typer.Option(min=0, help="How many doubts are printed, the most serious ones.")] = 20,
+    show_all: Annotated[bool, typer.Option("--all", help="Show dismissed doubts too.")] = False,
     as_json: options.Json = False,
     json_file: options.JsonFile = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with the photos side by side.", show_default=False)] = None,
@@ -40,6 +41,7 @@ def audit(
         raise InputError("--limit must be above 0.")
     with open_gallery(gallery, "audit") as opened:
         found = _audit_with_progress(opened, sample=sample, seed=seed, limit=limit)
+        found = found.with_dismissed() if show_all else found
         fetching = opened.fetching(fetch=fetch)
         reader = opened.photo_reader if page is not None else None
     text = json.dumps(found.summary(), ensure_ascii=False, indent=1, allow_nan=False)
@@ -84,10 +86,10 @@ def _print_audited(found: "Audited", top: int) -> None:
     printed.print(limits, soft_wrap=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("score", justify="right", no_wrap=True)
-    for name in ("doubt", "seen", "next"):
+    for name in ("doubt", "seen", "next", "id"):
         table.add_column(name, overflow="fold")
     for doubt in found.doubts[:top]:
-        shown = (HEADINGS[doubt.kind], doubt.says, doubt.next)
+        shown = (HEADINGS[doubt.kind], doubt.says, doubt.next, doubt.id)
         table.add_row(f"{doubt.score:.1f}", *map(terminal.text, shown))
     if top and found.doubts:
         printed.print()
@@ -97,6 +99,27 @@ def _print_audited(found: "Audited", top: int) -> None:
         printed.print(f"{terminal.counted(left, 'doubt')} more; --top, --json-file and --page have them")
     elif not found.doubts:
         printed.print("Nothing is doubted.")
+    if found.dismissed:
+        printed.print(
+            f"{terminal.counted(len(found.dismissed), 'dismissed doubt')} left out; --all shows them"
+        )
+
+
+def dismiss_doubt(
+    gallery: options.Gallery,
+    doubts: Annotated[list[str], typer.Argument(metavar="DOUBT...", help="The doubts, by the ids that `audit` shows.", show_default=False)],
+    undo: Annotated[bool, typer.Option("--undo", help="Let later audits show these dismissed doubts again.")] = False,
+) -> None:  # fmt: skip
+    """Dismiss doubts that are not true: later audits leave them out.
+
+    A doubt comes back when it is about other faces or other people. Renaming a person changes nothing.
+    """
+    from retrieval.quality.doubts import dismiss, undismiss
+
+    with open_gallery(gallery, "dismiss-doubt") as opened:
+        changed = (undismiss if undo else dismiss)(opened, doubts)
+    what = "no longer dismissed" if undo else "dismissed"
+    terminal.console().print(f"{terminal.counted(changed, 'doubt')} {what}", markup=False)
 
 
 def audit_log(

@@ -1,7 +1,8 @@
-"""The commands that change identities: `forget`, `assign-identity`, `rename-identity`, `merge-identities`."""
+"""The commands that change identities: `forget`, `assign-identity`, `rename-identity`, `merge-identities`, ..."""
 
 import json
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ from retrieval.console import terminal
 from retrieval.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from retrieval.database.records import Receipt
+    from retrieval.database.records import Merge, Receipt
 
 
 def forget(
@@ -90,7 +91,49 @@ def merge_identities(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name that goes.", show_default=False)],
     into: Annotated[str, typer.Argument(metavar="INTO", help="The name that stays.", show_default=False)],
 ) -> None:
-    """Make two names one person. The first goes on to mean the second."""
+    """Make two names one person. The first goes on to mean the second. `undo-merge` undoes it."""
+    from retrieval.gallery.merges import merge
+
     with open_gallery(gallery, "merge-identities") as opened:
-        faces = opened.merge_identities(name, into)
-    terminal.console().print(terminal.text(f"{terminal.counted(faces, 'face')} of {name} are {into}'s now"))
+        done = merge(opened.vault, name, into)
+    printed = terminal.console()
+    printed.print(terminal.text(f"{terminal.counted(done.faces, 'face')} of {name} are {into}'s now"))
+    printed.print(terminal.text(f"to undo it: faceprint undo-merge {shlex.quote(str(gallery))} {done.id}"))
+
+
+def undo_merge(
+    gallery: options.Gallery,
+    merge: Annotated[int | None, typer.Argument(metavar="MERGE", help="The number of a merge, as --list shows it.", show_default="the last one")] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the merges that can be undone, the newest first; change nothing.")] = False,
+    as_json: options.Json = False,
+) -> None:  # fmt: skip
+    """Undo a merge of two people: the first is a person again, with the id, names, metadata and faces of before.
+
+    Faces that were given to a third person since stay there. What was forgotten does not come back.
+    """
+    if show_list and merge is not None:
+        raise InputError("--list lists all merges; leave MERGE out.")
+    with open_gallery(gallery, "undo-merge") as opened:
+        if show_list:
+            _print_merges(opened.merges(), as_json=as_json)
+            return
+        done = opened.undo_merge(merge)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    for sentence in done.sentences():
+        terminal.console().print(terminal.text(sentence))
+
+
+def _print_merges(merges: "list[Merge]", *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([asdict(merge) for merge in merges]))
+        return
+    printed = terminal.console()
+    for one in merges:
+        line = (
+            f"{one.id}  {one.merged_at}  {terminal.counted(one.faces, 'face')} of {one.name} into {one.into}"
+        )
+        printed.print(terminal.text(line))
+    if not merges:
+        printed.print("No merge can be undone.")

@@ -1,7 +1,7 @@
 """Reader: typed queries on one snapshot of a gallery's tables."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -19,14 +19,20 @@ from retrieval.database.records import (
     BasisRow,
     Calibration,
     CodesRow,
+    DoubtKey,
+    DoubtState,
     Face,
     FaceRegion,
     GalleryRow,
     Generation,
     KnownFile,
+    Merge,
+    MergedLabel,
     Person,
     Receipt,
+    Remains,
     Segment,
+    StoredDoubt,
     StoredPhoto,
     checked,
 )
@@ -36,6 +42,9 @@ from retrieval.database.tables import (
     basis_table,
     calibration_table,
     codes_table,
+    doubt_face_table,
+    doubt_identity_table,
+    doubt_table,
     erasure_table,
     face_table,
     file_table,
@@ -43,6 +52,10 @@ from retrieval.database.tables import (
     generation_table,
     host_table,
     identity_table,
+    merge_face_table,
+    merge_label_table,
+    merge_name_table,
+    merge_table,
     merger_table,
     photo_table,
     segment_table,
@@ -160,6 +173,7 @@ class Reader:
             *too_low,
             *self._photo_problems(row.next_face_id),
             *self._region_problems(),
+            *self._merge_problems(row.next_identity_id),
             *self._out_of_range(row.next_face_id),
         ]
 
@@ -183,6 +197,25 @@ class Reader:
             f"the place of face {number} in its photo is not one that faceprint writes"
             for number, *region in self._connection.execute(query)
             if not _is_region(*region)
+        ]
+
+    def _merge_problems(self, end: int) -> list[str]:
+        """Returns the problems of merges that can be undone: of identities that exist, or never existed."""
+        alive = select(identity_table.c.id).where(identity_table.c.id == merge_table.c.identity_id)
+        merged = select(merger_table.c.identity_id).where(
+            merger_table.c.identity_id == merge_table.c.identity_id
+        )
+        faces = select(merge_face_table.c.face_id).where(merge_face_table.c.merge_id == merge_table.c.id)
+        wrong = select(merge_table.c.id).where(
+            alive.exists()
+            | ~merged.exists()
+            | ~faces.exists()
+            | (merge_table.c.identity_id >= end)
+            | (merge_table.c.into_id >= end)
+        )
+        return [
+            f"merge {number} has no faces, or not the identities of a merge"
+            for number in self._connection.execute(wrong.order_by(merge_table.c.id)).scalars()
         ]
 
     def _out_of_range(self, end: int) -> list[str]:
@@ -553,6 +586,134 @@ class Reader:
             pending += direct
         return sorted(merged)
 
+    def living(self, identity_id: int) -> int | None:
+        """Returns the id of the identity that has the faces of one, which may be merged; None without any."""
+        query = select(merger_table.c.into_id)
+        passed: set[int] = set()
+        while identity_id not in passed:
+            if self.names_of_identities([identity_id]):
+                return identity_id
+            passed.add(identity_id)
+            merged = query.where(merger_table.c.identity_id == identity_id)
+            identity_id = self._connection.execute(merged).scalar_one_or_none() or identity_id
+        return None
+
+    def merges(self, *, before: int | None = None, limit: int | None = None) -> list[Merge]:
+        """Returns the merges that can be undone, newest first: at most `limit`, with ids below `before`."""
+        query = select(merge_table.c.id).order_by(merge_table.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(merge_table.c.id < before)
+        ids = list(self._connection.execute(query).scalars())
+        found = self.merges_by_id(ids)
+        return [found[number] for number in ids]
+
+    def merges_by_id(self, ids: Iterable[int]) -> dict[int, Merge]:
+        """Returns merges that can be undone, by id; others are absent."""
+        return {merge.id: merge for part in parts(ids) for merge in self._merges_of(merge_table.c.id, part)}
+
+    def merge_of(self, identity_id: int) -> Merge | None:
+        """Returns the merge of an identity into another one; None without one that can be undone."""
+        return next(self._merges_of(merge_table.c.identity_id, [identity_id]), None)
+
+    def merged_faces(self, merge_id: int) -> dict[int, int | None]:
+        """Returns the identity id of each existing face that moved with a merge, by face id, ascending."""
+        query = select(face_table.c.id, face_table.c.identity_id).join(merge_face_table)
+        query = query.where(merge_face_table.c.merge_id == merge_id).order_by(face_table.c.id)
+        return dict(iter(self._connection.execute(query)))
+
+    def merged_labels(self, merge_id: int) -> list[MergedLabel]:
+        """Returns the outputs of models that got another label by a merge."""
+        columns = (merge_label_table.c.fingerprint, merge_label_table.c.output, merge_label_table.c.photos)
+        query = select(*columns).where(merge_label_table.c.merge_id == merge_id).order_by(*columns[:2])
+        return [
+            MergedLabel(fingerprint, output, tuple((part, name) for part, name in _texts(photos, 2)))
+            for fingerprint, output, photos in self._connection.execute(query)
+        ]
+
+    def remains(self, merge: Merge) -> Remains | None:
+        """Returns what of a merged identity the other one still has; None if that one is gone."""
+        owner = self.living(merge.into_id)
+        if owner is None:
+            return None
+        today = self.people_by_id([owner])[owner].metadata
+        faces = [face for face, identity in self.merged_faces(merge.id).items() if identity == owner]
+        own = (merge.name, *merge.former_names)
+        names = {name for name, (number, _) in self.identities_named(own).items() if number == owner}
+        keys = {key for key in merge.filled if key in today and today[key] == merge.metadata.get(key)}
+        name = self.names_of_identities([owner])[owner]
+        return Remains(owner, tuple(faces), frozenset(names - {name}), frozenset(keys))
+
+    def _merges_of(self, column: Column[Any], ids: Iterable[int]) -> Iterator[Merge]:
+        """Yields the merges with one of some values in a column, oldest first."""
+        rows = self._connection.execute(
+            select(merge_table).where(column.in_(list(ids))).order_by(merge_table.c.id)
+        )
+        names = select(merge_name_table.c.name).order_by(merge_name_table.c.name)
+        last = select(merge_table.c.name)
+        for row in rows.mappings().all():
+            today = self.names_of_identities([row["into_id"]])
+            merged = self._connection.execute(last.where(merge_table.c.identity_id == row["into_id"]))
+            into = today.get(row["into_id"]) or merged.scalar_one_or_none() or ""
+            former = self._connection.execute(names.where(merge_name_table.c.merge_id == row["id"]))
+            filled = tuple(key for (key,) in _texts(row["filled"], 1))
+            fields = {**row, "metadata": row["metadata"] or {}, "filled": filled}
+            yield checked(Merge(**fields, into=into, former_names=tuple(former.scalars())))
+
+    def read_decisions(self) -> None:
+        """Reads all merges and doubts.
+
+        Raises:
+            GalleryDamaged: one cannot be read.
+        """
+        for merge in self.merges():
+            self.merged_labels(merge.id)
+        self.doubts(self.doubt_states())
+
+    def doubt_states(self) -> dict[str, DoubtState]:
+        """Returns the state of each stored doubt, by its id."""
+        rows = self._connection.execute(select(doubt_table.c.id, doubt_table.c.state))
+        return {number: _doubt_state(state) for number, state in rows}
+
+    def doubt_order(self) -> list[tuple[DoubtState, int | None, str]]:
+        """Returns state, place in the last audit and id of each stored doubt."""
+        columns = (doubt_table.c.state, doubt_table.c.place, doubt_table.c.id)
+        rows = self._connection.execute(select(*columns))
+        return [(_doubt_state(state), place, number) for state, place, number in rows]
+
+    def fallen_doubts(self) -> set[str]:
+        """Returns the ids of the doubts that stand no more, as of `StoredDoubt.stands`."""
+        living = select(identity_table.c.id).where(identity_table.c.id == doubt_identity_table.c.identity_id)
+        gone = select(doubt_identity_table.c.doubt_id).where(~living.exists())
+        moved = select(doubt_face_table.c.doubt_id).join(face_table)
+        moved = moved.where(doubt_face_table.c.doubted == 1)
+        moved = moved.where(face_table.c.identity_id.is_distinct_from(doubt_face_table.c.identity_id))
+        return {number for query in (gone, moved) for number in self._connection.execute(query).scalars()}
+
+    def doubts(self, ids: Iterable[str]) -> dict[str, StoredDoubt]:
+        """Returns stored doubts by id; unknown ids are absent.
+
+        Raises:
+            GalleryDamaged: one cannot be read.
+        """
+        found, fallen = {}, self.fallen_doubts()
+        for part in parts(ids):
+            faces: dict[str, dict[int, list[int]]] = {}
+            columns = (doubt_face_table.c.doubt_id, doubt_face_table.c.part, doubt_face_table.c.face_id)
+            shown = select(*columns).where(doubt_face_table.c.doubt_id.in_(part))
+            for number, group, face in self._connection.execute(shown.order_by("part", "place")):
+                faces.setdefault(number, {}).setdefault(group, []).append(face)
+            rows = self._connection.execute(select(doubt_table).where(doubt_table.c.id.in_(part)))
+            for row in rows.mappings():
+                groups = tuple(tuple(group) for group in faces.get(row["id"], {}).values())
+                found[row["id"]] = _stored_doubt(row, groups, stands=row["id"] not in fallen)
+        return found
+
+    def last_logged(self, action: str) -> str | None:
+        """Returns when an action ended last, by the audit log; None if it never happened."""
+        query = select(func.max(audit_table.c.ended_at)).where(audit_table.c.action == action)
+        ended: str | None = self._connection.execute(query).scalar_one()
+        return ended
+
     def receipts(self) -> list[Receipt]:
         """Returns the receipts of all erasures, oldest first."""
         gallery = self.gallery().uuid
@@ -624,6 +785,52 @@ def _face(row: Sequence[Any], paths: tuple[str, ...]) -> Face:
     except (ValueError, TypeError) as error:
         raise GalleryDamaged(f"The gallery's database has no place of face {number}; {RESTORE}.") from error
     return Face(number, identity, paths, sha256, enrolled_at, metadata or {}, region=region)
+
+
+def _stored_doubt(
+    row: Mapping[Any, Any], groups: tuple[tuple[int, ...], ...], *, stands: bool
+) -> StoredDoubt:
+    names = ("place", "score", "measured", "decided_at", "merge_id")
+    fields = {name: row[name] for name in names}
+    state = _doubt_state(row["state"])
+    return StoredDoubt(doubt_key(row["id"]), state, groups, **fields, stands=stands)
+
+
+def doubt_key(stored: str) -> DoubtKey:
+    """Returns what a stored doubt is about.
+
+    Raises:
+        GalleryDamaged: the text is no id of a doubt.
+    """
+    try:
+        return DoubtKey.of(stored)
+    except ValueError as error:
+        raise GalleryDamaged(f"The gallery's database has a doubt that cannot be read; {RESTORE}.") from error
+
+
+def _doubt_state(stored: str) -> DoubtState:
+    try:
+        return DoubtState(stored)
+    except ValueError as error:
+        raise GalleryDamaged(f"The gallery's database has a doubt that cannot be read; {RESTORE}.") from error
+
+
+def _texts(stored: str, length: int) -> list[list[str]]:
+    """Returns the lists of so many texts that a column holds as JSON.
+
+    Raises:
+        GalleryDamaged: it holds something else.
+    """
+    try:
+        found = json.loads(stored)
+        if not isinstance(found, list):
+            raise TypeError("not a list")
+        for one in found:
+            if not isinstance(one, list) or [type(text) for text in one] != [str] * length:
+                raise TypeError("not a list of texts")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise GalleryDamaged(f"The gallery's database has a merge that cannot be read; {RESTORE}.") from error
+    return found
 
 
 def _is_region(*columns: Any) -> bool:

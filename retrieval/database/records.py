@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import cache
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -21,6 +22,9 @@ RESTORE: Final = "restore it from a backup"
 # The valid names of files and folders in a database: never a path outside the gallery.
 MODEL_FOLDER: Final = re.compile(r"model(-[0-9]+)?")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+# The id of a doubt: its kind, then faces, then identities.
+_DOUBT: Final = re.compile(r"[a-z]+(-[a-z]+)*(\.f[1-9][0-9]{0,17})*(\.p[1-9][0-9]{0,17})*", re.ASCII)
 
 # The region of a picture that was embedded as it is.
 _PICTURE: Final = "picture"
@@ -239,6 +243,135 @@ class Person:
     faces: int
     face_id: int | None
     metadata: Metadata = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A merge of two identities that can be undone, and what belonged to the merged one before.
+
+    Attributes:
+        id: the number of its entry in the audit log; never reused.
+        merged_at: ISO 8601, UTC.
+        identity_id: the id of the merged identity, which it has again after an undo.
+        into_id: the id of the identity that it was merged into.
+        name: the name of the merged identity.
+        faces: how many faces moved.
+        into: the name of the other identity; its last one, where that was merged too since.
+        former_names: the former names of the merged identity.
+        metadata: of the merged identity.
+        filled: the keys of `metadata` that the other identity lacked, and got.
+    """
+
+    id: int
+    merged_at: str
+    identity_id: int
+    into_id: int
+    name: str
+    faces: int
+    into: str
+    former_names: tuple[str, ...] = ()
+    metadata: Metadata = field(default_factory=dict, hash=False)
+    filled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MergedLabel:
+    """An output of a model that got another label by a merge.
+
+    Attributes:
+        fingerprint: of the model.
+        output: the number of the output.
+        photos: (part of the split, path below the folder) of each photo that moved to another folder.
+    """
+
+    fingerprint: str
+    output: int
+    photos: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What of a merged identity still belongs to the identity that it was merged into.
+
+    Attributes:
+        owner: the id of that identity.
+        face_ids: of the faces that moved.
+        names: of its current and former names, those that are former names of the owner.
+        keys: the filled keys of the metadata whose values are unchanged.
+    """
+
+    owner: int
+    face_ids: tuple[int, ...]
+    names: frozenset[str]
+    keys: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DoubtKey:
+    """What a doubt of an audit is about; while it is the same, it is the same doubt.
+
+    The text is the id of the doubt, such as `anothers-photo.f12.p3.p5`: it has no names.
+
+    Attributes:
+        kind: the kind of the doubt.
+        face_ids: the doubted faces; none where it is about whole identities.
+        identity_ids: the identities that it is about.
+    """
+
+    kind: str
+    face_ids: tuple[int, ...]
+    identity_ids: tuple[int, ...]
+
+    def __str__(self) -> str:
+        faces, people = (f"f{number}" for number in self.face_ids), (f"p{n}" for n in self.identity_ids)
+        return ".".join([self.kind, *faces, *people])
+
+    @classmethod
+    def of(cls, text: str) -> "DoubtKey":
+        """Returns the key of a text.
+
+        Raises:
+            ValueError: it is no id of a doubt.
+        """
+        if not _DOUBT.fullmatch(text):
+            raise ValueError(f"{text:.80} is no id of a doubt")
+        kind, *tokens = text.split(".")
+        numbers = {sign: tuple(int(one[1:]) for one in tokens if one[0] == sign) for sign in "fp"}
+        return cls(kind, numbers["f"], numbers["p"])
+
+
+class DoubtState(StrEnum):
+    """What was decided about a doubt. The values are stable."""
+
+    OPEN = "open"
+    DISMISSED = "dismissed"
+    CONFIRMED = "confirmed"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDoubt:
+    """A doubt of the last audit that was kept, or one that was decided about.
+
+    Attributes:
+        key: what it is about.
+        state: what was decided.
+        groups: the ids of the faces that show it, side by side.
+        place: its number in the last audit; None where that did not find it.
+        score, measured: as of `quality.audit_report.Doubt`; None where it was dismissed without an audit.
+        decided_at: ISO 8601, UTC; None for an open one.
+        merge_id: the merge that confirmed it.
+        stands: whether the doubted faces are still of the same identities, and these exist.
+    """
+
+    key: DoubtKey
+    state: DoubtState
+    groups: tuple[tuple[int, ...], ...]
+    place: int | None = None
+    score: float | None = None
+    measured: Mapping[str, float] | None = field(default=None, hash=False)
+    decided_at: str | None = None
+    merge_id: int | None = None
+    stands: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,49 @@ merger_table = Table(
     Column("into_id", Integer, nullable=False),
 )
 
+# Merges that can be undone; the id is that of the entry in the audit log. `filled` is a JSON list of the keys
+# that the remaining identity's metadata got from the merged one, `faces` how many faces moved.
+merge_table = Table(
+    "merge",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("merged_at", String(32), nullable=False),
+    Column("identity_id", Integer, nullable=False, unique=True),
+    # Perhaps merged itself since: not a foreign key.
+    Column("into_id", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("metadata", JSON(none_as_null=True), nullable=True),
+    Column("filled", Text, nullable=False),
+    Column("faces", Integer, nullable=False),
+)
+
+# The faces that moved with a merge, as far as they exist.
+merge_face_table = Table(
+    "merge_face",
+    metadata,
+    Column("merge_id", Integer, ForeignKey("merge.id"), primary_key=True),
+    Column("face_id", Integer, ForeignKey("face.id"), primary_key=True, index=True),
+)
+
+# The former names that moved with a merge.
+merge_name_table = Table(
+    "merge_name",
+    metadata,
+    Column("merge_id", Integer, ForeignKey("merge.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+)
+
+# The outputs of models that got another label by a merge, and the photos that got another folder in the split
+# of the model's card: a JSON list of [part, path below the folder].
+merge_label_table = Table(
+    "merge_label",
+    metadata,
+    Column("merge_id", Integer, ForeignKey("merge.id"), primary_key=True),
+    Column("fingerprint", String(64), primary_key=True),
+    Column("output", Integer, primary_key=True),
+    Column("photos", Text, nullable=False),
+)
+
 # The photos that faces were enrolled from. The id is that of the first face, so it is never used again. A
 # photo is closed (1) once one of several faces was removed: it gets no face any more, so that a forgotten one
 # does not come back.
@@ -227,4 +270,41 @@ audit_table = Table(
     Column("action", String(32), nullable=False),
     Column("faces", Integer, nullable=False),
     Column("detail", Text, nullable=False),
+)
+
+# Doubts of audits: those of the last one that was kept, and all that were decided about (`state`: "open",
+# "dismissed" or "confirmed"). The id states the kind, and faces and identities by their ids, never by name.
+# `place` is the order in the last audit, NULL where that did not find it; `merge_id` is the merge that
+# confirmed it.
+doubt_table = Table(
+    "doubt",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("place", Integer, nullable=True),
+    Column("score", Float, nullable=True),
+    Column("measured", JSON(none_as_null=True), nullable=True),
+    Column("decided_at", String(32), nullable=True),
+    Column("merge_id", Integer, nullable=True),
+)
+
+# The faces that show a doubt, side by side in parts: whether a face is doubted (1), and its identity then.
+doubt_face_table = Table(
+    "doubt_face",
+    metadata,
+    Column("doubt_id", Text, ForeignKey("doubt.id"), primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("place", Integer, primary_key=True),
+    Column("face_id", Integer, ForeignKey("face.id"), nullable=False, index=True),
+    Column("doubted", Integer, nullable=False),
+    Column("identity_id", Integer, nullable=True),
+)
+
+# The identities that a doubt is about; perhaps merged since.
+doubt_identity_table = Table(
+    "doubt_identity",
+    metadata,
+    Column("doubt_id", Text, ForeignKey("doubt.id"), primary_key=True),
+    Column("place", Integer, primary_key=True),
+    Column("identity_id", Integer, nullable=False),
 )

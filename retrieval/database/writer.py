@@ -12,16 +12,21 @@ from sqlalchemy import JSON, Connection, Executable, Table, bindparam, delete, f
 
 from retrieval.database.filter_sql import LIST_LENGTH, parts
 from retrieval.database.metadata import to_json
-from retrieval.database.reader import IS_SUSPECT, Reader
+from retrieval.database.reader import IS_SUSPECT, Reader, doubt_key
 from retrieval.database.records import (
     AuditEntry,
     BasisRow,
     Calibration,
     CodesRow,
+    DoubtState,
     Generation,
+    Merge,
+    MergedLabel,
     NewFace,
     Receipt,
+    Remains,
     Segment,
+    StoredDoubt,
     utc_now,
 )
 from retrieval.database.tables import (
@@ -30,6 +35,9 @@ from retrieval.database.tables import (
     basis_table,
     calibration_table,
     codes_table,
+    doubt_face_table,
+    doubt_identity_table,
+    doubt_table,
     erasure_table,
     face_table,
     file_table,
@@ -37,6 +45,10 @@ from retrieval.database.tables import (
     generation_table,
     host_table,
     identity_table,
+    merge_face_table,
+    merge_label_table,
+    merge_name_table,
+    merge_table,
     merger_table,
     photo_table,
     segment_table,
@@ -123,6 +135,8 @@ class Writer(Reader):
         photos, others = self._photos_of(ids)
         hosts = self._hosts_of(photos)
         for part in parts(ids):
+            self._change(delete(merge_face_table).where(merge_face_table.c.face_id.in_(part)))
+            self._remove_faces_of_doubts(part)
             self._change(delete(face_table).where(face_table.c.id.in_(part)))
         for part in parts(photos):
             self._change(delete(file_table).where(file_table.c.photo_id.in_(part)))
@@ -145,12 +159,92 @@ class Writer(Reader):
         return [n for n, count in left.items() if count == 0], [n for n, count in left.items() if count]
 
     def remove_orphaned_identities(self) -> None:
-        """Deletes identities without faces, with their former names."""
+        """Deletes identities without faces, their former names, and merges that cannot be undone then."""
         alive = select(face_table.c.id)
         faces_of = alive.where(face_table.c.identity_id == alias_table.c.identity_id)
         self._change(delete(alias_table).where(~faces_of.exists()))
         faces_of = alive.where(face_table.c.identity_id == identity_table.c.id)
         self._change(delete(identity_table).where(~faces_of.exists()))
+        self._remove_orphaned_merges()
+
+    def _remove_orphaned_merges(self) -> None:
+        """Deletes merges without faces, and those into an identity that is gone and not merged itself."""
+        faces = select(merge_face_table.c.face_id).where(merge_face_table.c.merge_id == merge_table.c.id)
+        into = select(identity_table.c.id).where(identity_table.c.id == merge_table.c.into_id)
+        later = merge_table.alias()
+        merged = select(later.c.id).where(later.c.identity_id == merge_table.c.into_id)
+        orphaned = select(merge_table.c.id).where(~faces.exists() | (~into.exists() & ~merged.exists()))
+        # Deleting one may orphan an earlier one, of an identity that was merged into this one.
+        while ids := list(self._connection.execute(orphaned).scalars()):
+            self.remove_merges(ids)
+        self._remove_orphaned_doubts()
+
+    def _remove_faces_of_doubts(self, face_ids: Sequence[int]) -> None:
+        """Deletes doubts about faces, open doubts that show one, and the faces from the other doubts."""
+        showing = select(doubt_face_table.c.doubt_id, doubt_table.c.state).join(doubt_table).distinct()
+        rows = self._connection.execute(showing.where(doubt_face_table.c.face_id.in_(face_ids))).all()
+        gone = set(face_ids)
+        self.remove_doubts(
+            number
+            for number, state in rows
+            if state == DoubtState.OPEN or not gone.isdisjoint(doubt_key(number).face_ids)
+        )
+        self._change(delete(doubt_face_table).where(doubt_face_table.c.face_id.in_(face_ids)))
+
+    def _remove_orphaned_doubts(self) -> None:
+        """Deletes doubts about an identity that is gone, unless an undo of its merge brings it back."""
+        identity = doubt_identity_table.c.identity_id
+        living = select(identity_table.c.id).where(identity_table.c.id == identity)
+        merged = select(merge_table.c.id).where(merge_table.c.identity_id == identity)
+        orphaned = select(doubt_identity_table.c.doubt_id).where(~living.exists() & ~merged.exists())
+        self.remove_doubts(list(self._connection.execute(orphaned).scalars()))
+
+    def remove_doubts(self, ids: Iterable[str]) -> None:
+        """Deletes doubts, whatever was decided."""
+        for part in parts(ids):
+            for table in (doubt_face_table, doubt_identity_table):
+                self._change(delete(table).where(table.c.doubt_id.in_(part)))
+            self._change(delete(doubt_table).where(doubt_table.c.id.in_(part)))
+
+    def add_doubt(self, doubt: StoredDoubt) -> None:
+        """Inserts a doubt, or replaces the one with its id; its faces keep the identities of now."""
+        number = str(doubt.key)
+        self.remove_doubts([number])
+        names = ("state", "place", "score", "measured", "decided_at", "merge_id")
+        self._insert(doubt_table, [{"id": number, **{name: getattr(doubt, name) for name in names}}])
+        owners = self.identities_of_faces(doubt.key.face_ids)
+        self._insert(
+            doubt_face_table,
+            [
+                {
+                    "doubt_id": number,
+                    "part": part,
+                    "place": place,
+                    "face_id": face,
+                    "doubted": int(face in doubt.key.face_ids),
+                    "identity_id": owners.get(face),
+                }
+                for part, group in enumerate(doubt.groups)
+                for place, face in enumerate(group)
+            ],
+        )
+        people = enumerate(doubt.key.identity_ids)
+        self._insert(
+            doubt_identity_table,
+            [{"doubt_id": number, "place": place, "identity_id": one} for place, one in people],
+        )
+
+    def set_doubt(self, number: str, state: DoubtState, *, merge_id: int | None = None) -> None:
+        """Records what was decided about a doubt."""
+        decided = None if state is DoubtState.OPEN else utc_now()
+        changed = update(doubt_table).where(doubt_table.c.id == number)
+        self._change(changed.values(state=state.value, decided_at=decided, merge_id=merge_id))
+
+    def forget_last_audit(self) -> None:
+        """Deletes the open doubts, and the places of the others in the last audit."""
+        still_open = select(doubt_table.c.id).where(doubt_table.c.state == DoubtState.OPEN.value)
+        self.remove_doubts(list(self._connection.execute(still_open).scalars()))
+        self._change(update(doubt_table).values(place=None))
 
     def remove_files(self, paths: Iterable[str]) -> None:
         """Deletes paths; their photos stay."""
@@ -208,6 +302,96 @@ class Writer(Reader):
         self._change(aliases.values(identity_id=into_id))
         self._insert(merger_table, [{"identity_id": identity_id, "into_id": into_id}])
         self._change(delete(identity_table).where(identity_table.c.id == identity_id))
+        if self.merge_of(identity_id) is None:  # an undo of earlier merges leads to the remaining identity
+            earlier = update(merge_table).where(merge_table.c.into_id == identity_id)
+            self._change(earlier.values(into_id=into_id))
+            self._remove_orphaned_doubts()
+
+    def add_merge(self, merge: Merge, face_ids: Iterable[int], labels: Iterable[MergedLabel]) -> None:
+        """Records what it takes to undo a merge; `merge_identities` merges.
+
+        Args:
+            merge: the merge.
+            face_ids: of the faces that move.
+            labels: the outputs of models that get another label.
+        """
+        row = {name: getattr(merge, name) for name in ("id", "merged_at", "identity_id", "into_id", "name")}
+        filled = json.dumps([[key] for key in merge.filled])
+        row |= {"metadata": merge.metadata or None, "filled": filled, "faces": merge.faces}
+        self._insert(merge_table, [row])
+        self._insert(merge_face_table, [{"merge_id": merge.id, "face_id": face} for face in face_ids])
+        self._insert(merge_name_table, [{"merge_id": merge.id, "name": name} for name in merge.former_names])
+        self._insert(
+            merge_label_table,
+            [{"merge_id": merge.id, **asdict(one), "photos": json.dumps(one.photos)} for one in labels],
+        )
+
+    def remove_merges(self, ids: Iterable[int]) -> None:
+        """Deletes what it would take to undo some merges; the identities stay merged."""
+        for part in parts(ids):
+            for table in (merge_face_table, merge_name_table, merge_label_table):
+                self._change(delete(table).where(table.c.merge_id.in_(part)))
+            self._change(delete(merge_table).where(merge_table.c.id.in_(part)))
+
+    def split_identity(self, merge: Merge, remains: Remains) -> None:
+        """Undoes a merge: the merged identity is restored with its id, name, metadata and what remains."""
+        row = {"id": merge.identity_id, "name": merge.name, "metadata": merge.metadata or None}
+        self._insert(identity_table, [row])
+        for part in parts(remains.face_ids):
+            faces = update(face_table).where(face_table.c.id.in_(part))
+            self._change(faces.values(identity_id=merge.identity_id))
+        self.remove_alias(merge.name)
+        for name in sorted(remains.names - {merge.name}):
+            self.add_alias(name, merge.identity_id)
+        self.remove_metadata_keys(remains.owner, remains.keys)
+        self._change(delete(merger_table).where(merger_table.c.identity_id == merge.identity_id))
+        self.remove_merges([merge.id])
+        confirmed = update(doubt_table).where(doubt_table.c.merge_id == merge.id)
+        self._change(confirmed.values(state=DoubtState.OPEN.value, decided_at=None, merge_id=None))
+
+    def remove_metadata_keys(self, identity_id: int, keys: Iterable[str]) -> None:
+        """Removes keys from the metadata of an identity."""
+        keys, today = set(keys), self.people_by_id([identity_id])[identity_id].metadata
+        if not keys.isdisjoint(today):
+            kept = {key: value for key, value in today.items() if key not in keys}
+            self.set_metadata(identity_table, {identity_id: kept})
+
+    def erase_merged(self, merge: Merge) -> None:
+        """Removes what a merge, and merges after it, brought to another identity, except the faces."""
+        remains = self.remains(merge)
+        if remains is not None:
+            for name in remains.names:
+                self.remove_alias(name)
+            self.remove_metadata_keys(remains.owner, remains.keys)
+        names, later = {merge.name, *merge.former_names}, self.merge_of(merge.into_id)
+        while later is not None:
+            self._erase_from(later, names, {key: merge.metadata.get(key) for key in merge.filled})
+            later = self.merge_of(later.into_id)
+        self.remove_merges([merge.id])
+        self._remove_orphaned_merges()
+
+    def _erase_from(self, merge: Merge, names: Iterable[str], said: Mapping[str, Any]) -> None:
+        """Removes former names and metadata from what would undo a merge."""
+        gone = delete(merge_name_table).where(merge_name_table.c.merge_id == merge.id)
+        for part in parts(names):
+            self._change(gone.where(merge_name_table.c.name.in_(part)))
+        kept = {key: one for key, one in merge.metadata.items() if key not in said or said[key] != one}
+        self.set_metadata(merge_table, {merge.id: kept})
+        filled = json.dumps([[key] for key in merge.filled if key in kept])
+        self._change(update(merge_table).where(merge_table.c.id == merge.id).values(filled=filled))
+
+    def erase_merged_name(self, name: str) -> None:
+        """Removes a name from all merges: those of an identity of that name cannot be undone any more."""
+        self._change(delete(merge_name_table).where(merge_name_table.c.name == name))
+        named = select(merge_table.c.id).where(merge_table.c.name == name)
+        self.remove_merges(list(self._connection.execute(named).scalars()))
+        self._remove_orphaned_merges()
+
+    def erase_merged_photos(self, identity_id: int) -> None:
+        """Removes the names of training photos from the merges into an identity."""
+        into = select(merge_table.c.id).where(merge_table.c.into_id == identity_id)
+        photos = update(merge_label_table).where(merge_label_table.c.merge_id.in_(into))
+        self._change(photos.values(photos="[]"))
 
     def replace_segments(self, old: Iterable[int], new: Sequence[Segment]) -> None:
         """Deletes the rows of `old` and inserts `new`; new ids begin at `gallery().next_segment_id`."""

@@ -13,13 +13,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from retrieval.database.identity_names import twins
-from retrieval.database.records import AuditEntry, Calibration, NewFace, Receipt
+from retrieval.database.records import AuditEntry, Calibration, Merge, NewFace, Receipt
 from retrieval.embedding.outcome import Outcome
 from retrieval.embedding.reading import AUTO
 from retrieval.gallery import (
     annotate,
     creation,
     identities,
+    merges,
     moves,
     relocation,
 )
@@ -27,6 +28,7 @@ from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
 from retrieval.gallery.enrollment import Enrollment
 from retrieval.gallery.info import GalleryInfo, gallery_info
+from retrieval.gallery.merges import UndoneMerge
 from retrieval.gallery.moves import Relabelled
 from retrieval.gallery.relocation import Relocated
 from retrieval.gallery.searches import GallerySearches
@@ -317,14 +319,15 @@ class Gallery(GallerySearches, GalleryUpkeep):
         with self.vault.store.read() as reader:
             return twins(reader.identity_names(), names)
 
-    def rename_identity(self, name: str, new_name: str, *, keep_alias: bool = True) -> int:
+    def rename_identity(self, name: str | int, new_name: str, *, keep_alias: bool = True) -> int:
         """Renames an identity, and the model's label of that name.
 
         Args:
-            name: the current name.
+            name: the current name, or the id of the identity.
             new_name: a name that no identity has.
             keep_alias: keep the old name as an alias of this identity, so that enrolling a folder of that
-                name again is no conflict. Otherwise the old name is erased from the tables.
+                name again is no conflict. Otherwise the old name is erased from the tables; a merge of an
+                identity of that name cannot be undone then.
 
         Returns:
             The number of faces of the identity.
@@ -334,10 +337,11 @@ class Gallery(GallerySearches, GalleryUpkeep):
         """
         return identities.rename(self.vault, name, new_name, keep_alias=keep_alias)
 
-    def merge_identities(self, name: str, into: str) -> int:
+    def merge_identities(self, name: str | int, into: str | int) -> int:
         """Merges the identity `name` into the identity `into`; `name` becomes an alias of it.
 
-        Metadata of the first identity are kept for keys that the second one lacks.
+        Metadata of the first identity are kept for keys that the second one lacks. Each identity is given by
+        its current name or its id.
 
         Returns:
             The number of faces that changed their identity.
@@ -346,7 +350,38 @@ class Gallery(GallerySearches, GalleryUpkeep):
             InputError: no identity has one of the names, both names are of one identity already, or the
                 merged metadata are too large.
         """
-        return identities.merge(self.vault, name, into)
+        return merges.merge(self.vault, name, into).faces
+
+    def merges(self, *, before: int | None = None, limit: int | None = None) -> list[Merge]:
+        """Returns the merges that can be undone, newest first: not those by `remove_missing` or `relabel`.
+
+        Args:
+            before: only merges with a lower id, for the next page of a list.
+            limit: at most so many.
+        """
+        with self.vault.store.read() as reader:
+            return reader.merges(before=before, limit=limit)
+
+    def undo_merge(self, merge_id: int | None = None) -> UndoneMerge:
+        """Undoes a merge: the merged identity gets its id, name, former names, metadata and faces again.
+
+        Only what still belongs to the other identity is given back: faces that were assigned to a third one
+        since stay there, and faces that were enrolled since stay with the other identity. That one loses the
+        metadata that it got by the merge, except values that were changed since. The models' labels follow.
+
+        Args:
+            merge_id: the id of a merge, from `merges`; None undoes the newest.
+
+        Returns:
+            What was restored and what was not.
+
+        Raises:
+            NotFound: there is no such merge, it was undone already, or its faces or the other identity were
+                forgotten.
+            InputError: another identity has the name by now, the other identity was merged into a third one
+                since, or it has none of the faces any more.
+        """
+        return merges.undo(self.vault, merge_id)
 
     def assign_identity(self, face_ids: Iterable[int], identity: str | None) -> int:
         """Gives faces an identity, for instance the faces of a photo of several people.
@@ -369,7 +404,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
 
     def forget(
         self,
-        identity: str | None = None,
+        identity: str | int | None = None,
         *,
         face_id: int | None = None,
         path: str | os.PathLike[str] | None = None,
@@ -384,7 +419,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
         have learned from the photos.
 
         Args:
-            identity: the name of an identity, to erase with all of its faces; or
+            identity: the name or the id of an identity, to erase with all of its faces; or
             face_id: the id of one face; or
             path: a path of one photo, which is erased with all of its faces and paths.
 

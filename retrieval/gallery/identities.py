@@ -1,6 +1,6 @@
-"""Renames, merges and forgets identities, for `Gallery`. A forgotten identity leaves nothing on disk.
+"""Renames and forgets identities, for `Gallery`. A forgotten identity leaves nothing on disk.
 
-The search for the nearest identities is in `retrieval.search.people`.
+`merges` merges identities. The search for the nearest ones is in `retrieval.search.people`.
 """
 
 import os
@@ -32,12 +32,12 @@ class _Target:
     names: frozenset[str]
 
 
-def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
+def rename(vault: Vault, identity: str | int, new_name: str, *, keep_alias: bool) -> int:
     """Renames an identity and returns its number of faces; see `Gallery.rename_identity`."""
     check_identity(new_name)
     with vault.writing() as writer:
-        number = _require_identity(vault, writer, name)
-        names = writer.names_of([number])
+        number = require_identity(vault, writer, identity)
+        names, name = writer.names_of([number]), writer.names_of_identities([number])[number]
         if new_name != name and writer.identity_id(new_name) is not None:
             raise InputError(
                 f"{vault.folder} already has an identity {new_name}; "
@@ -48,28 +48,12 @@ def rename(vault: Vault, name: str, new_name: str, *, keep_alias: bool) -> int:
         writer.remove_alias(new_name)
         if keep_alias and name != new_name:
             writer.add_alias(name, number)
+        if not keep_alias:
+            writer.erase_merged_name(name)
+            writer.erase_merged_photos(number)
         change = Relabel(new_name, keep_photos=keep_alias)
-        _defer_relabel(vault, writer, names, change, erase=not keep_alias)
+        defer_relabel(vault, writer, names, change, erase=not keep_alias)
         vault.log(writer, "rename-identity", faces=faces, identity=number, alias_kept=keep_alias)
-    return faces
-
-
-def merge(vault: Vault, name: str, into: str) -> int:
-    """Merges two identities and returns how many faces changed theirs; see `Gallery.merge_identities`."""
-    with vault.writing() as writer:
-        number, target = _require_identity(vault, writer, name), _require_identity(vault, writer, into)
-        if number == target:
-            raise InputError(f"{name} and {into} are one identity already.")
-        faces, names = len(writer.face_ids_of(name)), writer.names_of([number])
-        metadata = writer.identity_metadata([name, into])
-        merged = filled(metadata[into], metadata[name])
-        encoded(merged, f"{name} and {into} together")
-        if merged != metadata[into]:
-            writer.set_metadata(identity_table, {target: merged})
-        writer.merge_identities(number, target)
-        writer.add_alias(name, target)
-        _defer_relabel(vault, writer, names, Relabel(into, keep_photos=True), erase=False)
-        vault.log(writer, "merge-identities", faces=faces, identity=number, into=target)
     return faces
 
 
@@ -77,20 +61,25 @@ def assign(vault: Vault, face_ids: Iterable[int], name: str | None) -> int:
     """Gives faces an identity and returns how many changed theirs; see `Gallery.assign_identity`."""
     if name is not None:
         check_identity(name)
-    wanted = list(dict.fromkeys(face_ids))
     with vault.writing() as writer:
-        if name is not None:
-            name = writer.current_names([name]).get(name, name)
-        found = writer.faces([number for number in wanted if 0 < number < 2**63])
-        unknown = [number for number in wanted if number not in found]
-        if unknown:
-            raise NotFound(f"There is no face {unknown[0]} in {vault.folder}.")
-        changed = [number for number, face in found.items() if face.identity != name]
-        for number in changed:
-            writer.name_face(number, name)
-        if changed:
-            writer.remove_orphaned_identities()
-            vault.log(writer, "assign-identity", faces=len(changed))
+        return assign_in(vault, writer, face_ids, name)
+
+
+def assign_in(vault: Vault, writer: Writer, face_ids: Iterable[int], name: str | None) -> int:
+    """Gives faces an identity in a transaction; see `Gallery.assign_identity`."""
+    wanted = list(dict.fromkeys(face_ids))
+    if name is not None:
+        name = writer.current_names([name]).get(name, name)
+    found = writer.faces([number for number in wanted if 0 < number < 2**63])
+    unknown = [number for number in wanted if number not in found]
+    if unknown:
+        raise NotFound(f"There is no face {unknown[0]} in {vault.folder}.")
+    changed = [number for number, face in found.items() if face.identity != name]
+    for number in changed:
+        writer.name_face(number, name)
+    if changed:
+        writer.remove_orphaned_identities()
+        vault.log(writer, "assign-identity", faces=len(changed))
     return len(changed)
 
 
@@ -173,12 +162,16 @@ def _label_changes(
     return labels
 
 
-def _require_identity(vault: Vault, reader: Reader, name: str) -> int:
-    """Returns the id of an identity.
+def require_identity(vault: Vault, reader: Reader, name: str | int) -> int:
+    """Returns the id of an identity, given by its current name or by its id.
 
     Raises:
-        InputError: no identity has that name.
+        NotFound: no identity has that name or id.
     """
+    if isinstance(name, int):
+        if not (0 < name < 2**63 and reader.names_of_identities([name])):
+            raise NotFound(f"There is no person {name} in {vault.folder}.")
+        return name
     number = reader.identity_id(name)
     if number is None:
         current = reader.current_names([name]).get(name)
@@ -197,7 +190,7 @@ def require(vault: Vault, reader: Reader, names: Iterable[str]) -> None:
     known = reader.identities_named(filter(is_utf8, names))
     for name in names:
         if name not in known:
-            _require_identity(vault, reader, name)
+            require_identity(vault, reader, name)
 
 
 def _similar_names_hint(reader: Reader, name: str) -> str:
@@ -208,7 +201,7 @@ def _similar_names_hint(reader: Reader, name: str) -> str:
     return f"; the nearest {'name is' if len(found) == 1 else 'names are'} {', '.join(found)}"
 
 
-def _defer_relabel(
+def defer_relabel(
     vault: Vault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool
 ) -> None:
     """Defers the change of the labels of some names in every model, and the erasure of traces if asked."""
@@ -218,7 +211,7 @@ def _defer_relabel(
 
 
 def forget(
-    vault: Vault, identity: str | None, face_id: int | None, path: str | os.PathLike[str] | None
+    vault: Vault, identity: str | int | None, face_id: int | None, path: str | os.PathLike[str] | None
 ) -> Receipt:
     """Erases an identity, one face, or a photo, and returns the receipt; see `Gallery.forget`."""
     if sum(asked is not None for asked in (identity, face_id, path)) != 1:
@@ -237,7 +230,7 @@ def forget(
         )
         vault.remove(writer, target.face_ids)
         writer.add_receipt(receipt)
-        _defer_relabel(vault, writer, target.names, Relabel(None, keep_photos=False), erase=True)
+        defer_relabel(vault, writer, target.names, Relabel(None, keep_photos=False), erase=True)
         vault.log(writer, "forget", faces=receipt.faces, receipt=receipt.id)
     return receipt
 
@@ -245,7 +238,7 @@ def forget(
 def _forget_target(
     vault: Vault,
     reader: Reader,
-    identity: str | None,
+    identity: str | int | None,
     face_id: int | None,
     path: str | os.PathLike[str] | None,
 ) -> _Target:
@@ -277,25 +270,24 @@ def _faces_target(vault: Vault, reader: Reader, what: str, faces: tuple[Face, ..
     ids = {face.id for face in faces}
     people = {face.identity for face in faces if face.identity is not None}
     emptied = [name for name in sorted(people) if ids.issuperset(reader.face_ids_of(name))]
-    names = reader.names_of([_require_identity(vault, reader, name) for name in emptied])
+    names = reader.names_of([require_identity(vault, reader, name) for name in emptied])
     return _Target(what, tuple(sorted(ids)), (), frozenset(names))
 
 
-def _identity_target(vault: Vault, reader: Reader, name: str) -> _Target:
+def _identity_target(vault: Vault, reader: Reader, name: str | int) -> _Target:
     """All faces and names of an identity; only the label, of one that the model was trained on.
 
     Raises:
-        InputError: no identity and no label has that name.
+        NotFound: no identity and no label has that name, or no identity that id.
     """
-    number = reader.identity_id(name)
-    if number is None:
+    if isinstance(name, str) and reader.identity_id(name) is None:
         bundles = [vault.bundle(reader, one) for one in reader.generations().values()]
         if name != FORGOTTEN and any(name in bundle.labels for bundle in bundles):
             return _Target("identity", (), (), frozenset([name]))
-    number = _require_identity(vault, reader, name)
+    number = require_identity(vault, reader, name)
     return _Target(
         "identity",
-        tuple(reader.face_ids_of(name)),
+        tuple(sorted(reader.face_ids_of_identities([number]))),
         (number, *reader.merged_into(number)),
         frozenset(reader.names_of([number])),
     )

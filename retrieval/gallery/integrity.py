@@ -184,6 +184,7 @@ def _check_opened(vault: Vault, book: Notebook) -> None:
     with quiet(vault.folder), vault.store.read() as reader:
         for line in reader.counter_problems():
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
+        reader.read_decisions()
         _check_files(vault, reader, book)
         _check_ownership(vault, reader, book)
         check_models(vault, reader, book)

@@ -20,7 +20,8 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar, get_args
@@ -87,10 +88,13 @@ class Relabel:
     Attributes:
         label: the name; None for an erased identity.
         keep_photos: whether the identity's photos stay in the split, under the folder of the new name.
+        photos: (part of the split, path below the folder) of the photos that this concerns, where the label
+            has photos of other identities too; None for all.
     """
 
     label: str | None
     keep_photos: bool
+    photos: tuple[tuple[str, str], ...] | None = None
 
 
 def _check_choice(kind: str, chosen: object, known: Sequence[str]) -> None:
@@ -373,13 +377,26 @@ class ModelBundle:
         folders: dict[str, str | None] = {}
         for number, change in changes.items():
             name = FORGOTTEN if change.label is None else change.label
-            keep = change.keep_photos and change.label is not None
-            folders[f"{labels[number]}/"] = f"{name}/" if keep else None
+            folder = f"{name}/" if change.keep_photos and change.label is not None else None
+            if change.photos is None:
+                folders[f"{labels[number]}/"] = folder
+            else:
+                split |= _with_photos_moved(split, f"{labels[number]}/", folder, change.photos)
             labels[number] = name
         for part, photos in split.items():
-            if isinstance(photos, list):
+            if folders and isinstance(photos, list):
                 split[part] = _with_folders_renamed(photos, folders)
         return dataclasses.replace(self, labels=tuple(labels), split=split)
+
+    def photos_in_split(self, label: str) -> tuple[tuple[str, str], ...]:
+        """Returns (part of the split, path below the folder) of each photo in the folder of a label."""
+        return tuple(
+            (part, composed[len(label) + 1 :])
+            for part, photos in self.split.items()
+            if isinstance(photos, list)
+            for composed in map(_composed, photos)
+            if composed.startswith(f"{label}/")
+        )
 
     def rewrite_card(self) -> None:
         """Rewrites bundle.json, durably.
@@ -627,11 +644,50 @@ def _mismatch(path: Path) -> BundleError:
     return BundleError(f"{path} is not the file that {_CARD} names; copy the model whole again.")
 
 
+def _composed(photo: Any) -> str:
+    """Returns a photo of a split with accents composed; empty where it is not text."""
+    return unicodedata.normalize("NFC", photo) if isinstance(photo, str) else ""
+
+
+def _with_photos_moved(
+    split: Mapping[str, Any], folder: str, target: str | None, photos: Iterable[tuple[str, str]]
+) -> dict[str, list[Any]]:
+    """Returns the parts of a split from which photos of a folder were moved to another, or removed (None).
+
+    Each given photo stands for one entry: two identities may have photos of the same name.
+    """
+    wanted: dict[str, Counter[str]] = {}
+    for part, name in photos:
+        wanted.setdefault(part, Counter())[name] += 1
+    return {
+        part: _with_entries_moved(split[part], folder, target, names)
+        for part, names in wanted.items()
+        if isinstance(split.get(part), list)
+    }
+
+
+def _with_entries_moved(
+    entries: Sequence[Any], folder: str, target: str | None, wanted: Counter[str]
+) -> list[Any]:
+    """Returns the photos of a part, of which the last `wanted` ones of a folder were moved or removed."""
+    kept: list[Any] = []
+    for entry in reversed(entries):
+        composed = _composed(entry)
+        name = composed[len(folder) :] if composed.startswith(folder) else ""
+        if not wanted[name]:
+            kept.append(entry)
+            continue
+        wanted[name] -= 1
+        if target is not None:
+            kept.append(target + name)
+    return kept[::-1]
+
+
 def _with_folders_renamed(photos: Sequence[Any], folders: Mapping[str, str | None]) -> list[Any]:
     """Returns photo paths with some folders renamed, or removed (None); entries that are not text stay."""
     found: list[Any] = []
     for photo in photos:
-        composed = unicodedata.normalize("NFC", photo) if isinstance(photo, str) else ""
+        composed = _composed(photo)
         name = composed.partition("/")[0] + "/"
         if name not in folders or "/" not in composed:
             found.append(photo)

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.database.reader import Reader
+from retrieval.database.records import DoubtState
 from retrieval.errors import InputError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.index.knn import Block, nearest
-from retrieval.quality.audit_report import Audited, Doubt, Kind, Limit, doubt
+from retrieval.quality.audit_report import Audited, Doubt, Kind, Limit, doubt, doubt_key
 from retrieval.quality.outliers import (
     MIN_GROUP,
     MIN_VALUES,
@@ -104,7 +105,8 @@ def audit(
     stays = set(map(id, raw))
     explained = [sum(id(one) not in stays for one in some) for some in kept]
     with gallery.vault.store.read() as reader:
-        doubts = list(_with_names(reader, faces, raw, str(gallery.folder)))
+        every = list(_with_names(reader, faces, raw, str(gallery.folder)))
+    doubts = [one for one in every if one.state is not DoubtState.DISMISSED]
     return Audited(
         folder=str(gallery.folder),
         faces=len(faces),
@@ -116,7 +118,8 @@ def audit(
         skewness=skewness(near.occurrences(len(faces))),
         limits=tuple(some.limit(number) for some, number in zip(found, explained, strict=True)),
         doubts=tuple(doubts),
-        gone=len(raw) - len(doubts),
+        gone=len(raw) - len(every),
+        dismissed=tuple(one for one in every if one.state is DoubtState.DISMISSED),
     )
 
 
@@ -762,7 +765,7 @@ def _with_names(
     reader: Reader, faces: _Faces, raw: Sequence[_DoubtInNumbers], folder: str
 ) -> Iterator[Doubt]:
     """Yields doubts with the current names and photos; without those that lost an identity or a photo."""
-    names = reader.names_of_identities({person for one in raw for person in one.people})
+    names, states = reader.names_of_identities({p for one in raw for p in one.people}), reader.doubt_states()
     ids = {int(faces.ids[row]) for one in raw for group in one.groups for row in group}
     known = reader.faces(ids)
     for one in raw:
@@ -771,4 +774,7 @@ def _with_names(
         whole = [[face for face in group if face is not None] for group in groups]
         named = tuple(name for name in people if name is not None)
         if groups == whole and len(named) == len(people):
-            yield doubt(one.kind, one.score, named, tuple(map(tuple, whole)), one.measured, folder)
+            shown = tuple(map(tuple, whole))
+            key = doubt_key(one.kind, [[face.id for face in group] for group in whole], one.people)
+            state = states.get(str(key), DoubtState.OPEN)
+            yield doubt(one.kind, one.score, named, shown, one.measured, folder, key=key, state=state)

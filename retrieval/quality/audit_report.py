@@ -3,12 +3,12 @@
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from retrieval.database.records import Face
+from retrieval.database.records import DoubtKey, DoubtState, Face
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.quality.photo_page import Group, Item, Picture, Section, Table, sheet
 from retrieval.sources.remote import NOTHING_FETCHED, Fetching
@@ -61,6 +61,9 @@ class Doubt:
         measured: distances (Euclidean) and counts, by name.
         says: what was found, in a sentence.
         next: what to do if it is true.
+        key: the faces and identities that it is about, by their ids; its text is the id of the doubt.
+        state: what was decided about it.
+        decided_at: ISO 8601, UTC; None for an open one.
     """
 
     kind: Kind
@@ -70,6 +73,79 @@ class Doubt:
     measured: Mapping[str, float] = field(hash=False)
     says: str
     next: str
+    key: DoubtKey
+    state: DoubtState = DoubtState.OPEN
+    decided_at: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the doubt, such as `anothers-photo.f12.p3.p5`: the same in every audit that finds it."""
+        return str(self.key)
+
+    @property
+    def distance(self) -> float | None:
+        """The distance that was doubted: of two faces, a face from another person, or two centroids."""
+        known = (self.measured.get(name) for name in ("distance", "other", "centroids"))
+        return next((value for value in known if value is not None), None)
+
+    @property
+    def act(self) -> "ProposedAct | None":
+        """What a confirmation does; None where there is more than one thing to do, or nothing."""
+        return proposed_act(self.key, self.measured)
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedAct:
+    """The one change that settles a doubt.
+
+    Attributes:
+        does: "assign" gives the faces to the identity `into_id`; "merge" merges `identity_id` into it.
+        into_id: the id of that identity.
+        face_ids: of the faces to assign.
+        identity_id: the id of the identity to merge.
+    """
+
+    does: str
+    into_id: int
+    face_ids: tuple[int, ...] = ()
+    identity_id: int | None = None
+
+
+def proposed_act(key: DoubtKey, measured: Mapping[str, float]) -> ProposedAct | None:
+    """Returns what a confirmation of a doubt does; None where it only records the decision."""
+    if key.kind == Kind.ANOTHERS_PHOTO:
+        return ProposedAct("assign", key.identity_ids[1], face_ids=key.face_ids)
+    if key.kind == Kind.TWO_LIKE_ONE and "photos" in measured:
+        one, other = key.identity_ids
+        few, many = (one, other) if measured["photos"] < measured["other_photos"] else (other, one)
+        return ProposedAct("merge", many, identity_id=few)
+    return None
+
+
+def doubt_key(kind: Kind, groups: Sequence[Sequence[int]], identity_ids: Sequence[int]) -> DoubtKey:
+    """Returns what a doubt is about: its doubted faces among those that show it, and its identities."""
+    doubted = {Kind.TWO_LIKE_ONE: 0, Kind.SAME_PHOTO: 2, Kind.SAME_PHOTO_TWO_NAMES: 2}.get(kind, 1)
+    faces = tuple(number for group in groups[:doubted] for number in group)
+    return DoubtKey(kind.value, faces, tuple(identity_ids))
+
+
+def is_complete(key: DoubtKey) -> bool:
+    """Returns whether a key has as many faces and identities as a doubt of its kind; ValueError: no kind."""
+    faces, people = _SUBJECTS[Kind(key.kind)]
+    return len(key.face_ids) in faces and len(key.identity_ids) in people
+
+
+# How many doubted faces, and how many identities, a doubt is about.
+_SUBJECTS: Final[Mapping[Kind, tuple[range, range]]] = {
+    Kind.SAME_PHOTO_TWO_NAMES: (range(2, 3), range(2, 3)),
+    Kind.ANOTHERS_PHOTO: (range(1, 2), range(2, 3)),
+    Kind.TWO_LIKE_ONE: (range(1), range(2, 3)),
+    Kind.ONE_LIKE_TWO: (range(1, 100), range(2, 3)),
+    Kind.SAME_PHOTO: (range(2, 3), range(2)),
+    **dict.fromkeys(
+        (Kind.HUB, Kind.SMALL_FACE, Kind.BLURRED_FACE, Kind.TURNED_FACE), (range(1, 2), range(2))
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +160,8 @@ class Audited:
         neighbours: the number of nearest faces that were searched for each face.
         skewness: of how often a face is among the nearest; far above 0, a few faces are close to everybody.
         limits: the usual values, by kind.
-        doubts: the most serious first, near duplicates last.
+        doubts: the most serious first, near duplicates last; without those that were dismissed.
+        dismissed: the doubts that were found again and were dismissed before, in the same order.
         gone: the number of doubts left out because their faces were removed during the audit.
     """
 
@@ -99,6 +176,13 @@ class Audited:
     limits: tuple[Limit, ...]
     doubts: tuple[Doubt, ...]
     gone: int
+    dismissed: tuple[Doubt, ...] = ()
+
+    def with_dismissed(self) -> "Audited":
+        """Returns the result with the dismissed doubts among the others, by their scores."""
+        every = [*self.doubts, *self.dismissed]
+        every.sort(key=lambda one: (one.kind is Kind.SAME_PHOTO, -one.score))
+        return replace(self, doubts=tuple(every), dismissed=())
 
     def summary(self) -> dict[str, Any]:
         """Returns the result as values for JSON; an unknown number is None."""
@@ -111,6 +195,7 @@ class Audited:
             "skewness": _finite(self.skewness),
             "limits": [_limit_json(limit) for limit in self.limits],
             "doubts": [_doubt_json(doubt) for doubt in self.doubts],
+            "dismissed": [_doubt_json(doubt) for doubt in self.dismissed],
             "gone": self.gone,
         }
 
@@ -125,10 +210,14 @@ def doubt(
     groups: tuple[tuple[Face, ...], ...],
     measured: Mapping[str, float],
     folder: str,
+    *,
+    key: DoubtKey,
+    state: DoubtState = DoubtState.OPEN,
+    decided_at: str | None = None,
 ) -> Doubt:
     """Returns a doubt about the gallery in `folder`, with its sentences; other arguments are attributes."""
     says, advice = _WORDS[kind](identities, groups, measured, shlex.quote(folder))
-    return Doubt(kind, score, identities, groups, measured, says, advice)
+    return Doubt(kind, score, identities, groups, measured, says, advice, key, state, decided_at)
 
 
 _Words: TypeAlias = Callable[
@@ -338,13 +427,17 @@ def _section(kind: Kind, audited: Audited) -> Section:
     return Section(HEADINGS[kind], words, [_item(doubt) for doubt in doubts[:ON_A_PAGE]])
 
 
-def _item(doubt: Doubt) -> Item:
+def group_names(doubt: Doubt) -> list[str]:
+    """Returns what each group of faces of a doubt is, such as "nearest of Kim"."""
     names = _GROUP_NAMES.get(doubt.kind)
+    if names is None or len(doubt.identities) < len(doubt.key.identity_ids):
+        return [(group[0].identity or "no identity") for group in doubt.groups]
+    return [name.format(*doubt.identities) for name, _ in zip(names, doubt.groups, strict=False)]
+
+
+def _item(doubt: Doubt) -> Item:
     groups = []
-    for place, group in enumerate(doubt.groups):
-        named = (
-            (group[0].identity or "no identity") if names is None else names[place].format(*doubt.identities)
-        )
+    for place, (named, group) in enumerate(zip(group_names(doubt), doubt.groups, strict=True)):
         pictures = [
             Picture(
                 face.paths,
@@ -354,7 +447,7 @@ def _item(doubt: Doubt) -> Item:
             )
             for face in group
         ]
-        groups.append(Group(named, pictures, doubted=place == 0 and names is not None))
+        groups.append(Group(named, pictures, doubted=place == 0 and doubt.kind in _GROUP_NAMES))
     return Item(doubt.says, doubt.next, f"{doubt.score:.1f}", groups)
 
 
@@ -375,7 +468,9 @@ def _limit_json(limit: Limit) -> dict[str, Any]:
 
 def _doubt_json(doubt: Doubt) -> dict[str, Any]:
     return {
+        "id": doubt.id,
         "kind": doubt.kind,
+        "state": doubt.state,
         "score": doubt.score,
         "identities": list(doubt.identities),
         "groups": [

@@ -17,7 +17,7 @@ from retrieval.service.page import people as people_page
 from retrieval.service.page import search as search_page
 from retrieval.service.page.rendering import is_for_people, refusal_page
 from retrieval.service.refusals import Refusal, of_error, of_status, of_validation
-from retrieval.service.routes import bulk, faces, jobs, operations, people, search
+from retrieval.service.routes import bulk, doubts, faces, jobs, merges, operations, people, search
 from retrieval.service.schemas import EnrollBody, SearchBody
 from retrieval.service.service import Service
 
@@ -39,9 +39,13 @@ _ROUTERS: Final = (
     people.router,
     people.writing,
     people.forgetting,
+    merges.router,
+    merges.writing,
     faces.router,
     faces.writing,
     faces.forgetting,
+    doubts.router,
+    doubts.writing,
     jobs.reading,
     jobs.watching,
     jobs.writing,

@@ -1,7 +1,8 @@
 """The `JobRunner`: long work on a gallery, one job after the other, in a thread that yields to requests.
 
-A job enrolls photos of sources below folders that the operator names. It is kept in memory: a service that
-ends stops it after the current batch, and what was enrolled stays. The same job again enrolls what is left.
+A job enrolls photos of sources below folders that the operator names, or audits the gallery. It is kept in
+memory: a service that ends stops it after the current batch, and what was enrolled stays. The same job again
+enrolls what is left.
 """
 
 import logging
@@ -14,14 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 from retrieval.bulk.ingest import ingest
 from retrieval.database.records import utc_now
 from retrieval.embedding.outcome import Outcome, Status
-from retrieval.errors import InputError, NotFound
+from retrieval.errors import InputError, Interrupted, NotFound
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.photo_reader import FaceSelection
+from retrieval.quality import doubts
+from retrieval.quality.audit import audit
 from retrieval.service.photos import require_detector
 from retrieval.service.refusals import Code, of_error
 from retrieval.service.settings import Limits
@@ -68,10 +71,32 @@ class Ingest:
         via: the caller in the audit log.
     """
 
+    kind: ClassVar = "ingest"
+
     sources: tuple[str, ...]
     identity_from: str | None
     selection: FaceSelection
     via: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """An audit of the gallery, of which the doubts are kept.
+
+    Attributes:
+        sample, seed, limit: see `quality.audit.audit`.
+        via: the caller in the audit log.
+    """
+
+    kind: ClassVar = "audit"
+
+    sample: int | None
+    seed: int
+    limit: float
+    via: str
+
+
+Work: TypeAlias = Ingest | Audit
 
 
 @dataclass(slots=True, eq=False)
@@ -79,20 +104,23 @@ class Job:
     """A job and how far it is.
 
     Attributes:
-        counts: photos by status.
+        counts: photos by status, of a job that enrolls.
+        done, total: units of work done and in all; 0 where that is not known.
         rejected: the first of the rejected photos.
         rejected_more: how many more there were.
         report: of the run, when it has ended.
         error: why it failed.
     """
 
-    work: Ingest
+    work: Work
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     state: JobState = JobState.WAITING
     created_at: str = field(default_factory=utc_now)
     started_at: str | None = None
     ended_at: str | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    done: int = 0
+    total: int = 0
     rejected: list[dict[str, Any]] = field(default_factory=list)
     rejected_more: int = 0
     report: dict[str, Any] | None = None
@@ -103,13 +131,15 @@ class Job:
         """Returns the job as values for JSON, without the rejected photos and the report."""
         return {
             "id": self.id,
-            "kind": "ingest",
+            "kind": self.work.kind,
             "state": self.state,
-            "sources": list(self.work.sources),
+            "sources": list(self.work.sources) if isinstance(self.work, Ingest) else [],
             "created_at": self.created_at,
             "started_at": self.started_at,
             "ended_at": self.ended_at,
             "counts": dict(self.counts),
+            "done": self.done,
+            "total": self.total,
             "error": self.error,
         }
 
@@ -132,13 +162,14 @@ class JobRunner:
         self._thread = threading.Thread(target=self._run, name="faceprint-jobs", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Ingest) -> dict[str, Any] | None:
+    def submit(self, work: Work) -> dict[str, Any] | None:
         """Adds a job and returns it; None if too many wait.
 
         Raises:
             InputError: a selection is of no use with the gallery's model.
         """
-        require_detector(self._gallery, work.selection)
+        if isinstance(work, Ingest):
+            require_detector(self._gallery, work.selection)
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
                 return None
@@ -205,20 +236,16 @@ class JobRunner:
                     return
                 job = self._waiting.popleft()
                 job.state, job.started_at = JobState.RUNNING, utc_now()
-            self._ingest(job)
+            self._do(job)
 
-    def _ingest(self, job: Job) -> None:
+    def _do(self, job: Job) -> None:
         try:
             with called_by(job.work.via):
-                report = ingest(
-                    self._gallery,
-                    job.work.sources,
-                    identity_from=job.work.identity_from,
-                    selection=job.work.selection,
-                    photo_seconds=self._limits.photo_seconds,
-                    on_outcome=lambda outcome: self._count(job, outcome),
-                    should_stop=lambda: job.stopping or self._closing,
-                )
+                report, state = self._report(job, job.work)
+        except Interrupted:
+            with self._changed:
+                self._end(job, JobState.CANCELLED)
+            return
         except BaseException as error:  # the job has failed, and the next one goes on
             refusal = of_error(error if isinstance(error, Exception) else RuntimeError(str(error)))
             with self._changed:
@@ -228,8 +255,49 @@ class JobRunner:
                 _LOG.exception("job %s failed", job.id)
             return
         with self._changed:
-            job.report = report.summary()
-            self._end(job, JobState.CANCELLED if report.interrupted else JobState.DONE)
+            job.report = report
+            self._end(job, state)
+
+    def _report(self, job: Job, work: Work) -> tuple[dict[str, Any], JobState]:
+        """Does the work of a job; returns its report and its last state."""
+        match work:
+            case Ingest():
+                return self._ingest(job, work)
+            case Audit():
+                return self._audit(job, work)
+
+    def _ingest(self, job: Job, work: Ingest) -> tuple[dict[str, Any], JobState]:
+        report = ingest(
+            self._gallery,
+            work.sources,
+            identity_from=work.identity_from,
+            selection=work.selection,
+            photo_seconds=self._limits.photo_seconds,
+            on_outcome=lambda outcome: self._count(job, outcome),
+            should_stop=lambda: self._is_stopping(job),
+        )
+        return report.summary(), JobState.CANCELLED if report.interrupted else JobState.DONE
+
+    def _audit(self, job: Job, work: Audit) -> tuple[dict[str, Any], JobState]:
+        found = audit(
+            self._gallery,
+            sample=work.sample,
+            seed=work.seed,
+            limit=work.limit,
+            on_progress=lambda done, total: self._note(job, done, total),
+            should_stop=lambda: self._is_stopping(job),
+        )
+        doubts.keep(self._gallery, found)
+        report = found.summary()
+        # The report would outlive the erasure of a person: the doubts are asked for by themselves.
+        return {name: report[name] for name in ("faces", "identities", "audited", "limits")}, JobState.DONE
+
+    def _is_stopping(self, job: Job) -> bool:
+        return job.stopping or self._closing
+
+    def _note(self, job: Job, done: int, total: int) -> None:
+        with self._changed:
+            job.done, job.total = done, total
 
     def _count(self, job: Job, outcome: Outcome) -> None:
         with self._changed:

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from retrieval.database.filters import Where
 from retrieval.images.photo_reader import MIN_FACE_SIDE, FaceSelection
+from retrieval.quality.audit import LIMIT
 from retrieval.service.engine import Asked
 
 DEFAULT_K = 5
@@ -173,6 +174,7 @@ class IngestJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    kind: Literal["ingest"] = "ingest"
     sources: Annotated[
         list[str],
         Field(
@@ -204,6 +206,38 @@ class IngestJob(BaseModel):
     def selection(self) -> FaceSelection:
         """Returns which faces of a photo are enrolled."""
         return FaceSelection(self.faces, self.min_face, self.min_sharpness, self.max_yaw)
+
+
+class AuditJob(BaseModel):
+    """An audit of the gallery, as of `faceprint audit`; its doubts are those of `GET /v1/doubts` then."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["audit"]
+    sample: Annotated[
+        int | None,
+        Field(ge=1, description="Audit about so many faces, whole people, each compared with all."),
+    ] = None
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the sample.")] = 0
+    limit: Annotated[
+        float, Field(gt=0, description="Doubt what is so many robust standard deviations from the usual.")
+    ] = LIMIT
+
+
+def _kind_of(job: Any) -> Any:
+    """Returns the kind of a job; one without a kind enrolls photos."""
+    return job.get("kind", "ingest") if isinstance(job, dict) else getattr(job, "kind", None)
+
+
+# What POST /v1/jobs takes; a further kind is one more line here and in `service.jobs`.
+NewJob = Annotated[
+    Annotated[IngestJob, Tag("ingest")] | Annotated[AuditJob, Tag("audit")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="kind",
+        custom_error_message="`kind` must be ingest or audit",
+    ),
+]
 
 
 class PageOptions(BaseModel):
@@ -368,6 +402,57 @@ class PersonDetails(PersonShown):
     former_names: list[str]
 
 
+class Merged(PersonDetails):
+    """The person who stays of two; `merge` undoes it (`POST /v1/merges/{id}/undo`)."""
+
+    merge: int
+
+
+class MergeShown(Model):
+    """A merge that can be undone: `person`, called `identity`, is a part of the person `into` since.
+
+    `former_names` and `metadata` were those of `person`; `filled` are the keys that `into` lacked, and got.
+    """
+
+    id: int
+    merged_at: str
+    person: int
+    identity: str
+    into: int
+    into_identity: str
+    faces: int
+    former_names: list[str]
+    metadata: dict[str, Any]
+    filled: list[str]
+
+
+class MergesPage(Model):
+    """A page of merges, the newest first; `next` is the cursor of the next page, null on the last one."""
+
+    merges: list[MergeShown]
+    next: str | None
+
+
+class Unmerged(Model):
+    """The person who is one again after the undo of a merge, and what was not restored.
+
+    `elsewhere` are faces that were given to others since and stay there, `forgotten` counts those that are
+    gone, `former_names` are restored, `lost_names` belong to the other person no more, `kept_keys` are
+    metadata that the other person keeps because they were changed since. `says` has all of it in sentences.
+    """
+
+    merge: MergeShown
+    person: PersonDetails
+    into: PersonDetails
+    face_ids: list[int]
+    elsewhere: list[int]
+    forgotten: int
+    former_names: list[str]
+    lost_names: list[str]
+    kept_keys: list[str]
+    says: list[str]
+
+
 class PeoplePage(Model):
     """A page of people; `next` is the cursor of the next page, null on the last one."""
 
@@ -417,21 +502,25 @@ class Receipt(Model):
 
 
 class JobProgress(Model):
-    """A job, and how many photos have which outcome so far."""
+    """A job, and how far it is: how many photos have which outcome, or how much of an audit is done."""
 
     id: str
-    kind: Literal["ingest"]
+    kind: Literal["ingest", "audit"]
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
     sources: list[str]
     created_at: str
     started_at: str | None
     ended_at: str | None
     counts: dict[str, int]
+    done: int
+    total: int
     error: dict[str, str] | None
 
 
 class JobDetails(JobProgress):
-    """A job with the first of its rejected photos, and at its end the report, as `ingest --summary` has it."""
+    """A job with the first of its rejected photos, and at its end the report: that of `ingest --summary`, or
+    what was audited.
+    """
 
     rejected: list[dict[str, str | None]]
     rejected_more: int
@@ -442,6 +531,77 @@ class JobList(Model):
     """The jobs that are remembered, oldest first."""
 
     jobs: list[JobProgress]
+
+
+class DoubtsOptions(PageOptions):
+    """Which doubts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Annotated[
+        Literal["open", "dismissed", "confirmed"] | None, Field(description="Only doubts of this state.")
+    ] = None
+
+
+class DoubtedFace(Model):
+    """A face that shows a doubt, and its person today."""
+
+    face_id: int
+    person: int | None
+    identity: str | None
+
+
+class DoubtedPerson(Model):
+    """A person of a doubt."""
+
+    id: int
+    identity: str
+
+
+class DoubtGroup(Model):
+    """Faces that show a doubt together; `name` says what they are, such as "nearest of Kim"."""
+
+    name: str
+    faces: list[DoubtedFace]
+
+
+class DoubtAct(Model):
+    """What a confirmation does: gives `faces` to the person `into`, or merges `person` into it."""
+
+    does: Literal["assign", "merge"]
+    into: int
+    faces: list[int]
+    person: int | None
+
+
+class DoubtShown(Model):
+    """A doubt: what was found, in `says`; what to do if it is true, in `next`, and as an `act` if it is one.
+
+    `distance` is the one that matters: between the two faces, to the nearest face of the other person, or
+    between the centroids of two people; null where the doubt is not about a distance. `score` is how many
+    robust standard deviations it is from the usual.
+    """
+
+    id: str
+    kind: str
+    state: Literal["open", "dismissed", "confirmed"]
+    score: float
+    distance: float | None
+    measured: dict[str, float]
+    people: list[DoubtedPerson]
+    groups: list[DoubtGroup]
+    says: str
+    next: str
+    act: DoubtAct | None
+    decided_at: str | None
+
+
+class DoubtsPage(Model):
+    """A page of doubts, open ones first; `audited_at` is when the audit was made, null before the first."""
+
+    doubts: list[DoubtShown]
+    next: str | None
+    audited_at: str | None
 
 
 class Assigning(BaseModel):

@@ -6,8 +6,8 @@ The transaction records the work, so that the next writer does it if its own wri
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +54,7 @@ class DeferredWork:
             for folder in stored["labels"]:
                 check_name(MODEL_FOLDER, folder)
             labels = {
-                folder: {int(number): Relabel(*change) for number, change in changes.items()}
+                folder: {int(number): _relabel(*change) for number, change in changes.items()}
                 for folder, changes in stored["labels"].items()
             }
             return cls(stored["erase"], labels)
@@ -67,7 +67,7 @@ class DeferredWork:
     def write(self, writer: Writer) -> None:
         """Replaces the stored work, as a part of the transaction."""
         labels = {
-            folder: {number: (change.label, change.keep_photos) for number, change in changes.items()}
+            folder: {number: astuple(change) for number, change in changes.items()}
             for folder, changes in self.labels.items()
         }
         stored = json.dumps({"erase": self.erase, "labels": labels})
@@ -76,6 +76,12 @@ class DeferredWork:
     def relabelled(self, bundle: ModelBundle) -> ModelBundle:
         """Returns a model with its deferred label changes applied."""
         return bundle.relabelled(self.labels.get(bundle.folder.name, {}))
+
+
+def _relabel(label: str | None, keep_photos: bool, photos: Sequence[Sequence[str]] | None = None) -> Relabel:
+    """Returns the change of a label that is stored as JSON; older versions stored no photos."""
+    moved = None if photos is None else tuple((part, name) for part, name in photos)
+    return Relabel(label, keep_photos, moved)
 
 
 def defer(folder: Path, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:

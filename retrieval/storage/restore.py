@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,15 +11,22 @@ from typing import Final
 import numpy as np
 
 from retrieval.database.reader import Reader
-from retrieval.database.records import Generation, Receipt, Segment
+from retrieval.database.records import Generation, Merge, Receipt, Segment
 from retrieval.database.tables import (
     alias_table,
     audit_table,
     calibration_table,
+    doubt_face_table,
+    doubt_identity_table,
+    doubt_table,
     face_table,
     file_table,
     host_table,
     identity_table,
+    merge_face_table,
+    merge_label_table,
+    merge_name_table,
+    merge_table,
     merger_table,
     photo_table,
 )
@@ -42,6 +49,32 @@ class Restored:
     faces: int
     forgotten_again: int
     taken_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Forgotten:
+    """The labels of erased identities: their names, and the outputs that a merge in the backup relabelled."""
+
+    names: set[str]
+    outputs: Mapping[tuple[str, int], Relabel]
+
+    @classmethod
+    def of(cls, reader: Reader, people: set[int], merges: Sequence[Merge]) -> "_Forgotten":
+        outputs = {
+            (one.fingerprint, one.output): Relabel(None, False, one.photos)
+            for merge in merges
+            for one in reader.merged_labels(merge.id)
+        }
+        return cls(reader.names_of(people), outputs)
+
+    def changes(self, bundle: ModelBundle, erased: set[int]) -> dict[int, Relabel]:
+        """Returns the changes of a model that erase its labels, given by output number."""
+        return {number: self.outputs.get((bundle.fingerprint, number), _FORGET) for number in erased}
+
+
+def _merges_of(reader: Reader, people: set[int]) -> list[Merge]:
+    """Returns the merges in a backup of identities that were erased since, after an undo of the merge."""
+    return [merge for merge in reader.merges() if merge.identity_id in people]
 
 
 def restore_vault(
@@ -87,10 +120,15 @@ def _restore(
     # A receipt may contain ids that neither gallery nor backup has reached: they stay reserved.
     next_face, next_identity = max(numbers, default=0) + 1, max(people, default=0) + 1
     numbers |= set(reader.face_ids_of_identities(people))
+    merged = _merges_of(reader, people)
+    for merge in merged:
+        remains = reader.remains(merge)
+        numbers |= set(remains.face_ids if remains is not None else ())
     gone = [number for number in reader.face_ids() if number in numbers]
 
     old = list(writer.generations().values())
-    generations = _restore_models(backup, reader, vault, writer, reader.names_of(people))
+    forgotten = _Forgotten.of(reader, people, merged)
+    generations = _restore_models(backup, reader, vault, writer, forgotten)
     writer.replace_segments([segment.id for segment in writer.segments()], [])
     for segment in reader.segments():
         _restore_segment(backup, vault, writer, segment, generations[segment.generation_id], gone)
@@ -113,6 +151,8 @@ def _restore(
             writer.remove_generation(generation.id)
     for receipt in erased.values():
         writer.add_receipt(receipt)
+    for merge in merged:
+        writer.erase_merged(merge)
     writer.remove_faces(gone)
     count = writer.count()
     vault.log(writer, "restore", faces=count, taken_at=backup.taken_at, forgotten_again=len(gone))
@@ -122,7 +162,7 @@ def _restore(
 
 
 def _restore_models(
-    backup: Backup, reader: Reader, vault: Vault, writer: Writer, forgotten: set[str]
+    backup: Backup, reader: Reader, vault: Vault, writer: Writer, forgotten: _Forgotten
 ) -> dict[int, Generation]:
     """Copies the models of a backup, without the names of erased identities.
 
@@ -134,7 +174,8 @@ def _restore_models(
     for generation in reader.generations().values():
         bundle = ModelBundle.load(backup.model(generation))
         erased = _forgotten_labels(vault, here, generation, bundle, forgotten)
-        bundle = bundle.relabelled(dict.fromkeys(erased, _FORGET))
+        changes = forgotten.changes(bundle, erased)
+        bundle = bundle.relabelled(changes)
         card = hashlib.sha256(bundle.card().encode()).hexdigest() if erased else generation.card_sha256
         same = [
             one
@@ -150,7 +191,7 @@ def _restore_models(
         folder = f"{MODEL}-{number}"
         copy = ModelBundle.load(backup.model(generation)).save(vault.folder / folder, inherit=True)
         if erased:
-            copy.relabelled(dict.fromkeys(erased, _FORGET)).rewrite_card()
+            copy.relabelled(changes).rewrite_card()
         made = dataclasses.replace(generation, id=number, folder=folder, card_sha256=copy.card_sha256())
         writer.add_generation(made)
         found[generation.id] = made
@@ -173,15 +214,16 @@ def _forgotten_labels(
     here: Sequence[Generation],
     generation: Generation,
     bundle: ModelBundle,
-    forgotten: set[str],
+    forgotten: _Forgotten,
 ) -> set[int]:
     """Returns the indices of the labels to erase in a backup's model: erased by name, or in this gallery."""
-    erased = {number for number, label in enumerate(bundle.labels) if label in forgotten}
+    erased = {number for number, label in enumerate(bundle.labels) if label in forgotten.names}
+    erased |= {output for fingerprint, output in forgotten.outputs if fingerprint == bundle.fingerprint}
     for one in here:
         if one.fingerprint == generation.fingerprint:
             today = ModelBundle.load(vault.folder / one.folder).labels
             erased |= {number for number, label in enumerate(today) if label == FORGOTTEN}
-    return {number for number in erased if bundle.labels[number] != FORGOTTEN}
+    return {n for n in erased if n < len(bundle.labels) and bundle.labels[n] != FORGOTTEN}
 
 
 def _restore_segment(
@@ -204,6 +246,8 @@ def _restore_segment(
 def _restore_rows(reader: Reader, writer: Writer, *, fresh: bool) -> None:
     # Foreign keys: referring tables are cleared first, and filled last.
     tables = [identity_table, photo_table, face_table, file_table, alias_table, merger_table, host_table]
+    tables += [merge_table, merge_face_table, merge_name_table, merge_label_table]
+    tables += [doubt_table, doubt_face_table, doubt_identity_table]
     for table in reversed(tables):
         writer.clear(table)
     for table in [*tables, *([audit_table] if fresh else [])]:

@@ -179,13 +179,25 @@ def test_people_are_renamed_and_merged_and_their_folders_are_no_conflict(
     status, out, _ = faceprint("ingest", gallery, photos)
     assert status == 0
     assert "already known 9" in out
-    assert (
-        faceprint("merge-identities", gallery, "Kimberly", "Adi")[1] == "3 faces of Kimberly are Adi's now\n"
-    )
+    said, undo = faceprint("merge-identities", gallery, "Kimberly", "Adi")[1].splitlines()
+    assert said == "3 faces of Kimberly are Adi's now"
+    number = undo.split()[-1]
+    assert undo == f"to undo it: faceprint undo-merge {gallery} {number}"
     assert "already known 9" in faceprint("ingest", gallery, photos)[1]
     status, _, err = faceprint("rename-identity", gallery, "Adi", GONE)
     assert status == 2
     assert "merge the two" in err
+    (listed,) = faceprint("undo-merge", gallery, "--list")[1].splitlines()
+    assert (listed.split()[0], listed.split("  ")[-1]) == (number, "3 faces of Kimberly into Adi")
+    assert [one["faces"] for one in json.loads(faceprint("undo-merge", gallery, "--list", "--json")[1])] == [
+        3
+    ]
+    assert faceprint("undo-merge", gallery, number, "--list")[0] == 2
+    assert faceprint("undo-merge", gallery)[1] == "Kimberly is a person again, with 3 of 3 faces.\n"
+    assert faceprint("undo-merge", gallery, "--list")[1] == "No merge can be undone.\n"
+    status, _, err = faceprint("undo-merge", gallery, number)
+    assert (status, f"Merge {number} was undone already" in err) == (2, True)
+    assert "already known 9" in faceprint("ingest", gallery, photos)[1]
 
 
 def test_sync_lists_first_and_then_removes_what_is_gone(
@@ -338,6 +350,7 @@ def test_the_audit_log_says_who_did_what_by_which_command(faceprint: Faceprint, 
         ["compact"],
         ["rename-identity", "a", "b"],
         ["merge-identities", "a", "b"],
+        ["undo-merge"],
         ["backup", "b"],
         ["export", "e"],
         ["audit-log"],

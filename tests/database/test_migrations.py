@@ -26,7 +26,7 @@ from retrieval.database.records import Generation, NewFace, Segment
 from retrieval.database.store import Store
 from retrieval.database.tables import metadata
 from retrieval.embedding.outcome import Status
-from retrieval.errors import GalleryBusy, GalleryError, StorageError
+from retrieval.errors import GalleryBusy, GalleryError, InputError, StorageError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import verify
 from retrieval.gallery.repair import repair
@@ -447,6 +447,10 @@ def test_faces_survive_going_back_to_an_older_version_and_forth_again(old: Path)
             assert gallery.search_by_vector(vector_of(old_sha256(number)), 1)[0].face.id == number
 
 
+TABLES_OF_0009 = {
+    table.name for table in metadata.sorted_tables if not table.name.startswith(("merge_", "doubt"))
+} - {"merge"}
+
 # The columns that these tables had up to schema 0006, as far back as they go.
 GALLERY_OF_0006 = (
     "id, uuid, created_at, next_face_id, next_segment_id, generation_id, revision, revision_check, "
@@ -579,8 +583,7 @@ def fourth(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0004(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0004, or of a newer one as far as that schema knows its columns."""
-    tables = dict.fromkeys((table.name for table in metadata.sorted_tables), "*")
-    del tables["photo"]
+    tables = dict.fromkeys(TABLES_OF_0009 - {"photo"}, "*")
     tables |= {"file": "id, face_id, path", "gallery": GALLERY_OF_0006, "generation": GENERATION_OF_0006}
     del tables["calibration"], tables["host"], tables["suspect"]
     return rows_before_photos(path, tables)
@@ -688,10 +691,7 @@ def sixth(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0006(path: Path, without: str = "") -> dict[str, list[Any]]:
     """Every row of a database of schema 0006, or of a newer one as far as that schema knows its columns."""
-    left_out = ("host", "suspect", "photo", without)
-    tables = dict.fromkeys(
-        (table.name for table in metadata.sorted_tables if table.name not in left_out), "*"
-    )
+    tables = dict.fromkeys(TABLES_OF_0009 - {"host", "suspect", "photo", without}, "*")
     tables |= {"gallery": GALLERY_OF_0006, "generation": GENERATION_OF_0006}
     return rows_before_photos(path, tables)
 
@@ -753,8 +753,7 @@ def seventh(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0007(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0007, or of a newer one as far as that schema knows its tables."""
-    tables = [table.name for table in metadata.sorted_tables if table.name not in ("suspect", "photo")]
-    return rows_before_photos(path, dict.fromkeys(tables, "*"))
+    return rows_before_photos(path, dict.fromkeys(TABLES_OF_0009 - {"suspect", "photo"}, "*"))
 
 
 def test_a_gallery_of_schema_0007_keeps_every_row_and_has_no_suspects(seventh: Path) -> None:
@@ -810,8 +809,7 @@ def eighth(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 def rows_of_0008(path: Path) -> dict[str, list[Any]]:
     """Every row of a database of schema 0008, or of a newer one as far as that schema knows its tables."""
-    tables = [table.name for table in metadata.sorted_tables if table.name != "photo"]
-    return rows_before_photos(path, dict.fromkeys(tables, "*"))
+    return rows_before_photos(path, dict.fromkeys(TABLES_OF_0009 - {"photo"}, "*"))
 
 
 def test_a_gallery_of_schema_0008_keeps_every_row_and_each_photo_has_one_face(eighth: Path) -> None:
@@ -854,6 +852,62 @@ def test_a_gallery_goes_back_to_schema_0008_and_loses_only_further_faces_of_phot
     before["file"] = [(row[0], 8 if row[1] == 6 else row[1], *row[2:]) for row in before["file"]]
     assert rows_of_0008(path) == before
     assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'photo'") == []
+
+
+# A gallery of schema 0009
+
+# By the code of commit 253b683, which opened the one of schema 0008, enrolled a photo of three people, forgot
+# the second of them, and merged Zoë into Kim.
+FACES_OF_0009 = {
+    **FACES_OF_0008,
+    6: ("Kim", ("/photos/zoe/1.jpg",)),
+    7: (None, ("/photos/group.jpg",)),
+    9: (None, ("/photos/group.jpg",)),
+}
+
+
+@pytest.fixture
+def ninth(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0009 whose model is the tests'."""
+    return gallery_of("0009", bundle, tmp_path)
+
+
+def rows_of_0009(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0009, or of a newer one as far as that schema knows its tables."""
+    return {table: query(path, f"SELECT * FROM {table} ORDER BY 1") for table in TABLES_OF_0009}
+
+
+def test_a_gallery_of_schema_0009_keeps_every_row_and_its_mergers_stay(ninth: Path) -> None:
+    """What it would take to undo them was not kept then."""
+    path = ninth / "gallery.db"
+    before = rows_of_0009(path)
+    assert before["merger"] == [(4, 3)]
+    with Gallery.open(ninth) as gallery:
+        assert gallery.merges() == []
+        with pytest.raises(InputError, match="no merge that can be undone"):
+            gallery.undo_merge()
+    assert {number: faces[:2] for number, faces in everything(ninth).items()} == FACES_OF_0009
+    assert rows_of_0009(path) == before == rows_of_0009(ninth / "gallery-0009.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_gallery_goes_back_to_schema_0009_and_only_undoes_no_earlier_merge(ninth: Path) -> None:
+    path = ninth / "gallery.db"
+    with Gallery.open(ninth) as gallery:
+        gallery.merge_identities("Adriana", "Kim")
+        assert [merge.name for merge in gallery.merges()] == ["Adriana"]
+    before = rows_of_0009(path)
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0009")
+        connection.commit()
+    assert rows_of_0009(path) == before
+    with Gallery.open(ninth) as gallery:
+        assert gallery.merges() == []
+    assert rows_of_0009(path) == before
 
 
 @pytest.mark.parametrize("name", ["gallery-0007.db", "gallery-0007.part", "gallery-0007.part-journal"])

@@ -253,6 +253,20 @@ class GalleryMachine(RuleBasedStateMachine):
         state.part_of[person] = target
         del state.names[person]
 
+    @rule(name=ANYBODY, into=ANYBODY)
+    def merge_and_undo(self, name: str, into: str) -> None:
+        """Everything is as before, except that labels of former names have the current one."""
+        person, target = self.state.person(name), self.state.person(into)
+        if person is None or target is None or person == target:
+            return
+        self.gallery.merge_identities(name, into)
+        done = self.gallery.undo_merge()
+        assert set(done.face_ids) == {
+            self.state.ids[photo] for photo, whose in self.state.people.items() if whose == person
+        }
+        assert (done.elsewhere, done.forgotten, done.lost_names, done.kept_keys) == ((), 0, (), ())
+        self.state.relabel(self.state.names_of(person), name)
+
     # Forgetting
 
     @rule(name=ANYBODY)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from retrieval import Gallery, ModelBundle, verify
 from retrieval.service import cursors, tokens
-from retrieval.service.schemas import FacesPage, PeoplePage, PersonDetails, Receipt
+from retrieval.service.schemas import FacesPage, MergesPage, PeoplePage, PersonDetails, Receipt
 from retrieval.service.tokens import Scope
 from tests.cli.test_faces import aligned
 from tests.detectors import save
@@ -78,7 +78,7 @@ def pages(server: Server, path: str, of: str, **options: Any) -> list[Any]:
     cursor: dict[str, Any] = {}
     while True:
         page = server.client.get(path, params={**options, **cursor}).json()
-        {"people": PeoplePage, "faces": FacesPage}[of].model_validate(page)
+        {"people": PeoplePage, "faces": FacesPage, "merges": MergesPage}[of].model_validate(page)
         assert len(page[of]) <= options["limit"]
         items += page[of]
         if page["next"] is None:
@@ -196,11 +196,18 @@ def test_a_person_is_annotated_renamed_and_merged(changing: Server) -> None:
     assert renamed.json() == {**annotated.json(), "identity": "Xenia Ω", "former_names": ["Xenia"]}
     assert person(changing, "Xenia") == renamed.json()
     merged = client.post(f"/v1/people/{other['id']}/merge", json={"into": xenia["id"]})
+    [merge] = [one["id"] for one in pages(changing, "/v1/merges", "merges", limit=1)]
     assert merged.json() == {
         **renamed.json(),
         "faces": 2,
         "former_names": ["Ines/../Adi", "Xenia"],
+        "merge": merge,
     }
+    undone = client.post(f"/v1/merges/{merge}/undo").json()
+    assert (undone["person"], undone["into"]) == (other, renamed.json())
+    assert undone["says"] == ["Ines/../Adi is a person again, with 1 of 1 faces."]
+    refused(client.post(f"/v1/merges/{merge}/undo"), 404, "not-found")
+    client.post(f"/v1/people/{other['id']}/merge", json={"into": xenia["id"]})
     refused(client.get(f"/v1/people/{other['id']}"), 404, "not-found")
     refused(
         client.post(f"/v1/people/{xenia['id']}/merge", json={"into": xenia["id"]}), 400, "invalid-argument"
@@ -308,6 +315,12 @@ def test_scopes_allow_what_they_say_and_the_audit_log_names_the_token(
         (Scope.WRITE, "PUT", "/v1/people/1/metadata", {"json": {"a": 1}}),
         (Scope.WRITE, "POST", "/v1/people/1/rename", {"json": {"identity": "Adi"}}),
         (Scope.WRITE, "POST", "/v1/people/2/merge", {"json": {"into": 1}}),
+        (Scope.READ, "GET", "/v1/merges", {}),
+        (Scope.WRITE, "POST", "/v1/merges/6/undo", {}),
+        (Scope.WRITE, "POST", "/v1/people/2/merge", {"json": {"into": 1}}),
+        (Scope.READ, "GET", "/v1/doubts", {}),
+        (Scope.WRITE, "POST", "/v1/doubts/hub.f1.p1/dismiss", {}),
+        (Scope.WRITE, "POST", "/v1/doubts/hub.f1.p1/reopen", {}),
         (Scope.ADMIN, "DELETE", "/v1/faces/2", {}),
         (Scope.ADMIN, "DELETE", "/v1/people/3", {}),
     ]
@@ -329,6 +342,10 @@ def test_scopes_allow_what_they_say_and_the_audit_log_names_the_token(
         (write, "annotate"),
         (write, "rename-identity"),
         (write, "merge-identities"),
+        (write, "undo-merge"),
+        (write, "merge-identities"),
+        (write, "dismiss-doubt"),
+        (write, "reopen-doubt"),
         (admin, "forget"),
         (admin, "forget"),
     ]

@@ -26,6 +26,7 @@ __all__ = ["aligned", "faceprint"]  # pytest finds fixtures by their names
 Searching: TypeAlias = Gallery | Client
 
 SEARCHES = [name for name in dir(Gallery) if name.startswith("search")]
+MERGES = ["merges", "undo_merge"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def gallery(enrolled: Path) -> Iterator[Gallery]:
         yield opened
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", [*SEARCHES, *MERGES])
 def test_every_search_of_a_gallery_has_the_same_arguments(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(kind, name)) for kind in (Client, Gallery))
     assert ours == theirs
@@ -217,3 +218,23 @@ def test_info_is_that_of_the_gallery(client: Client, gallery: Gallery) -> None:
     import dataclasses
 
     assert client.info() == json.loads(json.dumps(dataclasses.asdict(gallery.info())))
+
+
+def test_merges_are_listed_and_undone_as_those_of_the_gallery(own_gallery: Path, tmp_path: Path) -> None:
+    with Gallery.open(own_gallery) as gallery:
+        gallery.annotate(identities={"Bao": {"badge": 7}})
+        gallery.rename_identity("Bao", "Bao Li")
+        gallery.merge_identities("Bao Li", "Sky")
+        gallery.merge_identities("Ocean", "Sky")
+        second, first = gallery.merges()
+    with Server(own_gallery, tmp_path / "log") as server, connect(server.url) as client:
+        assert client.merges() == [second, first]
+        assert client.merges(before=second.id) == client.merges(before=second.id, limit=1) == [first]
+        undone = client.undo_merge(first.id)
+        assert (undone.merge, undone.into, undone.former_names) == (first, "Sky", ("Bao",))
+        assert client.undo_merge().merge == second
+        for number in (None, first.id):
+            with pytest.raises(NotFound):
+                client.undo_merge(number)
+    with Gallery.open(own_gallery) as gallery:
+        assert gallery.identity_metadata(["Bao", "Sky"]) == {"Bao": {"badge": 7}, "Sky": {}}

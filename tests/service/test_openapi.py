@@ -78,4 +78,4 @@ def test_every_code_is_documented(code: Code) -> None:
 def test_every_address_is_documented() -> None:
     page = (_ROOT / "docs" / "service.md").read_text()
     for _, path, _ in operations(document()):
-        assert re.sub(r"{(person|face|job)}", "{id}", path) in page, path
+        assert re.sub(r"{(person|face|job|merge|doubt)}", "{id}", path) in page, path

@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from retrieval.errors import NotFound
-from retrieval.service.jobs import Ingest, JobRunner, JobState, allowed_sources, no_job
+from retrieval.service.jobs import Audit, Ingest, JobRunner, JobState, Work, allowed_sources, no_job
 from retrieval.service.refusals import Code, Refusal
 from retrieval.service.routes.common import REFUSALS, caller, in_writer, needs, service_of
-from retrieval.service.schemas import IngestJob, JobDetails, JobList
+from retrieval.service.schemas import AuditJob, IngestJob, JobDetails, JobList, NewJob
 from retrieval.service.service import Service
 from retrieval.service.tokens import Scope
 
@@ -32,15 +32,15 @@ writing = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS, route_class
 
 
 @writing.post("/jobs", response_model=JobDetails, status_code=HTTPStatus.ACCEPTED)
-async def start_job(request: Request, job: IngestJob) -> Response:
-    """Enrolls the photos of folders and archives, as `faceprint ingest` does, one job after the other.
+async def start_job(request: Request, job: NewJob) -> Response:
+    """Enrolls photos, as `faceprint ingest` does, or audits the gallery; one job after the other.
 
-    They lie below the folders that `faceprint serve --sources` names.
+    Photos come from folders and archives below those that `faceprint serve --sources` names.
     """
     return JSONResponse(await begin_job(request, job), status_code=HTTPStatus.ACCEPTED)
 
 
-async def begin_job(request: Request, job: IngestJob) -> dict[str, Any]:
+async def begin_job(request: Request, job: IngestJob | AuditJob) -> dict[str, Any]:
     """Returns a new job.
 
     Raises:
@@ -48,10 +48,7 @@ async def begin_job(request: Request, job: IngestJob) -> dict[str, Any]:
         Refusal: too many jobs wait.
     """
     service = service_of(request)
-    roots = service.settings.sources
-    sources = await run_in_threadpool(allowed_sources, job.sources, roots)
-    work = Ingest(sources, job.identity_from, job.selection(), caller(request))
-    started = runner_of(service).submit(work)
+    started = runner_of(service).submit(await _work(request, job))
     if started is None:
         raise Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -90,6 +87,19 @@ async def watch_job(request: Request, job: JobId) -> Response:
     """Server-sent events: `progress` whenever the job has gone on, and `end` when it is over."""
     first = await _progress(request, job)  # an unknown job is an error, not a stream
     return StreamingResponse(_events(request, job, first), media_type=EVENTS)
+
+
+async def _work(request: Request, job: IngestJob | AuditJob) -> Work:
+    """Returns the work of a job.
+
+    Raises:
+        InputError: a source is not below the folders of the service.
+    """
+    if isinstance(job, AuditJob):
+        return Audit(job.sample, job.seed, job.limit, caller(request))
+    roots = service_of(request).settings.sources
+    sources = await run_in_threadpool(allowed_sources, job.sources, roots)
+    return Ingest(sources, job.identity_from, job.selection(), caller(request))
 
 
 def runner_of(service: Service) -> JobRunner:

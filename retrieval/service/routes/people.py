@@ -10,11 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from retrieval.database.reader import Reader
 from retrieval.database.records import Person
 from retrieval.errors import NotFound
+from retrieval.gallery import merges
 from retrieval.gallery.gallery import Gallery
 from retrieval.service import cursors
 from retrieval.service.routes.common import REFUSALS, ServiceOf, change, in_writer, needs
 from retrieval.service.schemas import (
     MAX_ID,
+    Merged,
     Merging,
     PeopleOptions,
     PeoplePage,
@@ -47,7 +49,7 @@ async def list_people(service: ServiceOf, options: Annotated[PeopleOptions, Quer
 @router.get("/{person}", response_model=PersonDetails, dependencies=[Depends(needs(Scope.READ))])
 async def show_person(service: ServiceOf, person: PersonId) -> dict[str, Any]:
     """A person, with former names and metadata."""
-    return await run_in_threadpool(_details, service.gallery, person)
+    return await run_in_threadpool(details, service.gallery, person)
 
 
 @writing.put("/{person}/metadata", response_model=PersonDetails)
@@ -58,7 +60,7 @@ async def annotate_person(
 
     def annotate(gallery: Gallery) -> dict[str, Any]:
         gallery.annotate(identities={_name(gallery, person): metadata})
-        return _details(gallery, person)
+        return details(gallery, person)
 
     return await change(request, annotate)
 
@@ -68,19 +70,19 @@ async def rename_person(request: Request, person: PersonId, to: Renaming) -> dic
     """Gives a person another name. The old one goes on to mean them, unless `keep_alias` is false."""
 
     def rename(gallery: Gallery) -> dict[str, Any]:
-        gallery.rename_identity(_name(gallery, person), to.identity, keep_alias=to.keep_alias)
-        return _details(gallery, person)
+        gallery.rename_identity(person, to.identity, keep_alias=to.keep_alias)
+        return details(gallery, person)
 
     return await change(request, rename)
 
 
-@writing.post("/{person}/merge", response_model=PersonDetails)
+@writing.post("/{person}/merge", response_model=Merged)
 async def merge_people(request: Request, person: PersonId, target: Merging) -> dict[str, Any]:
     """Makes two people one: all faces of the first belong to the second, who is returned."""
 
     def merge(gallery: Gallery) -> dict[str, Any]:
-        gallery.merge_identities(_name(gallery, person), _name(gallery, target.into))
-        return _details(gallery, target.into)
+        done = merges.merge(gallery.vault, person, target.into)
+        return {**details(gallery, target.into), "merge": done.id}
 
     return await change(request, merge)
 
@@ -90,7 +92,7 @@ async def forget_person(request: Request, person: PersonId) -> dict[str, Any]:
     """Erases a person with all faces, as `faceprint forget` does, and returns the receipt; no undo."""
 
     def forget(gallery: Gallery) -> dict[str, Any]:
-        return asdict(gallery.forget(_name(gallery, person)))
+        return asdict(gallery.forget(person))
 
     return await change(request, forget)
 
@@ -109,7 +111,8 @@ def _page(gallery: Gallery, page: PeopleOptions) -> dict[str, Any]:
     return {"people": list(map(_shown, shown)), "next": cursors.encoded(shown[-1].name) if more else None}
 
 
-def _details(gallery: Gallery, number: int) -> dict[str, Any]:
+def details(gallery: Gallery, number: int) -> dict[str, Any]:
+    """Returns a person as values for JSON, with former names; NotFound where there is none."""
     return _of_person(gallery, number, _with_former_names)
 
 
