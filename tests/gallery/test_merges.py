@@ -222,7 +222,7 @@ def test_without_an_alias_no_byte_of_a_name_stays_in_merges(people: Gallery) -> 
 def test_a_backup_with_a_merge_does_not_bring_the_forgotten_back(
     later: str, anew: bool, people: Gallery, tmp_path: Path
 ) -> None:
-    """Whom an undo made a person again, and who was forgotten then."""
+    """The merge was undone since, and the restored person forgotten."""
     people.merge_identities("Ana", "Kim")
     if later == "merged again":
         people.merge_identities("Kim", "Adi")

@@ -38,7 +38,7 @@ def rows(gallery: Gallery) -> int:
         return sum(len(part) for table in tables for part in reader.rows(table))
 
 
-# Of whom the planted doubts are.
+# The people of each planted doubt.
 PLANTED = {
     Kind.ANOTHERS_PHOTO: {"P03", "P17"},
     Kind.TWO_LIKE_ONE: {"P05", "Double"},
@@ -233,7 +233,7 @@ def test_what_is_no_id_of_a_doubt_is_refused(number: str, doubtful: Gallery) -> 
             act(doubtful, number)
 
 
-def test_a_doubt_about_nobody_is_refused(doubtful: Gallery) -> None:
+def test_a_doubt_about_unknown_faces_or_people_is_refused(doubtful: Gallery) -> None:
     with pytest.raises(NotFound, match="There is no face 4711 in"):
         dismiss(doubtful, ["hub.f4711.p1"])
     with pytest.raises(NotFound, match="There is no person 4711 in"):
