@@ -19,7 +19,7 @@ demo: $(READY)
 # Tests of one file share fixtures, so they run in one process. Files run in the order of the folders: long ones
 # first, so that no process ends with one of them.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
 
 # What to run after each edit: files of tests that start no process, train nothing and draw no large samples.
 QUICK := tests/database/test_filters.py tests/database/test_identity_names.py tests/index/test_brute_force.py \
