@@ -1,4 +1,4 @@
-"""The routes of jobs: enroll the photos of folders, watch, cancel."""
+"""The routes of jobs: start them, watch, cancel."""
 
 import asyncio
 import json
@@ -11,12 +11,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from retrieval.errors import NotFound
-from retrieval.service.jobs import Audit, Ingest, JobRunner, JobState, Work, allowed_sources, no_job
+from retrieval.service.jobs import JobRunner, JobState, no_job
 from retrieval.service.refusals import Code, Refusal
 from retrieval.service.routes.common import REFUSALS, caller, in_writer, needs, service_of
-from retrieval.service.schemas import AuditJob, IngestJob, JobDetails, JobList, NewJob
+from retrieval.service.schemas import AuditJob, CalibrateJob, IngestJob, JobDetails, JobList, NewJob
 from retrieval.service.service import Service
 from retrieval.service.tokens import Scope
+from retrieval.service.work import Audit, Calibrate, Ingest, Work, allowed_sources
 
 EVENTS: Final = "text/event-stream"
 
@@ -33,14 +34,14 @@ writing = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS, route_class
 
 @writing.post("/jobs", response_model=JobDetails, status_code=HTTPStatus.ACCEPTED)
 async def start_job(request: Request, job: NewJob) -> Response:
-    """Enrolls photos, as `faceprint ingest` does, or audits the gallery; one job after the other.
+    """Enrolls photos, audits or calibrates the gallery, as the commands of these names; one after the other.
 
     Photos come from folders and archives below those that `faceprint serve --sources` names.
     """
     return JSONResponse(await begin_job(request, job), status_code=HTTPStatus.ACCEPTED)
 
 
-async def begin_job(request: Request, job: IngestJob | AuditJob) -> dict[str, Any]:
+async def begin_job(request: Request, job: NewJob) -> dict[str, Any]:
     """Returns a new job.
 
     Raises:
@@ -89,17 +90,23 @@ async def watch_job(request: Request, job: JobId) -> Response:
     return StreamingResponse(_events(request, job, first), media_type=EVENTS)
 
 
-async def _work(request: Request, job: IngestJob | AuditJob) -> Work:
+async def _work(request: Request, job: NewJob) -> Work:
     """Returns the work of a job.
 
     Raises:
         InputError: a source is not below the folders of the service.
     """
-    if isinstance(job, AuditJob):
-        return Audit(job.sample, job.seed, job.limit, caller(request))
-    roots = service_of(request).settings.sources
-    sources = await run_in_threadpool(allowed_sources, job.sources, roots)
-    return Ingest(sources, job.identity_from, job.selection(), caller(request))
+    via, roots = caller(request), service_of(request).settings.sources
+    match job:
+        case AuditJob():
+            return Audit(job.sample, job.seed, job.limit, via)
+        case CalibrateJob():
+            named = job.strangers or []
+            sources = await run_in_threadpool(allowed_sources, named, roots, field="strangers")
+            return Calibrate(sources, job.fpir, job.sample, job.seed, via)
+        case IngestJob():
+            sources = await run_in_threadpool(allowed_sources, job.sources, roots)
+            return Ingest(sources, job.identity_from, job.selection(), via)
 
 
 def runner_of(service: Service) -> JobRunner:
