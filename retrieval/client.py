@@ -123,7 +123,7 @@ class Job:
 
     Attributes:
         id: what `Client.job`, `wait_for_job` and `cancel_job` take.
-        kind: what it does: "ingest", "audit" or "calibrate".
+        kind: what it does: "ingest", "upload", "audit" or "calibrate".
         state: "waiting", "running", "done", "failed" or "cancelled".
         counts: photos by their outcome.
         done, total: units of work done and in all; 0 where that is not known.
@@ -209,6 +209,32 @@ class Client:
         """
         content = json.dumps({"kind": kind, **options}).encode()
         return _job(self._send("POST", "/v1/jobs", content=content, kind=_JSON))
+
+    def upload(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        identity: str | None = None,
+        identity_from: str | None = None,
+    ) -> Job:
+        """Sends photos, or one zip, and starts a job that enrolls them; returns it at once.
+
+        Args:
+            paths: of the files, with not more bytes together than a request may have.
+            identity: the name of the person on all of them.
+            identity_from: what names the people in a zip, without `identity`: "first" (the default), "parent"
+                or "none"; see `photos.scan`.
+
+        Raises:
+            UnreadableImage: a file cannot be read.
+            InputError: the files cannot be one upload, or are too many or too large.
+        """
+        sent = [("file", (os.path.basename(path), read_bytes(path))) for path in paths]
+        options = {"identity": identity, "identity_from": identity_from}
+        data = {name: value for name, value in options.items() if value is not None}
+        form = self._client.build_request("POST", "/", files=sent, data=data)
+        kind = form.headers.get("content-type", _JSON)
+        return _job(self._send("POST", "/v1/jobs/uploads", content=form.read(), kind=kind))
 
     def jobs(self) -> list[Job]:
         """Returns the jobs that the service remembers, oldest first, without rejected photos and reports."""

@@ -19,10 +19,11 @@ from retrieval.database.records import utc_now
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import Interrupted, NotFound
 from retrieval.gallery.gallery import Gallery
+from retrieval.service import uploads
 from retrieval.service.photos import require_detector
 from retrieval.service.refusals import Code, of_error
 from retrieval.service.settings import Limits
-from retrieval.service.work import Calibrate, Ingest, Watch, Work, do
+from retrieval.service.work import Calibrate, Ingest, UploadIngest, Watch, Work, do
 from retrieval.storage.vault import called_by
 
 _LOG: Final = logging.getLogger("faceprint.service")
@@ -113,16 +114,19 @@ class JobRunner:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        uploads.remove_leftovers()
         self._thread = threading.Thread(target=self._run, name="faceprint-jobs", daemon=True)
         self._thread.start()
 
     def submit(self, work: Work) -> dict[str, Any] | None:
         """Adds a job and returns it; None if too many wait.
 
+        The files of an upload are the job's from then on; without a job they are still the caller's.
+
         Raises:
             InputError: a selection is of no use with the gallery's model.
         """
-        if isinstance(work, Ingest):
+        if isinstance(work, Ingest | UploadIngest):
             require_detector(self._gallery, work.selection)
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
@@ -172,6 +176,9 @@ class JobRunner:
         """Stops, and waits for the current batch."""
         self.stop()
         self._thread.join()
+        with self._changed:
+            for job in self._waiting:
+                _release(job.work)
 
     def _job(self, number: str) -> Job:
         job = self._jobs.get(number)
@@ -233,10 +240,17 @@ class JobRunner:
             job.rejected.append({"path": outcome.path, "reason": outcome.reason, "detail": outcome.detail})
 
     def _end(self, job: Job, state: JobState) -> None:
+        _release(job.work)
         job.state, job.ended_at = state, utc_now()
         ended = [one.id for one in self._jobs.values() if one.state.is_end]
         for number in ended[:-_MAX_ENDED]:
             del self._jobs[number]
+
+
+def _release(work: Work) -> None:
+    """Removes the files of a work that is over."""
+    if isinstance(work, UploadIngest):
+        work.upload.close()
 
 
 def no_job(number: str) -> NotFound:

@@ -170,6 +170,21 @@ class EnrollBody(EnrollOptions):
     ] = {}
 
 
+class UploadOptions(EnrollOptions):
+    """How the photos of an upload are enrolled."""
+
+    identity: Annotated[
+        str | None,
+        Field(max_length=1024, description="The name of the person on all photos."),
+    ] = None
+    identity_from: Annotated[
+        Literal["first", "parent", "none"] | None,
+        Field(
+            description="What names the person of a photo in a zip: the first folder, the folder of the file, or nothing, as of `faceprint ingest`."
+        ),
+    ] = None
+
+
 class IngestJob(BaseModel):
     """Photos to enroll from folders and archives of the machine of the service."""
 
@@ -532,7 +547,7 @@ class JobProgress(Model):
     """A job, and how far it is: how many photos have which outcome, or how much of other work is done."""
 
     id: str
-    kind: Literal["ingest", "audit", "calibrate"]
+    kind: Literal["ingest", "upload", "audit", "calibrate"]
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
     sources: list[str]
     created_at: str

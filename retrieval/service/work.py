@@ -4,14 +4,15 @@ An evaluation is none of them: its measurements are in `training`, which the ser
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from retrieval.bulk.calibrate import calibrate
-from retrieval.bulk.ingest import ingest
+from retrieval.bulk.ingest import ingest, ingest_photos
 from retrieval.embedding.outcome import Outcome
 from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
@@ -20,6 +21,8 @@ from retrieval.quality import doubts
 from retrieval.quality.audit import audit
 from retrieval.search.calibration import remarks
 from retrieval.service.settings import Limits
+from retrieval.service.uploads import Upload
+from retrieval.sources.photos import Photo
 from retrieval.system import archive_paths
 
 
@@ -80,7 +83,28 @@ class Calibrate:
     via: str
 
 
-Work: TypeAlias = Ingest | Audit | Calibrate
+@dataclass(frozen=True, slots=True)
+class UploadIngest:
+    """Photos to enroll that the caller sent.
+
+    Attributes:
+        upload: their files; they are removed when the job ends.
+        identity: the name of all of them; None for those that the folders of a zip give.
+        identity_from: which folders; see `Ingest`.
+        selection: see `bulk.ingest.ingest`.
+        via: the caller in the audit log.
+    """
+
+    kind: ClassVar = "upload"
+
+    upload: Upload
+    identity: str | None
+    identity_from: str | None
+    selection: FaceSelection
+    via: str
+
+
+Work: TypeAlias = Ingest | UploadIngest | Audit | Calibrate
 
 # The report of a work as values for JSON, and whether it was interrupted.
 Done: TypeAlias = tuple[dict[str, Any], bool]
@@ -111,6 +135,8 @@ def do(work: Work, gallery: Gallery, limits: Limits, watch: Watch) -> Done:
     match work:
         case Ingest():
             return _ingest(work, gallery, limits, watch)
+        case UploadIngest():
+            return _ingest_upload(work, gallery, limits, watch)
         case Audit():
             return _audit(work, gallery, watch)
         case Calibrate():
@@ -125,6 +151,26 @@ def _ingest(work: Ingest, gallery: Gallery, limits: Limits, watch: Watch) -> Don
         selection=work.selection,
         photo_seconds=limits.photo_seconds,
         on_outcome=watch.count,
+        should_stop=watch.should_stop,
+    )
+    return report.summary(), report.interrupted
+
+
+def _ingest_upload(work: UploadIngest, gallery: Gallery, limits: Limits, watch: Watch) -> Done:
+    names: deque[str] = deque()
+
+    def found() -> Iterator[Photo]:
+        for name, photo in work.upload.photos(work.identity, work.identity_from, limits):
+            names.append(name)
+            yield photo
+
+    report = ingest_photos(
+        gallery,
+        found(),
+        selection=work.selection,
+        photo_seconds=limits.photo_seconds,
+        # Outcomes come in the order of the photos, which have no path.
+        on_outcome=lambda outcome: watch.count(replace(outcome, path=names.popleft())),
         should_stop=watch.should_stop,
     )
     return report.summary(), report.interrupted

@@ -6,18 +6,28 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from retrieval.errors import NotFound
 from retrieval.service.jobs import JobRunner, JobState, no_job
+from retrieval.service.queries import UPLOAD_BODY, read_upload
 from retrieval.service.refusals import Code, Refusal
 from retrieval.service.routes.common import REFUSALS, caller, in_writer, needs, service_of
-from retrieval.service.schemas import AuditJob, CalibrateJob, IngestJob, JobDetails, JobList, NewJob
+from retrieval.service.schemas import (
+    AuditJob,
+    CalibrateJob,
+    IngestJob,
+    JobDetails,
+    JobList,
+    NewJob,
+    UploadOptions,
+)
 from retrieval.service.service import Service
 from retrieval.service.tokens import Scope
-from retrieval.service.work import Audit, Calibrate, Ingest, Work, allowed_sources
+from retrieval.service.uploads import Upload
+from retrieval.service.work import Audit, Calibrate, Ingest, UploadIngest, Work, allowed_sources
 
 EVENTS: Final = "text/event-stream"
 
@@ -41,6 +51,30 @@ async def start_job(request: Request, job: NewJob) -> Response:
     return JSONResponse(await begin_job(request, job), status_code=HTTPStatus.ACCEPTED)
 
 
+@writing.post(
+    "/jobs/uploads",
+    response_model=JobDetails,
+    status_code=HTTPStatus.ACCEPTED,
+    openapi_extra=UPLOAD_BODY,
+)
+async def start_upload(request: Request, options: Annotated[UploadOptions, Query()]) -> Response:
+    """Enrolls several photos, or those of a zip, that are sent in a form.
+
+    Photos get the name `identity`, those of a zip the names of its folders. The files are kept until the job
+    has ended; what it has enrolled is durable then.
+    """
+    service = service_of(request)
+    sent, body = await read_upload(request, options, service.limits)
+    upload = await run_in_threadpool(Upload, sent)
+    try:
+        work = UploadIngest(upload, body.identity, body.identity_from, body.selection(), caller(request))
+        job = _submitted(service, work)
+    except BaseException:
+        upload.close()
+        raise
+    return JSONResponse(job, status_code=HTTPStatus.ACCEPTED)
+
+
 async def begin_job(request: Request, job: NewJob) -> dict[str, Any]:
     """Returns a new job.
 
@@ -48,8 +82,11 @@ async def begin_job(request: Request, job: NewJob) -> dict[str, Any]:
         InputError: as `allowed_sources` and `JobRunner.submit`.
         Refusal: too many jobs wait.
     """
-    service = service_of(request)
-    started = runner_of(service).submit(await _work(request, job))
+    return _submitted(service_of(request), await _work(request, job))
+
+
+def _submitted(service: Service, work: Work) -> dict[str, Any]:
+    started = runner_of(service).submit(work)
     if started is None:
         raise Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
