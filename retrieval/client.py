@@ -123,7 +123,7 @@ class Job:
 
     Attributes:
         id: what `Client.job`, `wait_for_job` and `cancel_job` take.
-        kind: what it does: "ingest", "upload", "audit" or "calibrate".
+        kind: what it does: "ingest", "upload", "audit", "calibrate" or "reembed".
         state: "waiting", "running", "done", "failed" or "cancelled".
         counts: photos by their outcome.
         done, total: units of work done and in all; 0 where that is not known.
@@ -198,10 +198,10 @@ class Client:
         return _undone(json.loads(self._send("POST", f"/v1/merges/{merge_id}/undo").content))
 
     def start_job(self, kind: str, **options: Any) -> Job:
-        """Starts a job, with a token of the scope `write`, and returns it at once.
+        """Starts a job, with a token of the scope `write` (for "reembed" `admin`), and returns it at once.
 
         Args:
-            kind: "ingest", "audit" or "calibrate".
+            kind: "ingest", "audit", "calibrate" or "reembed".
             options: as of `POST /v1/jobs` (see docs/service.md), such as `sources=["2026/door"]`.
 
         Raises:

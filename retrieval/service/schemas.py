@@ -264,6 +264,24 @@ class CalibrateJob(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the sample and of the intervals.")] = 0
 
 
+class ReembedJob(BaseModel):
+    """Another model for the gallery, as of `faceprint reembed`; it takes the scope admin."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["reembed"]
+    model: Annotated[
+        str,
+        Field(description="The folder of the model, below those of `faceprint serve --sources`."),
+    ]
+    switch: Annotated[
+        bool, Field(description="Search with it as soon as every face has its vector; else only keep these.")
+    ] = True
+    give_up: Annotated[
+        bool, Field(description="Remove faces without a usable photo, instead of keeping the old model.")
+    ] = False
+
+
 def _kind_of(job: Any) -> Any:
     """Returns the kind of a job; one without a kind enrolls photos."""
     return job.get("kind", "ingest") if isinstance(job, dict) else getattr(job, "kind", None)
@@ -273,11 +291,12 @@ def _kind_of(job: Any) -> Any:
 NewJob = Annotated[
     Annotated[IngestJob, Tag("ingest")]
     | Annotated[AuditJob, Tag("audit")]
-    | Annotated[CalibrateJob, Tag("calibrate")],
+    | Annotated[CalibrateJob, Tag("calibrate")]
+    | Annotated[ReembedJob, Tag("reembed")],
     Discriminator(
         _kind_of,
         custom_error_type="kind",
-        custom_error_message="`kind` must be ingest, audit or calibrate",
+        custom_error_message="`kind` must be ingest, audit, calibrate or reembed",
     ),
 ]
 
@@ -547,7 +566,7 @@ class JobProgress(Model):
     """A job, and how far it is: how many photos have which outcome, or how much of other work is done."""
 
     id: str
-    kind: Literal["ingest", "upload", "audit", "calibrate"]
+    kind: Literal["ingest", "upload", "audit", "calibrate", "reembed"]
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
     sources: list[str]
     created_at: str
@@ -561,7 +580,7 @@ class JobProgress(Model):
 
 class JobDetails(JobProgress):
     """A job with the first of its rejected photos, and at its end the report: that of `ingest --summary`, what
-    was audited, or that of `calibrate --json`.
+    was audited, that of `calibrate --json`, or what was embedded again.
     """
 
     rejected: list[dict[str, str | None]]

@@ -7,9 +7,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from retrieval.bulk.calibrate import calibrate
 from retrieval.bulk.ingest import ingest, ingest_photos
@@ -17,6 +17,7 @@ from retrieval.embedding.outcome import Outcome
 from retrieval.errors import InputError
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.photo_reader import FaceSelection
+from retrieval.models.bundle import ModelBundle
 from retrieval.quality import doubts
 from retrieval.quality.audit import audit
 from retrieval.search.calibration import remarks
@@ -24,6 +25,9 @@ from retrieval.service.settings import Limits
 from retrieval.service.uploads import Upload
 from retrieval.sources.photos import Photo
 from retrieval.system import archive_paths
+
+# Lost faces that the report of a reembedding lists.
+_MAX_LOST: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,25 @@ class UploadIngest:
     via: str
 
 
-Work: TypeAlias = Ingest | UploadIngest | Audit | Calibrate
+@dataclass(frozen=True, slots=True)
+class Reembed:
+    """Another model for the gallery: every face is embedded again from its photo.
+
+    Attributes:
+        bundle: the model.
+        switch, give_up: see `gallery.reembed.reembed`.
+        via: the caller in the audit log.
+    """
+
+    kind: ClassVar = "reembed"
+
+    bundle: ModelBundle
+    switch: bool
+    give_up: bool
+    via: str
+
+
+Work: TypeAlias = Ingest | UploadIngest | Audit | Calibrate | Reembed
 
 # The report of a work as values for JSON, and whether it was interrupted.
 Done: TypeAlias = tuple[dict[str, Any], bool]
@@ -141,6 +163,8 @@ def do(work: Work, gallery: Gallery, limits: Limits, watch: Watch) -> Done:
             return _audit(work, gallery, watch)
         case Calibrate():
             return _calibrate(work, gallery, watch)
+        case Reembed():
+            return _reembed(work, gallery, watch)
 
 
 def _ingest(work: Ingest, gallery: Gallery, limits: Limits, watch: Watch) -> Done:
@@ -207,6 +231,29 @@ def _calibrate(work: Calibrate, gallery: Gallery, watch: Watch) -> Done:
     return report if done.report is None else {**report, "photos": done.report.summary()}, False
 
 
+def _reembed(work: Reembed, gallery: Gallery, watch: Watch) -> Done:
+    # Addresses are not fetched: the hosts would hear from the service whenever a caller likes.
+    done = gallery.reembed(
+        work.bundle,
+        switch=work.switch,
+        give_up=work.give_up,
+        on_progress=watch.note,
+        should_stop=watch.should_stop,
+    )
+    listed = [{"face_id": face.id, "reason": done.reasons[face.id]} for face in done.lost[:_MAX_LOST]]
+    report = {
+        "model": work.bundle.fingerprint,
+        "switched": done.switched,
+        "faces": done.faces,
+        "embedded": done.embedded,
+        "lost": len(done.lost),
+        "unfetched": len(done.unfetched),
+        "lost_faces": listed,
+        "drift": None if done.drift is None else asdict(done.drift),
+    }
+    return report, done.interrupted
+
+
 def allowed_sources(
     named: Sequence[str], roots: Sequence[Path], *, field: str = "sources"
 ) -> tuple[str, ...]:
@@ -234,6 +281,26 @@ def _allowed_source(name: str, roots: Sequence[Path], field: str) -> str:
             "service may read (`faceprint serve --sources FOLDER`)."
         )
     return path
+
+
+def allowed_model(name: str, roots: Sequence[Path]) -> ModelBundle:
+    """Returns the model in a folder below one of the folders of the operator.
+
+    Args:
+        name: an absolute path, or one below one of the folders.
+        roots: the folders.
+
+    Raises:
+        InputError: it is not below them, or is no folder; the sentence is the same for both.
+        BundleError: the folder is no model, or its model is not whole.
+    """
+    path = _below(name, roots, os.path.isdir)
+    if path is None:
+        raise InputError(
+            f"`model` is {name[:200]!a}, which is no folder below a folder that the service may read "
+            "(`faceprint serve --sources FOLDER`)."
+        )
+    return ModelBundle.load(path)
 
 
 def _below(name: str, roots: Sequence[Path], is_wanted: Callable[[str], bool]) -> str | None:

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from retrieval import Gallery, ModelBundle
-from retrieval.client import connect
+from retrieval.client import Client, connect
 from retrieval.errors import InputError
+from retrieval.service import tokens
 from retrieval.service.schemas import JobDetails, JobList
+from retrieval.service.tokens import Scope
 from retrieval.service.work import allowed_sources
 from retrieval.storage.vault import LOCK_TIMEOUT
 from tests.service.server import Server
@@ -199,6 +201,59 @@ def test_a_calibration_decides_the_next_searches(own_gallery: Path, library: Pat
         now = gallery.calibration()
         assert now is not None
         assert (now.strangers, now.fpir) == ("photos", 0.5)
+
+
+def test_another_model_answers_after_a_job_that_takes_the_scope_admin(
+    own_gallery: Path, faces: Path, imported: ModelBundle, tmp_path: Path
+) -> None:
+    """It goes on where a photo is missing only with `give_up`, and the former model's folder leads back."""
+    shutil.copytree(faces, tmp_path / "faces")
+    with Gallery.open(own_gallery) as gallery:
+        gallery.relocate(faces, tmp_path / "faces")
+        former = shutil.copytree(gallery.bundle.folder, imported.folder.parent / "former")
+    (tmp_path / "faces" / "Adi" / "Adi_0001.jpg").unlink()
+    secrets = {scope: tokens.create(own_gallery, scope, scope)[0] for scope in (Scope.WRITE, Scope.ADMIN)}
+    roots = ("--sources", imported.folder.parent, "--sources", tmp_path)
+    with (
+        Server(own_gallery, tmp_path / "log", *roots, "--workers", 2) as server,
+        connect(server.url, token=secrets[Scope.WRITE]) as writer,
+        connect(server.url, token=secrets[Scope.ADMIN]) as admin,
+    ):
+        with pytest.raises(InputError, match="admin"):
+            writer.start_job("reembed", model="model")
+        for wrong in ("/etc", "no-such", "../model", "faces"):
+            with pytest.raises(InputError):
+                admin.start_job("reembed", model=wrong)
+        kept = reembedded(admin, "model")
+        assert (kept["switched"], kept["faces"], kept["embedded"], kept["lost"]) == (False, 36, 35, 1)
+        [lost] = kept["lost_faces"]
+        assert lost["face_id"] == 1
+        assert model_of(admin) != imported.fingerprint
+        given_up = reembedded(admin, "model", give_up=True)
+        assert (given_up["switched"], given_up["embedded"], given_up["drift"]["sample"]) == (True, 0, 35)
+        assert {model_of(admin) for _ in range(4)} == {given_up["model"]} == {imported.fingerprint}
+        found = admin.search(tmp_path / "faces" / "Sky" / "Sky_0001.jpg", 1)
+        assert (found.matches[0].face.identity, found.matches[0].distance) == ("Sky", 0.0)
+        with pytest.raises(InputError, match="already"):
+            admin.wait_for_job(admin.start_job("reembed", model="model").id)
+        assert reembedded(admin, former.name)["switched"]
+        assert model_of(admin) != imported.fingerprint
+    assert "Traceback" not in server.log.read_text()
+    with Gallery.open(own_gallery) as gallery:
+        assert not gallery.verify().findings
+        switched = [entry.via for entry in gallery.audit_log() if entry.action == "switch-model"]
+    assert switched == ["faceprint serve, token admin"] * 2
+
+
+def reembedded(client: Client, model: str, **options: Any) -> dict[str, Any]:
+    report = client.wait_for_job(client.start_job("reembed", model=model, **options).id).report
+    assert report is not None
+    return report
+
+
+def model_of(client: Client) -> str:
+    """The fingerprint of the model that answers."""
+    return str(client.info()["fingerprint"])
 
 
 def threshold(report: dict[str, Any], fpir: float) -> float:

@@ -14,7 +14,7 @@ from retrieval.errors import NotFound
 from retrieval.service.jobs import JobRunner, JobState, no_job
 from retrieval.service.queries import UPLOAD_BODY, read_upload
 from retrieval.service.refusals import Code, Refusal
-from retrieval.service.routes.common import REFUSALS, caller, in_writer, needs, service_of
+from retrieval.service.routes.common import REFUSALS, caller, check_scope, in_writer, needs, service_of
 from retrieval.service.schemas import (
     AuditJob,
     CalibrateJob,
@@ -22,12 +22,22 @@ from retrieval.service.schemas import (
     JobDetails,
     JobList,
     NewJob,
+    ReembedJob,
     UploadOptions,
 )
 from retrieval.service.service import Service
 from retrieval.service.tokens import Scope
 from retrieval.service.uploads import Upload
-from retrieval.service.work import Audit, Calibrate, Ingest, UploadIngest, Work, allowed_sources
+from retrieval.service.work import (
+    Audit,
+    Calibrate,
+    Ingest,
+    Reembed,
+    UploadIngest,
+    Work,
+    allowed_model,
+    allowed_sources,
+)
 
 EVENTS: Final = "text/event-stream"
 
@@ -44,9 +54,10 @@ writing = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS, route_class
 
 @writing.post("/jobs", response_model=JobDetails, status_code=HTTPStatus.ACCEPTED)
 async def start_job(request: Request, job: NewJob) -> Response:
-    """Enrolls photos, audits or calibrates the gallery, as the commands of these names; one after the other.
+    """Enrolls photos, audits or calibrates the gallery, or embeds it again; one job after the other.
 
-    Photos come from folders and archives below those that `faceprint serve --sources` names.
+    Photos and models come from folders and archives below those that `faceprint serve --sources` names.
+    Another model takes the scope admin.
     """
     return JSONResponse(await begin_job(request, job), status_code=HTTPStatus.ACCEPTED)
 
@@ -131,7 +142,8 @@ async def _work(request: Request, job: NewJob) -> Work:
     """Returns the work of a job.
 
     Raises:
-        InputError: a source is not below the folders of the service.
+        InputError: a source or a model is not below the folders of the service.
+        Refusal: the token does not allow the work.
     """
     via, roots = caller(request), service_of(request).settings.sources
     match job:
@@ -141,6 +153,10 @@ async def _work(request: Request, job: NewJob) -> Work:
             named = job.strangers or []
             sources = await run_in_threadpool(allowed_sources, named, roots, field="strangers")
             return Calibrate(sources, job.fpir, job.sample, job.seed, via)
+        case ReembedJob():
+            check_scope(request, Scope.ADMIN)
+            bundle = await run_in_threadpool(allowed_model, job.model, roots)
+            return Reembed(bundle, job.switch, job.give_up, via)
         case IngestJob():
             sources = await run_in_threadpool(allowed_sources, job.sources, roots)
             return Ingest(sources, job.identity_from, job.selection(), via)
