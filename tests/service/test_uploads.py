@@ -95,6 +95,9 @@ def test_photos_are_enrolled_under_a_name_and_leave_no_file(
     assert (done.report["found"], done.report["enrolled"]) == (4, 2)
     assert names_and_paths(taking) == [("Ada", None)] * 2
     assert kept(temporary) == []
+    shown = taking.client.get("/enroll").text
+    assert "<h3>upload </h3>" in shown
+    assert '<span class="file">cut.jpg</span>' in shown
     (tmp_path / "c.png").write_bytes(drawn(3))
     by_client = client.wait_for_job(client.upload([tmp_path / "c.png"]).id)
     assert by_client.counts == {"enrolled": 1}
