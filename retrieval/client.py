@@ -1,4 +1,4 @@
-"""A client of the service: searches and merges of `Gallery`, with the same arguments and results, over HTTP.
+"""A client of the service: searches and merges of `Gallery`, with the same arguments and results, and jobs.
 
 from retrieval.client import connect
 
@@ -12,10 +12,11 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,7 @@ _BATCH: Final = 32
 _BATCH_BYTES: Final = 16 * 2**20
 
 _LINES: Final = "application/x-ndjson"
+_JSON: Final = "application/json"
 
 # The exceptions of the library by the codes of the service; all other codes are a RunError.
 _ERRORS: Final[dict[str, type[InputError] | type[RunError]]] = {
@@ -115,8 +117,41 @@ class _Query:
     name: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job of a service, as it was when the service was asked.
+
+    Attributes:
+        id: what `Client.job`, `wait_for_job` and `cancel_job` take.
+        kind: what it does: "ingest", "upload", "audit", "calibrate" or "reembed".
+        state: "waiting", "running", "done", "failed" or "cancelled".
+        counts: photos by their outcome.
+        done, total: units of work done and in all; 0 where that is not known.
+        rejected: the first of the rejected photos, each with `path`, `reason` and `detail`.
+        rejected_more: how many more there were.
+        report: of a job that has ended; see docs/service.md.
+        error: why it failed: `code` and `message`.
+    """
+
+    id: str
+    kind: str
+    state: str
+    counts: dict[str, int] = field(hash=False)
+    done: int
+    total: int
+    rejected: list[dict[str, str | None]] = field(hash=False, default_factory=list)
+    rejected_more: int = 0
+    report: dict[str, Any] | None = field(hash=False, default=None)
+    error: dict[str, str] | None = field(hash=False, default=None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job has ended, in whatever way."""
+        return self.state not in ("waiting", "running")
+
+
 class Client:
-    """A gallery behind a service: searches and merges. A context manager; to be used by one thread at a time.
+    """A gallery behind a service: searches, merges and jobs. A context manager, for one thread at a time.
 
     Methods raise what those of `Gallery` raise, and also a RunError if the service cannot be reached, and an
     InputError if it refuses the token.
@@ -161,6 +196,76 @@ class Client:
                 raise NotFound(f"{self.url} has no merge that can be undone.")
             merge_id = newest[0].id
         return _undone(json.loads(self._send("POST", f"/v1/merges/{merge_id}/undo").content))
+
+    def start_job(self, kind: str, **options: Any) -> Job:
+        """Starts a job, with a token of the scope `write` (for "reembed" `admin`), and returns it at once.
+
+        Args:
+            kind: "ingest", "audit", "calibrate" or "reembed".
+            options: as of `POST /v1/jobs` (see docs/service.md), such as `sources=["2026/door"]`.
+
+        Raises:
+            InputError: an option does not exist or has a wrong value.
+        """
+        content = json.dumps({"kind": kind, **options}).encode()
+        return _job(self._send("POST", "/v1/jobs", content=content, kind=_JSON))
+
+    def upload(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        identity: str | None = None,
+        identity_from: str | None = None,
+    ) -> Job:
+        """Sends photos, or one zip, and starts a job that enrolls them; returns it at once.
+
+        Args:
+            paths: of the files, with not more bytes together than a request may have.
+            identity: the name of the person on all of them.
+            identity_from: what names the people in a zip, without `identity`: "first" (the default), "parent"
+                or "none"; see `photos.scan`.
+
+        Raises:
+            UnreadableImage: a file cannot be read.
+            InputError: the files cannot be one upload, or are too many or too large.
+        """
+        sent = [("file", (os.path.basename(path), read_bytes(path))) for path in paths]
+        options = {"identity": identity, "identity_from": identity_from}
+        data = {name: value for name, value in options.items() if value is not None}
+        form = self._client.build_request("POST", "/", files=sent, data=data)
+        kind = form.headers.get("content-type", _JSON)
+        return _job(self._send("POST", "/v1/jobs/uploads", content=form.read(), kind=kind))
+
+    def jobs(self) -> list[Job]:
+        """Returns the jobs that the service remembers, oldest first, without rejected photos and reports."""
+        return [_job_of(one) for one in json.loads(self._send("GET", "/v1/jobs").content)["jobs"]]
+
+    def job(self, job_id: str) -> Job:
+        """Returns a job.
+
+        Raises:
+            NotFound: there is none, or it is no longer remembered.
+        """
+        return _job(self._send("GET", _job_path(job_id)))
+
+    def cancel_job(self, job_id: str) -> Job:
+        """Asks a job to stop, which it does after its current batch; returns it; NotFound as `job`."""
+        return _job(self._send("POST", f"{_job_path(job_id)}/cancel"))
+
+    def wait_for_job(self, job_id: str) -> Job:
+        """Returns a job when it is over: done or cancelled.
+
+        Raises:
+            FaceprintError: the job failed, for this reason.
+            NotFound: as `job`.
+        """
+        while True:
+            self._watch(f"{_job_path(job_id)}/events")
+            job = self.job(job_id)
+            if job.error is not None:
+                raise _error(job.error, None)
+            if job.is_over:
+                return job
 
     def search(
         self,
@@ -299,25 +404,50 @@ class Client:
                 return
             query = f"?cursor={page['next']}"
 
-    def _send(self, method: str, path: str, *, content: bytes | None = None) -> "httpx.Response":
-        """Returns a response; waits while the service has too many requests."""
+    def _watch(self, path: str) -> None:
+        """Reads server-sent events until they end."""
         import httpx
 
-        headers = {} if content is None else {"content-type": _LINES}
+        try:
+            with self._client.stream("GET", path) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._refused(response)
+                for _ in response.iter_bytes():
+                    pass
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _send(
+        self, method: str, path: str, *, content: bytes | None = None, kind: str = _LINES
+    ) -> "httpx.Response":
+        """Returns a response; waits while the service has too many requests.
+
+        Args:
+            method, path: of the request.
+            content: its body, if it has one.
+            kind: the type of the body.
+        """
+        import httpx
+
+        headers = {} if content is None else {"content-type": kind}
         deadline = time.monotonic() + self._timeout
         while True:
             try:
                 response = self._client.request(method, path, content=content, headers=headers)
             except httpx.HTTPError as error:
-                raise RunError(
-                    f"The service {self.url} cannot be asked: {str(error) or type(error).__name__}; "
-                    "`faceprint serve` starts one."
-                ) from error
+                raise self._unreachable(error) from error
             if response.is_success:
                 return response
             if response.status_code != 429 or time.monotonic() > deadline:
                 raise self._refused(response)
             time.sleep(_seconds(response.headers.get("retry-after", "")))
+
+    def _unreachable(self, error: Exception) -> RunError:
+        return RunError(
+            f"The service {self.url} cannot be asked: {str(error) or type(error).__name__}; "
+            "`faceprint serve` starts one."
+        )
 
     def _refused(self, response: "httpx.Response") -> InputError | RunError:
         try:
@@ -341,6 +471,19 @@ def _error(fields: dict[str, Any], name: str | None) -> InputError | RunError:
         detail = message.removeprefix(before).removesuffix(after.format(reason=reason))
         return UnreadableImage(Reason(reason), detail, name)
     return _ERRORS.get(code, RunError)(message)
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _job(response: "httpx.Response") -> Job:
+    return _job_of(json.loads(response.content))
+
+
+def _job_of(told: dict[str, Any]) -> Job:
+    names = {one.name for one in fields(Job)}
+    return Job(**{name: value for name, value in told.items() if name in names})
 
 
 def _batch(first: _Query, others: Iterator[_Query]) -> Iterator[_Query]:

@@ -57,6 +57,18 @@ class StrangerReport:
         """The number of all photos."""
         return self.used + self.enrolled + self.repeated + self.rejected
 
+    def summary(self) -> dict[str, Any]:
+        """Returns the report as values for JSON."""
+        return {
+            "found": self.found,
+            "used": self.used,
+            "enrolled": self.enrolled,
+            "repeated": self.repeated,
+            "rejected": self.rejected,
+            "reasons": {str(reason): number for reason, number in sorted(self.reasons.items())},
+            "passed_over": self.passed_over.as_json(),
+        }
+
 
 @dataclass(frozen=True)
 class Calibrated:

@@ -97,22 +97,10 @@ def _show(
             "faces_now": faces,
         }
         if report is not None:
-            shown["photos"] = _counts(report)
+            shown["photos"] = report.summary()
         typer.echo(json.dumps(shown, ensure_ascii=False, indent=1))
         return
     _print(found, report, faces, trained_on)
-
-
-def _counts(report: "StrangerReport") -> dict[str, Any]:
-    return {
-        "found": report.found,
-        "used": report.used,
-        "enrolled": report.enrolled,
-        "repeated": report.repeated,
-        "rejected": report.rejected,
-        "reasons": {str(reason): number for reason, number in sorted(report.reasons.items())},
-        "passed_over": report.passed_over.as_json(),
-    }
 
 
 def _print(found: "Calibration", report: "StrangerReport | None", faces: int, trained_on: int) -> None:

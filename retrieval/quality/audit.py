@@ -10,6 +10,7 @@ other.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -53,6 +54,9 @@ MAX_COMPARED_FACES: Final = 2048
 # Each identity is compared with this many others: those that own the nearest foreign face of most of its
 # faces.
 MAX_RIVALS: Final = 5
+
+# The logarithm of the greatest number: a limit of very many deviations lies beyond it, and no value does.
+_MAX_LOGARITHM: Final = math.log(sys.float_info.max)
 
 # The most photos that a doubt shows on each side.
 SHOWN_PHOTOS: Final = 4
@@ -379,7 +383,7 @@ def _same_photos(faces: _Faces, near: _Neighbours, limit: float) -> list[_Doubts
         distance = float(near.distances[some[place], 0])
         return _DoubtInNumbers(kind, score, identities, tuple((row,) for row in pair), {"distance": distance})
 
-    measures, bound = "a face's distance to the nearest other one", math.exp(-usual.at(limit))
+    measures, bound = "a face's distance to the nearest other one", _exp(-usual.at(limit))
     kinds = ((Kind.SAME_PHOTO_TWO_NAMES, places[across]), (Kind.SAME_PHOTO, places[~across]))
     return [
         _DoubtsOfKind(kind, measures, _exponentiated(usual), bound, scores[some], partial(make, some, kind))
@@ -417,7 +421,7 @@ def _anothers_photos(faces: _Faces, near: _Neighbours, typical: float, limit: fl
         "a face's distance to the centroid of its person's others, over what that is for these, and over its "
         "distance to the nearest of another's"
     )
-    bound = math.exp(usual.at(limit))
+    bound = _exp(usual.at(limit))
     return _DoubtsOfKind(Kind.ANOTHERS_PHOTO, measures, _exponentiated(usual, sign=1), bound, scores, make)
 
 
@@ -564,7 +568,7 @@ def _two_like_one(
     )
     scores = np.array([score for _, (score, _) in kept])
     return _DoubtsOfKind(
-        Kind.TWO_LIKE_ONE, measures, _exponentiated(usual), math.exp(-usual.at(limit)), scores, make
+        Kind.TWO_LIKE_ONE, measures, _exponentiated(usual), _exp(-usual.at(limit)), scores, make
     )
 
 
@@ -639,7 +643,7 @@ def _one_like_two(
     measures = (
         "how far photos on two sides of a person's widest gap are apart, over how far those of one side are"
     )
-    bound = math.exp(usual.at(limit))
+    bound = _exp(usual.at(limit))
     return _DoubtsOfKind(
         Kind.ONE_LIKE_TWO, measures, _exponentiated(usual, sign=1), bound, scores[places], make
     )
@@ -667,7 +671,9 @@ def _hubs(faces: _Faces, near: _Neighbours, limit: float) -> _DoubtsOfKind:
 
     measures = f"of how many others' faces a face is among the {near.found.shape[1]} nearest"
     plain = RobustScale(usual.values, usual.median**2, usual.deviation)
-    return _DoubtsOfKind(Kind.HUB, measures, plain, usual.at(limit) ** 2, scores[rows], make)
+    root = usual.at(limit)
+    bound = root * root  # ** raises where the product is infinite
+    return _DoubtsOfKind(Kind.HUB, measures, plain, bound, scores[rows], make)
 
 
 def _poor_faces(
@@ -695,7 +701,7 @@ def _poor(
     scores = usual.scores(scaled)
     places = np.flatnonzero(scores >= limit)
     plain = _exponentiated(usual) if low else usual
-    bound = math.exp(-usual.at(limit)) if low else usual.at(limit)
+    bound = _exp(-usual.at(limit)) if low else usual.at(limit)
 
     def make(place: int, score: float) -> _DoubtInNumbers:
         row = int(rows[places[place]])
@@ -716,9 +722,14 @@ def _log_ratio(above: Floats, below: Floats, nothing: float) -> Floats:
     return np.asarray(np.log(np.maximum(above, nothing)) - np.log(np.maximum(below, nothing)))
 
 
+def _exp(value: float) -> float:
+    """Returns the exponential; of what is too large, the greatest number."""
+    return math.exp(min(value, _MAX_LOGARITHM))
+
+
 def _exponentiated(usual: RobustScale, *, sign: int = -1) -> RobustScale:
     """Returns the scale with its median converted from a logarithm (times `sign`) to the value itself."""
-    return RobustScale(usual.values, math.exp(sign * usual.median), usual.deviation)
+    return RobustScale(usual.values, _exp(sign * usual.median), usual.deviation)
 
 
 def _present(rows: Rows) -> tuple[int, ...]:

@@ -1,8 +1,7 @@
 """The `JobRunner`: long work on a gallery, one job after the other, in a thread that yields to requests.
 
-A job enrolls photos of sources below folders that the operator names, or audits the gallery. It is kept in
-memory: a service that ends stops it after the current batch, and what was enrolled stays. The same job again
-enrolls what is left.
+What a job does is in `retrieval.service.work`. It is kept in memory: a service that ends stops it after the
+current batch, and what was enrolled stays. The same job again enrolls what is left.
 """
 
 import logging
@@ -10,26 +9,22 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, ClassVar, Final, TypeAlias
+from functools import partial
+from typing import Any, Final
 
-from retrieval.bulk.ingest import ingest
 from retrieval.database.records import utc_now
 from retrieval.embedding.outcome import Outcome, Status
-from retrieval.errors import InputError, Interrupted, NotFound
+from retrieval.errors import Interrupted, NotFound
 from retrieval.gallery.gallery import Gallery
-from retrieval.images.photo_reader import FaceSelection
-from retrieval.quality import doubts
-from retrieval.quality.audit import audit
+from retrieval.service import uploads
 from retrieval.service.photos import require_detector
 from retrieval.service.refusals import Code, of_error
 from retrieval.service.settings import Limits
+from retrieval.service.work import Calibrate, Ingest, UploadIngest, Watch, Work, do
 from retrieval.storage.vault import called_by
-from retrieval.system import archive_paths
 
 _LOG: Final = logging.getLogger("faceprint.service")
 
@@ -59,52 +54,12 @@ class JobState(StrEnum):
         return self not in (JobState.WAITING, JobState.RUNNING)
 
 
-@dataclass(frozen=True, slots=True)
-class Ingest:
-    """What a job enrolls.
-
-    Attributes:
-        sources: folders and archives, as from `allowed_sources`.
-        identity_from: "first", "parent" or "none"; never an expression or a pattern of a caller, since
-            matching one can take for ever. None is the default of `bulk.ingest.ingest`.
-        selection: see there.
-        via: the caller in the audit log.
-    """
-
-    kind: ClassVar = "ingest"
-
-    sources: tuple[str, ...]
-    identity_from: str | None
-    selection: FaceSelection
-    via: str
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """An audit of the gallery, of which the doubts are kept.
-
-    Attributes:
-        sample, seed, limit: see `quality.audit.audit`.
-        via: the caller in the audit log.
-    """
-
-    kind: ClassVar = "audit"
-
-    sample: int | None
-    seed: int
-    limit: float
-    via: str
-
-
-Work: TypeAlias = Ingest | Audit
-
-
 @dataclass(slots=True, eq=False)
 class Job:
     """A job and how far it is.
 
     Attributes:
-        counts: photos by status, of a job that enrolls.
+        counts: photos by status, of a job that enrolls or that reads photos of strangers.
         done, total: units of work done and in all; 0 where that is not known.
         rejected: the first of the rejected photos.
         rejected_more: how many more there were.
@@ -133,7 +88,7 @@ class Job:
             "id": self.id,
             "kind": self.work.kind,
             "state": self.state,
-            "sources": list(self.work.sources) if isinstance(self.work, Ingest) else [],
+            "sources": list(self.work.sources) if isinstance(self.work, Ingest | Calibrate) else [],
             "created_at": self.created_at,
             "started_at": self.started_at,
             "ended_at": self.ended_at,
@@ -159,16 +114,19 @@ class JobRunner:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        uploads.remove_leftovers()
         self._thread = threading.Thread(target=self._run, name="faceprint-jobs", daemon=True)
         self._thread.start()
 
     def submit(self, work: Work) -> dict[str, Any] | None:
         """Adds a job and returns it; None if too many wait.
 
+        The files of an upload are the job's from then on; without a job they are still the caller's.
+
         Raises:
             InputError: a selection is of no use with the gallery's model.
         """
-        if isinstance(work, Ingest):
+        if isinstance(work, Ingest | UploadIngest):
             require_detector(self._gallery, work.selection)
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
@@ -218,6 +176,9 @@ class JobRunner:
         """Stops, and waits for the current batch."""
         self.stop()
         self._thread.join()
+        with self._changed:
+            for job in self._waiting:
+                _release(job.work)
 
     def _job(self, number: str) -> Job:
         job = self._jobs.get(number)
@@ -241,7 +202,7 @@ class JobRunner:
     def _do(self, job: Job) -> None:
         try:
             with called_by(job.work.via):
-                report, state = self._report(job, job.work)
+                report, interrupted = do(job.work, self._gallery, self._limits, self._watch(job))
         except Interrupted:
             with self._changed:
                 self._end(job, JobState.CANCELLED)
@@ -256,41 +217,10 @@ class JobRunner:
             return
         with self._changed:
             job.report = report
-            self._end(job, state)
+            self._end(job, JobState.CANCELLED if interrupted else JobState.DONE)
 
-    def _report(self, job: Job, work: Work) -> tuple[dict[str, Any], JobState]:
-        """Does the work of a job; returns its report and its last state."""
-        match work:
-            case Ingest():
-                return self._ingest(job, work)
-            case Audit():
-                return self._audit(job, work)
-
-    def _ingest(self, job: Job, work: Ingest) -> tuple[dict[str, Any], JobState]:
-        report = ingest(
-            self._gallery,
-            work.sources,
-            identity_from=work.identity_from,
-            selection=work.selection,
-            photo_seconds=self._limits.photo_seconds,
-            on_outcome=lambda outcome: self._count(job, outcome),
-            should_stop=lambda: self._is_stopping(job),
-        )
-        return report.summary(), JobState.CANCELLED if report.interrupted else JobState.DONE
-
-    def _audit(self, job: Job, work: Audit) -> tuple[dict[str, Any], JobState]:
-        found = audit(
-            self._gallery,
-            sample=work.sample,
-            seed=work.seed,
-            limit=work.limit,
-            on_progress=lambda done, total: self._note(job, done, total),
-            should_stop=lambda: self._is_stopping(job),
-        )
-        doubts.keep(self._gallery, found)
-        report = found.summary()
-        # The report would outlive the erasure of a person: the doubts are asked for by themselves.
-        return {name: report[name] for name in ("faces", "identities", "audited", "limits")}, JobState.DONE
+    def _watch(self, job: Job) -> Watch:
+        return Watch(partial(self._count, job), partial(self._note, job), partial(self._is_stopping, job))
 
     def _is_stopping(self, job: Job) -> bool:
         return job.stopping or self._closing
@@ -310,46 +240,19 @@ class JobRunner:
             job.rejected.append({"path": outcome.path, "reason": outcome.reason, "detail": outcome.detail})
 
     def _end(self, job: Job, state: JobState) -> None:
+        _release(job.work)
         job.state, job.ended_at = state, utc_now()
         ended = [one.id for one in self._jobs.values() if one.state.is_end]
         for number in ended[:-_MAX_ENDED]:
             del self._jobs[number]
 
 
+def _release(work: Work) -> None:
+    """Removes the files of a work that is over."""
+    if isinstance(work, UploadIngest):
+        work.upload.close()
+
+
 def no_job(number: str) -> NotFound:
     """Returns the error for an unknown job."""
     return NotFound(f"There is no job {number[:80]!a}, or it is no longer remembered.")
-
-
-def allowed_sources(named: Sequence[str], roots: Sequence[Path]) -> tuple[str, ...]:
-    """Returns the absolute paths of folders and archives that lie below folders of the operator.
-
-    Lists of paths are refused: they could name any file of the machine, and any address.
-
-    Args:
-        named: absolute paths, or paths below one of the folders.
-        roots: the folders.
-
-    Raises:
-        InputError: one is not below them, or is neither a folder nor an archive; the sentence is the same
-            for what exists elsewhere and what does not exist.
-    """
-    return tuple(_allowed_source(name, roots) for name in named)
-
-
-def _allowed_source(name: str, roots: Sequence[Path]) -> str:
-    for root in roots:
-        # Links are resolved: one that leads out of the folder is not below it.
-        base = os.path.realpath(root)
-        with suppress(ValueError, OSError):
-            path = os.path.realpath(os.path.join(base, name))
-            if os.path.commonpath([base, path]) == base and _is_source(path):
-                return path
-    raise InputError(
-        f"`sources` has {name[:200]!a}, which is no folder and no archive below a folder that the service "
-        "may read (`faceprint serve --sources FOLDER`)."
-    )
-
-
-def _is_source(path: str) -> bool:
-    return os.path.isdir(path) or (os.path.isfile(path) and archive_paths.kind(path) is not None)

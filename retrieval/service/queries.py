@@ -1,9 +1,9 @@
-"""The bodies of requests: a photo as a form, as raw bytes or as base64, with options; or a query as JSON."""
+"""The bodies of requests: a photo as a form, bytes or base64, with options; a query as JSON; an upload."""
 
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, get_origin
@@ -16,12 +16,15 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from retrieval.database.identity_names import check_identity
 from retrieval.errors import InputError
 from retrieval.images.photo_reader import FaceSelection
+from retrieval.service import uploads
 from retrieval.service.engine import Query
 from retrieval.service.refusals import Code, Refusal, of_validation
-from retrieval.service.schemas import EnrollBody, EnrollOptions, SearchBody, SearchOptions
+from retrieval.service.schemas import EnrollBody, EnrollOptions, SearchBody, SearchOptions, UploadOptions
 from retrieval.service.settings import Limits
+from retrieval.service.uploads import Sent
 from retrieval.sources.photos import Photo
 from retrieval.system.paths import composed
 
@@ -29,6 +32,8 @@ _Options = TypeVar("_Options", bound=BaseModel)
 
 # The most text fields of a form, and the greatest length of a name that a photo gets in answers.
 _MAX_FIELDS: Final = 64
+# The most files of an upload.
+MAX_FILES: Final = 1000
 _MAX_NAME: Final = 255
 
 _JSON: Final = "application/json"
@@ -59,6 +64,28 @@ def _described(schema: str) -> dict[str, Any]:
 
 SEARCH_BODY: Final = _described("SearchBody")
 ENROLL_BODY: Final = _described("EnrollBody")
+UPLOAD_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            _FORM: {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": MAX_FILES,
+                            "items": {"type": "string", "format": "binary"},
+                        }
+                    },
+                    "description": "Photos, or one zip of photos; other fields are options, as in the query.",
+                }
+            }
+        },
+    }
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +180,42 @@ def _enrolled(received: _Received, options: EnrollOptions) -> tuple[Photo, FaceS
     return Photo(None, name, metadata=body.metadata, content=received.image), body.selection()
 
 
+async def read_upload(
+    request: Request, options: UploadOptions, limits: Limits
+) -> tuple[list[Sent], UploadOptions]:
+    """Returns the files of a request, and how they are to be enrolled; arguments as of `read_search`.
+
+    Raises:
+        Refusal: the body is no form, or cannot be parsed.
+        InputError: an option is invalid, or the files cannot be one upload.
+    """
+    if _kind(request) != _FORM:
+        raise Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, Code.UNSUPPORTED_MEDIA_TYPE, f"Send the files as {_FORM}."
+        )
+    fields, sent = await _read_form(request, UploadOptions, limits, most=MAX_FILES)
+    if not sent:
+        raise InputError("The form has no file; send photos or a zip as files in the field `file`.")
+    body = _together(UploadOptions, fields, options)
+    if body.identity is not None:
+        check_identity(body.identity)
+        body = body.model_copy(update={"identity": composed(body.identity)})
+    uploads.check(sent, body.identity, body.identity_from)
+    return sent, body
+
+
+def _kind(request: Request) -> str:
+    """Returns the type of a request's body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _received(request: Request, schema: type[BaseModel], limits: Limits) -> _Received:
     """Returns what a request has in its body.
 
     Raises:
         Refusal: the body has another type, or cannot be parsed.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(request)
     if kind == _JSON:
         return await run_in_threadpool(_of_json, await request.body())
     if kind == _FORM:
@@ -219,48 +275,74 @@ def _together(schema: type[_Options], fields: Mapping[str, Any], options: BaseMo
 
 
 async def _of_form(request: Request, schema: type[BaseModel], limits: Limits) -> _Received:
-    """Returns the photo of a form and its text fields; one that may have several values is a list.
+    """Returns the photo of a form and its text fields.
 
     The photo stays in memory: a temporary file of it would be a copy of personal data on the disk.
 
     Raises:
-        Refusal: the form is malformed, or has too many or too long parts.
+        Refusal: as `_read_form`.
         InputError: it has no photo, or a field twice.
     """
-    lists = {name for name, one in schema.model_fields.items() if get_origin(one.annotation) is list} - {
-        "vector"
-    }
-    parser = _InMemoryParser(request.headers, request.stream(), limits)
+    fields, sent = await _read_form(request, schema, limits, most=1)
+    if not sent:
+        raise InputError("The form has no photo; send one as a file in the field `image`.")
+    return _Received(fields, sent[0].content, sent[0].name)
+
+
+async def _read_form(
+    request: Request, schema: type[BaseModel], limits: Limits, *, most: int
+) -> tuple[dict[str, Any], list[Sent]]:
+    """Returns the text fields of a form and its files; a field that may have several values is a list.
+
+    Args:
+        request: the request.
+        schema: of the fields.
+        limits: of requests.
+        most: the most files.
+
+    Raises:
+        Refusal: the form is malformed, or has too many or too long parts.
+        InputError: it has a field twice.
+    """
+    parser = _InMemoryParser(request.headers, request.stream(), limits, most)
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise Refusal(
             HTTPStatus.BAD_REQUEST, Code.BAD_REQUEST, f"The form cannot be read: {error.message.rstrip('.')}."
         ) from error
-    fields: dict[str, Any] = {}
-    photo: UploadFile | None = None
     try:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                photo = value
-            elif name in lists:
-                fields.setdefault(name, []).append(value)
-            elif name in fields:
-                raise InputError(f"`{name[:80]}` is in the form twice; give it once.")
-            else:
-                fields[name] = value
-        if photo is None:
-            raise InputError("The form has no photo; send one as a file in the field `image`.")
-        return _Received(fields, await photo.read(), (photo.filename or _UNNAMED)[:_MAX_NAME])
+        items = form.multi_items()
+        found = [value for _, value in items if isinstance(value, UploadFile)]
+        texts = [(name, value) for name, value in items if isinstance(value, str)]
+        sent = [Sent((one.filename or _UNNAMED)[:_MAX_NAME], await one.read()) for one in found]
+        return _text_fields(texts, schema), sent
     finally:
         await form.close()
 
 
-class _InMemoryParser(MultiPartParser):
-    """Parses a form with one file at most, without a file on the disk."""
+def _text_fields(texts: Sequence[tuple[str, str]], schema: type[BaseModel]) -> dict[str, Any]:
+    lists = {name for name, one in schema.model_fields.items() if get_origin(one.annotation) is list} - {
+        "vector"
+    }
+    fields: dict[str, Any] = {}
+    for name, value in texts:
+        if name in lists:
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise InputError(f"`{name[:80]}` is in the form twice; give it once.")
+        else:
+            fields[name] = value
+    return fields
 
-    def __init__(self, headers: Any, stream: AsyncGenerator[bytes, None], limits: Limits) -> None:
+
+class _InMemoryParser(MultiPartParser):
+    """Parses a form without a file on the disk."""
+
+    def __init__(
+        self, headers: Any, stream: AsyncGenerator[bytes, None], limits: Limits, max_files: int
+    ) -> None:
         super().__init__(
-            headers, stream, max_files=1, max_fields=_MAX_FIELDS, max_part_size=limits.text_bytes
+            headers, stream, max_files=max_files, max_fields=_MAX_FIELDS, max_part_size=limits.text_bytes
         )
         self.spool_max_size = limits.body_bytes + 1

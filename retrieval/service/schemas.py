@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from retrieval.database.filters import Where
 from retrieval.images.photo_reader import MIN_FACE_SIDE, FaceSelection
 from retrieval.quality.audit import LIMIT
+from retrieval.search.calibration import SAMPLE
 from retrieval.service.engine import Asked
 
 DEFAULT_K = 5
@@ -169,6 +170,21 @@ class EnrollBody(EnrollOptions):
     ] = {}
 
 
+class UploadOptions(EnrollOptions):
+    """How the photos of an upload are enrolled."""
+
+    identity: Annotated[
+        str | None,
+        Field(max_length=1024, description="The name of the person on all photos."),
+    ] = None
+    identity_from: Annotated[
+        Literal["first", "parent", "none"] | None,
+        Field(
+            description="What names the person of a photo in a zip: the first folder, the folder of the file, or nothing, as of `faceprint ingest`."
+        ),
+    ] = None
+
+
 class IngestJob(BaseModel):
     """Photos to enroll from folders and archives of the machine of the service."""
 
@@ -224,18 +240,63 @@ class AuditJob(BaseModel):
     ] = LIMIT
 
 
+class CalibrateJob(BaseModel):
+    """A calibration of the gallery, as of `faceprint calibrate`: its searches decide by it from then on."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["calibrate"]
+    fpir: Annotated[
+        float,
+        Field(gt=0, le=0.5, description="The share of strangers' searches that may return an identity."),
+    ] = 0.01
+    strangers: Annotated[
+        list[str] | None,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="Folders and archives with photos of people who are not enrolled, below those of `faceprint serve --sources`; without them the gallery's own people are searched for.",
+        ),
+    ] = None
+    sample: Annotated[
+        int, Field(ge=1, le=MAX_ID, description="How many enrolled faces are searched for at most.")
+    ] = SAMPLE
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the sample and of the intervals.")] = 0
+
+
+class ReembedJob(BaseModel):
+    """Another model for the gallery, as of `faceprint reembed`; it takes the scope admin."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["reembed"]
+    model: Annotated[
+        str,
+        Field(description="The folder of the model, below those of `faceprint serve --sources`."),
+    ]
+    switch: Annotated[
+        bool, Field(description="Search with it as soon as every face has its vector; else only keep these.")
+    ] = True
+    give_up: Annotated[
+        bool, Field(description="Remove faces without a usable photo, instead of keeping the old model.")
+    ] = False
+
+
 def _kind_of(job: Any) -> Any:
     """Returns the kind of a job; one without a kind enrolls photos."""
     return job.get("kind", "ingest") if isinstance(job, dict) else getattr(job, "kind", None)
 
 
-# What POST /v1/jobs takes; a further kind is one more line here and in `service.jobs`.
+# What POST /v1/jobs takes; a further kind is one more line here, and a class of `service.work`.
 NewJob = Annotated[
-    Annotated[IngestJob, Tag("ingest")] | Annotated[AuditJob, Tag("audit")],
+    Annotated[IngestJob, Tag("ingest")]
+    | Annotated[AuditJob, Tag("audit")]
+    | Annotated[CalibrateJob, Tag("calibrate")]
+    | Annotated[ReembedJob, Tag("reembed")],
     Discriminator(
         _kind_of,
         custom_error_type="kind",
-        custom_error_message="`kind` must be ingest or audit",
+        custom_error_message="`kind` must be ingest, audit, calibrate or reembed",
     ),
 ]
 
@@ -502,10 +563,10 @@ class Receipt(Model):
 
 
 class JobProgress(Model):
-    """A job, and how far it is: how many photos have which outcome, or how much of an audit is done."""
+    """A job, and how far it is: how many photos have which outcome, or how much of other work is done."""
 
     id: str
-    kind: Literal["ingest", "audit"]
+    kind: Literal["ingest", "upload", "audit", "calibrate", "reembed"]
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
     sources: list[str]
     created_at: str
@@ -518,8 +579,8 @@ class JobProgress(Model):
 
 
 class JobDetails(JobProgress):
-    """A job with the first of its rejected photos, and at its end the report: that of `ingest --summary`, or
-    what was audited.
+    """A job with the first of its rejected photos, and at its end the report: that of `ingest --summary`, what
+    was audited, that of `calibrate --json`, or what was embedded again.
     """
 
     rejected: list[dict[str, str | None]]

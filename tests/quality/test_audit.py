@@ -292,6 +292,14 @@ def test_progress_goes_up_to_all_there_is_and_an_end_is_asked_for_now_and_then(g
         audit(gallery, should_stop=lambda: True)
 
 
+@pytest.mark.parametrize("limit", [1e4, 1e300, float("inf")])
+def test_a_limit_that_nothing_reaches_leaves_no_doubt(gallery: Gallery, limit: float) -> None:
+    Drawn(people=20, photos=4).into(gallery)
+    found = audit(gallery, limit=limit)
+    assert found.doubts == ()
+    json.dumps(found.summary(), allow_nan=False)
+
+
 @pytest.mark.parametrize("wrong", [{"sample": 0}, {"neighbours": 0}, {"limit": 0.0}, {"limit": float("nan")}])
 def test_what_cannot_be_asked_is_one_sentence(gallery: Gallery, wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="must be at least 1"):

@@ -1,5 +1,6 @@
 """Jobs over HTTP: photos of folders that the operator names are enrolled, watched and cancelled."""
 
+import io
 import json
 import shutil
 import time
@@ -10,11 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from retrieval import Gallery, ModelBundle
+from retrieval.client import Client, connect
 from retrieval.errors import InputError
-from retrieval.service.jobs import allowed_sources
+from retrieval.service import tokens
 from retrieval.service.schemas import JobDetails, JobList
+from retrieval.service.tokens import Scope
+from retrieval.service.work import allowed_sources
 from retrieval.storage.vault import LOCK_TIMEOUT
 from tests.service.server import Server
 from tests.service.test_gate import refused
@@ -149,6 +154,118 @@ def test_a_broken_archive_is_a_rejected_one_and_expressions_are_refused(
         body = {"sources": ["2024"], "identity_from": wrong}
         refused(working.client.post("/v1/jobs", json=body), 400, "invalid-argument")
     assert events(working, started(working, "2024/Bao", identity_from="parent"))[-1][1]["state"] == "done"
+
+
+def test_a_calibration_decides_the_next_searches(own_gallery: Path, library: Path, tmp_path: Path) -> None:
+    """By strangers of a folder, by the gallery's own people, and not where there are too few of either."""
+    with (
+        Server(own_gallery, tmp_path / "log", "--sources", library, "--workers", 2) as server,
+        connect(server.url) as client,
+    ):
+        asked: dict[str, Any] = {"json": {"face": 1}}
+        before = server.client.post("/v1/search", **asked).json()["answers"][0]
+        assert "decision" not in before
+        own = client.wait_for_job(client.start_job("calibrate", fpir=0.1).id)
+        assert own.report is not None
+        assert (own.state, own.report["strangers"], own.done) == ("done", "gallery", own.total)
+        decided = server.client.post("/v1/search", **asked).json()["answers"][0]["decision"]
+        assert decided["threshold"] == pytest.approx(threshold(own.report, 0.1), abs=1e-4)
+        with Gallery.open(own_gallery) as gallery:
+            stored = gallery.calibration()
+            assert stored is not None
+            assert {**stored.fields(), "remarks": own.report["remarks"]} == own.report
+
+        with zipfile.ZipFile(library / "visitors.zip", "w") as archive:
+            for number in range(4):
+                archive.writestr(f"V{number}/1.png", drawn(number))
+            archive.writestr("V0/cut.jpg", b"\xff\xd8\xff cut")
+        by_photos = client.wait_for_job(
+            client.start_job("calibrate", fpir=0.5, strangers=["visitors.zip"]).id
+        )
+        assert by_photos.report is not None
+        assert by_photos.counts == {"embedded": 4, "rejected": 1}
+        assert [one["reason"] for one in by_photos.rejected] == ["damaged"]
+        assert (by_photos.report["strangers"], by_photos.report["photos"]["used"]) == ("photos", 4)
+
+        few = client.start_job("calibrate", fpir=0.01, strangers=["visitors.zip"])
+        with pytest.raises(InputError, match="searches"):
+            client.wait_for_job(few.id)
+        assert [one.state for one in client.jobs()] == ["done", "done", "failed"]
+        wrong = [{"fpir": 0}, {"fpir": 0.6}, {"strangers": []}, {"sample": 0}, {"sources": ["."]}]
+        for options in wrong:
+            body = {"kind": "calibrate", **options}
+            refused(server.client.post("/v1/jobs", json=body), 400, "invalid-argument")
+        outside = {"kind": "calibrate", "strangers": ["/etc"]}
+        assert "`strangers`" in refused(server.client.post("/v1/jobs", json=outside), 400, "invalid-argument")
+    with Gallery.open(own_gallery) as gallery:
+        now = gallery.calibration()
+        assert now is not None
+        assert (now.strangers, now.fpir) == ("photos", 0.5)
+
+
+def test_another_model_answers_after_a_job_that_takes_the_scope_admin(
+    own_gallery: Path, faces: Path, imported: ModelBundle, tmp_path: Path
+) -> None:
+    """It goes on where a photo is missing only with `give_up`, and the former model's folder leads back."""
+    shutil.copytree(faces, tmp_path / "faces")
+    with Gallery.open(own_gallery) as gallery:
+        gallery.relocate(faces, tmp_path / "faces")
+        former = shutil.copytree(gallery.bundle.folder, imported.folder.parent / "former")
+    (tmp_path / "faces" / "Adi" / "Adi_0001.jpg").unlink()
+    secrets = {scope: tokens.create(own_gallery, scope, scope)[0] for scope in (Scope.WRITE, Scope.ADMIN)}
+    roots = ("--sources", imported.folder.parent, "--sources", tmp_path)
+    with (
+        Server(own_gallery, tmp_path / "log", *roots, "--workers", 2) as server,
+        connect(server.url, token=secrets[Scope.WRITE]) as writer,
+        connect(server.url, token=secrets[Scope.ADMIN]) as admin,
+    ):
+        with pytest.raises(InputError, match="admin"):
+            writer.start_job("reembed", model="model")
+        for wrong in ("/etc", "no-such", "../model", "faces"):
+            with pytest.raises(InputError):
+                admin.start_job("reembed", model=wrong)
+        kept = reembedded(admin, "model")
+        assert (kept["switched"], kept["faces"], kept["embedded"], kept["lost"]) == (False, 36, 35, 1)
+        [lost] = kept["lost_faces"]
+        assert lost["face_id"] == 1
+        assert model_of(admin) != imported.fingerprint
+        given_up = reembedded(admin, "model", give_up=True)
+        assert (given_up["switched"], given_up["embedded"], given_up["drift"]["sample"]) == (True, 0, 35)
+        assert {model_of(admin) for _ in range(4)} == {given_up["model"]} == {imported.fingerprint}
+        found = admin.search(tmp_path / "faces" / "Sky" / "Sky_0001.jpg", 1)
+        assert (found.matches[0].face.identity, found.matches[0].distance) == ("Sky", 0.0)
+        with pytest.raises(InputError, match="already"):
+            admin.wait_for_job(admin.start_job("reembed", model="model").id)
+        assert reembedded(admin, former.name)["switched"]
+        assert model_of(admin) != imported.fingerprint
+    assert "Traceback" not in server.log.read_text()
+    with Gallery.open(own_gallery) as gallery:
+        assert not gallery.verify().findings
+        switched = [entry.via for entry in gallery.audit_log() if entry.action == "switch-model"]
+    assert switched == ["faceprint serve, token admin"] * 2
+
+
+def reembedded(client: Client, model: str, **options: Any) -> dict[str, Any]:
+    report = client.wait_for_job(client.start_job("reembed", model=model, **options).id).report
+    assert report is not None
+    return report
+
+
+def model_of(client: Client) -> str:
+    """The fingerprint of the model that answers."""
+    return str(client.info()["fingerprint"])
+
+
+def threshold(report: dict[str, Any], fpir: float) -> float:
+    [found] = [point["threshold"] for point in report["points"] if point["fpir"] == fpir]
+    return float(found)
+
+
+def drawn(number: int) -> bytes:
+    """A photo as PNG that is none of the drawn faces."""
+    data = io.BytesIO()
+    Image.new("RGB", (40, 40), (number % 256, 40, 200)).save(data, format="PNG")
+    return data.getvalue()
 
 
 def test_jobs_that_wait_and_run_are_cancelled(own_gallery: Path, library: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The routes of jobs: enroll the photos of folders, watch, cancel."""
+"""The routes of jobs: start them, watch, cancel."""
 
 import asyncio
 import json
@@ -6,17 +6,38 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from retrieval.errors import NotFound
-from retrieval.service.jobs import Audit, Ingest, JobRunner, JobState, Work, allowed_sources, no_job
+from retrieval.service.jobs import JobRunner, JobState, no_job
+from retrieval.service.queries import UPLOAD_BODY, read_upload
 from retrieval.service.refusals import Code, Refusal
-from retrieval.service.routes.common import REFUSALS, caller, in_writer, needs, service_of
-from retrieval.service.schemas import AuditJob, IngestJob, JobDetails, JobList, NewJob
+from retrieval.service.routes.common import REFUSALS, caller, check_scope, in_writer, needs, service_of
+from retrieval.service.schemas import (
+    AuditJob,
+    CalibrateJob,
+    IngestJob,
+    JobDetails,
+    JobList,
+    NewJob,
+    ReembedJob,
+    UploadOptions,
+)
 from retrieval.service.service import Service
 from retrieval.service.tokens import Scope
+from retrieval.service.uploads import Upload
+from retrieval.service.work import (
+    Audit,
+    Calibrate,
+    Ingest,
+    Reembed,
+    UploadIngest,
+    Work,
+    allowed_model,
+    allowed_sources,
+)
 
 EVENTS: Final = "text/event-stream"
 
@@ -33,22 +54,50 @@ writing = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS, route_class
 
 @writing.post("/jobs", response_model=JobDetails, status_code=HTTPStatus.ACCEPTED)
 async def start_job(request: Request, job: NewJob) -> Response:
-    """Enrolls photos, as `faceprint ingest` does, or audits the gallery; one job after the other.
+    """Enrolls photos, audits or calibrates the gallery, or embeds it again; one job after the other.
 
-    Photos come from folders and archives below those that `faceprint serve --sources` names.
+    Photos and models come from folders and archives below those that `faceprint serve --sources` names.
+    Another model takes the scope admin.
     """
     return JSONResponse(await begin_job(request, job), status_code=HTTPStatus.ACCEPTED)
 
 
-async def begin_job(request: Request, job: IngestJob | AuditJob) -> dict[str, Any]:
+@writing.post(
+    "/jobs/uploads",
+    response_model=JobDetails,
+    status_code=HTTPStatus.ACCEPTED,
+    openapi_extra=UPLOAD_BODY,
+)
+async def start_upload(request: Request, options: Annotated[UploadOptions, Query()]) -> Response:
+    """Enrolls several photos, or those of a zip, that are sent in a form.
+
+    Photos get the name `identity`, those of a zip the names of its folders. The files are kept until the job
+    has ended; what it has enrolled is durable then.
+    """
+    service = service_of(request)
+    sent, body = await read_upload(request, options, service.limits)
+    upload = await run_in_threadpool(Upload, sent)
+    try:
+        work = UploadIngest(upload, body.identity, body.identity_from, body.selection(), caller(request))
+        job = _submitted(service, work)
+    except BaseException:
+        upload.close()
+        raise
+    return JSONResponse(job, status_code=HTTPStatus.ACCEPTED)
+
+
+async def begin_job(request: Request, job: NewJob) -> dict[str, Any]:
     """Returns a new job.
 
     Raises:
         InputError: as `allowed_sources` and `JobRunner.submit`.
         Refusal: too many jobs wait.
     """
-    service = service_of(request)
-    started = runner_of(service).submit(await _work(request, job))
+    return _submitted(service_of(request), await _work(request, job))
+
+
+def _submitted(service: Service, work: Work) -> dict[str, Any]:
+    started = runner_of(service).submit(work)
     if started is None:
         raise Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -89,17 +138,28 @@ async def watch_job(request: Request, job: JobId) -> Response:
     return StreamingResponse(_events(request, job, first), media_type=EVENTS)
 
 
-async def _work(request: Request, job: IngestJob | AuditJob) -> Work:
+async def _work(request: Request, job: NewJob) -> Work:
     """Returns the work of a job.
 
     Raises:
-        InputError: a source is not below the folders of the service.
+        InputError: a source or a model is not below the folders of the service.
+        Refusal: the token does not allow the work.
     """
-    if isinstance(job, AuditJob):
-        return Audit(job.sample, job.seed, job.limit, caller(request))
-    roots = service_of(request).settings.sources
-    sources = await run_in_threadpool(allowed_sources, job.sources, roots)
-    return Ingest(sources, job.identity_from, job.selection(), caller(request))
+    via, roots = caller(request), service_of(request).settings.sources
+    match job:
+        case AuditJob():
+            return Audit(job.sample, job.seed, job.limit, via)
+        case CalibrateJob():
+            named = job.strangers or []
+            sources = await run_in_threadpool(allowed_sources, named, roots, field="strangers")
+            return Calibrate(sources, job.fpir, job.sample, job.seed, via)
+        case ReembedJob():
+            check_scope(request, Scope.ADMIN)
+            bundle = await run_in_threadpool(allowed_model, job.model, roots)
+            return Reembed(bundle, job.switch, job.give_up, via)
+        case IngestJob():
+            sources = await run_in_threadpool(allowed_sources, job.sources, roots)
+            return Ingest(sources, job.identity_from, job.selection(), via)
 
 
 def runner_of(service: Service) -> JobRunner:
