@@ -173,6 +173,7 @@ class Gate:
         began = time.perf_counter()
         entered = False
         try:
+            _check_framing(scope, headers)
             self._check_origin(headers)
             if not _is_open(scope["path"]):
                 scope["state"]["token"] = await self._authenticated(scope, headers)
@@ -455,6 +456,21 @@ def _limits_of(path: str, limits: Limits) -> Limits:
         return limits
     most = _SIGN_IN_BYTES if path == SIGN_IN else _PLAIN_BYTES
     return replace(limits, body_bytes=min(most, limits.body_bytes))
+
+
+def _check_framing(scope: Scope, headers: Headers) -> None:
+    """Refuses a request of which a proxy may see another end than this service (request smuggling).
+
+    Raises:
+        Refusal: it has a length and chunks, or chunks in HTTP/1.0; the connection is closed.
+    """
+    if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST,
+            Code.BAD_REQUEST,
+            "Send either a `Content-Length` or, in HTTP/1.1, a chunked body, not both.",
+            headers={"Connection": "close"},
+        )
 
 
 def _is_open(path: str) -> bool:

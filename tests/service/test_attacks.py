@@ -1,5 +1,6 @@
-"""What callers may send to harm the service: bodies that cost more than their bytes."""
+"""What callers may send to harm the service: bodies that cost more than their bytes, and unclear framing."""
 
+import socket
 from typing import Any
 
 import pytest
@@ -46,3 +47,23 @@ def test_json_with_many_unknown_fields_is_one_short_sentence(served: Server) -> 
     body: dict[str, Any] = {f"field {number}": 0 for number in range(1000)}
     message = refused(served.client.post("/v1/search", json=body), 400, "invalid-argument")
     assert message == "The body has 1,000 fields, and 64 is the limit."
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/search HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"POST /v1/search HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
+    ],
+    ids=["length and chunks", "chunks in HTTP/1.0"],
+)
+def test_a_request_with_two_possible_ends_is_refused_and_the_connection_closed(
+    head: bytes, served: Server
+) -> None:
+    """A proxy may see the second request as a part of the first one, or the other way round."""
+    host = b"Host: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+        connection.sendall(head + host + b"0\r\n\r\nGET /v1/info HTTP/1.1\r\n" + host)
+        received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
