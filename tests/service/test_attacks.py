@@ -49,6 +49,12 @@ def test_json_with_many_unknown_fields_is_one_short_sentence(served: Server) -> 
     assert message == "The body has 1,000 fields, and 64 is the limit."
 
 
+def test_an_error_does_not_repeat_megabytes_of_a_request(served: Server) -> None:
+    for body in ({"face": 1, "where": ["a" * _MIB]}, {"face": 1, "a" * _MIB: 1}):
+        message = refused(served.client.post("/v1/search", json=body), 400, "invalid-argument")
+        assert 2000 < len(message) < 2010
+
+
 @pytest.mark.parametrize(
     "head",
     [
