@@ -28,7 +28,7 @@ from retrieval.service.metrics import Metrics
 from retrieval.service.rate_limit import RateLimit
 from retrieval.service.refusals import Code, Refusal, of_error
 from retrieval.service.sessions import COOKIE, Sessions
-from retrieval.service.settings import Limits, is_loopback
+from retrieval.service.settings import MIB, Limits, is_loopback
 from retrieval.service.tokens import Token, TokenRegistry
 
 ACCESS_LOG: Final = logging.getLogger("faceprint.access")
@@ -54,9 +54,14 @@ _RETRY_AFTER: Final = "1"
 # What takes a body of any length, line by line: the route bounds the lines and how many it holds.
 _STREAMED_PATHS: Final = frozenset({"/v1/search/bulk"})
 
+# What takes photos, and the most bytes of any other body: parsing JSON takes many times its bytes.
+_PHOTO_PATHS: Final = _STREAMED_PATHS | {"/v1/search", "/v1/faces", "/search", "/enroll/photos"}
+_PLAIN_BYTES: Final = MIB
+
 # How long the rest of the body of a refused request is read and dropped. A connection that is closed with
 # unread bytes is reset, and the client would not see the refusal.
 _DISCARD_SECONDS: Final = 5.0
+_DISCARD_BYTES: Final = 32 * MIB
 
 # Those that a response has already are left as they are.
 _HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
@@ -162,14 +167,13 @@ class Gate:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {}).update(request_id=request_id, token=None, admitted=False)
         streamed = scope["path"] in _STREAMED_PATHS
-        limits = self._limits
-        if scope["path"] == SIGN_IN:
-            limits = replace(limits, body_bytes=_SIGN_IN_BYTES)
+        limits = _limits_of(scope["path"], self._limits)
         body = _Body(receive, headers, limits, self._admission, streamed=streamed)
         response = _Response(send, body, request_id, self._present)
         began = time.perf_counter()
         entered = False
         try:
+            _check_framing(scope, headers)
             self._check_origin(headers)
             if not _is_open(scope["path"]):
                 scope["state"]["token"] = await self._authenticated(scope, headers)
@@ -341,7 +345,7 @@ class _Body:
         """Reads and drops the rest of a body, as far as that takes little."""
         if self.complete or self._given_up or (self._expects and not self._received):
             return
-        left = self._limits.body_bytes
+        left = max(self._limits.body_bytes, _DISCARD_BYTES)
         with suppress(TimeoutError):
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while left > 0 and not self.complete:
@@ -444,6 +448,29 @@ def _stopping() -> Refusal:
         "The service stops, and there was no time left for this request; send it again.",
         headers={"Retry-After": _RETRY_AFTER},
     )
+
+
+def _limits_of(path: str, limits: Limits) -> Limits:
+    """Returns the limits of requests for a path."""
+    if path in _PHOTO_PATHS:
+        return limits
+    most = _SIGN_IN_BYTES if path == SIGN_IN else _PLAIN_BYTES
+    return replace(limits, body_bytes=min(most, limits.body_bytes))
+
+
+def _check_framing(scope: Scope, headers: Headers) -> None:
+    """Refuses a request of which a proxy may see another end than this service (request smuggling).
+
+    Raises:
+        Refusal: it has a length and chunks, or chunks in HTTP/1.0; the connection is closed.
+    """
+    if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST,
+            Code.BAD_REQUEST,
+            "Send either a `Content-Length` or, in HTTP/1.1, a chunked body, not both.",
+            headers={"Connection": "close"},
+        )
 
 
 def _is_open(path: str) -> bool:

@@ -30,11 +30,14 @@ from retrieval.system.paths import composed
 
 _Options = TypeVar("_Options", bound=BaseModel)
 
-# The most text fields of a form, and the greatest length of a name that a photo gets in answers.
+# The most fields of a body, and the greatest length of a name that a photo gets in answers.
 _MAX_FIELDS: Final = 64
 # The most files of an upload.
 MAX_FILES: Final = 1000
 _MAX_NAME: Final = 255
+
+# The most values of a JSON body, roughly: parsed, they take many times their bytes. A vector has fewer.
+_MAX_VALUES: Final = 2**17
 
 _JSON: Final = "application/json"
 _FORM: Final = "multipart/form-data"
@@ -244,8 +247,15 @@ def _json(data: bytes, what: str) -> dict[str, Any]:
     """Returns a JSON object.
 
     Raises:
-        Refusal: `data` is none; the sentence begins with `what`.
+        Refusal: `data` is none, or has too many values; the sentence begins with `what`.
     """
+    # Counted before the values are made. A photo as base64 has none of these bytes.
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise Refusal(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            Code.BODY_TOO_LARGE,
+            f"{what} has more than {_MAX_VALUES:,} values, which is the limit.",
+        )
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -267,6 +277,13 @@ def _together(schema: type[_Options], fields: Mapping[str, Any], options: BaseMo
             HTTPStatus.BAD_REQUEST,
             Code.INVALID_ARGUMENT,
             f"`{twice[0]}` is in the address and in the body; give it once.",
+        )
+    # The sentence about each unknown one would take more than the request.
+    if len(fields) > _MAX_FIELDS:
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST,
+            Code.INVALID_ARGUMENT,
+            f"The body has {len(fields):,} fields, and {_MAX_FIELDS} is the limit.",
         )
     try:
         return schema.model_validate({**options.model_dump(exclude_unset=True), **fields})

@@ -21,6 +21,9 @@ from retrieval.errors import (
 )
 from retrieval.system.paths import printable
 
+# The most characters of a sentence: it may repeat what the request had, such as a condition of megabytes.
+_MAX_MESSAGE: Final = 2000
+
 
 class Code(StrEnum):
     """The stable codes of errors: programs may rely on them."""
@@ -71,7 +74,7 @@ class Refusal(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
-        self.message = message
+        self.message = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]} (...)."
         self.reason = reason
         self.headers = headers
 

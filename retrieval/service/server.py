@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -142,6 +143,8 @@ class _Server(uvicorn.Server):
         self._refreshing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.is_ssl:
+            _bound_handshakes(asyncio.get_running_loop(), self._service.limits.header_seconds)
         await super().startup(sockets)
         for one in sockets or ():
             one.listen(_BACKLOG)
@@ -178,6 +181,12 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+def _bound_handshakes(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    """Bounds the time of a TLS handshake, of which the protocol hears only the end; uvicorn has no option."""
+    bounded = partial(loop.create_server, ssl_handshake_timeout=seconds)
+    loop.create_server = bounded  # type: ignore[method-assign]
 
 
 class _Protocol(H11Protocol):

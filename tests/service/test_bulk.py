@@ -1,5 +1,6 @@
 """Bulk searches: lines in, lines out, in their order, while others are still sent."""
 
+import asyncio
 import base64
 import json
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from retrieval.service.routes.bulk import Room
 from retrieval.service.schemas import Answers, ErrorBody
 from tests.service.server import Server
 from tests.service.test_gate import accepts_connections, refused
@@ -166,3 +168,30 @@ def test_single_queries_go_before_those_in_bulk() -> None:
     batches.go.set()
     batches.collector.close()
     assert batches.done == [[0], [1, 2], [3, 10], [11, 12]]
+
+
+def test_lines_wait_until_those_before_them_are_answered_where_they_are_long() -> None:
+    """A request holds as many bytes of queries as a body may have, or one query."""
+
+    async def taken() -> list[bool]:
+        room = Room(10)
+        await room.take(12)
+        second, third = (asyncio.ensure_future(room.take(6)) for _ in range(2))
+        seen = []
+        for size in (12, 6):
+            await asyncio.sleep(0)
+            seen += [second.done(), third.done()]
+            room.give_back(size)
+            await asyncio.gather(second if size == 12 else third)
+        return [*seen, third.done()]
+
+    assert asyncio.run(taken()) == [False, False, True, False, True]
+
+
+def test_long_lines_are_answered_in_their_order(enrolled: Path, tmp_path: Path) -> None:
+    """Each takes more than half of what a request may hold."""
+    queries: list[Any] = [{"face": number} if number % 2 else {} for number in range(1, 37)]
+    body = "".join(f"{json.dumps(query):<{600_000}}\n" for query in queries).encode()
+    with Server(enrolled, tmp_path / "log", "--max-body", 1) as server:
+        lines = answers(server.client.post(PATH, content=body, headers=LINES))
+    assert codes(lines) == ["ok", "invalid-argument"] * 18

@@ -4,10 +4,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 
 PROGRAM = """
 import sys
@@ -18,7 +20,9 @@ from retrieval.service.settings import Limits, Settings
 
 limits = Limits(header_seconds=0.5, idle_seconds=1, body_seconds=0.5, read_seconds=0.5, connections=4)
 with server.listening("127.0.0.1", 0) as sockets:
-    service = Service(Settings(Path(sys.argv[1]), limits=limits), needs_token=False)
+    folder, *certificate = map(Path, sys.argv[1:])
+    settings = Settings(folder, limits=limits, certfile=certificate[0] if certificate else None)
+    service = Service(settings, needs_token=False)
     server.run(service, sockets, started=lambda: print(server.address(sockets, tls=False), flush=True))
 """
 
@@ -26,8 +30,14 @@ with server.listening("127.0.0.1", 0) as sockets:
 @pytest.fixture(scope="module")
 def impatient(enrolled: Path) -> Iterator[str]:
     """The address of a server with short limits."""
+    with started(enrolled) as url:
+        yield url
+
+
+@contextmanager
+def started(*arguments: Path) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(enrolled)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     yield process.stdout.readline().strip()
@@ -61,6 +71,15 @@ def test_a_header_that_does_not_end_loses_the_connection(sent: bytes, impatient:
         connection.sendall(sent)
         assert rest(connection) == b""
     assert is_answered(impatient)
+
+
+def test_a_tls_handshake_that_does_not_begin_loses_the_connection(enrolled: Path, tmp_path: Path) -> None:
+    """asyncio itself would wait for 60 s, and the limit of connections does not count them."""
+    certificate = tmp_path / "certificate.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    with started(enrolled, certificate) as url, connected(url) as connection:
+        connection.settimeout(30)
+        assert rest(connection) == b""
 
 
 def test_a_second_header_that_does_not_end_loses_the_connection_too(impatient: str) -> None:

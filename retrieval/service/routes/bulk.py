@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -13,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from retrieval.errors import FaceprintError
 from retrieval.service.engine import Answered
 from retrieval.service.gate import ERROR_LOG
 from retrieval.service.queries import read_line
@@ -62,8 +62,41 @@ class _Failed:
         self.error = error
 
 
-# A query that is being answered, or a line that is none; None at the end.
-_Entry = tuple["Future[Answered]", SearchBody] | _Failed | None
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A query that is being answered, and the bytes of its line."""
+
+    future: "Future[Answered]"
+    body: SearchBody
+    size: int
+
+
+# A query, or a line that is none; None at the end.
+_Entry = _Submitted | _Failed | None
+
+
+class Room:
+    """The bytes of lines that wait for their answers; one more waits until there is room for it.
+
+    Only for the thread of the event loop.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._given_back = asyncio.Event()
+
+    async def take(self, number: int) -> None:
+        """Takes bytes when there is room for them, or nothing else is held."""
+        while self._held and self._held + number > self._most:
+            self._given_back.clear()
+            await self._given_back.wait()
+        self._held += number
+
+    def give_back(self, number: int) -> None:
+        """Gives bytes back."""
+        self._held -= number
+        self._given_back.set()
 
 
 class _BulkResponse(Response):
@@ -75,6 +108,7 @@ class _BulkResponse(Response):
         super().__init__()
         self._request = request
         self._service = service
+        self._room = Room(service.limits.body_bytes)
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,8 +128,8 @@ class _BulkResponse(Response):
                 await reading
             while not entries.empty():
                 left = entries.get_nowait()
-                if isinstance(left, tuple):
-                    left[0].cancel()
+                if isinstance(left, _Submitted):
+                    left.future.cancel()
 
     async def _read(self, entries: "asyncio.Queue[_Entry]") -> None:
         """Submits the queries; an error that ends the request is the last entry."""
@@ -103,6 +137,7 @@ class _BulkResponse(Response):
             async for line in _lines(self._request, self._service.limits.body_bytes):
                 if self._service.closing:
                     raise _stopping()
+                await self._room.take(len(line))
                 await entries.put(await self._submitted(line))
         except Refusal as error:
             await entries.put(_Failed(error))
@@ -111,23 +146,25 @@ class _BulkResponse(Response):
     async def _submitted(self, line: bytes) -> _Entry:
         try:
             query, body = await run_in_threadpool(read_line, line, self._service.limits)
-            return self._service.engine.submit(query), body
-        except (Refusal, FaceprintError) as error:
+            return _Submitted(self._service.engine.submit(query), body, len(line))
+        except Exception as error:  # of one query: the others go on
+            self._room.give_back(len(line))
             return _Failed(error)
 
-    async def _answer(self, entry: "tuple[Future[Answered], SearchBody] | _Failed") -> dict[str, Any]:
+    async def _answer(self, entry: _Submitted | _Failed) -> dict[str, Any]:
         if isinstance(entry, _Failed):
             return self._refused(entry.error)
-        future, body = entry
         try:
             async with asyncio.timeout(self._service.limits.answer_seconds):
-                return answers_json(await asyncio.wrap_future(future), body)
+                return answers_json(await asyncio.wrap_future(entry.future), entry.body)
         except TimeoutError:
             return self._refused(
                 Refusal(HTTPStatus.GATEWAY_TIMEOUT, Code.ANSWER_TIMEOUT, "There was no answer in time.")
             )
         except Exception as error:  # of one query: the others go on
             return self._refused(error)
+        finally:
+            self._room.give_back(entry.size)
 
     def _refused(self, error: Exception) -> dict[str, Any]:
         refusal = error if isinstance(error, Refusal) else of_error(error)
