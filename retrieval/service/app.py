@@ -13,6 +13,7 @@ from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
 from retrieval.service.page import assets, enroll, health, sign_in
 from retrieval.service.page import faces as faces_page
+from retrieval.service.page import merges as merges_page
 from retrieval.service.page import people as people_page
 from retrieval.service.page import search as search_page
 from retrieval.service.page.rendering import is_for_people, refusal_page
@@ -60,6 +61,8 @@ _PAGES: Final = (
     people_page.router,
     people_page.writing,
     people_page.forgetting,
+    merges_page.router,
+    merges_page.writing,
     faces_page.router,
     faces_page.forgetting,
     enroll.router,

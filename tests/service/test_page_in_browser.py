@@ -209,6 +209,11 @@ def test_a_person_is_found_renamed_and_merged(page: Page, browsed: Server) -> No
     page.click("button:has-text('Merge')")
     page.wait_for_selector("h1:has-text('Dee')")
     assert person(browsed, "Cyd") == person(browsed, "Cy") == person(browsed, "Dee")
+    page.click("button:has-text('Undo')")
+    page.wait_for_selector("h1:has-text('The merge is undone')")
+    page.click("main a:has-text('Cyd')")
+    page.wait_for_selector("h1:has-text('Cyd')")
+    assert "2 photos, formerly Cy" in page.locator("main").inner_text()
 
 
 def test_chosen_photos_are_given_to_another_person(page: Page, browsed: Server) -> None:
