@@ -12,6 +12,7 @@ from starlette.types import Scope
 from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
 from retrieval.service.page import assets, enroll, health, sign_in
+from retrieval.service.page import doubts as doubts_page
 from retrieval.service.page import faces as faces_page
 from retrieval.service.page import merges as merges_page
 from retrieval.service.page import people as people_page
@@ -65,6 +66,8 @@ _PAGES: Final = (
     merges_page.writing,
     faces_page.router,
     faces_page.forgetting,
+    doubts_page.router,
+    doubts_page.writing,
     enroll.router,
     enroll.writing,
     health.router,

@@ -21,7 +21,17 @@ from tests.service.test_gate import refused
 from tests.service.test_tokens import bearer
 
 ESCAPED = "&lt;img src=x onerror=alert(1)&gt;"
-PAGES = ("/", "/people", "/people/1", "/people/1/forget", "/people/unnamed", "/faces/1", "/enroll", "/health")
+PAGES = (
+    "/",
+    "/people",
+    "/people/1",
+    "/people/1/forget",
+    "/people/unnamed",
+    "/doubts",
+    "/faces/1",
+    "/enroll",
+    "/health",
+)
 
 
 @pytest.fixture(scope="module")
