@@ -385,6 +385,7 @@ function watchAudit(section) {
     link.href = "/doubts";
     link.textContent = "Show what it found";
     one("h2", card).textContent = "The audit has ended";
+    one("progress", card).remove();
     one(".choices", card).replaceChildren(link);
     one("[data-said]").textContent = "The audit has ended.";
   });
