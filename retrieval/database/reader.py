@@ -611,6 +611,12 @@ class Reader:
         """Returns merges that can be undone, by id; others are absent."""
         return {merge.id: merge for part in parts(ids) for merge in self._merges_of(merge_table.c.id, part)}
 
+    def merges_into(self, identity_id: int) -> list[Merge]:
+        """Returns the merges into an identity, directly or indirectly, that can be undone, newest first."""
+        into = [identity_id, *self.merged_into(identity_id)]
+        found = [one for part in parts(into) for one in self._merges_of(merge_table.c.into_id, part)]
+        return sorted(found, key=lambda one: -one.id)
+
     def merge_of(self, identity_id: int) -> Merge | None:
         """Returns the merge of an identity into another one; None without one that can be undone."""
         return next(self._merges_of(merge_table.c.identity_id, [identity_id]), None)

@@ -101,6 +101,13 @@ def merge_in(vault: Vault, writer: Writer, name: str | int, into: str | int) -> 
     return merged
 
 
+def preview(vault: Vault, merge_id: int) -> UndoneMerge:
+    """Returns what the undo of a merge would restore now, and changes nothing; errors as of `undo`."""
+    with vault.store.read() as reader:
+        merged = _require_merge(vault, reader, merge_id)
+        return _outcome(reader, merged, _require_remains(reader, merged))
+
+
 def undo(vault: Vault, merge_id: int | None) -> UndoneMerge:
     """Undoes a merge, by default the newest; see `Gallery.undo_merge`."""
     with vault.writing() as writer:
@@ -111,17 +118,22 @@ def undo_in(vault: Vault, writer: Writer, merge_id: int | None) -> UndoneMerge:
     """Undoes a merge in a transaction; see `Gallery.undo_merge`."""
     merged = _require_merge(vault, writer, merge_id)
     remains = _require_remains(writer, merged)
-    into = writer.names_of_identities([remains.owner])[remains.owner]
-    moved = writer.merged_faces(merged.id)
+    outcome = _outcome(writer, merged, remains)
     labels = _restored_labels(vault, writer, merged, remains)
     writer.split_identity(merged, remains)
     if labels:
         vault.defer(writer, erase=False, labels=labels)
     faces, detail = len(remains.face_ids), {"identity": merged.identity_id, "into": remains.owner}
     vault.log(writer, _UNDO, faces=faces, merge=merged.id, **detail)
+    return outcome
+
+
+def _outcome(reader: Reader, merged: Merge, remains: Remains) -> UndoneMerge:
+    """Returns what the undo of a merge restores and leaves, as long as it is not undone."""
+    moved = reader.merged_faces(merged.id)
     return UndoneMerge(
         merged,
-        into,
+        reader.names_of_identities([remains.owner])[remains.owner],
         remains.owner,
         remains.face_ids,
         elsewhere=tuple(sorted(moved.keys() - set(remains.face_ids))),

@@ -5,6 +5,7 @@ transaction that erases a face or a person erases the doubts about it.
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,18 +76,31 @@ def doubts(
         limit: the most doubts of the page.
     """
     with gallery.vault.store.read() as reader:
-        fallen = reader.fallen_doubts()
-        keys = sorted(
-            _position(one, place, number)
-            for one, place, number in reader.doubt_order()
-            if state in (None, one) and not (one is DoubtState.OPEN and number in fallen)
-        )
+        keys = sorted(_position(*one) for one in _listed(reader) if state in (None, one[0]))
         start = bisect_right(keys, after)
         chosen = [key.split(" ")[2] for key in keys[start : start + limit]]
         stored = reader.doubts(chosen)
         shown = tuple(_shown(reader, str(gallery.folder), [stored[number] for number in chosen]))
         last = keys[start + limit - 1] if start + limit < len(keys) else ""
         return DoubtPage(shown, last, reader.last_logged("audit"))
+
+
+def counts(gallery: Gallery) -> dict[DoubtState, int]:
+    """Returns how many doubts of each state `doubts` lists."""
+    with gallery.vault.store.read() as reader:
+        found = Counter(state for state, _, _ in _listed(reader))
+    return {state: found[state] for state in DoubtState}
+
+
+def place_of(gallery: Gallery, number: str) -> str:
+    """Returns where a doubt is in the list of `doubts`, for `after`.
+
+    Raises:
+        NotFound: there is none with this id.
+    """
+    with gallery.vault.store.read() as reader:
+        stored = _require(reader, number)
+        return _position(stored.state, stored.place, number)
 
 
 def doubt_of(gallery: Gallery, number: str) -> Doubt:
@@ -304,6 +318,14 @@ def _undo(gallery: Gallery, writer: Writer, stored: StoredDoubt) -> None:
 
 
 # Showing
+
+
+def _listed(reader: Reader) -> Iterator[tuple[DoubtState, int | None, str]]:
+    """Yields state, place and id of each doubt, but open ones of which the statement is no longer so."""
+    fallen = reader.fallen_doubts()
+    for state, place, number in reader.doubt_order():
+        if not (state is DoubtState.OPEN and number in fallen):
+            yield state, place, number
 
 
 def _position(state: DoubtState, place: int | None, number: str) -> str:

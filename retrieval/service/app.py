@@ -12,7 +12,9 @@ from starlette.types import Scope
 from retrieval.errors import FaceprintError
 from retrieval.service.gate import Gate, refused
 from retrieval.service.page import assets, enroll, health, sign_in
+from retrieval.service.page import doubts as doubts_page
 from retrieval.service.page import faces as faces_page
+from retrieval.service.page import merges as merges_page
 from retrieval.service.page import people as people_page
 from retrieval.service.page import search as search_page
 from retrieval.service.page.rendering import is_for_people, refusal_page
@@ -60,8 +62,12 @@ _PAGES: Final = (
     people_page.router,
     people_page.writing,
     people_page.forgetting,
+    merges_page.router,
+    merges_page.writing,
     faces_page.router,
     faces_page.forgetting,
+    doubts_page.router,
+    doubts_page.writing,
     enroll.router,
     enroll.writing,
     health.router,

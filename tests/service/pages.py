@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from retrieval import Gallery, ModelBundle
+from tests.quality.test_audit import Drawn
 from tests.service.server import Server
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -27,6 +28,17 @@ def make_gallery(folder: Path, bundle: ModelBundle, faces: Path) -> Path:
             for path in sorted(photos.glob("*/*.jpg"))
         )
     return folder / "people.gallery"
+
+
+def doubtful(folder: Path, bundle: ModelBundle) -> Path:
+    """Makes a gallery in which a photo of the hostile name is among those of P03, and P05 is Double too."""
+    drawn = Drawn()
+    drawn.add("P03", drawn.near("P17", 1))
+    drawn.add("Double", drawn.near("P05", 4))
+    drawn.names = [HOSTILE if name == "P17" else name for name in drawn.names]
+    with Gallery.create(folder, bundle) as gallery:
+        drawn.into(gallery)
+    return folder
 
 
 def person(server: Server, name: str, **options: Any) -> int:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,17 @@ from tests.service.test_gate import refused
 from tests.service.test_tokens import bearer
 
 ESCAPED = "&lt;img src=x onerror=alert(1)&gt;"
-PAGES = ("/", "/people", "/people/1", "/people/1/forget", "/people/unnamed", "/faces/1", "/enroll", "/health")
+PAGES = (
+    "/",
+    "/people",
+    "/people/1",
+    "/people/1/forget",
+    "/people/unnamed",
+    "/doubts",
+    "/faces/1",
+    "/enroll",
+    "/health",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +47,12 @@ def paged(bundle: ModelBundle, faces: Path, tmp_path_factory: pytest.TempPathFac
 
 def get(server: Server, address: str, **headers: str) -> httpx.Response:
     return server.client.get(address, headers={**HTML, **headers})
+
+
+def faces_of(server: Server, name: str) -> list[dict[str, Any]]:
+    answer = server.client.get("/v1/faces", params={"person": person(server, name)}).json()
+    found: list[dict[str, Any]] = answer["faces"]
+    return found
 
 
 def photo_of(faces: Path, name: str, number: int = 2) -> bytes:
@@ -142,7 +159,8 @@ def _changing() -> list[str]:
     """The addresses of pages that change something."""
     routes = [route for router in app._PAGES for route in router.routes if isinstance(route, Route)]
     paths = [route.path for route in routes if "POST" in (route.methods or ())]
-    return [path.format(person=1, face=1, job="x") for path in paths if path not in ("/search", "/sign-in")]
+    named = {"person": 1, "face": 1, "job": "x", "merge": 1, "doubt": "x"}
+    return [path.format(**named) for path in paths if path not in ("/search", "/sign-in")]
 
 
 @pytest.mark.parametrize("address", _changing())
@@ -173,9 +191,43 @@ def test_two_people_are_merged_after_a_page_that_says_what_becomes_of_them(paged
     page = get(paged, f"/people/{first}/merge?identity=Eden").text
     assert "who then has 12 photos" in page
     merged = send(paged.client, f"/people/{first}/merge", identity="Eden")
-    assert (merged.status_code, merged.headers["location"]) == (303, f"/people/{second}")
-    assert "12 photos, formerly Bao" in get(paged, f"/people/{second}").text
+    assert merged.status_code == 303
+    assert merged.headers["location"].startswith(f"/people/{second}?merged=")
+    shown = get(paged, merged.headers["location"]).text
+    assert "12 photos, formerly Bao" in shown
+    assert "Bao was merged into Eden." in shown
+    assert "was merged into" not in get(paged, f"/people/{second}?merged=4711").text
     assert "perhaps they were merged" in get(paged, f"/people/{first}").text
+
+
+def test_a_merge_is_undone_after_a_page_that_says_what_does_not_come_back(paged: Server) -> None:
+    def give(name: str, face: int) -> int:
+        send(paged.client, "/people/assign", face=face, identity=name, to="new")
+        return person(paged, name)
+
+    def merge(one: int, name: str) -> None:
+        assert send(paged.client, f"/people/{one}/merge", identity=name).status_code == 303
+
+    photos = [face["id"] for face in faces_of(paged, "Ocean")]
+    one, other, last = give("One", photos[1]), give("Other", photos[2]), give("Last", photos[3])
+    send(paged.client, "/people/assign", face=photos[4], identity="One", to="person")
+    merge(one, "Other")
+    give("Guest", photos[4])
+    merge(other, "Last")
+    page = get(paged, f"/people/{last}").text
+    [newest] = re.findall(r'href="/merges/(\d+)/undo"', page)
+    assert "into Other: first undo the merge of Other" in page
+    assert "Other is a person again, with 2 of 2 faces." in send(paged.client, f"/merges/{newest}/undo").text
+    [before] = re.findall(r'href="/merges/(\d+)/undo"', get(paged, f"/people/{other}").text)
+    asked = get(paged, f"/merges/{before}/undo").text
+    assert "One, with 1 of the 2 photos of before" in asked
+    assert "1 photo given to others since" in asked
+    undone = send(paged.client, f"/merges/{before}/undo").text
+    assert "One is a person again, with 1 of 2 faces; given to others since and left there: 1." in undone
+    assert "<h1>One</h1>" in get(paged, f"/people/{one}").text
+    again = get(paged, f"/merges/{before}/undo")
+    assert (again.status_code, "was undone already" in again.text) == (404, True)
+    send(paged.client, "/people/assign", face=photos, identity="Ocean", to="person")
 
 
 def test_faces_are_given_to_another_person_and_to_nobody(paged: Server) -> None:
@@ -188,6 +240,9 @@ def test_faces_are_given_to_another_person_and_to_nobody(paged: Server) -> None:
     nobody = send(paged.client, "/people/assign", face=face, identity="", to="nobody")
     assert nobody.headers["location"] == "/people/unnamed"
     assert f'value="{face}"' in get(paged, "/people/unnamed").text
+    for known in ("Adi", "Imani"):  # a name, and one that another test has made a former one
+        taken = send(paged.client, "/people/assign", face=face, identity=known, to="new")
+        assert (taken.status_code, "type another name for the new person" in taken.text) == (400, True)
     assert send(paged.client, "/people/assign", identity="Ola", to="person").status_code == 400
     assert send(paged.client, "/people/assign", face=face, identity=" ", to="person").status_code == 400
 

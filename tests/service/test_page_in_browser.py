@@ -209,6 +209,11 @@ def test_a_person_is_found_renamed_and_merged(page: Page, browsed: Server) -> No
     page.click("button:has-text('Merge')")
     page.wait_for_selector("h1:has-text('Dee')")
     assert person(browsed, "Cyd") == person(browsed, "Cy") == person(browsed, "Dee")
+    page.click("button:has-text('Undo')")
+    page.wait_for_selector("h1:has-text('The merge is undone')")
+    page.click("main a:has-text('Cyd')")
+    page.wait_for_selector("h1:has-text('Cyd')")
+    assert "2 photos, formerly Cy" in page.locator("main").inner_text()
 
 
 def test_chosen_photos_are_given_to_another_person(page: Page, browsed: Server) -> None:
@@ -354,34 +359,36 @@ def axe() -> str:
     return Path(path).read_text()
 
 
+def faults_of(page: Page, axe: str) -> list[str]:
+    """What axe finds wrong with the page that is shown: serious and critical faults."""
+    page.evaluate(axe)
+    found = page.evaluate("axe.run()")["violations"]
+    return [
+        f"{page.url}: {one['id']}: {one['nodes'][0]['html']} {one['nodes'][0]['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_fault(
     scheme: str, axe: str, chromium: Any, browsed: Server, photos: Path
 ) -> None:
     page, wrong = opened(chromium, browsed.url, color_scheme=scheme)
 
-    def faults() -> list[str]:
-        page.evaluate(axe)
-        found = page.evaluate("axe.run()")["violations"]
-        return [
-            f"{page.url}: {one['id']}: {one['nodes'][0]['html']} {one['nodes'][0]['failureSummary']}"
-            for one in found
-            if one["impact"] in ("serious", "critical")
-        ]
-
     found = []
     for address in _addresses(browsed):
         page.goto(address)
-        found += faults()
+        found += faults_of(page, axe)
     page.goto("/")
     choose(page, photos.parent / "two.png")
     page.wait_for_selector(".answer")
-    found += faults()
+    found += faults_of(page, axe)
     page.goto("/enroll")
     page.fill("#enroll input[name=identity]", "Jo")
     page.set_input_files("#enroll input[multiple]", [photos.parent / "broken.jpg"])
     page.wait_for_selector("[data-retry]:visible")
-    found += faults()
+    found += faults_of(page, axe)
     page.context.close()
     assert json.dumps(found) == "[]"
     assert wrong == []

@@ -11,8 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from retrieval.database.reader import Reader
-from retrieval.database.records import Face, Person, Receipt
+from retrieval.database.records import Face, Merge, Person, Receipt
 from retrieval.errors import InputError, NotFound
+from retrieval.gallery import merges
 from retrieval.gallery.gallery import Gallery
 from retrieval.service import cursors
 from retrieval.service.page.rendering import check_form, is_partial, page, see
@@ -65,11 +66,11 @@ async def show_unnamed(request: Request, service: ServiceOf, cursor: Cursor = No
 
 @router.get("/people/{person}")
 async def show_person(
-    request: Request, service: ServiceOf, person: PersonId, cursor: Cursor = None
+    request: Request, service: ServiceOf, person: PersonId, cursor: Cursor = None, merged: int | None = None
 ) -> Response:
-    """A person with their photos."""
+    """A person with their photos; `merged` is the id of a merge that was made just now."""
     found = await run_in_threadpool(_of_person, service.gallery, person, cursor)
-    return page(request, "photos_part" if is_partial(request) else "person", **found)
+    return page(request, "photos_part" if is_partial(request) else "person", merged=merged, **found)
 
 
 @router.get("/people/{person}/merge")
@@ -120,17 +121,17 @@ async def merge(request: Request, person: PersonId) -> Response:
     """Makes two people one."""
     name = str((await request.form()).get("identity", ""))
 
-    def work(gallery: Gallery) -> Person:
+    def work(gallery: Gallery) -> Merge:
         one, other = _two_people(gallery, person, name)
-        gallery.merge_identities(one.name, other.name)
-        return other
+        return merges.merge(gallery.vault, one.id, other.id)
 
-    return see(f"/people/{(await change(request, work)).id}")
+    made = await change(request, work)
+    return see(f"/people/{made.into_id}?merged={made.id}")
 
 
 @writing.post("/people/assign")
 async def assign(request: Request) -> Response:
-    """Gives the chosen faces to another person, or to nobody."""
+    """Gives the chosen faces to another person, to a new one, or to nobody."""
     form = await request.form()
     faces = [int(text) for text in map(str, form.getlist("face")) if text.isascii() and text.isdigit()]
     name = None if form.get("to") == "nobody" else composed(str(form.get("identity", "")).strip())
@@ -140,6 +141,8 @@ async def assign(request: Request) -> Response:
         raise InputError("There is no name; type one, or choose that the photos are nobody's.")
 
     def work(gallery: Gallery) -> int | None:
+        if form.get("to") == "new":
+            _require_unused(gallery, str(name))
         gallery.assign_identity(faces, name)
         with gallery.vault.store.read() as reader:
             return reader.identities_of_faces(faces[:1]).get(faces[0])
@@ -223,7 +226,8 @@ def _of_person(gallery: Gallery, number: int, cursor: str | None) -> dict[str, A
         person = _person(gallery, reader, number)
         former = sorted(reader.names_of([number]) - {person.name})
         ids = [one for one in reader.face_ids_of(person.name) if one > last]
-        return {"person": person, "former": former, **_photos(reader, ids)}
+        made = reader.merges_into(number)
+        return {"person": person, "former": former, "merges": made, **_photos(reader, ids)}
 
 
 def _unnamed(gallery: Gallery, cursor: str | None) -> dict[str, Any]:
@@ -263,6 +267,23 @@ def _receipt(gallery: Gallery, number: str) -> Receipt:
     if found is None:
         raise NotFound(f"There is no receipt {number[:80]!a} in {gallery.folder}.")
     return found
+
+
+def _require_unused(gallery: Gallery, name: str) -> None:
+    """Checks that a name is of no person yet, so that faces with it become a new one.
+
+    Raises:
+        InputError: it is the name, or a former name, of a person.
+    """
+    with gallery.vault.store.read() as reader:
+        known = reader.identities_named([name] if is_utf8(name) else [])
+        person = next(iter(reader.people_by_id(number for number, _ in known.values()).values()), None)
+    if person is not None:
+        also = "" if person.name == name else f", formerly {name}"
+        raise InputError(
+            f"There is a person {person.name} already{also}; type another name for the new person, or give "
+            "the photos to that one."
+        )
 
 
 def _two_people(gallery: Gallery, number: int, name: str) -> tuple[Person, Person]:

@@ -16,6 +16,10 @@ document.addEventListener("htmx:configRequest", (event) => {
 document.addEventListener("htmx:afterSettle", (event) => {
   const said = one("[data-said]");
   if (!said) return;
+  if (event.detail.target.id === "doubts") {
+    doubtShown(event.detail.target, said);
+    return;
+  }
   if (event.detail.target.id === "answers") {
     const names = all("article.face h2").map((each) => each.textContent);
     said.textContent = names.length ? `${names.length === 1 ? "1 face" : `${names.length} faces`}: ${names.join(", ")}` : "";
@@ -317,6 +321,76 @@ function watch(card) {
   });
 }
 
+// Doubts: a key for each answer; the next doubt gets the focus, and what was done is said.
+const KEYS = "faceprint-keys";
+
+function doubtShown(section, said) {
+  said.textContent = one("[data-now]", section).dataset.now;
+  one("#doubt-problem").replaceChildren();
+  watchAudit(section);
+  const next = one("[data-focus]", section);
+  if (next) next.focus();
+}
+
+function setUpDoubts(section) {
+  const choice = one("[data-keys]");
+  const keys = one("input", choice);
+  choice.hidden = !one("[data-key]", section);
+  keys.checked = localStorage.getItem(KEYS) !== "off";
+  const shown = () => section.classList.toggle("without-keys", !keys.checked);
+  keys.addEventListener("change", () => {
+    localStorage.setItem(KEYS, keys.checked ? "on" : "off");
+    shown();
+  });
+  shown();
+  document.addEventListener("keydown", (event) => {
+    // A key that is held down would answer doubts that were not looked at.
+    if (!keys.checked || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+    const button = one(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`, section);
+    if (!button) return;
+    event.preventDefault();
+    button.click();
+  });
+  // A refusal does not take the place of the doubt.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.target === section && event.detail.xhr.status >= 400) event.detail.target = one("#doubt-problem");
+  });
+  watchAudit(section);
+}
+
+// An audit that runs; where a doubt is shown meanwhile, its end does not replace that.
+let audit = null;
+
+function watchAudit(section) {
+  if (audit) audit.close();
+  const card = one("[data-audit]", section);
+  if (!card) return;
+  const far = one("[data-far]", card);
+  audit = new EventSource(card.dataset.audit);
+  audit.addEventListener("progress", (event) => {
+    const job = JSON.parse(event.data);
+    one("progress", card).max = job.total || 1;
+    one("progress", card).value = job.done;
+    far.textContent = `${Math.floor(100 * job.done / (job.total || 1))} %`;
+    if (job.state === "running") one("h2", card).textContent = "The audit runs";
+  });
+  audit.addEventListener("end", () => {
+    audit.close();
+    if (!one("#doubt", section)) {
+      htmx.ajax("GET", "/doubts", { target: section, swap: "innerHTML" });
+      return;
+    }
+    const link = document.createElement("a");
+    link.className = "button";
+    link.href = "/doubts";
+    link.textContent = "Show what it found";
+    one("h2", card).textContent = "The audit has ended";
+    one("progress", card).remove();
+    one(".choices", card).replaceChildren(link);
+    one("[data-said]").textContent = "The audit has ended.";
+  });
+}
+
 // Photos of a person: how many are chosen.
 function setUpChoice(form) {
   const chosen = one("[data-chosen]", form);
@@ -339,6 +413,8 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   const enroll = one("#enroll");
   if (enroll) setUpEnroll(enroll);
+  const doubts = one("#doubts");
+  if (doubts) setUpDoubts(doubts);
   all("[data-events]").forEach(watch);
   all(".photos-form").forEach(setUpChoice);
 });
