@@ -38,6 +38,9 @@ _SEARCH_BATCH: Final = 256
 # With fewer strangers, a bootstrap over them is unreliable.
 _MIN_BOOTSTRAP_PEOPLE: Final = 30
 
+# The least FPIR for which an error counts the searches that it needs.
+_LEAST_COUNTED: Final = 1e-12
+
 PHOTOS: Final = "photos"
 GALLERY: Final = "gallery"
 
@@ -179,9 +182,14 @@ def check_enough(fpir: float, searches: int) -> None:
     possible = [one for one in USUAL if _is_enough(one, searches)]
     instead = f", or ask for `fpir={possible[-1]:g}`" if possible else ""
     raise InputError(
-        f"An FPIR of {fpir:g} needs {math.ceil(1 / fpir - 1e-9):,} searches of strangers or more, and there "
-        f"are {searches:,}; name more photos with `strangers`{instead}."
+        f"An FPIR of {fpir:g} needs {_needed(fpir)} searches of strangers or more, and there are "
+        f"{searches:,}; name more photos with `strangers`{instead}."
     )
+
+
+def _needed(fpir: float) -> str:
+    """Returns how many searches an FPIR needs, in words; the reciprocal of the least numbers is infinite."""
+    return f"{math.ceil(1 / fpir - 1e-9):,}" if fpir > _LEAST_COUNTED else "more than a trillion"
 
 
 def _is_enough(fpir: float, searches: int) -> bool:

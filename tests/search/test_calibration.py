@@ -146,6 +146,9 @@ def test_too_few_strangers_are_an_error_that_says_how_many_are_needed(line: Gall
     check_enough(0.01, 100)
     with pytest.raises(InputError, match="needs 1,000 searches"):
         check_enough(0.001, 999)
+    for tiny in (1e-12, 5e-324):
+        with pytest.raises(InputError, match="needs more than a trillion searches"):
+            check_enough(tiny, 999)
     with pytest.raises(InputError, match="not one search of a stranger"):
         line.calibrate(0.5, strangers=[])
 
