@@ -325,26 +325,49 @@ def _open_alone(path: Path) -> sqlite3.Connection:
 
 def _pages(path: Path, page_size: int) -> Iterator[bytes]:
     """Yields the pages of the file while `_open_alone` has it open; the last one may be short."""
-    descriptor, start, step = _sqlite_descriptor(path), 0, max(1, _READ_BYTES // page_size) * page_size
-    while block := os.pread(descriptor, step, start):
+    start, step = 0, max(1, _READ_BYTES // page_size) * page_size
+    while block := _block(path, step, start):
         whole = len(block) - len(block) % page_size or len(block)
         for offset in range(0, whole, page_size):
             yield block[offset : offset + page_size]
         start += whole
 
 
-def _sqlite_descriptor(path: Path) -> int:
-    """Returns SQLite's own descriptor of the file; SQLite closes it only when no lock is lost by that."""
+def _block(path: Path, size: int, start: int) -> bytes:
+    """Reads through SQLite's own descriptor of the file, which is open as long as its connection."""
     status = path.stat()
-    for name in os.listdir("/dev/fd"):
-        descriptor = int(name)
+    while True:
+        descriptor = _sqlite_descriptor(path, status)
         try:
-            is_same = os.path.samestat(os.fstat(descriptor), status)
-            if is_same and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-                return descriptor
-        except OSError:  # closed meanwhile, like the descriptor of this listing
+            block = os.pread(descriptor, size, start)
+        except OSError:
+            if _is_of_sqlite(descriptor, status):
+                raise
             continue
+        # Another thread may have closed what looked like the descriptor, and opened another file there.
+        if _is_of_sqlite(descriptor, status):
+            return block
+
+
+def _sqlite_descriptor(path: Path, status: os.stat_result) -> int:
+    """Returns SQLite's own descriptor of the file; SQLite closes it only when no lock is lost by that."""
+    for name in os.listdir("/dev/fd"):
+        if _is_of_sqlite(int(name), status):
+            return int(name)
     raise StorageError(f"{path} cannot be read: /dev/fd does not list this process's open files.")
+
+
+def _is_of_sqlite(descriptor: int, status: os.stat_result) -> bool:
+    """Returns whether a descriptor is one of `_open_alone` for the file with a status."""
+    try:
+        # Twice: between two calls the number may become that of another file.
+        return (
+            os.path.samestat(os.fstat(descriptor), status)
+            and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+            and os.path.samestat(os.fstat(descriptor), status)
+        )
+    except OSError:  # closed meanwhile, like the descriptor of the listing
+        return False
 
 
 def _frames(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -599,6 +599,28 @@ def test_a_check_beside_threads_that_open_and_close_the_database_reads_the_right
     assert found == {PageCheck((), count, out_of_date=False)}
 
 
+def test_a_number_that_becomes_another_files_while_it_is_looked_at_is_not_read(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = settled(path, 512)
+    looked_at = os.open(path, os.O_RDWR)  # its number is below that of the check's own connection
+    another = os.open(__file__, os.O_RDONLY)
+    fcntl_of = page_checksums.fcntl.fcntl
+
+    def exchanged(descriptor: int, command: int) -> int:
+        if descriptor == looked_at and os.path.samestat(os.fstat(descriptor), path.stat()):
+            os.dup2(another, looked_at)
+        return int(fcntl_of(descriptor, command))
+
+    monkeypatch.setattr(page_checksums.fcntl, "fcntl", exchanged)
+    try:
+        assert check_pages(path) == PageCheck((), count, out_of_date=False)
+        assert os.path.samestat(os.fstat(looked_at), os.fstat(another))  # it was exchanged
+    finally:
+        os.close(looked_at)
+        os.close(another)
+
+
 # Errors
 
 
