@@ -42,7 +42,8 @@ async def show_enroll(request: Request) -> Response:
         "enroll",
         roots=service.settings.sources,
         folders=await run_in_threadpool(_folders, service.settings.sources),
-        jobs=[jobs.show(one["id"]) for one in reversed(jobs.all()) if one["kind"] == "ingest"],
+        # Audits are on the page of doubts.
+        jobs=[jobs.show(one["id"]) for one in reversed(jobs.all()) if one["kind"] != "audit"],
         is_end=_is_end,
         most=service.limits.body_bytes,
     )
