@@ -110,7 +110,7 @@ async def rename(request: Request, person: PersonId) -> Response:
     name, keeps = composed(str(form.get("identity", "")).strip()), "keep_alias" in form
 
     def work(gallery: Gallery) -> None:
-        gallery.rename_identity(found_person(gallery, person).name, name, keep_alias=keeps)
+        gallery.rename_identity(person, name, keep_alias=keeps)
 
     await change(request, work)
     return see(f"/people/{person}")
@@ -153,32 +153,28 @@ async def assign(request: Request) -> Response:
 
 @forgetting.post("/people/{person}/forget")
 async def forget(request: Request, service: ServiceOf, person: PersonId) -> Response:
-    """Erases a person whose name was typed."""
+    """Erases a person, after their name was typed."""
     typed = composed(str((await request.form()).get("identity", "")).strip())
     facts = await run_in_threadpool(_facts, service.gallery, person)
     if typed != composed(facts["person"].name.strip()):
         return page(request, "forget", status=HTTPStatus.UNPROCESSABLE_ENTITY, wrong=True, **facts)
 
     def work(gallery: Gallery) -> str:
-        current = found_person(gallery, person).name
+        with gallery.vault.store.read() as reader:
+            current = _person(gallery, reader, person).name
         if composed(current.strip()) != typed:
             raise _renamed_meanwhile()
-        return gallery.forget(current).id
+        return gallery.forget(person).id
 
     return see(f"/receipts/{await change(request, work)}")
 
 
-def found_person(gallery: Gallery, number: int) -> Person:
+def _person(gallery: Gallery, reader: Reader, number: int) -> Person:
     """Returns a person.
 
     Raises:
         NotFound: there is no such person.
     """
-    with gallery.vault.store.read() as reader:
-        return _person(gallery, reader, number)
-
-
-def _person(gallery: Gallery, reader: Reader, number: int) -> Person:
     found = reader.people_by_id([number]).get(number)
     if found is None:
         raise NotFound(
