@@ -297,7 +297,7 @@ class Remains:
         owner: the id of that identity.
         face_ids: of the faces that moved.
         names: of its current and former names, those that are former names of the owner.
-        keys: the filled keys of the metadata whose values are unchanged.
+        keys: the filled keys of the metadata with unchanged values.
     """
 
     owner: int

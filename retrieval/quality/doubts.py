@@ -200,7 +200,7 @@ def _reopen(gallery: Gallery, writer: Writer, number: str) -> None:
 
 
 def _standing(reader: Reader, found: Sequence[Doubt]) -> Iterator[Doubt]:
-    """Yields the doubts whose faces and identities are still those of the audit."""
+    """Yields the doubts that still have the faces and identities of the audit."""
     faces = reader.faces({face.id for one in found for group in one.groups for face in group})
     people = reader.names_of_identities({number for one in found for number in one.key.identity_ids})
     for one in found:
@@ -321,7 +321,7 @@ def _undo(gallery: Gallery, writer: Writer, stored: StoredDoubt) -> None:
 
 
 def _listed(reader: Reader) -> Iterator[tuple[DoubtState, int | None, str]]:
-    """Yields state, place and id of each doubt, but open ones of which the statement is no longer so."""
+    """Yields state, place and id of each doubt, without open ones that are no longer true."""
     fallen = reader.fallen_doubts()
     for state, place, number in reader.doubt_order():
         if not (state is DoubtState.OPEN and number in fallen):

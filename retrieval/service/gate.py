@@ -459,7 +459,7 @@ def _limits_of(path: str, limits: Limits) -> Limits:
 
 
 def _check_framing(scope: Scope, headers: Headers) -> None:
-    """Refuses a request of which a proxy may see another end than this service (request smuggling).
+    """Refuses a request that may end elsewhere for a proxy than for this service (request smuggling).
 
     Raises:
         Refusal: it has a length and chunks, or chunks in HTTP/1.0; the connection is closed.

@@ -184,7 +184,7 @@ class _Server(uvicorn.Server):
 
 
 def _bound_handshakes(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """Bounds the time of a TLS handshake, of which the protocol hears only the end; uvicorn has no option."""
+    """Bounds the time of a TLS handshake: the protocol hears only its end, and uvicorn has no option."""
     bounded = partial(loop.create_server, ssl_handshake_timeout=seconds)
     loop.create_server = bounded  # type: ignore[method-assign]
 

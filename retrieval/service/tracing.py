@@ -18,7 +18,7 @@ _ADDRESSES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_E
 
 
 class Traced:
-    """An ASGI application whose requests are spans, each part of the caller's trace if the request names one.
+    """An ASGI application with a span for each request, part of the caller's trace if the request names one.
 
     A span has the route, the method, the status and the id of a request: no name, and no path of a photo.
     """

@@ -52,7 +52,7 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """An audit of the gallery, of which the doubts are kept.
+    """An audit of the gallery; its doubts are kept.
 
     Attributes:
         sample, seed, limit: see `quality.audit.audit`.

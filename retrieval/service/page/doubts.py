@@ -65,7 +65,7 @@ class Side:
     Attributes:
         name: what they are.
         faces: the faces, at least one.
-        person: the id of the person of the first one; None for nobody's.
+        person: the id of the person of the first one; None for no person.
         apart: how far they are from the doubted faces, as the audit measured it; None where it did not.
     """
 

@@ -98,7 +98,7 @@ def _is_end(job: dict[str, Any]) -> bool:
 
 
 def _person(gallery: Gallery, outcome: Outcome) -> int | None:
-    """Returns the id of the person of a photo that was enrolled; None for nobody's."""
+    """Returns the id of the person of a photo that was enrolled; None for no person."""
     with gallery.vault.store.read() as reader:
         return next(iter(reader.identities_of_faces(outcome.face_ids).values()), None)
 

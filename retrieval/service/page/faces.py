@@ -1,4 +1,4 @@
-"""The page of a face: its photo, what is stored of it, whose it is, and forgetting it."""
+"""The page of a face: its photo, what is stored of it, its person, and forgetting it."""
 
 from typing import Any
 

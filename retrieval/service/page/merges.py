@@ -18,7 +18,7 @@ writing = APIRouter(
 
 @router.get("/merges/{merge}/undo")
 async def ask_to_undo(request: Request, service: ServiceOf, merge: MergeId) -> Response:
-    """What becomes of two people whose merge is undone."""
+    """What becomes of two people when their merge is undone."""
     would = await run_in_threadpool(merges.preview, service.gallery.vault, merge)
     return page(request, "undo_merge", would=would)
 

@@ -131,7 +131,7 @@ async def merge(request: Request, person: PersonId) -> Response:
 
 @writing.post("/people/assign")
 async def assign(request: Request) -> Response:
-    """Gives the chosen faces to another person, to a new one, or to nobody."""
+    """Gives the chosen faces to another person, to a new one, or to no person."""
     form = await request.form()
     faces = [int(text) for text in map(str, form.getlist("face")) if text.isascii() and text.isdigit()]
     name = None if form.get("to") == "nobody" else composed(str(form.get("identity", "")).strip())

@@ -67,7 +67,7 @@ class Viewer:
         may_write, may_forget: what their token allows; everything where none is needed, nothing without one.
         token: the name of the token; None where none is needed.
         form_token: what their forms send.
-        signed_in: whether they may know of the gallery; nobody may who was refused or has no session.
+        signed_in: whether they may know of the gallery: not after a refusal, nor without a session.
     """
 
     may_write: bool
