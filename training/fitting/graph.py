@@ -72,8 +72,6 @@ class _Graph:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.constant("columns", np.array([1], np.int64))
-        self.constant("least_length", np.array(_NORMALIZE_EPSILON, np.float32))
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         output = output or f"{operator.lower()}_{len(self.nodes)}"
@@ -153,6 +151,10 @@ class _Graph:
 
     def normalized(self, x: str) -> str:
         """Adds the division of each row by its length."""
+        # onnxruntime warns of constants without a use, so they come with the first.
+        if all(one.name != "least_length" for one in self.constants):
+            self.constant("columns", np.array([1], np.int64))
+            self.constant("least_length", np.array(_NORMALIZE_EPSILON, np.float32))
         return self.add("Div", x, self.add("Max", self.add("ReduceL2", x, "columns"), "least_length"))
 
     def classify(self, layer: nn.Linear, pooled: str) -> None:

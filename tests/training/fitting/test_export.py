@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -99,6 +100,14 @@ def chosen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         figures={},
         sample=np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8),
     )
+
+
+def test_every_constant_of_a_graph_has_a_use(chosen: ModelBundle, bundle: ModelBundle) -> None:
+    """onnxruntime warns of the others whenever the model is loaded."""
+    for one in (chosen, bundle):
+        graph = onnx.load(one.graph_path).graph
+        used = {name for node in graph.node for name in node.input}
+        assert {constant.name for constant in graph.initializer} <= used
 
 
 def test_both_engines_give_the_embeddings_that_a_bundle_says(chosen: ModelBundle) -> None:
