@@ -531,6 +531,11 @@ def test_a_search_imports_only_what_it_needs(enrolled: Path, faces: Path) -> Non
     assert done.stdout.decode().splitlines()[-1] == "[]"
 
 
+def test_an_evaluation_imports_torch_only_for_the_network_before_fine_tuning() -> None:
+    code = "import sys, training.commands.evaluate; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # Metadata
 
 

@@ -1,9 +1,7 @@
 """Export of a fitted network as a bundle with its model card; the ONNX graph is checked before writing."""
 
-import platform
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import retrieval
 from retrieval.errors import RunError
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 from training.fitting.graph import graph_of
+from training.fitting.versions import versions
 
 # The largest allowed relative difference between the embeddings of the network and those of its graph.
 TOLERANCE: Final = 1e-4
@@ -69,16 +67,6 @@ def export(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         describe=describe,
     )
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of faceprint, Python and the packages that a result may depend on."""
-    packages = ("torch", "torchvision", "onnx", "numpy", "pillow")
-    return {
-        "faceprint": retrieval.__version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
 
 
 def _check(network: Network, graph: bytes, sample: NDArray[np.uint8]) -> None:
