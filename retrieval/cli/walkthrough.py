@@ -125,7 +125,7 @@ def run(data: Path | None, out: Path, plan: Plan = Plan()) -> Figures:
     Raises:
         InputError: `out` has other contents than an earlier demo, or `data` is not usable.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if data is not None and not data.is_dir():
         raise InputError(f"There is no folder {data}; give one with a subfolder of photos per identity.")
     if data is not None and data.resolve().is_relative_to(out.resolve()):

@@ -1,9 +1,14 @@
 """Alignment: the similarity transform that moves a face's landmarks onto a template."""
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from retrieval.images.picture import Pixels
 
 Matrix = NDArray[np.float64]
 
@@ -44,20 +49,72 @@ def face_transform(landmarks: NDArray[np.float64], *, size: int, template: str, 
 def similarity(points: NDArray[np.float64], targets: NDArray[np.float64]) -> Matrix:
     """Returns the similarity transform with the least squared error, (2, 3), without reflection.
 
-    The method is Umeyama's ("Least-squares estimation of transformation parameters between two point
-    patterns", 1991).
+    It is the one of Umeyama ("Least-squares estimation of transformation parameters between two point
+    patterns", 1991). In a plane, points are complex numbers and a similarity is w = a z + b, so that a linear
+    regression finds it.
 
     Args:
         points, targets: (n, 2); the points must not all coincide.
     """
-    centre, goal = points.mean(0), targets.mean(0)
-    spread, wanted = points - centre, targets - goal
-    left, scales, right = np.linalg.svd(wanted.T @ spread / len(points))
-    signs = np.array([1.0, np.sign(np.linalg.det(left) * np.linalg.det(right)) or 1.0])
-    rotation = (left * signs) @ right
-    scale = (scales * signs).sum() / spread.var(0).sum()
-    matrix = scale * rotation
-    return np.column_stack([matrix, goal - matrix @ centre])
+    z, w = (np.ascontiguousarray(pairs, np.float64).view(np.complex128)[:, 0] for pairs in (points, targets))
+    centre, goal = z.mean(), w.mean()
+    spread = z - centre
+    a = complex(np.vdot(spread, w - goal) / np.vdot(spread, spread).real)
+    b = complex(goal - a * centre)
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def magnification(matrix: Matrix) -> float:
+    """Returns the factor by which a similarity (2, 3) lengthens; of a scaling of both sides the mean one."""
+    (a, b), (c, d) = matrix[:, :2].tolist()
+    return math.sqrt(abs(a * d - b * c))
+
+
+@dataclass(frozen=True, slots=True)
+class WarpedPart:
+    """The part of a picture that a square is taken from, which is shrunk first and turned then.
+
+    Attributes:
+        box: left, top, right and bottom of the part, in whole pixels of the picture.
+        size: width and height of the shrunk part in pixels.
+        back: (2, 3), from points of the square to points of the shrunk part.
+        side: of the square in pixels.
+    """
+
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+    back: Matrix
+    side: int
+
+    def warped(self, shrunk: Image.Image) -> Pixels:
+        """Returns the square, uint8 (side, side, 3), from the shrunk part; beyond its border it is black."""
+        size, how = (self.side, self.side), Image.Resampling.BILINEAR
+        return np.array(shrunk.transform(size, Image.Transform.AFFINE, tuple(self.back.ravel()), how))
+
+
+def warped_part(back: Matrix, side: int, size: tuple[int, int]) -> WarpedPart | None:
+    """Returns the part of a picture that a square needs; None where it is outside the picture.
+
+    Pillow's affine transform has no antialiasing, so that a square which is smaller than its part is taken
+    from a shrunk one.
+
+    Args:
+        back: (2, 3), a similarity from points of the square to points of the picture.
+        side: of the square in pixels.
+        size: width and height of the picture in pixels.
+    """
+    step = max(1.0, magnification(back))
+    corners = apply(back, np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]]) * side)
+    # The filters reach beyond the corners: bilinear by one pixel, before and after shrinking.
+    first = np.clip(np.floor(corners.min(0) - 2 * step), 0, size)
+    last = np.clip(np.ceil(corners.max(0) + 2 * step), 0, size)
+    if (last <= first).any():
+        return None
+    across, down = (max(1, round(length / step)) for length in last - first)
+    shrunk = np.array([[across / (last[0] - first[0])], [down / (last[1] - first[1])]])
+    to_part = np.column_stack([back[:, :2], back[:, 2] - first]) * shrunk
+    left, top, right, bottom = (int(edge) for edge in (*first, *last))
+    return WarpedPart((left, top, right, bottom), (across, down), to_part, side)
 
 
 def apply(matrix: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -68,13 +125,17 @@ def apply(matrix: Matrix, points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def inverse(matrix: Matrix) -> Matrix:
     """Returns the matrix (2, 3) of the inverse map."""
-    turned = np.linalg.inv(matrix[:, :2])
-    return np.column_stack([turned, -turned @ matrix[:, 2]])
+    (a, b, x), (c, d, y) = matrix.tolist()
+    det = a * d - b * c
+    a, b, c, d = d / det, -b / det, -c / det, a / det
+    return np.array([[a, b, -a * x - b * y], [c, d, -c * x - d * y]])
 
 
 def composed(after: Matrix, before: Matrix) -> Matrix:
     """Returns the matrix (2, 3) that applies `before` and then `after`."""
-    return np.column_stack([after[:, :2] @ before[:, :2], after[:, :2] @ before[:, 2] + after[:, 2]])
+    matrix = after[:, :2] @ before
+    matrix[:, 2] += after[:, 2]
+    return matrix
 
 
 def upright_to_stored(orientation: int | None, width: int, height: int) -> Matrix:

@@ -3,14 +3,16 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal, get_args
 
 import numpy as np
 
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import pixels
-from retrieval.images.alignment import Matrix, face_transform, inverse
-from retrieval.images.detection import DetectedFace, find_faces, with_exact_landmarks
+from retrieval.images.alignment import Matrix, face_transform, inverse, magnification
+from retrieval.images.close_ups import with_exact_landmarks
+from retrieval.images.detection import DetectedFace, find_faces
 from retrieval.images.face_detector import FaceDetector
 from retrieval.images.picture import Pixels
 from retrieval.images.pixels import MAX_SECONDS, ImageSource, View
@@ -234,8 +236,7 @@ class PhotoReader:
 
     def input_side(self, face: DetectedFace) -> float:
         """Returns the side of the square that is read of a face, in pixels of its photo."""
-        scale = np.sqrt(abs(np.linalg.det(self._transform(face)[:, :2])))
-        return float(self.preprocessing.size / scale)
+        return self.preprocessing.size / magnification(self._transform(face))
 
     def _find(self, view: View) -> list[DetectedFace]:
         assert self.detector is not None
@@ -246,11 +247,13 @@ class PhotoReader:
     def _exact(self, faces: Sequence[DetectedFace], view: View) -> list[DetectedFace]:
         """Returns faces with exact landmarks."""
         assert self.detector is not None
+        assert self.preprocessing.faces is not None
+        look = partial(with_exact_landmarks, version=self.preprocessing.faces.version)
         to_view = inverse(view.to_photo)
         return [
             replace(face, landmarks=exact.moved(view.to_photo).landmarks)
             for face in faces
-            for exact in [with_exact_landmarks(face.moved(to_view), view.pixels, self.detector)]
+            for exact in [look(face.moved(to_view), view.pixels, self.detector)]
         ]
 
     def _transform(self, face: DetectedFace) -> Matrix:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from retrieval.errors import InputError, Reason, UnreadableImage
 from retrieval.images import containers
-from retrieval.images.alignment import apply, composed, inverse, upright_to_stored
+from retrieval.images.alignment import composed, inverse, magnification, upright_to_stored, warped_part
 from retrieval.images.containers import Container
 from retrieval.images.detection import VIEW_PIXELS
 from retrieval.images.formats import (
@@ -538,7 +538,7 @@ def _aligned(picture: Picture, task: _Task, hold: Hold) -> _Made:
         view = View(np.array(upright(small, picture.orientation)), width, height)
         matrices = task.locate(view)
         # Pixels of the whole picture for each pixel of the face that needs most of them.
-        step = min((1 / math.sqrt(abs(np.linalg.det(one[:, :2]))) for one in matrices), default=math.inf)
+        step = min((1 / magnification(one) for one in matrices), default=math.inf)
         if scale == 1 or scale * step >= _DRAFT_MARGIN:
             return _warped(picture, matrices, scale, stored, task), width, height
     assert picture.container is not None  # only its pictures are drafted
@@ -585,25 +585,13 @@ def _without_hold(_bytes: int) -> Iterator[None]:
 
 def _warped_face(picture: Picture, back: NDArray[np.float64], task: _Task) -> Pixels:
     """Returns a face, uint8 (size, size, 3); `back` maps its points to points of the drafted picture."""
-    width, height = picture.image.size
-    step = max(1.0, math.sqrt(abs(np.linalg.det(back[:, :2]))))
-    corners = apply(back, np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]]) * task.size)
-    # The filters reach beyond the corners: bilinear by one pixel, before and after shrinking.
-    first = np.clip(np.floor(corners.min(0) - 2 * step), 0, (width, height))
-    last = np.clip(np.ceil(corners.max(0) + 2 * step), 0, (width, height))
-    if (last <= first).any():
+    part = warped_part(back, task.size, picture.image.size)
+    if part is None:
         return np.zeros((task.size, task.size, 3), np.uint8)
-    across, down = (max(1, round(side / step)) for side in last - first)
-    box = (first[0], first[1], last[0], last[1])
-    part = resized_in_colour(
-        picture, (across, down), Image.Resampling.BILINEAR, box, _without_hold, colour=task.colour
+    shrunk = resized_in_colour(
+        picture, part.size, Image.Resampling.BILINEAR, part.box, _without_hold, colour=task.colour
     )
-    shrunk = np.array([[across / (last[0] - first[0])], [down / (last[1] - first[1])]])
-    to_part = np.column_stack([back[:, :2], back[:, 2] - first]) * shrunk
-    size = (task.size, task.size)
-    return np.array(
-        part.transform(size, Image.Transform.AFFINE, tuple(to_part.ravel()), Image.Resampling.BILINEAR)
-    )
+    return part.warped(shrunk)
 
 
 def _thumbnail(picture: Picture, task: _Task, hold: Hold) -> _Made:

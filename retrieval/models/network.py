@@ -16,8 +16,8 @@ _MEAN: Final = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _STD: Final = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 # The generalized mean of activations x is the p-th root of the mean of x**p (Radenovic et al., 2018, who
 # begin with 3). Their floor: a root has no slope at 0.
-_GEM_EXPONENT: Final = 3.0
-_GEM_FLOOR: Final = 1e-6
+GEM_EXPONENT: Final = 3.0
+GEM_FLOOR: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Network(ResNet):  # type: ignore[misc]  # torchvision ships no types
 
 
 def _generalized_mean(x: Tensor) -> Tensor:
-    return x.clamp(min=_GEM_FLOOR).pow(_GEM_EXPONENT).mean((2, 3)).pow(1 / _GEM_EXPONENT)
+    return x.clamp(min=GEM_FLOOR).pow(GEM_EXPONENT).mean((2, 3)).pow(1 / GEM_EXPONENT)
 
 
 @dataclass(frozen=True)

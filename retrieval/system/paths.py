@@ -8,7 +8,6 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _AUTHORITY: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
@@ -29,6 +28,8 @@ def absolute(name: str | os.PathLike[str]) -> str:
     """Returns an absolute path, links not resolved; URLs as given, but file:// and local:// as paths."""
     text = os.fspath(name)
     if text[:7].lower() == "file://":
+        from urllib.request import url2pathname  # the rest of that module takes long to load
+
         text = url2pathname(urlsplit(text).path)
     elif text[:8].lower() == "local://":
         text = text[8:]  # fsspec's scheme, without percent-encoding

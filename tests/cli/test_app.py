@@ -514,6 +514,28 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_search_imports_only_what_it_needs(enrolled: Path, faces: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['faceprint', 'search', *sys.argv[1:]]\n"
+        "from retrieval.cli import app as cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "needless = {'torch', 'scipy', 'pyarrow', 'fsspec', 'fastapi', 'jinja2', 'alembic', 'urllib.request',"
+        " 'http.client', 'rich._emoji_codes', 'training', 'retrieval.bulk', 'retrieval.quality',"
+        " 'retrieval.service', 'retrieval.pages'} & set(sys.modules)\n"
+        "print(sorted(needless))"
+    )
+    photo = next(faces.glob("*/*.jpg"))
+    done = subprocess.run([sys.executable, "-c", code, enrolled, photo], check=True, capture_output=True)
+    assert photo.parent.name in done.stdout.decode()
+    assert done.stdout.decode().splitlines()[-1] == "[]"
+
+
+def test_an_evaluation_imports_torch_only_for_the_network_before_fine_tuning() -> None:
+    code = "import sys, training.commands.evaluate; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # Metadata
 
 

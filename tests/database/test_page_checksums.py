@@ -140,14 +140,15 @@ def path(tmp_path: Path) -> Path:
 def test_a_flip_in_any_byte_of_the_database_is_found_and_its_page_is_named(
     path: Path, page_size: int, step: int
 ) -> None:
+    """One bit of each byte, in turns another one: a sum covers all bits of its page alike."""
     settled(path, page_size)
     for offset in range(0, path.stat().st_size, step):
-        for mask in (0x01, 0x80, 0xFF):
-            with flipped(path, offset, mask):
-                found = check_pages(path)
-            (damage,) = found.damage
-            assert (damage.file, damage.pages) == (path, (offset // page_size + 1,)), (offset, mask)
-            assert not found.out_of_date
+        mask = 1 << offset % 8
+        with flipped(path, offset, mask):
+            found = check_pages(path)
+        (damage,) = found.damage
+        assert (damage.file, damage.pages) == (path, (offset // page_size + 1,)), (offset, mask)
+        assert not found.out_of_date
     assert check_pages(path).damage == ()
 
 

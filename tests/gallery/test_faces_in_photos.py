@@ -227,7 +227,7 @@ def test_a_damaged_detector_is_one_sentence(aligned: ModelBundle, tmp_path: Path
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("version", 2, "does not know"),
+        ("version", 3, "does not know"),
         ("template", "cat", "does not know"),
         ("margin", 9.0, "does not know"),
         ("detector", "0" * 64, "is not the detector's SHA-256"),

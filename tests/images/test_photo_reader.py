@@ -107,11 +107,27 @@ def test_a_turned_face_is_rejected_if_a_limit_is_set(shared: Path) -> None:
         reader.read(photo, FaceSelection(max_yaw=0))
 
 
-def real_reader(shared: Path, size: int = 112) -> PhotoReader:
+def real_reader(shared: Path, size: int = 112, **alignment: Any) -> PhotoReader:
     from retrieval.models.detectors import open_detector
 
     found = open_detector(shared / "weights/yunet_s_640_640.onnx")
-    return PhotoReader(Preprocessing(size, 1.0, faces=FaceAlignment(found.sha256)), found)
+    return PhotoReader(Preprocessing(size, 1.0, faces=FaceAlignment(found.sha256, **alignment)), found)
+
+
+@pytest.mark.parametrize(
+    ("version", "landmarks"),
+    [
+        (1, [100.735, 111.973, 147.727, 112.990, 119.525, 139.459, 105.148, 161.837, 145.282, 160.016]),
+        (2, [100.795, 112.071, 147.484, 113.091, 119.468, 139.416, 105.098, 161.735, 145.045, 159.915]),
+    ],
+)
+def test_a_version_of_the_alignment_finds_the_landmarks_that_it_found_when_it_came(
+    shared: Path, version: int, landmarks: list[float]
+) -> None:
+    """Models of version 1 stay comparable with what is enrolled."""
+    (found,) = real_reader(shared, version=version).read(shared / "data/lfw/AJ_Cook/AJ_Cook_0001.jpg")
+    assert found.face is not None
+    assert np.ravel(found.face.landmarks) == pytest.approx(landmarks, abs=0.02)
 
 
 def test_with_faces_none_and_without_a_detector_the_picture_is_taken_as_it_is() -> None:

@@ -37,10 +37,10 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     Raises:
         FaceprintError: as in `training.run.train`; on Ctrl-C the message says how to resume.
     """
-    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     # If both write to one terminal, only the progress bar's own console prints above the bar and not into it.
     one_terminal = sys.stdout.isatty() and stderr.is_terminal
-    console = stderr if one_terminal else Console(highlight=False, soft_wrap=True)
+    console = stderr if one_terminal else Console(highlight=False, soft_wrap=True, emoji=False)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -140,8 +140,8 @@ def derive(
     Raises:
         FaceprintError: as in `training.derive.derive`.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    with Console(stderr=True).status("") as status:
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    with Console(stderr=True, emoji=False).status("") as status:
         done = derivation.derive(
             model,
             out,
@@ -191,4 +191,4 @@ def print_layers(bundle: ModelBundle) -> None:
             ", ".join(row.learnables),
             ", ".join(row.states),
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, emoji=False).print(table)

@@ -19,11 +19,10 @@ from retrieval.models.embedder import Embedder
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo
 from training.evaluation import closed_set, open_set, pairs, protocols
-from training.evaluation.baselines import before_fine_tuning
 from training.evaluation.measurements import DataFacts, Measured, Mistake, ModelFacts
 from training.evaluation.observe import Observed, Wanted, Watch, observe, shown
 from training.evaluation.searches import Rows
-from training.fitting.export import versions
+from training.fitting.versions import versions
 
 PROTOCOLS: Final = ("closed", "open", "lfw-pairs")
 # Number of photos on which the exported graph of the network before fine-tuning is checked.
@@ -232,6 +231,8 @@ def _embed(
         )
     if options.weights is None or not seen.paths:
         return seen, None
+    from training.evaluation.initial_network import before_fine_tuning  # loads torch, which takes seconds
+
     watch.on_stage("exporting the network before fine-tuning", 0)
     with before_fine_tuning(bundle, options.weights, _sample(seen, bundle)) as initial:
         readable = frozenset(seen.paths)

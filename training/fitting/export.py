@@ -1,41 +1,23 @@
 """Export of a fitted network as a bundle with its model card; the ONNX graph is checked before writing."""
 
-import contextlib
-import io
-import platform
-import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-import retrieval
 from retrieval.errors import RunError
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
+from training.fitting.graph import graph_of
+from training.fitting.versions import versions
 
 # The largest allowed relative difference between the embeddings of the network and those of its graph.
 TOLERANCE: Final = 1e-4
-_OPSET: Final = 18
-
-
-class _WithSoftmax(nn.Module):
-    """The network with the outputs of the graph: probabilities instead of logits."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        embedding, logits = self.network(pixels)
-        return embedding, torch.softmax(logits, 1)
 
 
 def export(
@@ -85,37 +67,6 @@ def export(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         describe=describe,
     )
-
-
-def graph_of(network: Network, size: int) -> bytes:
-    """Returns the network as ONNX: `pixels` uint8 (n, size, size, 3) to `embedding` and `probabilities`."""
-    pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    # The exporter prints progress and warns of its own deprecations; neither concerns the user.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _WithSoftmax(network).eval(),
-            (pixels,),
-            input_names=["pixels"],
-            output_names=["embedding", "probabilities"],
-            opset_version=_OPSET,
-            dynamic_shapes={"pixels": {0: torch.export.Dim("n")}},
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise RunError("torch's ONNX exporter gave nothing back; upgrade torch and onnxscript.")
-    return bytes(program.model_proto.SerializeToString())
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of faceprint, Python and the packages that a result may depend on."""
-    packages = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
-    return {
-        "faceprint": retrieval.__version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
 
 
 def _check(network: Network, graph: bytes, sample: NDArray[np.uint8]) -> None:

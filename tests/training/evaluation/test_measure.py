@@ -24,7 +24,7 @@ from retrieval.models.network import Network
 from retrieval.sources.holdout import held_out
 from retrieval.sources.photos import of
 from training.evaluation import comparison, measure, protocols, result_files
-from training.evaluation.baselines import before_fine_tuning
+from training.evaluation.initial_network import before_fine_tuning
 from training.evaluation.measure import EvaluationOptions
 from training.evaluation.measurements import Figure, Measured
 from training.evaluation.observe import Watch, grey
