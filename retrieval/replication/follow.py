@@ -46,7 +46,7 @@ from retrieval.replication.states import (
 from retrieval.storage import leftovers, ownership
 from retrieval.storage.backup_contents import MODEL_CARD, sha256_of
 from retrieval.storage.following import Follower, read_follower, write_follower
-from retrieval.storage.layout import DATABASE, FOLLOWER_LOCK, VECTORS
+from retrieval.storage.layout import DATABASE, FOLLOWER_CARD, FOLLOWER_LOCK, VECTORS
 from retrieval.storage.vault import LOCK_TIMEOUT
 from retrieval.system import lock
 from retrieval.system.files import (
@@ -113,7 +113,7 @@ class FollowerFolder:
 
         Args:
             address: where the gallery is published.
-            folder: of the follower: missing, empty, or one that follows this address already.
+            folder: of the follower: missing, empty, or one that follows this gallery already.
             name: in the list of followers; None is the name that the folder has, or one of this machine's
                 name and random digits.
             max_age: searches in the folder are refused when its state is older than so many seconds; None for
@@ -143,7 +143,7 @@ class FollowerFolder:
         self._settled = False
 
     def __enter__(self) -> Self:
-        """Makes the folder, or takes over one that follows this address.
+        """Makes the folder, or takes over one that follows this gallery.
 
         Raises:
             InputError: nothing is published at the address, or the folder is something else.
@@ -198,7 +198,7 @@ class FollowerFolder:
         """
         for _ in range(_ATTEMPTS):
             head = self._head()
-            self._check_line(head)
+            self._check_line(head, self.card)
             try:
                 with _translated(self.folder):
                     return self._to(head)
@@ -214,7 +214,7 @@ class FollowerFolder:
         return not is_free(self.folder)
 
     def _taken_over(self) -> Follower | None:
-        """Returns the card of a folder that follows this address; None for one in which nothing was begun.
+        """Returns the card of a folder that follows this gallery; None for one in which nothing was begun.
 
         Raises:
             InputError: it is something else.
@@ -224,14 +224,15 @@ class FollowerFolder:
             begun = self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= {
                 FOLLOWER_LOCK,
                 VECTORS,
+                f".{FOLLOWER_CARD}.part",
             }
             if begun and not any((self.folder / VECTORS).glob("*")):
                 return None
             raise InputError(f"{self.folder} is there already and follows nothing; choose another folder.")
         if card.address != self.objects.address:
-            raise InputError(
-                f"{self.folder} follows {card.address}; choose another folder for {self.objects.address}."
-            )
+            # The gallery may be published elsewhere now, where numbers begin again.
+            card = replace(card, address=self.objects.address, number=0)
+            self._check_line(self._head(), card)
         return replace(card, name=self._name or card.name, max_age=self._max_age)
 
     def _new_card(self, head: Head) -> Follower:
@@ -268,8 +269,7 @@ class FollowerFolder:
             )
         return head
 
-    def _check_line(self, head: Head) -> None:
-        card = self.card
+    def _check_line(self, head: Head, card: Follower) -> None:
         if head.gallery != card.gallery or card.folder_id not in ("", head.folder_id):
             raise InputError(
                 f"Another gallery, or another copy of it, is published at {self.objects.address} than "

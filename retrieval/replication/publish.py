@@ -6,20 +6,21 @@ unreferenced is deleted before `publish` returns; everything else after follower
 """
 
 import hashlib
+import json
 import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
 from retrieval.database.migrations import SCHEMA_VERSION
 from retrieval.database.reader import Reader
-from retrieval.database.records import GalleryRow, Receipt
+from retrieval.database.records import AuditEntry, GalleryRow, Receipt
 from retrieval.database.store import Store
 from retrieval.errors import GalleryBusy, GalleryDamaged, InputError, StorageError
 from retrieval.index.segments import basis_name, codes_name
@@ -30,6 +31,7 @@ from retrieval.replication.states import (
     OBJECTS,
     Erasure,
     Head,
+    History,
     Manifest,
     Stored,
     head_key,
@@ -259,9 +261,9 @@ class Publisher:
             row, faces, receipts = reader.gallery(), reader.count(), reader.receipts()
             if row.unfinished is not None:
                 raise _Changed
-            files = dict(self._files(reader))
+            files, log = dict(self._files(reader)), reader.audit_log()
         if before is not None:
-            self._check_continues(before, files)
+            self._check_continues(before, files, log)
         sending = _Sending(self.objects, number, before)
         with ExitStack() as opened:
             sources = [(one, sending.is_new(one.sha256)) for one in files.values()]
@@ -281,22 +283,28 @@ class Publisher:
             SCHEMA_VERSION,
             tuple(database),
             stored,
+            _history(log),
             _erasures(receipts, () if before is None else before.erasures, number),
         )
         return manifest, sending.written
 
-    def _check_continues(self, before: Manifest, files: "Mapping[str, _Source]") -> None:
-        """Checks that vectors of the published state are still the same: ids of segments are never used
-        again.
+    def _check_continues(
+        self, before: Manifest, files: "Mapping[str, _Source]", log: Sequence[AuditEntry]
+    ) -> None:
+        """Checks that a snapshot is a later state of what is published: its audit log goes on from there.
+
+        Ids of segments are never used again, so that their files have to be the same as well.
 
         Raises:
-            InputError: they are not, so that two copies of the gallery were changed.
+            InputError: it is not, so that two copies of the gallery were changed.
         """
+        same = _history(log[: before.history.entries]) == before.history
         for name, stored in before.files.items():
-            if name.endswith(".faiss") and name in files and files[name].sha256 != stored.sha256:
-                head = newest_head(self.objects)
-                if head is not None:
-                    raise self._diverged(head)
+            if name.endswith(".faiss") and name in files:
+                same &= files[name].sha256 == stored.sha256
+        head = newest_head(self.objects)
+        if not same and head is not None:
+            raise self._diverged(head)
 
     def _files(self, reader: Reader) -> "Iterator[tuple[str, _Source]]":
         """Yields the files of a snapshot by their names in the gallery.
@@ -490,6 +498,12 @@ class _Sending:
                     waiting.pop(0).result()
             for one in waiting:
                 one.result()
+
+
+def _history(log: Sequence[AuditEntry]) -> History:
+    said = [list(astuple(one)) for one in log[:-1]]
+    said += [[one.began_at, one.who, one.via, one.action] for one in log[-1:]]
+    return History(len(log), hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
 
 
 def _erasures(receipts: Iterable[Receipt], before: tuple[Erasure, ...], number: int) -> tuple[Erasure, ...]:

@@ -89,6 +89,19 @@ class Erasure:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What tells the history of a gallery from that of a changed copy: the beginning of its audit log.
+
+    Attributes:
+        entries: how many entries.
+        sha256: of these; of the newest one only what does not grow.
+    """
+
+    entries: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Manifest:
     """All of a published state.
@@ -98,6 +111,7 @@ class Manifest:
         revision, faces, schema: of the gallery's database.
         database: its chunks, in order.
         files: vectors, codes, bases and models, by their path in a gallery.
+        history: of the gallery.
         erasures: all that were published, oldest first.
     """
 
@@ -108,6 +122,7 @@ class Manifest:
     schema: str
     database: tuple[Stored, ...]
     files: dict[str, Stored]
+    history: History
     erasures: tuple[Erasure, ...] = ()
     format: int = _FORMAT
 
