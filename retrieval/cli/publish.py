@@ -140,11 +140,11 @@ def _serve(following: "FollowerFolder", seconds: float, settings: dict[str, Any]
     from retrieval.service.settings import Settings
 
     if not following.has_state:
-        _print_synced(following.sync(), as_json=as_json)
+        _print_synced(following.sync(), as_json=as_json, log=True)
     ended = threading.Event()
     keep = threading.Thread(
         target=_repeat,
-        args=(lambda: _sync(following, as_json=as_json), seconds, ended.is_set),
+        args=(lambda: _sync(following, as_json=as_json, log=True), seconds, ended.is_set),
         kwargs={"at_once": True, "give_up": False},
         name="faceprint-follow",
     )
@@ -155,25 +155,28 @@ def _serve(following: "FollowerFolder", seconds: float, settings: dict[str, Any]
         serve.run(Settings(following.folder, **settings))
 
 
-def _sync(following: "FollowerFolder", *, as_json: bool) -> None:
+def _sync(following: "FollowerFolder", *, as_json: bool, log: bool = False) -> None:
     done = following.sync()
     if done.changed:
-        _print_synced(done, as_json=as_json)
+        _print_synced(done, as_json=as_json, log=log)
 
 
-def _print_synced(done: "Synced", *, as_json: bool) -> None:
+def _print_synced(done: "Synced", *, as_json: bool, log: bool = False) -> None:
+    """Prints which state a folder has; with `log` on standard error, beside the log of the service."""
     if as_json:
-        typer.echo(_line(asdict(done)))
+        typer.echo(_line(asdict(done)), err=log)
         return
     fetched = (
         f"{terminal.counted(done.objects_fetched, 'object')} fetched ({terminal.size(done.bytes_fetched)})"
     )
-    terminal.console().print(
-        terminal.text(
-            f"{done.folder} has state {done.number:,}: {terminal.counted(done.faces, 'face')}, revision "
-            f"{done.revision:,}; {fetched}"
-        )
+    said = (
+        f"{done.folder} has state {done.number:,}: {terminal.counted(done.faces, 'face')}, revision "
+        f"{done.revision:,}; {fetched}"
     )
+    if log:
+        typer.echo(said, err=True)
+    else:
+        terminal.console().print(terminal.text(said))
 
 
 def published(
