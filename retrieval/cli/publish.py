@@ -129,7 +129,13 @@ def follow(
             _print_synced(following.sync(), as_json=as_json)
         if not once:
             with graceful() as should_stop:
-                _repeat(lambda: _sync(following, as_json=as_json), seconds, should_stop, at_once=True)
+                _repeat(
+                    lambda: _sync(following, as_json=as_json),
+                    seconds,
+                    should_stop,
+                    at_once=True,
+                    give_up=False,
+                )
 
 
 def _serve(following: "FollowerFolder", seconds: float, settings: dict[str, Any], *, as_json: bool) -> None:

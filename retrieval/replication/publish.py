@@ -116,6 +116,7 @@ class Publisher:
         self._vault = vault
         self._name = name or f"{socket.gethostname()}:{vault.folder.resolve()}"
         self._manifest: tuple[str, Manifest] | None = None
+        self._last = 0  # the number of the newest state that was seen
         # Objects may be there that no state needs: of a killed publisher, or of one that came second.
         self._collect_all = True
         if isinstance(self.objects, FolderObjects) and self.objects.is_in(vault.folder):
@@ -134,6 +135,14 @@ class Publisher:
         """
         for _ in range(_ATTEMPTS):
             head = newest_head(self.objects)
+            number = 0 if head is None else head.number
+            if number < self._last:
+                # Not to begin again at 1, which followers would take for an earlier state.
+                raise StorageError(
+                    f"{self.objects.address} had state {self._last:,} and does not show it any more; see "
+                    "what became of it."
+                )
+            self._last = number
             try:
                 done = self._publish_after(head)
             except _Changed:
@@ -192,7 +201,7 @@ class Publisher:
         data = to_json(head)
         if not self.objects.create(head_key(head.number), data) and not self._is_ours(head):
             return None
-        self._manifest = head.manifest.key, manifest
+        self._manifest, self._last = (head.manifest.key, manifest), head.number
         self._collect_all |= bool(written)
         deleted = self._collect(head, manifest)
         self._collect_all = False
