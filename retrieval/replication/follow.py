@@ -140,7 +140,8 @@ class FollowerFolder:
         self._proven: dict[str, str] = {}
         self._confirmed: Confirmation | None = None
         self._card: Follower | None = None
-        self._settled = False
+        # The SHA-256 of the manifest of the state that is here, proven, and with nothing of another one.
+        self._settled: str | None = None
 
     def __enter__(self) -> Self:
         """Makes the folder, or takes over one that follows this gallery.
@@ -286,21 +287,21 @@ class FollowerFolder:
     # A state
 
     def _to(self, head: Head) -> Synced:
-        manifest = read_manifest(self.objects, head)
-        if manifest.schema > SCHEMA_VERSION:
-            raise DataError(
-                f"{self.objects.address} is published by a newer version of faceprint; upgrade faceprint "
-                "here."
-            )
         fetched = [0, 0]
-        changed = not self.has_state or manifest.revision != self.card.revision
-        if changed or not self._settled:
+        changed = not self.has_state or head.revision != self.card.revision
+        if head.manifest.sha256 != self._settled:
+            manifest = read_manifest(self.objects, head)
+            if manifest.schema > SCHEMA_VERSION:
+                raise DataError(
+                    f"{self.objects.address} is published by a newer version of faceprint; upgrade faceprint "
+                    "here."
+                )
             fetching = _Fetching(self.objects, fetched)
-            if self._lacks(manifest, changed) or not self._settled:
-                self._fetch(manifest, fetching)
+            self._fetch(manifest, fetching)
             self._switch(head, manifest, fetching)
             self._settle(manifest)
-        self._card = replace(
+            self._settled = head.manifest.sha256
+        card = replace(
             self.card,
             publisher=head.publisher,
             folder_id=head.folder_id,
@@ -308,7 +309,9 @@ class FollowerFolder:
             revision=head.revision,
             current_at=head.current_at,
         )
-        write_follower(self.folder, self._card)
+        if card != self.card:
+            write_follower(self.folder, card)
+            self._card = card
         self._confirm(force=changed)
         return Synced(
             os.fspath(self.folder),
@@ -318,12 +321,7 @@ class FollowerFolder:
             changed,
             objects_fetched=fetched[0],
             bytes_fetched=fetched[1],
-            age=self._card.age(),
-        )
-
-    def _lacks(self, manifest: Manifest, changed: bool) -> bool:
-        return changed or any(
-            self._proven.get(name) != stored.sha256 for name, stored in manifest.files.items()
+            age=card.age(),
         )
 
     def _fetch(self, manifest: Manifest, fetching: "_Fetching") -> None:
@@ -398,7 +396,6 @@ class FollowerFolder:
             for folder in {self.folder, self.folder / VECTORS}:
                 sync(folder)
             page_checksums.write_sums(path)
-        self._settled = True
 
     def _confirm(self, *, force: bool) -> None:
         """Says at the address which state is here: nothing of a former one is."""

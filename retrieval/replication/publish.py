@@ -22,7 +22,7 @@ from retrieval.database.migrations import SCHEMA_VERSION
 from retrieval.database.reader import Reader
 from retrieval.database.records import AuditEntry, GalleryRow, Receipt
 from retrieval.database.store import Store
-from retrieval.errors import GalleryBusy, GalleryDamaged, InputError, StorageError
+from retrieval.errors import DataError, GalleryBusy, GalleryDamaged, InputError, StorageError
 from retrieval.index.segments import basis_name, codes_name
 from retrieval.models.bundle import ModelBundle
 from retrieval.replication.objects import FolderObjects, ObjectMissing, ObjectStore, open_objects
@@ -373,35 +373,51 @@ class Publisher:
         The heads go last: as long as one is there, the next publisher looks for its objects.
         """
         erased = max((one.number for one in manifest.erasures), default=0)
-        kept, gone = {head.manifest.key} | manifest.keys(), []
-        read = {head.manifest.key}
+        kept, read = {head.manifest.key} | manifest.keys(), {head.manifest.key}
+        gone: list[int] = []
+        unneeded = self._collect_all
         for number in head_numbers(self.objects):
             if number >= head.number:
                 continue
-            with suppress(ObjectMissing):
-                former = read_head(self.objects, number)
-                if number < erased or seconds_since(former.current_at) > GRACE:
-                    gone.append(former)
-                elif former.manifest.key not in read:
-                    read.add(former.manifest.key)
+            former = self._former(number)
+            if former is None or number < erased or seconds_since(former.current_at) > GRACE:
+                gone.append(number)
+                unneeded |= former is None or former.manifest.key not in read
+            elif former.manifest.key not in read:
+                read.add(former.manifest.key)
+                with suppress(ObjectMissing, DataError):
                     kept |= {former.manifest.key} | read_manifest(self.objects, former).keys()
-        deleted: list[str] = []
-        if self._collect_all or any(former.manifest.key not in read for former in gone):
-            for name in self.objects.sizes(OBJECTS):
-                written_by = number_of_object(name)
-                if written_by is not None and written_by <= head.number and name not in kept:
-                    deleted.append(name)
-        if deleted or self._collect_all:
-            self.objects.delete(deleted)
-            left = self.objects.sizes(OBJECTS).keys() & set(deleted)
-            if left:
-                raise StorageError(
-                    f"{self.objects.address}/{min(left)} is still there after it was deleted; the store "
-                    "may keep what is "
-                    "deleted, so what was forgotten is not gone from it."
-                )
-        self.objects.delete(head_key(former.number) for former in gone)
+        deleted = self._delete_all_but(kept, head.number) if unneeded else 0
+        self.objects.delete(map(head_key, gone))
+        return deleted
+
+    def _delete_all_but(self, kept: set[str], number: int) -> int:
+        """Deletes the objects of states up to a number, except some; returns how many.
+
+        Raises:
+            StorageError: one is still there after it was deleted.
+        """
+        deleted = {
+            name
+            for name in self.objects.sizes(OBJECTS)
+            if (written_by := number_of_object(name)) is not None
+            and written_by <= number
+            and name not in kept
+        }
+        self.objects.delete(deleted)
+        if left := self.objects.sizes(OBJECTS).keys() & deleted:
+            raise StorageError(
+                f"{self.objects.address}/{min(left)} is still there after it was deleted; the store may keep "
+                "what is deleted, so what was forgotten is not gone from it."
+            )
         return len(deleted)
+
+    def _former(self, number: int) -> Head | None:
+        """Returns the head of a former state; None where it is gone, or damaged and of no use."""
+        try:
+            return read_head(self.objects, number)
+        except (ObjectMissing, DataError):
+            return None
 
 
 @dataclass(eq=False)
