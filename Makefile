@@ -1,17 +1,19 @@
 # The few verbs people type. Everything lives in .venv; a verb is quick when that is up to date.
-# What faceprint is compared with lives in .venv-bench, away from what it is tested with.
+# What faceprint is compared with lives in .venv-bench, away from what it is tested with; engines that some tests
+# run against live in .venv-engines.
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS := $(VENV)/.docs
 PEERS := .venv-bench
 WITH_PEERS := '.[bench,parquet]'
+ENGINES := .venv-engines
 PYTHON ?= python3
 
 # Where this is set, every process of the tests would compile torch, and all else, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick lint docs bench bench-peers clean
+.PHONY: demo test test-engines quick lint docs bench bench-peers clean
 
 demo: $(READY)
 	$(BIN)/faceprint demo
@@ -20,6 +22,10 @@ demo: $(READY)
 # first, so that no process ends with one of them.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
+
+# Tests against servers of others; `make test` skips those that are absent. nginx comes from the system.
+test-engines: $(ENGINES)/.ready
+	PATH="$(CURDIR)/$(ENGINES)/bin:$$PATH" $(ENGINES)/bin/python -m pytest tests/engines --durations 10
 
 # What to run after each edit: files of tests that start no process, train nothing and draw no large samples.
 QUICK := tests/database/test_filters.py tests/database/test_identity_names.py tests/index/test_brute_force.py \
@@ -49,7 +55,7 @@ bench-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m benchmarks.peers
 
 clean:
-	rm -rf $(VENV) $(PEERS) demo docs/_build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(ENGINES) demo docs/_build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # uv because it installs torch and its many parts in about a minute, and from its cache in seconds.
 define environment
@@ -68,3 +74,6 @@ $(DOCS): $(READY)
 
 $(PEERS)/.ready: pyproject.toml
 	$(call environment,$(WITH_PEERS))
+
+$(ENGINES)/.ready: pyproject.toml
+	$(call environment,'.[train,s3]' --group dev --group engines)

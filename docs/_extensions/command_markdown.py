@@ -32,6 +32,12 @@ GUIDES = {
     "model import": ("importing.md", "Bring your own model"),
     "optimize": ("moving.md#keep-a-gallery-fast-and-small", "Keep a gallery fast and small"),
     "reembed": ("moving.md#switch-to-another-model", "Switch to another model"),
+    "publish": ("many-machines.md#answer-searches-from-many-machines", "Answer searches from many machines"),
+    "follow": ("many-machines.md#what-a-follower-is", "What a follower is"),
+    "published": (
+        "many-machines.md#forgetting-reaches-every-follower",
+        "Forgetting reaches every follower",
+    ),
     "relocate": ("moving.md#the-library-has-moved", "The library has moved"),
     "rename-identity": ("moving.md#rename-and-merge-people", "Rename and merge people"),
     "repair": ("backups.md#repair", "Repair"),

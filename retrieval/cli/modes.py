@@ -133,6 +133,11 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         ),
         Use(("give_up",), bars=("no_switch",), why="removes nothing"),
     ),
+    "follow": (
+        Use(("once",), bars=("serve",), why="goes on until it is stopped"),
+        Use(("every",), bars=("once",), why="ends after the first state"),
+        Use(("host", "port", "workers", "device"), needs=("serve",)),
+    ),
     "audit": (
         Use(("fetch",), needs=("page",)),
         Use(("top",), bars=("as_json",), why="prints everything"),

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -108,8 +108,19 @@ def info(gallery: options.Gallery, as_json: options.Json = False) -> None:
             else f"none; {facts.input_size} x {facts.input_size} pixels",
             "model": facts.fingerprint,
             "created": facts.created_at,
+            **({"copy of": _how_old(facts.follows)} if facts.follows else {}),
             **({"twins": [in_one_line(names) for names in facts.twins[:TWINS_SHOWN]]} if facts.twins else {}),
         },
+    )
+
+
+def _how_old(follows: Mapping[str, Any]) -> str:
+    """Returns what a copy follows, and its age, in words."""
+    limit = follows["max_age"]
+    allowed = "" if limit is None else f"; searches are refused from {limit:,.0f} s on"
+    return (
+        f"{follows['address']}, state {follows['number']:,}, by {follows['publisher']}; "
+        f"{follows['age_seconds']:,.0f} s old{allowed}"
     )
 
 

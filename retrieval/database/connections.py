@@ -16,12 +16,22 @@ from retrieval.system.files import other_than_file
 _CACHE_KIB: Final = 256 * 1024
 
 
-def make_engine(path: Path, *, read_only: bool = False) -> Engine:
-    """Returns the SQLAlchemy engine of a database, with connections for writing or for reading only."""
+def make_engine(path: Path, *, read_only: bool = False, immutable: bool = False) -> Engine:
+    """Returns the SQLAlchemy engine of a database, with connections for writing or for reading only.
+
+    Args:
+        path: the database.
+        read_only: refuse writing.
+        immutable: the file never changes: it is read without locks and without a log.
+    """
     if read_only:
         # Whether the database is read without locks is decided anew for each connection.
-        pool = QueuePool if os.access(path.parent, os.W_OK) else NullPool
-        engine = create_engine("sqlite://", creator=lambda: _connect_to_read(path), poolclass=pool)
+        pool = QueuePool if immutable or os.access(path.parent, os.W_OK) else NullPool
+
+        def connect() -> sqlite3.Connection:
+            return _connect_to_read(path, immutable=immutable or is_still(path))
+
+        engine = create_engine("sqlite://", creator=connect, poolclass=pool)
     else:
         # Not a URL in one string: in that a ? or a % of the path has a meaning.
         url = URL.create("sqlite", database=os.fspath(path))
@@ -31,9 +41,9 @@ def make_engine(path: Path, *, read_only: bool = False) -> Engine:
     return engine
 
 
-def _connect_to_read(path: Path) -> sqlite3.Connection:
+def _connect_to_read(path: Path, *, immutable: bool) -> sqlite3.Connection:
     # Not merely `query_only`: the last of such connections to close would still copy the log.
-    options = "mode=ro&immutable=1" if is_still(path) else "mode=ro"
+    options = "mode=ro&immutable=1" if immutable else "mode=ro"
     uri = f"file:{quote(os.fsencode(path.absolute()))}?{options}"
     return sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
 

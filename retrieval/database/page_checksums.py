@@ -175,6 +175,22 @@ def check_pages(path: Path) -> PageCheck:
         return PageCheck((_damage(path, changed),) if changed else (), compared, out_of_date=False)
 
 
+def write_sums(path: Path) -> None:
+    """Writes the checksums of the database `path`, which has no WAL and is not written to.
+
+    Raises:
+        StorageError: the disk refused.
+        GalleryDamaged: the database cannot be read, or its revision is inconsistent.
+    """
+    with _translated(path), closing(_open_alone(path)) as alone:
+        revision = _revision_alone(alone)
+        if revision is None:
+            raise GalleryDamaged(f"{path} contradicts itself about its revision; restore it from a backup.")
+        ((page_size,),) = alone.execute("PRAGMA page_size").fetchall()
+        sums = b"".join(map(_sum, _pages(path, page_size)))
+        write_durably(sums_path(path), _pack(_Sums(page_size, revision, sums)), inherit=True, anything=True)
+
+
 def discard(path: Path) -> None:
     """Removes the checksums of the database `path` durably, if they exist.
 

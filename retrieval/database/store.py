@@ -37,6 +37,19 @@ from retrieval.system.files import create, make_room, other_than_file, sync, why
 LOCK_NAME: Final = "writer.lock"
 
 
+def _file_at(path: Path) -> tuple[int, int]:
+    """Returns what tells a file from another one that takes its place while it is open.
+
+    Raises:
+        StorageError: there is none.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+    return status.st_dev, status.st_ino
+
+
 class SnapshotLost(StorageError):
     """Another process wrote to a database that could only be read without a lock."""
 
@@ -44,10 +57,12 @@ class SnapshotLost(StorageError):
 class Store:
     """A gallery's database. Safe to share between threads."""
 
-    def __init__(self, path: Path, engine: Engine) -> None:
+    def __init__(self, path: Path, engine: Engine, *, replaced: bool = False) -> None:
         self.path = path
         self._engine = engine
         self.closed = False
+        # The file that the connections of the engine have open, where another one may take its place.
+        self._file = _file_at(path) if replaced else None
 
     @classmethod
     def create(
@@ -146,6 +161,33 @@ class Store:
             raise
         return store
 
+    @classmethod
+    def open_replaced(cls, path: Path) -> "Store":
+        """Opens a database that never changes, and that another one may take the place of, by a rename.
+
+        Each snapshot is of the file that is there when it begins.
+
+        Raises:
+            GalleryError: there is no database, or another version made it.
+            GalleryDamaged: the file is not the database of a gallery.
+        """
+        if (other := other_than_file(path)) is not None:
+            raise GalleryError(f"{path} is {other}, not a database; run `faceprint follow` again.")
+        store = cls(path, make_engine(path, read_only=True, immutable=True), replaced=True)
+        try:
+            version = store._version()
+            if version != SCHEMA_VERSION:
+                raise GalleryError(
+                    f"The gallery {path.parent} was made by an older version of faceprint (schema "
+                    f"{version}, this "
+                    f"one knows {SCHEMA_VERSION}); publish it with this version, and follow it."
+                )
+            store._check_schema(exact=True)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
     def close(self) -> None:
         """Closes all connections; later reads and writes raise an error."""
         self.closed = True
@@ -170,6 +212,7 @@ class Store:
         """
         self.check_open()
         before = self._stamp()
+        self._notice_replaced()
         with self._translated(), self._engine.begin() as connection:
             yield Reader(connection)
         if before != self._stamp():
@@ -259,9 +302,16 @@ class Store:
         """Returns the copies of the database that were taken before migrations."""
         return sorted(self.path.parent.glob(f"{self.path.stem}-[0-9][0-9][0-9][0-9]{self.path.suffix}"))
 
+    def _notice_replaced(self) -> None:
+        """Closes the connections to a file that another one has taken the place of."""
+        if self._file is not None and (found := _file_at(self.path)) != self._file:
+            # Not the other way round: another thread would go on with a connection to the former file.
+            self._engine.dispose()
+            self._file = found
+
     def _stamp(self) -> tuple[int, int] | None:
         """Returns modification time and size, which change with every write; None where SQLite can lock."""
-        if not is_still(self.path):
+        if self._file is not None or not is_still(self.path):
             return None
         status = self.path.stat()
         return status.st_mtime_ns, status.st_size

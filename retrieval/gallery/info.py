@@ -15,7 +15,9 @@ class GalleryInfo:
 
     `twins` are identities with names that differ only in case, width, spaces or composition of accents.
     `coordinates` is the number of bytes of a code; 0 if codes do not pay, None if no quantizer was trained
-    yet. `calibration` is the result of `Calibration.fields`; None if the gallery is not calibrated.
+    yet. `calibration` is the result of `Calibration.fields`; None if the gallery is not calibrated. `follows`
+    says which published gallery it is a copy of, and how old: the result of `Follower.facts`; None for a
+    gallery.
     """
 
     folder: str
@@ -40,6 +42,7 @@ class GalleryInfo:
     erasures: int
     calibration: dict[str, Any] | None = None
     twins: tuple[tuple[str, ...], ...] = ()
+    follows: dict[str, Any] | None = None
 
 
 def gallery_info(model: ActiveModel) -> GalleryInfo:
@@ -52,6 +55,7 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         coded, codes_bytes = reader.codes(), model.vault.codes_size(reader)
         bases = list(reader.bases(generation.id).values())
         calibration = model.vault.state(reader).calibration
+    follower = model.vault.follower
     named = [(name, number) for name, number in identities if name is not None]
     return GalleryInfo(
         folder=os.fspath(model.vault.folder),
@@ -78,4 +82,5 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         erasures=erasures,
         calibration=None if calibration is None else calibration.fields(),
         twins=twins(name for name, _ in named),
+        follows=None if follower is None else follower.current().facts(),
     )

@@ -232,6 +232,8 @@ def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
         LOCK_NAME,
         layout.TOKENS,
         layout.TOKENS_USED,
+        layout.FOLLOWER_CARD,
+        layout.FOLLOWER_LOCK,
         VECTORS,
         *copies,
         *folders,

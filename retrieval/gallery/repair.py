@@ -15,7 +15,7 @@ import numpy as np
 from retrieval.database import page_checksums
 from retrieval.database.records import Face, Generation
 from retrieval.embedding.reread import Embedded, embed_again
-from retrieval.errors import BundleError, GalleryDamaged, StorageError
+from retrieval.errors import BundleError, GalleryDamaged, InputError, StorageError
 from retrieval.gallery import suspects
 from retrieval.gallery.integrity import (
     Notebook,
@@ -35,6 +35,7 @@ from retrieval.models.embedder import Embedder
 from retrieval.sources.remote import Fetching
 from retrieval.storage import leftovers, optimization
 from retrieval.storage.backup_contents import files_by_sha256
+from retrieval.storage.following import FollowerCard
 from retrieval.storage.layout import DATABASE, VECTORS
 from retrieval.storage.vault import Vault
 from retrieval.system.files import make_folder, make_room, why, write_durably
@@ -131,6 +132,11 @@ def mend(
         backup: returns the file with a given SHA-256 in a backup, or None.
         model, give_up, fetch: as of `repair`.
     """
+    if (follower := FollowerCard.of(folder)) is not None:
+        raise InputError(
+            f"{folder} is a copy of {follower.current().address}; `faceprint follow` fetches what is "
+            "damaged or missing."
+        )
     before = verify(folder)
     troubles = {finding.trouble for finding in before.findings}
     if not troubles or Trouble.DATABASE_DAMAGED in troubles:

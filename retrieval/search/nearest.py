@@ -127,6 +127,7 @@ def faces_near_vectors(
         ModelMismatch: the snapshot is of another generation than the given one.
         InputError: the vectors have another shape or are not finite, the distance is negative or not finite,
             or the gallery is not calibrated for the FPIR.
+        OutOfDate: the gallery is a copy of a published one, and older than it may be.
     """
 
     def search(reader: Reader) -> list[Found[Match]]:
@@ -137,6 +138,7 @@ def faces_near_vectors(
             shown = snapshot.matches([(d[: asked.k], ids[: asked.k]) for d, ids in found])
         return list(map(Found.of, shown, decided))
 
+    vault.check_age()
     return vault.on_a_snapshot(search)
 
 
@@ -161,6 +163,7 @@ def people_near_vectors(
         decided = snapshot.decide(queries, exclude)
         return list(map(Found.of, snapshot.named(found), decided))
 
+    vault.check_age()
     return vault.on_a_snapshot(search)
 
 

@@ -105,3 +105,9 @@ class _GallerySize(Collector):
         yield GaugeMetricFamily(
             "faceprint_gallery_revision", "Rises with each change of the gallery.", value=state.revision
         )
+        if vault.follower is not None:
+            yield GaugeMetricFamily(
+                "faceprint_gallery_age_seconds",
+                "Seconds since the publisher said that this copy is the gallery's state.",
+                value=vault.follower.current().age(),
+            )

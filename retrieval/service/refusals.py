@@ -16,6 +16,7 @@ from retrieval.errors import (
     GalleryDamaged,
     InputError,
     NotFound,
+    OutOfDate,
     StorageError,
     UnreadableImage,
 )
@@ -44,6 +45,7 @@ class Code(StrEnum):
     SHUTTING_DOWN = "shutting-down"
     GALLERY_BUSY = "gallery-busy"
     GALLERY_DAMAGED = "gallery-damaged"
+    OUT_OF_DATE = "out-of-date"
     STORAGE_ERROR = "storage-error"
     IDENTITY_CONFLICT = "identity-conflict"
     REJECTED = "rejected"
@@ -90,6 +92,7 @@ _OF_LIBRARY: Final[tuple[tuple[type[FaceprintError], int, Code], ...]] = (
     (NotFound, HTTPStatus.NOT_FOUND, Code.NOT_FOUND),
     (InputError, HTTPStatus.BAD_REQUEST, Code.INVALID_ARGUMENT),
     (GalleryBusy, HTTPStatus.SERVICE_UNAVAILABLE, Code.GALLERY_BUSY),
+    (OutOfDate, HTTPStatus.SERVICE_UNAVAILABLE, Code.OUT_OF_DATE),
     (GalleryDamaged, HTTPStatus.INTERNAL_SERVER_ERROR, Code.GALLERY_DAMAGED),
     (StorageError, HTTPStatus.INSUFFICIENT_STORAGE, Code.STORAGE_ERROR),
 )

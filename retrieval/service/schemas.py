@@ -694,3 +694,12 @@ class Health(Model):
     """Whether the service lives, or can answer."""
 
     status: Literal["ok"]
+
+
+class Readiness(Health):
+    """Whether the service can answer, and how old a copy of a published gallery is."""
+
+    age_seconds: Annotated[
+        float | None,
+        Field(description="Of a copy: seconds since the publisher said that this is the gallery's state."),
+    ] = None

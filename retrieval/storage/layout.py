@@ -8,6 +8,8 @@ VECTORS: Final = "vectors"
 ID_NAME: Final = "gallery.id"  # in the vectors folder
 MODEL: Final = "model"
 BACKUP_CARD: Final = "backup.json"
+FOLLOWER_CARD: Final = "follower.json"
+FOLLOWER_LOCK: Final = "follower.lock"
 TOKENS: Final = "tokens.json"
 TOKENS_USED: Final = "tokens.used.json"
 

@@ -10,6 +10,7 @@
       model/                   a copy of the bundle (model-2/, ... after the gallery was embedded anew)
       writer.lock              the process id of the writer
       tokens.json              who may ask the service, and tokens.used.json (see `retrieval.service.tokens`)
+      follower.json            in a read-only copy: what it follows (see `retrieval.storage.following`)
 
 The order of every write: a new segment file is durable first, then one transaction references it and inserts
 its faces. A crash in between leaves an unreferenced file, which the next writer removes. Work that can only
@@ -65,6 +66,7 @@ from retrieval.models.bundle import ModelBundle, Relabel
 from retrieval.storage import deferred, leftovers, ownership
 from retrieval.storage.codes import Coding, encode
 from retrieval.storage.deferred import DeferredWork
+from retrieval.storage.following import FollowerCard
 from retrieval.storage.layout import BACKUP_CARD, DATABASE, MODEL, VECTORS
 from retrieval.system import lock
 from retrieval.system.files import (
@@ -114,13 +116,23 @@ class Vault:
         store: the tables.
         read_only: whether writing is refused.
         via: the caller in the audit log: a command, or "library".
+        follower: the card of a folder that follows a published gallery, which is always read-only; else None.
     """
 
-    def __init__(self, folder: Path, store: Store, *, read_only: bool, via: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        *,
+        read_only: bool,
+        via: str,
+        follower: FollowerCard | None = None,
+    ) -> None:
         self.folder = folder
         self.store = store
         self.read_only = read_only
         self.via = via
+        self.follower = follower
         self._vectors: dict[int, FlatVectors] = {}
         self._state: State | None = None
         self._opening = threading.Lock()
@@ -177,8 +189,17 @@ class Vault:
             )
         if leftovers.is_unfinished_backup(folder):
             raise GalleryError(leftovers.unfinished_backup(folder))
-        store = Store.open(folder / DATABASE, read_only=read_only, timeout=LOCK_TIMEOUT)
-        return cls(folder, store, read_only=read_only, via=via)
+        follower = FollowerCard.of(folder)
+        if follower is None:
+            store = Store.open(folder / DATABASE, read_only=read_only, timeout=LOCK_TIMEOUT)
+            return cls(folder, store, read_only=read_only, via=via)
+        if not (folder / DATABASE).exists():
+            raise GalleryError(
+                f"{folder} is an unfinished copy of {follower.current().address}: no state of it is "
+                "complete yet; "
+                "run `faceprint follow`, which goes on from here."
+            )
+        return cls(folder, Store.open_replaced(folder / DATABASE), read_only=True, via=via, follower=follower)
 
     def close(self) -> None:
         """Closes the database and the mapped files; does nothing if they are closed."""
@@ -237,6 +258,15 @@ class Vault:
         for generation, flat in vectors.items():
             flat.forget_all_but(existing.get(generation, ()))
 
+    def check_age(self) -> None:
+        """Checks that a copy of a published gallery is not older than it may be; else does nothing.
+
+        Raises:
+            OutOfDate: it is.
+        """
+        if self.follower is not None:
+            self.follower.check_age()
+
     def serving(self, reader: Reader) -> Generation:
         """Returns the generation that serves searches."""
         return reader.serving_generation()
@@ -267,10 +297,13 @@ class Vault:
 
         Raises:
             GalleryBusy: another process is writing, and did not finish in time.
-            InputError: the gallery was opened for reading only, and could have been opened for writing.
+            InputError: the gallery was opened for reading only, and could have been opened for writing, or is
+                a copy of a published one.
             GalleryError: a folder of the gallery is a symbolic link, or belongs to another gallery.
             StorageError: the file system refused; nothing was changed, unless the message says so.
         """
+        if self.follower is not None:
+            raise self.follower.refuses_writing()
         if self.read_only:
             if (reason := why_not_written(self.folder)) is not None:
                 raise StorageError(f"{self.folder} cannot be written to: {reason}.")
@@ -302,6 +335,8 @@ class Vault:
         Raises:
             GalleryBusy, StorageError: as in `writing`.
         """
+        if self.follower is not None:
+            raise self.follower.refuses_writing()
         with self._locked(timeout=LOCK_TIMEOUT):
             self._wrote = True
             with self.store.write() as writer:
@@ -473,7 +508,10 @@ class Vault:
 
         Raises:
             GalleryError: the folder belongs to another gallery.
+            InputError: the gallery is a copy of a published one.
         """
+        if self.follower is not None:
+            raise self.follower.refuses_writing()
         with self._locked(timeout=LOCK_TIMEOUT):
             ownership.restore_id(self.folder, self.store)
 

@@ -329,6 +329,49 @@ def copy_durably(source: Path, target: Path, *, inherit: bool = False) -> None:
         os.fsync(copy.fileno())
 
 
+def create_whole(path: Path, data: bytes, temporary: Path, *, replace: bool = False) -> bool:
+    """Writes a file durably, whole or not at all; of several that create it at the same time, one does.
+
+    Args:
+        path: the file.
+        data: its content.
+        temporary: a path in the same folder that no other call uses.
+        replace: replace a file that exists.
+
+    Returns:
+        True if this call made the file; False where it exists.
+
+    Raises:
+        OSError: the file system refused, or has no hard links.
+    """
+    with create(temporary, inherit=True) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if replace:
+                os.replace(temporary, path)
+            else:
+                os.link(temporary, path, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    sync(path.parent)
+    return True
+
+
+def remove_abandoned_file(path: Path) -> None:
+    """Removes a temporary file of `create`, unless a living process is writing it.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    with suppress(BlockingIOError):
+        _remove_abandoned_file(path)
+
+
 def who_else_reads(folder: Path) -> str | None:
     """Returns a sentence on who besides the owner can read files in a folder; None if no one can.
 

@@ -206,7 +206,7 @@ def test_a_damaged_id_is_named_and_mended_where_each_vector_file_is_proven(damag
     data = path.read_bytes()
     path.unlink()
     if damage != "remove":
-        path.write_bytes({"flip": b"0" + data[1:], "cut": data[:-1], "empty": b""}[damage])
+        path.write_bytes({"flip": bytes([data[0] ^ 1]) + data[1:], "cut": data[:-1], "empty": b""}[damage])
     assert [finding.file for finding in verify(folder).findings] == ["vectors/gallery.id"]
     assert repair(folder).after.whole
     assert path.read_bytes() == data

@@ -12,7 +12,7 @@ import retrieval
 from retrieval.service import metrics
 from retrieval.service.refusals import Code, Refusal
 from retrieval.service.routes.common import REFUSALS, ServiceOf, needs
-from retrieval.service.schemas import Health
+from retrieval.service.schemas import Health, Readiness
 from retrieval.service.tokens import Scope
 
 router = APIRouter(tags=["operations"], responses=REFUSALS)
@@ -24,13 +24,20 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", response_model=Health)
-async def readyz(service: ServiceOf) -> dict[str, str]:
-    """Whether searches can be answered: the gallery and its model are open, and no stop is under way."""
+@router.get("/readyz", response_model=Readiness, response_model_exclude_none=True)
+async def readyz(service: ServiceOf) -> dict[str, Any]:
+    """Whether searches can be answered: the gallery and its model are open, and no stop is under way.
+
+    A copy of a published gallery says its age, and is not ready when it is older than it may be.
+    """
     if service.closing:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Code.SHUTTING_DOWN, "The service is about to stop.")
     await run_in_threadpool(service.gallery.model.current)
-    return {"status": "ok"}
+    vault = service.gallery.vault
+    if vault.follower is None:
+        return {"status": "ok"}
+    await run_in_threadpool(vault.check_age)
+    return {"status": "ok", "age_seconds": vault.follower.current().age()}
 
 
 @router.get(

@@ -1,0 +1,95 @@
+"""Real servers for the tests of this folder; tests skip where one is absent."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_SECONDS = 120.0
+
+# Small volumes, and no catalogs, which listen on ports of their own.
+_OPTIONS = ("-volume.max=100", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0")
+
+
+def free_port() -> int:
+    """A free port, with the one 10,000 above that SeaweedFS takes beside it."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = int(one.getsockname()[1])
+            if port < 55_000:
+                try:
+                    other.bind(("127.0.0.1", port + 10_000))
+                except OSError:
+                    continue
+                return port
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of an S3 server; the environment leads there."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    if shutil.which("weed") is None:
+        pytest.skip("weed, SeaweedFS's server of S3, is not installed")
+    import s3fs
+
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    ports = [free_port() for _ in range(4)]
+    names = ("master.port", "volume.port", "filer.port", "s3.port")
+    options = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
+    command = ["weed", "server", f"-dir={folder}", "-filer", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    endpoint = f"http://127.0.0.1:{ports[-1]}"
+    with (folder / "log").open("wb") as log, pytest.MonkeyPatch.context() as patch:
+        server = subprocess.Popen(
+            [*command, *_OPTIONS, *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            patch.setenv("AWS_ENDPOINT_URL", endpoint)
+            patch.setenv("AWS_ACCESS_KEY_ID", "any")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+            patch.setenv("AWS_REGION", "us-east-1")
+            files = s3fs.S3FileSystem(skip_instance_cache=True)
+            deadline = time.monotonic() + _SECONDS
+            while True:
+                try:
+                    files.mkdir("ready")
+                    break
+                except Exception:
+                    assert server.poll() is None, (folder / "log").read_text()[-2000:]
+                    assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+                    time.sleep(0.2)
+            yield endpoint
+        finally:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def bucket(s3: str) -> str:
+    """A new bucket."""
+    import s3fs
+
+    name = f"faceprint-{os.urandom(4).hex()}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    return name
+
+
+@pytest.fixture
+def nginx() -> str:
+    """The program nginx."""
+    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip("nginx is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
