@@ -8,7 +8,9 @@ Only this module imports ray, an optional dependency.
 """
 
 import os
+import re
 import secrets
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +56,9 @@ _POLL_SECONDS: Final = 0.2
 # The group of calls that a worker answers while it embeds.
 _CONTROL: Final = "control"
 _STOP_SECONDS: Final = 5.0
+# HOST:PORT, or ray://HOST:PORT; an IPv6 host has brackets.
+_PORT: Final = re.compile(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)")
+_CONNECT_SECONDS: Final = 10.0
 # Of Ray's shared memory for a cluster of this process: the model, and blocks with photos of archives.
 _LOCAL_STORE_BYTES: Final = 2**30
 
@@ -459,6 +464,17 @@ def _translated(error: Any) -> FaceprintError:
     return RunError(f"A worker failed ({type(cause).__name__}: {words}).")
 
 
+def _check_port(address: str) -> None:
+    """Checks that something listens at an address with a port; Ray would try for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    found = _PORT.fullmatch(address)
+    if found is not None:
+        socket.create_connection((found[1], int(found[2])), timeout=_CONNECT_SECONDS).close()
+
+
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
     """Yields ray, connected to a cluster, from which it disconnects in the end.
@@ -492,6 +508,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
                 **quiet,
             )
         else:
+            _check_port(address)
             ray.init(address, **quiet)
     except Exception as error:  # of many types, among them RuntimeError and ConnectionError
         words = " ".join(str(error).split())[:300]

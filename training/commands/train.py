@@ -11,14 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from retrieval.errors import Interrupted
+from retrieval.errors import FaceprintError, Interrupted
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.network import Network, layer_table
 from retrieval.system.signals import graceful
 from training import derive as derivation
 from training import run
 from training.data.dataset import Split
-from training.fitting.fit import Epoch, Step, in_software, pick_device
+from training.fitting.devices import in_software, pick_device
+from training.fitting.fit import Epoch, Step
+from training.fitting.processes import Processes, ProcessLost
 from training.fitting.recipes import RECIPES, FitConfig
 from training.networks.initialize import Start
 from training.run import Observer, TrainingOptions, TrainingResult
@@ -28,7 +30,7 @@ _LAYOUTS: Final = {
     "vggface2": "a Caffe network: VGGFace2's mean, stride in the first convolution of a block",
 }
 
-__all__ = ["RECIPES", "TrainingOptions", "derive", "print_layers", "train"]
+__all__ = ["RECIPES", "Processes", "TrainingOptions", "derive", "print_layers", "take_part", "train"]
 
 
 def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> TrainingResult:
@@ -64,6 +66,22 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     )
     console.print(Text(f"wrote {out} (report.html, metrics.json, MODELCARD.md)"))
     return result
+
+
+def take_part(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> None:
+    """Trains with the leader, in another of the processes that torchrun started; prints nothing.
+
+    Raises:
+        ProcessLost: another process ended.
+        SystemExit: any other error, which the leader prints.
+    """
+    try:
+        with graceful() as should_stop:
+            run.take_part(data, out, config=config, options=options, should_stop=should_stop)
+    except ProcessLost:
+        raise  # perhaps it was the leader
+    except FaceprintError as error:
+        raise SystemExit(error.exit_status) from error
 
 
 def _warn(stderr: Console, out: Path, options: TrainingOptions) -> None:
