@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS := $(VENV)/.docs
 PEERS := .venv-bench
+ENGINES := .venv-engines
 WITH_PEERS := '.[bench,parquet]'
 PYTHON ?= python3
 
 # Where this is set, every process of the tests would compile torch, and all else, again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick lint docs bench bench-peers clean
+.PHONY: demo test test-engines quick lint docs bench bench-peers clean
 
 demo: $(READY)
 	$(BIN)/faceprint demo
@@ -20,6 +21,10 @@ demo: $(READY)
 # first, so that no process ends with one of them.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
+
+# What needs servers and packages that the other tests do without.
+test-engines: $(ENGINES)/.ready
+	$(ENGINES)/bin/python -m pytest tests/engines --durations 30
 
 # What to run after each edit: files of tests that start no process, train nothing and draw no large samples.
 QUICK := tests/database/test_filters.py tests/database/test_identity_names.py tests/index/test_brute_force.py \
@@ -49,7 +54,7 @@ bench-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m benchmarks.peers
 
 clean:
-	rm -rf $(VENV) $(PEERS) demo docs/_build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(ENGINES) demo docs/_build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # uv because it installs torch and its many parts in about a minute, and from its cache in seconds.
 define environment
@@ -61,6 +66,9 @@ endef
 
 $(READY): pyproject.toml
 	$(call environment,'.[train]' --group dev)
+
+$(ENGINES)/.ready: pyproject.toml
+	$(call environment,'.[train]' --group dev --group engines)
 
 $(DOCS): $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
