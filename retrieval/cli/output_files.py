@@ -89,8 +89,8 @@ def _written(command: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Path
     for name in (*_WRITTEN_BY_COMMAND.get(command, ()), *_WRITTEN):
         path = given.get(name)
         if command == "embed" and name == "out":
-            # With --on it is a folder or an address, which the run itself checks.
-            path = None if path is None or "on" in given else Path(path)
+            # An address, and with --on a folder, are checked by the command itself.
+            path = None if path is None or "on" in given or is_url(path) else Path(path)
         if isinstance(path, Path):
             yield name, path
             if name == "out" and path.suffix == ".npy":

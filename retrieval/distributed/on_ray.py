@@ -10,7 +10,9 @@ Only this module imports ray, an optional dependency.
 import os
 import re
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +35,7 @@ from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import STANDARD_INPUT, Photo
 from retrieval.system.cpu import usable_cores
 from retrieval.system.files import why
+from retrieval.system.parquet import pyarrow
 from retrieval.system.paths import absolute
 from retrieval.system.pipeline import Meter
 from retrieval.transfer.embedding_parts import (
@@ -48,6 +51,8 @@ PHOTOS_PER_PART: Final = 1024
 
 # Blocks that a worker has at a time: it reads the photos of one while the other's last batch is embedded.
 _BLOCKS_PER_WORKER: Final = 2
+# Workers of a machine that may die as they start before the machine gets no more.
+_MAX_STARTS: Final = 3
 # Workers that may die with a block before the block is taken for the cause.
 _MAX_ATTEMPTS: Final = 5
 # Seconds between two looks for machines that joined, and of a wait for results.
@@ -133,8 +138,8 @@ def embed_on_ray(
     Raises:
         InputError: an argument, or `out` holds something else; there is no cluster at `address`, or it has no
             machine for a worker; a machine does not see `out`.
-        RunError: a machine has another version of faceprint, or the workers died with each of five attempts
-            to embed the same photos.
+        RunError: a machine has another version of faceprint, workers cannot be started, or they died with
+            each of five attempts to embed the same photos.
         StorageError: `out` cannot be written.
         MissingDependency: ray or pyarrow is not installed, or what fsspec needs for an address.
     """
@@ -144,21 +149,23 @@ def embed_on_ray(
         raise InputError("A part must have at least 1 photo.")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"Ray gives each worker its GPUs, so `device` is auto, cpu or cuda, not {device}.")
+    pyarrow()  # its absence is told before anything is made
     folder = parts_folder(out)
-    record = _claim(folder, bundle, sources)
-    settings = Settings(
-        out=folder.location,
-        run=record.id,
-        device=device,
-        precision=precision,
-        resources=Resources(batch_size, workers, decoders, photo_seconds),
-        selection=selection,
-    )
     report = EmbedReport(passed_over=PassedOver() if passed_over is None else passed_over)
     gathered = _Gathered(report, on_outcome)
-    with _cluster(address) as ray, _Pool(ray, size, settings, bundle) as pool:
-        blocks = in_blocks(found, photos_per_part)
-        report.interrupted = not _run(pool, blocks, gathered, should_stop)
+    with _cluster(address) as ray:
+        record = _claim(folder, bundle, sources)
+        settings = Settings(
+            out=folder.location,
+            run=record.id,
+            device=device,
+            precision=precision,
+            resources=Resources(batch_size, workers, decoders, photo_seconds),
+            selection=selection,
+        )
+        with _Pool(ray, size, settings, bundle) as pool:
+            blocks = in_blocks(found, photos_per_part)
+            report.interrupted = not _run(pool, blocks, gathered, should_stop)
     gathered.finish(pool.most_workers)
     if not report.interrupted:
         _finish(folder, record, report, gathered.parts)
@@ -348,6 +355,7 @@ class _Pool:
             raise StorageError(f"The model {bundle.folder} cannot be read: {why(error)}.") from error
         self._actors: list[_Actor] = []
         self._grown = 0.0
+        self._failures: dict[str, list[str]] = {}
         self._use_gpus: float | None = size.gpus
         if settings.device != "auto" and size.gpus is None:
             self._use_gpus = 1.0 if settings.device == "cuda" else 0.0
@@ -372,6 +380,7 @@ class _Pool:
 
         Raises:
             InputError: no machine has room for one.
+            RunError: workers could be started on none.
         """
         if self._actors and time.monotonic() - self._grown < _GROW_SECONDS:
             return
@@ -384,10 +393,15 @@ class _Pool:
             wanted, cores = self._size.shares(
                 int(resources.get("CPU", 0)), resources.get("GPU", 0.0), use_gpus=self._use_gpus
             )
+            if len(self._failures.get(node["NodeID"], ())) >= _MAX_STARTS:
+                continue
             there = sum(actor.node == node["NodeID"] for actor in self._actors)
             for _ in range(wanted - there):
                 self._start(node["NodeID"], cores)
         self.most_workers = max(self.most_workers, len(self._actors))
+        if not self._actors and self._failures:
+            words = next(reversed(self._failures.values()))[-1]
+            raise RunError(f"Not one worker of the Ray cluster could be started ({words}).")
         if not self._actors:
             what = f"{self._use_gpus:g} GPUs" if self._use_gpus else "a core"
             raise InputError(
@@ -440,7 +454,10 @@ class _Pool:
             result = self._ray.get(ref)
         except exceptions.RayTaskError as error:
             raise _translated(error) from error
-        except exceptions.RayError:
+        except exceptions.RayError as error:
+            if actor.starting is not None:
+                words = " ".join(str(error).split())[:300]
+                self._failures.setdefault(actor.node, []).append(words)
             # The worker or its machine died, or cannot be reached: another one takes its blocks.
             self._actors.remove(actor)
             self._end(actor)
@@ -496,6 +513,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
@@ -518,6 +536,10 @@ def _cluster(address: str | None) -> Iterator[Any]:
             f"There is no Ray cluster at {address} that lets this machine in ({words}); start one with "
             "`ray start --head`, or leave `address` out."
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray ends the program at SIGTERM; the caller may want to end the run.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     try:
         yield ray
     finally:

@@ -233,6 +233,28 @@ def test_the_command_starts_a_cluster_and_its_parts_are_enrolled_by_a_pattern(
     assert "There is no Ray cluster at 127.0.0.1" in done.stderr
 
 
+def test_ctrl_c_ends_the_command_and_its_cluster_and_leaves_no_files_of_workers(
+    bundle: ModelBundle, faces: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "retrieval.cli.app", "embed", bundle.folder, faces, "--out", "run"]
+    (tmp_path / "tmp").mkdir()
+    running = subprocess.Popen(
+        [*command, "--on", "ray", "--photos-per-part", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while running.poll() is None and not list((tmp_path / "run").glob("*.parquet")):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    stderr = running.communicate()[1]
+    assert running.returncode == 130
+    assert "Stopped; run is not complete, and the same command replaces what is there." in stderr
+    assert list((tmp_path / "tmp").glob("faceprint-*")) == []
+    assert len(list((tmp_path / "run").glob("*.parquet"))) < 36
+
+
 @pytest.fixture(scope="module")
 def bucket(s3_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a bucket of a real S3 server, SeaweedFS, which this module alone uses."""
