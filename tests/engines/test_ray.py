@@ -241,7 +241,8 @@ def test_ctrl_c_ends_the_command_and_its_cluster_and_leaves_no_files_of_workers(
     running = subprocess.Popen(
         [*command, "--on", "ray", "--photos-per-part", "1"],
         cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        # Paths of Ray's sockets may have 107 bytes.
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "RAY_TMPDIR": "/tmp"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -249,7 +250,7 @@ def test_ctrl_c_ends_the_command_and_its_cluster_and_leaves_no_files_of_workers(
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     stderr = running.communicate()[1]
-    assert running.returncode == 130
+    assert running.returncode == 130, stderr
     assert "Stopped; run is not complete, and the same command replaces what is there." in stderr
     assert list((tmp_path / "tmp").glob("faceprint-*")) == []
     assert len(list((tmp_path / "run").glob("*.parquet"))) < 36
