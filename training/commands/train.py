@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from retrieval.errors import FaceprintError, Interrupted
+from retrieval.errors import Interrupted
 from retrieval.models.bundle import Embedding, ModelBundle
 from retrieval.models.network import Network, layer_table
 from retrieval.system.signals import graceful
@@ -20,7 +20,7 @@ from training import run
 from training.data.dataset import Split
 from training.fitting.devices import in_software, pick_device
 from training.fitting.fit import Epoch, Step
-from training.fitting.processes import Processes, ProcessLost
+from training.fitting.processes import LeaderFailed, Processes
 from training.fitting.recipes import RECIPES, FitConfig
 from training.networks.initialize import Start
 from training.run import Observer, TrainingOptions, TrainingResult
@@ -72,15 +72,13 @@ def take_part(data: Path, out: Path, *, config: FitConfig, options: TrainingOpti
     """Trains with the leader, in another of the processes that torchrun started; prints nothing.
 
     Raises:
-        ProcessLost: another process ended.
-        SystemExit: any other error, which the leader prints.
+        FaceprintError: of this process alone, or another process ended.
+        SystemExit: an error that the leader prints, or Ctrl-C.
     """
     try:
         with graceful() as should_stop:
             run.take_part(data, out, config=config, options=options, should_stop=should_stop)
-    except ProcessLost:
-        raise  # perhaps it was the leader
-    except FaceprintError as error:
+    except (LeaderFailed, Interrupted) as error:
         raise SystemExit(error.exit_status) from error
 
 

@@ -198,9 +198,11 @@ class _Run:
         """
         least = 2 * self.processes.count
         if self.processes.several and min(self.config.batch_size, len(self.train)) < least:
-            raise InputError(
-                f"{self.processes.count} processes need batches of at least {least} photos, two for each; "
-                "raise `batch_size`, or start fewer."
+            raise self.processes.agreed(
+                InputError(
+                    f"{self.processes.count} processes need batches of at least {least} photos, two for "
+                    "each; raise `batch_size`, or start fewer."
+                )
             )
         self.progress, moving = self.processes.told(lambda: self._begun(checkpoint))
         self.model = self.processes.parallel(self.network, self.device)
@@ -280,9 +282,11 @@ class _Run:
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
-            raise RunError(
-                f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); "
-                "lower `learning_rate`."
+            raise self.processes.agreed(
+                RunError(
+                    f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); "
+                    "lower `learning_rate`."
+                )
             )
         return loss
 

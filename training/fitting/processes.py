@@ -32,6 +32,14 @@ class ProcessLost(RunError):
     """Another process of the run ended."""
 
 
+class LeaderFailed(FaceprintError):
+    """An error that the leader tells: another process ends with the same exit status, and says nothing."""
+
+    def __init__(self, error: FaceprintError) -> None:
+        super().__init__(str(error))
+        self.exit_status = error.exit_status
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of a training run, as one of them sees it.
@@ -116,7 +124,11 @@ class Processes:
                 distributed.destroy_process_group()
 
     def told(self, make: Callable[[], _T]) -> _T:
-        """Returns what the leader makes, to all; an error of this project is raised by all."""
+        """Returns what the leader makes, to all.
+
+        Raises:
+            FaceprintError: of `make`, in the leader; LeaderFailed in the others.
+        """
         if not self.several:
             return make()
         from torch import distributed
@@ -130,8 +142,12 @@ class Processes:
         distributed.broadcast_object_list(said, src=0, device=torch.device("cpu"))
         value, failure = said[0]
         if failure is not None:
-            raise failure
+            raise self.agreed(failure)
         return value  # type: ignore[return-value]
+
+    def agreed(self, error: FaceprintError) -> FaceprintError:
+        """Returns what a process is to raise for an error that all processes find: the leader the error."""
+        return error if self.leads else LeaderFailed(error)
 
     def share(self, items: Sequence[_T]) -> Sequence[_T]:
         """Returns this process's share of some items: together each item once, and none twice."""

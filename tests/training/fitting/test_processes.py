@@ -80,6 +80,17 @@ def test_all_processes_end_with_the_same_network_and_history(folder: Path, faces
     assert stored["losses"][0] == pytest.approx(history.losses[0], rel=0.2)
 
 
+def test_all_processes_end_with_the_leaders_error(folder: Path) -> None:
+    said = [(folder / f"told-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said == ["InputError 2: It is in use.", "LeaderFailed 2: It is in use."]
+
+
+def test_the_package_is_the_command_for_torchrun() -> None:
+    command = [sys.executable, "-m", "training", "train", "--help"]
+    done = subprocess.run(command, env=variables(), capture_output=True, text=True, check=True)
+    assert "Fine-tune ResNet50" in done.stdout
+
+
 def test_a_killed_process_ends_the_rest_with_a_sentence_and_one_process_goes_on(
     faces: Path, tmp_path: Path
 ) -> None:

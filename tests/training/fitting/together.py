@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from retrieval.errors import FaceprintError
+from retrieval.errors import FaceprintError, InputError
 from retrieval.images.photo_reader import PhotoReader
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.network import Network
@@ -85,6 +85,15 @@ def equal(data: Path, folder: Path, processes: Processes) -> None:
             tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
             save_file(tensors, folder / f"{name}-{processes.rank}.safetensors")
             (folder / f"{name}-{processes.rank}.json").write_text(json.dumps(asdict(history)))
+        try:
+            processes.told(refuse)
+        except FaceprintError as error:
+            said = f"{type(error).__name__} {error.exit_status}: {error}"
+            (folder / f"told-{processes.rank}.txt").write_text(said)
+
+
+def refuse() -> None:
+    raise InputError("It is in use.")
 
 
 def killed(data: Path, folder: Path, processes: Processes) -> None:
