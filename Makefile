@@ -76,4 +76,4 @@ $(PEERS)/.ready: pyproject.toml
 	$(call environment,$(WITH_PEERS))
 
 $(ENGINES)/.ready: pyproject.toml
-	$(call environment,'.[train,s3]' --group dev --group engines)
+	$(call environment,'.[train,s3,ray]' --group dev --group engines)

@@ -26,7 +26,8 @@ from retrieval.models.detectors import open_detector
 from retrieval.models.network import architecture_of
 from retrieval.rates import Rate, wilson
 from training.data.dataset import Split
-from training.fitting.fit import fit, pick_device
+from training.fitting.devices import pick_device
+from training.fitting.fit import fit
 from training.fitting.recipes import RECIPES
 from training.fitting.validation import evaluate
 from training.networks.initialize import build

@@ -29,7 +29,8 @@ from retrieval.rates import Rate, wilson
 from retrieval.sources.folders import walk
 from training.data import dataset
 from training.data.augmentation import Augmentation
-from training.fitting.fit import fit, pick_device
+from training.fitting.devices import pick_device
+from training.fitting.fit import fit
 from training.fitting.recipes import RECIPES, FitConfig
 from training.fitting.validation import evaluate
 from training.networks.initialize import build

@@ -20,8 +20,10 @@ from retrieval.system.cpu import usable_cores
 from retrieval.system.files import make_output_folder, why
 from training.data import dataset
 from training.fitting import projection
+from training.fitting.devices import pick_precision
 from training.fitting.export import export
-from training.fitting.fit import Epoch, History, Step, fit, pick_device, pick_precision
+from training.fitting.fit import Epoch, History, Step, fit
+from training.fitting.processes import Processes
 from training.fitting.recipes import FitConfig
 from training.fitting.validation import Evaluation, evaluate
 from training.networks.initialize import Start, build
@@ -115,6 +117,7 @@ class _Run:
     split: dataset.Split
     network: Network
     start: Start
+    processes: Processes
 
 
 def train(
@@ -127,6 +130,8 @@ def train(
 ) -> TrainingResult:
     """Trains on the identity folder `folder` and writes a model, its report and its figures to `out`.
 
+    Of several processes that torchrun started, the leader calls this, and the others `take_part`.
+
     Raises:
         InputError: `out` is in use, or the data, the weights or the device are not usable.
         Interrupted: `observer.should_stop` returned True; after the first step, `out` holds a checkpoint to
@@ -135,27 +140,62 @@ def train(
         StorageError: files cannot be written to `out`.
     """
     started = time.monotonic()
-    run = _prepare(folder, out, config, options, observer)
-    history = _fit(run)
+    run, history = _fitted(folder, out, config, options, observer)
     evaluation = _measure(run)
     return _write(run, history, evaluation, seconds=time.monotonic() - started)
 
 
-def _prepare(
+def take_part(
+    folder: Path,
+    out: Path,
+    *,
+    config: FitConfig = FitConfig(),
+    options: TrainingOptions = TrainingOptions(),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Fits the network with the leader, in another process of the same run; writes nothing.
+
+    Raises:
+        FaceprintError: as `train` in the leader; ProcessLost where another process ended.
+    """
+    _fitted(folder, out, config, options, Observer(should_stop=should_stop))
+
+
+def _fitted(
     folder: Path, out: Path, config: FitConfig, options: TrainingOptions, observer: Observer
+) -> tuple[_Run, History]:
+    processes = Processes.of_environment()
+    device = processes.device(options.device)
+    with processes.joined(device):
+        run = _prepare(folder, out, config, options, observer, processes, device)
+        return run, _fit(run)
+
+
+def _prepare(
+    folder: Path,
+    out: Path,
+    config: FitConfig,
+    options: TrainingOptions,
+    observer: Observer,
+    processes: Processes,
+    device: torch.device,
 ) -> _Run:
     """Checks all inputs, before `out` is created, and builds the network."""
-    dataset.check_outside(out, folder)
-    checkpoint = _claim(out, resume=options.resume)
-    device = pick_device(options.device)
     precision = pick_precision(options.precision, device)
-    workers = workers_for(device, asked=options.workers)
+    workers = workers_for(device, asked=options.workers, beside=processes.local_count)
     reader = PhotoReader(options.preprocessing, options.detector)
-    split = _load(folder, config, options, reader)
-    observer.on_data(split)
-    if observer.should_stop():
-        raise Interrupted("Stopped before the first step.")
-    network, start = _network(split, config, options)
+
+    def checked() -> tuple[Path, dataset.Split]:
+        dataset.check_outside(out, folder)
+        checkpoint = _claim(out, resume=options.resume)
+        split = _load(folder, config, options, reader)
+        observer.on_data(split)
+        if observer.should_stop():
+            raise Interrupted("Stopped before the first step.")
+        return checkpoint, split
+
+    checkpoint, split = processes.told(checked)
+    network, start = _same_network(split, config, options, processes)
     observer.on_start(start, device)
     return _Run(
         folder=folder,
@@ -171,6 +211,7 @@ def _prepare(
         split=split,
         network=network,
         start=start,
+        processes=processes,
     )
 
 
@@ -183,6 +224,24 @@ def _load(folder: Path, config: FitConfig, options: TrainingOptions, reader: Pho
         exclude=options.exclude,
         reader=reader,
     )
+
+
+def _same_network(
+    split: dataset.Split, config: FitConfig, options: TrainingOptions, processes: Processes
+) -> tuple[Network, Start]:
+    """Returns the network to fit in each process; only the leader's has the weights, until it is fitted."""
+    built: list[Network] = []
+
+    def build_here() -> tuple[str, Start]:
+        network, start = _network(split, config, options)
+        built.append(network)
+        return network.architecture, start
+
+    architecture, start = processes.told(build_here)
+    if not built:
+        built.append(Network(len(split.labels), architecture=architecture))
+        built[0].embed_as(options.embedding.unprojected)
+    return built[0], start
 
 
 def _network(split: dataset.Split, config: FitConfig, options: TrainingOptions) -> tuple[Network, Start]:
@@ -201,7 +260,7 @@ def _network(split: dataset.Split, config: FitConfig, options: TrainingOptions) 
 
 
 def _fit(run: _Run) -> History:
-    _make(run.out)
+    run.processes.told(lambda: _make(run.out))
     return fit(
         run.network,
         run.split,
@@ -213,6 +272,7 @@ def _fit(run: _Run) -> History:
         weights=run.start.source,
         checkpoint=run.checkpoint,
         resume=run.options.resume,
+        processes=run.processes,
         on_step=run.observer.on_step,
         on_epoch=run.observer.on_epoch,
         should_stop=run.observer.should_stop,
@@ -252,11 +312,14 @@ def _write(run: _Run, history: History, evaluation: Evaluation, *, seconds: floa
     return TrainingResult(bundle, run.split, history, evaluation)
 
 
-def workers_for(device: torch.device, *, asked: int | None) -> int:
-    """Returns the number of processes that read photos: `asked`, or the default for the device."""
+def workers_for(device: torch.device, *, asked: int | None, beside: int = 1) -> int:
+    """Returns the number of processes that read photos: `asked`, or the default for the device.
+
+    `beside` is the number of processes that train on this machine, which share its cores.
+    """
     if asked is not None:
         return asked
-    return 0 if device.type == "cpu" else min(8, usable_cores())
+    return 0 if device.type == "cpu" else max(1, min(8, usable_cores() // beside))
 
 
 def _claim(out: Path, *, resume: bool) -> Path:
@@ -317,6 +380,7 @@ def _recipe(run: _Run) -> dict[str, Any]:
         "started_fresh": [*run.start.fresh, "fc"],
         "optimizer": "SGD with momentum",
         "precision": run.precision,
+        **({"processes": run.processes.count} if run.processes.several else {}),
     }
 
 

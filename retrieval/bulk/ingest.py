@@ -4,25 +4,30 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+
+import numpy as np
 
 from retrieval.bulk.reports import IngestReport, MetadataReport
 from retrieval.bulk.source_layout import Layout
+from retrieval.database.records import NewFace
 from retrieval.embedding.batches import DEFAULT_BATCH_SIZE
 from retrieval.embedding.outcome import Outcome
 from retrieval.embedding.reading import AUTO, Ready
 from retrieval.embedding.stages import PhotoPipeline, Resources, peak_memory
-from retrieval.errors import Interrupted
+from retrieval.errors import FaceprintError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.photo_reader import FaceSelection
 from retrieval.images.pixels import MAX_SECONDS
+from retrieval.index.segments import Vectors
 from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.metadata_tables import Annotations
 from retrieval.sources.photos import Photo
 from retrieval.system.pipeline import Meter
 from retrieval.transfer import vector_files
+from retrieval.transfer.embedding_parts import Part, found_parts
+from retrieval.transfer.parquet_blocks import BLOCK
 
 # Batches that one transaction commits, and the seconds after which it commits fewer.
 _BATCHES_PER_COMMIT: Final = 4
@@ -184,33 +189,34 @@ def _in_commits(
 
 def ingest_embeddings(
     gallery: Gallery,
-    path: str | os.PathLike[str],
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     trusted: bool = False,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> IngestReport:
-    """Enrolls the vectors of a Parquet file in batches (see `vector_files.read_embeddings`).
+    """Enrolls the vectors of Parquet files in batches (see `vector_files.read_embeddings`).
 
     Args:
         gallery: the gallery to enroll into.
-        path: of the file.
+        sources: a file, a folder of parts that a run on Ray wrote, a pattern such as `run/*.parquet`, each a
+            path or an address; or several of these.
         trusted: accept vectors of a file that does not name the model which made them.
         on_outcome: called once for every row, in order, after its batch is durable.
         should_stop: called between batches; True ends the run, and what was enrolled stays.
 
     Raises:
-        ModelMismatch: another model made the vectors.
-        InputError: the file or a row is invalid; the batches before the first such row are enrolled.
+        ModelMismatch: another model made the vectors of a file; the files before are enrolled.
+        InputError: a pattern matches nothing, or a folder has no complete run; or a file or a row is invalid;
+            the batches before the first such row are enrolled.
+        DataError, MissingDependency: fsspec does not know an address, or lacks a package for it.
         StorageError, GalleryBusy: the run failed; the batches before are enrolled.
     """
     report, commit, layout = IngestReport(), Meter("commit"), Layout(())
     started = time.monotonic()
-    fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
-    rows = vector_files.read_embeddings(
-        Path(path), fingerprint=fingerprint, dimension=dimension, trusted=trusted
-    )
-    for faces, vectors in rows:
+    fingerprint = gallery.bundle.fingerprint
+    named = [sources] if isinstance(sources, str | os.PathLike) else sources
+    for faces, vectors in _filled(_rows(gallery, found_parts(named), trusted=trusted)):
         with commit.working(len(faces)):
             outcomes = gallery.enroll_vectors(faces, vectors, fingerprint=fingerprint)
         for outcome in outcomes:
@@ -227,6 +233,56 @@ def ingest_embeddings(
     report.seconds = time.monotonic() - started
     report.peak_memory = peak_memory()
     return report
+
+
+def count_vectors(sources: Iterable[str | os.PathLike[str]]) -> int | None:
+    """Returns the number of rows that `ingest_embeddings` reads; None where a file is at an address.
+
+    Raises:
+        InputError, DataError, MissingDependency, StorageError: as `ingest_embeddings`.
+    """
+    paths = [part.path for part in found_parts(sources)]
+    local = [path for path in paths if path is not None]
+    return sum(map(vector_files.count_embeddings, local)) if len(local) == len(paths) else None
+
+
+_Rows: TypeAlias = tuple[list[NewFace], Vectors]
+
+
+def _rows(gallery: Gallery, parts: Iterable[Part], *, trusted: bool) -> Iterator[_Rows]:
+    """Yields faces and their vectors, (n, d) float32, of some files, in their order."""
+    fingerprint, dimension = gallery.bundle.fingerprint, gallery.bundle.dimension
+    for part in parts:
+        with part.opened() as path:
+            yield from vector_files.read_embeddings(
+                path, fingerprint=fingerprint, dimension=dimension, trusted=trusted
+            )
+
+
+def _filled(batches: Iterable[_Rows]) -> Iterator[_Rows]:
+    """Yields the same rows in batches of 8,192 to 16,383, except the last: a small part is no transaction.
+
+    What precedes an error is yielded before the error is raised.
+    """
+    faces: list[NewFace] = []
+    vectors: list[Vectors] = []
+    try:
+        for some, found in batches:
+            faces += some
+            vectors.append(found)
+            if len(faces) >= BLOCK:
+                full, faces, joined, vectors = faces, [], _joined(vectors), []
+                yield full, joined
+    except FaceprintError:
+        if faces:
+            yield faces, _joined(vectors)
+        raise
+    if faces:
+        yield faces, _joined(vectors)
+
+
+def _joined(vectors: list[Vectors]) -> Vectors:
+    return vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
 
 
 def _optimize(gallery: Gallery, report: IngestReport) -> None:

@@ -42,7 +42,7 @@ class IngestOptions:
     sources: Sequence[str]
     model: Path | None
     retry: Path | None
-    embeddings: Path | None
+    embeddings: Sequence[str]
     metadata: Path | None
     identity_from: str | None
     exclude: Sequence[str]
@@ -67,14 +67,14 @@ class IngestOptions:
     @property
     def enrolls(self) -> bool:
         """Whether anything is enrolled, and not only metadata set."""
-        return bool(self.sources) or self.retry is not None or self.embeddings is not None
+        return bool(self.sources) or self.retry is not None or bool(self.embeddings)
 
     @property
     def mode(self) -> "Callable[[IngestOptions], None]":
         """The function that runs the command with these options."""
         if self.dry_run:
             return _show_changes
-        if self.embeddings is not None:
+        if self.embeddings:
             return _enroll_vectors
         return _enroll_photos if self.enrolls else _set_metadata
 
@@ -84,7 +84,7 @@ def ingest(
     sources: options.OptionalSources = None,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery.", show_default=False)] = None,
     retry: Annotated[Path | None, typer.Option(metavar="REPORT.jsonl", help="Try the rejected files of a report again.", show_default=False)] = None,
-    embeddings: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Enroll vectors that exist already; --model names their model if the file does not.", show_default=False)] = None,
+    embeddings: Annotated[list[str] | None, typer.Option(metavar="FILE.parquet|FOLDER", help="Enroll vectors that exist already: a file, a folder of `embed --on ray`, a pattern in quotes, or addresses of them; may be repeated. --model names their model if the files do not.", show_default=False)] = None,
     metadata: Annotated[Path | None, typer.Option(metavar="FILE.csv|FILE.parquet", help="Then set what a table says: column path for faces, or identity for people; the others are keys.", show_default=False)] = None,
     identity_from: options.IdentityFrom = None,
     exclude: options.Exclude = None,
@@ -127,7 +127,7 @@ def ingest(
         sources=sources or (),
         model=model,
         retry=retry,
-        embeddings=embeddings,
+        embeddings=embeddings or (),
         metadata=metadata,
         identity_from=identity_from,
         exclude=exclude or (),
@@ -162,7 +162,7 @@ def _check(wanted: IngestOptions) -> None:
     """
     from retrieval.sources import photos
 
-    given = sum([bool(wanted.sources), wanted.retry is not None, wanted.embeddings is not None])
+    given = sum([bool(wanted.sources), wanted.retry is not None, bool(wanted.embeddings)])
     options.require(
         given == 1 or (given == 0 and wanted.metadata is not None),
         "Name sources, or --retry REPORT, or --embeddings FILE; one of the three, or only --metadata FILE",
@@ -204,13 +204,11 @@ def _set_metadata(wanted: IngestOptions) -> None:
 
 
 def _enroll_vectors(wanted: IngestOptions) -> None:
-    """Runs --embeddings: enrolls vectors of a file."""
-    from retrieval.bulk.ingest import ingest_embeddings
-    from retrieval.transfer.vector_files import count_embeddings
+    """Runs --embeddings: enrolls vectors of files."""
+    from retrieval.bulk.ingest import count_vectors, ingest_embeddings
 
-    assert wanted.embeddings is not None
     table = _table(wanted)
-    total = count_embeddings(wanted.embeddings)
+    total = count_vectors(wanted.embeddings)
     with (
         ReportFile(wanted.report) as lines,
         # Nothing is embedded: the model of a new gallery is loaded only to check that it runs.

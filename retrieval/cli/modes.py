@@ -102,7 +102,11 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         Use(("relabel", "rehash", *_DECODING, *_EMBEDDING), needs=("sources", "retry")),
         Use(("model", "strict", "summary", "share"), needs=("sources", "retry", "embeddings")),
     ),
-    "embed": (Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),),
+    "embed": (
+        Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),
+        Use(("address", "gpus_per_worker", "cores_per_worker", "photos_per_part"), needs=("on",)),
+        Use(("cores_per_worker",), bars=("device=cuda",), why="gives each worker its share of the cores"),
+    ),
     "search": (
         Use(("within",), bars=("by_person",), why="finds people, not photos"),
         Use(("rule", "photos"), needs=("by_person",)),

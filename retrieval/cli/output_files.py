@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from retrieval.errors import InputError
+from retrieval.system.paths import is_url
 
 # Parameters of commands that name a file to write.
 _WRITTEN: Final = ("report", "summary", "json_file", "page", "fix", "plot")
@@ -30,7 +31,7 @@ def refuse_collisions(command: str, given: Mapping[str, Any], spelled: Mapping[s
     Raises:
         InputError: there is such a file; the sentence names it, and the options.
     """
-    taken = {_place(given[name]): name for name in _READ if isinstance(given.get(name), Path)}
+    taken = {_place(path): name for name in _READ for path in _named(given.get(name))}
     gallery = given.get("gallery")
     for name, path in _written(command, given):
         place = _place(path)
@@ -87,10 +88,20 @@ def _written(command: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Path
     """The parameters and paths of all files that a command writes."""
     for name in (*_WRITTEN_BY_COMMAND.get(command, ()), *_WRITTEN):
         path = given.get(name)
+        if command == "embed" and name == "out":
+            # An address, and with --on a folder, are checked by the command itself.
+            path = None if path is None or "on" in given or is_url(path) else Path(path)
         if isinstance(path, Path):
             yield name, path
             if name == "out" and path.suffix == ".npy":
                 yield name, path.with_suffix(".csv")
+
+
+def _named(value: Any) -> list[Path]:
+    """The paths that a parameter names: one, or several of which some may be addresses."""
+    if isinstance(value, Path):
+        return [value]
+    return [Path(one) for one in value if not is_url(one)] if isinstance(value, tuple | list) else []
 
 
 def _place(path: Path) -> str | None:

@@ -54,7 +54,7 @@ def found_photos(
 
 @contextmanager
 def watched(
-    verb: str, total: "int | Callable[[], int | None]", lines: ReportFile, *, log_json: bool
+    verb: str, total: "int | Callable[[], int | None] | None", lines: ReportFile, *, log_json: bool
 ) -> "Iterator[tuple[Callable[[Outcome], None], Callable[[], bool]]]":
     """Shows the progress of a run; yields its `on_outcome` and `should_stop`."""
     from retrieval.console.progress import Bar, JsonLog, Total

@@ -83,7 +83,9 @@ def train(
     )
     wishes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "momentum": momentum}
     chosen = {name: wish for name, wish in wishes.items() if wish is not None}
-    training.train(
+    # Of several processes that torchrun started, the first one prints and writes.
+    run = training.train if training.Processes.of_environment().leads else training.take_part
+    run(
         data,
         out,
         config=replace(start.config, seed=seed, **chosen),

@@ -18,7 +18,9 @@ from retrieval.system.signals import graceful
 from training import derive as derivation
 from training import run
 from training.data.dataset import Split
-from training.fitting.fit import Epoch, Step, in_software, pick_device
+from training.fitting.devices import in_software, pick_device
+from training.fitting.fit import Epoch, Step
+from training.fitting.processes import LeaderFailed, Processes
 from training.fitting.recipes import RECIPES, FitConfig
 from training.networks.initialize import Start
 from training.run import Observer, TrainingOptions, TrainingResult
@@ -28,7 +30,7 @@ _LAYOUTS: Final = {
     "vggface2": "a Caffe network: VGGFace2's mean, stride in the first convolution of a block",
 }
 
-__all__ = ["RECIPES", "TrainingOptions", "derive", "print_layers", "train"]
+__all__ = ["RECIPES", "Processes", "TrainingOptions", "derive", "print_layers", "take_part", "train"]
 
 
 def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> TrainingResult:
@@ -64,6 +66,20 @@ def train(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions)
     )
     console.print(Text(f"wrote {out} (report.html, metrics.json, MODELCARD.md)"))
     return result
+
+
+def take_part(data: Path, out: Path, *, config: FitConfig, options: TrainingOptions) -> None:
+    """Trains with the leader, in another of the processes that torchrun started; prints nothing.
+
+    Raises:
+        FaceprintError: of this process alone, or another process ended.
+        SystemExit: an error that the leader prints, or Ctrl-C.
+    """
+    try:
+        with graceful() as should_stop:
+            run.take_part(data, out, config=config, options=options, should_stop=should_stop)
+    except (LeaderFailed, Interrupted) as error:
+        raise SystemExit(error.exit_status) from error
 
 
 def _warn(stderr: Console, out: Path, options: TrainingOptions) -> None:

@@ -278,14 +278,25 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """The batches of one epoch, shuffled by (seed, epoch), starting with batch number `start`.
 
     An incomplete last batch is dropped, unless it is the only batch: batch normalisation over one or two
-    photos is harmful.
+    photos is harmful. Of several processes, the one with number `rank` gets its share of each batch.
     """
 
-    def __init__(self, length: int, *, batch_size: int, seed: int, epoch: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.batch_size = min(batch_size, length)
         self.steps = length // self.batch_size
         self.start = start
         self.epoch = epoch
+        self.share = slice(rank, None, processes)
         self.order = np.random.default_rng([seed, epoch]).permutation(length).tolist()
 
     def __len__(self) -> int:
@@ -294,7 +305,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.steps):
             chosen = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in chosen]
+            yield [(self.epoch, index) for index in chosen[self.share]]
 
 
 def plain_batches(

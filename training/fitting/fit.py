@@ -25,6 +25,7 @@ from training.data.dataset import (
     augmented_batches,
     plain_batches,
 )
+from training.fitting.processes import Processes
 from training.fitting.recipes import FitConfig
 
 _EVALUATION_BATCH: Final = 64
@@ -87,45 +88,6 @@ class _Progress:
     seconds: float = 0.0
 
 
-def pick_device(name: str) -> torch.device:
-    """Returns the device of a name; "auto" is CUDA if available, else the CPU.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"There is no device {name} here; use `device='auto'` or `device='cpu'`.") from error
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """Returns "bf16" or "fp32"; "auto" is bfloat16 on a GPU that supports it, else float32.
-
-    bfloat16 has float32's range, so the loss needs no scaling. Parameters, their updates and batch
-    normalisation's statistics stay float32.
-
-    Raises:
-        InputError: the device does not support bfloat16.
-    """
-    able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
-    if name == "bf16" and not able:
-        raise InputError(f"The device {device} has no bfloat16; use `precision='fp32'`.")
-    if name == "auto":
-        return "bf16" if able and device.type == "cuda" else "fp32"
-    return name
-
-
-def in_software(precision: str, device: torch.device) -> bool:
-    """Whether this precision would be slower than float32: bfloat16 on a CPU without instructions for it."""
-    plain = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
-    return precision == "bf16" and device.type == "cpu" and plain
-
-
 def fit(
     network: Network,
     split: Split,
@@ -138,11 +100,16 @@ def fit(
     weights: str = "none",
     checkpoint: Path | None = None,
     resume: bool = False,
+    processes: Processes = Processes(),
     on_step: Callable[[Step], None] = lambda step: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
     """Trains `network` in place.
+
+    With several processes each calls this with the same arguments; only the leader's `checkpoint`, `on_step`
+    and `on_epoch` count. They learn what one process learns, but for batch norms, which normalize each share
+    of a batch by its own statistics.
 
     Args:
         network: its parameters are changed, and it is moved to `device`.
@@ -154,29 +121,31 @@ def fit(
         workers: number of processes that read photos; 0 reads them in this process.
         weights: the source of the network's parameters, recorded in the checkpoint.
         checkpoint: a file that is rewritten after every epoch and on stopping.
-        resume: continue from `checkpoint` if it exists.
+        resume: continue from `checkpoint` if it exists; any number of processes may have written it.
+        processes: those that train together, connected.
         on_step, on_epoch: called after every step and every epoch.
-        should_stop: called after every step; True ends the run with a checkpoint.
+        should_stop: called after every step; True, in any process, ends the run with a checkpoint.
 
     Raises:
         Interrupted: `should_stop` returned True.
-        InputError: the checkpoint belongs to another run.
+        InputError: the checkpoint belongs to another run, or a batch has fewer than two photos a process.
         RunError: the loss became infinite or not a number.
     """
-    run = _Run(network, split, reader, config, device, precision, workers, weights)
-    if resume and checkpoint and checkpoint.exists():
-        run.restore(checkpoint)
+    run = _Run(network, split, reader, config, device, precision, workers, weights, processes)
+    run.begin(checkpoint if resume else None)
+    kept = checkpoint if processes.leads else None
     while run.progress.epoch < config.epochs:
         try:
             run.one_epoch(on_step, should_stop)
         except Interrupted:
-            if checkpoint:
-                run.save(checkpoint)
+            processes.average_statistics(network)
+            if kept:
+                run.save(kept)
             raise
-        if checkpoint:
-            run.save(checkpoint)
+        if kept:
+            run.save(kept)
         on_epoch(run.progress.epochs[-1])
-        if should_stop() and run.progress.epoch < config.epochs:
+        if processes.any(should_stop()) and run.progress.epoch < config.epochs:
             raise Interrupted(f"Stopped after epoch {run.progress.epoch}.")
     progress = run.progress
     return History(tuple(progress.epochs), tuple(progress.losses), tuple(progress.accuracies))
@@ -195,8 +164,11 @@ class _Run:
         precision: str,
         workers: int,
         weights: str,
+        processes: Processes = Processes(),
     ) -> None:
+        self.processes = processes
         self.network = network.to(device=device, memory_format=torch.channels_last)
+        self.model: nn.Module = self.network
         self.config = config
         self.device = device
         self.precision = precision
@@ -204,7 +176,8 @@ class _Run:
         self.train = AugmentedPhotographs(
             Photographs(split.train, reader), config.augmentation, seed=config.seed
         )
-        self.validation = Photographs(split.validation, reader)
+        self.validation = Photographs(processes.share(split.validation), reader)
+        self.held_out = len(split.validation)
         self.optimizer = torch.optim.SGD(
             network.parameters(),
             lr=config.learning_rate,
@@ -216,6 +189,36 @@ class _Run:
         self.identity = _run_identity(
             split, reader.preprocessing, config, precision, weights, network.architecture
         )
+
+    def begin(self, checkpoint: Path | None) -> None:
+        """Starts from a checkpoint, if it exists, and gives all processes the same state.
+
+        Raises:
+            InputError: the checkpoint is damaged or belongs to another run, or there are too many processes.
+        """
+        least = 2 * self.processes.count
+        if self.processes.several and min(self.config.batch_size, len(self.train)) < least:
+            raise self.processes.agreed(
+                InputError(
+                    f"{self.processes.count} processes need batches of at least {least} photos, two for "
+                    "each; raise `batch_size`, or start fewer."
+                )
+            )
+        self.progress, moving = self.processes.told(lambda: self._begun(checkpoint))
+        self.model = self.processes.parallel(self.network, self.device)
+        for name, parameter in self.network.named_parameters():
+            if name in moving:
+                state = self.optimizer.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.empty_like(parameter)
+                self.processes.spread([state["momentum_buffer"]])
+
+    def _begun(self, checkpoint: Path | None) -> tuple[_Progress, list[str]]:
+        """Restores a checkpoint, if it exists; returns the progress, and which parameters have a momentum."""
+        if checkpoint and checkpoint.exists():
+            self.restore(checkpoint)
+        named = self.network.named_parameters()
+        return self.progress, [name for name, one in named if "momentum_buffer" in self.optimizer.state[one]]
 
     def one_epoch(self, on_step: Callable[[Step], None], should_stop: Callable[[], bool]) -> None:
         """Trains from the current step to the end of the epoch, and validates.
@@ -232,33 +235,43 @@ class _Run:
             seed=config.seed,
             epoch=progress.epoch,
             start=progress.step,
+            rank=self.processes.rank,
+            processes=self.processes.count,
         )
         loader = augmented_batches(self.train, batches, workers=self.workers, pin=self.device.type == "cuda")
         self.network.train()
         for pixels, labels in loader:
-            loss, accuracy = self._step(pixels, labels, batches.steps)
+            loss, accuracy = self._step(pixels, labels, batches)
             progress.step += 1
             progress.losses.append(loss)
             progress.accuracies.append(accuracy)
             on_step(Step(progress.epoch + 1, progress.step, batches.steps, loss, accuracy))
-            if should_stop() and progress.step < batches.steps:
+            if self.processes.any(should_stop()) and progress.step < batches.steps:
                 progress.seconds += time.monotonic() - started
                 raise Interrupted(f"Stopped in epoch {progress.epoch + 1} after step {progress.step}.")
         self._finish_epoch(batches.steps, started)
 
-    def _step(self, pixels: Tensor, labels: Tensor, steps: int) -> tuple[float, float]:
+    def _step(self, pixels: Tensor, labels: Tensor, batches: EpochBatches) -> tuple[float, float]:
+        """Learns from this process's share of a batch; returns loss and accuracy of the whole batch."""
+        steps = batches.steps
         rate = self._rate(self.progress.epoch * steps + self.progress.step, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         labels = labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            _, logits = self.network(pixels.to(self.device, non_blocking=True))
+            _, logits = self.model(pixels.to(self.device, non_blocking=True))
             loss = self._loss(logits, labels)
-        value = self._finite(loss.item())
+        hits = (logits.argmax(1) == labels).float().mean()
+        # The mean over the batch is the sum of the means over its shares, each by its part of the photos.
+        part = len(labels) / batches.batch_size
+        value, accuracy = self.processes.sums(loss.item() * part, hits.item() * part)
+        self._finite(value)
+        if self.processes.several:
+            loss = loss * (part * self.processes.count)  # gradients are averaged over the processes
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return value, (logits.argmax(1) == labels).float().mean().item()
+        return value, accuracy
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         config = self.config
@@ -269,9 +282,11 @@ class _Run:
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
-            raise RunError(
-                f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); "
-                "lower `learning_rate`."
+            raise self.processes.agreed(
+                RunError(
+                    f"Training diverged in epoch {self.progress.epoch + 1} (the loss is {loss}); "
+                    "lower `learning_rate`."
+                )
             )
         return loss
 
@@ -288,6 +303,7 @@ class _Run:
 
     def _finish_epoch(self, steps: int, started: float) -> None:
         progress = self.progress
+        self.processes.average_statistics(self.network)
         validation_loss, validation_accuracy = self._validate()
         self._finite(validation_loss)  # no later training loss would show that the last step diverged
         progress.epoch, progress.step = progress.epoch + 1, 0
@@ -310,7 +326,8 @@ class _Run:
         for _, logits, labels in outputs(self.network, self.validation, workers=self.workers):
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             hits += (logits.argmax(1) == labels).sum().item()
-        return loss / len(self.validation), hits / len(self.validation)
+        loss, hits = self.processes.sums(loss, hits)
+        return loss / self.held_out, hits / self.held_out
 
     def save(self, path: Path) -> None:
         """Writes everything that the rest of the run depends on into one file, whole or not at all."""

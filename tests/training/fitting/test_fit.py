@@ -27,7 +27,8 @@ from training import run
 from training.data import dataset
 from training.data.augmentation import Augmentation
 from training.data.dataset import Split
-from training.fitting.fit import Epoch, History, Step, _Run, fit, in_software, pick_device, pick_precision
+from training.fitting.devices import in_software, pick_device, pick_precision
+from training.fitting.fit import Epoch, History, Step, _Run, fit
 from training.fitting.recipes import RECIPES, FitConfig
 from training.networks.initialize import build
 from training.run import Observer, TrainingOptions, TrainingResult

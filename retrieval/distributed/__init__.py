@@ -1,0 +1,1 @@
+"""Embedding with many machines: blocks of photos, the worker of one machine, and the run on Ray."""
