@@ -16,6 +16,7 @@ from retrieval.errors import (
     GalleryDamaged,
     InputError,
     NotFound,
+    RunError,
     StorageError,
     UnreadableImage,
 )
@@ -48,6 +49,7 @@ class Code(StrEnum):
     IDENTITY_CONFLICT = "identity-conflict"
     REJECTED = "rejected"
     INTERRUPTED = "interrupted"
+    RUN_FAILED = "run-failed"
     INTERNAL_ERROR = "internal-error"
 
 
@@ -92,6 +94,7 @@ _OF_LIBRARY: Final[tuple[tuple[type[FaceprintError], int, Code], ...]] = (
     (GalleryBusy, HTTPStatus.SERVICE_UNAVAILABLE, Code.GALLERY_BUSY),
     (GalleryDamaged, HTTPStatus.INTERNAL_SERVER_ERROR, Code.GALLERY_DAMAGED),
     (StorageError, HTTPStatus.INSUFFICIENT_STORAGE, Code.STORAGE_ERROR),
+    (RunError, HTTPStatus.INTERNAL_SERVER_ERROR, Code.RUN_FAILED),
 )
 
 _OF_STATUS: Final[Mapping[int, tuple[Code, str]]] = {

@@ -1,4 +1,4 @@
-"""The page of health: how large and how fast the gallery is, its model, its calibration and its backups."""
+"""The page of health: size, pace, model, calibration and backups of the gallery, and jobs that measure it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from fastapi import APIRouter, Depends, Request
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -14,8 +15,12 @@ from retrieval.database.records import AuditEntry, Calibration
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
 from retrieval.search.decisions import limit
-from retrieval.service.page.rendering import page
-from retrieval.service.routes.common import ServiceOf, needs
+from retrieval.service.page.jobs import HEALTH, address, folders, shown_jobs
+from retrieval.service.page.rendering import check_form, page, see
+from retrieval.service.refusals import of_validation
+from retrieval.service.routes.common import ServiceOf, in_writer
+from retrieval.service.routes.jobs import begin_job, runner_of
+from retrieval.service.schemas import EvaluateJob
 from retrieval.service.service import Service
 from retrieval.service.tokens import Scope
 
@@ -25,7 +30,11 @@ _SEARCHES: Final = ("/v1/search", "/search")
 # What changes nothing that a backup of before lacks.
 _HARMLESS: Final = frozenset({"backup", "export", "compact", "optimize"})
 
-router = APIRouter(include_in_schema=False, dependencies=[Depends(needs(Scope.READ))])
+# The process that runs the jobs shows them.
+router = APIRouter(include_in_schema=False, route_class=in_writer(Scope.READ))
+writing = APIRouter(
+    include_in_schema=False, route_class=in_writer(Scope.WRITE), dependencies=[Depends(check_form)]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,26 @@ class Pace:
 @router.get("/health")
 async def show_health(request: Request, service: ServiceOf) -> Response:
     """What is known of the gallery and of the service."""
-    return page(request, "health", **await run_in_threadpool(_facts, service))
+    return page(
+        request,
+        "health",
+        **await run_in_threadpool(_facts, service),
+        roots=service.settings.sources,
+        folders=await run_in_threadpool(folders, service.settings.sources),
+        jobs=shown_jobs(runner_of(service), HEALTH),
+    )
+
+
+@writing.post("/health/evaluations")
+async def start_evaluation(request: Request) -> Response:
+    """Measures the gallery, or its model, on photos of a folder of the machine."""
+    form = await request.form()
+    fields = {name: str(form.get(name, "")).strip() for name in ("data", "protocol")}
+    try:
+        job = EvaluateJob.model_validate({"kind": "evaluate", **fields})
+    except ValidationError as error:
+        raise of_validation(error.errors(include_input=False, include_url=False)) from error
+    return see(address(await begin_job(request, job)))
 
 
 def _facts(service: Service) -> dict[str, Any]:
