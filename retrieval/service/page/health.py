@@ -26,6 +26,8 @@ from retrieval.service.tokens import Scope
 
 # Entries of the audit log that are shown.
 _ENTRIES: Final = 12
+# Newest enrollments among which one that took long is looked for.
+_ENROLLMENTS: Final = 100
 _SEARCHES: Final = ("/v1/search", "/search")
 # What changes nothing that a backup of before lacks.
 _HARMLESS: Final = frozenset({"backup", "export", "compact", "optimize"})
@@ -44,8 +46,8 @@ class Pace:
     Attributes:
         searches: requests for a search that were answered.
         mean_ms: milliseconds of one of them, in the mean; None without one.
-        enrolled, seconds: faces of the last enrollment of the audit log that took a second or more, and how
-            long it took; None without one.
+        enrolled, seconds: faces of the last enrollment that took a second or more, and how long it took; None
+            if none of the newest ones did.
     """
 
     searches: int
@@ -81,27 +83,31 @@ async def start_evaluation(request: Request) -> Response:
 
 def _facts(service: Service) -> dict[str, Any]:
     gallery = service.gallery
-    log = gallery.audit_log()
+    with gallery.vault.store.read() as reader:
+        log = reader.newest_audit_entries(_ENTRIES)
+        enrollments = reader.newest_audit_entries(_ENROLLMENTS, actions=["enroll"])
+        backup = _first(reader.newest_audit_entries(1, actions=["backup"]))
+        change = _first(reader.newest_audit_entries(1, without=_HARMLESS))
     calibration = gallery.calibration()
     info = gallery.info()
     return {
         "info": info,
         "version": retrieval.__version__,
-        "pace": _pace(service, log),
+        "pace": _pace(service, enrollments),
         "bundle": gallery.bundle,
         "card": _card(gallery.bundle),
         "calibration": calibration,
         "point": None if calibration is None else calibration.point(),
         "is_outgrown": _is_outgrown(gallery, calibration, info.faces),
-        "backup": _last(log, "backup"),
-        "changed": next((one.ended_at for one in reversed(log) if one.action not in _HARMLESS), None),
-        "log": log[: -_ENTRIES - 1 : -1],
+        "backup": backup,
+        "changed": None if change is None else change.ended_at,
+        "log": log,
     }
 
 
-def _pace(service: Service, log: Sequence[AuditEntry]) -> Pace:
+def _pace(service: Service, enrollments: Sequence[AuditEntry]) -> Pace:
     searches, seconds = service.metrics.answered(*_SEARCHES)
-    enrolled = next((one for one in reversed(log) if one.action == "enroll" and _seconds(one) >= 1), None)
+    enrolled = next((one for one in enrollments if _seconds(one) >= 1), None)
     return Pace(
         searches,
         1e3 * seconds / searches if searches else None,
@@ -115,8 +121,8 @@ def _seconds(entry: AuditEntry) -> float:
     return (ended - began).total_seconds()
 
 
-def _last(log: Sequence[AuditEntry], action: str) -> AuditEntry | None:
-    return next((one for one in reversed(log) if one.action == action), None)
+def _first(entries: Sequence[AuditEntry]) -> AuditEntry | None:
+    return entries[0] if entries else None
 
 
 def _is_outgrown(gallery: Gallery, calibration: Calibration | None, faces: int) -> bool:
