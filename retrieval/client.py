@@ -123,7 +123,7 @@ class Job:
 
     Attributes:
         id: what `Client.job`, `wait_for_job` and `cancel_job` take.
-        kind: what it does: "ingest", "upload", "audit", "calibrate" or "reembed".
+        kind: what it does: "ingest", "upload", "audit", "calibrate", "reembed" or "evaluate".
         state: "waiting", "running", "done", "failed" or "cancelled".
         counts: photos by their outcome.
         done, total: units of work done and in all; 0 where that is not known.

@@ -26,6 +26,7 @@ def evaluate(
     seed: Annotated[int, options.seed("Of the split and of the intervals.")] = 0,
     workers: options.Workers = None,
     as_json: options.Json = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Print progress, rejected photos and the results as lines of JSON instead of text.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "float32",
 ) -> None:  # fmt: skip
@@ -48,4 +49,6 @@ def evaluate(
     if compare:
         printing.compare(model, data, compared_on, options=chosen, out=out, as_json=as_json)
     else:
-        printing.evaluate(model, data, options=chosen, out=out, as_json=as_json, check=check)
+        printing.evaluate(
+            model, data, options=chosen, out=out, as_json=as_json, check=check, log_json=log_json
+        )

@@ -67,6 +67,8 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
     "model import": (Use(("margin",), needs=("detector",)),),
     "evaluate": (
         Use(("check",), bars=("compare",), why="makes a report of two evaluations"),
+        Use(("log_json",), bars=("compare",), why="may measure two models"),
+        Use(("log_json",), bars=("as_json",), why="prints the results alone"),
         Use(("check",), needs=("out",)),
         Use(
             (*_MEASURING, *_EMBEDDING),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Column, ColumnElement, Connection, Table, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, func, select
 
 from retrieval.database.filter_sql import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.database.filters import Where
@@ -746,7 +746,25 @@ class Reader:
 
     def audit_log(self) -> list[AuditEntry]:
         """Returns the entries of the audit log, oldest first."""
-        entries = self._connection.execute(select(audit_table).order_by(audit_table.c.id)).mappings()
+        return self._audit_entries(select(audit_table).order_by(audit_table.c.id))
+
+    def newest_audit_entries(
+        self, limit: int, *, actions: Iterable[str] | None = None, without: Iterable[str] = ()
+    ) -> list[AuditEntry]:
+        """Returns at most `limit` entries of the audit log, newest first.
+
+        Args:
+            limit: the number of entries.
+            actions: only entries of these actions; None for those of all.
+            without: no entries of these actions.
+        """
+        query = select(audit_table).where(audit_table.c.action.not_in(list(without)))
+        if actions is not None:
+            query = query.where(audit_table.c.action.in_(list(actions)))
+        return self._audit_entries(query.order_by(audit_table.c.id.desc()).limit(limit))
+
+    def _audit_entries(self, query: Select[Any]) -> list[AuditEntry]:
+        entries = self._connection.execute(query).mappings()
         return [
             AuditEntry(**{**entry, "detail": json.loads(entry["detail"])})
             for entry in ({name: row[name] for name in row if name != "id"} for row in entries)

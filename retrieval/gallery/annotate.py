@@ -1,6 +1,6 @@
 """Replaces the metadata of faces and identities in one transaction, for `Gallery.annotate`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ def annotate(
     *,
     faces: Mapping[int, Mapping[str, Any] | None],
     paths: Mapping[str, Mapping[str, Any] | None],
-    identities: Mapping[str, Mapping[str, Any] | None],
+    identities: Mapping[str, Mapping[str, Any] | None] | Mapping[int, Mapping[str, Any] | None],
 ) -> Annotated:
     """Replaces the metadata of some faces and identities; see `Gallery.annotate`."""
     for number, metadata in faces.items():
@@ -41,25 +41,35 @@ def annotate(
         encoded(metadata, str(name))
     with vault.writing() as writer:
         faces_by_id, unknown = _faces_by_id(writer, faces, paths)
-        identities_by_name = writer.identities_named(filter(is_utf8, identities))
-        unknown += [name for name in identities if name not in identities_by_name]
+        known_identities = _identities(writer, identities)
+        unknown += [key for key in identities if key not in known_identities]
         stored = {number: face.metadata for number, face in writer.faces(faces_by_id).items()}
         new_faces = _changes(stored, faces_by_id)
         new_identities = _changes(
-            dict(identities_by_name.values()),
+            dict(known_identities.values()),
             {
-                identities_by_name[n][0]: metadata
-                for n, metadata in identities.items()
-                if n in identities_by_name
+                known_identities[key][0]: metadata
+                for key, metadata in identities.items()
+                if key in known_identities
             },
         )
         writer.set_metadata(face_table, new_faces)
         writer.set_metadata(identity_table, new_identities)
         if writer.changed:
             vault.log(writer, "annotate", faces=len(new_faces), identities=len(new_identities))
-    known = len(faces_by_id) + len({number for number, _ in identities_by_name.values()})
+    known = len(faces_by_id) + len({number for number, _ in known_identities.values()})
     changed = len(new_faces) + len(new_identities)
     return Annotated(len(new_faces), len(new_identities), known - changed, tuple(unknown))
+
+
+def _identities(reader: Reader, keys: Iterable[str | int]) -> dict[str | int, tuple[int, Mapping[str, Any]]]:
+    """Returns ids and metadata of identities by the given names or ids; unknown ones are absent."""
+    names = [key for key in keys if isinstance(key, str) and is_utf8(key)]
+    ids = [key for key in keys if isinstance(key, int) and 0 < key < 2**63]
+    found: dict[str | int, tuple[int, Mapping[str, Any]]] = {}
+    found.update(reader.identities_named(names).items())
+    found.update((number, (number, one.metadata)) for number, one in reader.people_by_id(ids).items())
+    return found
 
 
 def _faces_by_id(

@@ -273,7 +273,8 @@ class Gallery(GallerySearches, GalleryUpkeep):
         *,
         faces: Mapping[int, Mapping[str, Any] | None] = MappingProxyType({}),
         paths: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
-        identities: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
+        identities: Mapping[str, Mapping[str, Any] | None]
+        | Mapping[int, Mapping[str, Any] | None] = MappingProxyType({}),
     ) -> Annotated:
         """Replaces the metadata of faces and of identities, in one transaction.
 
@@ -281,7 +282,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
             faces: metadata by face id: JSON objects of at most 64 KiB. None, or an empty object, removes the
                 metadata.
             paths: metadata by the path of a face; if several paths belong to one face, the last one applies.
-            identities: metadata by name, current or former.
+            identities: metadata by name, current or former, or by the id of the identity.
 
         Returns:
             The number of changes, and the unknown ids, paths and names, which are no error. Setting the

@@ -14,6 +14,7 @@ from retrieval.service.gate import Gate, refused
 from retrieval.service.page import assets, enroll, health, sign_in
 from retrieval.service.page import doubts as doubts_page
 from retrieval.service.page import faces as faces_page
+from retrieval.service.page import jobs as jobs_page
 from retrieval.service.page import merges as merges_page
 from retrieval.service.page import people as people_page
 from retrieval.service.page import search as search_page
@@ -71,6 +72,9 @@ _PAGES: Final = (
     enroll.router,
     enroll.writing,
     health.router,
+    health.writing,
+    jobs_page.router,
+    jobs_page.writing,
 )
 
 

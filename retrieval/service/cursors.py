@@ -7,11 +7,13 @@ list. It gives no access: what it leads to is what the token of the request may 
 import base64
 import binascii
 import json
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from retrieval.errors import InputError
 
 _T = TypeVar("_T", int, str)
+_Item = TypeVar("_Item")
 
 
 def encoded(last: int | str) -> str:
@@ -36,6 +38,20 @@ def decoded(cursor: str | None, first: _T) -> _T:
     if type(last) is not type(first) or (isinstance(last, int) and not 0 <= last < 2**63):
         raise _wrong()
     return last
+
+
+def paged(
+    found: Sequence[_Item], limit: int, key: Callable[[_Item], int | str]
+) -> tuple[list[_Item], str | None]:
+    """Returns the items of a page, and the cursor of the next page; None where there is none.
+
+    Args:
+        found: the items from the beginning of the page on, of more than `limit` at least one more.
+        limit: of the page.
+        key: returns the id or the name of an item, which the list is ordered by.
+    """
+    shown = list(found[:limit])
+    return shown, encoded(key(shown[-1])) if len(found) > limit else None
 
 
 def _wrong() -> InputError:

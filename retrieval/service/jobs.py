@@ -23,7 +23,7 @@ from retrieval.service import uploads
 from retrieval.service.photos import require_detector
 from retrieval.service.refusals import Code, of_error
 from retrieval.service.settings import Limits
-from retrieval.service.work import Calibrate, Ingest, UploadIngest, Watch, Work, do
+from retrieval.service.work import Ingest, UploadIngest, Watch, Work, do, sources_of
 from retrieval.storage.vault import called_by
 
 _LOG: Final = logging.getLogger("faceprint.service")
@@ -88,7 +88,7 @@ class Job:
             "id": self.id,
             "kind": self.work.kind,
             "state": self.state,
-            "sources": list(self.work.sources) if isinstance(self.work, Ingest | Calibrate) else [],
+            "sources": sources_of(self.work),
             "created_at": self.created_at,
             "started_at": self.started_at,
             "ended_at": self.ended_at,

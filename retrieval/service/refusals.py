@@ -17,6 +17,7 @@ from retrieval.errors import (
     InputError,
     NotFound,
     OutOfDate,
+    RunError,
     StorageError,
     UnreadableImage,
 )
@@ -50,6 +51,7 @@ class Code(StrEnum):
     IDENTITY_CONFLICT = "identity-conflict"
     REJECTED = "rejected"
     INTERRUPTED = "interrupted"
+    RUN_FAILED = "run-failed"
     INTERNAL_ERROR = "internal-error"
 
 
@@ -95,6 +97,7 @@ _OF_LIBRARY: Final[tuple[tuple[type[FaceprintError], int, Code], ...]] = (
     (OutOfDate, HTTPStatus.SERVICE_UNAVAILABLE, Code.OUT_OF_DATE),
     (GalleryDamaged, HTTPStatus.INTERNAL_SERVER_ERROR, Code.GALLERY_DAMAGED),
     (StorageError, HTTPStatus.INSUFFICIENT_STORAGE, Code.STORAGE_ERROR),
+    (RunError, HTTPStatus.INTERNAL_SERVER_ERROR, Code.RUN_FAILED),
 )
 
 _OF_STATUS: Final[Mapping[int, tuple[Code, str]]] = {

@@ -1,8 +1,8 @@
 """The fields of requests and responses, as the OpenAPI document describes them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from retrieval.database.filters import Where
 from retrieval.images.photo_reader import MIN_FACE_SIDE, FaceSelection
@@ -282,6 +282,43 @@ class ReembedJob(BaseModel):
     ] = False
 
 
+class EvaluateJob(BaseModel):
+    """A measurement of the gallery, or of its model, as of `faceprint evaluate`; it changes nothing."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["evaluate"]
+    data: Annotated[
+        str,
+        Field(
+            description="A folder with one subfolder of photos per person, below those of `faceprint serve --sources`."
+        ),
+    ]
+    protocol: Annotated[
+        Literal["gallery", "closed", "open"],
+        Field(
+            description="Search for the photos in the gallery, or divide them and measure the model alone: identify enrolled people, or reject strangers too."
+        ),
+    ] = "gallery"
+    val_fraction: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="With `closed` and `open`: the share of photos to search for, 0.3."),
+    ] = None
+    min_images: Annotated[
+        int | None,
+        Field(ge=2, le=MAX_ID, description="With `open`: people with so many photos are enrolled, 10."),
+    ] = None
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the division and of the intervals.")] = 0
+
+    @model_validator(mode="after")
+    def _check_protocol(self) -> Self:
+        if self.min_images is not None and self.protocol != "open":
+            raise ValueError("`min_images` is of use only with the protocol open")
+        if self.val_fraction is not None and self.protocol == "gallery":
+            raise ValueError("`val_fraction` is of no use with the protocol gallery, which divides nothing")
+        return self
+
+
 def _kind_of(job: Any) -> Any:
     """Returns the kind of a job; one without a kind enrolls photos."""
     return job.get("kind", "ingest") if isinstance(job, dict) else getattr(job, "kind", None)
@@ -292,11 +329,12 @@ NewJob = Annotated[
     Annotated[IngestJob, Tag("ingest")]
     | Annotated[AuditJob, Tag("audit")]
     | Annotated[CalibrateJob, Tag("calibrate")]
-    | Annotated[ReembedJob, Tag("reembed")],
+    | Annotated[ReembedJob, Tag("reembed")]
+    | Annotated[EvaluateJob, Tag("evaluate")],
     Discriminator(
         _kind_of,
         custom_error_type="kind",
-        custom_error_message="`kind` must be ingest, audit, calibrate or reembed",
+        custom_error_message="`kind` must be ingest, audit, calibrate, reembed or evaluate",
     ),
 ]
 
@@ -566,7 +604,7 @@ class JobProgress(Model):
     """A job, and how far it is: how many photos have which outcome, or how much of other work is done."""
 
     id: str
-    kind: Literal["ingest", "upload", "audit", "calibrate", "reembed"]
+    kind: Literal["ingest", "upload", "audit", "calibrate", "reembed", "evaluate"]
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
     sources: list[str]
     created_at: str
@@ -580,7 +618,7 @@ class JobProgress(Model):
 
 class JobDetails(JobProgress):
     """A job with the first of its rejected photos, and at its end the report: that of `ingest --summary`, what
-    was audited, that of `calibrate --json`, or what was embedded again.
+    was audited, that of `calibrate --json`, what was embedded again, or the figures of `evaluate --json`.
     """
 
     rejected: list[dict[str, str | None]]

@@ -1,7 +1,4 @@
-"""The kinds of work that jobs of the service do on a gallery, and what they may read of the machine.
-
-An evaluation is none of them: its measurements are in `training`, which the service does not import.
-"""
+"""The kinds of work that jobs of the service do on a gallery, and what they may read of the machine."""
 
 import os
 from collections import deque
@@ -21,6 +18,7 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.quality import doubts
 from retrieval.quality.audit import audit
 from retrieval.search.calibration import remarks
+from retrieval.service import evaluation
 from retrieval.service.settings import Limits
 from retrieval.service.uploads import Upload
 from retrieval.sources.photos import Photo
@@ -126,7 +124,32 @@ class Reembed:
     via: str
 
 
-Work: TypeAlias = Ingest | UploadIngest | Audit | Calibrate | Reembed
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """A measurement of the gallery, or of its model, on photos of a folder; nothing is changed.
+
+    Attributes:
+        data: the folder, with one subfolder of photos per person, as from `allowed_folder`.
+        protocol: "gallery" searches for the photos in the gallery; "closed" and "open" divide the photos, and
+            measure the model alone. See docs/evaluation.md.
+        val_fraction, min_images, seed: see `training.evaluation.measure.EvaluationOptions`.
+        device, precision: see `Embedder.open`.
+        via: the caller in the audit log.
+    """
+
+    kind: ClassVar = "evaluate"
+
+    data: str
+    protocol: str
+    val_fraction: float | None
+    min_images: int | None
+    seed: int
+    device: str
+    precision: str
+    via: str
+
+
+Work: TypeAlias = Ingest | UploadIngest | Audit | Calibrate | Reembed | Evaluate
 
 # The report of a work as values for JSON, and whether it was interrupted.
 Done: TypeAlias = tuple[dict[str, Any], bool]
@@ -165,6 +188,19 @@ def do(work: Work, gallery: Gallery, limits: Limits, watch: Watch) -> Done:
             return _calibrate(work, gallery, watch)
         case Reembed():
             return _reembed(work, gallery, watch)
+        case Evaluate():
+            return _evaluate(work, gallery, watch)
+
+
+def sources_of(work: Work) -> list[str]:
+    """Returns the folders and archives of the machine whose photos a work reads."""
+    match work:
+        case Ingest() | Calibrate():
+            return list(work.sources)
+        case Evaluate():
+            return [work.data]
+        case _:
+            return []
 
 
 def _ingest(work: Ingest, gallery: Gallery, limits: Limits, watch: Watch) -> Done:
@@ -254,6 +290,40 @@ def _reembed(work: Reembed, gallery: Gallery, watch: Watch) -> Done:
     return report, done.interrupted
 
 
+def _evaluate(work: Evaluate, gallery: Gallery, watch: Watch) -> Done:
+    searched = ["--gallery", gallery.folder] if work.protocol == "gallery" else ["--protocol", work.protocol]
+    options = {
+        "--val-fraction": work.val_fraction,
+        "--min-images": work.min_images,
+        "--seed": work.seed,
+        "--device": work.device,
+        "--precision": work.precision,
+    }
+    given = [text for name, value in options.items() if value is not None for text in (name, value)]
+    metrics = evaluation.evaluate(
+        [*searched, *given, "--", gallery.bundle.folder, work.data],
+        count=watch.count,
+        note=watch.note,
+        should_stop=watch.should_stop,
+    )
+    return _without_people(metrics), False
+
+
+def _without_people(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns results without the lists of people and photos, which would outlive the erasure of a person."""
+    kept = {name: value for name, value in metrics.items() if name != "left_out"}
+    for protocol in ("closed", "open"):
+        if kept[protocol] is not None:
+            kept[protocol] = _without(kept[protocol], "people", "mistakes", "confusions")
+    if kept["closed"] is not None and kept["closed"]["classifier"] is not None:
+        kept["closed"]["classifier"] = _without(kept["closed"]["classifier"], "confusions")
+    return kept
+
+
+def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
 def allowed_sources(
     named: Sequence[str], roots: Sequence[Path], *, field: str = "sources"
 ) -> tuple[str, ...]:
@@ -294,13 +364,27 @@ def allowed_model(name: str, roots: Sequence[Path]) -> ModelBundle:
         InputError: it is not below them, or is no folder; the sentence is the same for both.
         BundleError: the folder is no model, or its model is not whole.
     """
+    return ModelBundle.load(allowed_folder(name, roots, field="model"))
+
+
+def allowed_folder(name: str, roots: Sequence[Path], *, field: str) -> str:
+    """Returns the absolute path of a folder that is, or lies below, one of the folders of the operator.
+
+    Args:
+        name: an absolute path, or one below one of the folders.
+        roots: the folders.
+        field: what the error calls `name`.
+
+    Raises:
+        InputError: it is not below them, or is no folder; the sentence is the same for both.
+    """
     path = _below(name, roots, os.path.isdir)
     if path is None:
         raise InputError(
-            f"`model` is {name[:200]!a}, which is no folder below a folder that the service may read "
+            f"`{field}` is {name[:200]!a}, which is no folder below a folder that the service may read "
             "(`faceprint serve --sources FOLDER`)."
         )
-    return ModelBundle.load(path)
+    return path
 
 
 def _below(name: str, roots: Sequence[Path], is_wanted: Callable[[str], bool]) -> str | None:

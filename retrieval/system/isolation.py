@@ -8,6 +8,7 @@ it, even in the middle of its work.
 import atexit
 import fcntl
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -50,8 +51,9 @@ class Ended(RunError):
 
 def start(
     program: str,
-    *numbers: int,
+    *arguments: object,
     descriptors: Sequence[int],
+    stdout: int = subprocess.DEVNULL,
     stderr: int | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> "subprocess.Popen[bytes]":
@@ -59,9 +61,9 @@ def start(
 
     Args:
         program: Python code.
-        numbers: its `sys.argv[1:]`.
+        arguments: its `sys.argv[1:]`.
         descriptors: file descriptors that it inherits.
-        stderr: as in `subprocess.Popen`; None is that of this process.
+        stdout, stderr: as in `subprocess.Popen`; None is that of this process.
         environment: variables that it gets besides those of this process.
 
     Raises:
@@ -69,9 +71,9 @@ def start(
     """
     return subprocess.Popen(
         # -P: import no module from the current folder, which may hold untrusted files.
-        [sys.executable, "-P", "-c", program, *map(str, numbers)],
+        [sys.executable, "-P", "-c", program, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=stderr,
         pass_fds=tuple(descriptors),
         # It finds the same modules, including those on paths that the caller's program added.
@@ -290,7 +292,22 @@ class Caller:
         self._pipe.send(answer)
 
     def _end_with_caller(self, asked: bool) -> None:
-        # Any event on the pipe, such as its end, then raises SIGIO, which kills the process even in C code.
-        flags = fcntl.fcntl(self._number, fcntl.F_GETFL)
-        fcntl.fcntl(self._number, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(self._number, fcntl.F_SETFL, flags | os.O_ASYNC if asked else flags & ~os.O_ASYNC)
+        _kill_on_event(self._number, asked)
+
+
+def end_with_caller(pipe: int) -> None:
+    """Kills this process, also in the middle of C code, as soon as the caller closes its end of a socket.
+
+    Args:
+        pipe: the descriptor of this process' end. The caller sends nothing through it.
+    """
+    _kill_on_event(pipe, True)
+    if select.select([pipe], [], [], 0)[0]:
+        raise SystemExit("the caller has gone")
+
+
+def _kill_on_event(pipe: int, asked: bool) -> None:
+    # Any event on the pipe, such as its end, then raises SIGIO, which kills the process even in C code.
+    flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, flags | os.O_ASYNC if asked else flags & ~os.O_ASYNC)

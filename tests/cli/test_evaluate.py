@@ -60,6 +60,18 @@ def test_an_open_set_as_json_is_the_whole_tree(
     }
 
 
+def test_progress_and_results_are_lines_of_json(
+    faceprint: Faceprint, bundle: ModelBundle, faces: Path
+) -> None:
+    status, out, err = faceprint("evaluate", bundle.folder, faces, "--log-json")
+    assert (status, err) == (0, "")
+    *lines, last = map(json.loads, out.splitlines())
+    doing = [(line["doing"], line["total"]) for line in lines if line["event"] == "start"]
+    assert doing == [("embedding", 36), ("measuring", None)]
+    assert last["event"] == "done"
+    assert last["metrics"]["closed"]["probes"] == 12
+
+
 def test_two_models_are_evaluated_and_compared_at_once(
     faceprint: Faceprint, bundle: ModelBundle, people: Path
 ) -> None:
@@ -80,6 +92,10 @@ def test_two_models_are_evaluated_and_compared_at_once(
             "--val-fraction must lie between 0 and 1",
         ),
         (("evaluate", "--compare", "{faces}", "{faces}"), "holds no evaluation"),
+        (
+            ("evaluate", "--compare", "{faces}", "{faces}", "--log-json"),
+            "--log-json is of no use with --compare",
+        ),
         (("evaluate", "--compare", "{model}", "{model}"), "is a model; to compare models, name the photos"),
         (("evaluate", "{model}", "{faces}", "--gallery", "nowhere"), "nowhere"),
     ],

@@ -75,6 +75,14 @@ def test_metadata_are_replaced_by_id_by_path_and_by_name(people: Gallery) -> Non
     assert people.identity_metadata(["Kim"]) == {"Kim": {}}
 
 
+def test_metadata_of_an_identity_are_replaced_by_its_id(people: Gallery) -> None:
+    with people.vault.store.read() as reader:
+        [number] = [one.id for one in reader.people(limit=99) if one.name == "Kim"]
+    done = people.annotate(identities={number: {"country": "FR"}, 99: {"a": 1}, 0: {}, 2**70: None})
+    assert done == Annotated(faces=0, identities=1, unchanged=0, unknown=(99, 0, 2**70))
+    assert people.identity_metadata(["Kim"]) == {"Kim": {"country": "FR"}}
+
+
 def test_a_search_shows_what_is_said(people: Gallery) -> None:
     people.annotate(faces={3: {"year": 2021}})
     (match,) = people.search_by_vector(vector_of(sha256(3)), 1)
@@ -134,6 +142,18 @@ def test_the_audit_log_has_numbers_and_nothing_of_what_was_said(people: Gallery)
     people.annotate(faces={1: {"secret": "badge 4711"}, 2: {"a": 1}}, identities={"Kim": {"a": 1}})
     entry = people.audit_log()[-1]
     assert (entry.action, entry.faces, entry.detail) == ("annotate", 2, {"identities": 1})
+
+
+def test_the_newest_entries_of_the_audit_log_come_alone(people: Gallery) -> None:
+    people.annotate(faces={1: {"a": 1}})
+    people.rename_identity("Kim", "Kim B.")
+    log = people.audit_log()
+    with people.vault.store.read() as reader:
+        assert reader.newest_audit_entries(2) == log[:-3:-1]
+        assert reader.newest_audit_entries(9, actions=["annotate"]) == [log[-2]]
+        others = [entry for entry in log if entry.action not in ("annotate", "rename")]
+        assert reader.newest_audit_entries(99, without=["annotate", "rename"]) == others[::-1]
+        assert reader.newest_audit_entries(1, actions=["backup"]) == []
 
 
 def test_a_gallery_that_is_read_only_is_not_annotated(people: Gallery) -> None:

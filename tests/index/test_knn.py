@@ -16,7 +16,7 @@ from retrieval.index import knn, quantization
 from retrieval.index.blocks import Numbering, selections
 from retrieval.index.candidates import QueryBatch
 from retrieval.index.filter import Filter
-from retrieval.index.kernels import pairwise_squares
+from retrieval.index.kernels import CACHED_BYTES, pairwise_squares
 from retrieval.index.knn import Block, Explanation
 from retrieval.index.quantization import Basis, Coded
 from retrieval.index.refine import Refiner
@@ -436,3 +436,16 @@ def test_vectors_of_the_greatest_length_along_one_axis_are_learned_from() -> Non
     stored[:, 0] = np.where(np.arange(2000) % 2, 0.99e18, -0.99e18)
     learned = quantization.learn(stored)
     assert learned.scan_cost > 0
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("dimension", [3, 2048])
+def test_squares_of_rows_that_no_cache_holds_are_those_of_each_pair(number: int, dimension: int) -> None:
+    rng = np.random.default_rng(number)
+    rows = 2 * (CACHED_BYTES // (4 * dimension)) + 5
+    stored = rng.standard_normal((rows, dimension), np.float32)
+    queries = rng.standard_normal((number, dimension), np.float32)
+    found = pairwise_squares(queries, stored)
+    exact = stored.astype(np.float64)
+    for query, squares in zip(queries.astype(np.float64), found, strict=True):
+        np.testing.assert_allclose(squares, ((exact - query) ** 2).sum(axis=1), rtol=1e-4, atol=1e-4)

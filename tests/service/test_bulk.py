@@ -70,6 +70,14 @@ def test_each_line_gets_the_answer_of_a_search_in_its_order(chunk: int, served: 
             assert ("explanation" in line) == ("explain" in query)
 
 
+def test_blank_lines_of_any_number_are_passed_over(served: Server) -> None:
+    query = b'{"face": 7, "k": 1}'
+    blank = b"\n" * 500_000 + b" \r\n\t\n" * 100_000 + b" " * 100_000 + b"\n"
+    for body in (blank, blank + query + blank + query + blank, query + blank + query):
+        found = answers(served.client.post(PATH, content=body, headers=LINES))
+        assert codes(found) == ["ok"] * body.count(query)
+
+
 def test_hundreds_of_queries_are_answered_in_order(served: Server) -> None:
     queries = (json.dumps({"face": 1 + number % 36, "k": 1}).encode() + b"\n" for number in range(500))
     lines = answers(served.client.post(PATH, content=queries, headers=LINES))

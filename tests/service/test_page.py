@@ -294,7 +294,7 @@ def test_a_job_enrolls_a_folder_and_the_page_shows_it(paged: Server, faces: Path
     with paged.client.stream("GET", f"/v1/jobs/{job}/events") as events:
         assert "event: end" in "".join(events.iter_text())
     assert "6 already-known" in get(paged, "/enroll").text
-    assert "6 already-known" in get(paged, f"/enroll/jobs/{job}").text
+    assert "6 already-known" in get(paged, f"/jobs/{job}").text
 
 
 def test_a_page_of_another_site_leads_here_by_one_more_step_and_changes_nothing(paged: Server) -> None:
@@ -429,7 +429,7 @@ def test_scopes_hold_on_the_page_as_they_do_in_v1(guarded: Server) -> None:
         job = started.headers["location"].removeprefix("/enroll#job-")
         with browser.stream("GET", f"/v1/jobs/{job}/events") as events:
             assert "event: end" in "".join(events.iter_text())
-        assert "6 already-known" in browser.get(f"/enroll/jobs/{job}", headers=HTML).text
+        assert "6 already-known" in browser.get(f"/jobs/{job}", headers=HTML).text
         assert send(browser, "/people/1/rename", identity="Adi B.", keep_alias="on").status_code == 303
         # The form token of one session is of no use in another.
         token = form_token(browser.get("/", headers=HTML).text)

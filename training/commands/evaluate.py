@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from retrieval.console import terminal
-from retrieval.console.progress import Bar, Total
+from retrieval.console.progress import Bar, JsonLog, Progress, Total
 from retrieval.errors import InputError
 from retrieval.models.bundle import ModelBundle
 from retrieval.system.signals import graceful
-from training.evaluation import comparison, measure, result_files
+from training.evaluation import comparison, measure, measurements, result_files
 from training.evaluation.measure import EvaluationOptions
 from training.evaluation.measurements import (
     Closed,
@@ -23,7 +23,6 @@ from training.evaluation.measurements import (
     Pairs,
     Ranking,
     Verification,
-    as_json,
 )
 from training.evaluation.observe import Watch
 from training.reports import data_check, evaluation_report
@@ -43,8 +42,11 @@ def evaluate(
     out: Path | None,
     as_json: bool,
     check: Path | None = None,
+    log_json: bool = False,
 ) -> None:
     """Measures with a progress bar, writes results and their report to `out` if given, and prints them.
+
+    With `log_json` it prints lines of JSON instead, the last one with the results.
 
     Raises:
         FaceprintError: as in `measure.measure`, `result_files.write` and `data_check.read`.
@@ -52,9 +54,12 @@ def evaluate(
     if out is not None:
         result_files.check_target(out)
     checked = None if check is None else data_check.read(check)
-    measured, rows = _measured(model, data, options)
+    measured, rows = _measured(model, data, options, log_json=log_json)
     if out is not None:
         result_files.write(out, measured, rows, report=evaluation_report.page(measured, data, check=checked))
+    if log_json:
+        JsonLog.event("done", metrics=measurements.as_json(measured))
+        return
     if as_json:
         _print_json(measured)
         return
@@ -101,29 +106,33 @@ def _read(folder: Path) -> result_files.Results:
     return result_files.read(folder)
 
 
-def _measured(model: Path, data: Path, options: EvaluationOptions) -> tuple[Measured, Any]:
-    with graceful() as should_stop, _stages() as (on_stage, on_outcome):
+def _measured(
+    model: Path, data: Path, options: EvaluationOptions, *, log_json: bool = False
+) -> tuple[Measured, Any]:
+    with graceful() as should_stop, _stages(JsonLog if log_json else Bar) as (on_stage, on_outcome):
         watch = Watch(on_stage, on_outcome, should_stop)
         return measure.measure(model, data, options=options, watch=watch)
 
 
 @contextmanager
-def _stages() -> Iterator[tuple[Callable[[str, int], None], Callable[[Any], None]]]:
-    """Yields callbacks that show a progress bar for each stage, one at a time."""
-    with ExitStack() as open_bar:
-        bars: list[Bar] = []
+def _stages(
+    progress: Callable[[str, Total], Progress],
+) -> Iterator[tuple[Callable[[str, int], None], Callable[[Any], None]]]:
+    """Yields callbacks that show the progress of each stage, one at a time."""
+    with ExitStack() as open_stage:
+        stages: list[Progress] = []
 
         def on_stage(stage: str, total: int) -> None:
-            open_bar.close()
-            bars[:] = [open_bar.enter_context(Bar(stage, Total(total or None)))]
+            open_stage.close()
+            stages[:] = [open_stage.enter_context(progress(stage, Total(total or None)))]
 
-        yield on_stage, lambda outcome: bars[-1].note(outcome)
+        yield on_stage, lambda outcome: stages[-1].note(outcome)
 
 
 def _print_json(tree: Any) -> None:
     import json
 
-    print(json.dumps(as_json(tree), ensure_ascii=False, indent=1, allow_nan=False))
+    print(json.dumps(measurements.as_json(tree), ensure_ascii=False, indent=1, allow_nan=False))
 
 
 def _print_measured(measured: Measured) -> None:

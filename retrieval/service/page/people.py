@@ -243,13 +243,13 @@ def _facts(gallery: Gallery, number: int) -> dict[str, Any]:
     with gallery.vault.store.read() as reader:
         person = _person(gallery, reader, number)
         former = sorted(reader.names_of([number]) - {person.name})
-        backups = any(entry.action == "backup" for entry in reader.audit_log())
+        has_backups = reader.last_logged("backup") is not None
     labels = gallery.bundle.labels
     return {
         "person": person,
         "former": former,
         "is_label": not {person.name, *former}.isdisjoint(labels),
-        "has_backups": backups,
+        "has_backups": has_backups,
     }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -70,6 +71,8 @@ class _Submitted:
     body: SearchBody
     size: int
 
+
+_BLANK_LINES: Final = re.compile(rb"\n\s*\n")
 
 # A query, or a line that is none; None at the end.
 _Entry = _Submitted | _Failed | None
@@ -187,7 +190,8 @@ async def _lines(request: Request, most: int) -> AsyncIterator[bytes]:
         if message["type"] == "http.disconnect":
             raise Refusal(HTTPStatus.BAD_REQUEST, Code.BAD_REQUEST, "The client has gone.")
         more = message.get("more_body", False)
-        begun, *others = message.get("body", b"").split(b"\n")
+        # A body may be nothing but ends of lines: each would cost as much as a line.
+        begun, *others = _BLANK_LINES.sub(b"\n", message.get("body", b"")).split(b"\n")
         held += begun
         lines = []
         for part in others:

@@ -144,10 +144,10 @@ async def forget_face(request: Request, face: FaceId) -> dict[str, Any]:
 def _page(gallery: Gallery, options: FacesOptions) -> dict[str, Any]:
     last = cursors.decoded(options.cursor, 0)
     with gallery.vault.store.read() as reader:
-        ids = _ids(reader, gallery, options, last)
-        shown = _shown(reader, ids[: options.limit])
-    more = len(ids) > options.limit
-    return {"faces": shown, "next": cursors.encoded(shown[-1]["id"]) if more and shown else None}
+        ids, following = cursors.paged(
+            _ids(reader, gallery, options, last), options.limit, lambda number: number
+        )
+        return {"faces": _shown(reader, ids), "next": following}
 
 
 def _ids(reader: Reader, gallery: Gallery, options: FacesOptions, last: int) -> list[int]:

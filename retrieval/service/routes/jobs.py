@@ -18,6 +18,7 @@ from retrieval.service.routes.common import REFUSALS, caller, check_scope, in_wr
 from retrieval.service.schemas import (
     AuditJob,
     CalibrateJob,
+    EvaluateJob,
     IngestJob,
     JobDetails,
     JobList,
@@ -31,10 +32,12 @@ from retrieval.service.uploads import Upload
 from retrieval.service.work import (
     Audit,
     Calibrate,
+    Evaluate,
     Ingest,
     Reembed,
     UploadIngest,
     Work,
+    allowed_folder,
     allowed_model,
     allowed_sources,
 )
@@ -54,7 +57,7 @@ writing = APIRouter(prefix="/v1", tags=["jobs"], responses=REFUSALS, route_class
 
 @writing.post("/jobs", response_model=JobDetails, status_code=HTTPStatus.ACCEPTED)
 async def start_job(request: Request, job: NewJob) -> Response:
-    """Enrolls photos, audits or calibrates the gallery, or embeds it again; one job after the other.
+    """Enrolls photos; audits, calibrates or measures the gallery; embeds it again; one job after the other.
 
     Photos and models come from folders and archives below those that `faceprint serve --sources` names.
     Another model takes the scope admin.
@@ -157,6 +160,13 @@ async def _work(request: Request, job: NewJob) -> Work:
             check_scope(request, Scope.ADMIN)
             bundle = await run_in_threadpool(allowed_model, job.model, roots)
             return Reembed(bundle, job.switch, job.give_up, via)
+        case EvaluateJob():
+            data = await run_in_threadpool(allowed_folder, job.data, roots, field="data")
+            settings = service_of(request).settings
+            device, precision = settings.device, settings.precision
+            return Evaluate(
+                data, job.protocol, job.val_fraction, job.min_images, job.seed, device, precision, via
+            )
         case IngestJob():
             sources = await run_in_threadpool(allowed_sources, job.sources, roots)
             return Ingest(sources, job.identity_from, job.selection(), via)

@@ -54,9 +54,8 @@ async def undo_merge(request: Request, merge: MergeId) -> dict[str, Any]:
 
 def _page(gallery: Gallery, page: PageOptions) -> dict[str, Any]:
     found = gallery.merges(before=cursors.decoded(page.cursor, MAX_ID), limit=page.limit + 1)
-    shown = found[: page.limit]
-    more = len(found) > page.limit
-    return {"merges": list(map(_shown, shown)), "next": cursors.encoded(shown[-1].id) if more else None}
+    shown, following = cursors.paged(found, page.limit, lambda merge: merge.id)
+    return {"merges": list(map(_shown, shown)), "next": following}
 
 
 def _shown(merge: Merge) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """The routes of people: list, show, annotate, rename, merge and forget."""
 
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from retrieval.database.reader import Reader
 from retrieval.database.records import Person
 from retrieval.errors import NotFound
 from retrieval.gallery import merges
@@ -26,8 +24,6 @@ from retrieval.service.schemas import (
 )
 from retrieval.service.tokens import Scope
 from retrieval.system.paths import is_utf8
-
-_T = TypeVar("_T")
 
 PersonId = Annotated[int, Path(ge=1, le=MAX_ID, description="The id of a person.")]
 
@@ -59,7 +55,7 @@ async def annotate_person(
     """Replaces the metadata of a person; an empty object removes them."""
 
     def annotate(gallery: Gallery) -> dict[str, Any]:
-        gallery.annotate(identities={_name(gallery, person): metadata})
+        gallery.annotate(identities={person: metadata})
         return details(gallery, person)
 
     return await change(request, annotate)
@@ -106,36 +102,17 @@ def _page(gallery: Gallery, page: PeopleOptions) -> dict[str, Any]:
             return {"people": [_shown(one) for one in found], "next": None}
         after = cursors.decoded(page.cursor, "")
         found = reader.people(after=after, limit=page.limit + 1)
-    more = len(found) > page.limit
-    shown = found[: page.limit]
-    return {"people": list(map(_shown, shown)), "next": cursors.encoded(shown[-1].name) if more else None}
+    shown, following = cursors.paged(found, page.limit, lambda person: person.name)
+    return {"people": list(map(_shown, shown)), "next": following}
 
 
 def details(gallery: Gallery, number: int) -> dict[str, Any]:
     """Returns a person as values for JSON, with former names; NotFound where there is none."""
-    return _of_person(gallery, number, _with_former_names)
-
-
-def _name(gallery: Gallery, number: int) -> str:
-    """Returns the name of a person; only this thread of all services changes it."""
-    return _of_person(gallery, number, lambda reader, person: person.name)
-
-
-def _of_person(gallery: Gallery, number: int, found: Callable[[Reader, Person], _T]) -> _T:
-    """Returns what `found` returns for a person.
-
-    Raises:
-        NotFound: there is no such person.
-    """
     with gallery.vault.store.read() as reader:
         person = reader.people_by_id([number]).get(number)
         if person is None:
             raise NotFound(f"There is no person {number} in {gallery.folder}.")
-        return found(reader, person)
-
-
-def _with_former_names(reader: Reader, person: Person) -> dict[str, Any]:
-    former = reader.names_of([person.id]) - {person.name}
+        former = reader.names_of([person.id]) - {person.name}
     return {**_shown(person), "former_names": sorted(former)}
 
 

@@ -311,13 +311,17 @@ function watch(card) {
     const state = one("[data-state]", card);
     state.textContent = job.state;
     state.className = `state ${job.state}`;
+    const far = one("[data-far]", card);
+    far.hidden = !job.total;
+    far.max = job.total || 1;
+    far.value = job.done;
     one("[data-counts]", card).textContent = Object.entries(job.counts).map(([status, number]) => `${number} ${status}`).join(", ");
   };
   events.addEventListener("progress", shown);
   events.addEventListener("end", (event) => {
     shown(event);
     events.close();
-    htmx.ajax("GET", `/enroll/jobs/${encodeURIComponent(card.dataset.job)}`, { target: card, swap: "outerHTML" });
+    htmx.ajax("GET", `/jobs/${encodeURIComponent(card.dataset.job)}`, { target: card, swap: "outerHTML" });
   });
 }
 
