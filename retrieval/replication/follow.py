@@ -126,8 +126,7 @@ class FollowerFolder:
         if name is not None and not is_follower_name(name):
             raise InputError(
                 f"`name` is {name!a}; use up to 100 letters, digits, dots, hyphens and underscores, and "
-                "begin with a "
-                "letter or a digit."
+                "begin with a letter or a digit."
             )
         if max_age is not None and not max_age > 0:
             raise InputError(f"`max_age` is {max_age:g} s; it must be above 0.")
@@ -265,8 +264,7 @@ class FollowerFolder:
         if head is None:
             raise InputError(
                 f"No gallery is published at {self.objects.address}; publish one with `faceprint publish "
-                "GALLERY "
-                f"{self.objects.address}`, or check the address."
+                f"GALLERY {self.objects.address}`, or check the address."
             )
         return head
 
@@ -274,14 +272,12 @@ class FollowerFolder:
         if head.gallery != card.gallery or card.folder_id not in ("", head.folder_id):
             raise InputError(
                 f"Another gallery, or another copy of it, is published at {self.objects.address} than "
-                f"{self.folder} "
-                "follows; follow it into another folder."
+                f"{self.folder} follows; follow it into another folder."
             )
         if head.number < card.number or head.revision < card.revision:
             raise InputError(
                 f"{self.objects.address} has an earlier state than {self.folder} (number {head.number:,} "
-                "after "
-                f"{card.number:,}); if that is meant, follow it into another folder."
+                f"after {card.number:,}); if that is meant, follow it into another folder."
             )
 
     # A state
@@ -500,8 +496,7 @@ def _check_database(path: Path, head: Head, manifest: Manifest) -> None:
     if same != wanted or files != stated or row.unfinished is not None:
         raise DataError(
             f"State {head.number:,} contradicts itself: its database and its manifest state different "
-            "things; "
-            "publish again."
+            "things; publish again."
         )
 
 

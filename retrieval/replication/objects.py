@@ -259,14 +259,12 @@ class RemoteObjects:
                 return
             raise InputError(
                 f"The bucket of {self.address} does not say whether it keeps versions ({_words(error)}); "
-                "allow "
-                "s3:GetBucketVersioning, or name another bucket."
+                "allow s3:GetBucketVersioning, or name another bucket."
             ) from error
         if status:
             raise InputError(
-                f"The bucket of {self.address} keeps versions of its objects ({status.lower()}), so what "
-                "is forgotten "
-                "would stay in it; publish to a bucket that never had versioning."
+                f"The bucket of {self.address} keeps versions of its objects ({status.lower()}), so what is "
+                "forgotten would stay in it; publish to a bucket that never had versioning."
             )
 
     def _path(self, name: str) -> str:
@@ -287,8 +285,8 @@ def _check_creates(objects: ObjectStore) -> None:
     name = f"{_PROBE}/{secrets.token_hex(8)}"
     refused = InputError(
         f"{objects.address} does not refuse to create an object that exists (a conditional write), so two "
-        "publishers "
-        "could overwrite each other; publish to a folder, or to a store that does, as S3 by If-None-Match."
+        "publishers could overwrite each other; publish to a folder, or to a store that does, as S3 by "
+        "If-None-Match."
     )
     try:
         if not objects.create(name, b"1"):

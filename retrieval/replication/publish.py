@@ -244,8 +244,7 @@ class Publisher:
         if head.folder_id not in ("", row.folder_id):
             raise InputError(
                 f"{folder} was restored to another folder than {head.publisher}, which is published at "
-                f"{address}; "
-                "publish it at another address, and have followers follow that."
+                f"{address}; publish it at another address, and have followers follow that."
             )
         if head.revision > row.revision:
             raise self._diverged(head)

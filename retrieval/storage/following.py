@@ -160,9 +160,8 @@ class FollowerCard:
         card = self.current()
         if card.is_too_old():
             raise OutOfDate(
-                f"{self.folder} is {card.age():,.0f} s behind {card.address}, and {card.max_age:,.0f} s "
-                "are allowed: see that "
-                "`faceprint publish --every` runs there and `faceprint follow` here."
+                f"{self.folder} is {card.age():,.0f} s behind {card.address}, and {card.max_age:,.0f} s are "
+                "allowed: see that `faceprint publish --every` runs there and `faceprint follow` here."
             )
 
     def refuses_writing(self) -> InputError:
@@ -170,6 +169,5 @@ class FollowerCard:
         card = self.current()
         return InputError(
             f"{self.folder} is a read-only copy of {card.address}; change the gallery itself, "
-            f"{card.publisher}, "
-            "which is published there."
+            f"{card.publisher}, which is published there."
         )
