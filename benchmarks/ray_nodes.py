@@ -105,6 +105,8 @@ def one(options: argparse.Namespace, folder: Path, listed: Path) -> dict[str, An
 def overhead(options: argparse.Namespace, folder: Path, listed: Path) -> dict[str, Any]:
     """Embeds with Ray on this machine alone."""
     shutil.rmtree(folder / "alone", ignore_errors=True)
+    # By default Ray's workers yield to all other programs of the machine, which part one does not.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray spells it so
     done = embed(options, listed, folder / "alone", "--on", "ray")
     before = json.loads((folder / "one.json").read_text())
     busy = next(stage for stage in done["stages"] if stage["name"] == "embed")
