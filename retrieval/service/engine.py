@@ -2,8 +2,8 @@
 
 A photo passes three stages: threads read and decode photos side by side, one thread embeds all that are
 decoded in one pass, and one thread searches for all that are embedded in one pass over the vectors. A batch
-is whatever waits when a stage becomes free; a search also waits a while for photos that are in the stages
-before it, but never for a query to come. Embeddings and stored faces go straight to the search.
+is whatever waits when a stage becomes free, so no query waits for another one to come. Embeddings and stored
+faces go straight to the search.
 """
 
 import time
@@ -42,11 +42,6 @@ from retrieval.system.paths import readable
 # The most photos that are embedded in one call, and the most queries that are searched for in one call.
 _EMBED_BATCH: Final = 32
 _SEARCH_BATCH: Final = 128
-
-# How many times as long as a search takes the next one waits at most for photos that are read or embedded.
-# Where codes exclude few rows, a search costs about as much for one query as for many. In a gallery of a
-# million random embeddings 16 callers then give it 14 queries in the mean instead of 6.
-_SEARCH_PATIENCE: Final = 4.0
 
 # Names that an unknown name is compared with: comparing many takes seconds, in which others wait.
 _MAX_COMPARED_NAMES: Final = 1000
@@ -183,13 +178,7 @@ class SearchEngine:
         self._observe = observe
         self._readers = ThreadPoolExecutor(reading_threads(), thread_name_prefix="faceprint-read")
         self._embedding = Collector("faceprint-embed", self._embed, most=_EMBED_BATCH, failed=_fail)
-        self._searching = Collector(
-            "faceprint-answer",
-            self._search,
-            most=_SEARCH_BATCH,
-            failed=_fail,
-            patience=_SEARCH_PATIENCE,
-        )
+        self._searching = Collector("faceprint-answer", self._search, most=_SEARCH_BATCH, failed=_fail)
 
     def submit(self, query: Query) -> "Future[Answered]":
         """Returns the future answers to a query; cancelling it drops the query.
@@ -204,8 +193,6 @@ class SearchEngine:
         if isinstance(query.content, bytes):
             require_detector(self._gallery, query.selection)
         task = _Task(query)
-        # Of a query that failed, or that was cancelled, no photo is on its way.
-        task.future.add_done_callback(lambda _: self._searching.expect_no_longer(task))
         self._start(task)
         return task.future
 
@@ -216,8 +203,6 @@ class SearchEngine:
         self._searching.close()
 
     def _start(self, task: _Task) -> None:
-        if isinstance(task.query.content, bytes):
-            self._searching.expect(task, bulk=task.query.bulk)
         self._readers.submit(self._begin, task)
 
     def _begin(self, task: _Task) -> None:

@@ -1,7 +1,6 @@
 """The collector makes batches of what waits, and the engine answers each query of a batch for itself."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,7 +12,6 @@ from PIL import Image
 
 from retrieval import FaceSelection, Gallery, UnreadableImage
 from retrieval.errors import InputError, NotFound
-from retrieval.service import batching
 from retrieval.service.batching import Collector, reject, resolve
 from retrieval.service.engine import Answered, Asked, Query, SearchEngine
 from retrieval.service.settings import Limits
@@ -22,11 +20,11 @@ from retrieval.service.settings import Limits
 class Batches:
     """Collects batches; the first one goes on only when `go` is set."""
 
-    def __init__(self, most: int, patience: float = 0.0) -> None:
+    def __init__(self, most: int) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
         self.done: list[list[int]] = []
         self.failed: list[tuple[list[int], BaseException]] = []
-        self.collector = Collector("test", self.work, most=most, failed=self.fail, patience=patience)
+        self.collector = Collector("test", self.work, most=most, failed=self.fail)
 
     def work(self, batch: list[int]) -> None:
         self.begun.set()
@@ -48,82 +46,6 @@ def test_an_item_is_worked_on_alone_at_once_and_those_that_come_meanwhile_togeth
     batches.go.set()
     batches.collector.close()
     assert batches.done == [[0], [1, 2, 3], [4, 5]]
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Batches]:
-    """A collector that has worked once, and waits for what is expected."""
-    monkeypatch.setattr(batching, "_MAX_WAIT_SECONDS", 600.0)
-    batches = Batches(most=4, patience=1e9)
-    batches.collector.put(0)
-    batches.go.set()
-    assert wait_for(batches, 0) == []
-    yield batches
-    batches.collector.close()
-
-
-def wait_for(batches: Batches, number: int) -> list[list[int]]:
-    """All batches but the first one, as soon as there are so many."""
-    while len(batches.done) <= number:
-        time.sleep(0.001)
-    return batches.done[1:]
-
-
-def test_a_batch_waits_for_items_that_are_on_their_way(patient: Batches) -> None:
-    for number in (1, 2, 3):
-        patient.collector.expect(number)
-    patient.collector.put(1)
-    patient.collector.put(2)
-    patient.collector.put(3)
-    assert wait_for(patient, 1) == [[1, 2, 3]]
-
-
-def test_a_batch_does_not_wait_for_what_no_longer_comes(patient: Batches) -> None:
-    patient.collector.expect(1)
-    patient.collector.expect(2)
-    patient.collector.put(1)
-    patient.collector.expect_no_longer(2)
-    assert wait_for(patient, 1) == [[1]]
-
-
-def test_an_item_that_was_not_expected_waits_for_no_others_and_takes_those_that_wait(
-    patient: Batches,
-) -> None:
-    patient.collector.expect(1)
-    patient.collector.expect(2)
-    patient.collector.put(1)
-    patient.collector.put(3)
-    assert wait_for(patient, 1) == [[1, 3]]
-    patient.collector.expect_no_longer(2)
-
-
-def test_a_full_batch_waits_for_no_others_and_the_next_one_does(patient: Batches) -> None:
-    for number in range(1, 7):
-        patient.collector.expect(number)
-    for number in range(1, 6):
-        patient.collector.put(number)
-    assert wait_for(patient, 1) == [[1, 2, 3, 4]]
-    patient.collector.put(6)
-    assert wait_for(patient, 2)[1] == [5, 6]
-
-
-def test_bulk_work_is_waited_for_by_bulk_work_alone(patient: Batches) -> None:
-    for number in (1, 2):
-        patient.collector.expect(number, bulk=True)
-    patient.collector.expect(3)
-    patient.collector.put(3)
-    assert wait_for(patient, 1) == [[3]]
-    patient.collector.put(1, bulk=True)
-    patient.collector.put(2, bulk=True)
-    assert wait_for(patient, 2)[1] == [1, 2]
-
-
-def test_closing_waits_for_nothing(patient: Batches) -> None:
-    patient.collector.expect(1)
-    patient.collector.expect(2)
-    patient.collector.put(1)
-    patient.collector.close()
-    assert patient.done == [[0], [1]]
 
 
 def test_an_error_fails_its_batch_alone() -> None:
