@@ -106,8 +106,8 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
     ),
     "embed": (
         Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),
-        Use(("address", "gpus_per_worker", "cores_per_worker", "photos_per_part"), needs=("on",)),
         Use(("cores_per_worker",), bars=("device=cuda",), why="gives each worker its share of the cores"),
+        Use(("address", "gpus_per_worker", "cores_per_worker", "photos_per_part"), needs=("on",)),
     ),
     "search": (
         Use(("within",), bars=("by_person",), why="finds people, not photos"),

@@ -33,7 +33,7 @@ _Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="Where it is pu
 def publish(
     gallery: options.Gallery,
     address: _Address,
-    every: Annotated[str | None, typer.Option(metavar="60s", help="Go on, and publish again after so many seconds (s), minutes (m) or hours (h).", show_default="once")] = None,
+    every: Annotated[str | None, typer.Option(metavar="TIME", help="Go on, and publish again after so many seconds (s), minutes (m) or hours (h).", show_default="once")] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Who publishes: followers say so.", show_default="this machine and the gallery's folder")] = None,
     as_json: options.Json = False,
 ) -> None:  # fmt: skip
@@ -101,8 +101,8 @@ def follow(
     address: _Address,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the copy lies: a new folder, or one that follows this address.", show_default=False)],
     once: Annotated[bool, typer.Option("--once", help="Fetch the current state and end.")] = False,
-    every: Annotated[str, typer.Option(metavar="5s", help="How often to look for a new state: seconds (s), minutes (m) or hours (h).")] = "5s",
-    max_age: Annotated[str | None, typer.Option("--max-age", metavar="10m", help="Refuse searches when the publisher was last heard of longer ago.", show_default="never")] = None,
+    every: Annotated[str, typer.Option(metavar="TIME", help="How often to look for a new state: seconds (s), minutes (m) or hours (h).")] = "5s",
+    max_age: Annotated[str | None, typer.Option("--max-age", metavar="TIME", help="Refuse searches when the publisher was last heard of longer ago.", show_default="never")] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="The follower's name in the list of who confirmed erasures.", show_default="the machine's, and random digits")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Answer searches of the copy over HTTP too.")] = False,
     host: Annotated[str, typer.Option(metavar="HOST", help="With --serve: the name or IP address to listen on.")] = "127.0.0.1",

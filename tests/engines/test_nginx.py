@@ -1,9 +1,9 @@
 """Two followers behind nginx, as deploy/nginx.conf has it: one is killed under load, and no search fails."""
 
 import re
-import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -118,9 +118,8 @@ def served(root: Path, name: str, *, port: int = 0) -> Server:
 
 
 def follow(root: Path, name: str, *options: str) -> None:
-    program = shutil.which("faceprint")
-    assert program is not None
-    subprocess.run([program, "follow", root / "store", root / name, "--name", name, *options], check=True)
+    program = [sys.executable, "-m", "retrieval.cli.app"]
+    subprocess.run([*program, "follow", root / "store", root / name, "--name", name, *options], check=True)
 
 
 def wait(until: object) -> None:
