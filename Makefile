@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 DOCS := $(VENV)/.docs
 PEERS := .venv-bench
 WITH_PEERS := '.[bench,parquet]'
+WITH_ENGINES := '.[train,s3,ray]'
 ENGINES := .venv-engines
 PYTHON ?= python3
 
@@ -76,4 +77,4 @@ $(PEERS)/.ready: pyproject.toml
 	$(call environment,$(WITH_PEERS))
 
 $(ENGINES)/.ready: pyproject.toml
-	$(call environment,'.[train,s3,ray]' --group dev --group engines)
+	$(call environment,$(WITH_ENGINES) --group dev --group engines)

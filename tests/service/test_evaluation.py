@@ -150,9 +150,9 @@ def test_a_process_that_does_not_stop_is_killed(
 def test_a_missing_package_is_named(
     bundle: ModelBundle, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module', name='torch')")
+    (tmp_path / "scipy.py").write_text("raise ModuleNotFoundError('No module', name='scipy')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RunError, match=r"needs torch; install it with pip install 'faceprint\[train\]'"):
+    with pytest.raises(RunError, match=r"needs scipy; install it with pip install 'faceprint\[train\]'"):
         evaluated([bundle.folder, faces], lambda: False)
 
 
