@@ -51,9 +51,14 @@ async function photoAgain(image) {
   image.replaceWith(gone);
 }
 
+const PHOTO = 'img[src^="/v1/thumbnails/"]';
 document.addEventListener("error", (event) => {
-  if (event.target.matches && event.target.matches('img[src^="/v1/thumbnails/"]')) photoAgain(event.target);
+  if (event.target.matches && event.target.matches(PHOTO)) photoAgain(event.target);
 }, true);
+// Those that failed before this script ran.
+for (const image of document.querySelectorAll(PHOTO)) {
+  if (image.complete && !image.naturalWidth) photoAgain(image);
+}
 
 // Search: one photo, given in any way, is the file of the form, which is then sent.
 function ask(form, file) {
