@@ -104,7 +104,7 @@ class _Graph:
         )
 
     def max_pooling(self, x: str, layer: nn.MaxPool2d) -> str:
-        """Adds a max pooling, whose numbers are those of both sides."""
+        """Adds a max pooling with the same kernel, stride and padding on both sides."""
         return self.add(
             "MaxPool",
             x,
