@@ -52,7 +52,7 @@ class FaceDetector:
 
         try:
             onnx_graph.check_graph(graph)
-            for_any_size = onnx_graph.without_shapes(graph)
+            for_any_size = onnx_graph.for_any_size(graph)
             # onnxruntime's arena saves a third of the time, but keeps the memory of each thread's largest
             # picture.
             self._small, self._large = opened(arena=True), opened(arena=False)

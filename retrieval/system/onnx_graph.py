@@ -21,6 +21,9 @@ _GRAPH_VALUES: Final = 13
 _VALUE_TYPE: Final = 2
 _TYPE_TENSOR: Final = 1
 _TENSOR_SHAPE: Final = 2
+_SHAPE_SIDE: Final = 1
+_SIDE_VALUE: Final = 1
+_SIDE_NAME: Final = 2
 _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
 _NODE_DOMAIN: Final = 7
@@ -189,35 +192,42 @@ def _not_protobuf() -> RefusedGraph:
     return RefusedGraph("it is not an ONNX file")
 
 
-def without_shapes(data: bytes) -> bytes:
-    """Returns a checked graph without the shapes that it states for its inputs, outputs and values.
+def for_any_size(data: bytes) -> bytes:
+    """Returns a checked graph of one picture, (1, 3, height, width), whose sides are left open.
 
-    A convolutional network that was exported for one size of picture then runs at any size.
+    A convolutional network that was exported for one size of picture then runs at any size. The shapes that
+    the graph states for its outputs and values are left out. That of its input is stated with named sides:
+    onnxruntime finds faster kernels for it than for a shape that is unknown (0.79 of the time for YuNet),
+    with the same results.
     """
     return b"".join(
-        field(number, _graph_without_shapes(value)) if number == _MODEL_GRAPH else raw
+        field(number, _graph_for_any_size(value)) if number == _MODEL_GRAPH else raw
         for number, value, raw in raw_fields(memoryview(data))
     )
 
 
-def _graph_without_shapes(graph: memoryview) -> bytes:
+def _graph_for_any_size(graph: memoryview) -> bytes:
+    sides = field(_SHAPE_SIDE, field(_SIDE_NAME, b"height")) + field(_SHAPE_SIDE, field(_SIDE_NAME, b"width"))
+    shape = b"".join(field(_SHAPE_SIDE, field(_SIDE_VALUE, value)) for value in (1, 3)) + sides
     parts = []
     for number, value, raw in raw_fields(graph):
-        if number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
-            parts.append(field(number, _without(value, (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE))))
+        if number == _GRAPH_INPUT:
+            parts.append(field(number, _with_shape(value, (_VALUE_TYPE, _TYPE_TENSOR), shape)))
+        elif number == _GRAPH_OUTPUT:
+            parts.append(field(number, _with_shape(value, (_VALUE_TYPE, _TYPE_TENSOR), None)))
         elif number != _GRAPH_VALUES:
             parts.append(raw)
     return b"".join(parts)
 
 
-def _without(message: memoryview, path: tuple[int, ...]) -> bytes:
-    """Returns a message without the field at a path of field numbers."""
+def _with_shape(message: memoryview, path: tuple[int, ...], shape: bytes | None) -> bytes:
+    """Returns a message with another shape, or none, in the tensor type at a path of field numbers."""
     parts = []
+    if not path:
+        parts = [raw for number, _, raw in raw_fields(message) if number != _TENSOR_SHAPE]
+        return b"".join(parts if shape is None else [*parts, field(_TENSOR_SHAPE, shape)])
     for number, value, raw in raw_fields(message):
-        if number != path[0]:
-            parts.append(raw)
-        elif len(path) > 1:
-            parts.append(field(number, _without(value, path[1:])))
+        parts.append(field(number, _with_shape(value, path[1:], shape)) if number == path[0] else raw)
     return b"".join(parts)
 
 
