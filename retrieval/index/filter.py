@@ -4,23 +4,46 @@ The bound comes from codes (`quantization`) if a block has them and they exclude
 float32 product with its vectors and a bound on the rounding of that product.
 """
 
+import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.blocks import Floats, Ids, Selection
-from retrieval.index.candidates import Bounded, Candidates, QueryBatch
+from retrieval.index.candidates import Bounded, Candidates, QueryBatch, by_query, joined, no_candidates
 from retrieval.index.explanation import count
-from retrieval.index.kernels import FLOAT64_SLACK, at_most, pairwise_squares, relative_rounding, underflow
+from retrieval.index.kernels import (
+    FLOAT64_SLACK,
+    at_least,
+    at_most,
+    pairwise_squares,
+    relative_rounding,
+    underflow,
+)
+from retrieval.index.products import products
 from retrieval.index.quantization import Basis, Coded, centred
-from retrieval.index.threads import buffer, spread
+from retrieval.index.threads import spread
+from retrieval.system.cpu import usable_cores
 
-# The least number of rows that FAISS proposes for each block by their codes.
-MIN_PROPOSALS: Final = 24
+# Rows with the lowest bounds that are chosen first for each query: for each of its k neighbours, and at least.
+CHOSEN_PER_NEIGHBOUR: Final = 8
+LEAST_CHOSEN: Final = 128
+
+# Rows of a sample that tells how near these are: a share of all rows, and least and most. From this rank on,
+# chance moves a sample's rows little.
+_SAMPLE_SHARE: Final = 256
+_SAMPLE_ROWS: Final = (512, 4096)
+_SAMPLE_RANK: Final = 4
+
+# Up to this number of queries FAISS scans codes, for at most so many rows of each block.
+MAX_SCANNING_QUERIES: Final = 2
+_SCANNED_ROWS: Final = 1024
 
 # The least number of rows of a block that are compared first, for an initial limit.
 SEED_ROWS: Final = 1024
@@ -31,17 +54,52 @@ MAX_CANDIDATE_SHARE: Final = 1 / 16
 # Up to this number of candidates is never replaced by a scan, however few rows the block has.
 MIN_CANDIDATES: Final = 64
 
+# The most rows that are held before those with the lowest bounds are chosen.
+_MAX_HELD: Final = 1_000_000
+
+# Products that are computed at a time: they stay in a core's cache.
+_CACHED_PRODUCTS: Final = 2**18
+_CHUNK_ROWS: Final = (256, 2**16)
+
 # The largest limit of a squared distance, near the largest float32.
 _MAX_SQUARE: Final = 3e38
+
+# The centre of the grid, which codes are relative to.
+_CENTRE: Final = 128
+
+# More than any squared distance between codes.
+_NO_LIMIT: Final = 2**28
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Queries in a basis: codes (n, m) as float32, the same codes centred, and errors (n,)."""
+    """Queries in a basis.
 
-    codes: NDArray[np.float32]
-    centred: NDArray[np.float32]
+    The squared distance of a code x and a query's code y, both relative to the grid's centre, is
+    |x|^2 + |y|^2 - 2xy. Products are of the bytes of x, so they exceed xy by 128 times the sum of y.
+
+    Attributes:
+        codes: (m, n) int8, relative to the grid's centre.
+        terms: (n,) int64, the part of the squared distance that depends on the query alone.
+        errors: (n,) float64.
+    """
+
+    codes: NDArray[np.int8]
+    terms: Ids
     errors: Floats
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Pairs (p,) of queries and rows of a selection, squared distances of their codes, and bounds."""
+
+    query: NDArray[np.int64]
+    row: Ids
+    bound: Floats
+    square: Ids
+
+    def __getitem__(self, some: Any) -> "_Near":
+        return _Near(self.query[some], self.row[some], self.bound[some], self.square[some])
 
 
 class Filter:
@@ -50,110 +108,226 @@ class Filter:
     def __init__(self, batch: QueryBatch) -> None:
         self._batch = batch
         self._encodings: dict[int, _Encoded] = {}
-
-    def proposals(self, chosen: Sequence[Selection]) -> list[tuple[Candidates, Floats]]:
-        """Returns for each whole coded block the rows with the lowest bounds, as FAISS finds them.
-
-        With them, for each query (n,), comes a lower bound of all other rows of the block.
-        """
-        for selection in chosen:
-            assert selection.block.coded is not None
-            self._encoded(selection.block.coded)
-        wanted = max(MIN_PROPOSALS, -(-2 * self._batch.k // len(chosen)))
-        return list(spread(partial(self._proposals, wanted=wanted), chosen))
-
-    def seeds(self, selection: Selection) -> tuple[NDArray[np.int64], Ids] | None:
-        """Returns pairs of queries and near rows from the start of a block; None if it lacks codes."""
-        enough = self._batch.enough
-        beginning = selection.beginning(max(SEED_ROWS, 4 * enough))
-        coded = beginning.block.coded
-        if coded is None or len(beginning) < enough:
-            return None
-        squares = self._code_squares(beginning, coded)
-        best = np.argpartition(squares, enough - 1, axis=1)[:, :enough]
-        return np.repeat(np.arange(len(best)), enough), beginning.numbers(best.ravel())
-
-    def filtered(self, selection: Selection) -> Candidates | Bounded:
-        """Returns the rows of a selection that the bound does not exclude."""
-        coded = selection.block.coded
-        if coded is not None:
-            found = self._by_codes(selection, coded)
-            if len(found.row) <= max(MAX_CANDIDATE_SHARE * len(selection) * len(self._batch), MIN_CANDIDATES):
-                return found
-        return self._by_scan(selection)
+        # By basis, for each query: rows of codes up to this squared distance were returned by `best`.
+        self._done: dict[int, Ids] = {}
+        self._chosen: Ids = np.empty(0, np.int64)
+        self._wanted = CHOSEN_PER_NEIGHBOUR * batch.enough + LEAST_CHOSEN
 
     # By codes
 
-    def _proposals(self, selection: Selection, *, wanted: int) -> tuple[Candidates, Floats]:
-        coded = selection.block.coded
-        assert coded is not None
-        encoded = self._encoded(coded)
-        wanted = min(wanted, len(selection))
-        squares, rows = coded.index.search(encoded.codes, wanted)
-        self._count(coded_rows=len(selection) * len(self._batch), bytes_read=coded.codes.nbytes)
-        bounds = _lower_bound(coded, squares.astype(np.float64), encoded.errors[:, None])
-        ends = bounds[:, -1].copy() if wanted < len(selection) else np.full(len(bounds), np.inf)
-        query = np.repeat(np.arange(len(bounds)), wanted)
-        return Candidates(query, selection.numbers(rows.ravel()), bounds.ravel()), ends
+    def best(self, chosen: Sequence[Selection]) -> tuple[Candidates, Floats]:
+        """Returns the rows with the lowest bounds of selections that have codes.
 
-    def _by_codes(self, selection: Selection, coded: Coded) -> Candidates:
-        encoded = self._encoded(coded)
-        squares = self._code_squares(selection, coded)
+        With them, for each query (n,), comes a lower bound of the distances of all other rows.
+        """
+        by_basis: dict[int, list[Selection]] = {}
+        for selection in chosen:
+            assert selection.block.coded is not None
+            by_basis.setdefault(id(selection.block.coded.basis), []).append(selection)
+        found = [self._best_of_basis(some) for some in by_basis.values()]
+        best = joined([candidates for candidates, _ in found], no_candidates())
+        self._chosen = _pairs(best.query, best.row)
+        return best, np.min([end for _, end in found], axis=0)
+
+    def _best_of_basis(self, chosen: Sequence[Selection]) -> tuple[Candidates, Floats]:
+        coded = [_coded(selection) for selection in chosen]
+        encoded = self._encoded(coded[0].basis)
+        most = self._first_limits(chosen)
+        held, rest = [_nothing_near()], chosen
+        if len(self._batch) <= MAX_SCANNING_QUERIES:
+            found, rest = self._scanned(chosen, most)
+            held.append(found)
+        size = 0
+        for found in spread(partial(self._near, most=most), rest):
+            held.append(found)
+            size += len(found.row)
+            if size > _MAX_HELD:
+                held = [_least(joined(held, _nothing_near()), most, self._wanted)]
+                size = len(held[0].row)
+        near = joined(held, _nothing_near())
+        near = near[near.square <= most[near.query]]
+        self._done[id(coded[0].basis)] = most
+        error = max(one.error for one in coded) + encoded.errors
+        ends = _lower_bound(coded[0].basis, (most + 1).astype(np.float64), error)
+        ends[most >= _NO_LIMIT] = np.inf
+        return Candidates(near.query, near.row, near.bound), ends
+
+    def _scanned(self, chosen: Sequence[Selection], most: Ids) -> tuple[_Near, list[Selection]]:
+        """Returns what `_near` does of some selections, for few queries, and the other selections.
+
+        FAISS scans whole blocks for the nearest codes of one query in half the time of a product.
+        """
+        whole = [one for one in chosen if one.rows is None]
+        wanted = min(16 + 3 * self._wanted // max(1, len(whole)), _SCANNED_ROWS)
+        encoded = self._encoded(_coded(chosen[0]).basis)
+        asked = np.ascontiguousarray(encoded.codes.T.astype(np.float32)) + _CENTRE
+        squares = np.empty((len(whole), len(asked), wanted), np.float32)
+        rows = np.empty(squares.shape, np.int64)
+
+        def scan(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                pointers = map(faiss.swig_ptr, (squares[number], rows[number]))
+                _coded(whole[number]).index.search_c(len(asked), faiss.swig_ptr(asked), wanted, *pointers)
+
+        deque(spread(scan, np.array_split(np.arange(len(whole)), 4 * usable_cores())), maxlen=0)
+        near = squares <= most[None, :, None]
+        full = near[:, :, -1].any(axis=1)
+        block, query, place = np.nonzero(near & ~full[:, None, None])
+        for one in whole:
+            self._count_codes(one, len(asked))
+        square = squares[block, query, place].astype(np.int64)
+        firsts = np.array([one.first for one in whole], np.int64)
+        errors = np.array([_coded(one).error for one in whole])[block] + encoded.errors[query]
+        bound = _lower_bound(_coded(chosen[0]).basis, square.astype(np.float64), errors)
+        rest = [one for one in chosen if one.rows is not None]
+        rest += [one for one, is_full in zip(whole, full, strict=True) if is_full]
+        return _Near(query, rows[block, query, place] + firsts[block], bound, square), rest
+
+    def _first_limits(self, chosen: Sequence[Selection]) -> Ids:
+        """Returns for each query (n,) a squared distance of codes that about the wanted rows do not exceed.
+
+        It is that of the nearest ones of a sample of all rows.
+        """
+        every = sum(map(len, chosen))
+        size = min(max(every // _SAMPLE_SHARE, _SAMPLE_ROWS[0]), _SAMPLE_ROWS[1])
+        rank = math.ceil(1.5 * self._wanted * size / every) + _SAMPLE_RANK
+        if rank >= size:
+            return np.full(len(self._batch), _NO_LIMIT, np.int64)
+        ends = np.cumsum([len(selection) for selection in chosen])
+        places = np.sort(np.random.default_rng(0).integers(0, every, size))
+        parts = zip(chosen, np.split(places, np.searchsorted(places, ends[:-1])), ends, strict=True)
+        codes, lengths = [], []
+        for selection, mine, end in parts:
+            rows = mine - (end - len(selection))
+            rows = rows if selection.rows is None else selection.rows[rows]
+            codes.append(_coded(selection).codes[rows])
+            lengths.append(_coded(selection).lengths[rows])
+        encoded = self._encoded(_coded(chosen[0]).basis)
+        squares = np.concatenate(lengths)[:, None] - 2 * products(np.concatenate(codes), encoded.codes)
+        nearest = np.partition(np.ascontiguousarray(squares.T), rank - 1, axis=1)[:, rank - 1]
+        return np.asarray(nearest + encoded.terms)
+
+    def filtered(self, selection: Selection) -> Candidates | Bounded:
+        """Returns the rows of a selection that the bound does not exclude, without those of `best`."""
+        coded = selection.block.coded
+        if coded is None:
+            return self._by_scan(selection, np.arange(len(self._batch)))
+        encoded = self._encoded(coded.basis)
         reach = (self._batch.limit * FLOAT64_SLACK + coded.error + encoded.errors) / coded.basis.step
         # Squared distances between codes are whole numbers, and the second value is their maximum.
-        most = np.minimum(reach**2 * (1 + 1e-9) + 1, 256.0**2 * coded.basis.coordinates)
-        query, row = at_most(squares, np.floor(most).astype(np.float32))
-        bounds = _lower_bound(coded, squares[query, row].astype(np.float64), encoded.errors[query])
-        return Candidates(query, selection.numbers(row), bounds)
+        most = np.minimum(reach**2 * (1 + 1e-9) + 1, 256.0**2 * coded.basis.coordinates).astype(np.int64)
+        done = self._done.get(id(coded.basis), np.full(len(most), -1))
+        queries = np.flatnonzero(most > done)
+        if not len(queries):
+            return no_candidates()
+        enough = max(MAX_CANDIDATE_SHARE * len(selection) * len(queries), MIN_CANDIDATES)
+        found = self._near(selection, most=most, above=done, queries=queries, enough=enough)
+        if found is not None:
+            return Candidates(found.query, found.row, found.bound)
+        return self._by_scan(selection, queries)
 
-    def _code_squares(self, selection: Selection, coded: Coded) -> NDArray[np.float32]:
-        """Returns exact squared distances (queries, rows) between codes."""
-        rows, coordinates = len(selection), coded.basis.coordinates
-        stored = buffer("codes", (rows, coordinates))
-        coded.centred(slice(None) if selection.rows is None else selection.rows, stored)
-        self._count(coded_rows=rows * len(self._batch), bytes_read=rows * coordinates)
-        return pairwise_squares(self._encoded(coded).centred, stored)
+    def _near(
+        self,
+        selection: Selection,
+        *,
+        most: Ids,
+        above: Ids | None = None,
+        queries: Ids | None = None,
+        enough: float = np.inf,
+    ) -> _Near | None:
+        """Returns the pairs of queries and rows with squared distances of codes up to a limit.
 
-    def _encoded(self, coded: Coded) -> _Encoded:
-        basis: Basis = coded.basis
+        Args:
+            selection: rows that have codes.
+            most: (n,) the limit of each query of the batch, which may fall meanwhile.
+            above: (n,) rows up to this squared distance are left out.
+            queries: the queries that are asked about; by default all.
+            enough: with more pairs, None is returned.
+        """
+        coded = _coded(selection)
+        encoded, lengths = self._encoded(coded.basis), coded.lengths
+        asked = np.arange(len(self._batch)) if queries is None else queries
+        columns = encoded.codes if queries is None else np.ascontiguousarray(encoded.codes[:, queries])
+        terms, held, size = encoded.terms[asked], [_nothing_near()], 0
+        least, largest = _CHUNK_ROWS
+        step = min(max(_CACHED_PRODUCTS // len(asked), least), largest)
+        self._count_codes(selection, len(asked))
+        for start in range(0, len(selection), step):
+            chunk = slice(start, start + step)
+            rows: Any = chunk if selection.rows is None else selection.rows[chunk]
+            halves = lengths[rows] >> 1
+            found = products(coded.codes[rows], columns)
+            found -= halves[:, None]
+            limits = most[asked]
+            # |x|^2 + term - 2p <= limit, up to the last bit of |x|^2.
+            row, column = at_least(found, (terms - limits + 1) >> 1)
+            if not len(row):
+                continue
+            square = (
+                lengths[rows][row] + terms[column] - 2 * (found[row, column].astype(np.int64) + halves[row])
+            )
+            stays = square <= limits[column]
+            if above is not None:
+                stays &= square > above[asked[column]]
+            query, row, square = asked[column[stays]], row[stays] + start, square[stays]
+            bound = _lower_bound(coded.basis, square.astype(np.float64), coded.error + encoded.errors[query])
+            held.append(_Near(query, selection.numbers(row), bound, square))
+            size += len(row)
+            if size > enough:
+                return None
+        return joined(held, _nothing_near())
+
+    def _count_codes(self, selection: Selection, queries: int) -> None:
+        coordinates = _coded(selection).basis.coordinates
+        self._count(coded_rows=len(selection) * queries, bytes_read=len(selection) * coordinates)
+
+    def _encoded(self, basis: Basis) -> _Encoded:
         found = self._encodings.get(id(basis))
         if found is None:
             codes, errors = basis.encode(self._batch.queries)
-            found = self._encodings[id(basis)] = _Encoded(codes.astype(np.float32), centred(codes), errors)
+            moved = centred(codes)
+            terms = np.einsum("ij,ij->i", moved, moved) + 2 * _CENTRE * moved.sum(axis=1)
+            found = _Encoded(np.ascontiguousarray(moved.T.astype(np.int8)), terms.astype(np.int64), errors)
+            self._encodings[id(basis)] = found
         return found
 
     # By whole vectors
 
-    def _by_scan(self, selection: Selection) -> Bounded:
-        batch, squares = self._batch, self._vector_squares(selection)
-        limit = batch.limit
+    def _by_scan(self, selection: Selection, queries: Ids) -> Bounded:
+        batch, squares = self._batch, self._vector_squares(selection, queries)
+        limit = batch.limit[queries]
         if batch.k and np.isinf(limit).any():
-            limit = np.minimum(limit, self._kth_limit(squares[:, : max(SEED_ROWS, 4 * batch.enough)]))
+            some = squares[:, : max(SEED_ROWS, 4 * batch.enough)]
+            limit = np.minimum(limit, self._kth_limit(some, queries))
         limit = limit * FLOAT64_SLACK
         # A row within the limit is no longer than the query and the limit together.
-        slack = self._rounding(batch.lengths + limit)
+        slack = self._rounding(queries, batch.lengths[queries] + limit)
         most = np.minimum(limit**2 + slack, _MAX_SQUARE)
         query, row = at_most(squares, np.nextafter(most.astype(np.float32), np.float32(np.inf)))
         found = squares[query, row].astype(np.float64)
         lower = np.zeros(len(row))
         known = np.isfinite(slack[query])
         lower[known] = np.sqrt(np.maximum(found[known] - slack[query][known], 0))
-        return Bounded(query, selection.numbers(row), lower, self._upper_bound(found, query))
+        query, row = queries[query], selection.numbers(row)
+        upper = self._upper_bound(found, query)
+        left = np.isin(_pairs(query, row), self._chosen, invert=True)
+        return Bounded(query[left], row[left], lower[left], upper[left])
 
-    def _vector_squares(self, selection: Selection) -> NDArray[np.float32]:
+    def _vector_squares(self, selection: Selection, queries: Ids) -> NDArray[np.float32]:
         """Returns squared distances (queries, rows) in float32, with errors of at most `_rounding`."""
         block = selection.block
         matrix = block.matrix if selection.rows is None else block.matrix[selection.rows]
-        self._count(scanned_rows=len(selection) * len(self._batch), bytes_read=matrix.nbytes)
-        return pairwise_squares(self._batch.queries, matrix)
+        self._count(scanned_rows=len(selection) * len(queries), bytes_read=matrix.nbytes)
+        every = len(queries) == len(self._batch)
+        return pairwise_squares(self._batch.queries if every else self._batch.queries[queries], matrix)
 
-    def _kth_limit(self, squares: NDArray[np.float32]) -> Floats:
+    def _kth_limit(self, squares: NDArray[np.float32], queries: Ids) -> Floats:
         """Returns a limit for each query from float32 squared distances (queries, rows) to different rows."""
         enough = self._batch.enough
         if squares.shape[1] < enough:
             return np.full(len(squares), np.inf)
         kth = np.partition(squares, enough - 1, axis=1)[:, enough - 1]
-        return self._upper_bound(kth.astype(np.float64), np.arange(len(kth)))
+        return self._upper_bound(kth.astype(np.float64), queries)
 
     def _upper_bound(self, squares: Floats, query: NDArray[np.int64]) -> Floats:
         """Returns upper bounds of distances (n,) from the result of `_vector_squares`.
@@ -168,21 +342,51 @@ class Filter:
         most = (np.sqrt(squares) + 2 * np.sqrt(gamma) * length) / (1 - np.sqrt(gamma))
         return np.asarray(np.sqrt(squares + gamma * (2 * length + most) ** 2) * FLOAT64_SLACK)
 
-    def _rounding(self, lengths: Floats) -> Floats:
-        """Returns the error bound of FAISS's float32 square of a distance, for |x| up to `lengths`.
+    def _rounding(self, queries: Ids, lengths: Floats) -> Floats:
+        """Returns the error bound of FAISS's float32 square of a distance, for |x| up to `lengths` (n,).
 
         FAISS sums either (q - x)^2 or |q|^2 + |x|^2 - 2qx; the magnitudes of both are at most (|q| + |x|)^2.
         """
         dimension = self._batch.queries.shape[1]
-        magnitude = (self._batch.lengths + lengths) ** 2
+        magnitude = (self._batch.lengths[queries] + lengths) ** 2
         return np.asarray(relative_rounding(dimension) * magnitude + underflow(dimension))
 
     def _count(self, **numbers: int) -> None:
         count(self._batch.explanation, **numbers)
 
 
-def _lower_bound(coded: Coded, squares: Floats, errors: Floats) -> Floats:
-    """Returns lower bounds of distances from squared distances between codes."""
+def _coded(selection: Selection) -> Coded:
+    coded = selection.block.coded
+    assert coded is not None
+    return coded
+
+
+def _nothing_near() -> _Near:
+    nothing = no_candidates()
+    return _Near(nothing.query, nothing.row, nothing.bound, np.empty(0, np.int64))
+
+
+def _least(found: _Near, most: Ids, wanted: int) -> _Near:
+    """Returns the rows with the `wanted` least squares of each query, and lowers the limits in `most` to them.
+
+    Of more rows with the square at the limit than are wanted, none is returned.
+    """
+    for query, places in by_query(found.query):
+        if len(places) > wanted:
+            squares = found.square[places]
+            limit = int(np.partition(squares, wanted - 1)[wanted - 1])
+            is_crowded = np.count_nonzero(squares == limit) > wanted
+            most[query] = min(int(most[query]), limit - is_crowded)
+    return found[found.square <= most[found.query]]
+
+
+def _pairs(query: NDArray[np.int64], row: Ids) -> Ids:
+    """Returns one number for each pair (p,) of a query and a row."""
+    return np.asarray((query << 48) + row)
+
+
+def _lower_bound(basis: Basis, squares: Floats, errors: Floats) -> Floats:
+    """Returns lower bounds of distances from squared distances between codes, and the errors of both."""
     # The factors cover the rounding of these few operations.
-    reach = coded.basis.step * np.sqrt(np.maximum(squares, 0)) * (1 - 1e-12)
-    return np.maximum(reach - (coded.error + errors) * (1 + 1e-12), 0)
+    reach = basis.step * np.sqrt(np.maximum(squares, 0)) * (1 - 1e-12)
+    return np.maximum(reach - errors * (1 + 1e-12), 0)

@@ -32,9 +32,6 @@ RADIUS_QUERY_BATCH: Final = 64
 # The most neighbours of all queries of a batch.
 MAX_BATCH_ANSWERS: Final = 2**24
 
-# Up to this number of queries FAISS scans the codes once for each; above, one product serves all.
-DIRECT_SCAN_MAX_QUERIES: Final = 8
-
 # An upper bound of all distances: no vector is longer than 1e18.
 MAX_DISTANCE: Final = 1e19
 
@@ -114,38 +111,29 @@ class _Search:
     def _answer(self, batch: QueryBatch) -> list[Neighbours]:
         filtering, refiner = Filter(batch), Refiner(batch, self._numbering)
         rest = self._selections
-        if batch.k and len(batch) <= DIRECT_SCAN_MAX_QUERIES:
-            with self._explanation.timed("filter"):
-                rest = self._proposed(batch, filtering, refiner)
-        self._filter(rest, batch, filtering, refiner)
+        if batch.k:
+            rest = self._without_best(batch, filtering, refiner)
+        self._filter(rest, filtering, refiner)
         refiner.refine_all()
         return refiner.answers()
 
-    def _proposed(self, batch: QueryBatch, filtering: Filter, refiner: Refiner) -> list[Selection]:
-        """Scans the codes of whole blocks by FAISS; returns the selections that this does not finish."""
-        ready = [one for one in self._selections if one.block.coded is not None and one.rows is None]
-        if not ready:
+    def _without_best(self, batch: QueryBatch, filtering: Filter, refiner: Refiner) -> list[Selection]:
+        """Compares the rows with the lowest bounds; returns the selections that this does not finish."""
+        coded = [one for one in self._selections if one.block.coded is not None]
+        if not coded:
             return self._selections
-        proposals = filtering.proposals(ready)
-        for found, _ in proposals:
-            refiner.add(found)
-        refiner.tighten()
-        limit = batch.limit * FLOAT64_SLACK
-        done = {one.first for one, (_, ends) in zip(ready, proposals, strict=True) if (ends > limit).all()}
-        rest = [one for one in self._selections if one.first not in done]
-        refiner.drop([one.first for one in rest])
-        return rest
+        with self._explanation.timed("filter"):
+            found, ends = filtering.best(coded)
+        refiner.add(found)
+        refiner.refine_all()
+        if (ends > batch.limit * FLOAT64_SLACK).all():
+            return [one for one in self._selections if one.block.coded is None]
+        return self._selections
 
-    def _filter(
-        self, rest: Sequence[Selection], batch: QueryBatch, filtering: Filter, refiner: Refiner
-    ) -> None:
+    def _filter(self, rest: Sequence[Selection], filtering: Filter, refiner: Refiner) -> None:
         """Filters selections in parallel, while the limits fall."""
         seen, next_look = 0, 1
         with self._explanation.timed("filter"):
-            if rest and batch.k and not np.isfinite(batch.limit).any():
-                seeds = filtering.seeds(rest[0])
-                if seeds is not None:
-                    refiner.lower_limits(*seeds)
             for found in spread(filtering.filtered, rest):
                 refiner.add(found)
                 seen += 1

@@ -78,19 +78,6 @@ class Refiner:
         """Whether so many rows are pending that they should be refined now."""
         return self._size > MAX_PENDING_CANDIDATES
 
-    def drop(self, firsts: Sequence[int]) -> None:
-        """Drops all rows of the blocks with these first rows: they will be filtered again."""
-        self._pending = [one[~self._is_of(firsts, one.row)] for one in self._pending]
-        self._bounded = [one[~self._is_of(firsts, one.row)] for one in self._bounded]
-
-    def _is_of(self, firsts: Sequence[int], row: Ids) -> NDArray[np.bool_]:
-        return np.isin(self._numbering.first_of(row), firsts)
-
-    def lower_limits(self, query: NDArray[np.int64], row: Ids) -> None:
-        """Lowers the limits by pairs (n,) that are compared only for that, and will be filtered again."""
-        with self._batch.explanation.timed("refine"):
-            self._lower_limits(self._compare(query, row))
-
     def tighten(self) -> None:
         """Compares the candidates with the lowest bounds, lowers the limits, and drops rows beyond them."""
         with self._batch.explanation.timed("refine"):

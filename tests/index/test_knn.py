@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from retrieval.index import knn, quantization
+from retrieval.index import filter as filtering
+from retrieval.index import knn, products, quantization
 from retrieval.index.blocks import Numbering, selections
 from retrieval.index.candidates import QueryBatch
 from retrieval.index.filter import Filter
@@ -154,6 +155,41 @@ def test_the_nearest_are_those_of_a_float64_brute_force(kind: str, layout: str, 
         for k in ks:
             found = knn.nearest(blocks, queries[-number:], k)
             assert_same(found, [(distances[:k], ids[:k]) for distances, ids in true[-number:]])
+
+
+@pytest.fixture
+def few_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a search choose so few rows first that it must look again, and hold fewer than it finds."""
+    for name, value in (
+        ("CHOSEN_PER_NEIGHBOUR", 1),
+        ("LEAST_CHOSEN", 1),
+        ("_SAMPLE_SHARE", 4),
+        ("_SAMPLE_ROWS", (4, 64)),
+        ("_SAMPLE_RANK", 0),
+        ("_SCANNED_ROWS", 3),
+        ("_MAX_HELD", 20),
+        ("MIN_CANDIDATES", 4),
+        ("_CACHED_PRODUCTS", 64),
+        ("_CHUNK_ROWS", (5, 11)),
+    ):
+        monkeypatch.setattr(filtering, name, value)
+
+
+@pytest.mark.usefixtures("few_chosen")
+@pytest.mark.parametrize("layout", ["one block", "codes here and there", "two bases"])
+@pytest.mark.parametrize("kind", list(ALL_KINDS))
+def test_the_nearest_are_found_where_those_with_the_lowest_bounds_are_not_enough(
+    kind: str, layout: str, tmp_path: Path
+) -> None:
+    parts, blocks, queries = made(kind, layout, tmp_path)
+    true = brute_force(parts, queries, ROWS + 10)
+    half = np.sort(np.concatenate([ids for ids, _ in parts]))[::2]
+    for number in (1, 2, 9, 40):
+        for k in (1, 5, ROWS + 10):
+            found = knn.nearest(blocks, queries[-number:], k)
+            assert_same(found, [(distances[:k], ids[:k]) for distances, ids in true[-number:]])
+        found = knn.nearest(blocks, queries[-number:], 3, allowed=half)
+        assert_same(found, expected(parts, queries[-number:], 3, half))
 
 
 @pytest.mark.parametrize("layout", ["one block", "two bases"])
@@ -330,9 +366,10 @@ def test_a_distance_lies_between_the_bounds_of_its_float32_comparison(
     true = np.sqrt((differences**2).sum(axis=2)).ravel()
     query, row = np.divmod(np.arange(8 * queries), 8)
 
-    squares = scan._vector_squares(selection).astype(np.float64)
+    every = np.arange(queries)
+    squares = scan._vector_squares(selection, every).astype(np.float64)
     assert (scan._upper_bound(squares.ravel(), query) >= true).all()
-    slack = scan._rounding(batch.lengths + true.reshape(queries, 8).max(axis=1).astype(np.float64))
+    slack = scan._rounding(every, batch.lengths + true.reshape(queries, 8).max(axis=1).astype(np.float64))
     assert (squares - slack[:, None] <= (true**2).reshape(queries, 8)).all()
 
     compared = refiner._compare(query, row)
@@ -362,14 +399,35 @@ def test_distances_between_codes_are_the_same_whole_numbers_by_every_kernel(
     wide = some.astype(np.int64)
     true = ((wide[:, None] - wide) ** 2).sum(axis=2)
     assert true.max() == 255**2 * coordinates
+    assert np.array_equal(read.lengths, ((wide - 128) ** 2).sum(axis=1))
     for number in (1, 2, 8, 19, 21, 61):
         squares, rows = read.index.search(some[:number].astype(np.float32), 61)
         assert np.array_equal(squares, np.sort(true[:number], axis=1))
         assert np.array_equal(true[np.arange(number)[:, None], rows], squares)
-        moved = np.empty((61, coordinates), np.float32)
-        read.centred(slice(None), moved)
-        assert np.array_equal(moved, quantization.centred(some))
-        assert np.array_equal(pairwise_squares(quantization.centred(some[:number]), moved), true[:number])
+        moved = np.ascontiguousarray((wide[:number] - 128).T).astype(np.int8)
+        for found in (products.products(some, moved), *by_both_graphs(some, moved)):
+            assert (found.dtype, found.tolist()) == (np.int32, (wide @ moved.astype(np.int64)).tolist())
+
+
+def by_both_graphs(codes: NDArray[np.uint8], queries: NDArray[np.int8]) -> list[NDArray[np.int32]]:
+    """Products in float32, and in bytes where this CPU multiplies them exactly."""
+    graphs = [products._IN_FLOATS]
+    if products._is_exact(products._opened(products._IN_BYTES)):
+        graphs.append(products._IN_BYTES)
+    opened = map(products._opened, graphs)
+    return [session.run(None, {"codes": codes, "queries": queries})[0] for session in opened]
+
+
+def test_products_that_overflow_are_noticed() -> None:
+    """As sums of two products in 16 bits do, on CPUs without instructions for bytes."""
+
+    class Saturating:
+        def run(self, _: None, inputs: dict[str, NDArray[np.int8]]) -> list[NDArray[np.int64]]:
+            codes, queries = (inputs[name].astype(np.int64) for name in ("codes", "queries"))
+            pairs = codes[:, ::2, None] * queries[None, ::2] + codes[:, 1::2, None] * queries[None, 1::2]
+            return [pairs.clip(-(2**15), 2**15 - 1).sum(axis=1)]
+
+    assert not products._is_exact(Saturating())
 
 
 # What it takes

@@ -1,0 +1,101 @@
+"""Products of codes and queries in whole numbers, exact, on the calling thread's core.
+
+onnxruntime multiplies bytes by the instructions that a CPU has for them (VNNI), several times as fast as
+float32 numbers. On CPUs without them it adds pairs of products in 16 bits, which may overflow. So its product
+is compared with a plain one first, and where they differ, float32 numbers are multiplied: all sums are whole
+numbers below 2^24, so that these are exact too.
+"""
+
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.system.onnx_graph import field
+
+# Numbers of protobuf fields and of types in an ONNX file (onnx.proto).
+_UINT8, _INT8, _INT32, _FLOAT = 2, 3, 6, 1
+_IR_VERSION, _OPSET = 8, 13
+
+# One graph multiplies bytes, the other one the same numbers as float32: operator, inputs, output, `to`.
+_IN_BYTES: Final = (("MatMulInteger", ("codes", "queries"), "products", None),)
+_IN_FLOATS: Final = (
+    ("Cast", ("codes",), "rows", _FLOAT),
+    ("Cast", ("queries",), "columns", _FLOAT),
+    ("MatMul", ("rows", "columns"), "sums", None),
+    ("Cast", ("sums",), "products", _INT32),
+)
+
+_OPENING: Final = threading.Lock()
+
+
+def products(codes: NDArray[np.uint8], queries: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Returns the products (n, q) of codes (n, m) with queries (m, q), for m up to 256; both in C order."""
+    with _OPENING:
+        session = _session()
+    found: NDArray[np.int32] = session.run(None, {"codes": codes, "queries": queries})[0]
+    return found
+
+
+@cache
+def _session() -> Any:
+    session = _opened(_IN_BYTES)
+    return session if _is_exact(session) else _opened(_IN_FLOATS)
+
+
+def _is_exact(session: Any) -> bool:
+    return all(
+        np.array_equal(
+            session.run(None, {"codes": codes, "queries": queries})[0],
+            codes.astype(np.int64) @ queries.astype(np.int64),
+        )
+        for codes, queries in _trials()
+    )
+
+
+def _trials() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int8]]]:
+    """Yields codes and queries of several shapes, the largest numbers among them."""
+    rng = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (3, 2), (33, 17), (64, 80)):
+        for coordinates in (64, 256):
+            codes = np.full((rows, coordinates), 255, np.uint8)
+            for extreme in (127, -128):
+                yield codes, np.full((coordinates, columns), extreme, np.int8)
+            mixed = rng.integers(-128, 128, (coordinates, columns)).astype(np.int8)
+            yield rng.integers(0, 256, codes.shape).astype(np.uint8), mixed
+
+
+def _opened(nodes: tuple[tuple[str, tuple[str, ...], str, int | None], ...]) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(_graph(nodes), options, providers=["CPUExecutionProvider"])
+
+
+def _graph(nodes: tuple[tuple[str, tuple[str, ...], str, int | None], ...]) -> bytes:
+    """Returns an ONNX file of nodes that turn `codes` and `queries` into `products`."""
+    parts = [field(1, _node(*node)) for node in nodes]
+    parts += [
+        field(2, b"products"),
+        field(11, _value("codes", _UINT8, "n", "m")),
+        field(11, _value("queries", _INT8, "m", "q")),
+        field(12, _value("products", _INT32, "n", "q")),
+    ]
+    return field(1, _IR_VERSION) + field(7, b"".join(parts)) + field(8, field(2, _OPSET))
+
+
+def _node(operator: str, inputs: tuple[str, ...], output: str, to: int | None) -> bytes:
+    names = b"".join(field(1, name.encode()) for name in inputs) + field(2, output.encode())
+    # An attribute: its name, its value as an integer, and the type of an integer.
+    cast = b"" if to is None else field(5, field(1, b"to") + field(3, to) + field(20, 2))
+    return names + field(4, operator.encode()) + cast
+
+
+def _value(name: str, element: int, *sides: str) -> bytes:
+    shape = b"".join(field(1, field(2, side.encode())) for side in sides)
+    return field(1, name.encode()) + field(2, field(1, field(1, element) + field(2, shape)))
