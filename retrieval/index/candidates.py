@@ -91,6 +91,24 @@ class Bounded:
         return Bounded(self.query[some], self.row[some], self.lower[some], self.upper[some])
 
 
+@dataclass(frozen=True)
+class Near:
+    """Candidates with the squared distances (n,) between their codes, whole numbers."""
+
+    query: NDArray[np.int64]
+    row: Ids
+    bound: Floats
+    square: Ids
+
+    def __getitem__(self, some: Any) -> "Near":
+        return Near(self.query[some], self.row[some], self.bound[some], self.square[some])
+
+    @property
+    def candidates(self) -> Candidates:
+        """The candidates alone."""
+        return Candidates(self.query, self.row, self.bound)
+
+
 def no_candidates() -> Candidates:
     """Returns empty candidates."""
     return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
@@ -101,7 +119,12 @@ def nothing_bounded() -> Bounded:
     return Bounded(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0))
 
 
-_Rows = TypeVar("_Rows", Candidates, Bounded)
+def nothing_near() -> Near:
+    """Returns no candidates near by."""
+    return Near(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+
+
+_Rows = TypeVar("_Rows", Candidates, Bounded, Near)
 
 
 def joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:

@@ -6,7 +6,7 @@ float32 product with its vectors and a bound on the rounding of that product.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -16,9 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.blocks import Floats, Ids, Selection
-from retrieval.index.candidates import Bounded, Candidates, QueryBatch, by_query, joined, no_candidates
+from retrieval.index.candidates import (
+    Bounded,
+    Candidates,
+    Near,
+    QueryBatch,
+    by_query,
+    joined,
+    no_candidates,
+    nothing_near,
+)
 from retrieval.index.explanation import count
 from retrieval.index.kernels import (
+    DIRECT_QUERIES,
     FLOAT64_SLACK,
     at_least,
     at_most,
@@ -31,7 +41,7 @@ from retrieval.index.quantization import Basis, Coded, centred
 from retrieval.index.threads import spread
 from retrieval.system.cpu import usable_cores
 
-# Rows with the lowest bounds that are chosen first for each query: for each of its k neighbours, and at least.
+# About so many rows with the lowest bounds are chosen first: for each neighbour, and for each query.
 CHOSEN_PER_NEIGHBOUR: Final = 8
 LEAST_CHOSEN: Final = 128
 
@@ -48,8 +58,10 @@ _SCANNED_ROWS: Final = 1024
 # The least number of rows of a block that are compared first, for an initial limit.
 SEED_ROWS: Final = 1024
 
-# If codes leave more than this share of a block's rows, its whole vectors are scanned instead.
+# If codes leave more than this share of rows, whole vectors are scanned instead: of several queries together,
+# and of few, for which a scan costs more.
 MAX_CANDIDATE_SHARE: Final = 1 / 16
+MAX_CANDIDATE_SHARE_OF_FEW: Final = 1 / 4
 
 # Up to this number of candidates is never replaced by a scan, however few rows the block has.
 MIN_CANDIDATES: Final = 64
@@ -89,19 +101,6 @@ class _Encoded:
     errors: Floats
 
 
-@dataclass(frozen=True)
-class _Near:
-    """Pairs (p,) of queries and rows of a selection, squared distances of their codes, and bounds."""
-
-    query: NDArray[np.int64]
-    row: Ids
-    bound: Floats
-    square: Ids
-
-    def __getitem__(self, some: Any) -> "_Near":
-        return _Near(self.query[some], self.row[some], self.bound[some], self.square[some])
-
-
 class Filter:
     """The filter for a batch of queries. `filtered` may be called by several threads at once."""
 
@@ -111,7 +110,7 @@ class Filter:
         # By basis, for each query: rows of codes up to this squared distance were returned by `best`.
         self._done: dict[int, Ids] = {}
         self._chosen: Ids = np.empty(0, np.int64)
-        self._wanted = CHOSEN_PER_NEIGHBOUR * batch.enough + LEAST_CHOSEN
+        self._wanted = 0
 
     # By codes
 
@@ -120,6 +119,7 @@ class Filter:
 
         With them, for each query (n,), comes a lower bound of the distances of all other rows.
         """
+        self._wanted = self._number_to_choose(sum(map(len, chosen)))
         by_basis: dict[int, list[Selection]] = {}
         for selection in chosen:
             assert selection.block.coded is not None
@@ -129,30 +129,36 @@ class Filter:
         self._chosen = _pairs(best.query, best.row)
         return best, np.min([end for _, end in found], axis=0)
 
+    def _number_to_choose(self, rows: int) -> int:
+        """Returns how many rows with the lowest bounds are chosen for each query, of so many."""
+        enough, queries = self._batch.enough, len(self._batch)
+        comparable = int(self._comparable(rows, queries)) // queries
+        most = max(min(comparable, _MAX_HELD // queries), LEAST_CHOSEN) + enough
+        return min(CHOSEN_PER_NEIGHBOUR * enough + LEAST_CHOSEN, most)
+
     def _best_of_basis(self, chosen: Sequence[Selection]) -> tuple[Candidates, Floats]:
         coded = [_coded(selection) for selection in chosen]
         encoded = self._encoded(coded[0].basis)
         most = self._first_limits(chosen)
-        held, rest = [_nothing_near()], chosen
+        held, rest, size = [nothing_near()], list(chosen), 0
         if len(self._batch) <= MAX_SCANNING_QUERIES:
-            found, rest = self._scanned(chosen, most)
-            held.append(found)
-        size = 0
+            few, rest = self._scanned(chosen, most)
+            held.append(few)
         for found in spread(partial(self._near, most=most), rest):
             held.append(found)
             size += len(found.row)
             if size > _MAX_HELD:
-                held = [_least(joined(held, _nothing_near()), most, self._wanted)]
+                held = [_least(joined(held, nothing_near()), most, self._wanted)]
                 size = len(held[0].row)
-        near = joined(held, _nothing_near())
+        near = joined(held, nothing_near())
         near = near[near.square <= most[near.query]]
         self._done[id(coded[0].basis)] = most
         error = max(one.error for one in coded) + encoded.errors
         ends = _lower_bound(coded[0].basis, (most + 1).astype(np.float64), error)
         ends[most >= _NO_LIMIT] = np.inf
-        return Candidates(near.query, near.row, near.bound), ends
+        return near.candidates, ends
 
-    def _scanned(self, chosen: Sequence[Selection], most: Ids) -> tuple[_Near, list[Selection]]:
+    def _scanned(self, chosen: Sequence[Selection], most: Ids) -> tuple[Near, list[Selection]]:
         """Returns what `_near` does of some selections, for few queries, and the other selections.
 
         FAISS scans whole blocks for the nearest codes of one query in half the time of a product.
@@ -170,18 +176,20 @@ class Filter:
                 _coded(whole[number]).index.search_c(len(asked), faiss.swig_ptr(asked), wanted, *pointers)
 
         deque(spread(scan, np.array_split(np.arange(len(whole)), 4 * usable_cores())), maxlen=0)
-        near = squares <= most[None, :, None]
-        full = near[:, :, -1].any(axis=1)
-        block, query, place = np.nonzero(near & ~full[:, None, None])
+        is_near = np.asarray(squares <= most[None, :, None])
+        # Of these, FAISS may have left out rows within the limit.
+        is_full = is_near[:, :, -1].any(axis=1)
+        found = [nothing_near()]
+        for number in np.flatnonzero(~is_full & is_near.any(axis=(1, 2))):
+            query, place = np.nonzero(is_near[number])
+            numbers = whole[number].numbers(rows[number, query, place])
+            square = squares[number, query, place].astype(np.int64)
+            found.append(self._bounded_near(_coded(whole[number]), query, numbers, square))
         for one in whole:
             self._count_codes(one, len(asked))
-        square = squares[block, query, place].astype(np.int64)
-        firsts = np.array([one.first for one in whole], np.int64)
-        errors = np.array([_coded(one).error for one in whole])[block] + encoded.errors[query]
-        bound = _lower_bound(_coded(chosen[0]).basis, square.astype(np.float64), errors)
         rest = [one for one in chosen if one.rows is not None]
-        rest += [one for one, is_full in zip(whole, full, strict=True) if is_full]
-        return _Near(query, rows[block, query, place] + firsts[block], bound, square), rest
+        rest += [whole[number] for number in np.flatnonzero(is_full)]
+        return joined(found, nothing_near()), rest
 
     def _first_limits(self, chosen: Sequence[Selection]) -> Ids:
         """Returns for each query (n,) a squared distance of codes that about the wanted rows do not exceed.
@@ -207,11 +215,20 @@ class Filter:
         nearest = np.partition(np.ascontiguousarray(squares.T), rank - 1, axis=1)[:, rank - 1]
         return np.asarray(nearest + encoded.terms)
 
+    def is_cheaper_to_scan(self, pairs: int, chosen: Sequence[Selection]) -> bool:
+        """Returns whether scanning whole vectors of selections costs less than comparing so many pairs."""
+        return pairs > self._comparable(sum(map(len, chosen)), len(self._batch))
+
+    def _comparable(self, rows: int, queries: int) -> float:
+        """Returns how many pairs are compared at most; where more are left, all vectors are scanned."""
+        share = MAX_CANDIDATE_SHARE_OF_FEW if queries <= DIRECT_QUERIES else MAX_CANDIDATE_SHARE
+        return max(share * rows * queries, MIN_CANDIDATES)
+
     def filtered(self, selection: Selection) -> Candidates | Bounded:
         """Returns the rows of a selection that the bound does not exclude, without those of `best`."""
         coded = selection.block.coded
         if coded is None:
-            return self._by_scan(selection, np.arange(len(self._batch)))
+            return self.scanned(selection)
         encoded = self._encoded(coded.basis)
         reach = (self._batch.limit * FLOAT64_SLACK + coded.error + encoded.errors) / coded.basis.step
         # Squared distances between codes are whole numbers, and the second value is their maximum.
@@ -220,62 +237,60 @@ class Filter:
         queries = np.flatnonzero(most > done)
         if not len(queries):
             return no_candidates()
-        enough = max(MAX_CANDIDATE_SHARE * len(selection) * len(queries), MIN_CANDIDATES)
-        found = self._near(selection, most=most, above=done, queries=queries, enough=enough)
-        if found is not None:
-            return Candidates(found.query, found.row, found.bound)
-        return self._by_scan(selection, queries)
+        parts, size = [nothing_near()], 0
+        for found in self._chunks(selection, queries, most):
+            parts.append(found[found.square > done[found.query]])
+            size += len(parts[-1].row)
+            if size > self._comparable(len(selection), len(queries)):
+                scan = self._by_scan(selection, queries)
+                return scan[np.isin(_pairs(scan.query, scan.row), self._chosen, invert=True)]
+        return joined(parts, nothing_near()).candidates
 
-    def _near(
-        self,
-        selection: Selection,
-        *,
-        most: Ids,
-        above: Ids | None = None,
-        queries: Ids | None = None,
-        enough: float = np.inf,
-    ) -> _Near | None:
-        """Returns the pairs of queries and rows with squared distances of codes up to a limit.
+    def scanned(self, selection: Selection) -> Bounded:
+        """Returns the rows of a selection that a comparison of whole vectors does not exclude."""
+        return self._by_scan(selection, np.arange(len(self._batch)))
+
+    def _near(self, selection: Selection, *, most: Ids) -> Near:
+        """Returns the rows with squared distances of codes up to each query's limit (n,)."""
+        every = np.arange(len(self._batch))
+        return joined([nothing_near(), *self._chunks(selection, every, most)], nothing_near())
+
+    def _chunks(self, selection: Selection, queries: Ids, most: Ids) -> Iterator[Near]:
+        """Yields the rows of some queries with squared distances of codes up to a limit.
 
         Args:
             selection: rows that have codes.
-            most: (n,) the limit of each query of the batch, which may fall meanwhile.
-            above: (n,) rows up to this squared distance are left out.
-            queries: the queries that are asked about; by default all.
-            enough: with more pairs, None is returned.
+            queries: the queries, ascending.
+            most: (n,) the limit of each query of the batch; it may fall meanwhile.
         """
         coded = _coded(selection)
         encoded, lengths = self._encoded(coded.basis), coded.lengths
-        asked = np.arange(len(self._batch)) if queries is None else queries
-        columns = encoded.codes if queries is None else np.ascontiguousarray(encoded.codes[:, queries])
-        terms, held, size = encoded.terms[asked], [_nothing_near()], 0
+        columns = encoded.codes
+        if len(queries) < len(self._batch):
+            columns = np.ascontiguousarray(columns[:, queries])
+        terms = encoded.terms[queries]
         least, largest = _CHUNK_ROWS
-        step = min(max(_CACHED_PRODUCTS // len(asked), least), largest)
-        self._count_codes(selection, len(asked))
+        step = min(max(_CACHED_PRODUCTS // len(queries), least), largest)
+        self._count_codes(selection, len(queries))
         for start in range(0, len(selection), step):
             chunk = slice(start, start + step)
             rows: Any = chunk if selection.rows is None else selection.rows[chunk]
-            halves = lengths[rows] >> 1
-            found = products(coded.codes[rows], columns)
+            found, squared = products(coded.codes[rows], columns), lengths[rows]
+            halves, limits = squared >> 1, most[queries]
+            # |x|^2 + term - 2 xy <= limit, up to the last bit of |x|^2, which is looked at below.
             found -= halves[:, None]
-            limits = most[asked]
-            # |x|^2 + term - 2p <= limit, up to the last bit of |x|^2.
             row, column = at_least(found, (terms - limits + 1) >> 1)
             if not len(row):
                 continue
-            square = (
-                lengths[rows][row] + terms[column] - 2 * (found[row, column].astype(np.int64) + halves[row])
-            )
+            product = found[row, column].astype(np.int64) + halves[row]
+            square = squared[row] + terms[column] - 2 * product
             stays = square <= limits[column]
-            if above is not None:
-                stays &= square > above[asked[column]]
-            query, row, square = asked[column[stays]], row[stays] + start, square[stays]
-            bound = _lower_bound(coded.basis, square.astype(np.float64), coded.error + encoded.errors[query])
-            held.append(_Near(query, selection.numbers(row), bound, square))
-            size += len(row)
-            if size > enough:
-                return None
-        return joined(held, _nothing_near())
+            query, row, square = queries[column[stays]], row[stays] + start, square[stays]
+            yield self._bounded_near(coded, query, selection.numbers(row), square)
+
+    def _bounded_near(self, coded: Coded, query: NDArray[np.int64], row: Ids, square: Ids) -> Near:
+        errors = coded.error + self._encoded(coded.basis).errors[query]
+        return Near(query, row, _lower_bound(coded.basis, square.astype(np.float64), errors), square)
 
     def _count_codes(self, selection: Selection, queries: int) -> None:
         coordinates = _coded(selection).basis.coordinates
@@ -309,9 +324,7 @@ class Filter:
         known = np.isfinite(slack[query])
         lower[known] = np.sqrt(np.maximum(found[known] - slack[query][known], 0))
         query, row = queries[query], selection.numbers(row)
-        upper = self._upper_bound(found, query)
-        left = np.isin(_pairs(query, row), self._chosen, invert=True)
-        return Bounded(query[left], row[left], lower[left], upper[left])
+        return Bounded(query, row, lower, self._upper_bound(found, query))
 
     def _vector_squares(self, selection: Selection, queries: Ids) -> NDArray[np.float32]:
         """Returns squared distances (queries, rows) in float32, with errors of at most `_rounding`."""
@@ -361,13 +374,8 @@ def _coded(selection: Selection) -> Coded:
     return coded
 
 
-def _nothing_near() -> _Near:
-    nothing = no_candidates()
-    return _Near(nothing.query, nothing.row, nothing.bound, np.empty(0, np.int64))
-
-
-def _least(found: _Near, most: Ids, wanted: int) -> _Near:
-    """Returns the rows with the `wanted` least squares of each query, and lowers the limits in `most` to them.
+def _least(found: Near, most: Ids, wanted: int) -> Near:
+    """Returns the rows with the `wanted` least squares of each query, and lowers the limits to them.
 
     Of more rows with the square at the limit than are wanted, none is returned.
     """
@@ -375,8 +383,8 @@ def _least(found: _Near, most: Ids, wanted: int) -> _Near:
         if len(places) > wanted:
             squares = found.square[places]
             limit = int(np.partition(squares, wanted - 1)[wanted - 1])
-            is_crowded = np.count_nonzero(squares == limit) > wanted
-            most[query] = min(int(most[query]), limit - is_crowded)
+            is_crowded = int(np.count_nonzero(squares == limit)) > wanted
+            most[query] = limit - 1 if is_crowded else limit
     return found[found.square <= most[found.query]]
 
 

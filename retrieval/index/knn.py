@@ -6,14 +6,14 @@ float64 from the whole vectors, lowest bound first, until the next bound exceeds
 result does not depend on codes, blocks, kernels, or the number of queries in a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.blocks import Block, Floats, Ids, Numbering, Selection, selections
-from retrieval.index.candidates import Exclude, QueryBatch
+from retrieval.index.candidates import Bounded, Candidates, Exclude, QueryBatch
 from retrieval.index.explanation import Explanation
 from retrieval.index.filter import Filter
 from retrieval.index.kernels import FLOAT64_SLACK
@@ -25,12 +25,15 @@ __all__ = ["Block", "Explanation", "Ids", "Neighbours", "nearest", "within"]
 # The distances (m,) of a query's neighbours, and their ids (m,).
 Neighbours: TypeAlias = tuple[Floats, Ids]
 
+# Finds the rows of a selection that a bound does not exclude.
+_Work: TypeAlias = Callable[[Selection], Candidates | Bounded]
+
 # Queries in a batch: their products with a block of 8192 rows are 8 MB.
 QUERY_BATCH: Final = 256
 RADIUS_QUERY_BATCH: Final = 64
 
 # The most neighbours of all queries of a batch.
-MAX_BATCH_ANSWERS: Final = 2**24
+MAX_BATCH_ANSWERS: Final = 2**20
 
 # An upper bound of all distances: no vector is longer than 1e18.
 MAX_DISTANCE: Final = 1e19
@@ -110,31 +113,31 @@ class _Search:
 
     def _answer(self, batch: QueryBatch) -> list[Neighbours]:
         filtering, refiner = Filter(batch), Refiner(batch, self._numbering)
-        rest = self._selections
-        if batch.k:
-            rest = self._without_best(batch, filtering, refiner)
-        self._filter(rest, filtering, refiner)
+        coded = [one for one in self._selections if one.block.coded is not None]
+        rest, work = self._selections, filtering.filtered
+        if batch.k and coded:
+            if filtering.is_cheaper_to_scan(batch.enough * len(batch), coded):
+                work = filtering.scanned
+            else:
+                with self._explanation.timed("filter"):
+                    found, ends = filtering.best(coded)
+                refiner.add(found)
+                refiner.tighten()
+                if filtering.is_cheaper_to_scan(refiner.size, coded):
+                    work, refiner = filtering.scanned, Refiner(batch, self._numbering)
+                else:
+                    refiner.refine_all()
+                    if (ends > batch.limit * FLOAT64_SLACK).all():
+                        rest = [one for one in self._selections if one.block.coded is None]
+        self._filter(rest, work, refiner)
         refiner.refine_all()
         return refiner.answers()
 
-    def _without_best(self, batch: QueryBatch, filtering: Filter, refiner: Refiner) -> list[Selection]:
-        """Compares the rows with the lowest bounds; returns the selections that this does not finish."""
-        coded = [one for one in self._selections if one.block.coded is not None]
-        if not coded:
-            return self._selections
-        with self._explanation.timed("filter"):
-            found, ends = filtering.best(coded)
-        refiner.add(found)
-        refiner.refine_all()
-        if (ends > batch.limit * FLOAT64_SLACK).all():
-            return [one for one in self._selections if one.block.coded is None]
-        return self._selections
-
-    def _filter(self, rest: Sequence[Selection], filtering: Filter, refiner: Refiner) -> None:
+    def _filter(self, rest: Sequence[Selection], work: _Work, refiner: Refiner) -> None:
         """Filters selections in parallel, while the limits fall."""
         seen, next_look = 0, 1
         with self._explanation.timed("filter"):
-            for found in spread(filtering.filtered, rest):
+            for found in spread(work, rest):
                 refiner.add(found)
                 seen += 1
                 if seen >= next_look or refiner.full:

@@ -152,7 +152,7 @@ class Coded:
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """The squared lengths (n,) of the codes relative to the centre of the grid; 4 bytes of memory a row."""
+        """The squared lengths (n,) of the codes, relative to the centre of the grid."""
         found = np.empty(len(self.codes), np.int32)
         for start in range(0, len(found), _ROWS_AT_A_TIME):
             moved = centred(self.codes[start : start + _ROWS_AT_A_TIME])

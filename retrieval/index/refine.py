@@ -74,8 +74,13 @@ class Refiner:
         self._size += len(found.row)
 
     @property
+    def size(self) -> int:
+        """The number of rows that are held."""
+        return self._size
+
+    @property
     def full(self) -> bool:
-        """Whether so many rows are pending that they should be refined now."""
+        """Whether so many rows are held that they should be refined now."""
         return self._size > MAX_PENDING_CANDIDATES
 
     def tighten(self) -> None:

@@ -157,9 +157,12 @@ def test_the_nearest_are_those_of_a_float64_brute_force(kind: str, layout: str, 
             assert_same(found, [(distances[:k], ids[:k]) for distances, ids in true[-number:]])
 
 
-@pytest.fixture
-def few_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a search choose so few rows first that it must look again, and hold fewer than it finds."""
+@pytest.fixture(params=[1 / 8, 1 / 2, 100])
+def few_chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a search choose so few rows first that it must look again, and hold fewer than it finds.
+
+    The share of rows at which it scans all decides whether it often does, sometimes, or never.
+    """
     for name, value in (
         ("CHOSEN_PER_NEIGHBOUR", 1),
         ("LEAST_CHOSEN", 1),
@@ -169,6 +172,8 @@ def few_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         ("_SCANNED_ROWS", 3),
         ("_MAX_HELD", 20),
         ("MIN_CANDIDATES", 4),
+        ("MAX_CANDIDATE_SHARE", request.param),
+        ("MAX_CANDIDATE_SHARE_OF_FEW", request.param),
         ("_CACHED_PRODUCTS", 64),
         ("_CHUNK_ROWS", (5, 11)),
     ):
