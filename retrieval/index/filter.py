@@ -42,18 +42,18 @@ from retrieval.index.threads import spread
 from retrieval.system.cpu import usable_cores
 
 # About so many rows with the lowest bounds are chosen first: for each neighbour, and for each query.
-CHOSEN_PER_NEIGHBOUR: Final = 8
-LEAST_CHOSEN: Final = 128
+CHOSEN_PER_NEIGHBOUR: Final = 4
+LEAST_CHOSEN: Final = 64
 
 # Rows of a sample that tells how near these are: a share of all rows, and least and most. From this rank on,
 # chance moves a sample's rows little.
-_SAMPLE_SHARE: Final = 256
+_SAMPLE_SHARE: Final = 32
 _SAMPLE_ROWS: Final = (512, 4096)
 _SAMPLE_RANK: Final = 4
 
-# Up to this number of queries FAISS scans codes, for at most so many rows of each block.
+# Up to this number of queries FAISS scans codes, for at least so many rows of each block.
 MAX_SCANNING_QUERIES: Final = 2
-_SCANNED_ROWS: Final = 1024
+SCANNED_ROWS: Final = 24
 
 # The least number of rows of a block that are compared first, for an initial limit.
 SEED_ROWS: Final = 1024
@@ -107,7 +107,7 @@ class Filter:
     def __init__(self, batch: QueryBatch) -> None:
         self._batch = batch
         self._encodings: dict[int, _Encoded] = {}
-        # By basis, for each query: rows of codes up to this squared distance were returned by `best`.
+        # By selection, for each query: rows of codes up to this squared distance were returned by `best`.
         self._done: dict[int, Ids] = {}
         self._chosen: Ids = np.empty(0, np.int64)
         self._wanted = 0
@@ -122,12 +122,26 @@ class Filter:
         self._wanted = self._number_to_choose(sum(map(len, chosen)))
         by_basis: dict[int, list[Selection]] = {}
         for selection in chosen:
-            assert selection.block.coded is not None
-            by_basis.setdefault(id(selection.block.coded.basis), []).append(selection)
-        found = [self._best_of_basis(some) for some in by_basis.values()]
-        best = joined([candidates for candidates, _ in found], no_candidates())
+            by_basis.setdefault(id(_coded(selection).basis), []).append(selection)
+        found, ends = [nothing_near()], []
+        for some in by_basis.values():
+            few = len(self._batch) <= MAX_SCANNING_QUERIES
+            whole = [one for one in some if few and one.rows is None]
+            others = [one for one in some if not (few and one.rows is None)]
+            found += [self._scanned(whole)] if whole else []
+            found += [self._best_by_products(others)] if others else []
+            ends.append(self._end(some))
+        best = joined(found, nothing_near())
         self._chosen = _pairs(best.query, best.row)
-        return best, np.min([end for _, end in found], axis=0)
+        return best.candidates, np.min(ends, axis=0)
+
+    def _end(self, chosen: Sequence[Selection]) -> Floats:
+        """Returns a lower bound (n,) of the distances of the rows that `best` left out, of one basis."""
+        basis = _coded(chosen[0]).basis
+        done = np.array([self._done[one.first] for one in chosen])
+        errors = np.array([_coded(one).error for one in chosen])[:, None] + self._encoded(basis).errors
+        ends = _lower_bound(basis, (done + 1).astype(np.float64), errors)
+        return np.asarray(np.where(done >= _NO_LIMIT, np.inf, ends).min(axis=0))
 
     def _number_to_choose(self, rows: int) -> int:
         """Returns how many rows with the lowest bounds are chosen for each query, of so many."""
@@ -136,68 +150,61 @@ class Filter:
         most = max(min(comparable, _MAX_HELD // queries), LEAST_CHOSEN) + enough
         return min(CHOSEN_PER_NEIGHBOUR * enough + LEAST_CHOSEN, most)
 
-    def _best_of_basis(self, chosen: Sequence[Selection]) -> tuple[Candidates, Floats]:
-        coded = [_coded(selection) for selection in chosen]
-        encoded = self._encoded(coded[0].basis)
+    def _best_by_products(self, chosen: Sequence[Selection]) -> Near:
+        """Returns rows with the least squared distances of codes, of selections in one basis."""
         most = self._first_limits(chosen)
-        held, rest, size = [nothing_near()], list(chosen), 0
-        if len(self._batch) <= MAX_SCANNING_QUERIES:
-            few, rest = self._scanned(chosen, most)
-            held.append(few)
-        for found in spread(partial(self._near, most=most), rest):
+        held, size = [nothing_near()], 0
+        for found in spread(partial(self._near, most=most), chosen):
             held.append(found)
             size += len(found.row)
             if size > _MAX_HELD:
                 held = [_least(joined(held, nothing_near()), most, self._wanted)]
                 size = len(held[0].row)
+        self._done |= {selection.first: most for selection in chosen}
         near = joined(held, nothing_near())
-        near = near[near.square <= most[near.query]]
-        self._done[id(coded[0].basis)] = most
-        error = max(one.error for one in coded) + encoded.errors
-        ends = _lower_bound(coded[0].basis, (most + 1).astype(np.float64), error)
-        ends[most >= _NO_LIMIT] = np.inf
-        return near.candidates, ends
+        return near[near.square <= most[near.query]]
 
-    def _scanned(self, chosen: Sequence[Selection], most: Ids) -> tuple[Near, list[Selection]]:
-        """Returns what `_near` does of some selections, for few queries, and the other selections.
+    def _scanned(self, chosen: Sequence[Selection]) -> Near:
+        """Returns rows with the least squared distances of codes of each of some whole blocks in one basis.
 
-        FAISS scans whole blocks for the nearest codes of one query in half the time of a product.
+        FAISS scans codes for one query in half the time of a product.
         """
-        whole = [one for one in chosen if one.rows is None]
-        wanted = min(16 + 3 * self._wanted // max(1, len(whole)), _SCANNED_ROWS)
-        encoded = self._encoded(_coded(chosen[0]).basis)
-        asked = np.ascontiguousarray(encoded.codes.T.astype(np.float32)) + _CENTRE
-        squares = np.empty((len(whole), len(asked), wanted), np.float32)
+        wanted = max(SCANNED_ROWS, -(-2 * self._batch.enough // len(chosen)))
+        codes = self._encoded(_coded(chosen[0]).basis).codes
+        asked = np.ascontiguousarray(codes.T, np.float32) + _CENTRE
+        squares = np.empty((len(chosen), len(asked), wanted), np.float32)
         rows = np.empty(squares.shape, np.int64)
 
         def scan(numbers: Sequence[int]) -> None:
             for number in numbers:
                 pointers = map(faiss.swig_ptr, (squares[number], rows[number]))
-                _coded(whole[number]).index.search_c(len(asked), faiss.swig_ptr(asked), wanted, *pointers)
+                _coded(chosen[number]).index.search_c(len(asked), faiss.swig_ptr(asked), wanted, *pointers)
 
-        deque(spread(scan, np.array_split(np.arange(len(whole)), 4 * usable_cores())), maxlen=0)
-        is_near = np.asarray(squares <= most[None, :, None])
-        # Of these, FAISS may have left out rows within the limit.
-        is_full = is_near[:, :, -1].any(axis=1)
-        found = [nothing_near()]
-        for number in np.flatnonzero(~is_full & is_near.any(axis=(1, 2))):
-            query, place = np.nonzero(is_near[number])
-            numbers = whole[number].numbers(rows[number, query, place])
-            square = squares[number, query, place].astype(np.int64)
-            found.append(self._bounded_near(_coded(whole[number]), query, numbers, square))
-        for one in whole:
-            self._count_codes(one, len(asked))
-        rest = [one for one in chosen if one.rows is not None]
-        rest += [whole[number] for number in np.flatnonzero(is_full)]
-        return joined(found, nothing_near()), rest
+        deque(spread(scan, np.array_split(np.arange(len(chosen)), 4 * usable_cores())), maxlen=0)
+        # FAISS may have left out rows as near as the last one, unless it found all.
+        done = np.minimum(squares[:, :, -1], _NO_LIMIT + 1).astype(np.int64) - 1
+        for selection, limits in zip(chosen, done, strict=True):
+            self._done[selection.first] = limits
+            self._count_codes(selection, len(asked))
+        some = np.nonzero(squares <= done[:, :, None])
+        block, query, _ = some
+        firsts = np.array([one.first for one in chosen])
+        errors = np.array([_coded(one).error for one in chosen])
+        return self._bounded_near(
+            _coded(chosen[0]).basis,
+            errors[block],
+            query,
+            rows[some] + firsts[block],
+            squares[some].astype(np.int64),
+        )
 
     def _first_limits(self, chosen: Sequence[Selection]) -> Ids:
         """Returns for each query (n,) a squared distance of codes that about the wanted rows do not exceed.
 
         It is that of the nearest ones of a sample of all rows.
         """
-        every = sum(map(len, chosen))
-        size = min(max(every // _SAMPLE_SHARE, _SAMPLE_ROWS[0]), _SAMPLE_ROWS[1])
+        every, (least, most) = sum(map(len, chosen)), _SAMPLE_ROWS
+        size = min(max(every // _SAMPLE_SHARE, least), most)
         rank = math.ceil(1.5 * self._wanted * size / every) + _SAMPLE_RANK
         if rank >= size:
             return np.full(len(self._batch), _NO_LIMIT, np.int64)
@@ -233,7 +240,7 @@ class Filter:
         reach = (self._batch.limit * FLOAT64_SLACK + coded.error + encoded.errors) / coded.basis.step
         # Squared distances between codes are whole numbers, and the second value is their maximum.
         most = np.minimum(reach**2 * (1 + 1e-9) + 1, 256.0**2 * coded.basis.coordinates).astype(np.int64)
-        done = self._done.get(id(coded.basis), np.full(len(most), -1))
+        done = self._done.get(selection.first, np.full(len(most), -1))
         queries = np.flatnonzero(most > done)
         if not len(queries):
             return no_candidates()
@@ -286,11 +293,14 @@ class Filter:
             square = squared[row] + terms[column] - 2 * product
             stays = square <= limits[column]
             query, row, square = queries[column[stays]], row[stays] + start, square[stays]
-            yield self._bounded_near(coded, query, selection.numbers(row), square)
+            yield self._bounded_near(coded.basis, coded.error, query, selection.numbers(row), square)
 
-    def _bounded_near(self, coded: Coded, query: NDArray[np.int64], row: Ids, square: Ids) -> Near:
-        errors = coded.error + self._encoded(coded.basis).errors[query]
-        return Near(query, row, _lower_bound(coded.basis, square.astype(np.float64), errors), square)
+    def _bounded_near(
+        self, basis: Basis, errors: Floats | float, query: NDArray[np.int64], row: Ids, square: Ids
+    ) -> Near:
+        """Returns pairs (p,) with bounds, from their squared distances and the errors of the rows' codes."""
+        both = errors + self._encoded(basis).errors[query]
+        return Near(query, row, _lower_bound(basis, square.astype(np.float64), both), square)
 
     def _count_codes(self, selection: Selection, queries: int) -> None:
         coordinates = _coded(selection).basis.coordinates

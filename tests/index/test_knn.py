@@ -169,7 +169,7 @@ def few_chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         ("_SAMPLE_SHARE", 4),
         ("_SAMPLE_ROWS", (4, 64)),
         ("_SAMPLE_RANK", 0),
-        ("_SCANNED_ROWS", 3),
+        ("SCANNED_ROWS", 3),
         ("_MAX_HELD", 20),
         ("MIN_CANDIDATES", 4),
         ("MAX_CANDIDATE_SHARE", request.param),
