@@ -1,17 +1,19 @@
 """Times exact searches of a growing gallery, and scans of the same vectors in memory.
 
     python -m benchmarks.search [--rows 1000000] [--vectors FILE.npy | --model MODEL --photos FOLDER
-        [--cache FILE.npy]] [--kinds realistic,isotropic] [--sizes 10000,100000] [--folder FOLDER] [--peers]
+        [--cache FILE.npy]] [--strangers FILE.npy] [--kinds realistic,isotropic] [--sizes 10000,100000]
+        [--folder FOLDER] [--peers]
 
-There are two kinds of vectors of 2048 numbers: realistic ones are real embeddings grown to any number of rows
-(`benchmarks.growth`), isotropic ones are the hardest case. One gallery of each kind grows from size to size.
-At each size it is optimized, then searched through its vector layer, which is comparable to an index, and
-through `Gallery.search_by_vectors`, which also looks up rows. FAISS's IndexFlatL2 and, with --peers,
-usearch's exact search scan the same vectors, held in memory once. All systems take turns in one process, so
-that noise affects them equally; every call has new queries. The answers are compared with those of
-IndexFlatL2 and of a brute force in float64. Prints one table for each kind and one JSON line. A million rows
-need 17 GB of memory, of which half is the page cache, and 12 GB in FOLDER (by default a temporary one),
-deleted afterwards. Sizes without enough memory or disk space are skipped.
+There are two kinds of vectors: realistic ones are real embeddings grown to any number of rows
+(`benchmarks.growth`), isotropic ones, of 2048 numbers, are the hardest case. Searches are for grown vectors,
+and with --strangers for real embeddings of other people as well, which have nothing near them. One gallery of
+each kind grows from size to size. At each size it is optimized, then searched through its vector layer, which
+is comparable to an index, and through `Gallery.search_by_vectors`, which also looks up rows. FAISS's
+IndexFlatL2 and, with --peers, usearch's exact search scan the same vectors, held in memory once. All systems
+take turns in one process, so that noise affects them equally; every call has new queries. The answers are
+compared with those of IndexFlatL2 and of a brute force in float64. Prints one table for each kind and one
+JSON line. A million rows need 17 GB of memory, of which half is the page cache, and 12 GB in FOLDER (by
+default a temporary one), deleted afterwards. Sizes without enough memory or disk space are skipped.
 """
 
 import argparse
@@ -41,7 +43,7 @@ from retrieval.index.knn import Explanation
 from retrieval.storage.vault import State
 from retrieval.system.cpu import usable_cores
 
-DIMENSION = 2048
+ISOTROPIC_DIMENSION = 2048
 KINDS = ("realistic", "isotropic")
 SIZES = (10_000, 100_000, 1_000_000)
 NEIGHBOURS = (1, 10, 100)
@@ -58,6 +60,7 @@ SPARE_MEMORY, SPARE_DISK = 2 * 2**30, 2**30
 # The columns of the table and their widths.
 COLUMNS = {
     "rows": 10,
+    "for": 11,
     "queries": 9,
     "k": 5,
     "faceprint (p99)": 20,
@@ -105,6 +108,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a bundle that embeds --photos")
     parser.add_argument("--photos", type=Path, help="a folder of photos: real embeddings are made of them")
     parser.add_argument("--cache", type=Path, help="where the embeddings of --photos are kept")
+    parser.add_argument("--strangers", type=Path, help="embeddings of other people than those of --vectors")
     parser.add_argument("--folder", type=Path, help="where the galleries are made")
     parser.add_argument("--peers", action="store_true", help="measure usearch too")
     options = parser.parse_args()
@@ -136,7 +140,6 @@ def main() -> None:
         found[kind] = {"vectors": made.description, "sizes": measured}
     result = {
         "kinds": found,
-        "dimension": DIMENSION,
         "cores": usable_cores(),
         "cpu": _cpu(),
         "memory_gb": round(_memory("MemTotal") / 2**30, 1),
@@ -151,25 +154,51 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """A source of vectors: a description, and a function from (rows, seed) to blocks."""
+    """A source of vectors.
+
+    Attributes:
+        description: what they are.
+        dimension: their number of numbers.
+        blocks: a function from (rows, seed) to blocks.
+        strangers: (n, d) embeddings of other people.
+    """
 
     description: str
+    dimension: int
     blocks: Callable[[int, int], Iterator[Vectors]]
+    strangers: Vectors | None = None
+
+    def queries(self, count: int) -> dict[str, Vectors]:
+        """Returns queries (count, d) by whom they are for: strangers' are repeated where there are fewer."""
+        found = {"enrolled": np.concatenate(list(self.blocks(count, 2)))}
+        if self.strangers is not None:
+            order = np.random.default_rng(3).permutation(len(self.strangers))
+            found["strangers"] = self.strangers[np.resize(order, count)]
+        return found
 
 
 def _source(kind: str, options: argparse.Namespace) -> Source:
     if kind == "isotropic":
-        words = f"vectors of {DIMENSION} independent standard normal numbers"
-        return Source(words, lambda rows, seed: isotropic(rows, DIMENSION, seed=seed))
+        size = ISOTROPIC_DIMENSION
+        words = f"vectors of {size} independent standard normal numbers"
+        return Source(words, size, lambda rows, seed: isotropic(rows, size, seed=seed))
     if options.vectors is not None:
         real, origin = np.asarray(np.load(options.vectors), np.float32), options.vectors.name
     else:
         real, origin = embeddings(options.model, options.photos, options.cache), options.photos.name
-    if real.ndim != 2 or real.shape[1] != DIMENSION:
-        sys.exit(f"real embeddings must have shape (n, {DIMENSION}), not {real.shape}")
+    strangers = None
+    if options.strangers is not None:
+        strangers = np.asarray(np.load(options.strangers), np.float32)
+    for one in (real,) if strangers is None else (real, strangers):
+        if one.ndim != 2 or one.shape[1] != real.shape[-1]:
+            sys.exit(f"embeddings must have shape (n, d), with one d, not {one.shape}")
     growth = Growth.of(real)
-    words = f"grown from {len(real):,} embeddings of {origin}, noise {growth.noise:.3f}"
-    return Source(words, lambda rows, seed: growth.blocks(rows, seed=seed))
+    words = (
+        f"grown from {len(real):,} embeddings of {real.shape[1]} numbers ({origin}), noise {growth.noise:.3f}"
+    )
+    if strangers is not None:
+        words += f"; {len(strangers):,} embeddings of strangers"
+    return Source(words, real.shape[1], lambda rows, seed: growth.blocks(rows, seed=seed), strangers)
 
 
 def _cut(blocks: Iterator[Vectors], sizes: Sequence[int]) -> Iterator[tuple[Vectors, bool]]:
@@ -192,12 +221,12 @@ def _measured(
     folder: Path, source: Source, sizes: Sequence[int], peers: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yields the measurements at each size of one growing gallery."""
-    queries = np.concatenate(list(source.blocks(COMPARED + _query_count(), 2)))
-    with Gallery.create(folder / "gallery", model(folder / "model", DIMENSION)) as gallery:
-        grown = Grown(gallery, faiss.IndexFlatL2(DIMENSION), np.empty(0, np.int64))
+    queries = source.queries(COMPARED + _query_count())
+    with Gallery.create(folder / "gallery", model(folder / "model", source.dimension)) as gallery:
+        grown = Grown(gallery, faiss.IndexFlatL2(source.dimension), np.empty(0, np.int64))
         next_sizes = iter(sorted(sizes))
         size = next(next_sizes)
-        if shortage := _shortage(folder, 0, size):
+        if shortage := _shortage(folder, source, 0, size):
             yield {"rows": size, "skipped": shortage}
             return
         started = time.perf_counter()
@@ -215,12 +244,14 @@ def _measured(
                 "basis_learned": optimized.learned,
             }
             _progress(f"optimized in {found['optimize_seconds']:.1f} s")
-            found["searches"] = list(_timed(grown, queries[COMPARED:], peers))
+            found["searches"] = [
+                one for name, asked in queries.items() for one in _timed(grown, name, asked[COMPARED:], peers)
+            ]
             _progress(f"measured {size:,} rows")
-            found |= _compared(grown, queries[:COMPARED])
+            found["compared"] = {name: _compared(grown, asked[:COMPARED]) for name, asked in queries.items()}
             yield found
             before, size = size, next(next_sizes, 0)
-            if size and (shortage := _shortage(folder, before, size)):
+            if size and (shortage := _shortage(folder, source, before, size)):
                 yield {"rows": size, "skipped": shortage}
                 return
             started = time.perf_counter()
@@ -265,7 +296,7 @@ def _query_count() -> int:
     return len(NEIGHBOURS) * sum(queries * (1 + max(calls)) for queries, calls in CALLS.items())
 
 
-def _timed(grown: Grown, queries: Vectors, peers: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _timed(grown: Grown, asked_for: str, queries: Vectors, peers: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields the times of calls, in milliseconds, for each number of queries in a call and each k."""
     searches, layer = _searches(grown, peers), _layer(grown.gallery)
     for search in searches.values():
@@ -276,14 +307,14 @@ def _timed(grown: Grown, queries: Vectors, peers: dict[str, Any]) -> Iterator[di
         theirs = few if grown.index.ntotal >= MANY_ROWS else some
         calls = {name: ours if name in ("faceprint", "gallery") else theirs for name in searches}
         for k in NEIGHBOURS:
-            asked = queries[start : start + together * (1 + ours)].reshape(1 + ours, together, DIMENSION)
+            asked = queries[start : start + together * (1 + ours)].reshape(1 + ours, together, -1)
             start += together * (1 + ours)
             explanation = Explanation()
             began = time.perf_counter()
             layer(asked[0], k, explanation)
             rounds = max(LEAST_CALLS, min(ours, int(SECONDS / (time.perf_counter() - began))))
             times = _in_turn(searches, calls, asked[1 : 1 + rounds], k)
-            one: dict[str, Any] = {"rows": grown.index.ntotal, "queries": together, "k": k}
+            one: dict[str, Any] = {"rows": grown.index.ntotal, "for": asked_for, "queries": together, "k": k}
             for name, taken in times.items():
                 one[name] = {
                     "calls": len(taken),
@@ -333,7 +364,7 @@ def _compared(grown: Grown, queries: Vectors) -> dict[str, Any]:
     theirs = grown.index.search(queries, k)[1]
     longest = np.sqrt(max(float(np.einsum("j,j", row, row)) for row in matrix[theirs.ravel()]))
     lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
-    rounding = (DIMENSION + 16) * 2.0**-24 * (lengths + longest) ** 2
+    rounding = (queries.shape[1] + 16) * 2.0**-24 * (lengths + longest) ** 2
     gaps = np.abs(_squares(matrix, queries, theirs) - _squares(matrix, queries, ours))
     differ = ours != theirs
     beyond = differ & (gaps > 2 * rounding[:, None])
@@ -379,9 +410,9 @@ def _brute_force(matrix: Vectors, queries: Vectors, k: int) -> Ids:
 # Room
 
 
-def _shortage(folder: Path, before: int, size: int) -> str | None:
+def _shortage(folder: Path, source: Source, before: int, size: int) -> str | None:
     """Returns why a gallery cannot grow to a size here, as text; None if it can."""
-    row = 4 * DIMENSION
+    row = 4 * source.dimension
     # The index grows. The gallery's files need room in the page cache, or the benchmark measures the disk.
     memory = (size - before + size) * row + SPARE_MEMORY
     if (free := _memory("MemAvailable")) < memory:
@@ -435,6 +466,7 @@ def _cells(one: dict[str, Any]) -> list[str]:
 
     return [
         f"{one['rows']:,}",
+        one["for"],
         f"{one['queries']}",
         f"{one['k']}",
         took("faceprint"),
@@ -460,13 +492,16 @@ def _summary(one: dict[str, Any]) -> str:
     codes = {None: "too few rows to learn codes", 0: "codes do not pay"}.get(
         coordinates, f"{coordinates} coordinates"
     )
+    compared = "; ".join(
+        f"{name}: of {found['compared_answers']:,} ids {found['other_than_indexflatl2']} are not "
+        f"IndexFlatL2's, {found['other_beyond_rounding']} beyond float32's rounding; "
+        f"of {found['proven_answers']:,} {found['mismatches']} are not the float64 brute force's"
+        for name, found in one["compared"].items()
+    )
     return (
         f"{one['rows']:,} rows: enrolled the new ones in {one['build_seconds']:,.1f} s, optimized in "
         f"{one['optimize_seconds']:,.1f} s ({codes}); 1 query, k = 10: {search['method']}, "
-        f"{search['candidates_per_query']:,.0f} candidates, {search['mb_read']:,.1f} MB read; "
-        f"of {one['compared_answers']:,} ids {one['other_than_indexflatl2']} are not IndexFlatL2's, "
-        f"{one['other_beyond_rounding']} beyond float32's rounding; "
-        f"of {one['proven_answers']:,} {one['mismatches']} are not the float64 brute force's"
+        f"{search['candidates_per_query']:,.0f} candidates, {search['mb_read']:,.1f} MB read; {compared}"
     )
 
 

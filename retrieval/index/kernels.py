@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from retrieval.index.blocks import Floats, Ids
 from retrieval.index.threads import buffer
 
-# Up to this many pairs numpy also computes in float32: FAISS would start its own threads outside the pool. In
-# float64 this is the most pairs at a time, so that the differences stay in a core's cache.
+# Up to this many pairs numpy also computes in float32: FAISS would start its own threads outside the pool.
 SMALL_BATCH_PAIRS: Final = 16
+
+# Numbers of vectors whose float64 differences stay in a core's cache.
+_CACHED_NUMBERS: Final = 2**15
 
 # Up to this many queries are compared with the stored vectors one by one: a product passes over the vectors
 # three times.
@@ -71,6 +73,16 @@ def pair_squares_float64(
     differences = matrix[row].astype(np.float64)
     differences -= queries[query]
     return np.asarray(np.einsum("ij,ij->i", differences, differences))
+
+
+def float64_pairs(dimension: int) -> int:
+    """Returns how many pairs `pair_squares_float64` is best called with."""
+    return max(SMALL_BATCH_PAIRS, _CACHED_NUMBERS // dimension)
+
+
+def float32_pairs(dimension: int) -> int:
+    """Returns how many pairs `pair_squares_float32` is best called with."""
+    return 4 * float64_pairs(dimension)
 
 
 def relative_rounding(dimension: int) -> float:

@@ -30,6 +30,8 @@ from retrieval.index.kernels import (
     FLOAT64_SLACK,
     SMALL_BATCH_PAIRS,
     float32_bounds,
+    float32_pairs,
+    float64_pairs,
     pair_squares_float32,
     pair_squares_float64,
 )
@@ -44,9 +46,6 @@ MAX_PENDING_CANDIDATES: Final = 1_500_000
 
 # Below this number of pairs, one core computes all.
 SINGLE_THREAD_MAX_PAIRS: Final = 128
-
-# Pairs that one float32 kernel call computes.
-FLOAT32_PAIRS: Final = 64
 
 # Candidates of each query that a radius search compares first.
 RADIUS_CANDIDATES: Final = 2**20
@@ -119,7 +118,7 @@ class Refiner:
             query, row, ids = found.query, found.row, self._numbering.ids(found.row)
             squares = np.empty(len(row))
             kernel = partial(pair_squares_float64, batch.exact)
-            self._per_block(kernel, query, row, SMALL_BATCH_PAIRS, squares)
+            self._per_block(kernel, query, row, float64_pairs(batch.queries.shape[1]), squares)
             order = np.lexsort((ids, squares, query))
             query, distances, ids = query[order], np.sqrt(squares[order]), ids[order]
             # Roots of different squares may be equal, and a radius limits distances, not squares.
@@ -169,7 +168,8 @@ class Refiner:
         """Returns bounds of distances from float32 differences, which are tighter than those of a product."""
         queries = self._batch.queries
         squares = np.empty(len(row), np.float32)
-        self._per_block(partial(pair_squares_float32, queries), query, row, FLOAT32_PAIRS, squares)
+        at_a_time = float32_pairs(queries.shape[1])
+        self._per_block(partial(pair_squares_float32, queries), query, row, at_a_time, squares)
         count(self._batch.explanation, candidates=len(row), bytes_read=len(row) * queries.shape[1] * 4)
         lower, upper = float32_bounds(squares.astype(np.float64), queries.shape[1])
         return self._without_excluded(Bounded(query, row, lower, upper))
