@@ -394,7 +394,8 @@ def _least(found: Near, most: Ids, wanted: int) -> Near:
             squares = found.square[places]
             limit = int(np.partition(squares, wanted - 1)[wanted - 1])
             is_crowded = int(np.count_nonzero(squares == limit)) > wanted
-            most[query] = limit - 1 if is_crowded else limit
+            # Threads may have found rows by an earlier limit, which must not come back.
+            most[query] = min(int(most[query]), limit - 1 if is_crowded else limit)
     return found[found.square <= most[found.query]]
 
 

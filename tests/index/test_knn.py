@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retrieval.index import filter as filtering
 from retrieval.index import knn, products, quantization
 from retrieval.index.blocks import Numbering, selections
-from retrieval.index.candidates import QueryBatch
+from retrieval.index.candidates import Near, QueryBatch
 from retrieval.index.filter import Filter
 from retrieval.index.kernels import CACHED_BYTES, pairwise_squares
 from retrieval.index.knn import Block, Explanation
@@ -195,6 +195,21 @@ def test_the_nearest_are_found_where_those_with_the_lowest_bounds_are_not_enough
             assert_same(found, [(distances[:k], ids[:k]) for distances, ids in true[-number:]])
         found = knn.nearest(blocks, queries[-number:], 3, allowed=half)
         assert_same(found, expected(parts, queries[-number:], 3, half))
+
+
+def test_a_limit_of_chosen_rows_only_falls() -> None:
+    """Also where a thread brings rows that it found by an earlier, larger limit."""
+    most = np.array([5, 100])
+    query = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    square = np.array([4, 9, 8, 7, 30, 10, 20, 20])
+    found = Near(query, np.arange(8), np.zeros(8), square)
+    kept = filtering._least(found, most, 3)
+    assert most.tolist() == [5, 20]
+    assert kept.row.tolist() == [0, 5, 6, 7]
+    # More rows than are wanted, all equally far: none of them.
+    crowd = Near(np.zeros(4, np.int64), np.arange(4), np.zeros(4), np.full(4, 3))
+    assert len(filtering._least(crowd, most, 3).row) == 0
+    assert most.tolist() == [2, 20]
 
 
 @pytest.mark.parametrize("layout", ["one block", "two bases"])
