@@ -6,7 +6,6 @@ is compared with a plain one first, and where they differ, float32 numbers are m
 numbers below 2^24, so that these are exact too.
 """
 
-import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
@@ -29,19 +28,16 @@ _IN_FLOATS: Final = (
     ("Cast", ("sums",), "products", _INT32),
 )
 
-_OPENING: Final = threading.Lock()
-
 
 def products(codes: NDArray[np.uint8], queries: NDArray[np.int8]) -> NDArray[np.int32]:
     """Returns the products (n, q) of codes (n, m) with queries (m, q), for m up to 256; both in C order."""
-    with _OPENING:
-        session = _session()
-    found: NDArray[np.int32] = session.run(None, {"codes": codes, "queries": queries})[0]
+    found: NDArray[np.int32] = _session().run(None, {"codes": codes, "queries": queries})[0]
     return found
 
 
 @cache
 def _session() -> Any:
+    # Threads that come first at once may each open one, which does no harm.
     session = _opened(_IN_BYTES)
     return session if _is_exact(session) else _opened(_IN_FLOATS)
 
