@@ -19,6 +19,9 @@ FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
+# The metric that only a follower has.
+AGE: Final = "faceprint_gallery_age_seconds"
+
 
 class Metrics:
     """Counters of requests and of the stages of answering; labels never hold a name or a path of a person."""
@@ -107,7 +110,7 @@ class _GallerySize(Collector):
         )
         if vault.follower is not None:
             yield GaugeMetricFamily(
-                "faceprint_gallery_age_seconds",
+                AGE,
                 "Seconds since the publisher said that this copy is the gallery's state.",
                 value=vault.follower.current().age(),
             )
