@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, and how they end."""
 
+import functools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from PIL import Image
 
 from retrieval.bulk.ingest import ingest
@@ -25,6 +27,9 @@ from training.synthetic_faces import draw_faces
 
 Result = tuple[int, str, str]
 
+# Typer builds all commands anew for each call, which takes most of the time of a command that is refused.
+_built = functools.cache(typer.main.get_command)
+
 
 class Faceprint:
     """`faceprint ARGS` in this process: its exit status and what it printed."""
@@ -36,6 +41,7 @@ class Faceprint:
     def __call__(self, *arguments: object) -> Result:
         self.monkeypatch.setattr(sys, "argv", ["faceprint", *map(str, arguments)])
         self.monkeypatch.setenv("COLUMNS", "160")
+        self.monkeypatch.setattr(typer.main, "get_command", _built)
         status: object = 0
         try:
             app.main()
