@@ -18,6 +18,9 @@ _PRELOAD = (
     *("alembic.command", "msgspec.json", "numpy.ma"),
 )
 
+# Operations that make most of the statements of all of them.
+_WARM = ("forget", "restore", "merge_people", "undo_merge", "annotate", "calibrate", "relocate", "export")
+
 
 class Sweeper:
     """The initial states, made once, and the server processes that fork a child for each point."""
@@ -38,7 +41,17 @@ class Sweeper:
             self._idle.put(server)
         self._laid.mkdir()
         self._ask(operations.lay, self._laid)
+        self._warm()
         return self
+
+    def _warm(self) -> None:
+        """Does some operations in the processes that fork, so that no child compiles their SQL again."""
+        for server in self._faulty:
+            for name in _WARM:
+                with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
+                    operations.copy_initial(self._laid, name, Path(folder))
+                    outcome = server.call(operations.OPERATIONS[name].work, (Path(folder),))
+                    assert outcome.state == "done", outcome
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
