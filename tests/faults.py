@@ -93,6 +93,7 @@ class Swept:
     kind: Kind
     points: int
     failures: list[tuple[int, str]]
+    calls: int = 0  # that the undisturbed operation makes, if it was run to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +298,12 @@ def sweep(
     args: tuple[Any, ...] = (),
     step: int = 1,
     timeout: float = 600,
+    calls: int | None = None,
 ) -> Swept:
     """Runs an operation repeatedly, with a fault at its 1st call, its 2nd, and so on to its last.
 
-    The last run, in which the fault is not reached, is checked too. A hung child is a failure and ends the
-    sweep.
+    The last run, in which the fault is not reached, is checked too, unless `calls` says where the end is. A
+    hung child is a failure and ends the sweep.
 
     Args:
         operation: called in a child with the folder of the point, and with `args`.
@@ -310,9 +312,11 @@ def sweep(
         servers: each runs one point at a time.
         workspace: parent of the points' folders.
         step: distance between two points, in calls.
+        calls: how many the undisturbed operation makes, from another sweep.
     """
     numbers, over, lock = itertools.count(1, step), threading.Event(), threading.Lock()
     reached: list[int] = []
+    undisturbed: list[int] = []
     failures: list[tuple[int, str]] = []
 
     def point(server: FaultServer, number: int) -> None:
@@ -322,6 +326,8 @@ def sweep(
             outcome = server.run(operation, (folder, *args), folder, at=number, kind=kind, timeout=timeout)
             if outcome.reached(number):
                 reached.append(number)
+            elif outcome.state == "done":
+                undisturbed.append(outcome.count)
             if outcome.state == "hung" or not outcome.reached(number):
                 over.set()
             try:
@@ -335,6 +341,8 @@ def sweep(
             while not over.is_set():
                 with lock:
                     number = next(numbers)
+                if calls is not None and number > calls:
+                    return
                 point(server, number)
         finally:
             over.set()
@@ -342,7 +350,7 @@ def sweep(
     with ThreadPoolExecutor(len(servers)) as pool:
         for finished in [pool.submit(work, server) for server in servers]:
             finished.result()
-    return Swept(_name(operation), kind, len(reached), sorted(failures))
+    return Swept(_name(operation), kind, len(reached), sorted(failures), max(undisturbed, default=0))
 
 
 # Power loss

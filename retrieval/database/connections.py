@@ -1,19 +1,24 @@
 """Connections for the store: opens SQLite for the writer and for readers, and checks the files beside it."""
 
+import functools
 import os
 import sqlite3
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.util import LRUCache
 
 from retrieval.database.metadata import to_json
 from retrieval.errors import GalleryError
 from retrieval.system.files import other_than_file
 
 _CACHE_KIB: Final = 256 * 1024
+
+# Compiled statements that are kept. Faceprint has about 200, and conditions on metadata make more.
+_MAX_STATEMENTS: Final = 1000
 
 
 def make_engine(path: Path, *, read_only: bool = False, immutable: bool = False) -> Engine:
@@ -36,9 +41,25 @@ def make_engine(path: Path, *, read_only: bool = False, immutable: bool = False)
         # Not a URL in one string: in that a ? or a % of the path has a meaning.
         url = URL.create("sqlite", database=os.fspath(path))
         engine = create_engine(url, connect_args={"timeout": 30}, json_serializer=to_json)
+    engine.dialect, cache = _compiler()
+    engine.update_execution_options(compiled_cache=cache)
     event.listen(engine, "connect", _prepare_to_read if read_only else _prepare)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+@functools.cache
+def _compiler() -> tuple[Dialect, LRUCache[Any, Any]]:
+    """Returns what makes SQL of statements, and the statements that it has made, of all databases.
+
+    An engine has them of its own otherwise, and compiles each statement anew: most of the time that it takes
+    to open a small gallery.
+    """
+    engine = create_engine("sqlite://", json_serializer=to_json)
+    # A dialect learns what this SQLite can do from its first connection.
+    engine.connect().close()
+    engine.dispose()
+    return engine.dialect, LRUCache(_MAX_STATEMENTS)
 
 
 def _connect_to_read(path: Path, *, immutable: bool) -> sqlite3.Connection:

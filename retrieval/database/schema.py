@@ -6,7 +6,7 @@ when it is opened, and an extra table or column could keep data that must be era
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from sqlalchemy import Column, Connection, MetaData, String, Table, UniqueConstraint, insert
@@ -96,6 +96,7 @@ def _unexpected_entries(entries: Sequence[Sequence[Any]]) -> Iterator[str]:
             yield f"the index {name!r} of {table!r} is not as faceprint makes it"
 
 
+@lru_cache(maxsize=64)  # the tables of all galleries are alike
 def _is_plain(sql: str) -> bool:
     """Returns whether a CREATE TABLE has only columns, keys and unique constraints."""
     tokens = _TOKENS.findall(sql)
@@ -175,7 +176,17 @@ def type_problems(execute: Any) -> list[str]:
 
     SQLite permits such values.
     """
-    problems, dialect = [], sqlite.dialect()
+    return [
+        f"a value in the table {table} has another type than its column"
+        for table, statement in _type_statements().items()
+        if list(execute(statement))
+    ]
+
+
+@cache
+def _type_statements() -> dict[str, str]:
+    """Returns for each table the statement that selects a row if a value has another type than its column."""
+    statements, dialect = {}, sqlite.dialect()
     for table in metadata.tables.values():
         violations = []
         for column in table.columns:
@@ -185,6 +196,5 @@ def type_problems(execute: Any) -> list[str]:
             if kind == "JSON":
                 is_object = f'json_valid("{column.name}") AND json_type("{column.name}") = \'object\''
                 violations.append(f'("{column.name}" IS NOT NULL AND NOT coalesce({is_object}, 0))')
-        if list(execute(f'SELECT 1 FROM "{table.name}" WHERE {" OR ".join(violations)} LIMIT 1')):
-            problems.append(f"a value in the table {table.name} has another type than its column")
-    return problems
+        statements[table.name] = f'SELECT 1 FROM "{table.name}" WHERE {" OR ".join(violations)} LIMIT 1'
+    return statements

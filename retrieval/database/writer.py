@@ -4,11 +4,25 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Final
 
-from sqlalchemy import JSON, Connection, Executable, Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Dialect,
+    Executable,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from retrieval.database.filter_sql import LIST_LENGTH, parts
 from retrieval.database.metadata import to_json
@@ -527,7 +541,7 @@ class Writer(Reader):
         if not rows:
             return
         self.changed = True
-        compiled = insert(table).compile(dialect=self._connection.dialect, column_keys=list(rows[0]))
+        compiled = _insertion(table, tuple(rows[0]), self._connection.dialect)
         if compiled.positiontup is None:  # a driver that wants names
             self._connection.execute(insert(table), list(rows))
             return
@@ -584,6 +598,14 @@ class Writer(Reader):
             for part in parts(names)
             for name, number in self._connection.execute(query.where(identity_table.c.name.in_(part)))
         }
+
+
+@lru_cache(maxsize=100)
+def _insertion(table: Table, names: tuple[str, ...], dialect: Dialect) -> SQLCompiler:
+    """Returns the compiled statement that inserts rows with these columns."""
+    compiled = insert(table).compile(dialect=dialect, column_keys=list(names))
+    assert isinstance(compiled, SQLCompiler)  # only DDL has another compiler
+    return compiled
 
 
 def _stamped(stamp: Stamp | None) -> dict[str, int | None]:

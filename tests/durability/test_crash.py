@@ -32,7 +32,7 @@ def sweeper() -> Iterator[Sweeper]:
     """
     memory = Path("/dev/shm")
     place = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=place) as folder, Sweeper(Path(folder)) as ready:
+    with tempfile.TemporaryDirectory(dir=place) as folder, Sweeper(Path(folder), processes=1) as ready:
         yield ready
 
 

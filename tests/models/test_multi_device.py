@@ -116,42 +116,31 @@ def test_a_process_that_is_killed_is_a_run_error_and_closing_still_ends(
     assert set(processes()) == before
 
 
-def test_when_the_caller_is_killed_its_processes_end(bundle: ModelBundle, tmp_path: Path) -> None:
-    script = tmp_path / "caller.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from retrieval.models.bundle import ModelBundle\n"
-        "from retrieval.models.embedder import Embedder\n"
-        "if __name__ == '__main__':\n"
-        "    embedder = Embedder.open(ModelBundle.load(sys.argv[1]), device='cpu,cpu')\n"
-        "    print(*[process.pid for process in embedder._run._processes], flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, str(script), str(bundle.folder)], capture_output=True, text=True)
-    ours = done.stdout.split()
-    assert len(ours) == 2
-    while any(map(_runs, ours)):
-        time.sleep(0.05)
+@pytest.fixture(scope="module")
+def caller(
+    bundle: ModelBundle, photos: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str], str]:
+    """A program that embedded in a folder of a stranger, and was killed: the folder, and what it printed.
 
-
-def test_a_module_in_the_current_folder_is_never_run(
-    bundle: ModelBundle, photos: NDArray[np.uint8], tmp_path: Path
-) -> None:
-    """The folder may be a stranger's, with photos in it and modules that are named as those of Python."""
-    here = tmp_path / "photos"
+    The folder has photos in it, and modules that are named as those of Python.
+    """
+    root = tmp_path_factory.mktemp("caller")
+    here = root / "photos"
     for name in ("json", "multiprocessing", "runpy", "signal", "socket", "retrieval", "torch", "numpy"):
         (here / name).mkdir(parents=True)
         (here / name / "__init__.py").write_text(f"open('ran-{name}', 'w').close()\n")
     np.save(here / "photos.npy", photos[:2])
     # As the command `faceprint`: the folder of its own script is on its path, the current one is not.
-    script = tmp_path / "caller.py"
+    script = root / "caller.py"
     script.write_text(
-        "import sys, numpy as np\n"
+        "import os, signal, sys, numpy as np\n"
         "from retrieval.models.bundle import ModelBundle\n"
         "from retrieval.models.embedder import Embedder\n"
         "if __name__ == '__main__':\n"
-        "    with Embedder.open(ModelBundle.load(sys.argv[1]), device='cpu,cpu') as embedder:\n"
-        "        print(embedder.embed(np.load('photos.npy')).vectors.shape)\n"
+        "    embedder = Embedder.open(ModelBundle.load(sys.argv[1]), device='cpu,cpu')\n"
+        "    print(embedder.embed(np.load('photos.npy')).vectors.shape)\n"
+        "    print(*[process.pid for process in embedder._run._processes], flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
         [sys.executable, str(script), str(bundle.folder)],
@@ -160,8 +149,21 @@ def test_a_module_in_the_current_folder_is_never_run(
         capture_output=True,
         text=True,
     )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return here, done.stdout.splitlines(), done.stderr
+
+
+def test_when_the_caller_is_killed_its_processes_end(caller: tuple[Path, list[str], str]) -> None:
+    ours = caller[1][-1].split()
+    assert len(ours) == 2
+    while any(map(_runs, ours)):
+        time.sleep(0.05)
+
+
+def test_a_module_in_the_current_folder_is_never_run(caller: tuple[Path, list[str], str]) -> None:
+    here, printed, errors = caller
     assert sorted(path.name for path in here.glob("ran-*")) == []
-    assert (done.stdout, done.stderr) == ("(2, 2048)\n", "")
+    assert (printed[0], errors) == ("(2, 2048)", "")
 
 
 def _runs(process: str) -> bool:

@@ -22,7 +22,7 @@ def enrolled(bundle: ModelBundle, faces: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def served(enrolled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for it; its log has no error at the end."""
-    with Server(enrolled, tmp_path_factory.mktemp("log") / "log", "--access-log") as server:
+    with Server(enrolled, tmp_path_factory.mktemp("log") / "log", "--access-log", cold=True) as server:
         yield server
     log = server.log.read_text()
     assert "ERROR" not in log

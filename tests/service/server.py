@@ -12,6 +12,8 @@ from types import TracebackType
 
 import httpx
 
+from tests import warm
+
 _STARTED = re.compile(r"^serving .* at (https?://\S+); Ctrl-C stops it\n$")
 _SECONDS = 120.0
 
@@ -32,19 +34,25 @@ class Server:
         *options: object,
         verify: ssl.SSLContext | bool = True,
         command: Sequence[object] | None = None,
+        cold: bool = False,
     ) -> None:
-        """Starts the process; `command` is another one of faceprint that serves the gallery."""
+        """Starts the process; `command` is another one of faceprint that serves the gallery.
+
+        With `cold` it is an interpreter of its own, that imports everything itself, as a user starts one;
+        otherwise a child of `tests.warm`.
+        """
         self._log = log.open("wb")
         self.log = log
         arguments = ("serve", gallery, "--port", 0, *options) if command is None else command
-        command = [sys.executable, "-m", "retrieval.cli.app", *arguments]
-        self.process = subprocess.Popen(
-            [*map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning"},
-        )
+        environment = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning"}
+        self.process: subprocess.Popen[str] | warm.Child
+        if cold or sys.platform != "linux":
+            command = [sys.executable, "-m", "retrieval.cli.app", *arguments]
+            self.process = subprocess.Popen(
+                [*map(str, command)], stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment
+            )
+        else:
+            self.process = warm.start(arguments, stderr=self._log.fileno(), environment=environment)
         assert self.process.stdout is not None
         started = _STARTED.match(self.process.stdout.readline())
         if started is None:

@@ -1,6 +1,7 @@
 """A program of `test_processes.py`: one of the processes that train together.
 
-equal DATA FOLDER    fits networks, resumes one from FOLDER/begun, and saves what came of it
+equal DATA FOLDER    forks a second process; each fits networks, resumes one from FOLDER/begun, and saves
+                     what came of it
 killed DATA FOLDER   trains a model into FOLDER/model; process 1 is killed after its first epoch
 """
 
@@ -73,7 +74,18 @@ def fitted(
     return network, replace(history, epochs=tuple(replace(one, seconds=0.0) for one in history.epochs))
 
 
-def equal(data: Path, folder: Path, processes: Processes) -> None:
+def equal(data: Path, folder: Path) -> None:
+    """Fits three networks in two processes that begin alike; fails where one of them does."""
+    # Before torch starts threads: importing it twice would take longer than what is done with it.
+    child = os.fork()
+    rank = int(child == 0)
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    fit_equal(data, folder, Processes.of_environment())
+    if child:
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def fit_equal(data: Path, folder: Path, processes: Processes) -> None:
     """Fits three networks, and saves the tensors and the history of each as this process has them."""
     with processes.joined(CPU):
         for name, kind, checkpoint in (
@@ -119,6 +131,7 @@ def killed(data: Path, folder: Path, processes: Processes) -> None:
 
 
 if __name__ == "__main__":
-    {"equal": equal, "killed": killed}[sys.argv[1]](
-        Path(sys.argv[2]), Path(sys.argv[3]), Processes.of_environment()
-    )
+    if sys.argv[1] == "equal":
+        equal(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        killed(Path(sys.argv[2]), Path(sys.argv[3]), Processes.of_environment())
