@@ -66,7 +66,7 @@ MAX_CANDIDATE_SHARE_OF_FEW: Final = 1 / 4
 # Up to this number of candidates is never replaced by a scan, however few rows the block has.
 MIN_CANDIDATES: Final = 64
 
-# The most rows that are held before those with the lowest bounds are chosen.
+# Rows that may be held before those with the lowest bounds are chosen of them; or four times the wanted ones.
 _MAX_HELD: Final = 1_000_000
 
 # Products that are computed at a time: they stay in a core's cache.
@@ -153,11 +153,11 @@ class Filter:
     def _best_by_products(self, chosen: Sequence[Selection]) -> Near:
         """Returns rows with the least squared distances of codes, of selections in one basis."""
         most = self._first_limits(chosen)
-        held, size = [nothing_near()], 0
+        held, size, limit = [nothing_near()], 0, max(_MAX_HELD, 4 * self._wanted * len(self._batch))
         for found in spread(partial(self._near, most=most), chosen):
             held.append(found)
             size += len(found.row)
-            if size > _MAX_HELD:
+            if size > limit:
                 held = [_least(joined(held, nothing_near()), most, self._wanted)]
                 size = len(held[0].row)
         self._done |= {selection.first: most for selection in chosen}

@@ -170,7 +170,7 @@ def few_chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         ("_SAMPLE_ROWS", (4, 64)),
         ("_SAMPLE_RANK", 0),
         ("SCANNED_ROWS", 3),
-        ("_MAX_HELD", 20),
+        ("_MAX_HELD", 1),
         ("MIN_CANDIDATES", 4),
         ("MAX_CANDIDATE_SHARE", request.param),
         ("MAX_CANDIDATE_SHARE_OF_FEW", request.param),
