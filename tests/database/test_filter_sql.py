@@ -245,7 +245,7 @@ def test_ten_thousand_faces_are_asked_in_one_pass_over_them(store: Store) -> Non
         taken[0] += 1
         return 0
 
-    @event.listens_for(store._engine, "checkout")
+    @event.listens_for(store.file.sql, "checkout")
     def count(driver: sqlite3.Connection, *_: object) -> None:
         driver.set_progress_handler(step, 1)
 

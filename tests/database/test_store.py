@@ -424,8 +424,8 @@ def test_a_folder_that_does_not_exist_cannot_get_a_database(tmp_path: Path) -> N
 
 def erase_traces(store: Store) -> None:
     """Writes the file anew, and empties its log."""
-    store.vacuum()
-    with store.driver() as driver:
+    store.file.vacuum()
+    with store.file.driver() as driver:
         assert driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall() == [(0, 0, 0)]
 
 
