@@ -13,10 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
-from retrieval.database import schema
 from retrieval.database.engines.protocol import DatabaseEngine
 from retrieval.database.engines.sqlite_file import SqliteFile
-from retrieval.database.migrations import SCHEMA_VERSION
 from retrieval.database.reader import Reader
 from retrieval.database.records import Generation, utc_now
 from retrieval.database.tables import gallery_table, generation_table
@@ -54,17 +52,53 @@ class Store:
         Raises:
             StorageError: the file system refused.
         """
-        store = cls(SqliteFile.create(path))
         first = Generation(1, fingerprint, dimension, folder, card_sha256, utc_now())
-        with store.engine.writing() as connection:
-            schema.create(connection, SCHEMA_VERSION)
-            _insert_gallery(connection, first, folder_id=folder_id)
-        return store
+        return cls._created(SqliteFile.create(path), first, folder_id)
+
+    @classmethod
+    def create_at(
+        cls, address: str, *, fingerprint: str, dimension: int, folder: str = "model", card_sha256: str = ""
+    ) -> "Store":
+        """Creates the tables of an empty gallery in a PostgreSQL database.
+
+        Args:
+            address: as of `retrieval.database.engines.postgresql`.
+            fingerprint, dimension, folder, card_sha256: of the model, as of `Generation`.
+
+        Raises:
+            InputError, MissingDependency: as of `Postgresql`.
+            GalleryError: the schema does not exist or is not empty, or the database is not in UTF-8.
+            GalleryBusy, StorageError: the server cannot be reached, or refused; nothing was changed.
+        """
+        from retrieval.database.engines.postgresql import Postgresql
+
+        first = Generation(1, fingerprint, dimension, folder, card_sha256, utc_now())
+        return cls._created(Postgresql(address), first, None)
+
+    @classmethod
+    def _created(cls, engine: DatabaseEngine, first: Generation, folder_id: str | None) -> "Store":
+        try:
+            with engine.creating() as connection:
+                _insert_gallery(connection, first, folder_id=folder_id)
+        except BaseException:
+            engine.close()
+            raise
+        return cls(engine)
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False, timeout: float = 30.0) -> "Store":
         """Opens the tables in a file; migrates those of an older version (see `SqliteFile.open`)."""
         return cls(SqliteFile.open(path, read_only=read_only, timeout=timeout))
+
+    @classmethod
+    def open_at(cls, address: str, *, read_only: bool = False, timeout: float = 30.0) -> "Store":
+        """Opens the tables in a PostgreSQL database (see `Postgresql.open`).
+
+        `timeout` is how long each transaction waits for another writer, in seconds.
+        """
+        from retrieval.database.engines.postgresql import Postgresql
+
+        return cls(Postgresql.open(address, read_only=read_only, lock_timeout=timeout))
 
     @classmethod
     def open_replaced(cls, path: Path) -> "Store":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines.postgresql_server import PostgresqlServer, programs
+
 _SECONDS = 120.0
 
 # Small volumes, and no catalogs, which listen on ports of their own.
@@ -93,3 +95,25 @@ def nginx() -> str:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """A running server of PostgreSQL, for the tests of this process."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'faceprint[postgres]'")
+    if (found := programs()) is None:
+        pytest.skip("no PostgreSQL server is installed")
+    server = PostgresqlServer(found)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def schema_address(postgresql_server: PostgresqlServer) -> str:
+    """The address of a new, empty schema."""
+    name = f"gallery_{os.urandom(4).hex()}"
+    postgresql_server.execute(f"CREATE SCHEMA {name}")
+    return postgresql_server.address(schema=name)

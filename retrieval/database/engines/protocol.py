@@ -13,6 +13,13 @@ class DatabaseEngine(Protocol):
     def gallery(self) -> str:
         """Returns what messages call the gallery: its folder, or its address without a password."""
 
+    def creating(self) -> AbstractContextManager[Connection]:
+        """Returns a context with the transaction that has made the tables, for the first rows of a gallery.
+
+        Raises:
+            StorageError: the machine, or the server, refused.
+        """
+
     def reading(self) -> AbstractContextManager[Connection]:
         """Returns a context with a connection that sees one snapshot until it ends, and cannot write.
 

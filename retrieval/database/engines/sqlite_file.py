@@ -156,6 +156,13 @@ class SqliteFile:
         self.sql.dispose()
 
     @contextmanager
+    def creating(self) -> Iterator[Connection]:
+        """See `DatabaseEngine`."""
+        with translated(self.path), self.sql.begin() as connection:
+            schema.create(connection, SCHEMA_VERSION)
+            yield connection
+
+    @contextmanager
     def reading(self) -> Iterator[Connection]:
         """See `DatabaseEngine`.
 
