@@ -8,6 +8,7 @@ from retrieval.database.store import Store
 from tests.database.test_filter_sql import (  # noqa: F401
     test_everything_that_is_said_holds_of_the_faces_that_are_found,
     test_lists_of_any_length_are_taken,
+    test_numbers_compare_exactly_whatever_their_kind,
     test_the_database_finds_the_faces_of_which_the_conditions_hold,
 )
 from tests.database.test_store import (  # noqa: F401
