@@ -110,11 +110,12 @@ def test_a_schema_gets_one_gallery_however_many_create_it_at_once(schema_address
         assert store.problems() == []
 
 
-def test_a_folder_needs_no_psycopg() -> None:
-    """Opening and searching a gallery in a folder imports nothing of PostgreSQL's."""
+def test_a_folder_needs_neither_psycopg_nor_pymilvus() -> None:
+    """Opening and searching a gallery in a folder imports nothing of other engines."""
     code = (
         "import sys, retrieval, retrieval.gallery.gallery, retrieval.database.store, retrieval.cli.app\n"
-        "print([name for name in sys.modules if 'psycopg' in name or 'engines.postgresql' in name])"
+        "others = ('psycopg', 'pymilvus', 'engines.postgresql')\n"
+        "print([name for name in sys.modules if any(one in name for one in others)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
