@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DOCS := $(VENV)/.docs
 PEERS := .venv-bench
 WITH_PEERS := '.[bench,parquet]'
-WITH_ENGINES := '.[train,s3,ray]'
+WITH_ENGINES := '.[train,s3,ray,postgres,milvus]'
 ENGINES := .venv-engines
 PYTHON ?= python3
 

@@ -6,8 +6,10 @@ PostgreSQL the operator `->` does that.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from itertools import product
 from typing import Any, Final
 
@@ -17,11 +19,13 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Double,
     Numeric,
     and_,
     case,
     cast,
     exists,
+    false,
     func,
     not_,
     or_,
@@ -162,9 +166,49 @@ def _postgresql_condition(column: Column[Any], condition: Condition) -> ColumnEl
         matches = _compared(condition, kind == "string", text.collate("C"), value)
     else:
         # A CASE, because AND does not guarantee an order of evaluation, and not every text is a number.
-        number = case((kind == "number", cast(text, Numeric)))
-        matches = _compared(condition, kind == "number", number, value)
+        number = case((kind == "number", text))
+        if condition.operator == EXISTS:
+            matches = true()
+        elif condition.operator == "!=":
+            matches = not_(and_(kind == "number", _postgresql_number(number, "=", value)))
+        else:
+            matches = and_(kind == "number", _postgresql_number(number, condition.operator, value))
     return and_(kind.is_not(None), matches)
+
+
+def _postgresql_number(text: Any, operator: str, value: int | float) -> ColumnElement[bool]:
+    """Returns the comparison of a JSON number with a value, exact as in Python.
+
+    PostgreSQL would round one of both: a float to 15 digits as NUMERIC, an integer to 53 bits as a float. So
+    floats are compared with the nearest float, and integers with the nearest integer.
+
+    Args:
+        text: the number as `metadata.to_json` wrote it; NULL for what is none. Only floats have `.` or `e`.
+        operator: "=", "<", "<=", ">" or ">=".
+        value: finite.
+    """
+    near = float(value)
+    floats, integers = cast(text, Double), cast(text, Numeric)
+    low, high = Decimal(math.floor(value)), Decimal(math.ceil(value))
+    as_float: ColumnElement[bool]
+    as_integer: ColumnElement[bool]
+    match operator:
+        case "=":
+            as_float = floats == near if near == value else false()
+            as_integer = integers == low if low == high else false()
+        case "<":
+            as_float = floats <= near if near < value else floats < near
+            as_integer = integers < high
+        case "<=":
+            as_float = floats <= near if near <= value else floats < near
+            as_integer = integers <= low
+        case ">":
+            as_float = floats >= near if near > value else floats > near
+            as_integer = integers > low
+        case _:
+            as_float = floats >= near if near >= value else floats > near
+            as_integer = integers >= high
+    return case((text.regexp_match("[.e]"), as_float), else_=as_integer)
 
 
 def _compared(condition: Condition, is_kind: Any, value: Any, literal: Any) -> ColumnElement[bool]:

@@ -61,13 +61,18 @@ def migrations_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent.parent / "migrations"
 
 
-def migrate(connection: Connection) -> None:
-    """Runs the pending migrations of a database, in the transaction of the connection."""
+def migrate(connection: Connection, folder: Path | None = None) -> None:
+    """Runs the pending migrations of a database, in the transaction of the connection.
+
+    Args:
+        connection: to the database.
+        folder: the alembic scripts; None for those of `migrations_folder`.
+    """
     from alembic import command
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", os.fspath(migrations_folder()).replace("%", "%%"))
+    config.set_main_option("script_location", os.fspath(folder or migrations_folder()).replace("%", "%%"))
     config.attributes["connection"] = connection
     with _MIGRATION_LOCK:
         command.upgrade(config, "head")

@@ -488,7 +488,7 @@ class Reader:
             select(identity_table.c.name, number)
             .select_from(face_table.outerjoin(identity_table))
             .group_by(identity_table.c.name)
-            .order_by(number.desc(), identity_table.c.name)
+            .order_by(number.desc(), identity_table.c.name.nulls_first())
         )
         return [(name, count) for name, count in rows]
 

@@ -1,5 +1,7 @@
 """Tables of a gallery's database. `migrations/` and `schema` create them; `reader` and `writer` use them."""
 
+from typing import Any, Final
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -13,6 +15,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+from sqlalchemy.types import TypeEngine
 
 metadata = MetaData(
     naming_convention={
@@ -23,41 +26,53 @@ metadata = MetaData(
     }
 )
 
+# SQLite's integers have 64 bits whatever their type is called; PostgreSQL's Integer has 32.
+INTEGER: Final[TypeEngine[Any]] = Integer().with_variant(BigInteger(), "postgresql")
+
+# Texts compare by their code points in every database, as Python's do: names in order, paths below a folder.
+TEXT: Final[TypeEngine[Any]] = Text().with_variant(Text(collation="C"), "postgresql")
+
+
+def text_of(length: int) -> TypeEngine[Any]:
+    """Returns the type of texts of at most so many characters, which neither database enforces."""
+    return String(length).with_variant(Text(collation="C"), "postgresql")
+
+
 # One row. The counters only increase, in the transaction that uses them, so no id is reused. The revision
 # increases with every transaction; `revision_check` is its negation, which reveals a flipped bit in either.
 gallery_table = Table(
     "gallery",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("uuid", String(36), nullable=False),
-    Column("created_at", String(32), nullable=False),
-    Column("next_face_id", Integer, nullable=False),
-    Column("next_segment_id", Integer, nullable=False),
-    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False),
-    Column("revision", Integer, nullable=False),
-    Column("revision_check", Integer, nullable=False),
-    Column("next_identity_id", Integer, nullable=False),
-    Column("next_generation_id", Integer, nullable=False),
+    Column("id", INTEGER, primary_key=True),
+    Column("uuid", text_of(36), nullable=False),
+    Column("created_at", text_of(32), nullable=False),
+    Column("next_face_id", INTEGER, nullable=False),
+    Column("next_segment_id", INTEGER, nullable=False),
+    Column("generation_id", INTEGER, ForeignKey("generation.id"), nullable=False),
+    Column("revision", INTEGER, nullable=False),
+    Column("revision_check", INTEGER, nullable=False),
+    Column("next_identity_id", INTEGER, nullable=False),
+    Column("next_generation_id", INTEGER, nullable=False),
     # JSON of the work that committed transactions have deferred (see `retrieval.storage.deferred`).
-    Column("unfinished", Text, nullable=True),
-    Column("next_basis_id", Integer, nullable=False),
+    Column("unfinished", TEXT, nullable=True),
+    Column("next_basis_id", INTEGER, nullable=False),
     # Also recorded in the vectors folder, so that a writer detects the folder of another gallery; NULL in a
     # gallery of an older version until its first write.
-    Column("folder_id", String(36), nullable=True),
+    Column("folder_id", text_of(36), nullable=True),
 )
 
 # A model and its vectors. One generation is active; another may be incomplete, or kept to switch back to.
 generation_table = Table(
     "generation",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("fingerprint", String(64), nullable=False),
-    Column("dimension", Integer, nullable=False),
-    Column("folder", String(64), nullable=False),
-    Column("card_sha256", String(64), nullable=False),
-    Column("created_at", String(32), nullable=False),
+    Column("id", INTEGER, primary_key=True),
+    Column("fingerprint", text_of(64), nullable=False),
+    Column("dimension", INTEGER, nullable=False),
+    Column("folder", text_of(64), nullable=False),
+    Column("card_sha256", text_of(64), nullable=False),
+    Column("created_at", text_of(32), nullable=False),
     # Faces with lower ids were compared with their photos, or are suspects; NULL if none was compared.
-    Column("checked_before", Integer, nullable=True),
+    Column("checked_before", INTEGER, nullable=True),
 )
 
 # Id ranges of suspects: faces that a model may have embedded while its files were damaged. Until they are
@@ -65,16 +80,16 @@ generation_table = Table(
 suspect_table = Table(
     "suspect",
     metadata,
-    Column("generation_id", Integer, ForeignKey("generation.id"), primary_key=True),
-    Column("first_id", Integer, primary_key=True),
-    Column("end_id", Integer, nullable=False),
+    Column("generation_id", INTEGER, ForeignKey("generation.id"), primary_key=True),
+    Column("first_id", INTEGER, primary_key=True),
+    Column("end_id", INTEGER, nullable=False),
 )
 
 identity_table = Table(
     "identity",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
+    Column("id", INTEGER, primary_key=True),
+    Column("name", TEXT, nullable=False, unique=True),
     # A JSON object, as `retrieval.database.metadata` writes it; NULL without metadata.
     Column("metadata", JSON(none_as_null=True), nullable=True),
 )
@@ -83,17 +98,17 @@ identity_table = Table(
 alias_table = Table(
     "alias",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-    Column("identity_id", Integer, ForeignKey("identity.id"), nullable=False, index=True),
+    Column("id", INTEGER, primary_key=True),
+    Column("name", TEXT, nullable=False, unique=True),
+    Column("identity_id", INTEGER, ForeignKey("identity.id"), nullable=False, index=True),
 )
 
 # Mergers: an identity id and the id that it was merged into. Erasing the latter erases the former too.
 merger_table = Table(
     "merger",
     metadata,
-    Column("identity_id", Integer, primary_key=True),
-    Column("into_id", Integer, nullable=False),
+    Column("identity_id", INTEGER, primary_key=True),
+    Column("into_id", INTEGER, nullable=False),
 )
 
 # Merges that can be undone; the id is that of the entry in the audit log. `filled` is a JSON list of the keys
@@ -101,31 +116,31 @@ merger_table = Table(
 merge_table = Table(
     "merge",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("merged_at", String(32), nullable=False),
-    Column("identity_id", Integer, nullable=False, unique=True),
+    Column("id", INTEGER, primary_key=True),
+    Column("merged_at", text_of(32), nullable=False),
+    Column("identity_id", INTEGER, nullable=False, unique=True),
     # Perhaps merged itself since: not a foreign key.
-    Column("into_id", Integer, nullable=False),
-    Column("name", Text, nullable=False),
+    Column("into_id", INTEGER, nullable=False),
+    Column("name", TEXT, nullable=False),
     Column("metadata", JSON(none_as_null=True), nullable=True),
-    Column("filled", Text, nullable=False),
-    Column("faces", Integer, nullable=False),
+    Column("filled", TEXT, nullable=False),
+    Column("faces", INTEGER, nullable=False),
 )
 
 # The faces that moved with a merge, as far as they exist.
 merge_face_table = Table(
     "merge_face",
     metadata,
-    Column("merge_id", Integer, ForeignKey("merge.id"), primary_key=True),
-    Column("face_id", Integer, ForeignKey("face.id"), primary_key=True, index=True),
+    Column("merge_id", INTEGER, ForeignKey("merge.id"), primary_key=True),
+    Column("face_id", INTEGER, ForeignKey("face.id"), primary_key=True, index=True),
 )
 
 # The former names that moved with a merge.
 merge_name_table = Table(
     "merge_name",
     metadata,
-    Column("merge_id", Integer, ForeignKey("merge.id"), primary_key=True),
-    Column("name", Text, primary_key=True),
+    Column("merge_id", INTEGER, ForeignKey("merge.id"), primary_key=True),
+    Column("name", TEXT, primary_key=True),
 )
 
 # The outputs of models that got another label by a merge, and the photos that got another folder in the split
@@ -133,10 +148,10 @@ merge_name_table = Table(
 merge_label_table = Table(
     "merge_label",
     metadata,
-    Column("merge_id", Integer, ForeignKey("merge.id"), primary_key=True),
-    Column("fingerprint", String(64), primary_key=True),
-    Column("output", Integer, primary_key=True),
-    Column("photos", Text, nullable=False),
+    Column("merge_id", INTEGER, ForeignKey("merge.id"), primary_key=True),
+    Column("fingerprint", text_of(64), primary_key=True),
+    Column("output", INTEGER, primary_key=True),
+    Column("photos", TEXT, nullable=False),
 )
 
 # The photos that faces were enrolled from. The id is that of the first face, so it is never used again. A
@@ -145,9 +160,9 @@ merge_label_table = Table(
 photo_table = Table(
     "photo",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("sha256", String(64), nullable=False, unique=True),
-    Column("closed", Integer, nullable=False),
+    Column("id", INTEGER, primary_key=True),
+    Column("sha256", text_of(64), nullable=False, unique=True),
+    Column("closed", INTEGER, nullable=False),
 )
 
 # A face is a place in a photo. `box` is JSON, [left, top, width, height] in pixels, with `landmarks`, five
@@ -156,13 +171,13 @@ photo_table = Table(
 face_table = Table(
     "face",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("identity_id", Integer, ForeignKey("identity.id"), nullable=True, index=True),
-    Column("enrolled_at", String(32), nullable=False),
+    Column("id", INTEGER, primary_key=True),
+    Column("identity_id", INTEGER, ForeignKey("identity.id"), nullable=True, index=True),
+    Column("enrolled_at", text_of(32), nullable=False),
     Column("metadata", JSON(none_as_null=True), nullable=True),
-    Column("photo_id", Integer, ForeignKey("photo.id"), nullable=False),
-    Column("box", Text, nullable=False),
-    Column("landmarks", Text, nullable=True),
+    Column("photo_id", INTEGER, ForeignKey("photo.id"), nullable=False),
+    Column("box", TEXT, nullable=False),
+    Column("landmarks", TEXT, nullable=True),
     Column("score", Float, nullable=True),
     Column("sharpness", Float, nullable=True),
     Column("yaw", Float, nullable=True),
@@ -174,9 +189,9 @@ face_table = Table(
 file_table = Table(
     "file",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("photo_id", Integer, ForeignKey("photo.id"), nullable=False, index=True),
-    Column("path", Text, nullable=False, unique=True),
+    Column("id", INTEGER, primary_key=True),
+    Column("photo_id", INTEGER, ForeignKey("photo.id"), nullable=False, index=True),
+    Column("path", TEXT, nullable=False, unique=True),
     Column("size", BigInteger, nullable=True),
     Column("mtime_ns", BigInteger, nullable=True),
     Column("inode", BigInteger, nullable=True),
@@ -185,11 +200,11 @@ file_table = Table(
 segment_table = Table(
     "segment",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("rows", Integer, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False, index=True),
+    Column("id", INTEGER, primary_key=True),
+    Column("rows", INTEGER, nullable=False),
+    Column("bytes", INTEGER, nullable=False),
+    Column("sha256", text_of(64), nullable=False),
+    Column("generation_id", INTEGER, ForeignKey("generation.id"), nullable=False, index=True),
 )
 
 # Quantizer bases, trained on a generation's vectors so that searches read fewer bytes; 0 coordinates if no
@@ -197,24 +212,24 @@ segment_table = Table(
 basis_table = Table(
     "basis",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("generation_id", Integer, ForeignKey("generation.id"), nullable=False, index=True),
-    Column("rows", Integer, nullable=False),
-    Column("coordinates", Integer, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("learned_at", String(32), nullable=False),
-    Column("detail", Text, nullable=False),
+    Column("id", INTEGER, primary_key=True),
+    Column("generation_id", INTEGER, ForeignKey("generation.id"), nullable=False, index=True),
+    Column("rows", INTEGER, nullable=False),
+    Column("coordinates", INTEGER, nullable=False),
+    Column("bytes", INTEGER, nullable=False),
+    Column("sha256", text_of(64), nullable=False),
+    Column("learned_at", text_of(32), nullable=False),
+    Column("detail", TEXT, nullable=False),
 )
 
 # The existing files of codes, each of one segment in one basis.
 codes_table = Table(
     "codes",
     metadata,
-    Column("segment_id", Integer, ForeignKey("segment.id"), primary_key=True),
-    Column("basis_id", Integer, ForeignKey("basis.id"), nullable=False, index=True),
-    Column("bytes", Integer, nullable=False),
-    Column("sha256", String(64), nullable=False),
+    Column("segment_id", INTEGER, ForeignKey("segment.id"), primary_key=True),
+    Column("basis_id", INTEGER, ForeignKey("basis.id"), nullable=False, index=True),
+    Column("bytes", INTEGER, nullable=False),
+    Column("sha256", text_of(64), nullable=False),
     Column("error", Float, nullable=False),
 )
 
@@ -223,53 +238,53 @@ codes_table = Table(
 calibration_table = Table(
     "calibration",
     metadata,
-    Column("generation_id", Integer, ForeignKey("generation.id"), primary_key=True),
-    Column("found_at", String(32), nullable=False),
-    Column("strangers", String(16), nullable=False),
-    Column("faces", Integer, nullable=False),
-    Column("identities", Integer, nullable=False),
-    Column("searches", Integer, nullable=False),
-    Column("people", Integer, nullable=False),
-    Column("trained", Integer, nullable=False),
+    Column("generation_id", INTEGER, ForeignKey("generation.id"), primary_key=True),
+    Column("found_at", text_of(32), nullable=False),
+    Column("strangers", text_of(16), nullable=False),
+    Column("faces", INTEGER, nullable=False),
+    Column("identities", INTEGER, nullable=False),
+    Column("searches", INTEGER, nullable=False),
+    Column("people", INTEGER, nullable=False),
+    Column("trained", INTEGER, nullable=False),
     Column("fpir", Float, nullable=False),
-    Column("points", Text, nullable=False),
+    Column("points", TEXT, nullable=False),
 )
 
 # The hosts that enrolled photos were fetched from; stored addresses are fetched from no other host.
-host_table = Table("host", metadata, Column("name", Text, primary_key=True))
+host_table = Table("host", metadata, Column("name", TEXT, primary_key=True))
 
 # Receipts of erasures. Their tombstones hold the ids that a restored backup must not contain.
 erasure_table = Table(
     "erasure",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("at", String(32), nullable=False),
-    Column("who", Text, nullable=False),
-    Column("what", String(16), nullable=False),
-    Column("faces", Integer, nullable=False),
+    Column("id", text_of(36), primary_key=True),
+    Column("at", text_of(32), nullable=False),
+    Column("who", TEXT, nullable=False),
+    Column("what", text_of(16), nullable=False),
+    Column("faces", INTEGER, nullable=False),
 )
 
 tombstone_table = Table(
     "tombstone",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("erasure_id", String(36), ForeignKey("erasure.id"), nullable=False, index=True),
-    Column("kind", String(16), nullable=False),
-    Column("target", Integer, nullable=False),
+    Column("id", INTEGER, primary_key=True),
+    Column("erasure_id", text_of(36), ForeignKey("erasure.id"), nullable=False, index=True),
+    Column("kind", text_of(16), nullable=False),
+    Column("target", INTEGER, nullable=False),
 )
 
 # The audit log. It holds numbers only: a name or a path here would survive the erasure of its person.
 audit_table = Table(
     "audit",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("began_at", String(32), nullable=False),
-    Column("ended_at", String(32), nullable=False),
-    Column("who", Text, nullable=False),
-    Column("via", Text, nullable=False),
-    Column("action", String(32), nullable=False),
-    Column("faces", Integer, nullable=False),
-    Column("detail", Text, nullable=False),
+    Column("id", INTEGER, primary_key=True),
+    Column("began_at", text_of(32), nullable=False),
+    Column("ended_at", text_of(32), nullable=False),
+    Column("who", TEXT, nullable=False),
+    Column("via", TEXT, nullable=False),
+    Column("action", text_of(32), nullable=False),
+    Column("faces", INTEGER, nullable=False),
+    Column("detail", TEXT, nullable=False),
 )
 
 # Doubts of audits: those of the last one that was kept, and all that were decided about (`state`: "open",
@@ -279,32 +294,32 @@ audit_table = Table(
 doubt_table = Table(
     "doubt",
     metadata,
-    Column("id", Text, primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("place", Integer, nullable=True),
+    Column("id", TEXT, primary_key=True),
+    Column("state", text_of(16), nullable=False),
+    Column("place", INTEGER, nullable=True),
     Column("score", Float, nullable=True),
     Column("measured", JSON(none_as_null=True), nullable=True),
-    Column("decided_at", String(32), nullable=True),
-    Column("merge_id", Integer, nullable=True),
+    Column("decided_at", text_of(32), nullable=True),
+    Column("merge_id", INTEGER, nullable=True),
 )
 
 # The faces that show a doubt, side by side in parts: whether a face is doubted (1), and its identity then.
 doubt_face_table = Table(
     "doubt_face",
     metadata,
-    Column("doubt_id", Text, ForeignKey("doubt.id"), primary_key=True),
-    Column("part", Integer, primary_key=True),
-    Column("place", Integer, primary_key=True),
-    Column("face_id", Integer, ForeignKey("face.id"), nullable=False, index=True),
-    Column("doubted", Integer, nullable=False),
-    Column("identity_id", Integer, nullable=True),
+    Column("doubt_id", TEXT, ForeignKey("doubt.id"), primary_key=True),
+    Column("part", INTEGER, primary_key=True),
+    Column("place", INTEGER, primary_key=True),
+    Column("face_id", INTEGER, ForeignKey("face.id"), nullable=False, index=True),
+    Column("doubted", INTEGER, nullable=False),
+    Column("identity_id", INTEGER, nullable=True),
 )
 
 # The identities that a doubt is about; perhaps merged since.
 doubt_identity_table = Table(
     "doubt_identity",
     metadata,
-    Column("doubt_id", Text, ForeignKey("doubt.id"), primary_key=True),
-    Column("place", Integer, primary_key=True),
-    Column("identity_id", Integer, nullable=False),
+    Column("doubt_id", TEXT, ForeignKey("doubt.id"), primary_key=True),
+    Column("place", INTEGER, primary_key=True),
+    Column("identity_id", INTEGER, nullable=False),
 )

@@ -541,6 +541,8 @@ class Writer(Reader):
         if not rows:
             return
         self.changed = True
+        if "id" in table.c and "id" not in rows[0] and self._connection.dialect.name != "sqlite":
+            rows = self._numbered(table, rows)
         compiled = _insertion(table, tuple(rows[0]), self._connection.dialect)
         if compiled.positiontup is None:  # a driver that wants names
             self._connection.execute(insert(table), list(rows))
@@ -552,6 +554,14 @@ class Writer(Reader):
         values = map(itemgetter(*compiled.positiontup), rows)
         several = len(compiled.positiontup) > 1
         self._connection.exec_driver_sql(str(compiled), [v if several else (v,) for v in values])
+
+    def _numbered(self, table: Table, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """Returns rows with the ids that SQLite would give them, each above all that are there.
+
+        A sequence of the database would not know of the ids of restored rows.
+        """
+        last = self._connection.execute(select(func.max(table.c.id))).scalar_one() or 0
+        return [{"id": number, **row} for number, row in enumerate(rows, last + 1)]
 
     def _hosts_of(self, photo_ids: Iterable[int]) -> set[str]:
         """Returns the known hosts in the paths of photos."""

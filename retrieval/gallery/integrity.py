@@ -13,10 +13,10 @@ import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
 from retrieval.database import page_checksums
+from retrieval.database.engines.sqlite_file import LOCK_NAME
 from retrieval.database.reader import Reader
 from retrieval.database.records import Generation, Segment
 from retrieval.database.sqlite_errors import blames_machine
-from retrieval.database.store import LOCK_NAME
 from retrieval.errors import BundleError, GalleryDamaged, GalleryError, StorageError
 from retrieval.index.segments import Ids, SegmentMissing, basis_name, codes_name
 from retrieval.models.bundle import FILE_NAMES, ModelBundle
@@ -223,7 +223,7 @@ def _check_files(vault: Vault, reader: Reader, book: Notebook) -> None:
     """Adds findings about leftovers, unknown files and unfinished work, and notes about other files."""
     removed, kept = map(set, vault.leftovers(reader))
     folders = {generation.folder for generation in reader.generations().values()}
-    copies = {path.name for path in vault.store.upgrade_copies()}
+    copies = {path.name for path in vault.store.file.upgrade_copies()}
     ours = {
         DATABASE,
         f"{DATABASE}-wal",

@@ -90,7 +90,7 @@ def find_missing(
 def _relabelled_copy(vault: Vault, names: Survey) -> Iterator[Reader]:
     """Yields a temporary copy of the tables, in which `relabel` was done."""
     with temporary_folder(Path(tempfile.gettempdir()), "faceprint-relabel-") as folder:
-        vault.store.copy(folder / DATABASE)
+        vault.store.file.copy(folder / DATABASE)
         with closing(Store.open(folder / DATABASE)) as store, store.write() as writer:
             _relabel(vault, writer, names)
             yield writer

@@ -22,9 +22,10 @@ from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 from retrieval.database import page_checksums
+from retrieval.database.engines.sqlite_file import LOCK_NAME
 from retrieval.database.migrations import SCHEMA_VERSION
 from retrieval.database.reader import Reader
-from retrieval.database.store import LOCK_NAME, Store
+from retrieval.database.store import Store
 from retrieval.errors import DataError, GalleryBusy, GalleryError, InputError, StorageError
 from retrieval.index.segments import basis_name, codes_name
 from retrieval.models.bundle import FILE_NAMES

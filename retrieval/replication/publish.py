@@ -264,7 +264,7 @@ class Publisher:
         Raises:
             _Changed: a writer removed a file of the snapshot before it was sent.
         """
-        self._vault.store.copy(copy)
+        self._vault.store.file.copy(copy)
         with closing(Store.open(copy, read_only=True)) as store, store.read() as reader:
             row, faces, receipts = reader.gallery(), reader.count(), reader.receipts()
             if row.unfinished is not None:

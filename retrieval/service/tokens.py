@@ -24,8 +24,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
+from retrieval.database.engines.sqlite_file import LOCK_NAME
 from retrieval.database.records import utc_now
-from retrieval.database.store import LOCK_NAME
 from retrieval.errors import GalleryError, InputError, NotFound, StorageError
 from retrieval.storage.layout import TOKENS, TOKENS_USED
 from retrieval.system import lock

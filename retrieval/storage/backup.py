@@ -296,7 +296,7 @@ def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
     """
     target = copying.target
     part = target / ".gallery.part"
-    vault.store.copy(part)
+    vault.store.file.copy(part)
     digest = sha256_of(part)
     database = target / database_name(digest)
     _replace(part, database)

@@ -148,12 +148,12 @@ def _erase_traces(
         if not tidy():
             raise StorageError(f"a vector file is missing; see `faceprint repair {folder}`")
         if work.erase == "all":
-            for copy in store.upgrade_copies():
+            for copy in store.file.upgrade_copies():
                 remove(copy)
             page_checksums.discard(store.path)
-            store.vacuum()
+            store.file.vacuum()
             work.erase = "log"
-        done = store.checkpoint(timeout=timeout)
+        done = store.file.checkpoint(timeout=timeout)
     except (OSError, StorageError) as error:
         reason = why(error) if isinstance(error, OSError) else str(error).rstrip(".")
         raise StorageError(

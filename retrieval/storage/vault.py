@@ -32,6 +32,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from retrieval.database import page_checksums
+from retrieval.database.engines.sqlite_file import LOCK_NAME, SnapshotLost
 from retrieval.database.reader import Reader
 from retrieval.database.records import (
     AuditEntry,
@@ -42,7 +43,7 @@ from retrieval.database.records import (
     utc_now,
 )
 from retrieval.database.sqlite_errors import blames_machine
-from retrieval.database.store import LOCK_NAME, SnapshotLost, Store
+from retrieval.database.store import Store
 from retrieval.database.writer import Writer
 from retrieval.errors import (
     BundleError,
@@ -161,7 +162,7 @@ class Vault:
             card_sha256=copy.card_sha256(),
             folder_id=folder_id,
         )
-        with store.driver() as driver:
+        with store.file.driver() as driver:
             page_checksums.checkpoint(driver, store.path, mode="TRUNCATE")
         store.close()
         sync(folder / DATABASE)
@@ -564,7 +565,7 @@ class Vault:
             self._log_tried = 0
         # A reader of an old snapshot prevents it; the next attempt waits until the log has grown again.
         if size >= at_least and (at_least == 1 or size >= self._log_tried + at_least):
-            self._log_tried = 0 if self.store.checkpoint(timeout=0.0) else size
+            self._log_tried = 0 if self.store.file.checkpoint(timeout=0.0) else size
 
 
 @contextmanager

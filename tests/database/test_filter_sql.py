@@ -221,6 +221,36 @@ def test_everything_that_is_said_holds_of_the_faces_that_are_found(
     assert found(store, where) == [number for number, one in enumerate(faces, 1) if holds(number, *one)]
 
 
+# Pairs that are equal, or change their order, where a database rounds one of both.
+CLOSE = [
+    *(
+        0.3,
+        0.30000000000000004,
+        0.8,
+        0.1 + 0.7,
+        1,
+        1.0,
+        0,
+        -0.0,
+        -1,
+        2.5,
+        1e22,
+        5e-324,
+        1.7976931348623157e308,
+    ),
+    *(2**53, 2**53 + 1, 2.0**53, 9.223372036854775e18, 9223372036854774784, 9223372036854774785, 2**63 - 1),
+]
+
+
+@pytest.mark.parametrize("operator", ["=", "!=", "<", "<=", ">", ">="])
+def test_numbers_compare_exactly_whatever_their_kind(operator: str, store: Store) -> None:
+    fill(store, *(({"n": number}, None) for number in CLOSE))
+    for value in CLOSE:
+        condition = Condition(("n",), operator, value)
+        expected = [n for n, one in enumerate(CLOSE, 1) if condition.holds({"n": one})]
+        assert found(store, Where(faces=(condition,))) == expected, condition
+
+
 def test_lists_of_any_length_are_taken(store: Store) -> None:
     """A hundred thousand numbers, names and folders, more than one statement can list."""
     fill(store, *(({"n": n}, f"person {n % 3000}") for n in range(6000)))
@@ -245,7 +275,7 @@ def test_ten_thousand_faces_are_asked_in_one_pass_over_them(store: Store) -> Non
         taken[0] += 1
         return 0
 
-    @event.listens_for(store._engine, "checkout")
+    @event.listens_for(store.file.sql, "checkout")
     def count(driver: sqlite3.Connection, *_: object) -> None:
         driver.set_progress_handler(step, 1)
 

@@ -1,14 +1,18 @@
 """Real servers for the tests of this folder; tests skip where one is absent."""
 
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.engines.postgresql_server import PostgresqlServer, programs
 
 _SECONDS = 120.0
 
@@ -93,3 +97,55 @@ def nginx() -> str:
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """A running server of PostgreSQL, for the tests of this process."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'faceprint[postgres]'")
+    if (found := programs()) is None:
+        pytest.skip("no PostgreSQL server is installed")
+    server = PostgresqlServer(found)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def schema_address(postgresql_server: PostgresqlServer) -> str:
+    """The address of a new, empty schema."""
+    name = f"gallery_{os.urandom(4).hex()}"
+    postgresql_server.execute(f"CREATE SCHEMA {name}")
+    return postgresql_server.address(schema=name)
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running server of Milvus, without a collection."""
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'faceprint[milvus]'")
+    if importlib.util.find_spec("milvus") is None:
+        pytest.skip("no Milvus server is installed")
+    with socket.socket() as probe:
+        # Its etcd listens there, whatever other ports it is given.
+        if probe.connect_ex(("127.0.0.1", 2380)) == 0:
+            pytest.skip("another server has port 2380, which Milvus needs")
+    folder, port = tmp_path_factory.mktemp("milvus"), free_port()
+    command = [sys.executable, str(Path(__file__).with_name("milvus_server.py")), str(folder), str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            line = server.stdout.readline()
+            assert line, "the server did not start"
+            yield f"milvus://127.0.0.1:{int(line)}"
+        finally:
+            server.stdin.close()
+            server.wait()
+
+
+@pytest.fixture
+def collection(milvus: str) -> str:
+    """The address of a collection that does not exist yet."""
+    return f"{milvus}/faces_{os.urandom(4).hex()}"

@@ -264,7 +264,7 @@ def test_a_backup_has_what_was_said_and_brings_it_back(people: Gallery, tmp_path
 
 def test_damaged_metadata_are_a_damaged_gallery_in_one_sentence(people: Gallery) -> None:
     people.annotate(faces={1: {"a": 1}})
-    with people.vault.store.driver() as driver:
+    with people.vault.store.file.driver() as driver:
         driver.execute("UPDATE face SET metadata = '{\"a\":' WHERE id = 1")
     with pytest.raises(GalleryDamaged, match=r"or it is damaged .*; restore it from a backup\.$"):
         everybody(people)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from sqlalchemy import event
 
+from retrieval.database.engines.sqlite_file import SqliteFile
 from retrieval.database.records import Face, NewFace
-from retrieval.database.store import Store
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import FaceprintError, GalleryBusy, InputError, Reason, StorageError
 from retrieval.gallery.gallery import Gallery
@@ -635,7 +635,7 @@ SECRETS = ["Zephyr Känt", "/private/1.jpg", "/private/3", sha256(1), sha256(3)]
 
 def a_copy_of_an_upgrade(gallery: Gallery) -> None:
     """As if an older version had made the gallery: a copy of its database, with the names in it."""
-    gallery.vault.store.copy(gallery.folder / "gallery-0001.db")
+    gallery.vault.store.file.copy(gallery.folder / "gallery-0001.db")
 
 
 def test_no_byte_of_the_forgotten_remains_in_any_file_of_the_gallery(zephyr: Gallery) -> None:
@@ -702,7 +702,7 @@ def test_a_label_that_is_a_name_of_before_is_forgotten_too(
 
 def an_erasure_that_dies(folder: Path) -> None:
     """Forgets, and is killed when only the traces are left to be erased. Runs in a child."""
-    Store.vacuum = lambda self: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    SqliteFile.vacuum = lambda self: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     with Gallery.open(folder) as gallery:
         gallery.forget("Zephyr Känt")
 
@@ -778,11 +778,11 @@ def test_a_forgotten_label_is_not_predicted_after_a_forget_that_was_killed(
 def test_an_erasure_that_the_disk_refuses_says_so_and_is_finished_by_the_next_write(
     zephyr: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Store) -> None:
+    def refuse(_: SqliteFile) -> None:
         raise StorageError("The database cannot be used: disk full.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "vacuum", refuse)
+        patched.setattr(SqliteFile, "vacuum", refuse)
         with pytest.raises(StorageError) as caught:
             zephyr.forget("Zephyr Känt")
     assert str(caught.value) == (
@@ -1032,7 +1032,7 @@ def statements(gallery: Gallery) -> Iterator[list[str]]:
         if statement != "BEGIN":
             asked.append(" ".join(statement.split()))
 
-    engine = gallery.vault.store._engine
+    engine = gallery.vault.store.file.sql
     event.listen(engine, "before_cursor_execute", note)
     try:
         yield asked

@@ -316,7 +316,7 @@ def test_an_export_has_no_merges(people: Gallery, tmp_path: Path) -> None:
 )
 def test_a_damaged_merge_is_found(damage: str, finding: str, people: Gallery) -> None:
     people.merge_identities("Ana", "Kim")
-    with people.vault.store.driver() as driver:
+    with people.vault.store.file.driver() as driver:
         driver.execute("PRAGMA foreign_keys = OFF")
         driver.execute(damage)
         driver.commit()

@@ -1,0 +1,86 @@
+"""Errors of PostgreSQL: their translation into faceprint's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+
+from retrieval.errors import FaceprintError, GalleryBusy, GalleryDamaged, InputError, StorageError
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html: a lock that was not free in time, ...
+_NOT_FREE: Final = "55P03"
+# ... the server's own finding that a table or an index is damaged, ...
+_CORRUPTED: Final = frozenset(("XX001", "XX002"))
+# ... transactions that the server ended in favour of others, ...
+_AGAIN: Final = frozenset(("40001", "40P01"))
+# ... no permission for a table, ...
+_NOT_ALLOWED: Final = "42501"
+# ... a transaction that may only read, as on a standby, ...
+_READ_ONLY: Final = "25006"
+# ... a value too long for an index, ...
+_TOO_LONG: Final = "54000"
+# ... and classes of states of the server: connection, resources, an operator's intervention, its machine.
+_OF_SERVER: Final = frozenset(("08", "53", "57", "58"))
+
+
+@contextmanager
+def translated(gallery: str) -> Iterator[None]:
+    """Translates errors of SQLAlchemy and PostgreSQL into faceprint's.
+
+    Args:
+        gallery: the address of the gallery, without a password.
+
+    Raises:
+        InputError: PostgreSQL cannot hold a value.
+        GalleryBusy: another writer did not finish in time.
+        StorageError: the server, or the way to it, caused the error.
+        GalleryDamaged: the content of the tables caused it.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        raise _translation(gallery, error) from error
+
+
+def _translation(gallery: str, error: DBAPIError) -> FaceprintError:
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    reason = _first_line(error)
+    if state == _NOT_FREE:
+        return GalleryBusy(
+            f"Another process is writing to {gallery} and did not finish in time; wait for it, or stop it, "
+            "and run the command again."
+        )
+    if state in _AGAIN:
+        return StorageError(
+            f"The database {gallery} ended the transaction ({reason}); run the command again."
+        )
+    if state == _NOT_ALLOWED:
+        return StorageError(
+            f"The database {gallery} cannot be used: {reason}; grant its user what it lacks, or give another "
+            "user."
+        )
+    if state == _READ_ONLY:
+        return StorageError(
+            f"The database {gallery} cannot be written to: {reason}; give the address of the primary server."
+        )
+    if state == _TOO_LONG:
+        return InputError(
+            f"The database {gallery} cannot store a path or a name of more than 2,704 bytes ({reason}); "
+            "shorten it."
+        )
+    if isinstance(error, DataError):
+        return InputError(f"The database {gallery} cannot store a value: {reason}; change it.")
+    server = state[:2] in _OF_SERVER or (not state and isinstance(error, OperationalError | InterfaceError))
+    if server and state not in _CORRUPTED:
+        return StorageError(f"The database {gallery} cannot be used: {reason}.")
+    return GalleryDamaged(
+        f"{gallery} is not a gallery's database, or it is damaged ({reason}); restore it from a backup."
+    )
+
+
+def _first_line(error: DBAPIError) -> str:
+    """Returns what PostgreSQL says, without the statement, values and hints of further lines."""
+    primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    lines = str(primary or error.orig).strip().splitlines()
+    return lines[0].rstrip(".").removeprefix("connection failed: ") if lines else type(error.orig).__name__

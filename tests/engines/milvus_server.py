@@ -1,0 +1,19 @@
+"""Starts Milvus's own server, of PyPI's package `milvus`, until its input ends: FOLDER PORT."""
+
+import signal
+import sys
+
+from milvus import MilvusServer
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+server = MilvusServer()
+server.set_base_dir(sys.argv[1])
+server.listen_port = int(sys.argv[2])
+try:
+    server.start()
+    print(server.listen_port, flush=True)  # perhaps another one: that was taken
+    sys.stdin.read()
+finally:
+    if server.server_proc is not None:
+        server.server_proc.kill()  # it would take long to end by itself
+        server.server_proc.wait()
