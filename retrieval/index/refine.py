@@ -185,7 +185,9 @@ class Refiner:
     ) -> None:
         """Fills `results` (n,) by a kernel over pairs (n,), on all cores where that is faster."""
         alone = len(row) < SINGLE_THREAD_MAX_PAIRS
-        at_a_time = min(at_a_time, SMALL_BATCH_PAIRS) if alone else at_a_time
+        # Two jobs for each core: a single one would run in this thread, where FAISS starts threads of its own.
+        share = SMALL_BATCH_PAIRS if alone else -(-len(row) // (2 * usable_cores()))
+        at_a_time = min(at_a_time, share)
         firsts = self._numbering.firsts
         order = np.argsort(row, kind="stable")
         cuts = np.searchsorted(row[order], firsts)
