@@ -185,7 +185,7 @@ class Refiner:
     ) -> None:
         """Fills `results` (n,) by a kernel over pairs (n,), on all cores where that is faster."""
         alone = len(row) < SINGLE_THREAD_MAX_PAIRS
-        # Two jobs for each core: a single one would run in this thread, where FAISS starts threads of its own.
+        # Two jobs for each core: a single one would run in this thread, where FAISS starts its own.
         share = SMALL_BATCH_PAIRS if alone else -(-len(row) // (2 * usable_cores()))
         at_a_time = min(at_a_time, share)
         firsts = self._numbering.firsts
