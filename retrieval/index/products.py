@@ -8,24 +8,27 @@ numbers below 2^24, so that these are exact too.
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.system.onnx_graph import field
+from retrieval.system.onnx_graph import attribute, field, node, tensor_value
 
 # Numbers of protobuf fields and of types in an ONNX file (onnx.proto).
 _UINT8, _INT8, _INT32, _FLOAT = 2, 3, 6, 1
 _IR_VERSION, _OPSET = 8, 13
 
-# One graph multiplies bytes, the other one the same numbers as float32: operator, inputs, output, `to`.
-_IN_BYTES: Final = (("MatMulInteger", ("codes", "queries"), "products", None),)
-_IN_FLOATS: Final = (
-    ("Cast", ("codes",), "rows", _FLOAT),
-    ("Cast", ("queries",), "columns", _FLOAT),
-    ("MatMul", ("rows", "columns"), "sums", None),
-    ("Cast", ("sums",), "products", _INT32),
+# The arguments of `onnx_graph.node` for each node of a graph.
+_Nodes: TypeAlias = tuple[tuple[str, tuple[bytes, ...], bytes, tuple[bytes, ...]], ...]
+
+# One graph multiplies bytes, the other one the same numbers as float32.
+_IN_BYTES: Final[_Nodes] = (("MatMulInteger", (b"codes", b"queries"), b"products", ()),)
+_IN_FLOATS: Final[_Nodes] = (
+    ("Cast", (b"codes",), b"rows", (attribute("to", _FLOAT),)),
+    ("Cast", (b"queries",), b"columns", (attribute("to", _FLOAT),)),
+    ("MatMul", (b"rows", b"columns"), b"sums", ()),
+    ("Cast", (b"sums",), b"products", (attribute("to", _INT32),)),
 )
 
 
@@ -64,7 +67,7 @@ def _trials() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int8]]]:
             yield rng.integers(0, 256, codes.shape).astype(np.uint8), mixed
 
 
-def _opened(nodes: tuple[tuple[str, tuple[str, ...], str, int | None], ...]) -> Any:
+def _opened(nodes: _Nodes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -73,25 +76,13 @@ def _opened(nodes: tuple[tuple[str, tuple[str, ...], str, int | None], ...]) -> 
     return onnxruntime.InferenceSession(_graph(nodes), options, providers=["CPUExecutionProvider"])
 
 
-def _graph(nodes: tuple[tuple[str, tuple[str, ...], str, int | None], ...]) -> bytes:
+def _graph(nodes: _Nodes) -> bytes:
     """Returns an ONNX file of nodes that turn `codes` and `queries` into `products`."""
-    parts = [field(1, _node(*node)) for node in nodes]
+    parts = [field(1, node(*one)) for one in nodes]
     parts += [
         field(2, b"products"),
-        field(11, _value("codes", _UINT8, "n", "m")),
-        field(11, _value("queries", _INT8, "m", "q")),
-        field(12, _value("products", _INT32, "n", "q")),
+        field(11, tensor_value("codes", _UINT8, ["n", "m"])),
+        field(11, tensor_value("queries", _INT8, ["m", "q"])),
+        field(12, tensor_value("products", _INT32, ["n", "q"])),
     ]
     return field(1, _IR_VERSION) + field(7, b"".join(parts)) + field(8, field(2, _OPSET))
-
-
-def _node(operator: str, inputs: tuple[str, ...], output: str, to: int | None) -> bytes:
-    names = b"".join(field(1, name.encode()) for name in inputs) + field(2, output.encode())
-    # An attribute: its name, its value as an integer, and the type of an integer.
-    cast = b"" if to is None else field(5, field(1, b"to") + field(3, to) + field(20, 2))
-    return names + field(4, operator.encode()) + cast
-
-
-def _value(name: str, element: int, *sides: str) -> bytes:
-    shape = b"".join(field(1, field(2, side.encode())) for side in sides)
-    return field(1, name.encode()) + field(2, field(1, field(1, element) + field(2, shape)))

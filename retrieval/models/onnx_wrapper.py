@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.system.onnx_graph import field, fields, raw_fields
+from retrieval.system.onnx_graph import attribute, field, fields, node, raw_fields, tensor_value
 
 ChannelOrder = Literal["rgb", "bgr"]
 Layout = Literal["nchw", "nhwc"]
@@ -45,11 +45,6 @@ _GRAPH_SPARSE_INITIALIZER: Final = 15
 _NODE_INPUT: Final = 1
 _NODE_OUTPUT: Final = 2
 _NODE_OPERATOR: Final = 4
-_NODE_ATTRIBUTE: Final = 5
-_ATTRIBUTE_NAME: Final = 1
-_ATTRIBUTE_INT: Final = 3
-_ATTRIBUTE_INTS: Final = 8
-_ATTRIBUTE_TYPE: Final = 20
 _TENSOR_DIMENSION: Final = 1
 _TENSOR_TYPE: Final = 2
 _TENSOR_NAME: Final = 8
@@ -62,7 +57,6 @@ _TENSOR_TYPE_ELEMENT: Final = 1
 _TENSOR_TYPE_SHAPE: Final = 2
 _SHAPE_DIMENSION: Final = 1
 _DIMENSION_VALUE: Final = 1
-_DIMENSION_NAME: Final = 2
 
 # From this version of the format on, an initializer need not be an input too, and onnxruntime folds it.
 _MIN_IR_VERSION: Final = 4
@@ -153,7 +147,7 @@ def signature(network: bytes) -> Signature:
     return Signature(
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        tensors=frozenset(name for node in nodes for name in node.outputs if name),
+        tensors=frozenset(name for one in nodes for name in one.outputs if name),
         opset=opset,
         normalizes=len(inputs) == 1 and _operators_after(inputs[0].name, nodes, 2) == ["Sub", "Mul"],
     )
@@ -211,8 +205,8 @@ def _graph(graph: memoryview, before: bytes, after: bytes, size: int, dimension:
             parts.append(field(number, _sparse_renamed(value)))
         elif number not in (_GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUES, _GRAPH_QUANTIZATION):
             parts.append(raw)
-    pixels = _value("pixels", 2, ["n", size, size, 3])
-    embedding = _value("embedding", FLOAT, None if dimension is None else ["n", dimension])
+    pixels = tensor_value("pixels", 2, ["n", size, size, 3])
+    embedding = tensor_value("embedding", FLOAT, None if dimension is None else ["n", dimension])
     return b"".join([*parts, after, field(_GRAPH_INPUT, pixels), field(_GRAPH_OUTPUT, embedding)])
 
 
@@ -276,28 +270,17 @@ class _Chain:
         if constant is not None:
             inputs.append(made + b"/constant")
             self._fields.append(field(_GRAPH_INITIALIZER, _tensor(inputs[1], constant)))
-        self._append(_node(operator, inputs, made, [_attribute(*one) for one in attributes.items()]))
+        self._append(node(operator, inputs, made, [attribute(*one) for one in attributes.items()]))
         self._last = made
 
     def ended(self, target: bytes) -> bytes:
         """Returns the nodes and constants, as fields of a graph; the last node gives `target`."""
-        self._append(_node("Identity", [self._last], target, []))
+        self._append(node("Identity", [self._last], target))
         return b"".join(self._fields)
 
     def _append(self, node: bytes) -> None:
         self._fields.append(field(_GRAPH_NODE, node))
         self._nodes += 1
-
-
-def _node(operator: str, inputs: list[bytes], output: bytes, attributes: list[bytes]) -> bytes:
-    return b"".join(
-        [
-            *(field(_NODE_INPUT, name) for name in inputs),
-            field(_NODE_OUTPUT, output),
-            field(_NODE_OPERATOR, operator.encode()),
-            *(field(_NODE_ATTRIBUTE, one) for one in attributes),
-        ]
-    )
 
 
 def _tensor(name: bytes, value: NDArray[Any]) -> bytes:
@@ -308,25 +291,6 @@ def _tensor(name: bytes, value: NDArray[Any]) -> bytes:
         + field(_TENSOR_NAME, name)
         + field(_TENSOR_BYTES, value.tobytes())
     )
-
-
-def _attribute(name: str, value: int | list[int]) -> bytes:
-    said = field(_ATTRIBUTE_NAME, name.encode())
-    if isinstance(value, int):
-        return said + field(_ATTRIBUTE_INT, value) + field(_ATTRIBUTE_TYPE, 2)
-    return said + b"".join(field(_ATTRIBUTE_INTS, one) for one in value) + field(_ATTRIBUTE_TYPE, 7)
-
-
-def _value(name: str, kind: int, shape: list[int | str] | None) -> bytes:
-    """Returns an input or output of a graph."""
-    tensor = field(_TENSOR_TYPE_ELEMENT, kind)
-    if shape is not None:
-        stated = [
-            field(_DIMENSION_NAME, one.encode()) if isinstance(one, str) else field(_DIMENSION_VALUE, one)
-            for one in shape
-        ]
-        tensor += field(_TENSOR_TYPE_SHAPE, b"".join(field(_SHAPE_DIMENSION, one) for one in stated))
-    return field(_VALUE_NAME, name.encode()) + field(_VALUE_TYPE, field(_TYPE_TENSOR, tensor))
 
 
 def _renamed(message: memoryview, names: tuple[int, ...]) -> bytes:
@@ -362,10 +326,10 @@ def _node_of(node: memoryview) -> _Node:
 def _operators_after(name: str, nodes: list[_Node], count: int) -> list[str]:
     """Returns the operators of the first nodes that a tensor passes."""
     found: list[str] = []
-    for node in nodes:
-        if len(found) < count and name in node.inputs and node.outputs:
-            found.append(node.operator)
-            name = node.outputs[0]
+    for one in nodes:
+        if len(found) < count and name in one.inputs and one.outputs:
+            found.append(one.operator)
+            name = one.outputs[0]
     return found
 
 

@@ -4,7 +4,7 @@ Only plain operators of the standard set pass, in one graph, with all tensors in
 cannot loop forever, run code of another library, or read other files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
 
 # Field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
@@ -18,15 +18,23 @@ _GRAPH_SPARSE_INITIALIZER: Final = 15
 _GRAPH_INPUT: Final = 11
 _GRAPH_OUTPUT: Final = 12
 _GRAPH_VALUES: Final = 13
+_VALUE_NAME: Final = 1
 _VALUE_TYPE: Final = 2
 _TYPE_TENSOR: Final = 1
+_TENSOR_ELEMENT: Final = 1
 _TENSOR_SHAPE: Final = 2
 _SHAPE_SIDE: Final = 1
 _SIDE_VALUE: Final = 1
 _SIDE_NAME: Final = 2
+_NODE_INPUT: Final = 1
+_NODE_OUTPUT: Final = 2
 _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
 _NODE_DOMAIN: Final = 7
+_ATTRIBUTE_NAME: Final = 1
+_ATTRIBUTE_INT: Final = 3
+_ATTRIBUTE_INTS: Final = 8
+_ATTRIBUTE_TYPE: Final = 20
 _ATTRIBUTE_TENSOR: Final = 5
 _ATTRIBUTE_GRAPH: Final = 6
 _ATTRIBUTE_TENSORS: Final = 10
@@ -207,28 +215,60 @@ def for_any_size(data: bytes) -> bytes:
 
 
 def _graph_for_any_size(graph: memoryview) -> bytes:
-    sides = field(_SHAPE_SIDE, field(_SIDE_NAME, b"height")) + field(_SHAPE_SIDE, field(_SIDE_NAME, b"width"))
-    shape = b"".join(field(_SHAPE_SIDE, field(_SIDE_VALUE, value)) for value in (1, 3)) + sides
     parts = []
     for number, value, raw in raw_fields(graph):
         if number == _GRAPH_INPUT:
-            parts.append(field(number, _with_shape(value, (_VALUE_TYPE, _TYPE_TENSOR), shape)))
+            stated = _shape_of([1, 3, "height", "width"])
+            parts.append(field(number, _with_shape(value, (_VALUE_TYPE, _TYPE_TENSOR), stated)))
         elif number == _GRAPH_OUTPUT:
-            parts.append(field(number, _with_shape(value, (_VALUE_TYPE, _TYPE_TENSOR), None)))
+            parts.append(field(number, _with_shape(value, (_VALUE_TYPE, _TYPE_TENSOR), b"")))
         elif number != _GRAPH_VALUES:
             parts.append(raw)
     return b"".join(parts)
 
 
-def _with_shape(message: memoryview, path: tuple[int, ...], shape: bytes | None) -> bytes:
+def _with_shape(message: memoryview, path: tuple[int, ...], shape: bytes) -> bytes:
     """Returns a message with another shape, or none, in the tensor type at a path of field numbers."""
-    parts = []
     if not path:
-        parts = [raw for number, _, raw in raw_fields(message) if number != _TENSOR_SHAPE]
-        return b"".join(parts if shape is None else [*parts, field(_TENSOR_SHAPE, shape)])
-    for number, value, raw in raw_fields(message):
-        parts.append(field(number, _with_shape(value, path[1:], shape)) if number == path[0] else raw)
-    return b"".join(parts)
+        return b"".join(raw for number, _, raw in raw_fields(message) if number != _TENSOR_SHAPE) + shape
+    return b"".join(
+        field(number, _with_shape(value, path[1:], shape)) if number == path[0] else raw
+        for number, value, raw in raw_fields(message)
+    )
+
+
+def node(operator: str, inputs: Sequence[bytes], output: bytes, attributes: Sequence[bytes] = ()) -> bytes:
+    """Returns a node with one output; `attribute` makes attributes."""
+    return b"".join(
+        [
+            *(field(_NODE_INPUT, name) for name in inputs),
+            field(_NODE_OUTPUT, output),
+            field(_NODE_OPERATOR, operator.encode()),
+            *(field(_NODE_ATTRIBUTE, one) for one in attributes),
+        ]
+    )
+
+
+def attribute(name: str, value: int | list[int]) -> bytes:
+    """Returns an attribute of a node: a whole number, or several."""
+    said = field(_ATTRIBUTE_NAME, name.encode())
+    if isinstance(value, int):
+        return said + field(_ATTRIBUTE_INT, value) + field(_ATTRIBUTE_TYPE, 2)
+    return said + b"".join(field(_ATTRIBUTE_INTS, one) for one in value) + field(_ATTRIBUTE_TYPE, 7)
+
+
+def tensor_value(name: str, kind: int, shape: Sequence[int | str] | None) -> bytes:
+    """Returns an input or output of a graph, of an element type of ONNX; sides are numbers or names."""
+    tensor = field(_TENSOR_ELEMENT, kind) + (b"" if shape is None else _shape_of(shape))
+    return field(_VALUE_NAME, name.encode()) + field(_VALUE_TYPE, field(_TYPE_TENSOR, tensor))
+
+
+def _shape_of(sides: Sequence[int | str]) -> bytes:
+    """Returns the field of a tensor type that states a shape."""
+    stated = [
+        field(_SIDE_NAME, one.encode()) if isinstance(one, str) else field(_SIDE_VALUE, one) for one in sides
+    ]
+    return field(_TENSOR_SHAPE, b"".join(field(_SHAPE_SIDE, one) for one in stated))
 
 
 def fields(message: memoryview) -> Iterator[_Field]:
