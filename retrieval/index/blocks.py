@@ -42,11 +42,6 @@ class Selection:
     def __len__(self) -> int:
         return len(self.block) if self.rows is None else len(self.rows)
 
-    def beginning(self, count: int) -> "Selection":
-        """Returns the first `count` rows of the selection."""
-        rows = np.arange(len(self.block)) if self.rows is None else self.rows
-        return Selection(self.block, rows[:count], self.first)
-
     def numbers(self, rows: Ids) -> Ids:
         """Returns the numbers, among all rows of all blocks, of rows of this selection."""
         return (rows if self.rows is None else self.rows[rows]) + self.first
@@ -73,17 +68,9 @@ class Numbering:
         self.blocks = blocks
         self.firsts: Ids = np.cumsum([0] + [len(block) for block in blocks])
 
-    def block_of(self, row: Ids) -> Ids:
-        """Returns the block of each row (n,)."""
-        return np.asarray(np.searchsorted(self.firsts, row, side="right") - 1)
-
-    def first_of(self, row: Ids) -> Ids:
-        """Returns the number of the first row of the block of each row (n,)."""
-        return np.asarray(self.firsts[self.block_of(row)])
-
     def ids(self, row: Ids) -> Ids:
         """Returns the ids of rows (n,)."""
-        number = self.block_of(row)
+        number = np.searchsorted(self.firsts, row, side="right") - 1
         ids = np.empty(len(row), np.int64)
         for one in np.unique(number):
             mine = number == one

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,52 +61,41 @@ class QueryBatch:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Rows that no bound has excluded yet, (n,) each.
+class _Pairs:
+    """Pairs (p,) of queries and rows, in arrays of one length.
 
     Attributes:
         query: the position of the query in the batch.
         row: the number of the row among all rows.
-        bound: a lower bound of the distance.
     """
 
     query: NDArray[np.int64]
     row: Ids
-    bound: Floats
 
-    def __getitem__(self, some: Any) -> "Candidates":
-        return Candidates(self.query[some], self.row[some], self.bound[some])
+    def __getitem__(self, some: Any) -> Self:
+        return type(self)(*(getattr(self, column.name)[some] for column in fields(self)))
 
 
 @dataclass(frozen=True)
-class Bounded:
-    """Rows compared in float32 by their vectors, (n,) each; `lower` and `upper` bound the distance."""
+class Candidates(_Pairs):
+    """Rows that no bound has excluded yet; `bound` is a lower bound of the distance."""
 
-    query: NDArray[np.int64]
-    row: Ids
+    bound: Floats
+
+
+@dataclass(frozen=True)
+class Bounded(_Pairs):
+    """Rows compared in float32 by their vectors; `lower` and `upper` bound the distance."""
+
     lower: Floats
     upper: Floats
 
-    def __getitem__(self, some: Any) -> "Bounded":
-        return Bounded(self.query[some], self.row[some], self.lower[some], self.upper[some])
-
 
 @dataclass(frozen=True)
-class Near:
-    """Candidates with the squared distances (n,) between their codes, whole numbers."""
+class Near(Candidates):
+    """Candidates with the squared distances between their codes, whole numbers."""
 
-    query: NDArray[np.int64]
-    row: Ids
-    bound: Floats
     square: Ids
-
-    def __getitem__(self, some: Any) -> "Near":
-        return Near(self.query[some], self.row[some], self.bound[some], self.square[some])
-
-    @property
-    def candidates(self) -> Candidates:
-        """The candidates alone."""
-        return Candidates(self.query, self.row, self.bound)
 
 
 def no_candidates() -> Candidates:
@@ -124,7 +113,7 @@ def nothing_near() -> Near:
     return Near(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
 
 
-_Rows = TypeVar("_Rows", Candidates, Bounded, Near)
+_Rows = TypeVar("_Rows", bound=_Pairs)
 
 
 def joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:

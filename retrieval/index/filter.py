@@ -37,7 +37,7 @@ from retrieval.index.kernels import (
     underflow,
 )
 from retrieval.index.products import products
-from retrieval.index.quantization import Basis, Coded, centred
+from retrieval.index.quantization import CENTRE, Basis, Coded, centred
 from retrieval.index.threads import spread
 from retrieval.system.cpu import usable_cores
 
@@ -76,9 +76,6 @@ _CHUNK_ROWS: Final = (256, 2**16)
 # The largest limit of a squared distance, near the largest float32.
 _MAX_SQUARE: Final = 3e38
 
-# The centre of the grid, which codes are relative to.
-_CENTRE: Final = 128
-
 # More than any squared distance between codes.
 _NO_LIMIT: Final = 2**28
 
@@ -110,7 +107,6 @@ class Filter:
         # By selection, for each query: rows of codes up to this squared distance were returned by `best`.
         self._done: dict[int, Ids] = {}
         self._chosen: Ids = np.empty(0, np.int64)
-        self._wanted = 0
 
     # By codes
 
@@ -119,7 +115,7 @@ class Filter:
 
         With them, for each query (n,), comes a lower bound of the distances of all other rows.
         """
-        self._wanted = self._number_to_choose(sum(map(len, chosen)))
+        wanted = self._number_to_choose(sum(map(len, chosen)))
         by_basis: dict[int, list[Selection]] = {}
         for selection in chosen:
             by_basis.setdefault(id(_coded(selection).basis), []).append(selection)
@@ -129,11 +125,11 @@ class Filter:
             whole = [one for one in some if few and one.rows is None]
             others = [one for one in some if not (few and one.rows is None)]
             found += [self._scanned(whole)] if whole else []
-            found += [self._best_by_products(others)] if others else []
+            found += [self._best_by_products(others, wanted)] if others else []
             ends.append(self._end(some))
         best = joined(found, nothing_near())
         self._chosen = _pairs(best.query, best.row)
-        return best.candidates, np.min(ends, axis=0)
+        return best, np.min(ends, axis=0)
 
     def _end(self, chosen: Sequence[Selection]) -> Floats:
         """Returns a lower bound (n,) of the distances of the rows that `best` left out, of one basis."""
@@ -150,15 +146,15 @@ class Filter:
         most = max(min(comparable, _MAX_HELD // queries), LEAST_CHOSEN) + enough
         return min(CHOSEN_PER_NEIGHBOUR * enough + LEAST_CHOSEN, most)
 
-    def _best_by_products(self, chosen: Sequence[Selection]) -> Near:
+    def _best_by_products(self, chosen: Sequence[Selection], wanted: int) -> Near:
         """Returns rows with the least squared distances of codes, of selections in one basis."""
-        most = self._first_limits(chosen)
-        held, size, limit = [nothing_near()], 0, max(_MAX_HELD, 4 * self._wanted * len(self._batch))
+        most = self._first_limits(chosen, wanted)
+        held, size, limit = [nothing_near()], 0, max(_MAX_HELD, 4 * wanted * len(self._batch))
         for found in spread(partial(self._near, most=most), chosen):
             held.append(found)
             size += len(found.row)
             if size > limit:
-                held = [_least(joined(held, nothing_near()), most, self._wanted)]
+                held = [_least(joined(held, nothing_near()), most, wanted)]
                 size = len(held[0].row)
         self._done |= {selection.first: most for selection in chosen}
         near = joined(held, nothing_near())
@@ -171,7 +167,7 @@ class Filter:
         """
         wanted = max(SCANNED_ROWS, -(-2 * self._batch.enough // len(chosen)))
         codes = self._encoded(_coded(chosen[0]).basis).codes
-        asked = np.ascontiguousarray(codes.T, np.float32) + _CENTRE
+        asked = np.ascontiguousarray(codes.T, np.float32) + CENTRE
         squares = np.empty((len(chosen), len(asked), wanted), np.float32)
         rows = np.empty(squares.shape, np.int64)
 
@@ -198,14 +194,14 @@ class Filter:
             squares[some].astype(np.int64),
         )
 
-    def _first_limits(self, chosen: Sequence[Selection]) -> Ids:
+    def _first_limits(self, chosen: Sequence[Selection], wanted: int) -> Ids:
         """Returns for each query (n,) a squared distance of codes that about the wanted rows do not exceed.
 
         It is that of the nearest ones of a sample of all rows.
         """
         every, (least, most) = sum(map(len, chosen)), _SAMPLE_ROWS
         size = min(max(every // _SAMPLE_SHARE, least), most)
-        rank = math.ceil(1.5 * self._wanted * size / every) + _SAMPLE_RANK
+        rank = math.ceil(1.5 * wanted * size / every) + _SAMPLE_RANK
         if rank >= size:
             return np.full(len(self._batch), _NO_LIMIT, np.int64)
         ends = np.cumsum([len(selection) for selection in chosen])
@@ -251,7 +247,7 @@ class Filter:
             if size > self._comparable(len(selection), len(queries)):
                 scan = self._by_scan(selection, queries)
                 return scan[np.isin(_pairs(scan.query, scan.row), self._chosen, invert=True)]
-        return joined(parts, nothing_near()).candidates
+        return joined(parts, nothing_near())
 
     def scanned(self, selection: Selection) -> Bounded:
         """Returns the rows of a selection that a comparison of whole vectors does not exclude."""
@@ -311,7 +307,7 @@ class Filter:
         if found is None:
             codes, errors = basis.encode(self._batch.queries)
             moved = centred(codes)
-            terms = np.einsum("ij,ij->i", moved, moved) + 2 * _CENTRE * moved.sum(axis=1)
+            terms = np.einsum("ij,ij->i", moved, moved) + 2 * CENTRE * moved.sum(axis=1)
             found = _Encoded(np.ascontiguousarray(moved.T.astype(np.int8)), terms.astype(np.int64), errors)
             self._encodings[id(basis)] = found
         return found

@@ -45,7 +45,7 @@ _FLOAT64_ROUNDOFF: Final = 2.0**-53
 _ROW_COUNT_OFFSET: Final = 8
 
 # The centre of the grid. Centred codes keep products small: 255 * 255 * 256 would not leave float32 exact.
-_CENTRE: Final = np.float32(128)
+CENTRE: Final = np.float32(128)
 
 # Codes that are converted to float32 at a time.
 _ROWS_AT_A_TIME: Final = 4096
@@ -165,7 +165,7 @@ def centred(codes: Codes) -> NDArray[np.float32]:
 
     All terms stay below 2^24 for 256 coordinates.
     """
-    return np.subtract(codes, _CENTRE, dtype=np.float32)
+    return np.subtract(codes, CENTRE, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,11 +49,6 @@ _SETTINGS: Final = """
 """
 
 
-def is_address(gallery: str) -> bool:
-    """Returns whether a text is the address of a PostgreSQL database rather than the path of a folder."""
-    return gallery.startswith(("postgresql:", "postgresql+", "postgres:"))
-
-
 class Postgresql:
     """An opened schema of a PostgreSQL database; the `DatabaseEngine` of a gallery on a server.
 
