@@ -236,20 +236,27 @@ def test_the_command_starts_a_cluster_and_its_parts_are_enrolled_by_a_pattern(
 def test_ctrl_c_ends_the_command_and_its_cluster_and_leaves_no_files_of_workers(
     bundle: ModelBundle, faces: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "retrieval.cli.app", "embed", bundle.folder, faces, "--out", "run"]
+    """Half of the photos are named when it is stopped, and the others then: it cannot have finished."""
+    command = [sys.executable, "-m", "retrieval.cli.app", "embed", bundle.folder, "-", "--out", "run"]
+    names = [f"{path}\n" for path in sorted(faces.rglob("*.*"))]
+    assert len(names) == 36
     (tmp_path / "tmp").mkdir()
     running = subprocess.Popen(
         [*command, "--on", "ray", "--photos-per-part", "1"],
         cwd=tmp_path,
         # Paths of Ray's sockets may have 107 bytes.
         env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "RAY_TMPDIR": "/tmp"},
+        stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert running.stdin is not None
+    running.stdin.write("".join(names[:18]))
+    running.stdin.flush()
     while running.poll() is None and not list((tmp_path / "run").glob("*.parquet")):
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    stderr = running.communicate()[1]
+    stderr = running.communicate("".join(names[18:]))[1]
     assert running.returncode == 130, stderr
     assert "Stopped; run is not complete, and the same command replaces what is there." in stderr
     assert list((tmp_path / "tmp").glob("faceprint-*")) == []
