@@ -22,8 +22,9 @@ def network(
     tail: tuple[onnx.NodeProto, ...] = (),
     constants: tuple[onnx.TensorProto, ...] = (),
     outputs: tuple[str, ...] = (),
+    dimension: int = DIMENSION,
 ) -> onnx.ModelProto:
-    """A convolution and a matrix: pictures of SIZE pixels to DIMENSION numbers.
+    """A convolution and a matrix: pictures of SIZE pixels to `dimension` numbers.
 
     Args:
         layout: of its input.
@@ -34,6 +35,7 @@ def network(
         tail: more nodes, which follow.
         constants: their initializers.
         outputs: the names of the outputs; the embedding alone if there are none.
+        dimension: of the embedding.
     """
     random = np.random.default_rng(7)
     data, fc1 = names
@@ -54,7 +56,7 @@ def network(
     ]
     initializers = [
         numpy_helper.from_array(random.normal(size=(6, 3, 4, 4)).astype(np.float32), "filters"),
-        numpy_helper.from_array(random.normal(size=(96, DIMENSION)).astype(np.float32), "matrix"),
+        numpy_helper.from_array(random.normal(size=(96, dimension)).astype(np.float32), "matrix"),
         *constants,
     ]
     if shape is None:

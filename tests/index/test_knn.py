@@ -475,8 +475,8 @@ def test_codes_rule_most_rows_out_where_vectors_have_few_dimensions(queries: int
 
 
 def test_codes_that_rule_nothing_out_are_not_worth_learning() -> None:
-    """In 2048 dimensions that all vary alike everybody is equally far from everybody."""
-    learned = quantization.learn(around(np.random.default_rng(6), 400, 2048))
+    """In 512 dimensions that all vary alike, all are equally far from each other."""
+    learned = quantization.learn(around(np.random.default_rng(6), 400, 512))
     assert learned.basis is None
     assert [trial.coordinates for trial in learned.trials] == list(quantization.CHOICES)
     assert all(trial.cost >= 0.7 * learned.scan_cost and 0 <= trial.left <= 1 for trial in learned.trials)

@@ -21,16 +21,21 @@ from retrieval.index.knn import Explanation
 from retrieval.index.quantization import Basis, WrittenCodes, basis_of
 from retrieval.index.segments import Vectors
 from retrieval.models.bundle import ModelBundle
+from retrieval.models.importing import import_model
 from retrieval.storage import codes, optimization
 from retrieval.storage.optimization import Optimized
 from tests.gallery.test_identities import sha256
+from tests.onnx_networks import network, saved
 
 FACES, PEOPLE = 320, 40
+
+# A basis of 2,048 numbers takes some seconds to learn.
+DIMENSION = 512
 
 Answers = list[list[tuple[int, float]]]
 
 
-def vectors_of(numbers: range, dimension: int = 2048) -> Vectors:
+def vectors_of(numbers: range, dimension: int = DIMENSION) -> Vectors:
     """What some photos give: everything about them is told by twelve numbers."""
     axes = np.random.default_rng(20).standard_normal((12, dimension)) / np.sqrt(dimension)
     rows = [np.random.default_rng([21, number]).standard_normal(12) for number in numbers]
@@ -241,6 +246,21 @@ def method(gallery: Gallery) -> str:
     took = Explanation()
     gallery.search_by_vectors(vectors_of(range(9000, 9002)), 3, explanation=took)
     return took.method
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    """A model whose embeddings have DIMENSION numbers."""
+    folder = tmp_path_factory.mktemp("imported")
+    file = saved(network(dimension=DIMENSION), folder / "network.onnx")
+    return import_model(file, folder / "model", colour="rgb", mean=127.5, std=128)
+
+
+@pytest.fixture(scope="module")
+def empty_gallery(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("galleries") / "empty.gallery"
+    Gallery.create(folder, bundle).close()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +501,7 @@ def test_nothing_is_learned_from_fewer_than_two_faces(rows: int, gallery: Galler
 def test_codes_do_not_pay_for_faces_that_are_all_the_same(gallery: Gallery, small_thresholds: None) -> None:
     """Nothing varies, so that there is no grid; the gallery remembers that it was tried."""
     faces = [NewFace(None, None, sha256(number)) for number in range(210)]
-    same: NDArray[np.float32] = np.ones((210, 2048), np.float32)
+    same: NDArray[np.float32] = np.ones((210, DIMENSION), np.float32)
     gallery.enroll_vectors(faces, same)
     assert gallery.optimize() == Optimized(0, True, 0)
     assert gallery.optimize() == Optimized(0, False, 0)
