@@ -132,14 +132,9 @@ def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
         _, frames, copied = _checkpoint(driver, "PASSIVE")
         if frames < 0:
             return False
-        # A page that was written several times has several frames; the last one is current.
-        latest, read = dict[int, bytes](), 0
-        for number, page in islice(_frames(path), frames):
-            latest[number] = page
-            read += 1
-        if read < frames:  # the file was removed by hand; SQLite still has it open
+        changed = _sums_in_wal(path, frames)
+        if changed is None:
             return False
-        changed = {number: _sum(page) for number, page in latest.items()}
         updated = _updated(driver, path, known, changed, revision)
         if updated != known:
             write_durably(sums_path(path), _pack(updated), inherit=True, anything=True)
@@ -386,6 +381,22 @@ def _is_of_sqlite(descriptor: int, status: os.stat_result) -> bool:
         return False
 
 
+def _sums_in_wal(path: Path, frames: int) -> dict[int, bytes] | None:
+    """Returns the checksum of each page in the first `frames` frames of the WAL, as it was written last.
+
+    None if there are fewer: the file was removed by hand, and SQLite still has it open.
+    """
+    written = [number for number, _ in islice(_frames(path), frames)]
+    last = {number: place for place, number in enumerate(written)}
+    # Read twice: the pages themselves would take the memory of the whole WAL.
+    sums = {
+        number: _sum(page)
+        for place, (number, page) in enumerate(islice(_frames(path), frames))
+        if last.get(number) == place
+    }
+    return sums if len(written) == frames and len(sums) == len(last) else None
+
+
 def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yields (page number, page) of each frame in the WAL, oldest first; the last may be uncommitted."""
     with suppress(FileNotFoundError), open_plain(Path(f"{path.resolve()}-wal")) as wal:
@@ -393,8 +404,12 @@ def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
         if len(header) < _WAL_HEADER or int.from_bytes(header[:4], "big") not in _WAL_MAGIC:
             return
         length, salts = _FRAME_HEADER + int.from_bytes(header[8:12], "big"), header[16:24]
-        while len(frame := wal.read(length)) == length and frame[8:16] == salts:
-            yield int.from_bytes(frame[:4], "big"), frame[_FRAME_HEADER:]
+        while block := wal.read(_READ_BYTES // length * length):
+            for start in range(0, len(block) - length + 1, length):
+                frame = block[start : start + length]
+                if frame[8:16] != salts:
+                    return
+                yield int.from_bytes(frame[:4], "big"), frame[_FRAME_HEADER:]
 
 
 @contextmanager

@@ -93,8 +93,9 @@ _ATTEMPTS: Final = 20
 # Who asked for the current change, where that is not the process itself (see `called_by`).
 _CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
 
-# The size of SQLite's write-ahead log, in bytes, from which it is copied into the database.
-_MAX_LOG_BYTES: Final = 32 * 2**20
+# The size of SQLite's write-ahead log, in bytes, from which it is copied into the database. Each batch of new
+# faces changes much the same pages of the index of SHA-256, and a copy writes each of them once.
+_MAX_LOG_BYTES: Final = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
