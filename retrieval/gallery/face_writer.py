@@ -22,6 +22,7 @@ from retrieval.gallery.active_model import ActiveModel
 from retrieval.images.pixels import content_sha256, read_bytes
 from retrieval.index.segments import Ids
 from retrieval.models.engine import PrecisionDrift
+from retrieval.system.garbage import collection_paused
 from retrieval.system.paths import is_absolute, is_url, is_utf8
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
@@ -90,7 +91,8 @@ class FaceWriter:
         """
         has_vector = [True] * len(faces) if has_vector is None else has_vector
         contested = set() if contested is None else contested
-        with self._vault.writing() as writer:
+        # With 8,192 faces a call, the collector took a seventh of the processor's time.
+        with collection_paused(), self._vault.writing() as writer:
             current = self._vault.serving(writer)
             if generation not in (None, current.id):
                 raise self._model.switched()
