@@ -73,7 +73,7 @@ class Numbering:
         number = np.searchsorted(self.firsts, row, side="right") - 1
         ids = np.empty(len(row), np.int64)
         # Not numpy's `unique`: its first call imports masked arrays, which take some 20 ms.
-        for one in np.flatnonzero(np.bincount(number)):
+        for one in np.flatnonzero(np.bincount(number)).tolist():
             mine = number == one
             ids[mine] = self.blocks[one].ids[row[mine] - self.firsts[one]]
         return ids
