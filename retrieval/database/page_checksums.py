@@ -293,7 +293,7 @@ def _pack(sums: _Sums) -> bytes:
     return data + hashlib.sha256(data).digest()
 
 
-def _sum(page: bytes) -> bytes:
+def _sum(page: bytes | memoryview) -> bytes:
     return hashlib.blake2b(page, digest_size=_SUM_BYTES).digest()
 
 
@@ -397,14 +397,14 @@ def _sums_in_wal(path: Path, frames: int) -> dict[int, bytes] | None:
     return sums if len(written) == frames and len(sums) == len(last) else None
 
 
-def _frames(path: Path) -> Iterator[tuple[int, bytes]]:
+def _frames(path: Path) -> Iterator[tuple[int, memoryview]]:
     """Yields (page number, page) of each frame in the WAL, oldest first; the last may be uncommitted."""
     with suppress(FileNotFoundError), open_plain(Path(f"{path.resolve()}-wal")) as wal:
         header = wal.read(_WAL_HEADER)
         if len(header) < _WAL_HEADER or int.from_bytes(header[:4], "big") not in _WAL_MAGIC:
             return
         length, salts = _FRAME_HEADER + int.from_bytes(header[8:12], "big"), header[16:24]
-        while block := wal.read(_READ_BYTES // length * length):
+        while block := memoryview(wal.read(_READ_BYTES // length * length)):
             for start in range(0, len(block) - length + 1, length):
                 frame = block[start : start + length]
                 if frame[8:16] != salts:
