@@ -126,10 +126,13 @@ def joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:
 
 def by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:
     """Yields each query in (n,) with its positions."""
+    if len(query) and not (query != query[0]).any():  # usual for a single query
+        yield int(query[0]), np.arange(len(query))
+        return
     # numpy sorts numbers of 16 bits by counting them.
     order = np.argsort(query.astype(np.uint16), kind="stable")
     ordered = query[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(query) else order
     for start, end in pairwise([*starts.tolist(), len(order)]):
         yield int(ordered[start]), order[start:end]
 

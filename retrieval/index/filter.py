@@ -38,7 +38,7 @@ from retrieval.index.kernels import (
 )
 from retrieval.index.products import products
 from retrieval.index.quantization import CENTRE, Basis, Coded, centred
-from retrieval.index.threads import spread
+from retrieval.index.threads import in_this_thread, spread
 from retrieval.system.cpu import usable_cores
 
 # About so many rows with the lowest bounds are chosen first: for each neighbour, and for each query.
@@ -54,6 +54,9 @@ _SAMPLE_RANK: Final = 4
 # Up to this number of queries FAISS scans codes, for at least so many rows of each block.
 MAX_SCANNING_QUERIES: Final = 2
 SCANNED_ROWS: Final = 24
+
+# Up to so many bytes of codes are scanned in the calling thread: handing them over would take longer.
+SCANNED_ALONE: Final = 2**21
 
 # The least number of rows of a block that are compared first, for an initial limit.
 SEED_ROWS: Final = 1024
@@ -171,12 +174,17 @@ class Filter:
         squares = np.empty((len(chosen), len(asked), wanted), np.float32)
         rows = np.empty(squares.shape, np.int64)
 
-        def scan(numbers: Sequence[int]) -> None:
+        def scan(numbers: Ids) -> None:
             for number in numbers:
                 pointers = map(faiss.swig_ptr, (squares[number], rows[number]))
                 _coded(chosen[number]).index.search_c(len(asked), faiss.swig_ptr(asked), wanted, *pointers)
 
-        deque(spread(scan, np.array_split(np.arange(len(chosen)), 4 * usable_cores())), maxlen=0)
+        numbers = np.arange(len(chosen))
+        if sum(map(len, chosen)) * codes.shape[0] <= SCANNED_ALONE:
+            with in_this_thread():
+                scan(numbers)
+        else:
+            deque(spread(scan, np.array_split(numbers, 4 * usable_cores())), maxlen=0)
         # FAISS may have left out rows as near as the last one, unless it found all.
         done = np.minimum(squares[:, :, -1], _NO_LIMIT + 1).astype(np.int64) - 1
         for selection, limits in zip(chosen, done, strict=True):

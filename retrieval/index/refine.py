@@ -28,14 +28,13 @@ from retrieval.index.candidates import (
 from retrieval.index.explanation import count
 from retrieval.index.kernels import (
     FLOAT64_SLACK,
-    SMALL_BATCH_PAIRS,
     float32_bounds,
     float32_pairs,
     float64_pairs,
     pair_squares_float32,
     pair_squares_float64,
 )
-from retrieval.index.threads import spread
+from retrieval.index.threads import in_this_thread, spread
 from retrieval.system.cpu import usable_cores
 
 # Candidates beyond k that are compared before the bounds of the others are checked.
@@ -44,8 +43,8 @@ OVERFETCH: Final = 8
 # The most candidates and bounded rows that are held before they are refined: 24 or 32 bytes each.
 MAX_PENDING_CANDIDATES: Final = 1_500_000
 
-# Below this number of pairs, one core computes all.
-SINGLE_THREAD_MAX_PAIRS: Final = 128
+# Up to this many numbers of vectors are compared in the calling thread: handing them over would take longer.
+COMPARED_ALONE: Final = 2**18
 
 # Candidates of each query that a radius search compares first.
 RADIUS_CANDIDATES: Final = 2**20
@@ -184,10 +183,10 @@ class Refiner:
         self, kernel: _Kernel, query: NDArray[np.int64], row: Ids, at_a_time: int, results: NDArray[Any]
     ) -> None:
         """Fills `results` (n,) by a kernel over pairs (n,), on all cores where that is faster."""
-        alone = len(row) < SINGLE_THREAD_MAX_PAIRS
-        # Two jobs for each core: a single one would run in this thread, where FAISS starts its own.
-        share = SMALL_BATCH_PAIRS if alone else -(-len(row) // (2 * usable_cores()))
-        at_a_time = min(at_a_time, share)
+        alone = len(row) * self._batch.queries.shape[1] <= COMPARED_ALONE
+        if not alone:
+            # Two jobs for each core: a single one would run in this thread, where FAISS starts its own.
+            at_a_time = min(at_a_time, -(-len(row) // (2 * usable_cores())))
         firsts = self._numbering.firsts
         order = np.argsort(row, kind="stable")
         cuts = np.searchsorted(row[order], firsts)
@@ -203,7 +202,8 @@ class Refiner:
                 results[places] = kernel(query[places], matrix, row[places] - firsts[number])
 
         if alone:
-            compute(jobs)
+            with in_this_thread():
+                compute(jobs)
         else:
             groups = np.array_split(np.arange(len(jobs)), min(len(jobs), 2 * usable_cores()))
             deque(spread(compute, [[jobs[number] for number in group] for group in groups]), maxlen=0)

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -43,6 +44,17 @@ def spread(work: Callable[[Any], _T], items: Iterable[Any]) -> Iterator[_T]:
         # After an error no pending item starts.
         for future in pending:
             future.cancel()
+
+
+@contextmanager
+def in_this_thread() -> Iterator[None]:
+    """Keeps FAISS from starting threads of its own inside the with statement, for work of microseconds."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # only for the calling thread
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def buffer(name: str, shape: tuple[int, int], dtype: Any = np.dtype(np.float32)) -> NDArray[Any]:

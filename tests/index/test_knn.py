@@ -13,7 +13,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from retrieval.index import filter as filtering
-from retrieval.index import knn, products, quantization
+from retrieval.index import knn, products, quantization, refine
 from retrieval.index.blocks import Numbering, selections
 from retrieval.index.candidates import Near, QueryBatch
 from retrieval.index.filter import Filter
@@ -161,7 +161,8 @@ def test_the_nearest_are_those_of_a_float64_brute_force(kind: str, layout: str, 
 def few_chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a search choose so few rows first that it must look again, and hold fewer than it finds.
 
-    The share of rows at which it scans all decides whether it often does, sometimes, or never.
+    The share of rows at which it scans all decides whether it often does, sometimes, or never. All is handed
+    over to threads.
     """
     for name, value in (
         ("CHOSEN_PER_NEIGHBOUR", 1),
@@ -176,8 +177,10 @@ def few_chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         ("MAX_CANDIDATE_SHARE_OF_FEW", request.param),
         ("_CACHED_PRODUCTS", 64),
         ("_CHUNK_ROWS", (5, 11)),
+        ("SCANNED_ALONE", 0),
     ):
         monkeypatch.setattr(filtering, name, value)
+    monkeypatch.setattr(refine, "COMPARED_ALONE", 0)
 
 
 @pytest.mark.usefixtures("few_chosen")
