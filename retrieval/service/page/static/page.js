@@ -278,7 +278,7 @@ function setUpEnroll(form) {
   // `html` is a part of a page that the service made, with all names escaped.
   function ended(photo, kind, text, html) {
     const item = document.createElement("li");
-    const file = document.createElement("span");
+    const file = document.createElement("bdi");
     file.className = "file";
     file.textContent = photo.path;
     const said = document.createElement("span");
