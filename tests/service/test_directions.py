@@ -95,6 +95,14 @@ def test_a_form_sends_the_name_that_is_stored_and_not_the_one_that_is_shown(dire
     assert merged.headers["location"].startswith(f"/people/{person(directed, OVERRIDE)}?")
 
 
+def test_a_person_is_forgotten_by_the_name_that_is_shown(directed: Server) -> None:
+    number = person(directed, f"{OVERRIDE} 2")
+    asked = directed.client.get(f"/people/{number}/forget", headers=HTML).text
+    assert f"Type the name to confirm: <bdi>{SHOWN} 2</bdi>" in asked
+    assert send(directed.client, f"/people/{number}/forget", identity="Adigpj 2").status_code == 422
+    assert send(directed.client, f"/people/{number}/forget", identity=f"{SHOWN} 2").status_code == 303
+
+
 def test_names_in_a_sentence_are_isolated_the_longest_first() -> None:
     made = rendering._naming("Ada B is no Ada, <says> Bo.", ["Ada", "Ada B", "Bo", ""])
     assert made == "<bdi>Ada B</bdi> is no <bdi>Ada</bdi>, &lt;says&gt; <bdi>Bo</bdi>."
