@@ -46,7 +46,7 @@ from itertools import islice
 from pathlib import Path
 from retrieval import ModelBundle; from retrieval.sources import photos
 from retrieval.gallery.gallery import Gallery
-from retrieval.embedding.stages import peak_memory
+from retrieval.system.memory import peak_memory
 from retrieval.bulk.ingest import ingest_photos
 folder, model, source, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 times = []

@@ -1,13 +1,18 @@
 """What the service costs: answers per second and latency for several callers, beside the library alone.
 
     python -m benchmarks.serve --model MODEL --photos FOLDER [--strangers FOLDER] [--rows 10000]
+        [--vectors FILE.npy]
 
-Half of the photos are enrolled, with random embeddings beside them up to --rows faces; the other half and the
-photos of strangers are asked about. The library answers first, in batches and one by one; then
-`faceprint serve` on loopback, for each number of callers, who each send the next photo when the answer to the
-one before has come. At last more callers than the service admits. Prints one table and one JSON line: answers
-per second, their ratio to the library's in batches, median and 99th percentile in ms, statuses, and the
-memory of the service after a tenth of the requests and at the end.
+Half of the photos are enrolled, with other embeddings beside them up to --rows faces; the other half and the
+photos of strangers are asked about. The other embeddings are real ones by the same model (--vectors, as of
+`benchmarks.search`), grown to as many as are needed (`benchmarks.growth`), or else random ones, for which no
+codes pay: a search among them is slower than among real ones.
+
+The library answers first, in batches and one by one; then `faceprint serve` on loopback, for each number of
+callers, who each send the next photo when the answer to the one before has come. At last more callers than
+the service admits. Prints one table and one JSON line: answers per second, their ratio to the library's in
+batches, median and 99th percentile in ms, statuses; what the other embeddings are, and the bytes of a code of
+theirs; and the memory of the service after a tenth of the requests and at the end.
 """
 
 import argparse
@@ -19,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +36,7 @@ import httpx
 import numpy as np
 
 from benchmarks.galleries import faces
+from benchmarks.growth import Growth, Vectors, isotropic
 from retrieval.bulk.ingest import ingest_photos
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
@@ -38,7 +44,6 @@ from retrieval.sources import photos
 from retrieval.system.cpu import usable_cores
 
 _BATCH = 32
-_BLOCK = 8192
 _PENDING = 64
 
 
@@ -49,6 +54,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the folder of a model")
     parser.add_argument("--photos", type=Path, required=True, help="a folder for each person")
     parser.add_argument("--strangers", type=Path, help="photos of people who are not enrolled")
+    parser.add_argument("--vectors", type=Path, help="real embeddings by the model: float32 (n, d), .npy")
     parser.add_argument("--rows", type=int, default=10_000, help="faces in the gallery")
     parser.add_argument("--callers", default="1,4,16,64", help="numbers of callers")
     parser.add_argument("--requests", type=int, default=400, help="requests for each number of callers")
@@ -56,7 +62,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faceprint-serve-") as name:
         folder = Path(name) / "gallery"
-        queries = _enrolled(folder, asked)
+        queries, gallery = _enrolled(folder, asked)
         rows = [*_library(folder, queries, asked.requests)]
         with _served(folder, asked.workers) as server:
             rows += _service(server, queries, asked)
@@ -68,24 +74,43 @@ def main() -> None:
             f"{row['p50_ms']:9.1f} ms{row['p99_ms']:9.1f} ms  {row['statuses']}"
         )
     about = {"rows": asked.rows, "workers": asked.workers, "cores": usable_cores()}
-    print(json.dumps({"measured": rows, **about, "memory_mb": server.memory}))
+    print(json.dumps({"measured": rows, **about, **gallery, "memory_mb": server.memory}))
 
 
-def _enrolled(folder: Path, asked: argparse.Namespace) -> list[bytes]:
-    """Makes the gallery, and returns the photos to ask about."""
+def _enrolled(folder: Path, asked: argparse.Namespace) -> tuple[list[bytes], dict[str, Any]]:
+    """Makes the gallery; returns the photos to ask about, and what its other vectors are, and their codes."""
+    bundle = ModelBundle.load(asked.model)
+    description, blocks = other_vectors(asked.vectors, bundle.dimension)
     every = list(photos.scan([asked.photos]))
-    with Gallery.create(folder, ModelBundle.load(asked.model)) as gallery:
+    with Gallery.create(folder, bundle) as gallery:
         ingest_photos(gallery, every[::2])
-        rng = np.random.default_rng(0)
         number = gallery.info().faces
-        while number < asked.rows:
-            count = min(_BLOCK, asked.rows - number)
-            vectors = rng.standard_normal((count, gallery.bundle.dimension), np.float32)
-            gallery.enroll_vectors(faces(number, count), vectors)
-            number += count
-        gallery.optimize()
+        for vectors in blocks(max(0, asked.rows - number)):
+            gallery.enroll_vectors(faces(number, len(vectors)), vectors)
+            number += len(vectors)
+        coordinates = gallery.optimize().coordinates
     strangers = [] if asked.strangers is None else list(photos.scan([asked.strangers]))
-    return [Path(one.path).read_bytes() for one in (*every[1::2], *strangers) if one.path is not None]
+    queries = [Path(one.path).read_bytes() for one in (*every[1::2], *strangers) if one.path is not None]
+    return queries, {"vectors": description, "coordinates": coordinates}
+
+
+def other_vectors(path: Path | None, dimension: int) -> tuple[str, Callable[[int], Iterator[Vectors]]]:
+    """Returns what the vectors beside the photos are, and a function from a number of rows to their blocks.
+
+    Args:
+        path: of real embeddings to grow; None for random ones.
+        dimension: of the model.
+    """
+    if path is None:
+        return "random", lambda rows: isotropic(rows, dimension, seed=0)
+    real = np.asarray(np.load(path), np.float32)
+    if real.ndim != 2 or real.shape[1] != dimension:
+        sys.exit(
+            f"the embeddings in {path} must have shape (n, {dimension}), as of the model, not {real.shape}"
+        )
+    growth = Growth.of(real)
+    description = f"grown from {len(real):,} embeddings ({path.name}), noise {growth.noise:.3f}"
+    return description, lambda rows: growth.blocks(rows, seed=0)
 
 
 def _library(folder: Path, queries: Sequence[bytes], requests: int) -> Iterator[dict[str, Any]]:

@@ -1,10 +1,13 @@
 """faceprint: who is this, and which stored photos are closest?
 
-from retrieval import Gallery, ModelBundle, ingest
+    from retrieval import Gallery, ModelBundle, ingest
 
-gallery = Gallery.create("my.gallery", ModelBundle.load("my.model"))
-report = ingest(gallery, ["photos/"])
-result = gallery.search("who.jpg", k=5)
+    gallery = Gallery.create("my.gallery", ModelBundle.load("my.model"))
+    report = ingest(gallery, ["photos/"])
+    result = gallery.search("who.jpg", k=5)
+
+The names in `__all__` are public. Each stands here three times: for type checkers, which need the import and
+the literal list, and in `_HOMES`, from which it is imported when it is first used.
 """
 
 from importlib import import_module
@@ -138,6 +141,7 @@ __all__ = [
     "verify",
 ]
 
+# The module below `retrieval` that defines each public name; a test compares it with `__all__`.
 _HOMES = {
     "Annotated": "gallery.annotate",
     "AuditEntry": "database.records",
@@ -216,7 +220,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used: `faceprint --help` must not wait for FAISS."""
+    """Loads a public name when it is first used: `faceprint --help` must not wait for FAISS.
+
+    Python calls it for a name that this module does not have yet (PEP 562).
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'retrieval' has no attribute {name!r}")
     value = getattr(import_module(f"retrieval.{_HOMES[name]}"), name)

@@ -14,7 +14,7 @@ from retrieval.database.records import NewFace
 from retrieval.embedding.batches import DEFAULT_BATCH_SIZE
 from retrieval.embedding.outcome import Outcome
 from retrieval.embedding.reading import AUTO, Ready
-from retrieval.embedding.stages import PhotoPipeline, Resources, peak_memory
+from retrieval.embedding.stages import PhotoPipeline, Resources
 from retrieval.errors import FaceprintError, Interrupted
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.photo_reader import FaceSelection
@@ -24,6 +24,7 @@ from retrieval.sources import photos
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.metadata_tables import Annotations
 from retrieval.sources.photos import Photo
+from retrieval.system.memory import peak_memory
 from retrieval.system.pipeline import Meter
 from retrieval.transfer import vector_files
 from retrieval.transfer.embedding_parts import Part, found_parts

@@ -6,10 +6,11 @@ from typing import Any
 
 from retrieval.bulk.source_layout import Layout
 from retrieval.embedding.outcome import Outcome, Status
-from retrieval.embedding.stages import PhotoPipeline, peak_memory
+from retrieval.embedding.stages import PhotoPipeline
 from retrieval.errors import Reason
 from retrieval.gallery.gallery import Gallery
 from retrieval.sources.exclusion import PassedOver
+from retrieval.system.memory import peak_memory
 from retrieval.system.pipeline import Meter
 
 

@@ -15,7 +15,7 @@ from retrieval.cli.search_output import (
     draw,
     print_answers,
     print_answers_as_json,
-    tell_about_decisions,
+    report_decision_quality,
 )
 from retrieval.errors import InputError, UnreadableImage
 from retrieval.search.answers import Answer, answer_of_found, answers_of_image
@@ -126,7 +126,7 @@ def search(
         ]
         folder = gallery if isinstance(opened, Gallery) else Path(opened.info()["folder"])
     decisions = [answer.decision for answer in answers if answer.error is None]
-    tell_about_decisions(folder, decisions, foretell=not as_json)
+    report_decision_quality(folder, decisions, expected=not as_json)
     (print_answers_as_json if as_json else print_answers)(answers, explanation if explain else None)
     if plot is not None:
         draw(answers, plot)

@@ -13,13 +13,23 @@ from retrieval.console import terminal
 from retrieval.search.answers import Answer, answer_json, explained
 
 if TYPE_CHECKING:
+    from retrieval.images.panel import PanelRow
     from retrieval.index.knn import Explanation
     from retrieval.search.decisions import Decision
     from retrieval.search.nearest import Match, Prediction
 
 
-def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
-    """Prints once, on standard error, why there are no decisions, or which error rates to expect of them."""
+def report_decision_quality(gallery: Path, decisions: "Sequence[Decision | None]", *, expected: bool) -> None:
+    """Prints one line on standard error about how far the decisions of a search can be trusted, if any is due.
+
+    It says that there are no decisions, since the gallery has no threshold; or that the gallery has grown
+    since its threshold was chosen; or, with `expected`, how many wrong identifications to expect.
+
+    Args:
+        gallery: its folder, for the command that mends it.
+        decisions: of all answers. One line stands for all: the threshold is the same.
+        expected: whether to print the expected number where nothing is wrong.
+    """
     if not decisions:
         return
     first = decisions[0]
@@ -34,7 +44,7 @@ def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", 
             f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
             err=True,
         )
-    elif first.upcoming is not None and foretell:
+    elif first.upcoming is not None and expected:
         typer.echo(f"decided for an FPIR of {first.fpir:g}: {first.upcoming.in_words()}", err=True)
 
 
@@ -47,29 +57,32 @@ def print_answers_as_json(answers: Sequence[Answer], explanation: "Explanation |
 
 
 def print_answers(answers: Sequence[Answer], explanation: "Explanation | None") -> None:
-    """Prints a table for each answer, and the explanation if given."""
+    """Prints a table for each answer without an error, and the explanation if given."""
     for answer in answers:
         if answer.error is None:
             _print_answer(answer)
     if explanation is not None:
-        took = explained(explanation)
-        stages = took["milliseconds"].items()
-        took["milliseconds"] = ", ".join(f"{stage} {time:,.1f}" for stage, time in stages)
-        took["bytes read"] = terminal.size(took["bytes read"])
-        terminal.print_facts("What it took", took)
+        _print_explanation(explanation)
+
+
+def _print_explanation(explanation: "Explanation") -> None:
+    facts = explained(explanation)
+    stages = ", ".join(f"{stage} {time:,.1f}" for stage, time in facts["milliseconds"].items())
+    size = terminal.size(facts["bytes read"])
+    terminal.print_facts("What it took", facts | {"milliseconds": stages, "bytes read": size})
 
 
 def _print_answer(answer: Answer) -> None:
     from rich.table import Table
 
     console = terminal.console()
-    console.print(terminal.text(answer.query + _which_face(answer), "bold"))
+    console.print(terminal.text(answer.query + _face_in_words(answer), "bold"))
     if answer.prediction is not None:
         prediction = answer.prediction
         console.print(terminal.text(f"classifier: {prediction.identity} ({prediction.probability:.0%})"))
     if answer.decision is not None:
-        console.print(terminal.text(f"decision: {_decided(answer.decision)}"))
-    rows = list(_rows(answer))
+        console.print(terminal.text(f"decision: {_decision_in_words(answer.decision)}"))
+    rows = list(_table_rows(answer))
     if not rows:
         console.print("No face is near enough, or none matches the conditions.\n")
         return
@@ -85,20 +98,21 @@ def _print_answer(answer: Answer) -> None:
     console.print()
 
 
-def _which_face(answer: Answer) -> str:
-    """Returns which face of a picture an answer is about, and where it is, as text."""
+def _face_in_words(answer: Answer) -> str:
+    """Returns which face of a picture an answer is about, and its box; "" where it is about all of it."""
     if answer.face is None:
         return ""
     which = f"face {answer.number} of {answer.faces}, " if answer.faces > 1 else "face "
-    return f" ({which}{_place(answer.face.box)})"
+    return f" ({which}{_box_in_words(answer.face.box)})"
 
 
-def _place(box: "tuple[float, float, float, float]") -> str:
+def _box_in_words(box: "tuple[float, float, float, float]") -> str:
+    """Returns the size and the position of a box, in pixels."""
     left, top, width, height = box
     return f"{width:.0f} x {height:.0f} at {left:.0f}, {top:.0f}"
 
 
-def _decided(decision: "Decision") -> str:
+def _decision_in_words(decision: "Decision") -> str:
     """Returns a decision as text, with its distance, threshold and margin."""
     if decision.distance is None:
         return "UNKNOWN (there is no face to compare with)"
@@ -111,62 +125,72 @@ def _decided(decision: "Decision") -> str:
     return f"{name} ({'; '.join(words)})"
 
 
-def _rows(answer: Answer) -> Iterator[tuple[Any, ...]]:
-    """Yields the rows of the table: photos, or people with their photos below them."""
+def _table_rows(answer: Answer) -> Iterator[tuple[Any, ...]]:
+    """Yields the rows of the table: photos, or people with their photos below them.
+
+    A row has a cell for each column: rank, identity, distance, face, photo.
+    """
     for rank, match in enumerate(answer.matches or (), 1):
-        yield str(rank), terminal.text(match.face.identity or "-"), *_photo(match)
+        yield str(rank), terminal.text(match.face.identity or "-"), *_match_cells(match)
     for rank, person in enumerate(answer.people or (), 1):
         yield str(rank), terminal.text(person.identity), f"{person.distance:.3f}", "", ""
         for match in person.matches:
-            yield "", "", *_photo(match)
+            yield "", "", *_match_cells(match)
 
 
-def _photo(match: "Match") -> tuple[Any, ...]:
+def _match_cells(match: "Match") -> tuple[Any, ...]:
+    """Returns the cells distance, face and photo of a match."""
     face = match.face
-    where = "" if face.box is None else f" ({_place(face.box)})"
-    return f"{match.distance:.3f}", str(face.id), terminal.text(terminal.near(face.path) + where)
-
-
-def _caption(prediction: "Prediction | None", decision: "Decision | None") -> str:
-    """Returns the caption of a query picture; empty where nothing says who it is."""
-    if decision is not None:
-        return f"decision: {decision.identity or 'UNKNOWN'}"
-    return "" if prediction is None else f"classifier: {prediction.probability:.0%} {prediction.identity}"
+    where = "" if face.box is None else f" ({_box_in_words(face.box)})"
+    return f"{match.distance:.3f}", str(face.id), terminal.text(terminal.relative_path(face.path) + where)
 
 
 def draw(answers: Sequence[Answer], path: Path) -> None:
-    """Draws each query picture beside its closest photos, as a PNG file; nothing without query pictures.
+    """Draws each query picture beside its closest photos, as a PNG file; writes no file without query pictures.
 
     Raises:
         InputError: its path does not lead to a file that can be written.
         RunError: the disk refused.
     """
-    from retrieval.images.panel import PanelRow, Tile, panel
+    from retrieval.images.panel import panel
 
-    rows = [
-        PanelRow(
-            Tile(
-                answer.image,
-                answer.image.name,
-                _caption(answer.prediction, answer.decision),
-                box=None if answer.face is None else answer.face.box,
-            ),
-            [
-                Tile(
-                    match.face.path or b"",
-                    match.face.identity or "unknown",
-                    f"distance {match.distance:.3f}",
-                    box=match.face.box,
-                )
-                for match in answer.matches or [m for person in answer.people or () for m in person.matches]
-            ],
-        )
-        for answer in answers
-        if answer.image is not None and answer.error is None
-    ]
+    rows = [_panel_row(answer) for answer in answers if answer.image is not None and answer.error is None]
     if not rows:
         return
     picture = io.BytesIO()
     panel(rows, heading="Query and closest photos, by Euclidean distance").save(picture, format="PNG")
     write_file(path, picture.getvalue(), what="The picture")
     typer.echo(f"drew {path}", err=True)
+
+
+def _panel_row(answer: Answer) -> "PanelRow":
+    """Returns the query picture of an answer and the photos of its matches, with their captions."""
+    from retrieval.images.panel import PanelRow, Tile
+
+    assert answer.image is not None
+    query = Tile(
+        answer.image,
+        answer.image.name,
+        _caption(answer.prediction, answer.decision),
+        box=None if answer.face is None else answer.face.box,
+    )
+    matches = answer.matches or [match for person in answer.people or () for match in person.matches]
+    return PanelRow(
+        query,
+        [
+            Tile(
+                match.face.path or b"",
+                match.face.identity or "unknown",
+                f"distance {match.distance:.3f}",
+                box=match.face.box,
+            )
+            for match in matches
+        ],
+    )
+
+
+def _caption(prediction: "Prediction | None", decision: "Decision | None") -> str:
+    """Returns the caption of a query picture; "" without a decision and a prediction."""
+    if decision is not None:
+        return f"decision: {decision.identity or 'UNKNOWN'}"
+    return "" if prediction is None else f"classifier: {prediction.probability:.0%} {prediction.identity}"

@@ -37,7 +37,9 @@ def print_missing(missing: "Missing", verb: str, *, log_json: bool) -> None:
     _print_renamed(missing.renamed, would)
     for face in missing.faces:
         console.print(
-            terminal.text(f"  {verb}: face {face.id}, {face.identity or '-'}, {terminal.near(face.path)}")
+            terminal.text(
+                f"  {verb}: face {face.id}, {face.identity or '-'}, {terminal.relative_path(face.path)}"
+            )
         )
     _print_kept(missing.kept, would)
     console.print(
@@ -54,9 +56,11 @@ def _print_held(missing: "Missing", would: str) -> None:
         return
     console = terminal.console()
     for face in missing.held:
-        shown = f"  {would}held back: face {face.id}, {face.identity or '-'}, {terminal.near(face.path)}"
+        shown = (
+            f"  {would}held back: face {face.id}, {face.identity or '-'}, {terminal.relative_path(face.path)}"
+        )
         console.print(terminal.text(shown))
-    places = [f"{terminal.near(one.path)} ({one.why})" for one in missing.unseen[:_MAX_UNSEEN_SHOWN]]
+    places = [f"{terminal.relative_path(one.path)} ({one.why})" for one in missing.unseen[:_MAX_UNSEEN_SHOWN]]
     more = len(missing.unseen) - len(places)
     where = "; ".join([*places, *([f"and {more:,} more"] if more else [])])
     advice = []
@@ -92,9 +96,7 @@ def print_relabelled(done: "Relabelled", *, dry_run: bool, log_json: bool) -> No
     whole = {one.name for one in done.renamed}
     for face, name in changes:
         if face.identity not in whole:
-            shown = (
-                f"  {would}relabelled: face {face.id}, {face.identity} -> {name}, {terminal.near(face.path)}"
-            )
+            shown = f"  {would}relabelled: face {face.id}, {face.identity} -> {name}, {terminal.relative_path(face.path)}"
             console.print(terminal.text(shown))
     _print_kept(done.kept, would)
     console.print(
@@ -117,7 +119,7 @@ def _print_renamed(renamed: "Sequence[Renamed]", would: str) -> None:
 def _print_kept(kept: "Sequence[Kept]", would: str) -> None:
     for one in kept:
         places = ", ".join(
-            f"{terminal.near(path)} ({name or 'no name'})"
+            f"{terminal.relative_path(path)} ({name or 'no name'})"
             for path, name in zip(one.paths, one.identities, strict=True)
         )
         shown = (

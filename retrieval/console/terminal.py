@@ -77,7 +77,7 @@ def size(number: float) -> str:
     raise AssertionError("unreachable: GiB returns")
 
 
-def near(path: str | None) -> str:
+def relative_path(path: str | None) -> str:
     """Returns a path relative to the current folder where it lies below that; `-` for None."""
     if path is None:
         return "-"

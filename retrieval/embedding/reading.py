@@ -161,24 +161,25 @@ def read_photo(photo: Photo) -> ReadPhoto | Outcome:
     return ReadPhoto(photo, content, NewFace(identity, path, sha256, metadata, stamp, host))
 
 
-def read_some(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhoto | Outcome]]:
-    """Reads photos and yields them in parts: each part ends with the file that exceeds 16 MiB, or at the end.
+def read_in_groups(photos: Sequence[Photo], meters: Meters) -> Iterator[list[ReadPhoto | Outcome]]:
+    """Reads photos and yields them in groups; a group ends with the file that exceeds 16 MiB.
 
     Raises:
         InputError, MissingDependency: as `read_photo`.
     """
-    some: list[ReadPhoto | Outcome] = []
+    group: list[ReadPhoto | Outcome] = []
     held = 0
-    for one in photos:
+    for photo in photos:
         with meters.read.working():
-            some.append(read_photo(one))
-        size = some[-1].size if isinstance(some[-1], ReadPhoto) else 0
+            read = read_photo(photo)
+        group.append(read)
+        size = read.size if isinstance(read, ReadPhoto) else 0
         meters.bytes.add(items=size)
         held += size
         if held > _MAX_HELD_BYTES:
-            yield some
-            some, held = [], 0
-    yield some
+            yield group
+            group, held = [], 0
+    yield group
 
 
 def _unreadable(photo: Photo) -> Outcome | None:

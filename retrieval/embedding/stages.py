@@ -1,20 +1,25 @@
-"""The pipeline stages that all runs over photos share: scan, read, decode, embed, each in its own threads."""
+"""The pipeline stages that all runs over photos share: scan, read, decode, embed, each in its own threads.
 
-import resource
-import sys
+What is handed from stage to stage are lists of entries: photos that are still to be read, in their order, and
+among them the outcomes of photos that need no more work. They have three sizes:
+
+- A chunk, up to 512 photos, is what a source is scanned for and what the gallery recognizes at once.
+- A piece, 32 photos of a chunk, is what one thread reads, looks up and decodes.
+- A batch, as many photos as the model embeds at once, is collected from pieces (`batches`).
+"""
+
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from retrieval.embedding.batches import CHUNK, Batch, Batches
 from retrieval.embedding.outcome import Outcome, in_their_places
-from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_photos, read_some
+from retrieval.embedding.reading import Meters, Prepared, ReadPhoto, decode_photos, read_in_groups
 from retrieval.errors import InputError
 from retrieval.images.decoders import SLOT, Decode, Decoders, decode_here, processes_for
 from retrieval.images.photo_reader import FaceSelection, PhotoReader
@@ -30,56 +35,63 @@ _FLUSH_SECONDS: Final = 0.25
 # Bytes of photos with content in a chunk; a chunk ends with the photo that exceeds it.
 _MAX_CHUNK_BYTES: Final = 16 * 2**20
 
-# Photos in a piece, which one thread reads, looks up and decodes.
+# Photos in a piece: as many as fit in a slot of the memory that is shared with decoding processes.
 _PIECE_PHOTOS: Final = SLOT
 
+# Stands for the id of a model generation where there is no gallery.
+_NO_GENERATION: Final = 0
+
+# A photo that is to be read, or the outcome of one that needs no more work.
 Entry: TypeAlias = Photo | Outcome
 
 Result = TypeVar("Result")
 
 
 class Prepare(Protocol):
-    """A function that reads and decodes photos, in order: each to a `Prepared` or to an Outcome."""
+    """A function that reads and decodes photos, in order.
+
+    It returns a `Prepared` for each photo with pixels or known bytes, and an Outcome for each without.
+    """
 
     def __call__(
         self, photos: Sequence[Photo], /, *, meters: Meters, decode: Decode
     ) -> list[Prepared | Outcome]: ...
 
 
-def in_chunks(found: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
+def in_chunks(photos: Iterable[Photo], scan: Meter) -> Iterator[list[Entry]]:
     """Yields photos in chunks of at most CHUNK photos or 16 MiB of content; adds the scan time to `scan`.
 
     Chunks double from 2 to CHUNK photos. A slow source is flushed every 0.25 s, so that the photos of a pipe
     are enrolled while its writer searches for more.
     """
-    iterator, size = iter(found), 1
+    iterator, limit = iter(photos), 1
     while True:
-        some: list[Entry] = []
-        held, started = 0, time.monotonic()
-        size = min(2 * size, CHUNK)
+        chunk: list[Entry] = []
+        content_bytes, started = 0, time.monotonic()
+        limit = min(2 * limit, CHUNK)
         with scan.working(0):
-            for photo in islice(iterator, size):
-                some.append(photo)
-                held += photo.held
-                if held > _MAX_CHUNK_BYTES or time.monotonic() - started > _FLUSH_SECONDS:
+            for photo in islice(iterator, limit):
+                chunk.append(photo)
+                content_bytes += photo.held
+                if content_bytes > _MAX_CHUNK_BYTES or time.monotonic() - started > _FLUSH_SECONDS:
                     break
-        if not some:
+        if not chunk:
             return
-        scan.add(items=len(some))
-        yield some
+        scan.add(items=len(chunk))
+        yield chunk
 
 
 def in_pieces(chunks: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
-    """Yields the same entries in pieces of at most 32 photos to be read (`_PIECE_PHOTOS`)."""
+    """Yields the same entries in pieces of at most 32 photos to be read, beside any number of outcomes."""
     for chunk in chunks:
         piece: list[Entry] = []
-        offered = 0
+        to_read = 0
         for entry in chunk:
             piece.append(entry)
-            offered += isinstance(entry, Photo)
-            if offered == _PIECE_PHOTOS:
+            to_read += isinstance(entry, Photo)
+            if to_read == _PIECE_PHOTOS:
                 yield piece
-                piece, offered = [], 0
+                piece, to_read = [], 0
         if piece:
             yield piece
 
@@ -138,7 +150,7 @@ class PhotoPipeline(Generic[Result]):
 
     def __init__(
         self,
-        found: Iterable[Photo],
+        photos: Iterable[Photo],
         *,
         prepare: Prepare,
         embed: Callable[[Batch], Result],
@@ -151,11 +163,11 @@ class PhotoPipeline(Generic[Result]):
         """Assembles the stages, without starting them.
 
         Args:
-            found: the photos.
-            prepare: reads and decodes some of them, in order, each to a `Prepared` or to an Outcome.
+            photos: of the source; they are scanned as the pipeline asks for them.
+            prepare: reads and decodes some of them.
             embed: embeds a batch of prepared photos and outcomes.
             embedder: returns the loaded model; called only to tune the batch size of a GPU.
-            reader: of the model, for processes that decode.
+            reader: the model's reader of photos, for processes that decode.
             on_gpu: whether photos may be embedded on a GPU.
             resources: batch size, threads, processes and time limit.
             recognize: returns an outcome for each photo that is known without reading it, and None for each
@@ -175,14 +187,13 @@ class PhotoPipeline(Generic[Result]):
         if decoders:
             ahead = _max_pieces(workers, self._batches.largest)
             self._decoders = Decoders(decoders, reader=reader, ahead=ahead, seconds=resources.photo_seconds)
-        chunks: Pipeline[list[Entry]] = Pipeline(in_chunks(found, self._scan))
+        chunks: Pipeline[list[Entry]] = Pipeline(in_chunks(photos, self._scan))
         if recognize is not None:
             chunks = chunks.then(Stage("recognize", partial(_with_known_outcomes, recognize), room=1))
         prepared = chunks.then(
-            prepare_stage(self._prepared, workers=workers, batch_size=self._batches.largest)
+            prepare_stage(self._prepare_entries, workers=workers, batch_size=self._batches.largest)
         )
         self._pipeline = prepared.then(self._batches.stage(embed))
-        self._decode: Decode = decode_here
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -199,10 +210,10 @@ class PhotoPipeline(Generic[Result]):
     def __iter__(self) -> Iterator[Result]:
         return iter(self._pipeline)
 
-    def _prepared(self, entries: list[Entry]) -> Batch:
+    def _prepare_entries(self, entries: list[Entry]) -> Batch:
         """Prepares the photos among some entries; outcomes pass through."""
-        offered = [entry for entry in entries if isinstance(entry, Photo)]
-        return in_their_places(entries, self._prepare(offered, meters=self.meters, decode=self._decode))
+        to_read = photos_among(entries)
+        return in_their_places(entries, self._prepare(to_read, meters=self.meters, decode=self._decode))
 
     @property
     def batch_size(self) -> int:
@@ -215,26 +226,32 @@ class PhotoPipeline(Generic[Result]):
         Args:
             last: the meter of what the caller does with the results.
         """
-        prepare, steps = self._pipeline.meters["prepare"], self.meters
-        taken = [
-            step
-            for step in (steps.read, steps.look_up, steps.decode, steps.faces)
-            if step.items or step not in (steps.look_up, steps.faces)
-        ]
-        for step in taken:
+        prepare, meters = self._pipeline.meters["prepare"], self.meters
+        # A run without a gallery looks nothing up, and a model without a detector finds no faces.
+        optional = (meters.look_up, meters.faces)
+        every = (meters.read, meters.look_up, meters.decode, meters.faces)
+        steps = [step for step in every if step.items or step not in optional]
+        for step in steps:
             step.workers = prepare.workers
-        taken[0].add(starved=prepare.starved_seconds)
-        taken[-1].add(blocked=prepare.blocked_seconds)
-        before = [meter for name, meter in self._pipeline.meters.items() if name == "recognize"]
-        return (self._scan, *before, *taken, self._pipeline.meters["embed"], last)
+        # The steps run one after the other in the same thread: it waits for photos before the first of them,
+        # and for room in the next stage after the last.
+        steps[0].add(starved=prepare.starved_seconds)
+        steps[-1].add(blocked=prepare.blocked_seconds)
+        recognize = [meter for name, meter in self._pipeline.meters.items() if name == "recognize"]
+        return (self._scan, *recognize, *steps, self._pipeline.meters["embed"], last)
 
 
 def _with_known_outcomes(
     recognize: Callable[[Sequence[Photo]], list[Outcome | None]], chunk: Sequence[Entry]
 ) -> list[Entry]:
     """Returns a chunk with known photos replaced by their outcomes; the remaining photos are to be read."""
-    offered = [entry for entry in chunk if isinstance(entry, Photo)]
-    return [known or photo for known, photo in zip(recognize(offered), offered, strict=True)]
+    photos = photos_among(chunk)
+    return [known or photo for known, photo in zip(recognize(photos), photos, strict=True)]
+
+
+def photos_among(entries: Sequence[Entry]) -> list[Photo]:
+    """Returns the photos among entries: those that are still to be read."""
+    return [entry for entry in entries if isinstance(entry, Photo)]
 
 
 def prepare_without_gallery(
@@ -252,28 +269,18 @@ def prepare_without_gallery(
     """
     return [
         one
-        for some in read_some(photos, meters)
-        for one in _decode_some(some, meters, reader, decode, selection)
+        for group in read_in_groups(photos, meters)
+        for one in _decode_group(group, meters, reader, decode, selection)
     ]
 
 
-def _decode_some(
-    photos: Sequence[ReadPhoto | Outcome],
+def _decode_group(
+    group: Sequence[ReadPhoto | Outcome],
     meters: Meters,
     reader: PhotoReader,
     decode: Decode,
     selection: FaceSelection,
 ) -> list[Prepared | Outcome]:
-    read = [photo for photo in photos if isinstance(photo, ReadPhoto)]
-    return in_their_places(photos, decode_photos(read, 0, reader, decode, meters, selection=selection))
-
-
-def peak_memory() -> int:
-    """Returns the peak memory (resident set) of this process so far, in bytes."""
-    # On Linux, getrusage may return the peak of the process that started this one.
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    # ru_maxrss is in KiB, except on macOS, where it is in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    photos = [photo for photo in group if isinstance(photo, ReadPhoto)]
+    decoded = decode_photos(photos, _NO_GENERATION, reader, decode, meters, selection=selection)
+    return in_their_places(group, decoded)

@@ -51,7 +51,7 @@ class ActiveModel:
 
     @classmethod
     def of(cls, vault: Vault, *, device: str, engine: str, precision: str) -> "ActiveModel":
-        """The active model of a gallery that was just opened; on an error, the gallery is closed.
+        """Returns the active model of a gallery that was just opened; on an error, the gallery is closed.
 
         Raises:
             BundleError, ModelMismatch: the model is missing, damaged or another one.
@@ -67,7 +67,7 @@ class ActiveModel:
         return Embedder.open(bundle, device=self.device, engine=self.engine)
 
     def reopening(self, open_gallery: Callable[..., _T]) -> tuple[Callable[[str], _T], tuple[str]]:
-        """What pickles an open gallery: a function that opens it again as it was opened, and its argument.
+        """Returns what pickles an open gallery: a function that opens it again, and its argument.
 
         Raises:
             InputError: the gallery is closed.
@@ -108,7 +108,7 @@ class ActiveModel:
         return None if self._embedder is None else self._embedder.drift
 
     def loaded(self) -> tuple[int, Embedder]:
-        """The generation number of the active model as of the last `refresh`, and the loaded model."""
+        """Returns the number of the active generation as of the last `refresh`, and its loaded model."""
         self.vault.store.check_open()
         with self._loading:
             if self._embedder is None:
@@ -118,7 +118,7 @@ class ActiveModel:
             return self._active.generation.id, self._embedder
 
     def photo_reader(self) -> PhotoReader:
-        """What reads photos for the active model as of the last `refresh`; does not load the model.
+        """Returns the photo reader of the active model as of the last `refresh`; does not load the model.
 
         Raises:
             BundleError, StorageError: as `ModelBundle.load_photo_reader`.
@@ -138,7 +138,7 @@ class ActiveModel:
         embedder.close()
 
     def refresh(self, reader: Reader) -> Generation:
-        """The generation of a snapshot; its model becomes the active one here."""
+        """Makes the model of a snapshot the active one here, and returns its generation."""
         generation = self.vault.state(reader).generation
         with self._loading:
             if generation != self._active.generation:
@@ -156,7 +156,7 @@ class ActiveModel:
             return self.refresh(reader)
 
     def switched(self) -> ModelMismatch:
-        """The error for photos that were prepared for a model that is no longer active."""
+        """Returns the error for photos that were prepared for a model that is no longer active."""
         return ModelMismatch(
             f"The gallery {self.vault.folder} switched models meanwhile; run the same command again."
         )

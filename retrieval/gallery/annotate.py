@@ -77,7 +77,7 @@ def _faces_by_id(
     faces: Mapping[int, Mapping[str, Any] | None],
     paths: Mapping[str, Mapping[str, Any] | None],
 ) -> tuple[dict[int, Mapping[str, Any] | None], list[int | str]]:
-    """The metadata of existing faces by id, and the given ids and paths without a face."""
+    """Returns the metadata of existing faces by id, and the given ids and paths without a face."""
     absolute_paths = {path: absolute(path) for path in paths}
     files = reader.known_files(filter(is_utf8, absolute_paths.values()))
     known = reader.faces(number for number in faces if 0 < number < 2**63)
@@ -95,7 +95,7 @@ def _faces_by_id(
 def _changes(
     stored: Mapping[int, Mapping[str, Any]], wanted: Mapping[int, Mapping[str, Any] | None]
 ) -> dict[int, dict[str, Any]]:
-    """The wanted metadata that differ from the stored ones; unlike in Python, 1, 1.0 and true differ."""
+    """Returns the wanted metadata that differ from the stored; unlike in Python, 1, 1.0 and true differ."""
     texts = {number: encoded(metadata, str(number)) for number, metadata in wanted.items()}
     return {
         number: decoded(text, str(number))

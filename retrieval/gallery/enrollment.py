@@ -120,8 +120,8 @@ class Enrollment:
         meters = Meters() if meters is None else meters
         return [
             one
-            for some in reading.read_some(photos, meters)
-            for one in self._prepare(some, meters, decode, selection)
+            for group in reading.read_in_groups(photos, meters)
+            for one in self._prepare(group, meters, decode, selection)
         ]
 
     def _prepare(

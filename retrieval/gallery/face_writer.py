@@ -179,7 +179,7 @@ def _check_region(face: NewFace) -> None:
 
 
 def _photos_reached_by_paths(reader: Reader, paths: Iterable[str]) -> set[int]:
-    """The ids of photos with bytes at some known paths now, then at the paths of these photos, and so on."""
+    """Returns the ids of photos with bytes at known paths now, then at paths of these photos, and so on."""
     found: set[int] = set()
     visited: set[str] = set()
     pending = list(paths)
@@ -199,7 +199,7 @@ def _photos_reached_by_paths(reader: Reader, paths: Iterable[str]) -> set[int]:
 
 
 def _hosts(faces: Sequence[NewFace], outcomes: Sequence[Outcome | None]) -> set[str]:
-    """The hosts from which photos were fetched, except rejected photos."""
+    """Returns the hosts from which photos were fetched, except rejected photos."""
     return {
         face.host
         for face, outcome in zip(faces, outcomes, strict=True)

@@ -139,7 +139,7 @@ def rename_together(vault: Vault, writer: Writer, people: Mapping[str, str]) -> 
 
 
 def _new_owners(reader: Reader, people: Mapping[str, str]) -> dict[str, int]:
-    """The number of the identity that has each new name after the change."""
+    """Returns the number of the identity that has each new name after the change."""
     numbers = {name: number for name, (number, _) in reader.identities_named(people).items()}
     owners: dict[str, int] = {}
     for new in set(people.values()):
@@ -152,7 +152,7 @@ def _new_owners(reader: Reader, people: Mapping[str, str]) -> dict[str, int]:
 def _label_changes(
     vault: Vault, reader: Reader, names: Collection[str], change: Relabel
 ) -> dict[str, dict[int, Relabel]]:
-    """The label changes of some names: by the folder of the model, then by the number of the output."""
+    """Returns the label changes of some names: by the folder of the model, then by output number."""
     labels: dict[str, dict[int, Relabel]] = {}
     for generation in reader.generations().values():
         current = vault.bundle(reader, generation).labels
@@ -194,7 +194,7 @@ def require(vault: Vault, reader: Reader, names: Iterable[str]) -> None:
 
 
 def _similar_names_hint(reader: Reader, name: str) -> str:
-    """The end of an error sentence: the names most similar to an unknown one; empty if none is similar."""
+    """Returns the end of an error sentence: the names most similar to an unknown one; empty if none is."""
     found = nearest(readable(name), reader.identity_names())
     if not found:
         return ""
@@ -254,7 +254,7 @@ def _forget_target(
 
 
 def _faces_at(vault: Vault, reader: Reader, path: str) -> tuple[Face, ...]:
-    """All faces of the photo at a path.
+    """Returns all faces of the photo at a path.
 
     Raises:
         NotFound: no photo has that path.
@@ -275,7 +275,7 @@ def _faces_target(vault: Vault, reader: Reader, what: str, faces: tuple[Face, ..
 
 
 def _identity_target(vault: Vault, reader: Reader, name: str | int) -> _Target:
-    """All faces and names of an identity; only the label, of one that the model was trained on.
+    """Returns all faces and names of an identity; only the label, of one that the model was trained on.
 
     Raises:
         NotFound: no identity and no label has that name, or no identity that id.

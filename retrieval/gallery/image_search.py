@@ -148,7 +148,7 @@ def with_prediction(
 
 
 def ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[tuple[int, ...]]:
-    """The ids of the stored faces of the photo with exactly the bytes of each image."""
+    """Returns the ids of the stored faces of the photo with exactly the bytes of each image."""
     digests = [
         pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)
         for image in images
@@ -159,7 +159,7 @@ def ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[tuple
 
 
 def _prediction(labels: Sequence[str], probabilities: NDArray[np.float32]) -> Prediction | None:
-    """The label with the greatest probability; outputs of forgotten identities do not count.
+    """Returns the label with the greatest probability; outputs of forgotten identities do not count.
 
     None for a model without a classifier.
     """

@@ -126,11 +126,11 @@ class Notebook:
         self.findings.append(Finding(trouble, file, detail, tuple(ids)))
 
     def names(self, file: str) -> bool:
-        """Whether there is a finding about a file."""
+        """Returns whether there is a finding about a file."""
         return any(finding.file == file for finding in self.findings)
 
     def verification(self) -> Verification:
-        """The findings so far, as the result of a check."""
+        """Returns the findings so far, as the result of a check."""
         return Verification(tuple(self.findings), tuple(self.notes), self.faces, self.segments, self.bytes)
 
 
@@ -214,7 +214,7 @@ def _check_pages(path: Path, book: Notebook) -> None:
 
 
 def _damaged_pages(numbers: Sequence[int]) -> str:
-    """A sentence about damaged pages, with at most 5 of their numbers."""
+    """Returns a sentence about damaged pages, with at most 5 of their numbers."""
     first = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else "")
     return f"page{'s' if len(numbers) > 1 else ''} {first}: not what was written"
 
@@ -339,7 +339,7 @@ def check_codes(vault: Vault, reader: Reader, book: Notebook) -> None:
 
 
 def _codes_files(reader: Reader) -> dict[str, str]:
-    """The SHA-256 of each file of codes and each basis."""
+    """Returns the SHA-256 of each file of codes and each basis."""
     files = {codes_name(one.segment_id, one.basis_id): one.sha256 for one in reader.codes().values()}
     return files | {
         basis_name(number): basis.sha256 for number, basis in reader.bases().items() if basis.coordinates
@@ -347,7 +347,7 @@ def _codes_files(reader: Reader) -> dict[str, str]:
 
 
 def _missing_files(folder: Path, generation: Generation) -> list[str]:
-    """The missing files of a model, by its card; none if the card itself is not what was written."""
+    """Returns the missing files of a model, by its card; none if the card itself is not what was written."""
     card = folder / "bundle.json"
     if not card.is_file() or hash_file(card)[1] != generation.card_sha256:
         return []
@@ -386,7 +386,7 @@ def read_segments(vault: Vault, book: Notebook, verified: dict[int, Ids | None])
 def _read_segment(
     vault: Vault, segment: Segment, generation: Generation, path: Path
 ) -> tuple[int, Ids | None]:
-    """The size of a segment in bytes, and its ids; None instead of the ids if it is not what was written."""
+    """Returns the bytes of a segment and its ids; None for the ids if it is not what was written."""
     size, digest = hash_file(path)
     if (size, digest) != (segment.bytes, segment.sha256):
         return size, None

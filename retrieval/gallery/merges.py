@@ -46,6 +46,10 @@ class UndoneMerge:
     lost_names: tuple[str, ...] = ()
     kept_keys: tuple[str, ...] = field(default=())
 
+    def names(self) -> list[str]:
+        """Returns the names, and keys of metadata, that may occur in the sentences."""
+        return [self.merge.name, self.into, *self.lost_names, *self.kept_keys]
+
     def sentences(self) -> list[str]:
         """Returns what was restored and what was not, in sentences."""
         name, into = self.merge.name, self.into

@@ -179,7 +179,7 @@ def _missing(plan: _Plan, survey: Survey, renamed: Collection[Renamed]) -> Missi
 
 
 def _unseen(held: Collection[Face], survey: Survey) -> tuple[Unseen, ...]:
-    """The places that may have the bytes of held faces, sorted by path."""
+    """Returns the places that may have the bytes of held faces, sorted by path."""
     if not held:
         return ()
     unseen = [Unseen(path, why) for path, why in survey.unseen.items()]
@@ -253,12 +253,12 @@ def _plan_moved_files(reader: Reader, survey: Survey) -> _Plan:
 
 
 def _is_passed_over(photo: StoredPhoto, survey: Survey) -> bool:
-    """Whether the scan of the sources passed over a path of a photo."""
+    """Returns whether the scan of the sources passed over a path of a photo."""
     return not survey.passed_over.keys().isdisjoint(photo.paths)
 
 
 def _plan_other_names(reader: Reader, survey: Survey) -> tuple[_Plan, dict[int, tuple[Face, str]]]:
-    """The plan for faces with another identity in the sources; and each changed face and new name, by id."""
+    """Returns the plan for faces with another identity in the sources; and each face and new name, by id."""
     found = reader.photos_by_sha256({seen.sha256 for seen in survey.seen.values()})
     photos = {photo.id: photo for photo in found.values()}
     named = _named_identities(reader, photos.values(), survey)
@@ -300,7 +300,7 @@ _Names = Mapping[str, _Name | None]
 
 
 def _named_identities(reader: Reader, photos: Iterable[StoredPhoto], survey: Survey) -> dict[int, _Names]:
-    """The identity that sources name at each path of a photo's bytes, by its id; unseen ones are absent."""
+    """Returns what sources name at each path of a photo's bytes, by photo id; for photos that they have."""
     current = reader.current_names({one.identity for one in survey.seen.values() if one.identity is not None})
     by_digest = {photo.sha256: photo.id for photo in photos}
     found: dict[int, dict[str, _Name | None]] = defaultdict(dict)
@@ -314,7 +314,7 @@ def _named_identities(reader: Reader, photos: Iterable[StoredPhoto], survey: Sur
 
 
 def _only_name(names: _Names) -> _Name | None:
-    """The one identity that the sources name; None if they name none, or several."""
+    """Returns the one identity that the sources name; None if they name none, or several."""
     named = {one.current for one in names.values() if one is not None}
     if len(named) != 1:
         return None
@@ -322,7 +322,7 @@ def _only_name(names: _Names) -> _Name | None:
 
 
 def _agreeing_paths(photo: StoredPhoto, people: Mapping[str, str], names: _Names) -> list[str]:
-    """The paths at which the sources agree with the identities of a photo, after `people` are renamed.
+    """Returns the paths at which sources agree with a photo's identities, after `people` are renamed.
 
     These are paths with one of its identities or with none. For a photo of anonymous faces they are all
     paths, unless the sources name several identities.
@@ -335,7 +335,7 @@ def _agreeing_paths(photo: StoredPhoto, people: Mapping[str, str], names: _Names
 
 
 def _named_faces(photos: Mapping[int, StoredPhoto], named: Mapping[int, _Names]) -> list[tuple[Face, _Name]]:
-    """The photos of one face for which the sources name one identity, as that face with the name."""
+    """Returns the photos of one face for which the sources name one identity, as that face with the name."""
     return [
         (photos[number].faces[0], one)
         for number, names in named.items()

@@ -1,12 +1,16 @@
 """Reembedding, for `Gallery.reembed`: builds a second generation of vectors with another model.
 
+A generation is a model of the gallery and the vectors that it made of the faces. A gallery has one that is
+searched (`Vault.serving`), and beside it at most one other: a new one that is not complete yet, or the former
+one, which is kept to go back to.
+
 Each batch is durable by itself, so an interrupted run resumes where it stopped. The gallery switches to the
 new generation in one transaction, and can switch back as long as the old generation is kept.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +33,9 @@ _PROGRESS_FACES: Final = 512
 # Faces in the sample of `Drift`, and nearest neighbours of each that are compared.
 _SAMPLE_FACES: Final = 200
 _COMPARED_NEIGHBOURS: Final = 10
+
+# Other faces near a face: distances, Euclidean, and ids.
+_Others: TypeAlias = tuple[NDArray[np.float64], Ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,43 +117,87 @@ def reembed(
         InputError: the model is active already, or a third generation would be needed.
         StorageError, GalleryBusy: vectors that were committed before the error are kept for the next run.
     """
-    generation = _target_generation(vault, bundle)
-    loaded = embedder(ModelBundle.load(vault.folder / generation.folder))
-    lost: dict[int, Face] = {}
-    reasons: dict[int, str] = {}
-    unfetched: set[int] = set()
-    embedded = 0
+    run = _Run(vault, _target_generation(vault, bundle), embedder, fetch=fetch)
+    while True:
+        if not run.embed_missing(on_progress, should_stop):
+            return run.result(interrupted=True)
+        with vault.store.read() as reader:
+            drift = _drift(vault, reader, run.generation)
+        if not switch or run.unfetched or (run.lost and not give_up):
+            return run.result(drift)
+        if _switch(vault, run.generation, run.lost):
+            return run.result(drift, switched=True)
+        # Faces were enrolled since the last look: they need vectors too.
 
-    def done(drift: Drift | None = None, *, switched: bool = False) -> Reembedded:
+
+class _Run:
+    """A run that gives every face of a gallery a vector in a generation.
+
+    Attributes:
+        generation: of the other model.
+        lost: the faces without a usable photo that were found so far, by id.
+        unfetched: ids of the lost faces with an address that was not allowed to be fetched.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        generation: Generation,
+        embedder: Callable[[ModelBundle], Embedder],
+        *,
+        fetch: bool,
+    ) -> None:
+        """Loads the model of the generation; for the arguments see `reembed`."""
+        self.generation = generation
+        self.lost: dict[int, Face] = {}
+        self.unfetched: set[int] = set()
+        self._vault = vault
+        self._embedder = embedder(ModelBundle.load(vault.folder / generation.folder))
+        self._fetch = fetch
+        self._reasons: dict[int, str] = {}
+        self._embedded = 0
+        self._total = 0
+
+    def embed_missing(self, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool]) -> bool:
+        """Embeds the faces without a vector that are not known to be lost; returns False if stopped."""
+        with self._vault.store.read() as reader:
+            self._total = reader.count()
+            missing = _missing_ids(self._vault, reader, self.generation)
+        missing = [face_id for face_id in missing if face_id not in self.lost]
+        done = self._total - len(missing)
+        for start in range(0, len(missing), _PROGRESS_FACES):
+            ids = missing[start : start + _PROGRESS_FACES]
+            self._embed(ids)
+            done += len(ids)
+            on_progress(done, self._total)
+            if should_stop():
+                return False
+        return True
+
+    def _embed(self, ids: Sequence[int]) -> None:
+        with self._vault.store.read() as reader:
+            faces, fetching = list(reader.faces(ids).values()), Fetching(self._fetch, reader.hosts())
+            shared = reader.in_shared_photos(ids)
+        for batch in embed_again(faces, self._embedder, fetching, shared=shared):
+            self.lost |= {face.id: face for face in batch.lost}
+            self._reasons |= batch.reasons
+            self.unfetched |= batch.unfetched
+            self._embedded += _add_vectors(self._vault, self.generation, batch)
+
+    def result(
+        self, drift: Drift | None = None, *, switched: bool = False, interrupted: bool = False
+    ) -> Reembedded:
+        """Returns the result of the run so far."""
         return Reembedded(
-            embedded,
-            total,
-            tuple(lost.values()),
+            self._embedded,
+            self._total,
+            tuple(self.lost.values()),
             drift,
             switched,
-            reasons=reasons,
-            unfetched=frozenset(unfetched),
+            interrupted,
+            reasons=self._reasons,
+            unfetched=frozenset(self.unfetched),
         )
-
-    while True:
-        with vault.store.read() as reader:
-            total = reader.count()
-            missing = [number for number in _missing_ids(vault, reader, generation) if number not in lost]
-        for start in range(0, len(missing), _PROGRESS_FACES):
-            for part in _embed_batch(vault, missing[start : start + _PROGRESS_FACES], loaded, fetch=fetch):
-                lost |= {face.id: face for face in part.lost}
-                reasons |= part.reasons
-                unfetched |= part.unfetched
-                embedded += _add_vectors(vault, generation, part)
-            on_progress(total - len(missing) + min(start + _PROGRESS_FACES, len(missing)), total)
-            if should_stop():
-                return replace(done(), interrupted=True)
-        with vault.store.read() as reader:
-            drift = _drift(vault, reader, generation)
-        if not switch or unfetched or (lost and not give_up):
-            return done(drift)
-        if _switch(vault, generation, lost):
-            return done(drift, switched=True)
 
 
 def other_model(vault: Vault) -> ModelBundle:
@@ -184,7 +235,7 @@ def _inactive_generation(vault: Vault, reader: Reader) -> Generation:
 
 
 def _target_generation(vault: Vault, bundle: ModelBundle) -> Generation:
-    """The generation of a model; created if it does not exist.
+    """Returns the generation of a model; creates it if it does not exist.
 
     Raises:
         InputError: the model is active already, or a third generation would be needed.
@@ -213,33 +264,30 @@ def _target_generation(vault: Vault, bundle: ModelBundle) -> Generation:
 
 
 def _embedded_ids(vault: Vault, reader: Reader, generation: Generation) -> Ids:
-    """The ids of all faces with a vector in a generation, ascending."""
+    """Returns the ids of all faces with a vector in a generation, ascending."""
     flat = vault.vectors(generation)
     parts = [flat.rows(segment.id)[0] for segment in reader.segments(generation.id)]
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 def _missing_ids(vault: Vault, reader: Reader, generation: Generation) -> list[int]:
-    """The ids of the faces without a vector in a generation, ascending."""
+    """Returns the ids of the faces without a vector in a generation, ascending."""
     faces = np.fromiter(reader.face_ids(), np.int64)
-    return [int(number) for number in np.setdiff1d(faces, _embedded_ids(vault, reader, generation))]
+    missing: list[int] = np.setdiff1d(faces, _embedded_ids(vault, reader, generation)).tolist()
+    return missing
 
 
-def _embed_batch(vault: Vault, ids: Sequence[int], embedder: Embedder, *, fetch: bool) -> Iterator[Embedded]:
-    with vault.store.read() as reader:
-        faces, fetching = list(reader.faces(ids).values()), Fetching(fetch, reader.hosts())
-        shared = reader.in_shared_photos(ids)
-    return embed_again(faces, embedder, fetching, shared=shared)
+def _add_vectors(vault: Vault, generation: Generation, batch: Embedded) -> int:
+    """Commits new vectors; returns how many were added.
 
-
-def _add_vectors(vault: Vault, generation: Generation, part: Embedded) -> int:
-    """Commits new vectors, except those of faces that were erased meanwhile; returns how many were added."""
+    Vectors of faces that were erased meanwhile, or that another run embedded meanwhile, are left out.
+    """
     with vault.writing() as writer:
-        existing = np.fromiter(writer.faces(part.ids.tolist()), np.int64)
-        kept = np.isin(part.ids, existing) & ~np.isin(part.ids, _embedded_ids(vault, writer, generation))
+        existing = np.fromiter(writer.faces(batch.ids.tolist()), np.int64)
+        kept = np.isin(batch.ids, existing) & ~np.isin(batch.ids, _embedded_ids(vault, writer, generation))
         if kept.any():
-            checked = vault.vectors(generation).checked(part.vectors[kept])
-            vault.append(writer, generation, part.ids[kept], checked)
+            checked = vault.vectors(generation).checked(batch.vectors[kept])
+            vault.append(writer, generation, batch.ids[kept], checked)
     return int(kept.sum())
 
 
@@ -270,48 +318,52 @@ def _drift(vault: Vault, reader: Reader, generation: Generation) -> Drift | None
     if len(both) < 2:
         return None
     sample = np.sort(np.random.default_rng(0).choice(both, min(_SAMPLE_FACES, len(both)), replace=False))
-    found = [_neighbours(vault, reader, one, sample) for one in (serving, generation)]
+    before = _nearest_others(vault, reader, serving, sample)
+    after = _nearest_others(vault, reader, generation, sample)
     overlaps = [
-        len(np.intersect1d(before, after)) / len(before)
-        for (_, before), (_, after) in zip(*found, strict=True)
+        len(np.intersect1d(ids_before, ids_after)) / len(ids_before)
+        for (_, ids_before), (_, ids_after) in zip(before, after, strict=True)
     ]
-    same = [_same_person_share(reader, sample, [ids for _, ids in answers]) for answers in found]
-    nearest = [float(np.median([distances[0] for distances, _ in answers])) for answers in found]
+    median_before, median_after = _median_nearest(before), _median_nearest(after)
     return Drift(
         sample=len(sample),
-        neighbours=len(found[0][0][1]),
+        neighbours=len(before[0][1]),
         overlap=float(np.mean(overlaps)),
-        same_person_before=same[0],
-        same_person_after=same[1],
-        distance_ratio=nearest[1] / nearest[0] if nearest[0] else None,
+        same_person_before=_same_person_share(reader, sample, before),
+        same_person_after=_same_person_share(reader, sample, after),
+        distance_ratio=median_after / median_before if median_before else None,
     )
 
 
-def _neighbours(
-    vault: Vault, reader: Reader, generation: Generation, sample: Ids
-) -> list[tuple[NDArray[np.float64], Ids]]:
-    """The distances and ids of the nearest other faces of each face in a sample."""
+def _nearest_others(vault: Vault, reader: Reader, generation: Generation, sample: Ids) -> list[_Others]:
+    """Returns the distances and ids of the nearest other faces of each face in a sample, nearest first."""
     flat = vault.vectors(generation)
     segments = [segment.id for segment in reader.segments(generation.id)]
     queries = np.empty((len(sample), generation.dimension), np.float32)
     for segment in segments:
         ids, matrix = flat.rows(segment)
-        _, here, there = np.intersect1d(sample, ids, return_indices=True)
-        queries[here] = matrix[there]
+        _, in_sample, in_segment = np.intersect1d(sample, ids, return_indices=True)
+        queries[in_sample] = matrix[in_segment]
+    # One more than is compared: the face itself is among them.
     answers = flat.search(segments, queries, _COMPARED_NEIGHBOURS + 1)
     return [
-        (distances[ids != number][:_COMPARED_NEIGHBOURS], ids[ids != number][:_COMPARED_NEIGHBOURS])
-        for number, (distances, ids) in zip(sample, answers, strict=True)
+        (distances[ids != face_id][:_COMPARED_NEIGHBOURS], ids[ids != face_id][:_COMPARED_NEIGHBOURS])
+        for face_id, (distances, ids) in zip(sample, answers, strict=True)
     ]
 
 
-def _same_person_share(reader: Reader, sample: Ids, answers: Sequence[Ids]) -> float | None:
-    """The share of faces with an identity for which the nearest other face has the same one."""
-    pairs = [(int(number), int(ids[0])) for number, ids in zip(sample, answers, strict=True)]
-    faces = reader.faces({number for pair in pairs for number in pair})
+def _median_nearest(others: Sequence[_Others]) -> float:
+    """Returns the median distance to the nearest other face."""
+    return float(np.median([distances[0] for distances, _ in others]))
+
+
+def _same_person_share(reader: Reader, sample: Ids, others: Sequence[_Others]) -> float | None:
+    """Returns the share of faces with an identity for which the nearest other face has the same one."""
+    pairs = [(int(face_id), int(ids[0])) for face_id, (_, ids) in zip(sample, others, strict=True)]
+    faces = reader.faces({face_id for pair in pairs for face_id in pair})
     same = [
-        faces[number].identity == faces[nearest].identity
-        for number, nearest in pairs
-        if faces[number].identity is not None
+        faces[face_id].identity == faces[nearest].identity
+        for face_id, nearest in pairs
+        if faces[face_id].identity is not None
     ]
     return float(np.mean(same)) if same else None

@@ -118,7 +118,7 @@ def _immovable_paths(
 
 
 def _stamp(path: str) -> Stamp | None:
-    """The stamp of a file; None if there is no file, and for an address."""
+    """Returns the stamp of a file; None if there is no file, and for an address."""
     try:
         return None if is_url(path) else Stamp.of(os.stat(path))
     except OSError:
@@ -126,7 +126,7 @@ def _stamp(path: str) -> Stamp | None:
 
 
 def _root(root: str | os.PathLike[str]) -> str:
-    """The absolute form of a root, as in known paths, without a separator at its end.
+    """Returns the absolute form of a root, as in known paths, without a separator at its end.
 
     Raises:
         InputError: the root is empty, or not valid Unicode as known paths are.

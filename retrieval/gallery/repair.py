@@ -182,7 +182,7 @@ def mend(
 
 
 def _damaged_models(found: Verification) -> set[str]:
-    """The folders of the models with a finding."""
+    """Returns the folders of the models with a finding."""
     troubles = (Trouble.MODEL_MISSING, Trouble.MODEL_DAMAGED, Trouble.OTHER_MODEL)
     return {one.file.partition("/")[0] for one in found.findings if one.trouble in troubles and one.file}
 

@@ -94,7 +94,7 @@ class _Findings:
     unseen: dict[str, str] = field(default_factory=dict)
 
     def read(self, photo: Photo) -> Seen | None:
-        """The content of a photo's path; None if it cannot be read.
+        """Returns the content of a photo's path; None if it cannot be read.
 
         Adds the path to `unseen` if the photo may have any bytes.
         """
@@ -215,7 +215,7 @@ def _lost_photos(store: Store, roots: Sequence[str]) -> _LostPhotos:
 
 
 def _state(path: str, stamp: Stamp | None, shelf: archives.Shelf) -> str:
-    """The state of a known file, without reading it: "gone", "same", "changed" or "inaccessible"."""
+    """Returns the state of a known file, without reading it: "gone", "same", "changed" or "inaccessible"."""
     if not is_utf8_name(path):
         return "same"  # under this locale, `os.stat` would look up another name
     try:
@@ -270,7 +270,7 @@ def _chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
 
 
 def _may_be_lost_photo(photo: Photo, lost: _LostPhotos) -> bool:
-    """Whether a photo has the size of a lost one, or one of the sizes is unknown."""
+    """Returns whether a photo has the size of a lost one, or one of the sizes is unknown."""
     if lost.sizes is None:
         return True
     if isinstance(photo.content, bytes):
@@ -282,7 +282,7 @@ def _may_be_lost_photo(photo: Photo, lost: _LostPhotos) -> bool:
 
 
 def _read_unless_unchanged(photo: Photo, known: KnownFile | None) -> Seen | None:
-    """The content of a photo's path; None for an unchanged file and for one that cannot be read."""
+    """Returns the content of a photo's path; None for an unchanged file and for one that cannot be read."""
     if known is not None and photo.content is None:
         try:
             if _is_unchanged(os.stat(photo.path or ""), known.stamp):
@@ -296,7 +296,7 @@ def _read_unless_unchanged(photo: Photo, known: KnownFile | None) -> Seen | None
 
 
 def _read(photo: Photo) -> Seen:
-    """The content of a photo's path.
+    """Returns the content of a photo's path.
 
     Raises:
         UnreadableImage: it cannot be read.

@@ -1,4 +1,8 @@
-"""A `Picture`: an opened image with the memory that it takes, converted to upright RGB and resized."""
+"""A `Picture`: an opened image with the memory that it takes; and how it becomes RGB, resized and upright.
+
+In this order: `draft` lets a JPEG be decoded at a fraction of its size, `resized` decodes it and returns RGB
+of another size, and `upright` turns the small result by the orientation that the file states.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +17,7 @@ from retrieval.errors import Interrupted, Reason, UnreadableImage
 from retrieval.images import containers
 from retrieval.images.colour import converts, to_srgb
 from retrieval.images.containers import Container
-from retrieval.images.formats import MAX_MEMORY, MAX_PIXELS, TOO_LARGE, TRUNCATED
+from retrieval.images.formats import MAX_MEMORY, MAX_PIXELS, TOO_LARGE, TRUNCATED, open_container
 
 Pixels: TypeAlias = NDArray[np.uint8]
 # The treatment of a photo's colour profile: ignore it, or convert the colours to sRGB.
@@ -21,39 +25,102 @@ Colour: TypeAlias = Literal["ignore", "srgb"]
 # Holds bytes of the memory budget while a picture is decoded.
 Hold: TypeAlias = Callable[[int], AbstractContextManager[None]]
 
-# Conversion works in strips of rows: bytes of a strip, at up to 24 bytes a pixel; and the most bytes of all
-# rows once they are reduced to the width of the result.
+# Large pictures are converted in strips of rows, each reduced at once to the width of the result.
+# Bytes of a strip; the most bytes that a pixel takes while it is converted; and the most bytes of all reduced
+# rows together, 4 a pixel: with more, strips would save nothing.
 _STRIP_BYTES: Final = 8 * 2**20
 _CONVERTED_PIXEL_BYTES: Final = 24
-_NARROW_BYTES: Final = 64 * 2**20
-# Bytes a pixel that decoders of whole pictures need, besides the pixel as Pillow stores it. Measured with 12
-# and 88 million pixels; JPEG 2000: for each component; TIFF: for the pixels of a strip or tile.
+_MAX_REDUCED_BYTES: Final = 64 * 2**20
+
+# Bytes that decoders need, besides the pixels as Pillow stores them; measured with 12 and 88 million pixels.
+# WebP, AVIF, HEIF: for each pixel.
 DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 12, "HEIF": 16}
-_COMPONENT_BYTES: Final = 6
-_TIFF_BYTES: Final = 8
-_PLAIN_BYTES: Final = 40
+# JPEG 2000: for each component of a pixel.
+_JPEG2000_COMPONENT_BYTES: Final = 6
+# TIFF: for each pixel of a strip or tile.
+_TIFF_PIXEL_BYTES: Final = 8
+# PPM with levels as text: for each pixel.
+_TEXT_PPM_PIXEL_BYTES: Final = 40
+
+# Tags of TIFF.
+_NEW_SUBFILE_TYPE: Final = 254
+_ROWS_PER_STRIP: Final = 278
+_TILE_WIDTH: Final = 322
+_TILE_HEIGHT: Final = 323
+_SUB_DIRECTORIES: Final = 330
+# The most pages of a TIFF that are examined, and the least ratio of the areas of picture and thumbnail.
+_MAX_TIFF_PAGES: Final = 16
+_MIN_THUMBNAIL_RATIO: Final = 4
+
+# The modes to which a grey profile may apply.
+_GREY_MODES: Final = ("1", "L", "La", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
+# The tag of EXIF for the orientation, and what its values ask for; 1 is upright.
+_ORIENTATION: Final = 0x0112
+_TRANSPOSE_BY_ORIENTATION: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The orientations that exchange width and height.
+SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
 
 
 class Picture:
-    """A picture with a parsed header, and what its conversion to upright RGB needs."""
+    """A picture with a parsed header, and what its conversion to upright RGB needs.
 
-    def __init__(self, image: Image.Image, container: Container | None = None, *, page: bool = False) -> None:
-        """Wraps an image of the caller, a file with a parsed container, or, with `page`, another file."""
+    Attributes:
+        image: as Pillow opened it; decoded by `loaded`.
+        container: the header as `containers` parsed it; None where Pillow alone read it.
+        is_file: whether it comes from a file. An image that the caller holds in memory is never reduced in
+            place, and never refused as too large.
+    """
+
+    def __init__(self, image: Image.Image, container: Container | None = None, *, is_file: bool) -> None:
+        """Use `of_image`, `of_container` or `of_file`."""
         self.image = image
         self.container = container
-        # A PIL image of the caller is never reduced in place, and never refused as too large.
-        self.is_file = container is not None or page
-        if page and image.format == "TIFF":
+        self.is_file = is_file
+
+    @classmethod
+    def of_image(cls, image: Image.Image) -> "Picture":
+        """Wraps an image that the caller holds in memory."""
+        return cls(image, is_file=False)
+
+    @classmethod
+    def of_container(cls, container: Container) -> "Picture":
+        """Opens a file with a header that `containers` parsed.
+
+        Raises:
+            UnreadableImage: it cannot be opened.
+        """
+        return cls(open_container(container), container, is_file=True)
+
+    @classmethod
+    def of_file(cls, image: Image.Image) -> "Picture":
+        """Wraps a file that Pillow opened; of a TIFF with a thumbnail before the picture, it is the picture.
+
+        Raises:
+            UnreadableImage: the picture of a TIFF is not among the pages that can be read.
+        """
+        if image.format == "TIFF":
             _seek_largest_page(image)
+        return cls(image, is_file=True)
 
     @property
     def orientation(self) -> int | None:
+        """The EXIF orientation, 1 to 8; None where it is missing or unreadable."""
         if self.container is not None:
             return self.container.orientation
         return _orientation(self.image)
 
     @property
     def profile(self) -> bytes | None:
+        """The colour profile (ICC); None where it is missing or too large."""
         if self.container is not None:
             return self.container.profile
         found = self.image.info.get("icc_profile")
@@ -64,14 +131,14 @@ class Picture:
         self.image.load()
         return self.image
 
-    def memory(self, across: int) -> int:
-        """Returns the bytes for decoding, converting and resizing to a width of `across` pixels.
+    def memory(self, new_width: int) -> int:
+        """Returns the bytes of memory for decoding, converting and resizing to a width in pixels.
 
         Raises:
             UnreadableImage: the file has too many pixels, or takes too many bytes.
         """
         width, height = self.image.size
-        needed = self._decoding() + _converting(self.image, across)
+        needed = self._decoding_bytes() + _conversion_bytes(self.image, new_width)
         if self.is_file and width * height > MAX_PIXELS:
             raise UnreadableImage(
                 Reason.TOO_MANY_PIXELS, f"it has {width} x {height} pixels and {MAX_PIXELS:,} is the limit"
@@ -80,44 +147,52 @@ class Picture:
             raise UnreadableImage(*TOO_LARGE)
         return needed
 
-    def _decoding(self) -> int:
-        """Returns the bytes that the decoder takes, with the pixels."""
+    def _decoding_bytes(self) -> int:
+        """Returns the bytes of the decoded pixels and of the decoder."""
         image = self.image
         pixels = image.width * image.height
         needed = pixels * (_stored_bytes(image.mode) + DECODER_BYTES.get(image.format or "", 0))
         if self.container is not None:
             needed += self.container.buffered
         elif image.format == "JPEG2000":
-            needed += pixels * _COMPONENT_BYTES * len(image.getbands())
+            needed += pixels * _JPEG2000_COMPONENT_BYTES * len(image.getbands())
         elif image.format == "TIFF":
-            needed += _TIFF_BYTES * _largest_piece(cast(Any, image).tag_v2, image.size)
+            needed += _TIFF_PIXEL_BYTES * _tiff_part_pixels(cast(Any, image).tag_v2, image.size)
         elif image.format == "PPM":
-            needed += pixels * _PLAIN_BYTES * any(tile[0] != "raw" for tile in cast(Any, image).tile)
+            is_text = any(tile[0] != "raw" for tile in cast(Any, image).tile)
+            needed += pixels * _TEXT_PPM_PIXEL_BYTES if is_text else 0
         return needed
 
 
-def _largest_piece(tags: Any, size: tuple[int, int]) -> int:
-    """Returns the pixels of a TIFF that are decoded together: a tile, or a strip of rows."""
-    across, down = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
-    if isinstance(across, int) and isinstance(down, int):
-        return across * down
+def _tiff_part_pixels(tags: Any, size: tuple[int, int]) -> int:
+    """Returns how many pixels of a TIFF are decoded together: those of a tile, or of a strip of rows."""
+    tile_width, tile_height = tags.get(_TILE_WIDTH), tags.get(_TILE_HEIGHT)
+    if isinstance(tile_width, int) and isinstance(tile_height, int):
+        return tile_width * tile_height
     rows = tags.get(_ROWS_PER_STRIP)
     return size[0] * (min(rows, size[1]) if isinstance(rows, int) else size[1])
 
 
-def _converting(image: Image.Image, across: int) -> int:
-    """Returns the bytes that `resized` takes besides the picture."""
+def _conversion_bytes(image: Image.Image, new_width: int) -> int:
+    """Returns the bytes that `resized` takes besides the decoded picture."""
     width, height = image.size
     if image.mode == "RGB" and "transparency" not in image.info:
         return 0
-    if _is_in_one(width, height, across):
+    if _is_converted_whole(width, height, new_width):
         return width * height * _CONVERTED_PIXEL_BYTES
-    return max(_STRIP_BYTES, width * _CONVERTED_PIXEL_BYTES) + 4 * across * height
+    strip = max(_STRIP_BYTES, width * _CONVERTED_PIXEL_BYTES)
+    return strip + _reduced_bytes(new_width, height)
 
 
-def _is_in_one(width: int, height: int, across: int) -> bool:
-    """Returns whether a picture is converted whole: it is small, or so tall that strips save no memory."""
-    return width * height * _CONVERTED_PIXEL_BYTES <= _STRIP_BYTES or 4 * across * height > _NARROW_BYTES
+def _is_converted_whole(width: int, height: int, new_width: int) -> bool:
+    """Returns whether a picture is converted in one piece: it is small, or strips would save nothing."""
+    is_small = width * height * _CONVERTED_PIXEL_BYTES <= _STRIP_BYTES
+    return is_small or _reduced_bytes(new_width, height) > _MAX_REDUCED_BYTES
+
+
+def _reduced_bytes(new_width: int, height: int) -> int:
+    """Returns the bytes of all rows at the width of the result, in RGB, which Pillow stores in 4 bytes."""
+    return 4 * new_width * height
 
 
 def _stored_bytes(mode: str) -> int:
@@ -150,17 +225,6 @@ def _seek_largest_page(image: Image.Image) -> None:
     largest = areas.index(max(areas))
     # The pages of a document have about the same size, and its first page is used.
     tiff.seek(largest if is_reduced or areas[largest] >= _MIN_THUMBNAIL_RATIO * areas[0] else 0)
-
-
-# Tags of TIFF.
-_NEW_SUBFILE_TYPE: Final = 254
-_ROWS_PER_STRIP: Final = 278
-_TILE_WIDTH: Final = 322
-_TILE_HEIGHT: Final = 323
-_SUB_DIRECTORIES: Final = 330
-# The most pages of a TIFF that are examined, and the least ratio of the areas of picture and thumbnail.
-_MAX_TIFF_PAGES: Final = 16
-_MIN_THUMBNAIL_RATIO: Final = 4
 
 
 @contextmanager
@@ -203,17 +267,18 @@ def resized_in_colour(
     return to_srgb(small.getchannel(0) if is_grey else small, profile)
 
 
-# The modes to which a grey profile may apply.
-_GREY_MODES: Final = ("1", "L", "La", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+def draft(picture: Picture, min_scale: float) -> float:
+    """Lets the file of a JPEG be decoded at a fraction of its size, which saves time; returns the scale.
 
-
-def draft(picture: Picture, least: float) -> float:
-    """Sets a JPEG decoder to 1/2, 1/4 or 1/8 of the size, at least `least`, and returns the scale."""
+    The scale is 1/2, 1/4 or 1/8, the smallest that is not below `min_scale`; 1 where none is possible. From
+    here on, the size of `picture.image` is the reduced one.
+    """
     image = picture.image
-    if not picture.is_file or image.format not in ("JPEG", "MPO") or least >= 1:
+    if not picture.is_file or image.format not in ("JPEG", "MPO") or min_scale >= 1:
         return 1.0
     width, height = image.size
-    drafted = image.draft(None, (math.ceil(width * least), math.ceil(height * least)))
+    drafted = image.draft(None, (math.ceil(width * min_scale), math.ceil(height * min_scale)))
+    # Of the box that Pillow returns, which is the whole picture at its reduced size, the right edge.
     return 1.0 if drafted is None else drafted[1][2] / width
 
 
@@ -236,40 +301,25 @@ def resized(
         return image.resize(size, resampling, box=box)
     converted = Conversion(picture)
     box = (0, 0, width, height) if box is None else box
-    across, down = size
-    if _is_in_one(width, height, across) or not converted.changes:
+    new_width, new_height = size
+    if _is_converted_whole(width, height, new_width) or not converted.changes:
         return converted(image).resize(size, resampling, box=box)
     rows = max(1, _STRIP_BYTES // (width * _CONVERTED_PIXEL_BYTES))
-    narrow = Image.new("RGB", (across, height))
+    reduced = Image.new("RGB", (new_width, height))
     # A filter reaches beyond the box by up to 3 pixels of the result, or 3 of the picture.
-    reach = math.ceil(3 * max(1.0, (box[3] - box[1]) / down)) + 1
+    reach = math.ceil(3 * max(1.0, (box[3] - box[1]) / new_height)) + 1
     first, last = max(0, math.floor(box[1]) - reach), min(height, math.ceil(box[3]) + reach)
     for top in range(first, last, rows):
         strip = converted(image.crop((0, top, width, min(last, top + rows))))
-        squeezed = strip.resize((across, strip.height), resampling, box=(box[0], 0, box[2], strip.height))
-        narrow.paste(squeezed, (0, top))
-    return narrow.resize(size, resampling, box=(0, box[1], across, box[3]))
-
-
-_TRANSPOSE_BY_ORIENTATION: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-# The orientations that exchange width and height.
-SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
+        strip = strip.resize((new_width, strip.height), resampling, box=(box[0], 0, box[2], strip.height))
+        reduced.paste(strip, (0, top))
+    return reduced.resize(size, resampling, box=(0, box[1], new_width, box[3]))
 
 
 def _orientation(image: Image.Image) -> int | None:
     """Returns the EXIF orientation; None where it is missing or unreadable."""
     try:
-        return cast("int | None", image.getexif().get(0x0112))
+        return cast("int | None", image.getexif().get(_ORIENTATION))
     except Exception:
         # Cameras and editors write broken EXIF beside a good picture; the picture is used without rotation.
         return None
@@ -285,6 +335,9 @@ class Conversion:
     """Converts any mode to RGB: transparency over white; 16 bits are scaled and never clipped.
 
     It is made for a whole picture and may be called with parts of it.
+
+    Attributes:
+        changes: whether it changes anything: False for RGB without transparency.
     """
 
     def __init__(self, picture: Picture) -> None:
@@ -294,15 +347,17 @@ class Conversion:
             UnreadableImage: a pixel is not a finite number.
         """
         image = picture.image
-        self._floats_of_one = image.mode == "F" and _highest(image) <= 1
+        # Floating-point levels have no stated range: up to 1 they are shares of white, otherwise 0 to 255.
+        self._is_up_to_one = image.mode == "F" and _highest(image) <= 1
         self.changes = image.mode != "RGB" or image.has_transparency_data
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if image.mode.startswith("I"):
+            # From 0 to 65,535 to 0 to 255.
             return _from_float_levels(np.asarray(image).astype(np.float64) / 257)
         if image.mode == "F":
             levels = np.asarray(image, np.float64)
-            return _from_float_levels(levels * 255 if self._floats_of_one else levels)
+            return _from_float_levels(levels * 255 if self._is_up_to_one else levels)
         if image.has_transparency_data:
             layered = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
             white = Image.new("RGBA", layered.size, "white")

@@ -35,7 +35,6 @@ from retrieval.images.formats import (
     MAX_PIXELS,
     TOO_LARGE,
     may_be_picture,
-    open_container,
     open_untrusted,
     reason_not_opened,
 )
@@ -290,7 +289,7 @@ def content_sha256(source: bytes | Image.Image | NDArray[np.uint8]) -> str:
     """
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    picture = Picture(_in_memory(source))
+    picture = Picture.of_image(_in_memory(source))
     with decoder_errors():
         # Palette, transparency and orientation all count, as they do in what `read` gives.
         image = upright(Conversion(picture)(picture.loaded()), picture.orientation)
@@ -301,7 +300,7 @@ def _made(source: ImageSource, task: _Task, seconds: float) -> _Made:
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     try:
         if isinstance(source, Image.Image | np.ndarray):
-            return _work(Picture(_in_memory(source)), task, MEMORY.holding)
+            return _work(Picture.of_image(_in_memory(source)), task, MEMORY.holding)
         return _from_file(source if isinstance(source, bytes) else read_bytes(source), task, seconds)
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, error.detail, name) from error.__cause__
@@ -432,7 +431,7 @@ def _answer(caller: isolation.Caller) -> None:
         if container is not None:
             answer: object = _work_on_container(container, task, asking)
         else:
-            answer = _work(Picture(open_untrusted(data), page=True), task, asking)
+            answer = _work(Picture.of_file(open_untrusted(data)), task, asking)
     except UnreadableImage as error:
         answer = error.reason, error.detail
     caller.send(answer)
@@ -473,7 +472,7 @@ def _work_on_container(container: Container, task: _Task, hold: Hold) -> _Made:
     ):
         raise UnreadableImage(*TOO_LARGE)
     try:
-        return _work(Picture(open_container(container), container), task, hold)
+        return _work(Picture.of_container(container), task, hold)
     except UnreadableImage as error:
         if error.reason is not Reason.TRUNCATED or container.kind != "JPEG":
             raise
@@ -489,7 +488,7 @@ def _completed_jpeg_pixels(container: Container, task: _Task, hold: Hold) -> _Ma
     for data in containers.completed_jpeg(container.data) or ():
         completed = dataclasses.replace(container, data=data)
         with suppress(UnreadableImage):
-            found.append(_work(Picture(open_container(completed), completed), task, hold))
+            found.append(_work(Picture.of_container(completed), task, hold))
     same = len(found) == _END_MARKS and all(np.array_equal(found[0][0], other[0]) for other in found)
     return found[0] if same else None
 
@@ -542,7 +541,7 @@ def _aligned(picture: Picture, task: _Task, hold: Hold) -> _Made:
         if scale == 1 or scale * step >= _DRAFT_MARGIN:
             return _warped(picture, matrices, scale, stored, task), width, height
     assert picture.container is not None  # only its pictures are drafted
-    picture = Picture(open_container(picture.container), picture.container)
+    picture = Picture.of_container(picture.container)
     scale = draft(picture, min(_DRAFT_MARGIN / step, _largest_scale(stored)))
     with hold(picture.memory(task.size)):
         return _warped(picture, matrices, scale, stored, task), width, height

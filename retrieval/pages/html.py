@@ -24,7 +24,7 @@ _QUALITY: Final = 80
 def render(
     package: str, template: str, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any
 ) -> bytes:
-    """A page in UTF-8.
+    """Returns a page in UTF-8.
 
     Args:
         package: where the template is, such as "retrieval.quality".
@@ -57,7 +57,7 @@ def environment(
 
 
 def thumbnail_url(content: bytes, *, side: int) -> str:
-    """A photo's bytes as a data URL of a JPEG, at most `side` pixels wide and high.
+    """Returns a photo's bytes as a data URL of a JPEG, at most `side` pixels wide and high.
 
     Raises:
         UnreadableImage: as `pixels.thumbnail`.
@@ -66,14 +66,14 @@ def thumbnail_url(content: bytes, *, side: int) -> str:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as a data URL of a JPEG."""
+    """Returns a picture as a data URL of a JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=_QUALITY)
     return _data_url("image/jpeg", buffer.getvalue())
 
 
 def png_url(png: bytes) -> str:
-    """The bytes of a PNG file as a data URL."""
+    """Returns the bytes of a PNG file as a data URL."""
     return _data_url("image/png", png)
 
 
@@ -82,22 +82,22 @@ def _data_url(kind: str, content: bytes) -> str:
 
 
 def photo(url: str, *, alt: str) -> Markup:
-    """A photo by its data URL."""
+    """Returns a photo by its data URL."""
     return Markup('<img alt="{}" src="{}">').format(readable(alt), url)
 
 
 def gone(why: str) -> Markup:
-    """A box in place of a photo that cannot be shown."""
+    """Returns a box in place of a photo that cannot be shown."""
     return Markup('<div class="gone">{}</div>').format(readable(why))
 
 
 def readable(words: str) -> str:
-    """A name as it can be shown: control characters and halves of letters become boxes."""
+    """Returns a name as it can be shown: control characters and halves of letters become boxes."""
     return words if words.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in words)
 
 
 def coded(words: str) -> Markup:
-    """A sentence in which what stands between backquotes is code."""
+    """Returns a sentence in which what stands between backquotes is code."""
     pieces = readable(words).split("`")
     if len(pieces) % 2 == 0:  # a name with a backquote of its own
         return escape(readable(words))
@@ -106,12 +106,12 @@ def coded(words: str) -> Markup:
 
 
 def thousands(number: int) -> str:
-    """A whole number with commas."""
+    """Returns a whole number with commas."""
     return f"{number:,}"
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number and what it counts."""
+    """Returns a number and what it counts."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -125,5 +125,5 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
 
 
 def _shown(value: Any) -> Any:
-    """What a template puts out for a value."""
+    """Returns what a template puts out for a value."""
     return readable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -395,12 +395,15 @@ class FollowerFolder:
             page_checksums.write_sums(path)
 
     def _confirm(self, *, force: bool) -> None:
-        """Says at the address which state is here: nothing of a former one is."""
+        """Confirms the state that is here, at once with `force`, otherwise once in `_CONFIRM_SECONDS`.
+
+        To be called only when nothing is left of what only former states had.
+        """
         last = self._confirmed
         if force or last is None or seconds_since(last.at) >= _CONFIRM_SECONDS:
-            said = Confirmation(self.card.name, self.card.number, self.card.revision, now())
-            self.objects.put(follower_key(said.name), to_json(said))
-            self._confirmed = said
+            confirmation = Confirmation(self.card.name, self.card.number, self.card.revision, now())
+            self.objects.put(follower_key(confirmation.name), to_json(confirmation))
+            self._confirmed = confirmation
 
 
 class _Fetching:

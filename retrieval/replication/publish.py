@@ -457,7 +457,7 @@ class _Sending:
     def __init__(self, objects: ObjectStore, number: int, before: Manifest | None) -> None:
         self._objects = objects
         self._number = number
-        self._known = {} if before is None else before.known()
+        self._known = {} if before is None else before.objects_by_sha256()
         # What a killed publisher of the same state wrote.
         self._there = objects.sizes(f"{OBJECTS}/{number:012d}")
         self.written: list[Stored] = []
@@ -525,9 +525,10 @@ class _Sending:
 
 
 def _history(log: Sequence[AuditEntry]) -> History:
-    said = [list(astuple(one)) for one in log[:-1]]
-    said += [[one.began_at, one.who, one.via, one.action] for one in log[-1:]]
-    return History(len(log), hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
+    entries = [list(astuple(entry)) for entry in log[:-1]]
+    # The newest entry may be of a run that goes on, and its counts grow.
+    entries += [[entry.began_at, entry.who, entry.via, entry.action] for entry in log[-1:]]
+    return History(len(log), hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest())
 
 
 def _erasures(receipts: Iterable[Receipt], before: tuple[Erasure, ...], number: int) -> tuple[Erasure, ...]:

@@ -2,7 +2,7 @@
 
     heads/000000000042.json       a published state: its number, revision and time, and its manifest
     objects/000000000042/SHA-256  what state 42 has and 41 had not: the manifest, files, parts of the database
-    followers/NAME.json           the state that a follower has, and no byte of one before
+    followers/NAME.json           the state that a follower has, and nothing that only earlier states had
 
 A head is created and never replaced, so of two publishers that make the same number one is refused. The
 highest number is the current state. The database travels in chunks by their content, so that only changed
@@ -11,12 +11,15 @@ ones do.
 A publisher of state N uses objects of the manifest of N - 1, and writes the others below `objects/N/`; it
 deletes only objects below numbers up to N that no kept head needs. So an object that a later state uses is
 never deleted, however slow a publisher is.
+
+This module has the three documents (`Head`, `Manifest`, `Confirmation`), the names of the objects, and the
+functions that read and check them. `publish` and `follow` write.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -36,7 +39,7 @@ HEADS: Final = "heads"
 OBJECTS: Final = "objects"
 FOLLOWERS: Final = "followers"
 
-# The bytes of a chunk of the database.
+# The bytes of a chunk of the database; of the last one, at most.
 CHUNK_BYTES: Final = 256 * 1024
 
 _HEAD: Final = re.compile(rf"{HEADS}/([0-9]{{12}})\.json")
@@ -44,7 +47,7 @@ _OBJECT: Final = re.compile(rf"{OBJECTS}/([0-9]{{12}})/[0-9a-f]{{64}}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _FOLLOWER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# The files that a manifest may name: none outside the folder of a follower.
+# The files that a manifest may name: vectors, codes, bases and models, and nothing outside of a gallery.
 _FILE: Final = re.compile(
     rf"{VECTORS}/([0-9]{{8,19}}\.faiss|[0-9]{{8,19}}-[0-9]{{1,19}}\.codes|[0-9]{{8,19}}\.basis)"
     rf"|{MODEL_FOLDER.pattern}/({'|'.join(map(re.escape, sorted(FILE_NAMES)))})"
@@ -60,8 +63,8 @@ class Stored:
 
     Attributes:
         sha256: of its bytes, in hex.
-        bytes: how many.
-        number: of the state that wrote the object.
+        bytes: how many they are.
+        number: of the published state that wrote the object, which its name begins with.
     """
 
     sha256: str
@@ -70,7 +73,7 @@ class Stored:
 
     @property
     def key(self) -> str:
-        """The name of the object."""
+        """The name of the object, below the address."""
         return object_key(self.number, self.sha256)
 
 
@@ -91,11 +94,14 @@ class Erasure:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What tells the history of a gallery from that of a changed copy: the beginning of its audit log.
+    """The audit log of a gallery up to a state, by its SHA-256: later states of the gallery begin with it.
+
+    A copy of the gallery that was changed elsewhere does not, and must not be published over this one.
 
     Attributes:
-        entries: how many entries.
-        sha256: of these; of the newest one only what does not grow.
+        entries: how many entries the log had.
+        sha256: of these entries; of the newest one only the fields that do not change while a run
+            goes on.
     """
 
     entries: int
@@ -104,11 +110,12 @@ class History:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of a published state.
+    """All that a published state consists of.
 
     Attributes:
         gallery, folder_id: the UUID of the gallery, and the id of its vectors folder.
-        revision, faces, schema: of the gallery's database.
+        revision, faces, schema: of the gallery's database: the number that rises with each change, the number
+            of faces, and the revision of the tables.
         database: its chunks, in order.
         files: vectors, codes, bases and models, by their path in a gallery.
         history: of the gallery.
@@ -130,8 +137,8 @@ class Manifest:
         """Returns the names of the objects that the state consists of, without the manifest."""
         return {one.key for one in (*self.database, *self.files.values())}
 
-    def known(self) -> dict[str, Stored]:
-        """Returns what the objects of the state hold, by SHA-256."""
+    def objects_by_sha256(self) -> dict[str, Stored]:
+        """Returns the same objects by their content, so that the next state need not write it again."""
         return {one.sha256: one for one in (*self.database, *self.files.values())}
 
 
@@ -166,7 +173,8 @@ class Confirmation:
 
     Attributes:
         name: of the follower.
-        number: of the state that it has; it has no byte of an earlier one. 0 while it fetches its first.
+        number: of the state that it has; 0 while it fetches its first. It confirms a state only when nothing
+            is left of what only earlier ones had, so that an erasure can rely on it.
         revision: of the gallery in that state.
         at: when it said so; ISO 8601, UTC.
     """
@@ -175,7 +183,7 @@ class Confirmation:
     number: int
     revision: int
     at: str
-    format: int = field(default=_FORMAT)
+    format: int = _FORMAT
 
 
 def now() -> str:
@@ -216,7 +224,7 @@ def newest_head(objects: ObjectStore) -> Head | None:
         try:
             return read_head(objects, numbers[-1])
         except ObjectMissing:
-            continue  # a later one was published, and this one deleted
+            continue  # a later one was published since the listing, and this one deleted
     return None
 
 
@@ -263,11 +271,11 @@ def read_confirmations(objects: ObjectStore) -> list[Confirmation]:
     found = []
     for name in sorted(objects.sizes(FOLLOWERS)):
         try:
-            said = _parsed(objects, name, objects.get(name), Confirmation)
+            confirmation = _parsed(objects, name, objects.get(name), Confirmation)
         except ObjectMissing:
-            continue
-        _check(name == follower_key(said.name) and is_time(said.at), objects, name)
-        found.append(said)
+            continue  # it was deleted since the listing
+        _check(name == follower_key(confirmation.name) and is_time(confirmation.at), objects, name)
+        found.append(confirmation)
     return found
 
 
@@ -287,7 +295,7 @@ def to_json(value: "Head | Manifest | Confirmation") -> bytes:
 
 
 def is_time(text: str) -> bool:
-    """Returns whether a text is a time with its zone."""
+    """Returns whether a text is a time in ISO 8601 with a time zone."""
     try:
         return datetime.fromisoformat(text).tzinfo is not None
     except ValueError:
@@ -295,23 +303,31 @@ def is_time(text: str) -> bool:
 
 
 def seconds_since(text: str) -> float:
-    """Returns the seconds since a time, at least 0."""
+    """Returns the seconds since a time in ISO 8601; 0 for one that this machine's clock has not reached."""
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds())
 
 
 @dataclass(frozen=True)
-class _Stated:
+class _FormatOnly:
+    """The field that any version of a document has: a newer one is recognized by it alone."""
+
     format: int
 
 
 def _parsed(objects: ObjectStore, name: str, data: bytes, kind: type[_T]) -> _T:
+    """Returns a document of a class, from the JSON of an object.
+
+    Raises:
+        DataError: it is damaged, or a newer version wrote it.
+    """
     at = f"{objects.address}/{name}"
     _check(len(data) <= _MAX_MANIFEST_BYTES, objects, name)
-    if parse_manifest(data, _Stated, name=at, error=DataError, advice=_ADVICE).format > _FORMAT:
+    if parse_manifest(data, _FormatOnly, name=at, error=DataError, advice=_ADVICE).format > _FORMAT:
         raise DataError(f"{at} was written by a newer version of faceprint; upgrade faceprint.")
     return parse_manifest(data, kind, name=at, error=DataError, advice=_ADVICE)
 
 
-def _check(holds: bool, objects: ObjectStore, name: str) -> None:
-    if not holds:
+def _check(is_sound: bool, objects: ObjectStore, name: str) -> None:
+    """Raises a DataError about an object if a check of it failed."""
+    if not is_sound:
         raise DataError(f"{objects.address}/{name} is not what was published; {_ADVICE}.")

@@ -1,4 +1,7 @@
-"""The `Collector`: turns single items into batches without making any of them wait for others."""
+"""The `BatchWorker`: a thread that works on single items in batches, for the service's engine and writer.
+
+No item waits for a batch to fill: a batch is what has come while the thread was busy with the one before.
+"""
 
 import threading
 from collections import deque
@@ -10,11 +13,11 @@ from typing import Any, Generic, TypeVar
 _T = TypeVar("_T")
 
 
-class Collector(Generic[_T]):
-    """One thread that works on all items that wait, up to a number, and then on those that came meanwhile.
+class BatchWorker(Generic[_T]):
+    """One thread that takes all items from its queue, up to a number, works on them as a batch, and repeats.
 
-    An item that finds the thread idle is worked on at once, alone: batches grow with the load by themselves.
-    Items of bulk work are taken only where others leave room in a batch.
+    An item that finds the thread idle is at once a batch of its own: batches grow with the load.
+    Items of bulk work have a second queue; they are taken only where other items leave room in a batch.
     """
 
     def __init__(
@@ -22,63 +25,67 @@ class Collector(Generic[_T]):
         name: str,
         work: Callable[[list[_T]], None],
         *,
-        most: int,
-        failed: Callable[[list[_T], BaseException], None],
+        max_items: int,
+        on_error: Callable[[list[_T], BaseException], None],
     ) -> None:
         """Starts the thread.
 
         Args:
             name: of the thread.
-            work: is called with one item or more.
-            most: the greatest number of items in a batch.
-            failed: is called with a batch and the error that `work` raised on it.
+            work: called in the thread with a batch: one item or more, in the order in which they came.
+            max_items: the greatest number of items in a batch.
+            on_error: called in the thread with a batch and the error that `work` raised on it.
         """
         self._work = work
-        self._most = most
-        self._failed = failed
-        self._waiting: deque[_T] = deque()
-        self._bulk: deque[_T] = deque()
+        self._max_items = max_items
+        self._on_error = on_error
+        self._queue: deque[_T] = deque()
+        self._bulk_queue: deque[_T] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, item: _T, *, bulk: bool = False) -> None:
-        """Adds an item, of bulk work or not; returns at once."""
+        """Adds an item to a queue, that of bulk work with `bulk`; returns at once."""
         with self._changed:
-            (self._bulk if bulk else self._waiting).append(item)
+            (self._bulk_queue if bulk else self._queue).append(item)
             self._changed.notify()
 
     def close(self) -> None:
-        """Works on what waits, and ends the thread."""
+        """Lets the thread work on what is in the queues, and waits until it has ended."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._next():
+        while batch := self._next_batch():
             try:
                 self._work(batch)
             except BaseException as error:  # the thread must go on, and the batch must get an answer
-                self._failed(batch, error)
+                self._on_error(batch, error)
 
-    def _next(self) -> list[_T]:
-        """Returns the items that wait, as soon as there are any; none when it is closed."""
+    def _next_batch(self) -> list[_T]:
+        """Waits for items and returns a batch; an empty one when the worker is closed and nothing is left."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._bulk or self._closing)
-            batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            room = self._most - len(batch)
-            return batch + [self._bulk.popleft() for _ in range(min(room, len(self._bulk)))]
+            self._changed.wait_for(lambda: self._queue or self._bulk_queue or self._closing)
+            batch = _taken(self._queue, self._max_items)
+            return batch + _taken(self._bulk_queue, self._max_items - len(batch))
+
+
+def _taken(queue: deque[_T], limit: int) -> list[_T]:
+    """Removes up to `limit` items from the front of a queue and returns them."""
+    return [queue.popleft() for _ in range(min(limit, len(queue)))]
 
 
 def resolve(future: "Future[Any]", result: Any) -> None:
-    """Sets a result, unless the one who waited for it has gone."""
+    """Sets the result of a future, unless the caller who waited for it has cancelled it."""
     with suppress(InvalidStateError):
         future.set_result(result)
 
 
 def reject(future: "Future[Any]", error: BaseException) -> None:
-    """Sets an error, unless the one who waited for the result has gone."""
+    """Sets the error of a future, unless the caller who waited for it has cancelled it."""
     with suppress(InvalidStateError):
         future.set_exception(error)

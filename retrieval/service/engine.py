@@ -33,7 +33,7 @@ from retrieval.search.nearest import (
 )
 from retrieval.search.people import Rule
 from retrieval.search.question import PeopleQuestion, PhotoQuestion
-from retrieval.service.batching import Collector, reject, resolve
+from retrieval.service.batching import BatchWorker, reject, resolve
 from retrieval.service.photos import check_pixels, require_detector
 from retrieval.service.settings import Limits
 from retrieval.system.cpu import reading_threads
@@ -177,8 +177,10 @@ class SearchEngine:
         self._limits = limits
         self._observe = observe
         self._readers = ThreadPoolExecutor(reading_threads(), thread_name_prefix="faceprint-read")
-        self._embedding = Collector("faceprint-embed", self._embed, most=_EMBED_BATCH, failed=_fail)
-        self._searching = Collector("faceprint-answer", self._search, most=_SEARCH_BATCH, failed=_fail)
+        self._embedding = BatchWorker("faceprint-embed", self._embed, max_items=_EMBED_BATCH, on_error=_fail)
+        self._searching = BatchWorker(
+            "faceprint-answer", self._search, max_items=_SEARCH_BATCH, on_error=_fail
+        )
 
     def submit(self, query: Query) -> "Future[Answered]":
         """Returns the future answers to a query; cancelling it drops the query.

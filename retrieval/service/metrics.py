@@ -13,23 +13,32 @@ from retrieval.gallery.gallery import Gallery
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-# Set by the process that starts several workers: each writes its metrics there, and any of them answers.
+# The variable of prometheus_client for a folder that several processes share. The process that starts several
+# workers sets it for them: each writes its metrics there, and the one that is asked adds up those of all.
 FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
-_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+# Upper bounds of the classes of the histograms: of seconds, and of queries.
+_SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_QUERIES_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
-# The metric that only a follower has.
-AGE: Final = "faceprint_gallery_age_seconds"
+# The metric that only a follower has: a service of a copy that `faceprint follow` keeps up to date.
+_AGE: Final = "faceprint_gallery_age_seconds"
 
 
 class Metrics:
-    """Counters of requests and of the stages of answering; labels never hold a name or a path of a person."""
+    """Counters of requests and of the stages of answering; labels never hold a name or a path of a person.
+
+    With several workers, each worker counts its own requests, and what is read here is the sum over all.
+
+    Attributes:
+        requests, seconds, pending: of requests; `service.gate` counts them.
+        batch, stage_seconds: of the stages; see `observe_batch`.
+    """
 
     def __init__(self, gallery: Gallery) -> None:
+        """Starts all counters at 0; `gallery` is asked for its size when the metrics are read."""
         self._gallery = gallery
-        self._registry = CollectorRegistry()
-        registry = self._registry
+        self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "faceprint_requests",
             "Requests by route, method and status.",
@@ -40,20 +49,20 @@ class Metrics:
             "faceprint_request_seconds",
             "Time from the header of a request to the end of its response.",
             ("route",),
-            buckets=_SECONDS,
+            buckets=_SECONDS_BOUNDS,
             registry=registry,
         )
         self.pending = Gauge(
             "faceprint_pending_requests",
             "Requests that are read or answered now.",
             registry=registry,
-            multiprocess_mode="livesum",
+            multiprocess_mode="livesum",  # of the workers that live: one that was killed has no requests
         )
         self.batch = Histogram(
             "faceprint_batch_queries",
             "Queries that passed a stage together.",
             ("stage",),
-            buckets=_BATCH,
+            buckets=_QUERIES_BOUNDS,
             registry=registry,
         )
         self.stage_seconds = Counter(
@@ -64,13 +73,19 @@ class Metrics:
         )
 
     def observe_batch(self, stage: str, queries: int, seconds: float) -> None:
-        """Counts a batch of a stage."""
+        """Counts a batch that passed a stage.
+
+        Args:
+            stage: its name, such as "embed".
+            queries: how many queries passed together.
+            seconds: the time that the stage took for them.
+        """
         self.batch.labels(stage).observe(queries)
         self.stage_seconds.labels(stage).inc(seconds)
 
     def answered(self, *routes: str) -> tuple[int, float]:
-        """Returns how many requests of some routes were answered, and their seconds together."""
-        registry = self._all()
+        """Returns how many requests of some routes were answered, and the sum of their seconds."""
+        registry = self._registry_of_all_workers()
 
         def total(name: str) -> float:
             values = (registry.get_sample_value(name, {"route": route}) for route in routes)
@@ -79,24 +94,24 @@ class Metrics:
         return int(total("faceprint_request_seconds_count")), total("faceprint_request_seconds_sum")
 
     def text(self) -> bytes:
-        """Returns all metrics, of all workers, and the size of the gallery."""
-        return generate_latest(self._all()) + self._of_gallery()
+        """Returns all metrics, of all workers and of the gallery, in the format of `CONTENT_TYPE`."""
+        # Two registries: the counters of several workers are read from files, and what is read from the
+        # gallery when it is asked for would be missing there.
+        of_gallery = CollectorRegistry()
+        of_gallery.register(_GalleryMetrics(self._gallery))
+        return generate_latest(self._registry_of_all_workers()) + generate_latest(of_gallery)
 
-    def _all(self) -> CollectorRegistry:
-        """Returns the counters of all workers."""
+    def _registry_of_all_workers(self) -> CollectorRegistry:
         if FOLDER_VARIABLE not in os.environ:
             return self._registry
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return registry
 
-    def _of_gallery(self) -> bytes:
-        registry = CollectorRegistry()
-        registry.register(_GallerySize(self._gallery))
-        return generate_latest(registry)
 
+class _GalleryMetrics(Collector):
+    """The size, revision and age of the gallery, read from its tables whenever they are asked for."""
 
-class _GallerySize(Collector):
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
 
@@ -110,7 +125,7 @@ class _GallerySize(Collector):
         )
         if vault.follower is not None:
             yield GaugeMetricFamily(
-                AGE,
+                _AGE,
                 "Seconds since the publisher said that this copy is the gallery's state.",
                 value=vault.follower.current().age(),
             )

@@ -103,9 +103,12 @@ def run(
     # What the process that changes the gallery does is part of a request to another one.
     provider = tracer_provider() if service.counts else None
     app = application(service)
+    handshakes: set[_Protocol] = set()
     config = uvicorn.Config(
         app if provider is None else Traced(app, provider),
-        http=lambda *args, **options: _Protocol(*args, limits=limits, **options),  # type: ignore[arg-type]
+        http=lambda *args, **options: _Protocol(  # type: ignore[arg-type]
+            *args, limits=limits, handshakes=handshakes, **options
+        ),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -193,18 +196,44 @@ class _Protocol(H11Protocol):
     """uvicorn's protocol with a limit of connections, and of the time that a client lets the service wait.
 
     uvicorn limits the time between requests only: a client that sends a header byte by byte, or that does not
-    read a long response, would keep its connection for ever.
+    read a long response, would keep its connection for ever. It also counts only connections that are made,
+    which those in a TLS handshake are not yet.
     """
 
-    def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:
+    def __init__(self, *arguments: Any, limits: Limits, handshakes: "set[_Protocol]", **options: Any) -> None:
+        """Counts the connection as a handshake, under TLS; one too many is closed.
+
+        Args:
+            arguments, options: of uvicorn's protocol.
+            limits: of the service.
+            handshakes: the connections of this process that are in a TLS handshake.
+        """
         super().__init__(*arguments, **options)
         self._limits = limits
+        self._handshakes = handshakes
         self._slow: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        if self.config.is_ssl:
+            self._begin_handshake()
+
+    def _begin_handshake(self) -> None:
+        # asyncio makes the protocol in the task that accepts the connection, and the task ends with the
+        # handshake. The protocol itself hears nothing of one that fails.
+        accepting = asyncio.current_task(self.loop)
+        assert accepting is not None
+        self._handshakes.add(self)
+        accepting.add_done_callback(lambda _: self._handshakes.discard(self))
+        if self._are_too_many():
+            # Not now: the task closes the connection only once it waits for the handshake.
+            self.loop.call_soon(accepting.cancel)
+
+    def _are_too_many(self) -> bool:
+        return len(self.connections) + len(self._handshakes) > self._limits.connections
 
     def connection_made(self, transport: Any) -> None:
+        self._handshakes.discard(self)
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
+        if self._are_too_many():
             transport.abort()
             return
         self._slow = self.loop.call_later(self._limits.header_seconds, self._end_slow_header)

@@ -18,7 +18,7 @@ from retrieval.errors import ModelMismatch
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.decoders import decode_here
 from retrieval.images.photo_reader import FaceSelection
-from retrieval.service.batching import Collector, reject, resolve
+from retrieval.service.batching import BatchWorker, reject, resolve
 from retrieval.service.engine import Observe
 from retrieval.service.photos import check_pixels, require_detector
 from retrieval.service.settings import Limits
@@ -73,7 +73,7 @@ class GalleryWriter:
         self._limits = limits
         self._observe = observe
         self._readers = ThreadPoolExecutor(reading_threads(), thread_name_prefix="faceprint-prepare")
-        self._changes = Collector("faceprint-change", self._work, most=_BATCH, failed=_fail)
+        self._changes = BatchWorker("faceprint-change", self._work, max_items=_BATCH, on_error=_fail)
 
     def enroll(self, photo: Photo, selection: FaceSelection, *, via: str) -> "Future[Outcome]":
         """Returns the future outcome of a photo, which is durable then.

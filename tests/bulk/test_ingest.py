@@ -17,12 +17,12 @@ import pytest
 from retrieval.bulk.ingest import ingest, ingest_photos
 from retrieval.bulk.reports import IngestReport
 from retrieval.embedding.outcome import Outcome, Status
-from retrieval.embedding.stages import peak_memory
 from retrieval.errors import DataError, InputError, ModelMismatch, Reason, RunError
 from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import ModelBundle
 from retrieval.search.nearest import vector_of
 from retrieval.sources.photos import Photo, scan
+from retrieval.system.memory import peak_memory
 from tests.broken import make_broken
 from tests.operations import tiny_model
 
@@ -446,7 +446,7 @@ def test_ctrl_c_reaches_no_decoder_and_ends_the_run_with_a_whole_batch(
 
 def test_the_peak_of_memory_is_this_process_own_and_not_that_of_whoever_started_it() -> None:
     held = np.ones(300 * 2**20, np.uint8)
-    code = "from retrieval.embedding.stages import peak_memory; print(peak_memory())"
+    code = "from retrieval.system.memory import peak_memory; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     own, held_here = int(done.stdout), peak_memory()
     assert held_here > held.nbytes

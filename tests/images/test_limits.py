@@ -240,7 +240,7 @@ def test_decoding_and_converting_takes_no_more_memory_than_the_header_says(
         "def hold(number): print(number); return nullcontext()\n"
         "task, container = pixels._Task('square', 64), containers.parse(data)\n"
         "made = pixels._work_on_container(container, task, hold) if container else "
-        "pixels._work(pixels.Picture(pixels.open_untrusted(data), page=True), task, hold)\n"
+        "pixels._work(pixels.Picture.of_file(pixels.open_untrusted(data)), task, hold)\n"
         "print(peak() - before)\n"
     )
     done = subprocess.run(

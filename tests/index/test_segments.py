@@ -384,7 +384,7 @@ MERGE = """
 import sys
 from pathlib import Path
 import numpy as np
-from retrieval.embedding.stages import peak_memory
+from retrieval.system.memory import peak_memory
 from retrieval.index.segments import FlatVectors
 vectors = FlatVectors(Path(sys.argv[1]), 2048)
 block = np.ones((256, 2048), np.float32)

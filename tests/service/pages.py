@@ -41,6 +41,11 @@ def doubtful(folder: Path, bundle: ModelBundle) -> Path:
     return folder
 
 
+def words(page: str) -> str:
+    """A page without the elements that isolate the directions of names."""
+    return re.sub("</?bdi>", "", page)
+
+
 def person(server: Server, name: str, **options: Any) -> int:
     """The id of a person."""
     [found] = server.client.get("/v1/people", params={"name": name}, **options).json()["people"]

@@ -1,4 +1,4 @@
-"""The collector makes batches of what waits, and the engine answers each query of a batch for itself."""
+"""The worker makes batches of what waits, and the engine answers each query of a batch for itself."""
 
 import threading
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from PIL import Image
 
 from retrieval import FaceSelection, Gallery, UnreadableImage
 from retrieval.errors import InputError, NotFound
-from retrieval.service.batching import Collector, reject, resolve
+from retrieval.service.batching import BatchWorker, reject, resolve
 from retrieval.service.engine import Answered, Asked, Query, SearchEngine
 from retrieval.service.settings import Limits
 
@@ -24,7 +24,7 @@ class Batches:
         self.begun, self.go = threading.Event(), threading.Event()
         self.done: list[list[int]] = []
         self.failed: list[tuple[list[int], BaseException]] = []
-        self.collector = Collector("test", self.work, most=most, failed=self.fail)
+        self.worker = BatchWorker("test", self.work, max_items=most, on_error=self.fail)
 
     def work(self, batch: list[int]) -> None:
         self.begun.set()
@@ -39,23 +39,23 @@ class Batches:
 
 def test_an_item_is_worked_on_alone_at_once_and_those_that_come_meanwhile_together() -> None:
     batches = Batches(most=3)
-    batches.collector.put(0)
+    batches.worker.put(0)
     batches.begun.wait()
     for number in range(1, 6):
-        batches.collector.put(number)
+        batches.worker.put(number)
     batches.go.set()
-    batches.collector.close()
+    batches.worker.close()
     assert batches.done == [[0], [1, 2, 3], [4, 5]]
 
 
 def test_an_error_fails_its_batch_alone() -> None:
     batches = Batches(most=2)
-    batches.collector.put(0)
+    batches.worker.put(0)
     batches.begun.wait()
     for number in (1, -1, 2, 3):
-        batches.collector.put(number)
+        batches.worker.put(number)
     batches.go.set()
-    batches.collector.close()
+    batches.worker.close()
     assert batches.done == [[0], [2, 3]]
     [(batch, error)] = batches.failed
     assert batch == [1, -1]

@@ -167,14 +167,14 @@ def test_single_queries_go_before_those_in_bulk() -> None:
     from tests.service.test_batching import Batches
 
     batches = Batches(most=2)
-    batches.collector.put(0)
+    batches.worker.put(0)
     batches.begun.wait()
     for number in (10, 11, 12):
-        batches.collector.put(number, bulk=True)
+        batches.worker.put(number, bulk=True)
     for number in (1, 2, 3):
-        batches.collector.put(number)
+        batches.worker.put(number)
     batches.go.set()
-    batches.collector.close()
+    batches.worker.close()
     assert batches.done == [[0], [1, 2], [3, 10], [11, 12]]
 
 

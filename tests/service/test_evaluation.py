@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from retrieval import Gallery, ModelBundle
+from retrieval import Gallery, ModelBundle, ingest
 from retrieval.client import Client, connect
 from retrieval.errors import InputError, Interrupted, RunError
 from retrieval.service import evaluation
 from tests.service.pages import HTML, send
 from tests.service.server import Server
 from tests.service.test_gate import refused
+from training.synthetic_faces import draw_faces
 
 _SECONDS = 120.0
 
@@ -83,6 +84,39 @@ def test_the_figures_of_a_model_are_kept_without_people(
     page = server.client.get("/health", headers=HTML).text
     assert "Closest photo is of the right person" in page
     assert "and it takes 30" in page
+
+
+def test_a_gallery_is_measured_as_the_command_measures_it(bundle: ModelBundle, tmp_path: Path) -> None:
+    """10 of 12 people are enrolled, by 6 of their 10 photos; the job searches for all other photos."""
+    people = draw_faces(tmp_path / "people", identities=12, photos=10, size=48)
+    folders = sorted(people.iterdir())
+    with Gallery.create(tmp_path / "g", bundle) as gallery:
+        (tmp_path / "enrolled").mkdir()
+        for folder in folders[:10]:
+            (tmp_path / "enrolled" / folder.name).mkdir()
+            for photo in sorted(folder.iterdir())[:6]:
+                photo.rename(tmp_path / "enrolled" / folder.name / photo.name)
+        assert ingest(gallery, [tmp_path / "enrolled"]).enrolled == 60
+        before = list(gallery.audit_log())
+    with (
+        Server(tmp_path / "g", tmp_path / "log", "--sources", people) as server,
+        connect(server.url) as client,
+    ):
+        job = client.wait_for_job(client.start_job("evaluate", data=".").id)
+        events = server.client.get(f"/v1/jobs/{job.id}/events").text
+    assert (job.kind, job.state, job.done, job.total, job.counts) == ("evaluate", "done", 60, 60, {})
+    assert events.startswith("event: end\n")
+    report = job.report
+    assert report is not None
+    by_command = evaluated(["--gallery", tmp_path / "g", "--", bundle.folder, people], lambda: False)
+    assert by_command["open"].pop("mistakes")
+    assert report["open"] == by_command["open"]
+    sizes = {name: report["open"][name] for name in ("enrolled", "identities", "mated", "strangers")}
+    assert sizes == {"enrolled": 60, "identities": 10, "mated": 40, "strangers": 20}
+    assert 0 < report["open"]["identification"]["ranking"]["closest"]["value"] < 1
+    assert not any(folder.name in str(report) for folder in folders)
+    with Gallery.open(tmp_path / "g") as gallery:
+        assert list(gallery.audit_log()) == before
 
 
 def test_photos_that_the_service_may_not_read_and_options_without_use_are_refused(

@@ -15,7 +15,7 @@ from retrieval import Gallery, ModelBundle, verify
 from retrieval.service import app, tokens
 from retrieval.service.sessions import COOKIE, SECONDS, Sessions, new_key
 from retrieval.service.tokens import Scope, TokenRegistry
-from tests.service.pages import HOSTILE, HTML, first_face, form_token, make_gallery, person, send
+from tests.service.pages import HOSTILE, HTML, first_face, form_token, make_gallery, person, send, words
 from tests.service.server import Server
 from tests.service.test_gate import refused
 from tests.service.test_tokens import bearer
@@ -178,7 +178,7 @@ def test_a_person_is_renamed_and_a_name_in_use_is_a_sentence(paged: Server) -> N
         send(paged.client, f"/people/{number}/rename", identity="Imani B.", keep_alias="on").status_code
         == 303
     )
-    page = get(paged, f"/people/{number}").text
+    page = words(get(paged, f"/people/{number}").text)
     assert "<h1>Imani B.</h1>" in page
     assert "formerly Imani" in page
     assert person(paged, "Imani") == number
@@ -193,7 +193,7 @@ def test_two_people_are_merged_after_a_page_that_says_what_becomes_of_them(paged
     merged = send(paged.client, f"/people/{first}/merge", identity="Eden")
     assert merged.status_code == 303
     assert merged.headers["location"].startswith(f"/people/{second}?merged=")
-    shown = get(paged, merged.headers["location"]).text
+    shown = words(get(paged, merged.headers["location"]).text)
     assert "12 photos, formerly Bao" in shown
     assert "Bao was merged into Eden." in shown
     assert "was merged into" not in get(paged, f"/people/{second}?merged=4711").text
@@ -214,17 +214,19 @@ def test_a_merge_is_undone_after_a_page_that_says_what_does_not_come_back(paged:
     merge(one, "Other")
     give("Guest", photos[4])
     merge(other, "Last")
-    page = get(paged, f"/people/{last}").text
+    page = words(get(paged, f"/people/{last}").text)
     [newest] = re.findall(r'href="/merges/(\d+)/undo"', page)
     assert "into Other: first undo the merge of Other" in page
-    assert "Other is a person again, with 2 of 2 faces." in send(paged.client, f"/merges/{newest}/undo").text
+    assert "Other is a person again, with 2 of 2 faces." in words(
+        send(paged.client, f"/merges/{newest}/undo").text
+    )
     [before] = re.findall(r'href="/merges/(\d+)/undo"', get(paged, f"/people/{other}").text)
-    asked = get(paged, f"/merges/{before}/undo").text
+    asked = words(get(paged, f"/merges/{before}/undo").text)
     assert "One, with 1 of the 2 photos of before" in asked
     assert "1 photo given to others since" in asked
-    undone = send(paged.client, f"/merges/{before}/undo").text
+    undone = words(send(paged.client, f"/merges/{before}/undo").text)
     assert "One is a person again, with 1 of 2 faces; given to others since and left there: 1." in undone
-    assert "<h1>One</h1>" in get(paged, f"/people/{one}").text
+    assert "<h1>One</h1>" in words(get(paged, f"/people/{one}").text)
     again = get(paged, f"/merges/{before}/undo")
     assert (again.status_code, "was undone already" in again.text) == (404, True)
     send(paged.client, "/people/assign", face=photos, identity="Ocean", to="person")

@@ -12,7 +12,7 @@ from retrieval import Gallery, ModelBundle, verify
 from retrieval.service import tokens
 from retrieval.service.tokens import Scope
 from tests.quality.test_audit import Drawn
-from tests.service.pages import HOSTILE, HTML, doubtful, send
+from tests.service.pages import HOSTILE, HTML, doubtful, send, words
 from tests.service.server import Server
 from tests.service.test_doubts import audit, page, planted
 from tests.service.test_jobs import events
@@ -46,7 +46,8 @@ def counted(text: str) -> list[int]:
 
 def test_a_doubt_has_its_faces_side_by_side_and_says_what_yes_does(doubted: Server) -> None:
     doubt = planted(doubted, "anothers-photo", "P03", HOSTILE)
-    text = get(doubted, f"/doubts?doubt={doubt['id']}").text
+    page = get(doubted, f"/doubts?doubt={doubt['id']}").text
+    text = words(page)
     assert HOSTILE not in text
     assert f"Is the first photo of {ESCAPED}, not of P03?" in text
     assert f"Yes gives the photo to {ESCAPED}. That can be undone." in text
@@ -56,7 +57,7 @@ def test_a_doubt_has_its_faces_side_by_side_and_says_what_yes_does(doubted: Serv
         assert f'href="/faces/{group["faces"][0]["face_id"]}"' in text
     part = get(doubted, f"/doubts?doubt={doubt['id']}", **{"hx-request": "true"}).text
     assert "<html" not in part
-    assert part in text
+    assert part in page
     assert get(doubted, "/doubts?doubt=hub.f4711.p1").status_code == 404
     assert get(doubted, "/doubts/closed").status_code == 400
 
@@ -91,14 +92,13 @@ def test_an_answer_is_said_and_undone_and_the_next_doubt_is_shown_at_once(doubte
 
 def test_a_confirmation_merges_two_people_and_the_list_of_confirmed_ones_undoes_it(doubted: Server) -> None:
     doubt = planted(doubted, "two-like-one", "P05", "Double")
-    assert (
-        "Yes merges Double into P05. That can be undone." in get(doubted, f"/doubts?doubt={doubt['id']}").text
-    )
+    page = get(doubted, f"/doubts?doubt={doubt['id']}").text
+    assert "Yes merges Double into P05. That can be undone." in words(page)
     done = send(doubted.client, f"/doubts/{doubt['id']}/confirm", after="")
-    assert "Confirmed: Double was merged into P05." in get(doubted, done.headers["location"]).text
+    assert "Confirmed: Double was merged into P05." in words(get(doubted, done.headers["location"]).text)
     again = send(doubted.client, f"/doubts/{doubt['id']}/confirm")
     assert (again.status_code, "is confirmed already" in again.text) == (400, True)
-    assert "Double was merged into P05." in get(doubted, "/doubts/confirmed").text
+    assert "Double was merged into P05." in words(get(doubted, "/doubts/confirmed").text)
     undone = send(doubted.client, f"/doubts/{doubt['id']}/reopen", back="confirmed")
     assert undone.headers["location"] == f"/doubts/confirmed?answered={doubt['id']}"
     text = get(doubted, undone.headers["location"]).text
@@ -110,7 +110,7 @@ def test_a_confirmation_merges_two_people_and_the_list_of_confirmed_ones_undoes_
 def test_a_confirmation_gives_a_photo_to_another_person(doubted: Server) -> None:
     doubt = planted(doubted, "anothers-photo", "P03", HOSTILE)
     done = send(doubted.client, f"/doubts/{doubt['id']}/confirm")
-    assert f"the photo was given to {ESCAPED}." in get(doubted, done.headers["location"]).text
+    assert f"the photo was given to {ESCAPED}." in words(get(doubted, done.headers["location"]).text)
     [face] = doubt["act"]["faces"]
     assert doubted.client.get(f"/v1/faces/{face}").json()["identity"] == HOSTILE
     assert HOSTILE not in get(doubted, "/doubts/confirmed").text

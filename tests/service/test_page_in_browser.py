@@ -24,11 +24,12 @@ from tests.cli.test_faces import aligned
 from tests.detectors import save
 from tests.service.pages import HOSTILE, first_face, person
 from tests.service.server import Server
+from tests.service.test_enroll_face import asked
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page = Any
 
-__all__ = ["aligned"]  # pytest finds the fixture by its name
+__all__ = ["aligned", "asked"]  # pytest finds the fixtures by their names
 
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eve", "Flo", "Gus", "Hal")
 _MILLISECONDS = 60_000
@@ -462,5 +463,27 @@ def test_a_person_signs_in_once_and_out(chromium: Any, crowded: Server, photos: 
     page.wait_for_selector("#ask")
     page.click("text=Sign out")
     page.wait_for_url(re.compile("/sign-in"))
+    page.context.close()
+    assert wrong == []
+
+
+def test_an_unknown_face_is_enrolled_by_keyboard(chromium: Any, asked: Server, tmp_path: Path) -> None:
+    photo = save(tmp_path / "new.png", (320, 200), [(64, 64, 16)], seed=11)
+    page, wrong = opened(chromium, asked.url)
+    page.goto("/")
+    sign_in(page, (asked.log.parent / Scope.WRITE).read_text())
+    page.wait_for_selector("#ask")
+    choose(page, photo)
+    page.wait_for_selector("article.unknown")
+    focus_on(page, "Name")
+    page.keyboard.type(" ")
+    press(page, "Enter")
+    page.wait_for_selector(".enroll-face [role=alert]")
+    page.keyboard.type("Nia")
+    press(page, "Enter")
+    page.wait_for_selector(".enroll-face .done:has-text('Enrolled as Nia')")
+    until(page, "document.activeElement.matches('.enroll-face .done')")
+    choose(page, photo)
+    page.wait_for_selector("article.named h2:has-text('Nia')")
     page.context.close()
     assert wrong == []

@@ -1,8 +1,11 @@
 """Clients that are slow, or too many, lose their connection, and the others are answered."""
 
+import contextlib
 import socket
+import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +21,10 @@ from retrieval.service import server
 from retrieval.service.service import Service
 from retrieval.service.settings import Limits, Settings
 
-limits = Limits(header_seconds=0.5, idle_seconds=1, body_seconds=0.5, read_seconds=0.5, connections=4)
+seconds = float(sys.argv[1])
+limits = Limits(header_seconds=seconds, idle_seconds=1, body_seconds=0.5, read_seconds=0.5, connections=4)
 with server.listening("127.0.0.1", 0) as sockets:
-    folder, *certificate = map(Path, sys.argv[1:])
+    folder, *certificate = map(Path, sys.argv[2:])
     settings = Settings(folder, limits=limits, certfile=certificate[0] if certificate else None)
     service = Service(settings, needs_token=False)
     server.run(service, sockets, started=lambda: print(server.address(sockets, tls=False), flush=True))
@@ -35,14 +39,18 @@ def impatient(enrolled: Path) -> Iterator[str]:
 
 
 @contextmanager
-def started(*arguments: Path) -> Iterator[str]:
+def started(*arguments: Path, header_seconds: float = 0.5) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, str(header_seconds), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.terminate()
-    process.communicate()
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.communicate()
     assert process.returncode == 0
 
 
@@ -61,8 +69,42 @@ def rest(connection: socket.socket) -> bytes:
     return data
 
 
-def is_answered(url: str) -> bool:
-    return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+def is_answered(url: str, verify: ssl.SSLContext | None = None) -> bool:
+    if verify is not None:
+        url = url.replace("http:", "https:")
+    found = httpx.get(f"{url}/healthz", trust_env=False, timeout=60, verify=verify or True)
+    return found.status_code == 200
+
+
+def wait_until_answered(url: str, verify: ssl.SSLContext) -> None:
+    """Asks again until the server has seen that another connection was closed."""
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            assert is_answered(url, verify)
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server has no room for a connection")
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def certificate(authority: trustme.CA, tmp_path: Path) -> Path:
+    """A certificate of 127.0.0.1 with its key."""
+    path = tmp_path / "certificate.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    """What a client needs to trust the certificate."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"])
@@ -73,13 +115,39 @@ def test_a_header_that_does_not_end_loses_the_connection(sent: bytes, impatient:
     assert is_answered(impatient)
 
 
-def test_a_tls_handshake_that_does_not_begin_loses_the_connection(enrolled: Path, tmp_path: Path) -> None:
-    """asyncio itself would wait for 60 s, and the limit of connections does not count them."""
-    certificate = tmp_path / "certificate.pem"
-    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
-    with started(enrolled, certificate) as url, connected(url) as connection:
-        connection.settimeout(30)
-        assert rest(connection) == b""
+def test_a_silent_tls_connection_is_closed_before_its_handshake_and_after_it(
+    enrolled: Path, certificate: Path, trusting: ssl.SSLContext
+) -> None:
+    """asyncio itself would wait for 60 s for the handshake."""
+    with started(enrolled, certificate) as url:
+        for sent in (b"", b"\x16\x03\x01"):  # nothing, and the beginning of a handshake
+            with connected(url) as connection:
+                connection.settimeout(30)
+                connection.sendall(sent)
+                assert rest(connection) == b""
+        with trusting.wrap_socket(connected(url), server_hostname="127.0.0.1") as connection:
+            connection.settimeout(30)
+            assert rest(connection) == b""
+
+
+def test_tls_handshakes_that_do_not_end_count_as_connections(
+    enrolled: Path, certificate: Path, trusting: ssl.SSLContext
+) -> None:
+    """The time of a handshake is long here: none of the connections is closed for being slow."""
+    with started(enrolled, certificate, header_seconds=600) as url:
+        with contextlib.ExitStack() as held:
+            made = held.enter_context(trusting.wrap_socket(connected(url), server_hostname="127.0.0.1"))
+            handshakes = [held.enter_context(connected(url)) for _ in range(3)]
+            with connected(url) as one_more, pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+                trusting.wrap_socket(one_more, server_hostname="127.0.0.1")
+            # A handshake that fails, and a client that goes, leave room for others.
+            handshakes[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
+            rest(handshakes[0])
+            wait_until_answered(url, trusting)
+            handshakes[1].close()
+            wait_until_answered(url, trusting)
+            assert made.getpeercert()
+        wait_until_answered(url, trusting)
 
 
 def test_a_second_header_that_does_not_end_loses_the_connection_too(impatient: str) -> None:

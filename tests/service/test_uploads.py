@@ -15,6 +15,7 @@ import pytest
 from retrieval import Gallery, ModelBundle
 from retrieval.client import Client, connect
 from retrieval.service.schemas import JobDetails
+from tests.service.pages import words
 from tests.service.server import Server
 from tests.service.test_gate import refused
 from tests.service.test_jobs import drawn
@@ -97,7 +98,7 @@ def test_photos_are_enrolled_under_a_name_and_leave_no_file(
     assert kept(temporary) == []
     shown = taking.client.get("/enroll").text
     assert "<h3>upload </h3>" in shown
-    assert '<span class="file">cut.jpg</span>' in shown
+    assert '<span class="file">cut.jpg</span>' in words(shown)
     (tmp_path / "c.png").write_bytes(drawn(3))
     by_client = client.wait_for_job(client.upload([tmp_path / "c.png"]).id)
     assert by_client.counts == {"enrolled": 1}
@@ -145,8 +146,8 @@ def test_what_cannot_be_one_upload_is_refused_before_it_is_a_job(taking: Server,
         (sent({"b.png": photo}, faces="one"), "no face detector"),
         ({"files": {"note": (None, "no file")}}, "has no file"),
     ]
-    for options, words in wrong:
-        assert words in refused(post(UPLOADS, **options), 400, "invalid-argument"), options
+    for options, sentence in wrong:
+        assert sentence in refused(post(UPLOADS, **options), 400, "invalid-argument"), options
     refused(post(UPLOADS, json={"identity": "Bo"}), 415, "unsupported-media-type")
     refused(post(UPLOADS, **sent({"b.png": bytes(2**20 + 1)})), 413, "body-too-large")
     too_many = {f"{number}.png": b"" for number in range(1001)}

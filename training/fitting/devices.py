@@ -39,6 +39,6 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def in_software(precision: str, device: torch.device) -> bool:
-    """Whether this precision would be slower than float32: bfloat16 on a CPU without instructions for it."""
+    """Returns whether a precision is slower than float32: bfloat16 on a CPU without instructions for it."""
     plain = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
     return precision == "bf16" and device.type == "cpu" and plain

@@ -1,4 +1,7 @@
-"""Validation of a fitted network on the held-out photos of its split."""
+"""Validation of a fitted network on the held-out photos of its split, for the report of `train`.
+
+`faceprint evaluate`, which measures a finished bundle by a protocol, is `training.evaluation`.
+"""
 
 from dataclasses import dataclass
 
@@ -13,13 +16,15 @@ from training.data.dataset import Photographs, Sample, Split
 from training.fitting.fit import outputs
 from training.metrics import identification
 
-# Number of closest training photos that are kept for each held-out photo.
+# Number of closest training photos that are kept for each held-out photo; fewer if there are fewer.
 NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results on the held-out photos, searched among the training photos.
+    """The results on the held-out photos: their classification, and a search among the training photos.
+
+    There are n held-out photos, in the order of `Split.validation`, and k = min(5, training photos).
 
     Attributes:
         validation_accuracy: share of the held-out photos that the classifier labels correctly.
@@ -28,8 +33,8 @@ class Evaluation:
         predicted: (n,) predicted label of each held-out photo.
         probability: (n,) softmax probability of that label.
         actual: (n,) true label.
-        closest: (n, k) index into the training samples, nearest first.
-        distances: (n, k) Euclidean.
+        closest: (n, k) index into `Split.train` of the closest training photos, nearest first.
+        distances: (n, k) Euclidean distances between the embeddings of a photo and its closest ones.
     """
 
     validation_accuracy: float
@@ -41,12 +46,19 @@ class Evaluation:
     distances: NDArray[np.float64]
 
     def confusions(self) -> list[tuple[int, int, int]]:
-        """Returns (actual, predicted, count) of every wrong pair, the most frequent first."""
+        """Returns (actual label, predicted label, photos) of wrong predictions, the most frequent first."""
         return identification.confusions(self.predicted.tolist(), self.actual.tolist())
 
 
 def evaluate(network: Network, split: Split, reader: PhotoReader, *, workers: int) -> Evaluation:
-    """Measures a network on its split: classifier accuracy and closest-image agreement."""
+    """Measures a network on its split; leaves the network in evaluation mode.
+
+    Args:
+        network: on the device where it computes.
+        split: the photos that it was fitted to, and the held-out ones.
+        reader: reads the photos as for the fit, without augmentation.
+        workers: processes that read photos; 0 reads in this one.
+    """
     train, _, train_labels = _all_outputs(network, split.train, reader, workers)
     held_out, logits, actual = _all_outputs(network, split.validation, reader, workers)
     distances, closest = brute_force.nearest(held_out, train, NEIGHBOURS)
@@ -54,6 +66,7 @@ def evaluate(network: Network, split: Split, reader: PhotoReader, *, workers: in
     predicted = probabilities.argmax(1)
     return Evaluation(
         validation_accuracy=identification.accuracy(predicted, actual),
+        # The label of the closest training photo, taken as a prediction.
         closest_image_agreement=identification.accuracy(train_labels[closest[:, 0]], actual),
         predicted=predicted,
         probability=probabilities.max(1),

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from retrieval.database.reader import Reader
-from retrieval.database.records import DoubtState, Face
+from retrieval.database.records import DoubtState, Face, Merge
 from retrieval.gallery.gallery import Gallery
 from retrieval.quality import doubts
 from retrieval.quality.audit_report import HEADINGS, Doubt, Kind, ProposedAct, group_names
@@ -87,6 +87,7 @@ class ShownDoubt:
         outcome: what was decided and done, in a sentence.
         gives, merges: the names of the act that a confirmation does: to whom the faces are given, or which
             person is merged into which one; None without that.
+        names: that may occur in these texts.
     """
 
     doubt: Doubt
@@ -98,6 +99,7 @@ class ShownDoubt:
     outcome: str
     gives: str | None
     merges: tuple[str, str] | None
+    names: frozenset[str]
 
 
 @router.get("/doubts")
@@ -245,7 +247,7 @@ def _shown(reader: Reader, one: Doubt) -> ShownDoubt:
     is_whole = len(one.identities) == len(one.key.identity_ids)
     asked = _QUESTIONS[one.kind] if is_whole else (HEADINGS[one.kind], "Yes", "No")
     question, yes, no = (words.format(*one.identities) if is_whole else words for words in asked)
-    act = one.act
+    act, merge = one.act, _merge_of(reader, one)
     return ShownDoubt(
         doubt=one,
         heading=HEADINGS[one.kind],
@@ -253,10 +255,19 @@ def _shown(reader: Reader, one: Doubt) -> ShownDoubt:
         yes=yes,
         no=no,
         sides=_sides(reader, one),
-        outcome=_outcome(reader, one, names),
+        outcome=_outcome(one, names, merge),
         gives=None if act is None or act.identity_id is not None else names.get(act.into_id),
         merges=_merged(act, names),
+        names=frozenset((*one.identities, *names.values(), *((merge.name, merge.into) if merge else ()))),
     )
+
+
+def _merge_of(reader: Reader, one: Doubt) -> Merge | None:
+    """Returns the merge that the confirmation of a doubt made; None without one."""
+    if one.state is not DoubtState.CONFIRMED:
+        return None
+    made = reader.doubts([one.id])[one.id].merge_id
+    return None if made is None else reader.merges_by_id([made]).get(made)
 
 
 def _sides(reader: Reader, one: Doubt) -> tuple[Side, ...]:
@@ -281,14 +292,12 @@ def _merged(act: ProposedAct | None, names: Mapping[int, str]) -> tuple[str, str
     return names[act.identity_id], names[act.into_id]
 
 
-def _outcome(reader: Reader, one: Doubt, names: Mapping[int, str]) -> str:
+def _outcome(one: Doubt, names: Mapping[int, str], merge: Merge | None) -> str:
     """Returns what was decided about a doubt, and done, in a sentence."""
     if one.state is DoubtState.OPEN:
         return "The answer was taken back."
     if one.state is DoubtState.DISMISSED:
         return "Dismissed."
-    made = reader.doubts([one.id])[one.id].merge_id
-    merge = None if made is None else reader.merges_by_id([made]).get(made)
     if merge is not None:
         return f"Confirmed: {merge.name} was merged into {merge.into}."
     if one.act is not None and one.act.does == "assign" and one.act.into_id in names:

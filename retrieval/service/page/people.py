@@ -15,6 +15,7 @@ from retrieval.database.records import Face, Merge, Person, Receipt
 from retrieval.errors import InputError, NotFound
 from retrieval.gallery import merges
 from retrieval.gallery.gallery import Gallery
+from retrieval.pages.html import readable
 from retrieval.service import cursors
 from retrieval.service.page.rendering import check_form, is_partial, page, see
 from retrieval.service.refusals import Code, Refusal
@@ -156,17 +157,22 @@ async def forget(request: Request, service: ServiceOf, person: PersonId) -> Resp
     """Erases a person, after their name was typed."""
     typed = composed(str((await request.form()).get("identity", "")).strip())
     facts = await run_in_threadpool(_facts, service.gallery, person)
-    if typed != composed(facts["person"].name.strip()):
+    if typed not in _typed_forms(facts["person"].name):
         return page(request, "forget", status=HTTPStatus.UNPROCESSABLE_ENTITY, wrong=True, **facts)
 
     def work(gallery: Gallery) -> str:
         with gallery.vault.store.read() as reader:
             current = _person(gallery, reader, person).name
-        if composed(current.strip()) != typed:
+        if typed not in _typed_forms(current):
             raise _renamed_meanwhile()
         return gallery.forget(person).id
 
     return see(f"/receipts/{await change(request, work)}")
+
+
+def _typed_forms(name: str) -> set[str]:
+    """Returns what may be typed for a name: the name, or what the page shows of it, with boxes."""
+    return {composed(form.strip()) for form in (name, readable(name))}
 
 
 def _person(gallery: Gallery, reader: Reader, number: int) -> Person:

@@ -1,11 +1,14 @@
 """What the pages share: templates, headers, what a viewer may do, and how refusals look to people."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
 from fastapi import Request
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope as AsgiScope
 
@@ -55,7 +58,42 @@ def _minute(time: str) -> str:
     return f"{time[:10]} {time[11:16]} UTC"
 
 
-_templates: Final = html.environment("retrieval.service.page", "templates", filters={"minute": _minute})
+def _bdi(name: object) -> Markup:
+    """Returns a name, or another text of a user, so that its direction changes nothing around it."""
+    return Markup("<bdi>{}</bdi>").format(html.readable(str(name)))
+
+
+def _isolated(name: str) -> Markup:
+    """Returns the same for where no elements may stand, such as titles: between FSI and PDI of Unicode."""
+    return Markup("\u2068{}\u2069").format(html.readable(name))
+
+
+def _naming(sentence: str, names: Iterable[str]) -> Markup:
+    """Returns a sentence in which each of some names is isolated wherever it occurs."""
+    shown = sorted({html.readable(name) for name in names if name}, key=len, reverse=True)
+    if not shown:
+        return escape(html.readable(sentence))
+    # The pieces of a split by a group alternate: outside, name, outside.
+    pieces = re.split(f"({'|'.join(map(re.escape, shown))})", html.readable(sentence))
+    return Markup("").join(_bdi(piece) if place % 2 else piece for place, piece in enumerate(pieces))
+
+
+def _exact(name: str) -> Markup:
+    """Returns a name that a form sends back: with the characters that are only shown as boxes."""
+    return escape(name)
+
+
+_templates: Final = html.environment(
+    "retrieval.service.page",
+    "templates",
+    filters={
+        "minute": _minute,
+        "bdi": _bdi,
+        "isolated": _isolated,
+        "naming": _naming,
+        "exact": _exact,
+    },
+)
 _templates.globals["asset"] = assets.address
 
 

@@ -78,22 +78,53 @@ function setUpSearch(form) {
     if (file) ask(form, file);
   });
   const answers = one("#answers");
-  form.addEventListener("htmx:beforeRequest", () => answers.setAttribute("aria-busy", "true"));
-  form.addEventListener("htmx:afterRequest", () => {
+  const sent = new WeakMap(); // the photo of each request: a later one may replace it before it is answered
+  let shown = null; // the photo of the answers that are shown, which the service does not keep
+  form.addEventListener("htmx:beforeRequest", (event) => {
+    sent.set(event.detail.xhr, one('input[type="file"]', form).files[0]);
+    answers.setAttribute("aria-busy", "true");
+  });
+  setUpFaces(answers, () => shown);
+  form.addEventListener("htmx:afterRequest", (event) => {
+    if (event.detail.successful) shown = sent.get(event.detail.xhr);
     answers.removeAttribute("aria-busy");
     one('input[type="file"]', form).value = "";
     document.body.classList.toggle("answered", Boolean(one(".answer", answers)));
   });
   for (const failed of ["htmx:sendError", "htmx:timeout"]) {
-    form.addEventListener(failed, () => {
-      const note = document.createElement("p");
-      note.className = "note problem";
-      note.setAttribute("role", "alert");
-      note.textContent = "The service does not answer; is it still running?";
-      answers.replaceChildren(note);
-    });
+    form.addEventListener(failed, () => answers.replaceChildren(noAnswer()));
   }
   setUpCamera(form, one("#camera"));
+}
+
+function noAnswer() {
+  const note = document.createElement("p");
+  note.className = "note problem";
+  note.setAttribute("role", "alert");
+  note.textContent = "The service does not answer; is it still running?";
+  return note;
+}
+
+// Faces of an answer that are enrolled from their cards: the photo is sent once more, with the name.
+function setUpFaces(answers, photo) {
+  answers.addEventListener("htmx:configRequest", (event) => {
+    if (event.target.matches("[data-with-photo]")) event.detail.formData.set("image", photo());
+  });
+  // A refusal does not take the place of the field, in which the name can be mended.
+  answers.addEventListener("htmx:beforeSwap", (event) => {
+    const card = event.detail.target;
+    if (card.matches(".enroll-face") && event.detail.xhr.status >= 400) event.detail.target = one("[data-problem]", card);
+  });
+  answers.addEventListener("htmx:afterSettle", (event) => {
+    const done = event.detail.target.matches(".enroll-face") && one("[data-focus]", event.detail.target);
+    if (done) done.focus();
+  });
+  for (const failed of ["htmx:sendError", "htmx:timeout"]) {
+    answers.addEventListener(failed, (event) => {
+      const card = event.target.closest(".enroll-face");
+      if (card) one("[data-problem]", card).replaceChildren(noAnswer());
+    });
+  }
 }
 
 function setUpCamera(form, dialog) {
@@ -247,7 +278,7 @@ function setUpEnroll(form) {
   // `html` is a part of a page that the service made, with all names escaped.
   function ended(photo, kind, text, html) {
     const item = document.createElement("li");
-    const file = document.createElement("span");
+    const file = document.createElement("bdi");
     file.className = "file";
     file.textContent = photo.path;
     const said = document.createElement("span");
