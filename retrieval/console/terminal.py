@@ -4,6 +4,7 @@ import os
 import sys
 from typing import Any
 
+from retrieval.system import paths
 from retrieval.system.paths import is_url
 
 
@@ -17,11 +18,11 @@ def console() -> Any:
     return Console(highlight=False, soft_wrap=True, width=width, emoji=False)
 
 
-def text(shown: str, style: str = "") -> Any:
+def text(words: str, style: str = "") -> Any:
     """Returns text for the terminal, with control characters replaced, so that names cannot control it."""
     from rich.text import Text
 
-    return Text("".join(letter if letter.isprintable() else "\ufffd" for letter in shown), style)
+    return Text(paths.shown(words), style)
 
 
 def progress(verb: str, *, rejects: bool = True) -> Any:

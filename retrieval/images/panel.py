@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from retrieval.errors import UnreadableImage
 from retrieval.images import pixels
+from retrieval.system.paths import shown
 
 _TILE: Final = 180
 _GAP: Final = 14
@@ -117,7 +118,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _shortened(text: str, width: int, size: int) -> str:
     """Returns the text on one line, cut with an ellipsis where it is wider than `width` pixels."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = shown(text, lambda letter: " ")
     font = _font(size)
     if font.getlength(text) <= width:
         return text

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from retrieval.images import pixels
+from retrieval.system.paths import shown
 
 # JPEG quality of thumbnails.
 _QUALITY: Final = 80
@@ -93,7 +94,7 @@ def gone(why: str) -> Markup:
 
 def readable(words: str) -> str:
     """Returns a name as it can be shown: control characters and halves of letters become boxes."""
-    return words if words.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in words)
+    return shown(words)
 
 
 def coded(words: str) -> Markup:

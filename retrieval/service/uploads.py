@@ -19,7 +19,7 @@ from retrieval.service.settings import Limits
 from retrieval.sources import photos
 from retrieval.sources.photos import Photo
 from retrieval.system import files
-from retrieval.system.paths import composed, readable
+from retrieval.system.paths import composed, shown, readable
 
 _PREFIX: Final = "faceprint-uploads-"
 
@@ -131,7 +131,7 @@ def _written(folder: Path, number: int, sent: Sent) -> Kept:
 
 def _safe_name(name: str) -> str:
     base = composed(re.split(r"[/\\]", name)[-1])
-    kept = "".join(letter for letter in base if letter.isprintable())[:_MAX_NAME]
+    kept = shown(base, lambda letter: "")[:_MAX_NAME]
     return kept if kept.lower().endswith(".zip") else f"{kept}.zip"
 
 

@@ -5,7 +5,7 @@ import posixpath
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -14,6 +14,9 @@ _AUTHORITY: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)")
 
 # Characters that two URL parsers may treat differently: white space, control characters, the backslash.
 _AMBIGUOUS: Final = re.compile(r"[\x00-\x20\x7f\\]")
+
+# "Zero width non-joiner" and "zero width joiner".
+_JOINERS: Final = "\u200c\u200d"
 
 # Schemes that name a server, and their default ports. In other schemes the authority is, say, a bucket.
 _PORTS: Final = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "ssh": 22, "smb": 445}
@@ -96,10 +99,18 @@ def readable(name: str | os.PathLike[str]) -> str:
 
 def printable(name: str | os.PathLike[str]) -> str:
     """Returns a name for a sentence, on one line: `readable`, with control characters as escapes too."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in readable(name)
-    )
+    return shown(readable(name), lambda letter: letter.encode("unicode_escape").decode())
+
+
+def shown(text: str, instead: Callable[[str], str] = lambda letter: "\ufffd") -> str:
+    """Returns a text with replacements for what cannot be shown on one line, such as control characters.
+
+    Joiners, which Python counts among those, stay: Persian names and those in Indic scripts are spelled with
+    them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in _JOINERS else instead(one) for one in text)
 
 
 def is_utf8_name(path: str) -> bool:

@@ -10,8 +10,10 @@ import pytest
 from jinja2 import UndefinedError
 from PIL import Image
 
+from retrieval.console import terminal
 from retrieval.errors import UnreadableImage
 from retrieval.pages import html
+from retrieval.system.paths import printable
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -82,6 +84,15 @@ def test_what_cannot_be_shown_is_a_box(package: str, name: str) -> None:
     assert "\ufffd" in page
     assert "\x1b" not in page
     assert html.readable(name) in Tags(page.encode()).words
+
+
+def test_a_name_that_is_spelled_with_joiners_is_shown_as_it_is(package: str) -> None:
+    """In Persian, and in Hindi; a letter between them that changes the direction is a box all the same."""
+    for name in ("علی\u200cرضا", "शर्\u200dमा"):
+        assert name in Tags(made(package, name)).words
+        assert terminal.text(name).plain == printable(name) == name
+    assert html.readable("a\u200c\u202eb") == "a\u200c\ufffdb"
+    assert printable("a\u200c\u202eb") == "a\u200c\\u202eb"
 
 
 def test_a_page_needs_nothing_from_outside_and_follows_the_reader(package: str) -> None:
