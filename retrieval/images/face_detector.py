@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -38,24 +39,14 @@ class FaceDetector:
         Raises:
             InputError: it is not an ONNX file, or not a detector of this family.
         """
-        import onnxruntime
-
         self.sha256: Final = hashlib.sha256(graph).hexdigest()
         self.graph: Final = graph
-
-        def opened(*, arena: bool) -> Any:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            options.log_severity_level = 3
-            options.enable_cpu_mem_arena = arena
-            return onnxruntime.InferenceSession(for_any_size, options, providers=["CPUExecutionProvider"])
-
         try:
             onnx_graph.check_graph(graph)
-            for_any_size = onnx_graph.for_any_size(graph)
+            self._for_any_size: Final = onnx_graph.for_any_size(graph)
             # onnxruntime's arena saves a third of the time, but keeps the memory of each thread's largest
             # picture.
-            self._small, self._large = opened(arena=True), opened(arena=False)
+            self._small: Final = _session(self._for_any_size, arena=True)
         except onnx_graph.RefusedGraph as error:
             raise InputError(f"{name} is not run as a face detector: {error}; name another file.") from error
         except Exception as error:
@@ -69,6 +60,11 @@ class FaceDetector:
             )
         self._input = inputs[0]
         self._check(name)
+
+    @cached_property
+    def _large(self) -> Any:
+        # Opened when it is needed: most photos are looked at in a small size only.
+        return _session(self._for_any_size, arena=False)
 
     def __reduce__(self) -> tuple[type["FaceDetector"], tuple[bytes]]:
         return type(self), (self.graph,)
@@ -89,3 +85,13 @@ class FaceDetector:
         cells = [height * width // stride**2 for stride in STRIDES]
         if found != [(1, count, columns) for columns in (1, 1, 4, 10) for count in cells]:
             raise InputError(f"{name} gives outputs of other shapes than YuNet; name another file.")
+
+
+def _session(graph: bytes, *, arena: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = arena
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
