@@ -1,5 +1,6 @@
 """Real servers for the tests of this folder; tests skip where one is absent."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -12,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.gallery.gallery import Gallery
+from retrieval.index.milvus import MilvusVectors
+from retrieval.models.bundle import ModelBundle
 from tests.engines.postgresql_server import PostgresqlServer, programs
+from tests.operations import tiny_model
 
 _SECONDS = 120.0
 
@@ -123,8 +128,11 @@ def schema_address(postgresql_server: PostgresqlServer) -> str:
 
 @pytest.fixture(scope="session")
 def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running server of Milvus, without a collection."""
+    """The address of a running server of Milvus: one of its own, unless FACEPRINT_TEST_MILVUS names one."""
     pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'faceprint[milvus]'")
+    if address := os.environ.get("FACEPRINT_TEST_MILVUS"):
+        yield address
+        return
     if importlib.util.find_spec("milvus") is None:
         pytest.skip("no Milvus server is installed")
     with socket.socket() as probe:
@@ -149,3 +157,28 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def collection(milvus: str) -> str:
     """The address of a collection that does not exist yet."""
     return f"{milvus}/faces_{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder of this test, in which models of databases lie."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(workspace: Path) -> ModelBundle:
+    """A small model, of 8 numbers."""
+    return tiny_model(workspace / "model")
+
+
+@pytest.fixture
+def databases(
+    schema_address: str, collection: str, bundle: ModelBundle, cache: Path
+) -> Iterator[tuple[str, str]]:
+    """The addresses of the rows and of the vectors of an empty gallery."""
+    Gallery.create(schema_address, bundle, vectors=collection).close()
+    yield schema_address, collection
+    with contextlib.closing(MilvusVectors.open(collection, bundle.dimension)) as opened:
+        opened.drop()
