@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from retrieval.search.nearest import Match, Prediction
 
 
-def tell_about_decisions(gallery: Path, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
+def tell_about_decisions(gallery: str, decisions: "Sequence[Decision | None]", *, foretell: bool) -> None:
     """Prints once, on standard error, why there are no decisions, or which error rates to expect of them."""
     if not decisions:
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.cli import options
-from retrieval.cli.opening import open_gallery, open_or_create
+from retrieval.cli.opening import open_gallery, open_or_create, require_folder
 from retrieval.cli.output import print_json
 from retrieval.console import terminal
 from retrieval.errors import DataError, Interrupted
@@ -55,8 +55,9 @@ def restore(
     """
     from retrieval.gallery.gallery import Gallery
 
+    folder = require_folder(gallery, "restore it to one, and copy that with `faceprint copy`")
     receipts = [_read_receipt(path) for path in receipt or ()]
-    done = Gallery.restore(backup, gallery, receipts=receipts, via="faceprint restore")
+    done = Gallery.restore(backup, folder, receipts=receipts, via="faceprint restore")
     if as_json:
         print_json(asdict(done))
         return
@@ -99,6 +100,7 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="EXPORT", help="A folder that `faceprint export` wrote.", show_default=False)],
     gallery: options.Gallery,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery: the one that made the vectors.", show_default=False)] = None,
+    vectors: options.Vectors = None,
 ) -> None:  # fmt: skip
     """Enroll what another gallery exported. A new gallery needs --model."""
     from retrieval.system.signals import graceful
@@ -106,7 +108,10 @@ def import_(
 
     exported = read_export(source)
     # Nothing is embedded: the model is loaded only to check that it runs.
-    with open_or_create(gallery, model, "import", device="cpu") as opened, graceful() as should_stop:
+    with (
+        open_or_create(gallery, model, "import", vectors=vectors, device="cpu") as opened,
+        graceful() as should_stop,
+    ):
         done = opened.import_export(exported, should_stop=should_stop)
     terminal.console().print(
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"

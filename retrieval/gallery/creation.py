@@ -15,9 +15,22 @@ from retrieval.storage.backup_integrity import gallery_model
 from retrieval.storage.layout import VECTORS
 from retrieval.storage.restore import Restored, restore_vault
 from retrieval.storage.vault import Vault
-from retrieval.system import lock
-from retrieval.system.files import is_free, whole_folder, why
+from retrieval.system import files, lock
+from retrieval.system.files import whole_folder, why
 from retrieval.system.places import Place
+
+
+def is_free(place: Place) -> bool:
+    """Returns whether there is nothing at a place where a gallery can be created.
+
+    Raises:
+        InputError, MissingDependency, GalleryBusy, StorageError: a database cannot be asked.
+    """
+    if place.database is not None:
+        from retrieval.database.engines.postgresql import Postgresql
+
+        return not Postgresql.has_gallery(place.database)
+    return files.is_free(Path(place.text))
 
 
 def create(place: Place, bundle: ModelBundle, *, vectors: str | None, shared: bool) -> None:
@@ -71,7 +84,7 @@ def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str
         InputError: the gallery in `folder` is not the one that was backed up.
         StorageError, GalleryBusy: nothing was changed.
     """
-    if not is_free(folder):
+    if not files.is_free(folder):
         return _restore(source, folder, receipts=receipts, via=via, fresh=False)
     bundle = gallery_model(source)
     with _new_folder(folder) as made:

@@ -15,7 +15,7 @@ class GalleryInfo:
     `coordinates` is the number of bytes of a code; 0 if codes do not pay, None if no quantizer was trained
     yet. `calibration` is the result of `Calibration.fields`; None if the gallery is not calibrated. `follows`
     says which published gallery it is a copy of, and how old: the result of `Follower.facts`; None for a
-    gallery.
+    gallery. `vectors` is the address of the vectors of a gallery in databases; None for one in a folder.
     """
 
     folder: str
@@ -41,6 +41,7 @@ class GalleryInfo:
     calibration: dict[str, Any] | None = None
     twins: tuple[tuple[str, ...], ...] = ()
     follows: dict[str, Any] | None = None
+    vectors: str | None = None
 
 
 def gallery_info(model: ActiveModel) -> GalleryInfo:
@@ -53,6 +54,7 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         coded, sizes = reader.codes(), model.vault.sizes(reader)
         bases = list(reader.bases(generation.id).values())
         calibration = model.vault.state(reader).calibration
+        vectors = None if model.vault.in_folder else reader.vectors_address(generation.id)
     follower = model.vault.follower
     named = [(name, number) for name, number in identities if name is not None]
     return GalleryInfo(
@@ -81,4 +83,5 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         calibration=None if calibration is None else calibration.fields(),
         twins=twins(name for name, _ in named),
         follows=None if follower is None else follower.current().facts(),
+        vectors=vectors,
     )

@@ -22,6 +22,7 @@ from retrieval.storage.compaction import Compacted
 from retrieval.storage.optimization import Optimized
 from retrieval.storage.restore import Restored
 from retrieval.storage.vault import Vault, in_folder
+from retrieval.system.places import Place
 from retrieval.transfer import export, import_
 from retrieval.transfer.import_ import Imported
 from retrieval.transfer.manifest import Export
@@ -32,6 +33,15 @@ _RESTORE: Final = "restore the databases from backups of their own, or copy a fo
 _BACK_UP: Final = "back up both servers by their own means, or copy it to a folder and back up that"
 _NO_CODES: Final = "Milvus compares whole vectors, without codes"
 _COMPACT: Final = "VACUUM the tables in PostgreSQL, and compact the collection in Milvus"
+
+
+def verify_at(place: Place, vectors: str | None = None) -> Verification:
+    """Checks the gallery at a place; see `GalleryUpkeep.verify`, which needs an undamaged one."""
+    if place.database is None:
+        return integrity.verify(Path(place.text))
+    from retrieval.gallery import server_integrity
+
+    return server_integrity.verify(place.database, vectors)
 
 
 class GalleryUpkeep:
@@ -97,9 +107,12 @@ class GalleryUpkeep:
     # Integrity and speed
 
     def verify(self) -> Verification:
-        """Reads every byte and compares it with what was written; see `integrity.verify`."""
+        """Reads every byte and compares it with what was written; see `integrity.verify`.
+
+        In databases it reads every row and every vector; see `server_integrity.verify`.
+        """
         self.vault.store.check_open()
-        return integrity.verify(self._in_folder("").folder)
+        return verify_at(Place.of(self.vault.place), self.vault.vectors_address)
 
     def repair(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from retrieval.database.reader import Reader
 from retrieval.database.records import AuditEntry, Calibration, Generation, utc_now
@@ -69,9 +69,13 @@ class AnyVault(ABC):
         read_only: whether writing is refused.
         via: the caller in the audit log: a command, or "library".
         follower: the card of a folder that follows a published gallery, which is always read-only; else None.
+        in_folder: whether rows and vectors are files of a folder.
+        remains: what an erasure leaves where this program does not reach, as a sentence; None for nothing.
         vectors_address: where its vectors are, if it was opened with that; else None.
     """
 
+    in_folder: ClassVar[bool] = False
+    remains: ClassVar[str | None] = None
     vectors_address: str | None = None
 
     def __init__(

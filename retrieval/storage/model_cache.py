@@ -6,6 +6,8 @@ another machine leaves this one when the gallery is opened next.
 """
 
 import hashlib
+import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -94,3 +96,17 @@ def _write_card(reader: Reader, generation: Generation, folder: Path) -> None:
             "from a backup."
         )
     write_durably(folder / CARD, card)
+
+
+def problems(reader: Reader, generation: Generation) -> Iterator[tuple[str, str]]:
+    """Yields name and problem of each file in the database that is not what the model's card states."""
+    card = b"".join(reader.model_file(generation.id, CARD))
+    if hashlib.sha256(card).hexdigest() != generation.card_sha256:
+        yield CARD, "it is not what was written"
+        return
+    for name, expected in json.loads(card)["files"].items():
+        digest = hashlib.sha256()
+        for part in reader.model_file(generation.id, name):
+            digest.update(part)
+        if digest.hexdigest() != expected:
+            yield name, "it is missing, or not what the model's card states"

@@ -7,8 +7,8 @@ The order of every change:
 3. The vectors are stored in Milvus and flushed; only then the transaction commits the rows that name them.
 4. Vectors of removed rows are removed from Milvus after the commit.
 
-A process that dies in between leaves vectors without rows, which are in no answer. The next process that
-writes finds that Milvus has more vectors than there are rows, and removes them.
+A process that dies in between leaves vectors without rows, which are in no answer. The next writer compares
+the numbers of vectors and of rows, where another process has written before it, and removes what has no row.
 
 Milvus is asked when vectors are needed: what concerns names alone works while it is down.
 """
@@ -70,6 +70,13 @@ class ServerVault(AnyVault):
         read_only, via: as of `AnyVault`.
     """
 
+    remains = (
+        "No answer has them from now on. Their bytes are gone once PostgreSQL has vacuumed its tables and "
+        "recycled its log, on replicas and in archives too; once Milvus has compacted the collection, "
+        "removed the old segments and let its log expire; and once the backups of both are gone. The "
+        "settings of your servers say when that is."
+    )
+
     def __init__(self, address: str, store: Store, *, vectors: str | None, read_only: bool, via: str) -> None:
         super().__init__(store.engine.gallery, store, read_only=read_only, via=via)
         self._address = address
@@ -77,7 +84,8 @@ class ServerVault(AnyVault):
         self._opening = threading.Lock()
         self._opened: MilvusVectors | None = None
         self._state: State | None = None
-        self._swept = False
+        # The counters after the last change of this process, which left Milvus without superfluous vectors.
+        self._left: tuple[int, int] | None = None
         self._removed: dict[Writer, list[int]] = {}
 
     @staticmethod
@@ -221,18 +229,20 @@ class ServerVault(AnyVault):
     def writing(self) -> Iterator[Writer]:
         """See `AnyVault`."""
         with self._in_transaction() as writer:
-            swept = self._swept or self._sweep(writer)
+            swept = self._left == _counters(writer) or self._sweep(writer)
+            # Until it is committed, what was stored may be without rows, and what was removed have some.
+            self._left = None
             self._removed[writer] = []
             try:
                 yield writer
+                left = _counters(writer, after=True)
             finally:
-                # Until it is committed, what was stored may be without rows, and what was removed have some.
-                removed, self._swept = self._removed.pop(writer), False
+                removed = self._removed.pop(writer)
         # Removed rows are in no answer any more: their vectors can wait for the next writer.
         with suppress(StorageError):
             if removed:
                 self.collection().remove(np.array(removed, np.int64))
-            self._swept = swept
+            self._left = left if swept else None
 
     @contextmanager
     def trying(self) -> Iterator[Writer]:
@@ -354,6 +364,15 @@ def create_rows(
         gallery=gallery,
         fill=fill_all,
     ).close()
+
+
+def _counters(writer: Writer, *, after: bool = False) -> tuple[int, int]:
+    """Returns the revision, with `after` that of the commit, and the next id of a face.
+
+    If they are not what the last change of a process left, another one has written since, or was killed.
+    """
+    row = writer.gallery()
+    return row.revision + (after and writer.changed), row.next_face_id
 
 
 def _engine(store: Store) -> Postgresql:

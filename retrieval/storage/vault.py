@@ -97,6 +97,8 @@ class Vault(AnyVault):
         folder: the folder of the gallery.
     """
 
+    in_folder = True
+
     def __init__(
         self,
         folder: Path,
@@ -566,7 +568,12 @@ def in_folder(vault: AnyVault, instead: str) -> Vault:
     """
     if isinstance(vault, Vault):
         return vault
-    raise GalleryError(f"{vault.name} is in databases and this needs a folder; {instead}.")
+    raise needs_folder(vault.name, instead)
+
+
+def needs_folder(gallery: str, instead: str) -> GalleryError:
+    """Returns the error for what cannot be done with a gallery in databases; see `in_folder`."""
+    return GalleryError(f"{gallery} is in databases and this needs a folder; {instead}.")
 
 
 def _segment(written: Written, generation: Generation) -> Segment:

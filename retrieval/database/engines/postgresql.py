@@ -17,7 +17,7 @@ What PostgreSQL does differently from SQLite here:
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text, update
@@ -109,6 +109,17 @@ class Postgresql:
             opened.close()
             raise
         return opened
+
+    @classmethod
+    def has_gallery(cls, address: str) -> bool:
+        """Returns whether a schema has a gallery.
+
+        Raises:
+            InputError, MissingDependency: as of `Postgresql`.
+            StorageError: the server cannot be reached, or refused.
+        """
+        with closing(cls(address, read_only=True)) as opened, opened.reading() as connection:
+            return postgresql_schema.version(connection) is not None
 
     def close(self) -> None:
         """See `DatabaseEngine`."""
