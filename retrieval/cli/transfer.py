@@ -11,6 +11,7 @@ from retrieval.cli.opening import open_gallery, open_or_create, require_folder
 from retrieval.cli.output import print_json
 from retrieval.console import terminal
 from retrieval.errors import DataError, Interrupted
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.database.records import Receipt
@@ -74,6 +75,43 @@ def _read_receipt(path: Path) -> "Receipt":
 
     advice = "pass a file that `faceprint forget --receipt` wrote"
     return read_manifest(path, Receipt, error=DataError, advice=advice)
+
+
+def copy(
+    source: Annotated[Place, typer.Argument(metavar="FROM", help="The gallery: its folder, or the address of its database.", show_default=False, parser=Place.of)],
+    target: Annotated[Place, typer.Argument(metavar="TO", help="A new folder, or the address of an empty schema in PostgreSQL.", show_default=False, parser=Place.of)],
+    vectors: Annotated[str | None, typer.Option("--vectors-at", metavar="milvus://HOST:PORT/COLLECTION", help="With an address as TO: where it has its vectors.", show_default=False)] = None,
+    as_json: options.Json = False,
+) -> None:  # fmt: skip
+    """Copy a gallery to a folder or to databases, with all rows and vectors, and compare the two at the end.
+
+    An interrupted copy goes on with what is missing. The copy is the same gallery, with the same UUID: write to one
+    of the two only.
+    """
+    from retrieval.system.signals import graceful
+
+    with (
+        open_gallery(source, "copy") as opened,
+        graceful() as should_stop,
+        terminal.progress("copying") as progress,
+    ):
+        task = progress.add_task("", total=None, pace="", rejected=0)
+
+        def note(done: int, total: int) -> None:
+            pace = terminal.pace(done, total, progress.tasks[0].elapsed or 0.0)
+            progress.update(task, completed=done, total=total, pace=pace)
+
+        done = opened.copy(target, vectors=vectors, on_progress=note, should_stop=should_stop)
+    if as_json:
+        print_json(asdict(done))
+        return
+    there = done.faces - done.vectors
+    terminal.console().print(
+        f"copied {terminal.counted(done.faces, 'face')} to {done.target}"
+        + (f", {there:,} of them in an earlier run" if there else "")
+        + f"; rows and vectors are those of {opened.name}, SHA-256 {done.sha256[:16]}",
+        markup=False,
+    )
 
 
 def export(

@@ -18,6 +18,7 @@ from retrieval.embedding.outcome import Outcome
 from retrieval.embedding.reading import AUTO
 from retrieval.gallery import (
     annotate,
+    copying,
     creation,
     identities,
     merges,
@@ -26,6 +27,7 @@ from retrieval.gallery import (
 )
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
+from retrieval.gallery.copying import Copied
 from retrieval.gallery.enrollment import Enrollment
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.merges import UndoneMerge
@@ -557,6 +559,27 @@ class Gallery(GallerySearches, GalleryUpkeep):
             InputError: no known path is `old` or below it, or both are the same.
         """
         return relocation.relocate(self.vault, old, new, dry_run=dry_run)
+
+    def copy(
+        self,
+        target: str | os.PathLike[str] | Place,
+        *,
+        vectors: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Copied:
+        """Copies one snapshot of the gallery to a new folder, or to new databases; see `copying.copy`.
+
+        The copy keeps the ids of the faces and the UUID of the gallery. An interrupted copy is resumed by the
+        same call. At the end both are compared.
+
+        Args:
+            target: the new gallery's, as `folder` of `create`.
+            vectors, on_progress, should_stop: see `copying.copy`.
+        """
+        return copying.copy(
+            self.vault, Place.of(target), vectors=vectors, on_progress=on_progress, should_stop=should_stop
+        )
 
     # About the gallery
 

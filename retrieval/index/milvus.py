@@ -23,7 +23,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -130,6 +130,43 @@ class MilvusVectors:
             made.close()
             raise
         return made
+
+    @classmethod
+    def create_unfinished(cls, address: str, dimension: int, *, owner: str) -> "MilvusVectors":
+        """Creates an empty collection that is marked as unfinished, or opens one that is, of the same owner.
+
+        Raises:
+            InputError, MissingDependency, StorageError: as of `MilvusVectors`.
+            GalleryError: there is a collection that is not marked so, or that is of another owner.
+        """
+        with closing(cls(address, dimension)) as made, made._translated():
+            if made._client.has_collection(made._collection):
+                if made._mark not in made._marks() or made.owner() != owner:
+                    raise GalleryError(
+                        f"The collection {made.name} exists already, and is not an unfinished copy of this "
+                        "gallery and its model; give another name."
+                    )
+            else:
+                made._make(owner)
+                made._client.create_alias(made._collection, made._mark, timeout=_REQUEST_SECONDS)
+        return cls.open(address, dimension)
+
+    def mark_finished(self) -> None:
+        """Removes the mark of `create_unfinished`.
+
+        Raises:
+            StorageError: the server refused.
+        """
+        with self._translated():
+            self._client.drop_alias(self._mark, timeout=_REQUEST_SECONDS)
+
+    @property
+    def _mark(self) -> str:
+        """The alias of a collection that marks it as unfinished."""
+        return f"{self._collection}__unfinished"
+
+    def _marks(self) -> list[str]:
+        return list(self._client.list_aliases(self._collection, timeout=_REQUEST_SECONDS)["aliases"])
 
     @classmethod
     def open(cls, address: str, dimension: int) -> "MilvusVectors":

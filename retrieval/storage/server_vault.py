@@ -328,6 +328,18 @@ def owner(gallery: str, fingerprint: str) -> str:
     return f"faceprint gallery {gallery}, model {fingerprint}"
 
 
+def check_free(address: str) -> str:
+    """Checks that a gallery can be created in a schema, and creates nothing; returns its name for messages.
+
+    Raises:
+        InputError, MissingDependency, GalleryError, GalleryBusy, StorageError: as of `Store.create_at`.
+    """
+    with closing(Postgresql(address)) as engine:
+        with suppress(_NeverMind), engine.creating():
+            raise _NeverMind
+        return engine.gallery
+
+
 def create_rows(
     address: str,
     bundle: ModelBundle,

@@ -53,12 +53,12 @@ def test_a_gallery_in_databases_is_made_searched_measured_and_erased_by_commands
     model = ["--model", bundle.folder]
     status, _, err = faceprint("ingest", address, photos, *model)
     assert status == 2
-    assert err.endswith("give their address too, as --vectors milvus://HOST:PORT/COLLECTION.\n")
-    assert "enrolled 9" in run("ingest", address, photos, *model, "--vectors", collection)
+    assert err.endswith("give their address too, as --vectors-at milvus://HOST:PORT/COLLECTION.\n")
+    assert "enrolled 9" in run("ingest", address, photos, *model, "--vectors-at", collection)
     assert "already known 9" in run("ingest", address, photos)
-    status, _, err = faceprint("ingest", address, photos, *model, "--vectors", collection)
+    status, _, err = faceprint("ingest", address, photos, *model, "--vectors-at", collection)
     assert status == 2
-    assert "leave --vectors out" in err
+    assert "leave --vectors-at out" in err
     facts = json.loads(run("info", address, "--json"))
     assert (facts["faces"], facts["vectors"]) == (9, collection)
     assert collection in run("info", address)
