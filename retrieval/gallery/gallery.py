@@ -78,7 +78,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
     @classmethod
     def create(
         cls,
-        folder: str | os.PathLike[str] | Place,
+        folder: str | os.PathLike[str],
         bundle: ModelBundle,
         *,
         vectors: str | None = None,
@@ -121,7 +121,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
     @classmethod
     def open(
         cls,
-        folder: str | os.PathLike[str] | Place,
+        folder: str | os.PathLike[str],
         *,
         vectors: str | None = None,
         device: str = "auto",
@@ -562,7 +562,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
 
     def copy(
         self,
-        target: str | os.PathLike[str] | Place,
+        target: str | os.PathLike[str],
         *,
         vectors: str | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,

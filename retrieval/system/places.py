@@ -16,7 +16,7 @@ _PASSWORD_OPTION: Final = re.compile(r"(?<=[?&])password=[^&]*&?")
 class Place:
     """Where a gallery is.
 
-    As a text it is what messages call it: an address without its password.
+    As a text it is what messages call it, an address without its password; as a path, what was given.
 
     Attributes:
         text: as it was given, of a folder without superfluous slashes.
@@ -25,7 +25,7 @@ class Place:
     text: str
 
     @classmethod
-    def of(cls, given: "str | os.PathLike[str] | Place") -> "Place":
+    def of(cls, given: "str | os.PathLike[str]") -> "Place":
         """Returns the place of a text or of a path."""
         if isinstance(given, Place):
             return given
@@ -47,6 +47,9 @@ class Place:
     def folder(self) -> Path | None:
         """The folder; None for the address of a database."""
         return None if _DATABASE.match(self.text) else Path(self.text)
+
+    def __fspath__(self) -> str:
+        return self.text
 
     def __str__(self) -> str:
         if self.database is None:
