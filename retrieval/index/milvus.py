@@ -24,6 +24,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -77,6 +78,9 @@ DIRECT_BYTES: Final = 128 * 2**10
 _ID: Final = "id"
 _VECTOR: Final = "vector"
 _STRONG: Final = "Strong"
+
+# What an error says where the collection is not in the server's memory.
+_NOT_LOADED: Final = "collection not loaded"
 
 
 class MilvusVectors:
@@ -328,30 +332,43 @@ class MilvusVectors:
         step = max(1, _READ_BYTES // (4 * self.dimension * limit))
         chosen = "" if only is None else f"{_ID} in {only.tolist()}"
         for start in range(0, len(queries), step):
-            with self._translated():
-                found = self._client.search(
-                    self._collection,
-                    data=list(queries[start : start + step]),
-                    filter=chosen,
-                    limit=limit,
-                    output_fields=[_VECTOR],
-                    search_params={"metric_type": "L2"},
-                    consistency_level=_STRONG,
-                    timeout=_REQUEST_SECONDS,
-                )
+            search = partial(
+                self._client.search,
+                self._collection,
+                data=list(queries[start : start + step]),
+                filter=chosen,
+                limit=limit,
+                output_fields=[_VECTOR],
+                search_params={"metric_type": "L2"},
+                consistency_level=_STRONG,
+                timeout=_REQUEST_SECONDS,
+            )
+            found = self._answer(search)
             yield from (Hits(one, self.dimension, complete=len(one) < limit) for one in found)
 
     def _query(self, chosen: str, fields: list[str]) -> list[dict[str, Any]]:
+        query = partial(
+            self._client.query,
+            self._collection,
+            filter=chosen,
+            output_fields=fields,
+            consistency_level=_STRONG,
+            timeout=_REQUEST_SECONDS,
+        )
+        return list(self._answer(query))
+
+    def _answer(self, request: Callable[[], Any]) -> Any:
+        """Returns the answer to a request; a server that was started again is told to load the collection."""
+        from pymilvus.exceptions import MilvusException
+
         with self._translated():
-            return list(
-                self._client.query(
-                    self._collection,
-                    filter=chosen,
-                    output_fields=fields,
-                    consistency_level=_STRONG,
-                    timeout=_REQUEST_SECONDS,
-                )
-            )
+            try:
+                return request()
+            except MilvusException as error:
+                if _NOT_LOADED not in str(error.message):
+                    raise
+                self._client.load_collection(self._collection, timeout=_REQUEST_SECONDS)
+                return request()
 
     # The collection
 
