@@ -40,7 +40,7 @@ from benchmarks.galleries import faces, model
 from benchmarks.growth import Growth, Vectors, embeddings, isotropic
 from retrieval.gallery.gallery import Gallery
 from retrieval.index.knn import Explanation
-from retrieval.storage.vault import State
+from retrieval.storage.any_vault import State
 from retrieval.system.cpu import usable_cores
 
 ISOTROPIC_DIMENSION = 2048
@@ -269,10 +269,9 @@ def _layer(gallery: Gallery) -> Callable[..., Any]:
     """Returns the search of the gallery's vector layer, on its current snapshot."""
     with gallery.vault.store.read() as reader:
         state: State = gallery.vault.state(reader)
-    flat = gallery.vault.vectors(state.generation)
 
     def search(queries: Vectors, k: int, explanation: Explanation | None = None) -> Any:
-        return flat.search(state.segments, queries, k, coded=state.coded, explanation=explanation)
+        return state.vectors.nearest(queries, k, explanation=explanation)
 
     return search
 

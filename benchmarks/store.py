@@ -45,10 +45,8 @@ gallery = Gallery.open(sys.argv[1])
 opened = time.perf_counter() - before
 with gallery.vault.store.read() as reader:
     state = gallery.vault.state(reader)
-flat = gallery.vault.vectors(state.generation)
 before = time.perf_counter()
-for segment in state.segments:
-    flat.rows(segment)
+state.vectors.blocks()
 mapped = time.perf_counter() - before
 times = []
 for _ in range(2000):

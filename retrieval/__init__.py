@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from retrieval.embedding.outcome import Outcome, Status
     from retrieval.errors import FaceprintError, Reason, UnreadableImage
     from retrieval.gallery.annotate import Annotated
+    from retrieval.gallery.copying import Copied
     from retrieval.gallery.gallery import Gallery
     from retrieval.gallery.info import GalleryInfo
     from retrieval.gallery.integrity import Finding, Trouble, Verification, verify
@@ -74,6 +75,7 @@ __all__ = [
     "Calibration",
     "Compacted",
     "Condition",
+    "Copied",
     "Decision",
     "DetectedFace",
     "Doubt",
@@ -151,6 +153,7 @@ _HOMES = {
     "Calibration": "database.records",
     "Compacted": "storage.compaction",
     "Condition": "database.filters",
+    "Copied": "gallery.copying",
     "Decision": "search.decisions",
     "DetectedFace": "images.detection",
     "Doubt": "quality.audit_report",

@@ -181,11 +181,10 @@ def contents(folder: Path) -> Contents:
     try:
         with vault.store.read() as reader:
             state = vault.state(reader)
-            flat = vault.vectors(state.generation)
             vectors = {
                 int(number): vector.tobytes()
-                for segment in state.segments
-                for number, vector in zip(*flat.rows(segment), strict=True)
+                for block in state.vectors.blocks()
+                for number, vector in zip(block.ids, block.matrix, strict=True)
             }
             faces = [one for part in reader.all_faces() for one in part]
             people = reader.identity_metadata({one.identity for one in faces if one.identity is not None})

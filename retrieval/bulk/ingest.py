@@ -290,7 +290,8 @@ def _optimize(gallery: Gallery, report: IngestReport) -> None:
     """Optimizes a gallery that has grown, unless the run was interrupted; records the seconds it took."""
     if report.enrolled and not report.interrupted:
         before = time.monotonic()
-        gallery.optimize()
+        if gallery.vault.in_folder:
+            gallery.optimize()
         report.optimizing_seconds = time.monotonic() - before
 
 

@@ -72,6 +72,7 @@ _COMMANDS: Final[dict[str | None, dict[str, Callable[..., None]]]] = {
         "relocate": maintenance.relocate,
         "backup": transfer.backup,
         "restore": transfer.restore,
+        "copy": transfer.copy,
         "export": transfer.export,
         "import": transfer.import_,
         "publish": publish.publish,

@@ -7,6 +7,7 @@ import typer
 
 from retrieval.cli import options
 from retrieval.cli.opening import training_module
+from retrieval.system.places import Place
 
 
 def evaluate(
@@ -14,7 +15,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one subfolder of photos per identity; with --compare, B.", show_default=False)],
     compared_on: Annotated[Path | None, typer.Argument(metavar="DATA", help="With --compare of two models: the photos to evaluate both on.", show_default=False)] = None,
     protocol: Annotated[str | None, typer.Option(metavar="closed|open|lfw-pairs", help="Identify an enrolled person, identify or reject a stranger, or compare two photos.", show_default="closed; open with --gallery")] = None,
-    gallery: Annotated[Path | None, typer.Option(metavar="GALLERY", help="Search DATA's photos in this gallery.", show_default=False)] = None,
+    gallery: Annotated[Place | None, typer.Option(metavar="GALLERY", help="Search DATA's photos in this gallery.", show_default=False, parser=Place.of)] = None,
     pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="For lfw-pairs: pairs and folds, as LFW's pairs.txt.", show_default=False)] = None,
     weights: Annotated[str | None, typer.Option(metavar="imagenet|FILE", help="What training started from: measures the network before fine-tuning too.", show_default=False)] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Lay two folders of --out, or two models, side by side, with paired tests.")] = False,

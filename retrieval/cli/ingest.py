@@ -24,6 +24,7 @@ from retrieval.cli.show import TWINS_SHOWN, in_one_line
 from retrieval.cli.sync_output import print_missing, print_relabelled
 from retrieval.console import terminal
 from retrieval.errors import InputError, Interrupted, Reason
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.bulk.reports import IngestReport
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 class IngestOptions:
     """The arguments and options of one `faceprint ingest`."""
 
-    gallery: Path
+    gallery: Place
+    vectors: str | None
     sources: Sequence[str]
     model: Path | None
     retry: Path | None
@@ -105,6 +107,7 @@ def ingest(
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file, also one that looks unchanged by size, time and inode.")] = False,
     summary: options.Summary = None,
     log_json: options.LogJson = False,
+    vectors: options.Vectors = None,
     share: Annotated[str | None, typer.Option(metavar="group", help="Let the group read a new gallery, too.", show_default="only you can read it")] = None,
     device: options.Device = "auto",
     precision: options.Precision = "float32",
@@ -124,6 +127,7 @@ def ingest(
     """
     wanted = IngestOptions(
         gallery=gallery,
+        vectors=vectors,
         sources=sources or (),
         model=model,
         retry=retry,
@@ -212,7 +216,14 @@ def _enroll_vectors(wanted: IngestOptions) -> None:
     with (
         ReportFile(wanted.report) as lines,
         # Nothing is embedded: the model of a new gallery is loaded only to check that it runs.
-        open_or_create(wanted.gallery, wanted.model, "ingest", device="cpu", share=wanted.share) as opened,
+        open_or_create(
+            wanted.gallery,
+            wanted.model,
+            "ingest",
+            vectors=wanted.vectors,
+            device="cpu",
+            share=wanted.share,
+        ) as opened,
     ):
         with watched("enrolling", total, lines, log_json=wanted.log_json) as (on_outcome, should_stop):
             done = ingest_embeddings(
@@ -245,6 +256,7 @@ def _enroll_photos(wanted: IngestOptions) -> None:
             wanted.gallery,
             wanted.model,
             "ingest",
+            vectors=wanted.vectors,
             device=wanted.device,
             precision=wanted.precision,
             share=wanted.share,

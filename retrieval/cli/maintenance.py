@@ -11,10 +11,11 @@ import typer
 
 from retrieval.cli import options
 from retrieval.cli.command import in_current_options
-from retrieval.cli.opening import open_gallery
+from retrieval.cli.opening import open_gallery, require_folder
 from retrieval.cli.output import print_json, write_lines
 from retrieval.console import terminal
 from retrieval.errors import InputError, Interrupted, RunError
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.database.records import Face
@@ -28,13 +29,14 @@ def verify(gallery: options.Gallery, as_json: options.Json = False) -> None:
 
     Exit status: 0 when everything is as it was written, 1 when something is not.
     """
-    from retrieval.gallery.integrity import verify as verify_gallery
+    from retrieval.gallery.upkeep import verify_at
     from retrieval.storage.layout import BACKUP_CARD, DATABASE
 
-    if os.path.lexists(gallery / BACKUP_CARD) and not (gallery / DATABASE).exists():
-        _verify_backup(gallery, as_json)
+    folder = gallery.folder
+    if folder is not None and os.path.lexists(folder / BACKUP_CARD) and not (folder / DATABASE).exists():
+        _verify_backup(folder, as_json)
         return
-    found = verify_gallery(gallery)
+    found = verify_at(gallery)
     if as_json:
         print_json(asdict(found))
     else:
@@ -102,7 +104,14 @@ def repair(
     from retrieval.models.bundle import ModelBundle
 
     bundle = ModelBundle.load(model) if model is not None else None
-    done = repair_gallery(gallery, backup=backup, model=bundle, give_up=give_up, fetch=fetch, device=device)
+    done = repair_gallery(
+        require_folder(gallery, "restore the databases from backups of their own"),
+        backup=backup,
+        model=bundle,
+        give_up=give_up,
+        fetch=fetch,
+        device=device,
+    )
     if as_json:
         reasons = {number: in_current_options(why) for number, why in done.reasons.items()}
         print_json(asdict(done) | {"reasons": reasons})
@@ -132,7 +141,7 @@ def _print_repaired(done: "Repaired") -> None:
         printed.print(terminal.text(shown))
 
 
-def _fail_for_what_is_left(done: "Repaired", gallery: Path) -> None:
+def _fail_for_what_is_left(done: "Repaired", gallery: Place) -> None:
     """Raises an error where something could not be repaired."""
     from retrieval.gallery.integrity import Trouble
 

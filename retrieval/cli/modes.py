@@ -86,6 +86,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         Use(("val_fraction",), bars=("protocol=lfw-pairs",), why="splits nothing"),
     ),
     "ingest": (
+        Use(("vectors",), needs=("model",)),
         Use(
             ("model", "metadata", "report", "strict", "summary", "share", "rehash", *_DECODING, *_EMBEDDING),
             bars=("dry_run",),
@@ -104,6 +105,7 @@ USES: Final[Mapping[str, tuple[Use, ...]]] = {
         Use(("relabel", "rehash", *_DECODING, *_EMBEDDING), needs=("sources", "retry")),
         Use(("model", "strict", "summary", "share"), needs=("sources", "retry", "embeddings")),
     ),
+    "import": (Use(("vectors",), needs=("model",)),),
     "embed": (
         Use(_FACE_LIMITS, bars=("faces=none",), why="looks for no faces"),
         Use(("cores_per_worker",), bars=("device=cuda",), why="gives each worker its share of the cores"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from retrieval.errors import InputError, MissingDependency
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.gallery.gallery import Gallery
@@ -14,33 +15,40 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE: Final = "FACEPRINT_TOKEN"
 
 
-def service_address(gallery: Path) -> str | None:
-    """Returns the address of a service, where that is given in place of a gallery's folder; else None.
+def require_folder(gallery: Place, instead: str) -> Path:
+    """Returns the folder of a gallery, for what needs its files.
 
-    A path of an address has one slash where the address has two: `Path("http://host")` is `http:/host`.
+    Args:
+        gallery: as it was given.
+        instead: what to do with one in databases, as the second half of a sentence.
+
+    Raises:
+        GalleryError: the gallery is in databases.
     """
-    scheme, *rest = gallery.parts or ("",)
-    if scheme not in ("http:", "https:") or not rest or gallery.exists():
-        return None
-    return f"{scheme}//{'/'.join(rest)}"
+    if gallery.folder is not None:
+        return gallery.folder
+    from retrieval.storage.vault import needs_folder
+
+    raise needs_folder(str(gallery), instead)
 
 
 def open_gallery(
-    folder: Path, command: str, *, device: str = "auto", precision: str = "float32"
+    place: Place, command: str, *, device: str = "auto", precision: str = "float32"
 ) -> "Gallery":
     """Opens a gallery, read-only where its folder is not writable."""
     from retrieval.gallery.gallery import Gallery
 
-    read_only = folder.is_dir() and not os.access(folder, os.W_OK)
-    via = f"faceprint {command}"
-    return Gallery.open(folder, device=device, precision=precision, read_only=read_only, via=via)
+    folder, via = place.folder, f"faceprint {command}"
+    read_only = folder is not None and folder.is_dir() and not os.access(folder, os.W_OK)
+    return Gallery.open(place, device=device, precision=precision, read_only=read_only, via=via)
 
 
 def open_or_create(
-    folder: Path,
+    place: Place,
     model: Path | None,
     command: str,
     *,
+    vectors: str | None = None,
     device: str = "auto",
     precision: str = "float32",
     share: str | None = None,
@@ -48,22 +56,24 @@ def open_or_create(
     """Opens a gallery, or creates it where there is none; with `share` a new one is readable by its group.
 
     Raises:
-        InputError: `share` is given and the gallery exists, or there is no gallery and no `model`.
+        InputError: `share` or `vectors` is given and the gallery exists, or there is no gallery and no `model`.
     """
     from retrieval.errors import GalleryError
+    from retrieval.gallery.creation import is_free
     from retrieval.gallery.gallery import Gallery
     from retrieval.models.bundle import ModelBundle
     from retrieval.models.embedder import Embedder
-    from retrieval.system.files import is_free
 
-    free = is_free(folder)
+    free = is_free(place)
     if share is not None and not free:
         raise InputError(
-            f"{folder} is there already; open it to its group with `chmod -R g+rX {folder}` and "
-            f"`chmod g+s {folder}`."
+            f"{place} is there already; open it to its group with `chmod -R g+rX {place}` and "
+            f"`chmod g+s {place}`."
         )
+    if vectors is not None and not free:
+        raise InputError(f"{place} is there already, and states where its vectors are; leave `vectors` out.")
     if free and model is None:
-        raise InputError(f"There is no gallery {folder}; pass --model MODEL to make one.")
+        raise InputError(f"There is no gallery {place}; pass --model MODEL to make one.")
     if free and model is not None:
         bundle = ModelBundle.load(model)
         # Opened first: a model that does not run would leave a gallery that refuses every other model.
@@ -72,8 +82,9 @@ def open_or_create(
         try:
             via = f"faceprint {command}"
             return Gallery.create(
-                folder,
+                place,
                 bundle,
+                vectors=vectors,
                 device=device,
                 precision=precision,
                 via=via,
@@ -82,9 +93,9 @@ def open_or_create(
             )
         except BaseException as error:
             embedder.close()
-            if not isinstance(error, GalleryError):
+            if not isinstance(error, GalleryError) or is_free(place):
                 raise
-    gallery = open_gallery(folder, command, device=device, precision=precision)
+    gallery = open_gallery(place, command, device=device, precision=precision)
     if model is not None:
         gallery.require(ModelBundle.load(model))
     return gallery

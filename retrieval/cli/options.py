@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from retrieval.errors import InputError
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.images.photo_reader import FaceSelection
@@ -16,7 +17,8 @@ _MAX_SEED: Final = 2**63 - 2
 
 _SOURCES: Final = "Folders with one subfolder per identity, flat folders, files, archives (.tar, .tar.gz, .zip), lists (.txt, .csv, .parquet), addresses; - for paths on standard input."
 
-Gallery = Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery's folder.", show_default=False)]
+Gallery = Annotated[Place, typer.Argument(metavar="GALLERY", help="The gallery's folder, or the address of its database.", show_default=False, parser=Place.of)]  # fmt: skip
+Vectors = Annotated[str | None, typer.Option("--vectors-at", metavar="milvus://HOST:PORT/COLLECTION", help="Where a new gallery in a database has its vectors.", show_default=False)]  # fmt: skip
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's folder.", show_default=False)]
 
 OptionalSources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE...]", help=_SOURCES, show_default=False)]  # fmt: skip

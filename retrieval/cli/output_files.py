@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from retrieval.errors import InputError
 from retrieval.system.paths import is_url
+from retrieval.system.places import Place
 
 # Parameters of commands that name a file to write.
 _WRITTEN: Final = ("report", "summary", "json_file", "page", "fix", "plot")
@@ -33,6 +34,7 @@ def refuse_collisions(command: str, given: Mapping[str, Any], spelled: Mapping[s
     """
     taken = {_place(path): name for name in _READ for path in _named(given.get(name))}
     gallery = given.get("gallery")
+    folder = gallery.folder if isinstance(gallery, Place) else None
     for name, path in _written(command, given):
         place = _place(path)
         if place is None:
@@ -42,8 +44,8 @@ def refuse_collisions(command: str, given: Mapping[str, Any], spelled: Mapping[s
             continue
         if other is not None:
             raise InputError(f"{spelled[other]} and {spelled[name]} both name {path}; name two files.")
-        if isinstance(gallery, Path) and os.path.realpath(gallery) in map(str, Path(place).parents):
-            raise InputError(f"{spelled[name]} {path} lies in the gallery {gallery}; name a file outside it.")
+        if folder is not None and os.path.realpath(folder) in map(str, Path(place).parents):
+            raise InputError(f"{spelled[name]} {path} lies in the gallery {folder}; name a file outside it.")
         taken[place] = name
 
 

@@ -3,9 +3,10 @@
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +14,10 @@ from retrieval.cli import options
 from retrieval.cli.opening import open_gallery
 from retrieval.console import terminal
 from retrieval.errors import InputError, RunError
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
-    from retrieval.database.records import Merge, Receipt
+    from retrieval.database.records import Merge
 
 
 def forget(
@@ -35,17 +37,21 @@ def forget(
         raise InputError(f"The receipt {receipt} exists already; name another file.")
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
+        remains = opened.vault.remains
+    told = asdict(done) | ({} if remains is None else {"remains": remains})
     if as_json:
-        typer.echo(json.dumps(asdict(done)))
+        typer.echo(json.dumps(told))
     else:
         terminal.console().print(
             f"forgot {terminal.counted(done.faces, 'face')}; receipt {done.id}, {done.at}, by {done.who}"
         )
+        if remains is not None:
+            terminal.console().print(remains, markup=False)
     if receipt is not None:
-        _write_receipt(receipt, done, gallery)
+        _write_receipt(receipt, told, gallery)
 
 
-def _write_receipt(path: Path, receipt: "Receipt", gallery: Path) -> None:
+def _write_receipt(path: Path, receipt: Mapping[str, Any], gallery: Place) -> None:
     """Writes the receipt of an erasure that is done already.
 
     Raises:
@@ -54,11 +60,11 @@ def _write_receipt(path: Path, receipt: "Receipt", gallery: Path) -> None:
     from retrieval.system.files import why, write_durably
 
     try:
-        write_durably(path, (json.dumps(asdict(receipt)) + "\n").encode())
+        write_durably(path, (json.dumps(receipt) + "\n").encode())
     except OSError as error:
         raise RunError(
-            f"{terminal.counted(receipt.faces, 'face')} of {gallery} {'is' if receipt.faces == 1 else 'are'} erased, "
-            f"but receipt {receipt.id} cannot be written to {path}: {why(error)}; "
+            f"{terminal.counted(receipt['faces'], 'face')} of {gallery} {'is' if receipt['faces'] == 1 else 'are'} erased, "
+            f"but receipt {receipt['id']} cannot be written to {path}: {why(error)}; "
             f"`faceprint audit-log {gallery} --receipts --json` has it."
         ) from error
 

@@ -29,6 +29,8 @@ _POLL_SECONDS: Final = 0.1
 
 _Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="Where it is published: s3://BUCKET/FOLDER, or a folder.", show_default=False)]  # fmt: skip
 
+_PUBLISH: Final = "any number of machines can open it by its address, so nothing needs to follow it"
+
 
 def publish(
     gallery: options.Gallery,
@@ -43,11 +45,12 @@ def publish(
     the command lists which followers have confirmed that they have nothing of it either.
     """
     from retrieval.replication.publish import Publisher
+    from retrieval.storage.vault import in_folder
     from retrieval.system.signals import graceful
 
     seconds = None if every is None else _seconds(every, "--every")
     with open_gallery(gallery, "publish") as opened:
-        publisher = Publisher(opened.vault, address, name=name)
+        publisher = Publisher(in_folder(opened.vault, _PUBLISH), address, name=name)
         _print_published(publisher.publish(), publisher.objects, as_json=as_json)
         if seconds is None:
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from retrieval.cli import options
-from retrieval.cli.opening import TOKEN_VARIABLE, open_gallery, service_address
+from retrieval.cli.opening import TOKEN_VARIABLE, open_gallery
 from retrieval.cli.search_output import (
     draw,
     print_answers,
@@ -19,6 +19,7 @@ from retrieval.cli.search_output import (
 )
 from retrieval.errors import InputError, UnreadableImage
 from retrieval.search.answers import Answer, answer_of_found, answers_of_image
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,9 +125,9 @@ def search(
             *_of_faces(searches, face or []),
             *(_of_vectors(searches, vectors, _dimension(opened)) if vectors is not None else []),
         ]
-        folder = gallery if isinstance(opened, Gallery) else Path(opened.info()["folder"])
+        name = str(gallery) if isinstance(opened, Gallery) else opened.info()["folder"]
     decisions = [answer.decision for answer in answers if answer.error is None]
-    report_decision_quality(folder, decisions, expected=not as_json)
+    report_decision_quality(name, decisions, expected=not as_json)
     (print_answers_as_json if as_json else print_answers)(answers, explanation if explain else None)
     if plot is not None:
         draw(answers, plot)
@@ -135,13 +136,13 @@ def search(
         raise InputError("\nfaceprint: ".join(unreadable))
 
 
-def _opened(gallery: Path, device: str, precision: str, explain: bool) -> "Gallery | Client":
+def _opened(gallery: Place, device: str, precision: str, explain: bool) -> "Gallery | Client":
     """Opens a gallery, or connects to the service of one.
 
     Raises:
         InputError: an option is of no use with a service.
     """
-    url = service_address(gallery)
+    url = gallery.service
     if url is None:
         return open_gallery(gallery, "search", device=device, precision=precision)
     for option, useless in [

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from retrieval.search.nearest import Match, Prediction
 
 
-def report_decision_quality(gallery: Path, decisions: "Sequence[Decision | None]", *, expected: bool) -> None:
+def report_decision_quality(gallery: str, decisions: "Sequence[Decision | None]", *, expected: bool) -> None:
     """Prints one line on standard error about how far the decisions of a search can be trusted, if any is due.
 
     It says that there are no decisions, since the gallery has no threshold; or that the gallery has grown
     since its threshold was chosen; or, with `expected`, how many wrong identifications to expect.
 
     Args:
-        gallery: its folder, for the command that mends it.
+        gallery: its folder or address, for the command that mends it.
         decisions: of all answers. One line stands for all: the threshold is the same.
         expected: whether to print the expected number where nothing is wrong.
     """

@@ -12,6 +12,7 @@ from retrieval.cli import options
 from retrieval.cli.output import print_json
 from retrieval.console import terminal
 from retrieval.errors import GalleryError, InputError, MissingDependency
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.service.settings import Settings
@@ -74,21 +75,22 @@ def run(settings: "Settings", *, open_page: bool = False) -> None:
     from retrieval.service.service import Service
     from retrieval.service.tls import check_certificate
 
-    _require_gallery(settings.gallery)
+    place = settings.place
+    _require_gallery(place)
     if settings.certfile is not None:
         check_certificate(settings.certfile, settings.keyfile)
-    valid = [token for token in tokens.read(settings.gallery) if token.state() == "valid"]
+    valid = [token for token in tokens.read(tokens.folder_of(place)) if token.state() == "valid"]
     with server.listening(settings.host, settings.port) as sockets:
         tls = settings.certfile is not None
         at, needs_token = server.address(sockets, tls=tls), not server.is_private(sockets)
         if needs_token and not valid:
             raise InputError(
-                f"{settings.host} can be reached from other machines, and {settings.gallery} has no valid token; "
-                f"create one with `faceprint token create {settings.gallery} --name NAME`, or leave `host` out."
+                f"{settings.host} can be reached from other machines, and {place} has no valid token; "
+                f"create one with `faceprint token create {place} --name NAME`, or leave `host` out."
             )
 
         def started() -> None:
-            typer.echo(f"serving {settings.gallery} at {at}; Ctrl-C stops it")
+            typer.echo(f"serving {place} at {at}; Ctrl-C stops it")
             if open_page and _has_screen():
                 webbrowser.open(at)
 
@@ -112,7 +114,7 @@ def token_create(
     from retrieval.service import tokens
 
     _require_gallery(gallery)
-    secret, made = tokens.create(gallery, name, _scope(scope), expires=expires)
+    secret, made = tokens.create(tokens.folder_of(gallery), name, _scope(scope), expires=expires)
     until = "never expires" if made.expires_at is None else f"expires {made.expires_at}"
     typer.echo(f"token {made.name}, scope {made.scope}, {until}; it cannot be shown again", err=True)
     typer.echo(secret)
@@ -123,7 +125,7 @@ def token_list(gallery: options.Gallery, as_json: options.Json = False) -> None:
     from retrieval.service import tokens
 
     _require_gallery(gallery)
-    used = tokens.last_uses(gallery)
+    used = tokens.last_uses(tokens.folder_of(gallery))
     rows = [
         {
             "name": token.name,
@@ -133,7 +135,7 @@ def token_list(gallery: options.Gallery, as_json: options.Json = False) -> None:
             "expires_at": token.expires_at,
             "last_used_at": used.get(token.id),
         }
-        for token in tokens.read(gallery)
+        for token in tokens.read(tokens.folder_of(gallery))
     ]
     if as_json:
         print_json(rows)
@@ -159,7 +161,7 @@ def token_revoke(
     from retrieval.service import tokens
 
     _require_gallery(gallery)
-    token = tokens.revoke(gallery, name)
+    token = tokens.revoke(tokens.folder_of(gallery), name)
     typer.echo(f"revoked {token.name}, scope {token.scope}", err=True)
 
 
@@ -182,16 +184,18 @@ def _existing_folder(folder: Path) -> Path:
     return folder.absolute()
 
 
-def _require_gallery(folder: Path) -> None:
-    """Checks that a folder may be a gallery; opening it says more.
+def _require_gallery(place: Place) -> None:
+    """Checks that there may be a gallery; opening it says more.
 
     Raises:
         GalleryError: it is none.
     """
+    from retrieval.gallery.creation import is_free
     from retrieval.storage.layout import DATABASE
 
-    if not (folder / DATABASE).exists():
-        raise GalleryError(f"There is no gallery {folder}; make one with `faceprint ingest`.")
+    missing = is_free(place) if place.folder is None else not (place.folder / DATABASE).exists()
+    if missing:
+        raise GalleryError(f"There is no gallery {place}; make one with `faceprint ingest`.")
 
 
 def require_packages() -> None:

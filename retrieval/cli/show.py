@@ -98,7 +98,7 @@ def info(gallery: options.Gallery, as_json: options.Json = False) -> None:
             "most photos": ", ".join(f"{name} {number:,}" for name, number in facts.largest[:5])
             or "none yet",
             "on disk": f"{terminal.size(facts.vector_bytes)} of vectors in "
-            f"{terminal.counted(facts.segments, 'file')}, "
+            f"{facts.vectors or terminal.counted(facts.segments, 'file')}, "
             f"{terminal.size(facts.database_bytes)} of metadata",
             "search": _how_searched(facts),
             "decisions": _how_decided(facts),
@@ -126,6 +126,8 @@ def _how_old(follows: Mapping[str, Any]) -> str:
 
 def _how_searched(facts: "GalleryInfo") -> str:
     """Returns how the gallery is searched, in words."""
+    if facts.vectors is not None:
+        return "Milvus compares every vector in float32; the nearest are proven in float64"
     if facts.coordinates is None:
         return "reads every vector; `faceprint compact` learns codes from 4,096 faces on"
     if not facts.coordinates:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.cli import options
-from retrieval.cli.opening import open_gallery, open_or_create
+from retrieval.cli.opening import open_gallery, open_or_create, require_folder
 from retrieval.cli.output import print_json
 from retrieval.console import terminal
 from retrieval.errors import DataError, Interrupted
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.database.records import Receipt
@@ -55,8 +56,9 @@ def restore(
     """
     from retrieval.gallery.gallery import Gallery
 
+    folder = require_folder(gallery, "restore it to one, and copy that with `faceprint copy`")
     receipts = [_read_receipt(path) for path in receipt or ()]
-    done = Gallery.restore(backup, gallery, receipts=receipts, via="faceprint restore")
+    done = Gallery.restore(backup, folder, receipts=receipts, via="faceprint restore")
     if as_json:
         print_json(asdict(done))
         return
@@ -73,6 +75,43 @@ def _read_receipt(path: Path) -> "Receipt":
 
     advice = "pass a file that `faceprint forget --receipt` wrote"
     return read_manifest(path, Receipt, error=DataError, advice=advice)
+
+
+def copy(
+    source: Annotated[Place, typer.Argument(metavar="FROM", help="The gallery: its folder, or the address of its database.", show_default=False, parser=Place.of)],
+    target: Annotated[Place, typer.Argument(metavar="TO", help="A new folder, or the address of an empty schema in PostgreSQL.", show_default=False, parser=Place.of)],
+    vectors: Annotated[str | None, typer.Option("--vectors-at", metavar="milvus://HOST:PORT/COLLECTION", help="With an address as TO: where it has its vectors.", show_default=False)] = None,
+    as_json: options.Json = False,
+) -> None:  # fmt: skip
+    """Copy a gallery to a folder or to databases, with all rows and vectors, and compare the two at the end.
+
+    An interrupted copy goes on with what is missing. The copy is the same gallery, with the same UUID: write to one
+    of the two only.
+    """
+    from retrieval.system.signals import graceful
+
+    with (
+        open_gallery(source, "copy") as opened,
+        graceful() as should_stop,
+        terminal.progress("copying") as progress,
+    ):
+        task = progress.add_task("", total=None, pace="", rejected=0)
+
+        def note(done: int, total: int) -> None:
+            pace = terminal.pace(done, total, progress.tasks[0].elapsed or 0.0)
+            progress.update(task, completed=done, total=total, pace=pace)
+
+        done = opened.copy(target, vectors=vectors, on_progress=note, should_stop=should_stop)
+    if as_json:
+        print_json(asdict(done))
+        return
+    there = done.faces - done.vectors
+    terminal.console().print(
+        f"copied {terminal.counted(done.faces, 'face')} to {done.target}"
+        + (f", {there:,} of them in an earlier run" if there else "")
+        + f"; rows and vectors are those of {opened.name}, SHA-256 {done.sha256[:16]}",
+        markup=False,
+    )
 
 
 def export(
@@ -99,6 +138,7 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="EXPORT", help="A folder that `faceprint export` wrote.", show_default=False)],
     gallery: options.Gallery,
     model: Annotated[Path | None, typer.Option(metavar="MODEL", help="The model of a new gallery: the one that made the vectors.", show_default=False)] = None,
+    vectors: options.Vectors = None,
 ) -> None:  # fmt: skip
     """Enroll what another gallery exported. A new gallery needs --model."""
     from retrieval.system.signals import graceful
@@ -106,7 +146,10 @@ def import_(
 
     exported = read_export(source)
     # Nothing is embedded: the model is loaded only to check that it runs.
-    with open_or_create(gallery, model, "import", device="cpu") as opened, graceful() as should_stop:
+    with (
+        open_or_create(gallery, model, "import", vectors=vectors, device="cpu") as opened,
+        graceful() as should_stop,
+    ):
         done = opened.import_export(exported, should_stop=should_stop)
     terminal.console().print(
         f"found [b]{done.found:,}[/b] = enrolled [b]{done.enrolled:,}[/b] + already known {done.known:,}"

@@ -1,5 +1,6 @@
 """Reader: typed queries on one snapshot of a gallery's tables."""
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -36,6 +37,7 @@ from retrieval.database.records import (
     StoredPhoto,
     checked,
 )
+from retrieval.database.server_tables import model_file_table, vectors_table
 from retrieval.database.tables import (
     alias_table,
     audit_table,
@@ -244,6 +246,33 @@ class Reader:
                     f"The gallery's database states a model of {generation.dimension} dimensions; {RESTORE}."
                 )
         return generations
+
+    def vectors_address(self, generation: int) -> str:
+        """Returns where the vectors of a generation are; only in a database on a server.
+
+        Raises:
+            GalleryDamaged: it is not stored.
+        """
+        query = select(vectors_table.c.address).where(vectors_table.c.generation_id == generation)
+        found: str | None = self._connection.execute(query).scalar_one_or_none()
+        if found is None:
+            raise GalleryDamaged(f"The gallery's database does not say where its vectors are; {RESTORE}.")
+        return found
+
+    def model_files(self, generation: int) -> list[str]:
+        """Returns the names of the files of a generation's model; only in a database on a server."""
+        names = select(model_file_table.c.name).where(model_file_table.c.generation_id == generation)
+        return list(self._connection.execute(names.distinct().order_by(model_file_table.c.name)).scalars())
+
+    def model_file(self, generation: int, name: str) -> Iterator[bytes]:
+        """Yields a file of a generation's model, in parts."""
+        table = model_file_table.c
+        this = select(table.data).where(table.generation_id == generation, table.name == name)
+        for number in itertools.count():
+            part = self._connection.execute(this.where(table.part == number)).scalar_one_or_none()
+            if part is None:
+                return
+            yield part
 
     def suspects(self, generation: int) -> list[tuple[int, int]]:
         """Returns the id ranges (first, end) of faces that a damaged model may have embedded, ascending."""

@@ -5,7 +5,7 @@ databases that may hold them: one SQLite file in the gallery's folder, or a Post
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -57,13 +57,23 @@ class Store:
 
     @classmethod
     def create_at(
-        cls, address: str, *, fingerprint: str, dimension: int, folder: str = "model", card_sha256: str = ""
+        cls,
+        address: str,
+        *,
+        fingerprint: str,
+        dimension: int,
+        folder: str = "model",
+        card_sha256: str = "",
+        gallery: str | None = None,
+        fill: Callable[[Writer], None] = lambda writer: None,
     ) -> "Store":
         """Creates the tables of an empty gallery in a PostgreSQL database.
 
         Args:
             address: as of `retrieval.database.engines.postgresql`.
             fingerprint, dimension, folder, card_sha256: of the model, as of `Generation`.
+            gallery: the UUID of the gallery; None for a new one.
+            fill: adds the first rows, in the same transaction.
 
         Raises:
             InputError, MissingDependency: as of `Postgresql`.
@@ -73,13 +83,21 @@ class Store:
         from retrieval.database.engines.postgresql import Postgresql
 
         first = Generation(1, fingerprint, dimension, folder, card_sha256, utc_now())
-        return cls._created(Postgresql(address), first, None)
+        return cls._created(Postgresql(address), first, None, gallery, fill)
 
     @classmethod
-    def _created(cls, engine: DatabaseEngine, first: Generation, folder_id: str | None) -> "Store":
+    def _created(
+        cls,
+        engine: DatabaseEngine,
+        first: Generation,
+        folder_id: str | None,
+        gallery: str | None = None,
+        fill: Callable[[Writer], None] = lambda writer: None,
+    ) -> "Store":
         try:
             with engine.creating() as connection:
-                _insert_gallery(connection, first, folder_id=folder_id)
+                _insert_gallery(connection, first, folder_id=folder_id, gallery=gallery)
+                fill(Writer(connection))
         except BaseException:
             engine.close()
             raise
@@ -156,17 +174,24 @@ class Store:
             yield writer
             writer.finish()
 
+    def size(self) -> int:
+        """Returns the bytes on disk of the tables."""
+        self.check_open()
+        return self.engine.size()
+
     def problems(self) -> list[str]:
         """Returns what the database's own checks find wrong, a clause each; empty without any."""
         self.check_open()
         return self.engine.problems()
 
 
-def _insert_gallery(connection: Connection, first: Generation, *, folder_id: str | None) -> None:
+def _insert_gallery(
+    connection: Connection, first: Generation, *, folder_id: str | None, gallery: str | None
+) -> None:
     """Inserts the rows of an empty gallery, with its first generation."""
     row: dict[str, Any] = {
         "id": 1,
-        "uuid": str(uuid.uuid4()),
+        "uuid": gallery or str(uuid.uuid4()),
         "created_at": first.created_at,
         "next_face_id": 1,
         "next_segment_id": 1,

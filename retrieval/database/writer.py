@@ -43,6 +43,7 @@ from retrieval.database.records import (
     StoredDoubt,
     utc_now,
 )
+from retrieval.database.server_tables import model_file_table, vectors_table
 from retrieval.database.tables import (
     alias_table,
     audit_table,
@@ -466,6 +467,19 @@ class Writer(Reader):
         """Sets the SHA-256 of the card of a generation."""
         changed = update(generation_table).where(generation_table.c.id == generation)
         self._change(changed.values(card_sha256=card_sha256))
+
+    def set_vectors_address(self, generation: int, address: str) -> None:
+        """Records where the vectors of a generation are; only in a database on a server."""
+        self._change(delete(vectors_table).where(vectors_table.c.generation_id == generation))
+        self._insert(vectors_table, [{"generation_id": generation, "address": address}])
+
+    def set_model_file(self, generation: int, name: str, parts: Iterable[bytes]) -> None:
+        """Stores a file of a generation's model; only in a database on a server."""
+        this = {"generation_id": generation, "name": name}
+        table = model_file_table.c
+        self._change(delete(model_file_table).where(table.generation_id == generation, table.name == name))
+        for number, part in enumerate(parts):
+            self._insert(model_file_table, [{**this, "part": number, "data": part}])
 
     def set_suspects(self, generation: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Replaces the suspects of a generation: faces that its model may have embedded while damaged.

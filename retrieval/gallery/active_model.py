@@ -1,11 +1,10 @@
 """The active model of an open gallery: the model that its tables name, reloaded after a switch."""
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from retrieval.database.reader import Reader
 from retrieval.database.records import Generation
@@ -14,7 +13,7 @@ from retrieval.images.photo_reader import PhotoReader
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder, may_use_gpu
 from retrieval.models.engine import PrecisionDrift
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 
 _T = TypeVar("_T")
 
@@ -36,7 +35,7 @@ class ActiveModel:
         BundleError, ModelMismatch: the model is missing, damaged or another one.
     """
 
-    def __init__(self, vault: Vault, *, device: str, engine: str, precision: str) -> None:
+    def __init__(self, vault: AnyVault, *, device: str, engine: str, precision: str) -> None:
         self.vault = vault
         self.device = device
         self.engine = engine
@@ -50,7 +49,7 @@ class ActiveModel:
             self._active = _Active(generation, vault.bundle(reader, generation))
 
     @classmethod
-    def of(cls, vault: Vault, *, device: str, engine: str, precision: str) -> "ActiveModel":
+    def of(cls, vault: AnyVault, *, device: str, engine: str, precision: str) -> "ActiveModel":
         """Returns the active model of a gallery that was just opened; on an error, the gallery is closed.
 
         Raises:
@@ -73,9 +72,11 @@ class ActiveModel:
             InputError: the gallery is closed.
         """
         self.vault.store.check_open()
-        options = {"device": self.device, "engine": self.engine, "precision": self.precision}
-        reopen = partial(open_gallery, **options, read_only=self.vault.read_only, via=self.vault.via)
-        return reopen, (os.path.abspath(self.vault.folder),)
+        options: dict[str, Any] = {"device": self.device, "engine": self.engine, "precision": self.precision}
+        vault = self.vault
+        options |= {"vectors": vault.vectors_address, "read_only": vault.read_only, "via": vault.via}
+        reopen = partial(open_gallery, **options)
+        return reopen, (self.vault.place,)
 
     def close(self) -> None:
         """Closes the loaded model, and ends the threads and processes of its engine."""
@@ -92,7 +93,7 @@ class ActiveModel:
         """Raises a ModelMismatch unless a bundle is the active model; see `Gallery.require`."""
         if bundle.fingerprint != self.bundle.fingerprint:
             raise ModelMismatch(
-                f"The gallery {self.vault.folder} was made with another model (fingerprint "
+                f"The gallery {self.vault.name} was made with another model (fingerprint "
                 f"{self.bundle.fingerprint[:12]}, not {bundle.fingerprint[:12]}); "
                 "leave `model` out, or enroll into a new gallery."
             )
@@ -158,5 +159,5 @@ class ActiveModel:
     def switched(self) -> ModelMismatch:
         """Returns the error for photos that were prepared for a model that is no longer active."""
         return ModelMismatch(
-            f"The gallery {self.vault.folder} switched models meanwhile; run the same command again."
+            f"The gallery {self.vault.name} switched models meanwhile; run the same command again."
         )

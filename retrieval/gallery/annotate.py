@@ -7,7 +7,7 @@ from typing import Any
 from retrieval.database.metadata import decoded, encoded
 from retrieval.database.reader import Reader
 from retrieval.database.tables import face_table, identity_table
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 from retrieval.system.paths import absolute, is_utf8
 
 
@@ -28,7 +28,7 @@ class Annotated:
 
 
 def annotate(
-    vault: Vault,
+    vault: AnyVault,
     *,
     faces: Mapping[int, Mapping[str, Any] | None],
     paths: Mapping[str, Mapping[str, Any] | None],

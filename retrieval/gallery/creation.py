@@ -7,21 +7,64 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from retrieval.database.records import Receipt
-from retrieval.errors import GalleryError, StorageError
+from retrieval.errors import GalleryError, InputError, StorageError
 from retrieval.models.bundle import ModelBundle
 from retrieval.storage import optimization, ownership
+from retrieval.storage.any_vault import AnyVault
 from retrieval.storage.backup_integrity import gallery_model
 from retrieval.storage.layout import VECTORS
 from retrieval.storage.restore import Restored, restore_vault
 from retrieval.storage.vault import Vault
-from retrieval.system import lock
-from retrieval.system.files import is_free, whole_folder, why
+from retrieval.system import files, lock
+from retrieval.system.files import whole_folder, why
+from retrieval.system.places import Place
 
 
-def create(folder: Path, bundle: ModelBundle, *, shared: bool) -> None:
+def is_free(place: Place) -> bool:
+    """Returns whether there is nothing at a place where a gallery can be created.
+
+    Raises:
+        InputError, MissingDependency, GalleryBusy, StorageError: a database cannot be asked.
+    """
+    if place.database is not None:
+        from retrieval.database.engines.postgresql import Postgresql
+
+        return not Postgresql.has_gallery(place.database)
+    return files.is_free(Path(place.text))
+
+
+def create(place: Place, bundle: ModelBundle, *, vectors: str | None, shared: bool) -> None:
     """Creates an empty gallery with a copy of the bundle; see `Gallery.create`."""
-    with _new_folder(folder, shared=shared) as made:
+    if place.database is not None:
+        from retrieval.storage.server_vault import ServerVault
+
+        if vectors is None:
+            raise InputError(
+                "A gallery in PostgreSQL has its vectors in Milvus; give their address too, as "
+                "`vectors=milvus://HOST:PORT/COLLECTION`."
+            )
+        if shared:
+            raise InputError("`shared` is about a folder; in PostgreSQL, GRANT says who may read.")
+        ServerVault.create(place.database, bundle, vectors)
+        return
+    _check_no_vectors(place, vectors)
+    with _new_folder(Path(place.text), shared=shared) as made:
         Vault.create(made, bundle)
+
+
+def open_vault(place: Place, *, vectors: str | None, read_only: bool, via: str) -> AnyVault:
+    """Opens the rows and vectors of a gallery; see `Gallery.open`."""
+    if place.database is not None:
+        from retrieval.storage.server_vault import ServerVault
+
+        return ServerVault.open(place.database, vectors=vectors, read_only=read_only, via=via)
+    _check_no_vectors(place, vectors)
+    return Vault.open(Path(place.text), read_only=read_only, via=via)
+
+
+def _check_no_vectors(place: Place, vectors: str | None) -> None:
+    if vectors is not None:
+        raise InputError(f"The folder {place} has its vectors itself; leave `vectors` out.")
 
 
 def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str) -> Restored:
@@ -41,7 +84,7 @@ def restore(source: Path, folder: Path, *, receipts: Sequence[Receipt], via: str
         InputError: the gallery in `folder` is not the one that was backed up.
         StorageError, GalleryBusy: nothing was changed.
     """
-    if not is_free(folder):
+    if not files.is_free(folder):
         return _restore(source, folder, receipts=receipts, via=via, fresh=False)
     bundle = gallery_model(source)
     with _new_folder(folder) as made:

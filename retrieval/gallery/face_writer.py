@@ -20,6 +20,7 @@ from retrieval.embedding.reading import Stored
 from retrieval.errors import InputError, ModelMismatch, UnreadableImage
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.images.pixels import content_sha256, read_bytes
+from retrieval.index.searched import checked_vectors
 from retrieval.index.segments import Ids
 from retrieval.models.engine import PrecisionDrift
 from retrieval.system.garbage import collection_paused
@@ -48,10 +49,10 @@ class FaceWriter:
         generation = self._model.current()
         if fingerprint not in (None, generation.fingerprint):
             raise ModelMismatch(
-                f"The gallery {self._vault.folder} has another model (fingerprint "
+                f"The gallery {self._vault.name} has another model (fingerprint "
                 f"{generation.fingerprint[:12]}) than made these vectors ({str(fingerprint)[:12]})."
             )
-        step = self._vault.vectors(generation).ceiling
+        step = self._vault.rows_at_a_time(generation)
         outcomes: list[Outcome] = []
         contested: set[int] = set()
         for start in range(0, len(faces), step):
@@ -96,7 +97,7 @@ class FaceWriter:
             current = self._vault.serving(writer)
             if generation not in (None, current.id):
                 raise self._model.switched()
-            checked = self._vault.vectors(current).checked(vectors)
+            checked = checked_vectors(vectors, current.dimension)
             stored = Stored.of(writer, faces)
             faces = [stored.under_todays_name(face) for face in faces]
             deduplicator = stored.deduplicator(contested, partial(_photos_reached_by_paths, writer))
@@ -132,7 +133,7 @@ class FaceWriter:
         contested: Set[int],
     ) -> None:
         """Stores the changes of `deduplicator`; row i of the batch has the vector `vector_rows[i]`."""
-        first = writer.gallery().next_face_id
+        first = self._vault.reserve(writer, len(deduplicator.new))
         ids = np.arange(first, first + len(deduplicator.new), dtype=np.int64)
         rows = vector_rows[[row for row, _ in deduplicator.new]] if deduplicator.new else vector_rows[:0]
         if not deduplicator.orphaned:

@@ -1,4 +1,4 @@
-"""The `Gallery` class, the facade of the library: a model, rows and vectors in one folder.
+"""The `Gallery` class, the facade of the library: a model, rows and vectors, in a folder or in databases.
 
 Its searches are in `searches`, its upkeep (other models, integrity, speed, backups, exports) in `upkeep`.
 `retrieval.storage.vault` describes the files on disk and the order in which they are written.
@@ -18,6 +18,7 @@ from retrieval.embedding.outcome import Outcome
 from retrieval.embedding.reading import AUTO
 from retrieval.gallery import (
     annotate,
+    copying,
     creation,
     identities,
     merges,
@@ -26,6 +27,7 @@ from retrieval.gallery import (
 )
 from retrieval.gallery.active_model import ActiveModel
 from retrieval.gallery.annotate import Annotated
+from retrieval.gallery.copying import Copied
 from retrieval.gallery.enrollment import Enrollment
 from retrieval.gallery.info import GalleryInfo, gallery_info
 from retrieval.gallery.merges import UndoneMerge
@@ -41,18 +43,19 @@ from retrieval.search import calibration
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Offered, Photo
 from retrieval.sources.remote import Fetching
-from retrieval.storage.vault import Vault
+from retrieval.storage.vault import in_folder
+from retrieval.system.places import Place
 
 
 class Gallery(GallerySearches, GalleryUpkeep):
-    """The enrolled faces of one folder. Safe to share between threads; any number of processes may read.
+    """The enrolled faces of one gallery. Safe to share between threads; any number of processes may read.
 
     Each change is one transaction, or several if its method says so. If a file cannot be written
     (StorageError) or another process writes for too long (GalleryBusy), the current transaction changed
     nothing.
 
     Attributes:
-        folder: the gallery's folder.
+        name: what messages call it: its folder, or its address without a password.
         vault: its rows and vectors.
         model: the active model, for programs that embed photos by themselves, as the service does.
         enrollment: the stages of enrollment, for programs that run them concurrently, as `retrieval.ingest`
@@ -61,7 +64,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
     """
 
     def __init__(self, model: ActiveModel) -> None:
-        self.folder = model.vault.folder
+        self.name = model.vault.name
         self.vault = model.vault
         self.model = self._model = model
         self.enrollment = Enrollment(model)
@@ -78,6 +81,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
         folder: str | os.PathLike[str],
         bundle: ModelBundle,
         *,
+        vectors: str | None = None,
         device: str = "auto",
         engine: str = "auto",
         precision: str = "float32",
@@ -88,22 +92,28 @@ class Gallery(GallerySearches, GalleryUpkeep):
         """Creates an empty gallery with a copy of the bundle, completely or not at all, and opens it.
 
         Args:
-            folder: the gallery's; missing or empty.
+            folder: the gallery's, missing or empty; or the address of an empty schema in PostgreSQL,
+                as `postgresql+psycopg://USER@HOST/DATABASE?schema=NAME`.
             bundle: the model.
+            vectors: with an address, that of a new collection in Milvus for the vectors, as
+                `milvus://HOST:PORT/COLLECTION`. The gallery stores it without user and password.
             device, engine, precision, via: as of `open`.
             shared: allow the group of the folder to read the gallery. Otherwise only its owner can read it,
-                whatever the umask.
+                whatever the umask. In databases, their users and rights decide.
             embedder: the same model, loaded on that device, by that engine and in that precision. It is
                 closed with the gallery.
 
         Raises:
-            GalleryError: `folder` exists and is not empty.
+            GalleryError: the folder exists and is not empty; or the schema is not empty, or the collection
+                exists.
+            InputError: an address without `vectors`, or a folder with it.
             BundleError: the bundle's files are not the files that its card names.
             StorageError: a file cannot be written, or `folder` cannot be replaced, for example because it is
                 a mount point; use a folder below it.
         """
-        creation.create(Path(folder), bundle, shared=shared)
-        gallery = cls.open(folder, device=device, engine=engine, precision=precision, via=via)
+        place = Place.of(folder)
+        creation.create(place, bundle, vectors=vectors, shared=shared)
+        gallery = cls.open(place, vectors=vectors, device=device, engine=engine, precision=precision, via=via)
         if embedder is not None:
             gallery._model.adopt(embedder, bundle.fingerprint)
         return gallery
@@ -113,6 +123,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
         cls,
         folder: str | os.PathLike[str],
         *,
+        vectors: str | None = None,
         device: str = "auto",
         engine: str = "auto",
         precision: str = "float32",
@@ -122,7 +133,9 @@ class Gallery(GallerySearches, GalleryUpkeep):
         """Opens a gallery; the network is loaded on first use.
 
         Args:
-            folder: the gallery's.
+            folder: the gallery's, or the address of its database.
+            vectors: with an address, where this machine finds the vectors, and with which password, if that
+                is not what the gallery states; None for `FACEPRINT_VECTORS` of the environment, if it is set.
             device, engine, precision: see `Embedder.open`.
             read_only: refuse every change. This works on read-only media.
             via: the caller's name in the audit log.
@@ -132,7 +145,7 @@ class Gallery(GallerySearches, GalleryUpkeep):
             GalleryDamaged: the database is not what was written.
             BundleError, ModelMismatch: the model is missing, damaged or another one.
         """
-        vault = Vault.open(Path(folder), read_only=read_only, via=via)
+        vault = creation.open_vault(Place.of(folder), vectors=vectors, read_only=read_only, via=via)
         return cls(ActiveModel.of(vault, device=device, engine=engine, precision=precision))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -158,6 +171,15 @@ class Gallery(GallerySearches, GalleryUpkeep):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def folder(self) -> Path:
+        """The gallery's folder.
+
+        Raises:
+            GalleryError: it is in databases.
+        """
+        return in_folder(self.vault, "use its `name`").folder
 
     # The model
 
@@ -537,6 +559,27 @@ class Gallery(GallerySearches, GalleryUpkeep):
             InputError: no known path is `old` or below it, or both are the same.
         """
         return relocation.relocate(self.vault, old, new, dry_run=dry_run)
+
+    def copy(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        vectors: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Copied:
+        """Copies one snapshot of the gallery to a new folder, or to new databases; see `copying.copy`.
+
+        The copy keeps the ids of the faces and the UUID of the gallery. An interrupted copy is resumed by the
+        same call. At the end both are compared.
+
+        Args:
+            target: the new gallery's, as `folder` of `create`.
+            vectors, on_progress, should_stop: see `copying.copy`.
+        """
+        return copying.copy(
+            self.vault, Place.of(target), vectors=vectors, on_progress=on_progress, should_stop=should_stop
+        )
 
     # About the gallery
 

@@ -18,7 +18,7 @@ from retrieval.database.writer import Writer
 from retrieval.errors import InputError, NotFound
 from retrieval.gallery.sync import Renamed
 from retrieval.models.bundle import FORGOTTEN, Relabel
-from retrieval.storage.vault import Vault, who
+from retrieval.storage.any_vault import AnyVault, who
 from retrieval.system.paths import absolute, is_utf8, readable
 
 
@@ -32,7 +32,7 @@ class _Target:
     names: frozenset[str]
 
 
-def rename(vault: Vault, identity: str | int, new_name: str, *, keep_alias: bool) -> int:
+def rename(vault: AnyVault, identity: str | int, new_name: str, *, keep_alias: bool) -> int:
     """Renames an identity and returns its number of faces; see `Gallery.rename_identity`."""
     check_identity(new_name)
     with vault.writing() as writer:
@@ -40,7 +40,7 @@ def rename(vault: Vault, identity: str | int, new_name: str, *, keep_alias: bool
         names, name = writer.names_of([number]), writer.names_of_identities([number])[number]
         if new_name != name and writer.identity_id(new_name) is not None:
             raise InputError(
-                f"{vault.folder} already has an identity {new_name}; "
+                f"{vault.name} already has an identity {new_name}; "
                 "if they are the same person, merge the two with `faceprint merge-identities`."
             )
         faces = len(writer.face_ids_of(name))
@@ -57,7 +57,7 @@ def rename(vault: Vault, identity: str | int, new_name: str, *, keep_alias: bool
     return faces
 
 
-def assign(vault: Vault, face_ids: Iterable[int], name: str | None) -> int:
+def assign(vault: AnyVault, face_ids: Iterable[int], name: str | None) -> int:
     """Gives faces an identity and returns how many changed theirs; see `Gallery.assign_identity`."""
     if name is not None:
         check_identity(name)
@@ -65,7 +65,7 @@ def assign(vault: Vault, face_ids: Iterable[int], name: str | None) -> int:
         return assign_in(vault, writer, face_ids, name)
 
 
-def assign_in(vault: Vault, writer: Writer, face_ids: Iterable[int], name: str | None) -> int:
+def assign_in(vault: AnyVault, writer: Writer, face_ids: Iterable[int], name: str | None) -> int:
     """Gives faces an identity in a transaction; see `Gallery.assign_identity`."""
     wanted = list(dict.fromkeys(face_ids))
     if name is not None:
@@ -73,7 +73,7 @@ def assign_in(vault: Vault, writer: Writer, face_ids: Iterable[int], name: str |
     found = writer.faces([number for number in wanted if 0 < number < 2**63])
     unknown = [number for number in wanted if number not in found]
     if unknown:
-        raise NotFound(f"There is no face {unknown[0]} in {vault.folder}.")
+        raise NotFound(f"There is no face {unknown[0]} in {vault.name}.")
     changed = [number for number, face in found.items() if face.identity != name]
     for number in changed:
         writer.name_face(number, name)
@@ -92,7 +92,7 @@ def planned(reader: Reader, people: Mapping[str, str]) -> list[Renamed]:
     ]
 
 
-def rename_together(vault: Vault, writer: Writer, people: Mapping[str, str]) -> list[Renamed]:
+def rename_together(vault: AnyVault, writer: Writer, people: Mapping[str, str]) -> list[Renamed]:
     """Renames identities and the models' labels, all at once, so that identities may exchange names.
 
     Identities that get the same name are merged: into the identity that keeps this name, if there is one,
@@ -150,7 +150,7 @@ def _new_owners(reader: Reader, people: Mapping[str, str]) -> dict[str, int]:
 
 
 def _label_changes(
-    vault: Vault, reader: Reader, names: Collection[str], change: Relabel
+    vault: AnyVault, reader: Reader, names: Collection[str], change: Relabel
 ) -> dict[str, dict[int, Relabel]]:
     """Returns the label changes of some names: by the folder of the model, then by output number."""
     labels: dict[str, dict[int, Relabel]] = {}
@@ -162,7 +162,7 @@ def _label_changes(
     return labels
 
 
-def require_identity(vault: Vault, reader: Reader, name: str | int) -> int:
+def require_identity(vault: AnyVault, reader: Reader, name: str | int) -> int:
     """Returns the id of an identity, given by its current name or by its id.
 
     Raises:
@@ -170,17 +170,17 @@ def require_identity(vault: Vault, reader: Reader, name: str | int) -> int:
     """
     if isinstance(name, int):
         if not (0 < name < 2**63 and reader.names_of_identities([name])):
-            raise NotFound(f"There is no person {name} in {vault.folder}.")
+            raise NotFound(f"There is no person {name} in {vault.name}.")
         return name
     number = reader.identity_id(name)
     if number is None:
         current = reader.current_names([name]).get(name)
         instead = f"; {name} is called {current} now" if current else _similar_names_hint(reader, name)
-        raise NotFound(f"There is no identity {readable(name)} in {vault.folder}{instead}.")
+        raise NotFound(f"There is no identity {readable(name)} in {vault.name}{instead}.")
     return number
 
 
-def require(vault: Vault, reader: Reader, names: Iterable[str]) -> None:
+def require(vault: AnyVault, reader: Reader, names: Iterable[str]) -> None:
     """Checks that an identity has each of some names, current or former.
 
     Raises:
@@ -202,7 +202,7 @@ def _similar_names_hint(reader: Reader, name: str) -> str:
 
 
 def defer_relabel(
-    vault: Vault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool
+    vault: AnyVault, writer: Writer, names: Collection[str], change: Relabel, *, erase: bool
 ) -> None:
     """Defers the change of the labels of some names in every model, and the erasure of traces if asked."""
     labels = _label_changes(vault, writer, names, change)
@@ -211,7 +211,7 @@ def defer_relabel(
 
 
 def forget(
-    vault: Vault, identity: str | int | None, face_id: int | None, path: str | os.PathLike[str] | None
+    vault: AnyVault, identity: str | int | None, face_id: int | None, path: str | os.PathLike[str] | None
 ) -> Receipt:
     """Erases an identity, one face, or a photo, and returns the receipt; see `Gallery.forget`."""
     if sum(asked is not None for asked in (identity, face_id, path)) != 1:
@@ -236,7 +236,7 @@ def forget(
 
 
 def _forget_target(
-    vault: Vault,
+    vault: AnyVault,
     reader: Reader,
     identity: str | int | None,
     face_id: int | None,
@@ -249,11 +249,11 @@ def _forget_target(
     assert face_id is not None
     found = reader.faces([face_id]) if 0 < face_id < 2**63 else {}
     if not found:
-        raise NotFound(f"There is no face {face_id} in {vault.folder}.")
+        raise NotFound(f"There is no face {face_id} in {vault.name}.")
     return _faces_target(vault, reader, "face", tuple(found.values()))
 
 
-def _faces_at(vault: Vault, reader: Reader, path: str) -> tuple[Face, ...]:
+def _faces_at(vault: AnyVault, reader: Reader, path: str) -> tuple[Face, ...]:
     """Returns all faces of the photo at a path.
 
     Raises:
@@ -261,11 +261,11 @@ def _faces_at(vault: Vault, reader: Reader, path: str) -> tuple[Face, ...]:
     """
     known = reader.known_files([path] if is_utf8(path) else []).get(path)
     if known is None:
-        raise NotFound(f"There is no face of {readable(path)} in {vault.folder}.")
+        raise NotFound(f"There is no face of {readable(path)} in {vault.name}.")
     return reader.photos([known.photo_id])[known.photo_id].faces
 
 
-def _faces_target(vault: Vault, reader: Reader, what: str, faces: tuple[Face, ...]) -> _Target:
+def _faces_target(vault: AnyVault, reader: Reader, what: str, faces: tuple[Face, ...]) -> _Target:
     """Some faces, and all names of the identities that lose their last face with them."""
     ids = {face.id for face in faces}
     people = {face.identity for face in faces if face.identity is not None}
@@ -274,7 +274,7 @@ def _faces_target(vault: Vault, reader: Reader, what: str, faces: tuple[Face, ..
     return _Target(what, tuple(sorted(ids)), (), frozenset(names))
 
 
-def _identity_target(vault: Vault, reader: Reader, name: str | int) -> _Target:
+def _identity_target(vault: AnyVault, reader: Reader, name: str | int) -> _Target:
     """Returns all faces and names of an identity; only the label, of one that the model was trained on.
 
     Raises:

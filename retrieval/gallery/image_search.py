@@ -35,7 +35,7 @@ from retrieval.search.nearest import (
     people_near_vectors,
 )
 from retrieval.search.question import PeopleQuestion, PhotoQuestion, Question
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 
 _T = TypeVar("_T")
 
@@ -134,7 +134,7 @@ def _answers_of_batch(
             found = nearest(embedded.vectors, of_each if pictures.exclude_self else None, generation.id)
             predicted = map(partial(with_prediction, model.bundle.labels), found, embedded.probabilities)
             return ([(*next(predicted), face.face) for face in some] for some in faces)
-    raise GalleryDamaged(f"The model of {model.vault.folder} changes faster than it can be asked; try again.")
+    raise GalleryDamaged(f"The model of {model.vault.name} changes faster than it can be asked; try again.")
 
 
 def with_prediction(
@@ -147,7 +147,7 @@ def with_prediction(
     return tuple(found), prediction, decision
 
 
-def ids_of_same_bytes(vault: Vault, images: Sequence[ImageSource]) -> list[tuple[int, ...]]:
+def ids_of_same_bytes(vault: AnyVault, images: Sequence[ImageSource]) -> list[tuple[int, ...]]:
     """Returns the ids of the stored faces of the photo with exactly the bytes of each image."""
     digests = [
         pixels.content_sha256(pixels.read_bytes(image) if isinstance(image, str | os.PathLike) else image)

@@ -1,12 +1,10 @@
 """Counts and sizes of a gallery, for `Gallery.info`."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from retrieval.database.identity_names import twins
 from retrieval.gallery.active_model import ActiveModel
-from retrieval.storage.layout import DATABASE
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,7 @@ class GalleryInfo:
     `coordinates` is the number of bytes of a code; 0 if codes do not pay, None if no quantizer was trained
     yet. `calibration` is the result of `Calibration.fields`; None if the gallery is not calibrated. `follows`
     says which published gallery it is a copy of, and how old: the result of `Follower.facts`; None for a
-    gallery.
+    gallery. `vectors` is the address of the vectors of a gallery in databases; None for one in a folder.
     """
 
     folder: str
@@ -43,6 +41,7 @@ class GalleryInfo:
     calibration: dict[str, Any] | None = None
     twins: tuple[tuple[str, ...], ...] = ()
     follows: dict[str, Any] | None = None
+    vectors: str | None = None
 
 
 def gallery_info(model: ActiveModel) -> GalleryInfo:
@@ -52,13 +51,14 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         row, segments, identities = reader.gallery(), reader.segments(), reader.identities()
         others = [one for one in reader.generations().values() if one.id != generation.id]
         files, erasures = reader.file_count(), len(reader.receipts())
-        coded, codes_bytes = reader.codes(), model.vault.codes_size(reader)
+        coded, sizes = reader.codes(), model.vault.sizes(reader)
         bases = list(reader.bases(generation.id).values())
         calibration = model.vault.state(reader).calibration
+        vectors = None if model.vault.in_folder else reader.vectors_address(generation.id)
     follower = model.vault.follower
     named = [(name, number) for name, number in identities if name is not None]
     return GalleryInfo(
-        folder=os.fspath(model.vault.folder),
+        folder=model.vault.name,
         uuid=row.uuid,
         created_at=row.created_at,
         faces=sum(number for _, number in identities),
@@ -67,13 +67,13 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         files=files,
         largest=tuple(named[:10]),
         segments=len(segments),
-        vector_bytes=sum(segment.bytes for segment in segments),
-        codes_bytes=codes_bytes,
+        vector_bytes=sizes.vectors,
+        codes_bytes=sizes.codes,
         coded_faces=sum(
             one.rows for one in segments if one.generation_id == generation.id and one.id in coded
         ),
         coordinates=bases[-1].coordinates if bases else None,
-        database_bytes=(model.vault.folder / DATABASE).stat().st_size,
+        database_bytes=sizes.database,
         fingerprint=generation.fingerprint,
         other_fingerprint=others[0].fingerprint if others else None,
         dimension=generation.dimension,
@@ -83,4 +83,5 @@ def gallery_info(model: ActiveModel) -> GalleryInfo:
         calibration=None if calibration is None else calibration.fields(),
         twins=twins(name for name, _ in named),
         follows=None if follower is None else follower.current().facts(),
+        vectors=vectors,
     )

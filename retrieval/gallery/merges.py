@@ -15,7 +15,7 @@ from retrieval.database.writer import Writer
 from retrieval.errors import InputError, NotFound
 from retrieval.gallery.identities import defer_relabel, require_identity
 from retrieval.models.bundle import Relabel
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 
 _ACTION, _UNDO = "merge-identities", "undo-merge"
 
@@ -67,13 +67,13 @@ class UndoneMerge:
         return lines
 
 
-def merge(vault: Vault, name: str | int, into: str | int) -> Merge:
+def merge(vault: AnyVault, name: str | int, into: str | int) -> Merge:
     """Merges two identities; see `Gallery.merge_identities`."""
     with vault.writing() as writer:
         return merge_in(vault, writer, name, into)
 
 
-def merge_in(vault: Vault, writer: Writer, name: str | int, into: str | int) -> Merge:
+def merge_in(vault: AnyVault, writer: Writer, name: str | int, into: str | int) -> Merge:
     """Merges two identities in a transaction; see `Gallery.merge_identities`."""
     number, target = require_identity(vault, writer, name), require_identity(vault, writer, into)
     people = writer.people_by_id([number, target])
@@ -105,20 +105,20 @@ def merge_in(vault: Vault, writer: Writer, name: str | int, into: str | int) -> 
     return merged
 
 
-def preview(vault: Vault, merge_id: int) -> UndoneMerge:
+def preview(vault: AnyVault, merge_id: int) -> UndoneMerge:
     """Returns what the undo of a merge would restore now, and changes nothing; errors as of `undo`."""
     with vault.store.read() as reader:
         merged = _require_merge(vault, reader, merge_id)
         return _outcome(reader, merged, _require_remains(reader, merged))
 
 
-def undo(vault: Vault, merge_id: int | None) -> UndoneMerge:
+def undo(vault: AnyVault, merge_id: int | None) -> UndoneMerge:
     """Undoes a merge, by default the newest; see `Gallery.undo_merge`."""
     with vault.writing() as writer:
         return undo_in(vault, writer, merge_id)
 
 
-def undo_in(vault: Vault, writer: Writer, merge_id: int | None) -> UndoneMerge:
+def undo_in(vault: AnyVault, writer: Writer, merge_id: int | None) -> UndoneMerge:
     """Undoes a merge in a transaction; see `Gallery.undo_merge`."""
     merged = _require_merge(vault, writer, merge_id)
     remains = _require_remains(writer, merged)
@@ -148,7 +148,7 @@ def _outcome(reader: Reader, merged: Merge, remains: Remains) -> UndoneMerge:
     )
 
 
-def _require_merge(vault: Vault, reader: Reader, merge_id: int | None) -> Merge:
+def _require_merge(vault: AnyVault, reader: Reader, merge_id: int | None) -> Merge:
     """Returns a merge that can be undone, by default the newest.
 
     Raises:
@@ -157,7 +157,7 @@ def _require_merge(vault: Vault, reader: Reader, merge_id: int | None) -> Merge:
     if merge_id is None:
         newest = reader.merges(limit=1)
         if not newest:
-            raise NotFound(f"{vault.folder} has no merge that can be undone.")
+            raise NotFound(f"{vault.name} has no merge that can be undone.")
         return newest[0]
     found = reader.merges_by_id([merge_id] if 0 < merge_id < 2**63 else [])
     if merge_id not in found:
@@ -166,7 +166,7 @@ def _require_merge(vault: Vault, reader: Reader, merge_id: int | None) -> Merge:
         )
         why = "was undone already" if undone else "is not one that can be undone"
         raise NotFound(
-            f"Merge {merge_id} {why}; `faceprint undo-merge {vault.folder} --list` shows those that can."
+            f"Merge {merge_id} {why}; `faceprint undo-merge {vault.name} --list` shows those that can."
         )
     return found[merge_id]
 
@@ -195,7 +195,7 @@ def _require_remains(reader: Reader, merged: Merge) -> Remains:
     return remains
 
 
-def _changed_labels(vault: Vault, reader: Reader, names: set[str]) -> Iterator[MergedLabel]:
+def _changed_labels(vault: AnyVault, reader: Reader, names: set[str]) -> Iterator[MergedLabel]:
     """Yields the outputs of the models with one of some names; a folder's photos are with the first."""
     fingerprints: set[str] = set()
     for generation in reader.generations().values():
@@ -211,7 +211,7 @@ def _changed_labels(vault: Vault, reader: Reader, names: set[str]) -> Iterator[M
 
 
 def _restored_labels(
-    vault: Vault, reader: Reader, merged: Merge, remains: Remains
+    vault: AnyVault, reader: Reader, merged: Merge, remains: Remains
 ) -> dict[str, dict[int, Relabel]]:
     """Returns the changes of labels that undo those of a merge, by the folder of the model, then by output.
 

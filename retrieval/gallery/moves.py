@@ -5,25 +5,20 @@ transaction. The plan depends on the sources as a whole, never on the order in w
 """
 
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from retrieval.database.reader import Reader
 from retrieval.database.records import Face, StoredPhoto
-from retrieval.database.store import Store
 from retrieval.database.writer import Writer
 from retrieval.gallery import identities, sync
 from retrieval.gallery.survey import Survey, moved_files, other_names
 from retrieval.gallery.sync import Kept, Missing, Renamed, Unseen
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo, scan
-from retrieval.storage.layout import DATABASE
-from retrieval.storage.vault import Vault
-from retrieval.system.files import temporary_folder
+from retrieval.storage.any_vault import AnyVault
 from retrieval.system.paths import absolute
 
 
@@ -70,7 +65,7 @@ class _Plan:
 
 
 def find_missing(
-    vault: Vault,
+    vault: AnyVault,
     sources: Iterable[str | os.PathLike[str]],
     offered: Iterable[Photo] | None,
     *,
@@ -81,23 +76,21 @@ def find_missing(
     """Returns what `remove_missing` would do; changes nothing. See `Gallery.missing_files`."""
     names = None if relabelled_by is None else other_names(vault.store, relabelled_by)
     survey = _survey(vault, sources, offered, passed_over, gone)
-    with vault.store.read() if names is None else _relabelled_copy(vault, names) as reader:
+    with vault.store.read() if names is None else _tried_relabelling(vault, names) as reader:
         plan = _plan_moved_files(reader, survey)
         return _missing(plan, survey, identities.planned(reader, plan.people))
 
 
 @contextmanager
-def _relabelled_copy(vault: Vault, names: Survey) -> Iterator[Reader]:
-    """Yields a temporary copy of the tables, in which `relabel` was done."""
-    with temporary_folder(Path(tempfile.gettempdir()), "faceprint-relabel-") as folder:
-        vault.store.file.copy(folder / DATABASE)
-        with closing(Store.open(folder / DATABASE)) as store, store.write() as writer:
-            _relabel(vault, writer, names)
-            yield writer
+def _tried_relabelling(vault: AnyVault, names: Survey) -> Iterator[Reader]:
+    """Yields the tables as they would be after `relabel`."""
+    with vault.trying() as writer:
+        _relabel(vault, writer, names)
+        yield writer
 
 
 def remove_missing(
-    vault: Vault,
+    vault: AnyVault,
     sources: Iterable[str | os.PathLike[str]],
     offered: Iterable[Photo] | None,
     *,
@@ -123,7 +116,7 @@ def remove_missing(
 
 
 def _survey(
-    vault: Vault,
+    vault: AnyVault,
     sources: Iterable[str | os.PathLike[str]],
     offered: Iterable[Photo] | None,
     passed_over: PassedOver | None,
@@ -137,7 +130,7 @@ def _survey(
     return moved_files(vault.store, roots, offered, passed_over=passed_over, gone=absent)
 
 
-def find_relabelled(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
+def find_relabelled(vault: AnyVault, offered: Iterable[Photo]) -> Relabelled:
     """Returns what `relabel` would do; changes nothing."""
     survey = other_names(vault.store, offered)
     with vault.store.read() as reader:
@@ -145,7 +138,7 @@ def find_relabelled(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
         return _relabelled(plan, changed, identities.planned(reader, plan.people))
 
 
-def relabel(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
+def relabel(vault: AnyVault, offered: Iterable[Photo]) -> Relabelled:
     """Changes identities of stored photos to those that sources name; see `Gallery.relabel`."""
     survey = other_names(vault.store, offered)
     with vault.writing() as writer:
@@ -156,7 +149,7 @@ def relabel(vault: Vault, offered: Iterable[Photo]) -> Relabelled:
     return done
 
 
-def _relabel(vault: Vault, writer: Writer, survey: Survey) -> Relabelled:
+def _relabel(vault: AnyVault, writer: Writer, survey: Survey) -> Relabelled:
     plan, changed = _plan_other_names(writer, survey)
     renamed = identities.rename_together(vault, writer, plan.people)
     for number, name in plan.names.items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from retrieval.database.reader import Reader
 from retrieval.errors import InputError
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 from retrieval.system.files import Stamp
 from retrieval.system.paths import absolute, is_url, is_utf8
 
@@ -30,7 +30,7 @@ class Relocated:
 
 
 def relocate(
-    vault: Vault, old: str | os.PathLike[str], new: str | os.PathLike[str], *, dry_run: bool = False
+    vault: AnyVault, old: str | os.PathLike[str], new: str | os.PathLike[str], *, dry_run: bool = False
 ) -> Relocated:
     """Replaces the root of known paths; see `Gallery.relocate`."""
     before, after = (_root(root) for root in (old, new))
@@ -66,10 +66,10 @@ class _Plan:
     result: Relocated
 
 
-def _plan(vault: Vault, reader: Reader, before: str, after: str) -> _Plan:
+def _plan(vault: AnyVault, reader: Reader, before: str, after: str) -> _Plan:
     known = reader.files_below(before)
     if not known:
-        raise InputError(f"{vault.folder} knows no file {before} and none below it; check the path.")
+        raise InputError(f"{vault.name} knows no file {before} and none below it; check the path.")
     target = {path: after + path[len(before) :] for path in known}
     owners = reader.files(target.values())
     left = _immovable_paths({path: number for path, (number, _) in known.items()}, target, owners)

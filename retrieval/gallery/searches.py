@@ -13,7 +13,7 @@ from retrieval.images.pixels import ImageSource
 from retrieval.search import nearest
 from retrieval.search.nearest import Found, Match, PeopleResult, PersonMatch, SearchResult
 from retrieval.search.question import PeopleQuestion, PeopleSearchOptions, PhotoQuestion, PhotoSearchOptions
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 
 
 class GallerySearches:
@@ -23,7 +23,7 @@ class GallerySearches:
         vault: the gallery's rows and vectors.
     """
 
-    vault: Vault
+    vault: AnyVault
     _model: ActiveModel
 
     def search(

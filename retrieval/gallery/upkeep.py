@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from retrieval.database.records import Receipt
 from retrieval.embedding.outcome import Outcome
@@ -15,14 +16,32 @@ from retrieval.gallery.reembed import Reembedded
 from retrieval.gallery.repair import Repaired
 from retrieval.models.bundle import ModelBundle
 from retrieval.storage import backup, compaction, optimization
+from retrieval.storage.any_vault import AnyVault
 from retrieval.storage.backup import BackedUp
 from retrieval.storage.compaction import Compacted
 from retrieval.storage.optimization import Optimized
 from retrieval.storage.restore import Restored
-from retrieval.storage.vault import Vault
+from retrieval.storage.vault import Vault, in_folder
+from retrieval.system.places import Place
 from retrieval.transfer import export, import_
 from retrieval.transfer.import_ import Imported
 from retrieval.transfer.manifest import Export
+
+# What to do with a gallery in databases instead.
+_COPY_TO_REEMBED: Final = "copy it to one with `faceprint copy`, embed that anew, and copy it back"
+_RESTORE: Final = "restore the databases from backups of their own, or copy a folder to new ones"
+_BACK_UP: Final = "back up both servers by their own means, or copy it to a folder and back up that"
+_NO_CODES: Final = "Milvus compares whole vectors, without codes"
+_COMPACT: Final = "VACUUM the tables in PostgreSQL, and compact the collection in Milvus"
+
+
+def verify_at(place: Place, vectors: str | None = None) -> Verification:
+    """Checks the gallery at a place; see `GalleryUpkeep.verify`, which needs an undamaged one."""
+    if place.database is None:
+        return integrity.verify(Path(place.text))
+    from retrieval.gallery import server_integrity
+
+    return server_integrity.verify(place.database, vectors)
 
 
 class GalleryUpkeep:
@@ -33,9 +52,12 @@ class GalleryUpkeep:
         enrollment: its stages of enrollment.
     """
 
-    vault: Vault
+    vault: AnyVault
     enrollment: Enrollment
     _model: ActiveModel
+
+    def _in_folder(self, instead: str) -> Vault:
+        return in_folder(self.vault, instead)
 
     # Switching models
 
@@ -50,8 +72,9 @@ class GalleryUpkeep:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Reembedded:
         """Embeds all faces with another model and switches to it; see `gallery.reembed.reembed`."""
+        vault = self._in_folder(_COPY_TO_REEMBED)
         done = reembed.reembed(
-            self.vault,
+            vault,
             bundle,
             self._model.open_other,
             switch=switch,
@@ -62,7 +85,7 @@ class GalleryUpkeep:
         )
         self._model.current()
         if done.switched:
-            optimization.optimize(self.vault)
+            optimization.optimize(vault)
         return done
 
     def other_model(self) -> ModelBundle:
@@ -71,7 +94,7 @@ class GalleryUpkeep:
         Raises:
             InputError: the gallery has one model only.
         """
-        return reembed.other_model(self.vault)
+        return reembed.other_model(self._in_folder(_COPY_TO_REEMBED))
 
     def drop_other_model(self) -> int:
         """Deletes the model that is not active, with its vectors; returns the number of vectors.
@@ -79,14 +102,17 @@ class GalleryUpkeep:
         Raises:
             InputError: the gallery has one model only.
         """
-        return reembed.drop_other(self.vault)
+        return reembed.drop_other(self._in_folder(_COPY_TO_REEMBED))
 
     # Integrity and speed
 
     def verify(self) -> Verification:
-        """Reads every byte and compares it with what was written; see `integrity.verify`."""
+        """Reads every byte and compares it with what was written; see `integrity.verify`.
+
+        In databases it reads every row and every vector; see `server_integrity.verify`.
+        """
         self.vault.store.check_open()
-        return integrity.verify(self.vault.folder)
+        return verify_at(Place.of(self.vault.place), self.vault.vectors_address)
 
     def repair(
         self,
@@ -99,7 +125,7 @@ class GalleryUpkeep:
         """Repairs damage without guessing; see `retrieval.repair`, which needs no open gallery."""
         self.vault.store.check_open()
         return repair.repair(
-            self.vault.folder,
+            self._in_folder(_RESTORE).folder,
             backup=backup,
             model=model,
             give_up=give_up,
@@ -110,7 +136,7 @@ class GalleryUpkeep:
 
     def optimize(self, *, anew: bool = False) -> Optimized:
         """Makes searches faster, if that is due; answers do not change. See `optimization.optimize`."""
-        return optimization.optimize(self.vault, anew=anew)
+        return optimization.optimize(self._in_folder(_NO_CODES), anew=anew)
 
     def compact(self) -> Compacted:
         """Merges segments into as few as possible, and rewrites the database without free pages.
@@ -118,7 +144,7 @@ class GalleryUpkeep:
         Raises:
             StorageError, GalleryBusy: segments that were merged before the error stay merged.
         """
-        return compaction.compact(self.vault)
+        return compaction.compact(self._in_folder(_COMPACT))
 
     # Copies
 
@@ -127,7 +153,7 @@ class GalleryUpkeep:
 
         Other threads and processes may write meanwhile.
         """
-        return backup.back_up(self.vault, Path(target), verify=verify)
+        return backup.back_up(self._in_folder(_BACK_UP), Path(target), verify=verify)
 
     @classmethod
     def restore(

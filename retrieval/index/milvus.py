@@ -22,16 +22,18 @@ Ids without a row in the tables are left out: the collection may hold vectors th
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import GalleryDamaged, GalleryError, InputError, MissingDependency, StorageError
-from retrieval.index.blocks import Floats, Ids
+from retrieval.index.blocks import Block, Floats, Ids
 from retrieval.index.candidates import Exclude
+from retrieval.index.explanation import Explanation, count
 from retrieval.index.kernels import (
     FLOAT64_SLACK,
     pair_squares_float64,
@@ -39,6 +41,7 @@ from retrieval.index.kernels import (
     underflow,
 )
 from retrieval.index.knn import MAX_DISTANCE, Neighbours
+from retrieval.index.searched import check_count, check_radius, checked_vectors
 
 _ADDRESS: Final = re.compile(
     r"milvus://(?:(?P<user>[^:/@]+):(?P<password>[^/@]*)@)?(?P<host>[\w.-]+)(?::(?P<port>\d{1,5}))?"
@@ -76,6 +79,9 @@ _ID: Final = "id"
 _VECTOR: Final = "vector"
 _STRONG: Final = "Strong"
 
+# What an error says where the collection is not in the server's memory.
+_NOT_LOADED: Final = "collection not loaded"
+
 
 class MilvusVectors:
     """The vectors of a collection. Safe to share between threads.
@@ -106,8 +112,13 @@ class MilvusVectors:
         self._client = _connected(f"http://{place}", token, self.name)
 
     @classmethod
-    def create(cls, address: str, dimension: int) -> "MilvusVectors":
+    def create(cls, address: str, dimension: int, *, owner: str = "") -> "MilvusVectors":
         """Creates an empty collection.
+
+        Args:
+            address: as in the text of this module.
+            dimension: d.
+            owner: says what the collection is of, for `owner`.
 
         Raises:
             InputError, MissingDependency, StorageError: as of `MilvusVectors`.
@@ -118,11 +129,48 @@ class MilvusVectors:
             with made._translated():
                 if made._client.has_collection(made._collection):
                     raise GalleryError(f"The collection {made.name} exists already; give another name.")
-                made._make()
+                made._make(owner)
         except BaseException:
             made.close()
             raise
         return made
+
+    @classmethod
+    def create_unfinished(cls, address: str, dimension: int, *, owner: str) -> "MilvusVectors":
+        """Creates an empty collection that is marked as unfinished, or opens one that is, of the same owner.
+
+        Raises:
+            InputError, MissingDependency, StorageError: as of `MilvusVectors`.
+            GalleryError: there is a collection that is not marked so, or that is of another owner.
+        """
+        with closing(cls(address, dimension)) as made, made._translated():
+            if made._client.has_collection(made._collection):
+                if made._mark not in made._marks() or made.owner() != owner:
+                    raise GalleryError(
+                        f"The collection {made.name} exists already, and is not an unfinished copy of this "
+                        "gallery and its model; give another name."
+                    )
+            else:
+                made._make(owner)
+                made._client.create_alias(made._collection, made._mark, timeout=_REQUEST_SECONDS)
+        return cls.open(address, dimension)
+
+    def mark_finished(self) -> None:
+        """Removes the mark of `create_unfinished`.
+
+        Raises:
+            StorageError: the server refused.
+        """
+        with self._translated():
+            self._client.drop_alias(self._mark, timeout=_REQUEST_SECONDS)
+
+    @property
+    def _mark(self) -> str:
+        """The alias of a collection that marks it as unfinished."""
+        return f"{self._collection}__unfinished"
+
+    def _marks(self) -> list[str]:
+        return list(self._client.list_aliases(self._collection, timeout=_REQUEST_SECONDS)["aliases"])
 
     @classmethod
     def open(cls, address: str, dimension: int) -> "MilvusVectors":
@@ -148,6 +196,15 @@ class MilvusVectors:
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
+
+    def drop(self) -> None:
+        """Removes the collection from the server.
+
+        Raises:
+            StorageError: the server refused.
+        """
+        with self._translated():
+            self._client.drop_collection(self._collection, timeout=_REQUEST_SECONDS)
 
     # Writing
 
@@ -193,6 +250,15 @@ class MilvusVectors:
             rows = self._query(f"{_ID} >= {first} and {_ID} < {last}", [_ID])
             found.append(np.array([row[_ID] for row in rows], np.int64))
         return np.unique(np.concatenate(found))
+
+    def count(self) -> int:
+        """Returns the number of stored vectors, with or without a row."""
+        return int(self._query("", ["count(*)"])[0]["count(*)"])
+
+    def owner(self) -> str:
+        """Returns what `create` was told that the collection is of."""
+        with self._translated():
+            return str(self._client.describe_collection(self._collection).get("description", ""))
 
     def fetch(self, ids: Ids) -> NDArray[np.float32]:
         """Returns the vectors of some ids, (n, d), in their order.
@@ -266,38 +332,51 @@ class MilvusVectors:
         step = max(1, _READ_BYTES // (4 * self.dimension * limit))
         chosen = "" if only is None else f"{_ID} in {only.tolist()}"
         for start in range(0, len(queries), step):
-            with self._translated():
-                found = self._client.search(
-                    self._collection,
-                    data=list(queries[start : start + step]),
-                    filter=chosen,
-                    limit=limit,
-                    output_fields=[_VECTOR],
-                    search_params={"metric_type": "L2"},
-                    consistency_level=_STRONG,
-                    timeout=_REQUEST_SECONDS,
-                )
+            search = partial(
+                self._client.search,
+                self._collection,
+                data=list(queries[start : start + step]),
+                filter=chosen,
+                limit=limit,
+                output_fields=[_VECTOR],
+                search_params={"metric_type": "L2"},
+                consistency_level=_STRONG,
+                timeout=_REQUEST_SECONDS,
+            )
+            found = self._answer(search)
             yield from (Hits(one, self.dimension, complete=len(one) < limit) for one in found)
 
     def _query(self, chosen: str, fields: list[str]) -> list[dict[str, Any]]:
+        query = partial(
+            self._client.query,
+            self._collection,
+            filter=chosen,
+            output_fields=fields,
+            consistency_level=_STRONG,
+            timeout=_REQUEST_SECONDS,
+        )
+        return list(self._answer(query))
+
+    def _answer(self, request: Callable[[], Any]) -> Any:
+        """Returns the answer to a request; a server that was started again is told to load the collection."""
+        from pymilvus.exceptions import MilvusException
+
         with self._translated():
-            return list(
-                self._client.query(
-                    self._collection,
-                    filter=chosen,
-                    output_fields=fields,
-                    consistency_level=_STRONG,
-                    timeout=_REQUEST_SECONDS,
-                )
-            )
+            try:
+                return request()
+            except MilvusException as error:
+                if _NOT_LOADED not in str(error.message):
+                    raise
+                self._client.load_collection(self._collection, timeout=_REQUEST_SECONDS)
+                return request()
 
     # The collection
 
-    def _make(self) -> None:
+    def _make(self, owner: str) -> None:
         from pymilvus import DataType
 
         client = self._client
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=owner)
         schema.add_field(_ID, DataType.INT64, is_primary=True)
         schema.add_field(_VECTOR, DataType.FLOAT_VECTOR, dim=self.dimension)
         indexes = client.prepare_index_params()
@@ -335,6 +414,77 @@ class MilvusVectors:
             yield
         except MilvusException as error:
             raise _refused(self.name, error) from error
+
+
+class SearchedCollection:
+    """The vectors of one snapshot in a collection, as `SearchedVectors`: those that have a row.
+
+    Attributes:
+        collection: returns the collection, which is opened when it is needed.
+        rows: the ids that exist, ascending.
+        dimension: d.
+    """
+
+    def __init__(self, collection: Callable[[], MilvusVectors], rows: Ids, dimension: int) -> None:
+        self.collection = collection
+        self.rows = rows
+        self.dimension = dimension
+
+    def checked(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        """See `SearchedVectors`."""
+        return checked_vectors(vectors, self.dimension)
+
+    def nearest(
+        self,
+        queries: NDArray[Any],
+        k: int,
+        *,
+        allowed: Ids | None = None,
+        exclude: Exclude = None,
+        explanation: Explanation | None = None,
+    ) -> list[Neighbours]:
+        """See `SearchedVectors`."""
+        check_count(k)
+        checked = self.checked(queries)
+        with self._explained(explanation, len(checked), allowed):
+            return self.collection().nearest(checked, k, rows=self.rows, allowed=allowed, exclude=exclude)
+
+    def within(
+        self,
+        queries: NDArray[Any],
+        radius: float,
+        *,
+        allowed: Ids | None = None,
+        exclude: Exclude = None,
+        explanation: Explanation | None = None,
+    ) -> list[Neighbours]:
+        """See `SearchedVectors`."""
+        check_radius(radius)
+        checked = self.checked(queries)
+        with self._explained(explanation, len(checked), allowed):
+            return self.collection().within(checked, radius, rows=self.rows, allowed=allowed, exclude=exclude)
+
+    def blocks(self) -> list[Block]:
+        """See `SearchedVectors`; it fetches all of them."""
+        return [Block(self.rows, self.collection().fetch(self.rows))] if len(self.rows) else []
+
+    def some(self, ids: Ids) -> tuple[Ids, NDArray[np.float32]]:
+        """See `SearchedVectors`."""
+        found = np.intersect1d(self.rows, ids)
+        return found, self.collection().fetch(found)
+
+    @contextmanager
+    def _explained(
+        self, explanation: Explanation | None, queries: int, allowed: Ids | None
+    ) -> Iterator[None]:
+        """Adds the cost of a search: the server compares all rows, and says nothing about what it reads."""
+        explanation = Explanation() if explanation is None else explanation
+        rows = len(self.rows) if allowed is None else len(np.intersect1d(self.rows, allowed))
+        explanation.queries += queries
+        explanation.rows = rows
+        count(explanation, scanned_rows=queries * rows, bytes_read=4 * self.dimension * queries * rows)
+        with explanation.timed("Milvus"):
+            yield
 
 
 class Hits:
@@ -408,7 +558,7 @@ class _Search:
 
     def _proven(self, number: int, hits: Hits) -> Neighbours | None:
         """Returns the neighbours of a query if no hidden row can be among them; else None."""
-        kept = np.isin(hits.ids, self._ids)
+        kept = _among(hits.ids, self._ids)
         # Not `hits.complete` alone: the engine drops rows that it finds twice.
         if hits.complete and np.count_nonzero(kept) < len(self._ids):
             return None
@@ -469,6 +619,16 @@ def hidden_distance(last: float, query: Floats) -> float:
     if rest <= 0:
         return 0.0
     return (math.sqrt(linear**2 + (1 + rounding) * rest) - linear) / (1 + rounding) / FLOAT64_SLACK
+
+
+def _among(ids: Ids, ascending: Ids) -> NDArray[np.bool_]:
+    """Returns which ids are in a list, which may be much longer."""
+    if not len(ascending):
+        return np.zeros(len(ids), np.bool_)
+    place = np.searchsorted(ascending, ids)
+    place[place == len(ascending)] = 0
+    found: NDArray[np.bool_] = ascending[place] == ids
+    return found
 
 
 def _parts(ids: Ids, size: int) -> Iterator[Ids]:

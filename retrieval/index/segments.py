@@ -6,7 +6,6 @@ track which segments exist: callers pass their ids.
 """
 
 import hashlib
-import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,12 +18,13 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import GalleryDamaged, InputError, StorageError
+from retrieval.errors import GalleryDamaged, StorageError
 from retrieval.index.candidates import Exclude as Exclude  # so does every user of searches
 from retrieval.index.knn import Block, Explanation, Neighbours, nearest, within
 from retrieval.index.knn import Ids as Ids  # every user of vectors needs it
 from retrieval.index.quantization import Basis, Coded, basis_of, machine_reason
 from retrieval.index.quantization import read as read_codes
+from retrieval.index.searched import check_count, check_radius, checked_vectors
 from retrieval.system.files import create, is_no_file, open_plain, path_in_utf8, sync, why
 
 Vectors: TypeAlias = NDArray[np.float32]  # (n, d)
@@ -32,9 +32,6 @@ Vectors: TypeAlias = NDArray[np.float32]  # (n, d)
 # Segments grow by merging up to about this many bytes of vectors. So this is the most that a merge, or the
 # removal of a face, rewrites for each affected segment.
 _CEILING_BYTES: Final = 64 * 2**20
-
-# The longest vector: above, float32 squares come near overflow, and the error bounds would not hold.
-_MAX_NORM: Final = 1e18
 
 # The start of every FAISS file: its kind, the dimension, the number of rows.
 _HEAD: Final = struct.Struct("<4siq")
@@ -173,6 +170,11 @@ class CodesOf:
     error: float
 
 
+def rows_at_a_time(dimension: int) -> int:
+    """Returns the most rows of a segment, and so of a transaction that adds rows."""
+    return max(1, _CEILING_BYTES // (4 * dimension))
+
+
 def basis_name(number: int) -> str:
     """Returns the file name of a basis."""
     return f"{number:08d}.basis"
@@ -193,29 +195,14 @@ class FlatVectors:
     def __init__(self, folder: Path, dimension: int) -> None:
         self.folder = folder
         self.dimension = dimension
-        self.ceiling = max(1, _CEILING_BYTES // (4 * dimension))
+        self.ceiling = rows_at_a_time(dimension)
         self._open: dict[int, _Open] = {}
         self._blocks: dict[int, tuple[CodesOf | None, Block]] = {}
         self._bases: dict[int, Basis] = {}
 
     def checked(self, vectors: NDArray[Any]) -> Vectors:
-        """Returns the vectors as float32 (n, d), C order.
-
-        Raises:
-            InputError: the shape is wrong, or there is a NaN, an infinity, or a length above 1e18.
-        """
-        with np.errstate(over="ignore"):  # an overflow of float32 becomes an infinity, refused below
-            array = np.ascontiguousarray(vectors, np.float32)
-        if array.ndim != 2 or array.shape[1] != self.dimension:
-            raise InputError(
-                f"Vectors must have shape (n, {self.dimension}) as this gallery's model gives them, "
-                f"not {np.shape(vectors)}."
-            )
-        norms = np.sqrt(np.einsum("ij,ij->i", array, array, dtype=np.float64))
-        # A NaN fails every comparison, and so this one.
-        if not (norms <= _MAX_NORM).all():
-            raise InputError("Vectors must be finite numbers, with a length of at most 1e18.")
-        return array
+        """Returns the vectors as float32 (n, d), C order; see `checked_vectors`."""
+        return checked_vectors(vectors, self.dimension)
 
     def write(self, segment: int, parts: Sequence[Part]) -> Written:
         """Writes a segment durably: temporary file, fsync, rename, fsync of the folder.
@@ -330,8 +317,7 @@ class FlatVectors:
         Raises:
             InputError: k is below 1, or queries have another shape or are not finite.
         """
-        if k < 1:
-            raise InputError(f"The number of neighbours must be at least 1, not {k}.")
+        check_count(k)
         checked, blocks = self.checked(queries), self.blocks(segments, coded)
         return nearest(blocks, checked, k, allowed=allowed, exclude=exclude, explanation=explanation)
 
@@ -351,10 +337,13 @@ class FlatVectors:
         Raises:
             InputError: the radius is negative or not finite, or queries have another shape or are not finite.
         """
-        if not 0 <= radius < math.inf:
-            raise InputError(f"The distance must be a number of at least 0, not {radius}.")
+        check_radius(radius)
         checked, blocks = self.checked(queries), self.blocks(segments, coded)
         return within(blocks, checked, radius, allowed=allowed, exclude=exclude, explanation=explanation)
+
+    def snapshot(self, segments: Sequence[int], coded: Mapping[int, CodesOf]) -> "SearchedSegments":
+        """Returns the segments of a snapshot, with their codes, for searches."""
+        return SearchedSegments(self, tuple(segments), coded)
 
     def blocks(self, segments: Sequence[int], coded: Mapping[int, CodesOf] | None = None) -> list[Block]:
         """Returns segments as blocks for a search, with their codes where these can be read."""
@@ -444,6 +433,73 @@ class FlatVectors:
         if flat.d != self.dimension or flat.ntotal != index.ntotal:
             raise GalleryDamaged(f"The vector file {path} has other dimensions than the gallery.")
         return _Open(flat, faiss.vector_to_array(index.id_map), np.asarray(_Mapped(index, flat)))
+
+
+@dataclass(frozen=True, eq=False)
+class SearchedSegments:
+    """The segments of one snapshot, as `SearchedVectors`; a missing file raises SegmentMissing."""
+
+    flat: FlatVectors
+    segments: tuple[int, ...]
+    coded: Mapping[int, CodesOf]
+
+    def checked(self, vectors: NDArray[Any]) -> Vectors:
+        """See `SearchedVectors`."""
+        return self.flat.checked(vectors)
+
+    def nearest(
+        self,
+        queries: NDArray[Any],
+        k: int,
+        *,
+        allowed: Ids | None = None,
+        exclude: Exclude = None,
+        explanation: Explanation | None = None,
+    ) -> list[Neighbours]:
+        """See `SearchedVectors`."""
+        return self.flat.search(
+            self.segments,
+            queries,
+            k,
+            coded=self.coded,
+            allowed=allowed,
+            exclude=exclude,
+            explanation=explanation,
+        )
+
+    def within(
+        self,
+        queries: NDArray[Any],
+        radius: float,
+        *,
+        allowed: Ids | None = None,
+        exclude: Exclude = None,
+        explanation: Explanation | None = None,
+    ) -> list[Neighbours]:
+        """See `SearchedVectors`."""
+        return self.flat.search_within(
+            self.segments,
+            queries,
+            radius,
+            coded=self.coded,
+            allowed=allowed,
+            exclude=exclude,
+            explanation=explanation,
+        )
+
+    def blocks(self) -> list[Block]:
+        """See `SearchedVectors`."""
+        return self.flat.blocks(self.segments, self.coded)
+
+    def some(self, ids: Ids) -> tuple[Ids, Vectors]:
+        """See `SearchedVectors`."""
+        found, vectors = [np.empty(0, np.int64)], [np.empty((0, self.flat.dimension), np.float32)]
+        for segment in self.segments:
+            stored, matrix = self.flat.rows(segment)
+            rows = np.flatnonzero(np.isin(stored, ids))
+            found.append(stored[rows])
+            vectors.append(matrix[rows])
+        return np.concatenate(found), np.concatenate(vectors)
 
 
 def _pieces(dimension: int, rows: int, parts: Sequence[Part]) -> Iterator[bytes | memoryview]:

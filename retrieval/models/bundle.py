@@ -63,13 +63,14 @@ LAYERS: Final = ("layer1", "layer2", "layer3", "layer4")
 FORGOTTEN: Final = "(forgotten)"
 # The architecture of an imported model: any network in an ONNX file.
 IMPORTED: Final = "onnx"
-_CARD: Final = "bundle.json"
+# The name of the card among the files of a bundle.
+CARD: Final = "bundle.json"
 _WEIGHTS: Final = "model.safetensors"
 _GRAPH: Final = "model.onnx"
 _DETECTOR: Final = "face_detector.onnx"
 _DESCRIPTION: Final = "MODELCARD.md"
 # The names of all files that a bundle may have.
-FILE_NAMES: Final = frozenset({_CARD, _WEIGHTS, _GRAPH, _DETECTOR, _DESCRIPTION})
+FILE_NAMES: Final = frozenset({CARD, _WEIGHTS, _GRAPH, _DETECTOR, _DESCRIPTION})
 
 # The largest weights or graph file in bytes: the limit of protobuf, far above the weights of a ResNet.
 MAX_FILE_BYTES: Final = 2**31 - 1
@@ -240,7 +241,7 @@ class ModelBundle:
             # TypeError: a field that this version does not have.
             kind = "an embedding" if isinstance(error, InputError) else "options"
             raise BundleError(
-                f"{folder / _CARD} states {kind} that this version of faceprint does not know "
+                f"{folder / CARD} states {kind} that this version of faceprint does not know "
                 f"({str(error).partition(';')[0]}); upgrade faceprint."
             ) from error
         bundle = cls(
@@ -331,17 +332,22 @@ class ModelBundle:
         try:
             make_output_folder(folder)
             # An older card would state the hashes of files that are about to change.
-            (folder / _CARD).unlink(missing_ok=True)
+            (folder / CARD).unlink(missing_ok=True)
             for name in FILE_NAMES - contents.keys():
                 (folder / name).unlink(missing_ok=True)
             for name, content in contents.items():
                 write_durably(folder / name, content)
             if describe is not None:
                 write_durably(bundle.description_path, describe(bundle).encode("utf-8", "backslashreplace"))
-            write_durably(folder / _CARD, bundle.card().encode())
+            write_durably(folder / CARD, bundle.card().encode())
         except OSError as error:
             raise StorageError(f"The model cannot be written to {folder}: {why(error)}.") from error
         return bundle
+
+    def file_names(self) -> tuple[str, ...]:
+        """Returns the names of the files that a copy needs, the card last."""
+        described = (_DESCRIPTION,) if self.description_path.is_file() else ()
+        return (*self.files, *described, CARD)
 
     def card(self) -> str:
         """Returns the text of bundle.json."""
@@ -366,7 +372,7 @@ class ModelBundle:
 
     def card_sha256(self) -> str:
         """Returns the SHA-256, in hex, of bundle.json on disk; of empty bytes where it is missing."""
-        path = self.folder / _CARD
+        path = self.folder / CARD
         return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
     def relabelled(self, changes: Mapping[int, "Relabel"]) -> "ModelBundle":
@@ -405,9 +411,9 @@ class ModelBundle:
             StorageError: the file system refused.
         """
         try:
-            write_durably(self.folder / _CARD, self.card().encode(), inherit=True)
+            write_durably(self.folder / CARD, self.card().encode(), inherit=True)
         except OSError as error:
-            raise StorageError(f"{self.folder / _CARD} cannot be written: {why(error)}.") from error
+            raise StorageError(f"{self.folder / CARD} cannot be written: {why(error)}.") from error
 
     def save(self, folder: str | os.PathLike[str], *, inherit: bool = False) -> "ModelBundle":
         """Copies the bundle atomically, after checking its files, and returns the copy.
@@ -424,10 +430,9 @@ class ModelBundle:
         if os.path.lexists(target):
             raise StorageError(f"{target} exists already; choose another folder for the copy.")
         self.verify()
-        described = (_DESCRIPTION,) if self.description_path.is_file() else ()
         try:
             with whole_folder(target, like=target.parent if inherit else None) as copy:
-                for name in (*self.files, *described, _CARD):
+                for name in self.file_names():
                     copy_durably(self.folder / name, copy / name, inherit=True)
         except OSError as error:
             raise StorageError(f"The model cannot be copied to {target}: {why(error)}.") from error
@@ -556,7 +561,7 @@ class ModelBundle:
         )
         if actual != self.fingerprint:
             what = "graph has" if self.imported else "weights have"
-            raise BundleError(f"{self.folder / _CARD} states another fingerprint than its {what}.")
+            raise BundleError(f"{self.folder / CARD} states another fingerprint than its {what}.")
 
     def verify(self) -> None:
         """Reads all files and compares them with the card.
@@ -641,7 +646,7 @@ def _read_error(path: Path, error: OSError) -> BundleError | StorageError:
 
 
 def _mismatch(path: Path) -> BundleError:
-    return BundleError(f"{path} is not the file that {_CARD} names; copy the model whole again.")
+    return BundleError(f"{path} is not the file that {CARD} names; copy the model whole again.")
 
 
 def _composed(photo: Any) -> str:
@@ -776,13 +781,13 @@ class _Format(TypedDict):
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
-    path = folder / _CARD
+    path = folder / CARD
     if not folder.is_dir():
         raise BundleError(f"There is no model folder {folder}; make one with `faceprint train`.")
     if (other := other_than_file(path)) is not None:
         raise BundleError(f"{path} is {other}, not a file; copy the model whole again.")
     if not path.is_file():
-        raise BundleError(f"{folder} is not a model: it has no {_CARD}; make one with `faceprint train`.")
+        raise BundleError(f"{folder} is not a model: it has no {CARD}; make one with `faceprint train`.")
     advice = "copy the model whole again"
     # The values as `json` reads them: the card is written back when an identity is renamed or erased.
     card: dict[str, Any] = read_tree(path, _Format, error=BundleError, advice=advice)

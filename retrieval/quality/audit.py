@@ -109,10 +109,10 @@ def audit(
     stays = set(map(id, raw))
     explained = [sum(id(one) not in stays for one in some) for some in kept]
     with gallery.vault.store.read() as reader:
-        every = list(_with_names(reader, faces, raw, str(gallery.folder)))
+        every = list(_with_names(reader, faces, raw, gallery.name))
     doubts = [one for one in every if one.state is not DoubtState.DISMISSED]
     return Audited(
-        folder=str(gallery.folder),
+        folder=gallery.name,
         faces=len(faces),
         identities=int((faces.numbers > 0).sum()),
         audited=len(chosen),
@@ -154,8 +154,7 @@ class _Faces:
     @classmethod
     def of(cls, gallery: Gallery, reader: Reader) -> "_Faces":
         state = gallery.vault.state(reader)
-        blocks = gallery.vault.vectors(state.generation).blocks(state.segments, state.coded)
-        return cls(blocks, reader.identity_of_every_face(), state.generation.dimension)
+        return cls(state.vectors.blocks(), reader.identity_of_every_face(), state.generation.dimension)
 
     def __len__(self) -> int:
         return len(self.ids)

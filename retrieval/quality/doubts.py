@@ -80,7 +80,7 @@ def doubts(
         start = bisect_right(keys, after)
         chosen = [key.split(" ")[2] for key in keys[start : start + limit]]
         stored = reader.doubts(chosen)
-        shown = tuple(_shown(reader, str(gallery.folder), [stored[number] for number in chosen]))
+        shown = tuple(_shown(reader, gallery.name, [stored[number] for number in chosen]))
         last = keys[start + limit - 1] if start + limit < len(keys) else ""
         return DoubtPage(shown, last, reader.last_logged("audit"))
 
@@ -110,7 +110,7 @@ def doubt_of(gallery: Gallery, number: str) -> Doubt:
         NotFound: there is none with this id.
     """
     with gallery.vault.store.read() as reader:
-        [found] = _shown(reader, str(gallery.folder), [_require(reader, number)])
+        [found] = _shown(reader, gallery.name, [_require(reader, number)])
         return found
 
 
@@ -164,11 +164,11 @@ def confirm(gallery: Gallery, number: str) -> Doubt:
             raise InputError(f"The doubt {number} is {stored.state} already; reopen it first.")
         if not stored.stands:
             raise InputError(f"What the doubt {number} states is no longer so; audit the gallery again.")
-        [found] = _shown(writer, str(gallery.folder), [stored])
+        [found] = _shown(writer, gallery.name, [stored])
         merge_id = None if found.act is None else _do(gallery, writer, found.act)
         writer.set_doubt(number, DoubtState.CONFIRMED, merge_id=merge_id)
         gallery.vault.log(writer, "confirm-doubt")
-        [found] = _shown(writer, str(gallery.folder), [writer.doubts([number]).get(number, stored)])
+        [found] = _shown(writer, gallery.name, [writer.doubts([number]).get(number, stored)])
     return replace(found, state=DoubtState.CONFIRMED)
 
 
@@ -267,10 +267,10 @@ def _require_subjects(gallery: Gallery, reader: Reader, key: DoubtKey) -> None:
     faces, people = reader.faces(key.face_ids), reader.names_of_identities(key.identity_ids)
     for number in key.face_ids:
         if number not in faces:
-            raise NotFound(f"There is no face {number} in {gallery.folder}, which {key} is about.")
+            raise NotFound(f"There is no face {number} in {gallery.name}, which {key} is about.")
     for number in key.identity_ids:
         if number not in people:
-            raise NotFound(f"There is no person {number} in {gallery.folder}, which {key} is about.")
+            raise NotFound(f"There is no person {number} in {gallery.name}, which {key} is about.")
 
 
 def _require(reader: Reader, number: str) -> StoredDoubt:

@@ -21,10 +21,10 @@ from retrieval.database.reader import Reader
 from retrieval.database.records import Calibration, Generation, OperatingPoint, utc_now
 from retrieval.errors import InputError, Interrupted, ModelMismatch
 from retrieval.index.knn import Ids, Neighbours
-from retrieval.index.segments import Exclude, Vectors
+from retrieval.index.segments import Exclude
 from retrieval.models.bundle import FORGOTTEN
 from retrieval.search.decisions import Nearest, check_fpir, two_nearest
-from retrieval.storage.vault import State, Vault
+from retrieval.storage.any_vault import AnyVault, State
 
 # The FPIRs for which thresholds are stored beside the requested one, if there are enough searches.
 USUAL: Final = (0.1, 0.03, 0.01, 0.003, 0.001)
@@ -100,7 +100,7 @@ class _GalleryState:
 
 
 def calibrate(
-    vault: Vault,
+    vault: AnyVault,
     fpir: float,
     *,
     strangers: Strangers | None = None,
@@ -154,7 +154,7 @@ def calibrate(
     return found
 
 
-def store(vault: Vault, found: Calibration) -> None:
+def store(vault: AnyVault, found: Calibration) -> None:
     """Stores a calibration in one transaction; searches of the gallery decide by it from then on.
 
     Raises:
@@ -196,26 +196,26 @@ def _is_enough(fpir: float, searches: int) -> bool:
     return fpir * searches >= 1 - 1e-9
 
 
-def _model_switched(vault: Vault) -> ModelMismatch:
-    return ModelMismatch(f"The gallery {vault.folder} switched models meanwhile; calibrate it again.")
+def _model_switched(vault: AnyVault) -> ModelMismatch:
+    return ModelMismatch(f"The gallery {vault.name} switched models meanwhile; calibrate it again.")
 
 
-def _gallery_state(vault: Vault, reader: Reader) -> _GalleryState:
+def _gallery_state(vault: AnyVault, reader: Reader) -> _GalleryState:
     state, owners = vault.state(reader), reader.identity_of_every_face()
     if len(np.unique(owners[:, 1])) < 2:
         raise InputError(
-            f"{vault.folder} has faces of fewer than two people; enroll more before it is calibrated."
+            f"{vault.name} has faces of fewer than two people; enroll more before it is calibrated."
         )
     return _GalleryState(state.generation, state.faces, owners)
 
 
-def _labels(vault: Vault, generation: Generation) -> set[str]:
+def _labels(vault: AnyVault, generation: Generation) -> set[str]:
     """The names of the people that the model was trained on, except forgotten ones."""
     with vault.store.read() as reader:
         return set(vault.bundle(reader, generation).labels) - {FORGOTTEN}
 
 
-def _search_strangers(vault: Vault, gallery: _GalleryState, strangers: Strangers) -> _NonMatedSearches:
+def _search_strangers(vault: AnyVault, gallery: _GalleryState, strangers: Strangers) -> _NonMatedSearches:
     distances: list[NDArray[np.float64]] = [np.empty(0)]
     names: list[str | None] = []
     for vectors, batch_names in strangers:
@@ -231,14 +231,14 @@ def _search_strangers(vault: Vault, gallery: _GalleryState, strangers: Strangers
     return _NonMatedSearches(np.concatenate(distances), np.array(people, np.int64), frozenset(numbers))
 
 
-def _non_mated_of_enrolled(vault: Vault, enrolled: _EnrolledSearches) -> _NonMatedSearches:
+def _non_mated_of_enrolled(vault: AnyVault, enrolled: _EnrolledSearches) -> _NonMatedSearches:
     with vault.store.read() as reader:
         names = reader.names_of_identities(set(enrolled.own.tolist()))
     return _NonMatedSearches(enrolled.among_others(), enrolled.own, frozenset(names.values()))
 
 
 def _leave_one_out(
-    vault: Vault,
+    vault: AnyVault,
     gallery: _GalleryState,
     sample: int,
     seed: int,
@@ -269,18 +269,18 @@ def _leave_one_out(
 
 
 def _search_stored(
-    vault: Vault, gallery: _GalleryState, ids: Ids, reader: Reader
+    vault: AnyVault, gallery: _GalleryState, ids: Ids, reader: Reader
 ) -> tuple[NDArray[np.int64], Nearest]:
     """Searches for stored faces by id, except removed ones; returns their identities and the two nearest."""
     owners = reader.identities_of_faces(ids.tolist())
     state = _state_of_same_model(vault, gallery, reader)
-    there, vectors = _vectors(vault, state, np.array(sorted(owners), np.int64))
+    there, vectors = state.vectors.some(np.array(sorted(owners), np.int64))
     own = np.array([owners[number] for number in there.tolist()], np.int64)
     return own, _search_two_nearest(vault, gallery, vectors, [(number,) for number in there.tolist()], reader)
 
 
 def _search_two_nearest(
-    vault: Vault,
+    vault: AnyVault,
     gallery: _GalleryState,
     vectors: NDArray[Any],
     exclude: Exclude,
@@ -292,25 +292,18 @@ def _search_two_nearest(
         ModelMismatch: the snapshot is of another model.
     """
     state = _state_of_same_model(vault, gallery, reader)
-    flat = vault.vectors(state.generation)
-    queries = flat.checked(vectors)
+    queries = state.vectors.checked(vectors)
     left_out = [()] * len(queries) if exclude is None else exclude
 
     def ask(places: Sequence[int], count: int, allowed: Ids | None) -> list[Neighbours]:
-        return flat.search(
-            state.segments,
-            queries[list(places)],
-            count,
-            coded=state.coded,
-            allowed=allowed,
-            exclude=[left_out[place] for place in places],
-        )
+        some = [left_out[place] for place in places]
+        return state.vectors.nearest(queries[list(places)], count, allowed=allowed, exclude=some)
 
     nothing = (np.empty(0), np.empty(0, np.int64))
     return two_nearest(reader, ask, [nothing] * len(queries))
 
 
-def _state_of_same_model(vault: Vault, gallery: _GalleryState, reader: Reader) -> State:
+def _state_of_same_model(vault: AnyVault, gallery: _GalleryState, reader: Reader) -> State:
     """The state of a snapshot, which must be of the calibrated model.
 
     Raises:
@@ -320,19 +313,6 @@ def _state_of_same_model(vault: Vault, gallery: _GalleryState, reader: Reader) -
     if state.generation.id != gallery.generation.id:
         raise _model_switched(vault)
     return state
-
-
-def _vectors(vault: Vault, state: State, ids: Ids) -> tuple[Ids, Vectors]:
-    """The ids and vectors (n, d) of some faces, in storage order."""
-    flat = vault.vectors(state.generation)
-    found = [np.empty(0, np.int64)]
-    vectors = [np.empty((0, state.generation.dimension), np.float32)]
-    for segment in state.segments:
-        stored, matrix = flat.rows(segment)
-        rows = np.flatnonzero(np.isin(stored, ids))
-        found.append(stored[rows])
-        vectors.append(matrix[rows])
-    return np.concatenate(found), np.concatenate(vectors)
 
 
 def _points(

@@ -4,7 +4,6 @@ This module does not handle images: `gallery.image_search` embeds them and adds 
 """
 
 import dataclasses
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,7 +23,7 @@ from retrieval.search import decisions, people
 from retrieval.search.decisions import Decision
 from retrieval.search.people import Ranked, Rule
 from retrieval.search.question import PeopleQuestion, PhotoQuestion, Question
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 from retrieval.system.paths import is_below
 
 _T = TypeVar("_T")
@@ -107,7 +106,7 @@ class PeopleResult:
 
 
 def faces_near_vectors(
-    vault: Vault,
+    vault: AnyVault,
     vectors: NDArray[Any],
     exclude: Exclude = None,
     *,
@@ -143,7 +142,7 @@ def faces_near_vectors(
 
 
 def people_near_vectors(
-    vault: Vault,
+    vault: AnyVault,
     vectors: NDArray[Any],
     exclude: Exclude = None,
     *,
@@ -155,7 +154,7 @@ def people_near_vectors(
 
     def search(reader: Reader) -> list[Found[PersonMatch]]:
         snapshot = _Snapshot(vault, reader, asked, generation)
-        queries = snapshot.flat.checked(vectors)
+        queries = snapshot.vectors.checked(vectors)
         found: list[list[Ranked]] = []
         # Centroids are computed once for consecutive queries that exclude the same faces.
         for left_out, places in groupby(range(len(queries)), key=excluded.__getitem__):
@@ -167,7 +166,7 @@ def people_near_vectors(
     return vault.on_a_snapshot(search)
 
 
-def faces_near_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Found[Match]:
+def faces_near_face(vault: AnyVault, face_id: int, *, asked: PhotoQuestion) -> Found[Match]:
     """Returns the matches of a stored face, without the face itself.
 
     Raises:
@@ -177,12 +176,12 @@ def faces_near_face(vault: Vault, face_id: int, *, asked: PhotoQuestion) -> Foun
     return faces_near_vectors(vault, vector_of(vault, face_id)[None], [(face_id,)], asked=asked)[0]
 
 
-def people_near_face(vault: Vault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
+def people_near_face(vault: AnyVault, face_id: int, *, asked: PeopleQuestion) -> Found[PersonMatch]:
     """Returns the identities nearest to a stored face; otherwise as `faces_near_face`."""
     return people_near_vectors(vault, vector_of(vault, face_id)[None], [(face_id,)], asked=asked)[0]
 
 
-def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
+def vector_of(vault: AnyVault, face_id: int) -> NDArray[np.float32]:
     """Returns the vector (d,) of a stored face.
 
     Raises:
@@ -192,7 +191,7 @@ def vector_of(vault: Vault, face_id: int) -> NDArray[np.float32]:
     def find(reader: Reader) -> NDArray[np.float32]:
         vector = vault.vector(reader, vault.state(reader).generation, face_id)
         if vector is None:
-            raise NotFound(f"There is no face {face_id} in {vault.folder}.")
+            raise NotFound(f"There is no face {face_id} in {vault.name}.")
         return vector
 
     return vault.on_a_snapshot(find)
@@ -206,15 +205,15 @@ class _Snapshot:
         InputError: the gallery is not calibrated for the requested FPIR.
     """
 
-    def __init__(self, vault: Vault, reader: Reader, asked: Question, generation: int | None) -> None:
-        self.folder, self.reader, self.asked = vault.folder, reader, asked
+    def __init__(self, vault: AnyVault, reader: Reader, asked: Question, generation: int | None) -> None:
+        self.name, self.reader, self.asked = vault.name, reader, asked
         self.state = vault.state(reader)
         if generation not in (None, self.state.generation.id):
-            raise ModelMismatch(f"The gallery {self.folder} switched models meanwhile; search again.")
+            raise ModelMismatch(f"The gallery {self.name} switched models meanwhile; search again.")
         self.allowed = self._allowed()
-        calibration, faces, name = self.state.calibration, self.state.faces, os.fspath(self.folder)
-        self.limit = decisions.limit(calibration, faces, asked.fpir, asked.max_distance, name)
-        self.flat = vault.vectors(self.state.generation)
+        calibration, faces = self.state.calibration, self.state.faces
+        self.limit = decisions.limit(calibration, faces, asked.fpir, asked.max_distance, self.name)
+        self.vectors = self.state.vectors
 
     def _allowed(self) -> Ids | None:
         """The ids of the allowed faces; None if all faces are allowed."""
@@ -231,24 +230,16 @@ class _Snapshot:
         exclude: Exclude,
     ) -> list[Neighbours]:
         """The `count` nearest faces to each query (n, d)."""
-        return self.flat.search(
-            self.state.segments,
-            queries,
-            count,
-            coded=self.state.coded,
-            allowed=allowed,
-            exclude=exclude,
-            explanation=self.asked.explanation,
+        return self.vectors.nearest(
+            queries, count, allowed=allowed, exclude=exclude, explanation=self.asked.explanation
         )
 
     def faces(self, vectors: NDArray[Any], exclude: Exclude, *, within: float | None) -> list[Neighbours]:
         """The nearest faces to each vector (n, d), as requested; a few more if there is a threshold."""
         if within is not None:
-            return self.flat.search_within(
-                self.state.segments,
+            return self.vectors.within(
                 vectors,
                 within,
-                coded=self.state.coded,
                 allowed=self.allowed,
                 exclude=exclude,
                 explanation=self.asked.explanation,
@@ -272,7 +263,7 @@ class _Snapshot:
             return people.by_photos(
                 self.reader, ask, queries, k, mean_of=number, photos=photos, allowed=allowed
             )
-        blocks = self.flat.blocks(self.state.segments, self.state.coded)
+        blocks = self.vectors.blocks()
         if left_out:
             candidates = np.fromiter(self.reader.face_ids(), np.int64) if allowed is None else allowed
             allowed = np.setdiff1d(candidates, left_out)
@@ -287,7 +278,7 @@ class _Snapshot:
         """The decision for each vector (n, d); `beginnings` are the nearest faces that are known already."""
         if self.limit is None:
             return [None] * len(vectors)
-        queries = self.flat.checked(vectors)
+        queries = self.vectors.checked(vectors)
         excluded = [()] * len(queries) if exclude is None else list(exclude)
 
         def ask(places: Sequence[int], count: int, only: Ids | None) -> list[Neighbours]:
@@ -342,7 +333,7 @@ class _Snapshot:
             ]
         except KeyError as error:
             raise GalleryDamaged(
-                f"{self.folder} has a vector {error} without a face; see `faceprint verify {self.folder}`."
+                f"{self.name} has a vector {error} without a face; see `faceprint verify {self.name}`."
             ) from error
 
 

@@ -22,6 +22,7 @@ from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.image_search import ids_of_same_bytes, with_prediction
 from retrieval.images.photo_reader import FaceImage, FaceSelection
 from retrieval.index.knn import Explanation
+from retrieval.index.searched import checked_vectors
 from retrieval.search.answers import Answer, answer_of_found, answers_of_image
 from retrieval.search.nearest import (
     Found,
@@ -240,7 +241,7 @@ class SearchEngine:
         if few:
             self._gallery.require_identities(names)
         unknown = next(name for name in names if name not in known)
-        raise NotFound(f"There is no identity {readable(unknown)} in {self._vault.folder}.")
+        raise NotFound(f"There is no identity {readable(unknown)} in {self._vault.name}.")
 
     def _read(self, task: _Task, content: bytes) -> None:
         with task.explanation.timed("load"):
@@ -260,7 +261,7 @@ class SearchEngine:
             return
         # Checked alone: in a batch one wrong vector would fail the others.
         generation = self._model.current()
-        task.vectors = self._vault.vectors(generation).checked(content[None])
+        task.vectors = checked_vectors(content[None], generation.dimension)
 
     def _embed(self, tasks: list[_Task]) -> None:
         """Stage 2, in one thread: embeds the faces of all photos of a batch in one call."""
@@ -293,7 +294,7 @@ class SearchEngine:
         if task.attempts < _ATTEMPTS:
             self._start(task)
         else:
-            folder = self._vault.folder
+            folder = self._vault.name
             reject(task.future, GalleryDamaged(f"The model of {folder} changes faster than it can be asked."))
 
     def _search(self, tasks: list[_Task]) -> None:

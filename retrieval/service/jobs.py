@@ -24,7 +24,7 @@ from retrieval.service.photos import require_detector
 from retrieval.service.refusals import Code, of_error
 from retrieval.service.settings import Limits
 from retrieval.service.work import Ingest, UploadIngest, Watch, Work, do, sources_of
-from retrieval.storage.vault import called_by
+from retrieval.storage.any_vault import called_by
 
 _LOG: Final = logging.getLogger("faceprint.service")
 

@@ -12,7 +12,7 @@ from retrieval.service.jobs import JobRunner
 from retrieval.service.metrics import Metrics
 from retrieval.service.sessions import Sessions, new_key
 from retrieval.service.settings import Settings
-from retrieval.service.tokens import TokenRegistry
+from retrieval.service.tokens import TokenRegistry, folder_of
 from retrieval.service.writing import GalleryWriter
 
 VIA = "faceprint serve"
@@ -57,7 +57,7 @@ class Service:
         """
         self.settings = settings
         self.limits = settings.limits
-        self.tokens = TokenRegistry(settings.gallery)
+        self.tokens = TokenRegistry(folder_of(settings.place))
         self.sessions = Sessions(session_key or new_key(), self.tokens)
         self.needs_token = needs_token
         self.counts = counts
@@ -104,12 +104,12 @@ class Service:
 
 
 def _opened(settings: Settings) -> Gallery:
-    folder = settings.gallery
+    folder = settings.place.folder
     return Gallery.open(
-        folder,
+        settings.place,
         device=settings.device,
         precision=settings.precision,
-        read_only=folder.is_dir() and not os.access(folder, os.W_OK),
+        read_only=folder is not None and folder.is_dir() and not os.access(folder, os.W_OK),
         via=VIA,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from retrieval.errors import InputError
+from retrieval.system.places import Place
 
 MIB: Final = 2**20
 
@@ -66,7 +67,7 @@ class Settings:
     """How a gallery is served.
 
     Attributes:
-        gallery: the gallery's folder.
+        gallery: the gallery's folder, or the address of its database.
         host, port: the address; port 0 is any free one.
         workers: the number of processes that answer.
         device, precision: see `Embedder.open`.
@@ -77,7 +78,7 @@ class Settings:
         limits: of requests.
     """
 
-    gallery: Path
+    gallery: Path | Place
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
@@ -97,17 +98,31 @@ class Settings:
         if self.keyfile is not None and self.certfile is None:
             raise InputError("A `keyfile` belongs to a certificate; give its `certfile` too.")
 
+    @property
+    def place(self) -> Place:
+        """Where the gallery is."""
+        return Place.of(self.gallery)
+
     def to_json(self) -> str:
         """Returns the settings as one line of JSON, for another process."""
-        return json.dumps(asdict(self), default=os.fspath)
+        return json.dumps(asdict(self) | {"gallery": self.place.text}, default=os.fspath)
 
     @classmethod
     def from_json(cls, text: str) -> "Settings":
         """Returns the settings from the result of `to_json`."""
         fields: Mapping[str, Any] = json.loads(text)
-        paths = {name: Path(fields[name]) for name in ("gallery", "certfile", "keyfile") if fields[name]}
-        sources = tuple(map(Path, fields["sources"]))
-        return cls(**{**fields, **paths, "sources": sources, "limits": Limits(**fields["limits"])})
+        paths = {name: Path(fields[name]) for name in ("certfile", "keyfile") if fields[name]}
+        place, sources = Place.of(fields["gallery"]), tuple(map(Path, fields["sources"]))
+        gallery = place.folder or place
+        return cls(
+            **{
+                **fields,
+                **paths,
+                "gallery": gallery,
+                "sources": sources,
+                "limits": Limits(**fields["limits"]),
+            }
+        )
 
 
 def is_loopback(address: str) -> bool:

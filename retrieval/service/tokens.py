@@ -1,4 +1,4 @@
-"""Tokens: who may ask the service of a gallery, in the file `tokens.json` of the gallery's folder.
+"""Tokens: who may ask the service of a gallery, in the file `tokens.json` of the folder of `folder_of`.
 
 The file has the SHA-256 of each token, never the token. Its 256 bits are random, so a plain hash cannot be
 reversed by guessing. It is not a table: tables are in backups and exports, and a restored backup would make
@@ -31,6 +31,7 @@ from retrieval.storage.layout import TOKENS, TOKENS_USED
 from retrieval.system import lock
 from retrieval.system.files import Stamp, why, write_durably
 from retrieval.system.manifests import read_manifest
+from retrieval.system.places import Place
 
 _T = TypeVar("_T")
 
@@ -164,6 +165,26 @@ def revoke(folder: Path, name: str) -> Token:
 
     _change(folder, mark)
     return revoked[-1]
+
+
+def folder_of(place: Place) -> Path:
+    """Returns the folder with the tokens of a gallery: its own, or one of this user for one in databases.
+
+    Those who may read the tables, on other machines too, may not read who uses a service of this one.
+
+    Raises:
+        StorageError: there is no such folder, and it cannot be made.
+    """
+    if place.folder is not None:
+        return place.folder
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state) if os.path.isabs(state) else Path(os.path.expanduser("~")) / ".local" / "state"
+    folder = base / "faceprint" / hashlib.sha256(str(place).encode()).hexdigest()[:32]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made for the tokens of {place}: {why(error)}.") from error
+    return folder
 
 
 def read(folder: Path) -> list[Token]:

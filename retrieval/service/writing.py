@@ -23,7 +23,7 @@ from retrieval.service.engine import Observe
 from retrieval.service.photos import check_pixels, require_detector
 from retrieval.service.settings import Limits
 from retrieval.sources.photos import Photo
-from retrieval.storage.vault import called_by
+from retrieval.storage.any_vault import called_by
 from retrieval.system.cpu import reading_threads
 
 _T = TypeVar("_T")

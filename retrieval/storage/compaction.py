@@ -21,7 +21,7 @@ class Compacted:
 def compact(vault: Vault) -> Compacted:
     """Merges segments into as few as possible, and rewrites the database; returns the sizes."""
     with vault.store.read() as reader:
-        before, bytes_before = len(reader.segments()), vault.size(reader)
+        before, bytes_before = len(reader.segments()), vault.sizes(reader).total
     while _merge_once(vault):
         pass
     optimize(vault)
@@ -29,7 +29,7 @@ def compact(vault: Vault) -> Compacted:
         vault.defer(writer, erase=True, labels={})
         vault.log(writer, "compact", segments_before=before, segments_after=len(writer.segments()))
     with vault.store.read() as reader:
-        return Compacted(before, len(reader.segments()), bytes_before, vault.size(reader))
+        return Compacted(before, len(reader.segments()), bytes_before, vault.sizes(reader).total)
 
 
 def _merge_once(vault: Vault) -> bool:

@@ -18,30 +18,22 @@ be done after a commit (erasing traces, removing a name from a model's card) is 
 the next writer does it if this one cannot.
 """
 
-import getpass
+import hashlib
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
 from retrieval.database import page_checksums
 from retrieval.database.engines.sqlite_file import LOCK_NAME, SnapshotLost
 from retrieval.database.reader import Reader
-from retrieval.database.records import (
-    AuditEntry,
-    Calibration,
-    CodesRow,
-    Generation,
-    Segment,
-    utc_now,
-)
+from retrieval.database.records import CodesRow, Generation, Segment
 from retrieval.database.sqlite_errors import blames_machine
 from retrieval.database.store import Store
 from retrieval.database.writer import Writer
@@ -65,16 +57,20 @@ from retrieval.index.segments import (
 )
 from retrieval.models.bundle import ModelBundle, Relabel
 from retrieval.storage import deferred, leftovers, ownership
+from retrieval.storage.any_vault import AnyVault, Sizes, State
 from retrieval.storage.codes import Coding, encode
 from retrieval.storage.deferred import DeferredWork
 from retrieval.storage.following import FollowerCard
 from retrieval.storage.layout import BACKUP_CARD, DATABASE, MODEL, VECTORS
 from retrieval.system import lock
 from retrieval.system.files import (
+    is_no_file,
     make_folder,
+    open_plain,
     remove,
     remove_abandoned,
     sync,
+    temporary_folder,
     why,
     why_not_written,
 )
@@ -90,36 +86,19 @@ LOCK_TIMEOUT: Final = 30.0
 # The most attempts of a read when a writer merges away the files that it was about to open.
 _ATTEMPTS: Final = 20
 
-# Who asked for the current change, where that is not the process itself (see `called_by`).
-_CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
-
 # The size of SQLite's write-ahead log, in bytes, from which it is copied into the database. Each batch of new
 # faces changes much the same pages of the index of SHA-256, and a copy writes each of them once.
 _MAX_LOG_BYTES: Final = 128 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a search needs of a snapshot: generation, segments, their codes, number of faces, calibration."""
-
-    revision: int
-    generation: Generation
-    segments: tuple[int, ...]
-    coded: Mapping[int, CodesOf]
-    faces: int
-    calibration: Calibration | None
-
-
-class Vault:
+class Vault(AnyVault):
     """Rows and vectors under one folder. Safe to share between threads; any number of processes may read.
 
     Attributes:
         folder: the folder of the gallery.
-        store: the tables.
-        read_only: whether writing is refused.
-        via: the caller in the audit log: a command, or "library".
-        follower: the card of a folder that follows a published gallery, which is always read-only; else None.
     """
+
+    in_folder = True
 
     def __init__(
         self,
@@ -130,17 +109,13 @@ class Vault:
         via: str,
         follower: FollowerCard | None = None,
     ) -> None:
+        super().__init__(os.fspath(folder), store, read_only=read_only, via=via, follower=follower)
         self.folder = folder
-        self.store = store
-        self.read_only = read_only
-        self.via = via
-        self.follower = follower
         self._vectors: dict[int, FlatVectors] = {}
         self._state: State | None = None
         self._opening = threading.Lock()
         self._log_tried = 0
         self._wrote = False
-        self._logged: tuple[int, str] | None = None  # the newest entry of the audit log, and its caller
         self._replaceable: set[str] = set()  # the files that were referenced before the current transaction
 
     @staticmethod
@@ -203,6 +178,11 @@ class Vault:
             )
         return cls(folder, Store.open_replaced(folder / DATABASE), read_only=True, via=via, follower=follower)
 
+    @property
+    def place(self) -> str:
+        """The absolute folder."""
+        return os.path.abspath(self.folder)
+
     def close(self) -> None:
         """Closes the database and the mapped files; does nothing if they are closed."""
         if self.store.closed:
@@ -226,7 +206,7 @@ class Vault:
             return self._vectors[generation.id]
 
     def state(self, reader: Reader) -> State:
-        """Returns the state of a snapshot; cached until the revision changes."""
+        """See `AnyVault`."""
         revision, known = reader.revision(), self._state
         if known is not None and known.revision == revision:
             return known
@@ -244,7 +224,8 @@ class Vault:
             if one.segment_id in segments
         }
         faces, calibration = sum(segment.rows for segment in rows), reader.calibration(generation)
-        self._state = State(revision, generation, segments, coded, faces, calibration)
+        searched = self.vectors(generation).snapshot(segments, coded)
+        self._state = State(revision, generation, faces, calibration, searched)
         return self._state
 
     def _close_replaced(self, reader: Reader) -> None:
@@ -260,19 +241,6 @@ class Vault:
         for generation, flat in vectors.items():
             flat.forget_all_but(existing.get(generation, ()))
 
-    def check_age(self) -> None:
-        """Checks that a copy of a published gallery is not older than it may be; else does nothing.
-
-        Raises:
-            OutOfDate: it is.
-        """
-        if self.follower is not None:
-            self.follower.check_age()
-
-    def serving(self, reader: Reader) -> Generation:
-        """Returns the generation that serves searches."""
-        return reader.serving_generation()
-
     def on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
         """Returns the result of `work` on a snapshot; retries on a later one if files were merged away."""
         for _ in range(_ATTEMPTS - 1):
@@ -282,7 +250,7 @@ class Vault:
             return work(reader)
 
     def vector(self, reader: Reader, generation: Generation, face_id: int) -> Vectors | None:
-        """Returns the vector of a face, (d,) float32; None where the generation has none."""
+        """See `AnyVault`."""
         vectors = self.vectors(generation)
         for segment in reader.segments(generation.id):
             ids, matrix = vectors.rows(segment.id)
@@ -290,6 +258,40 @@ class Vault:
             if len(rows):
                 return np.array(matrix[rows[0]])
         return None
+
+    def rows_at_a_time(self, generation: Generation) -> int:
+        """See `AnyVault`."""
+        return self.vectors(generation).ceiling
+
+    def proven_parts(self, reader: Reader, proven: set[int]) -> Iterator[tuple[Ids, Vectors]]:
+        """See `AnyVault`; the numbers are those of segments.
+
+        Raises:
+            SegmentMissing: a writer merged a segment meanwhile, so its file is gone; nothing was yielded.
+        """
+        generation = self.serving(reader)
+        flat, segments = self.vectors(generation), reader.segments(generation.id)
+        # A mapped file stays readable after it is unlinked.
+        parts = [flat.rows(segment.id) for segment in segments]
+        # Small segments go first: merges remove them first.
+        for segment in sorted(segments, key=lambda segment: segment.rows):
+            if segment.id not in proven:
+                self._prove(flat.path(segment.id), segment)
+                proven.add(segment.id)
+        return iter(parts)
+
+    def _prove(self, path: Path, segment: Segment) -> None:
+        try:
+            with open_plain(path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise SegmentMissing(f"{path} is missing; see `faceprint verify {self.folder}`.") from error
+        except OSError as error:
+            if not is_no_file(error):
+                raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+            digest = ""
+        if digest != segment.sha256:
+            raise GalleryDamaged(f"{path} is not what was written; see `faceprint verify {self.folder}`.")
 
     # Writing
 
@@ -342,6 +344,14 @@ class Vault:
         with self._locked(timeout=LOCK_TIMEOUT):
             self._wrote = True
             with self.store.write() as writer:
+                yield writer
+
+    @contextmanager
+    def trying(self) -> Iterator[Writer]:
+        """See `AnyVault`: it changes a temporary copy of the tables."""
+        with temporary_folder(Path(tempfile.gettempdir()), "faceprint-trial-") as folder:
+            self.store.file.copy(folder / DATABASE)
+            with closing(Store.open(folder / DATABASE)) as store, store.write() as writer:
                 yield writer
 
     def run_deferred(self) -> None:
@@ -401,11 +411,6 @@ class Vault:
             rows += segment.rows
         return absorbed, parts
 
-    def append(self, writer: Writer, generation: Generation, ids: Ids, vectors: Vectors) -> None:
-        """Writes new vectors of existing rows; see `appending`."""
-        with self.appending(writer, generation, ids, vectors):
-            pass
-
     def remove(self, writer: Writer, ids: Sequence[int]) -> None:
         """Removes faces: their rows, and their vectors from all segments of all generations."""
         if not ids:
@@ -422,16 +427,14 @@ class Vault:
                     self.put(writer, generation, [segment.id], [left] if kept.any() else [])
         writer.remove_faces(ids)
 
-    def size(self, reader: Reader) -> int:
-        """Returns the bytes on disk of vectors, codes, bases and the database."""
-        database = self.store.path.stat().st_size
-        vectors = sum(segment.bytes for segment in reader.segments())
-        return database + vectors + self.codes_size(reader)
-
-    def codes_size(self, reader: Reader) -> int:
-        """Returns the bytes on disk of codes and bases."""
-        codes_bytes = sum(one.bytes for one in reader.codes().values())
-        return codes_bytes + sum(basis.bytes for basis in reader.bases().values())
+    def sizes(self, reader: Reader) -> Sizes:
+        """See `AnyVault`."""
+        codes = sum(one.bytes for one in reader.codes().values())
+        return Sizes(
+            database=self.store.size(),
+            vectors=sum(segment.bytes for segment in reader.segments()),
+            codes=codes + sum(basis.bytes for basis in reader.bases().values()),
+        )
 
     def _write(
         self, flat: FlatVectors, coding: Coding, segment: int, parts: Sequence[Part]
@@ -467,21 +470,6 @@ class Vault:
 
     def _run_deferred_work(self, *, insist: bool) -> None:
         deferred.run(self.store, self.folder, insist=insist, tidy=lambda: self._tidy(settled=True))
-
-    def log(
-        self, writer: Writer, action: str, *, faces: int = 0, extend: int | None = None, **detail: Any
-    ) -> int:
-        """Adds to the audit log, or to its newest entry if that has the id `extend`; returns the id.
-
-        An entry of another caller is not added to.
-        """
-        via = _CALLER.get() or self.via
-        if extend is not None and self._logged == (extend, via) and writer.extend_audit(extend, faces):
-            return extend
-        now = utc_now()
-        number = writer.add_audit(AuditEntry(now, now, who(), via, action, faces, detail))
-        self._logged = number, via
-        return number
 
     def put(
         self,
@@ -569,26 +557,24 @@ class Vault:
             self._log_tried = 0 if self.store.file.checkpoint(timeout=0.0) else size
 
 
-@contextmanager
-def called_by(via: str) -> Iterator[None]:
-    """Names the caller in the audit log for the changes of this thread, until the with statement ends.
+def in_folder(vault: AnyVault, instead: str) -> Vault:
+    """Returns the vault of a folder, for what needs its files.
 
     Args:
-        via: the caller, in place of `Vault.via`: never the name of a person in the gallery.
+        vault: of a gallery.
+        instead: what to do with one in databases, as the second half of a sentence.
+
+    Raises:
+        GalleryError: the gallery is in databases.
     """
-    token = _CALLER.set(via)
-    try:
-        yield
-    finally:
-        _CALLER.reset(token)
+    if isinstance(vault, Vault):
+        return vault
+    raise needs_folder(vault.name, instead)
 
 
-def who() -> str:
-    """Returns the name of the operating system user, for the audit log."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"
+def needs_folder(gallery: str, instead: str) -> GalleryError:
+    """Returns the error for what cannot be done with a gallery in databases; see `in_folder`."""
+    return GalleryError(f"{gallery} is in databases and this needs a folder; {instead}.")
 
 
 def _segment(written: Written, generation: Generation) -> Segment:

@@ -1,7 +1,6 @@
 """Export: writes one snapshot of a gallery as Parquet files and a manifest."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,12 +11,12 @@ import numpy as np
 
 from retrieval.database.metadata import encoded
 from retrieval.database.reader import Reader
-from retrieval.database.records import Segment, utc_now
+from retrieval.database.records import utc_now
 from retrieval.errors import GalleryDamaged, InputError, StorageError
-from retrieval.index.segments import Ids, SegmentMissing, Vectors
+from retrieval.index.segments import Ids, Vectors
 from retrieval.models.bundle import ModelBundle
-from retrieval.storage.vault import Vault
-from retrieval.system.files import create, is_no_file, open_plain, whole_folder, why, write_durably
+from retrieval.storage.any_vault import AnyVault
+from retrieval.system.files import create, whole_folder, why, write_durably
 from retrieval.system.parquet import pyarrow
 from retrieval.transfer.manifest import (
     MANIFEST,
@@ -31,7 +30,7 @@ from retrieval.transfer.manifest import (
 from retrieval.transfer.parquet_blocks import ROW_GROUP, write_groups
 
 
-def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Export:
+def export(vault: AnyVault, target: Path, *, rows_per_file: int = 100_000) -> Export:
     """Writes one snapshot of a gallery as a folder in an open format, atomically, and logs it.
 
     An export is a copy outside the gallery: later erasures do not remove names, paths or vectors from it.
@@ -55,8 +54,8 @@ def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Expor
         raise InputError(f"A file must have at least one row, not {rows_per_file}.")
     try:
         with whole_folder(target) as made:
-            checked: set[int] = set()
-            written = vault.on_a_snapshot(lambda reader: _write(vault, reader, made, rows_per_file, checked))
+            proven: set[int] = set()
+            written = vault.on_a_snapshot(lambda reader: _write(vault, reader, made, rows_per_file, proven))
             # Before the folder gets its final name, so that no export exists without a log entry.
             if not vault.read_only:
                 with vault.writing() as writer:
@@ -68,28 +67,21 @@ def export(vault: Vault, target: Path, *, rows_per_file: int = 100_000) -> Expor
     return dataclasses.replace(written, folder=target)
 
 
-def _write(vault: Vault, reader: Reader, folder: Path, rows_per_file: int, checked: set[int]) -> Export:
-    """Writes a snapshot's files; `checked` holds the ids of segments that earlier attempts verified.
+def _write(vault: AnyVault, reader: Reader, folder: Path, rows_per_file: int, proven: set[int]) -> Export:
+    """Writes a snapshot's files; `proven` holds what earlier attempts compared.
 
     Raises:
         SegmentMissing: a writer merged a segment meanwhile, so its file is gone; nothing was written.
     """
     state, row = vault.state(reader), reader.gallery()
-    flat = vault.vectors(state.generation)
-    # A mapped file stays readable after it is unlinked.
-    segments = [flat.rows(segment) for segment in state.segments]
-    # Damaged vectors must not get valid new checksums. Small segments go first: merges remove them first.
-    for segment in sorted(reader.segments(state.generation.id), key=lambda segment: segment.rows):
-        if segment.id not in checked:
-            _check_segment(vault, flat.path(segment.id), segment)
-            checked.add(segment.id)
-    model = ModelBundle.load(vault.folder / state.generation.folder)
-    faces = sum(len(ids) for ids, _ in segments)
-    if faces != reader.count():
-        raise _damaged(vault, f"has {faces:,} vectors and {reader.count():,} faces")
+    parts = vault.proven_parts(reader, proven)
+    model = vault.bundle(reader, state.generation)
+    faces = reader.count()
+    if faces != state.faces:
+        raise _damaged(vault, f"has {state.faces:,} vectors and {faces:,} faces")
     group = min(ROW_GROUP, rows_per_file)
     per_file = rows_per_file // group
-    groups = _groups(segments, group)
+    groups = _groups(parts, group)
     records = _records(vault, reader, groups)
     version = _version(model, reader)
     schema = export_schema(model.fingerprint, model.dimension, gallery=row.uuid, version=version)
@@ -124,25 +116,11 @@ def _version(model: ModelBundle, reader: Reader) -> int:
     return VERSION_WITH_METADATA if ignores_profiles else VERSION_WITH_COLOUR_PROFILES
 
 
-def _check_segment(vault: Vault, path: Path, segment: Segment) -> None:
-    try:
-        with open_plain(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise SegmentMissing(f"{path} is missing; see `faceprint verify {vault.folder}`.") from error
-    except OSError as error:
-        if not is_no_file(error):
-            raise StorageError(f"{path} cannot be read: {why(error)}.") from error
-        digest = ""
-    if digest != segment.sha256:
-        raise GalleryDamaged(f"{path} is not what was written; see `faceprint verify {vault.folder}`.")
-
-
-def _groups(segments: Sequence[tuple[Ids, Vectors]], rows: int) -> Iterator[tuple[Ids, Vectors]]:
-    """Yields all rows in groups of `rows`, the last may be smaller; a group within one segment is a view."""
+def _groups(given: Iterable[tuple[Ids, Vectors]], rows: int) -> Iterator[tuple[Ids, Vectors]]:
+    """Yields all rows in groups of `rows`, the last may be smaller; a group within one part is a view."""
     parts: list[tuple[Ids, Vectors]] = []
     remaining = rows
-    for ids, vectors in segments:
+    for ids, vectors in given:
         start = 0
         while start < len(ids):
             end = min(start + remaining, len(ids))
@@ -163,7 +141,9 @@ def _joined(parts: Sequence[tuple[Ids, Vectors]]) -> tuple[Ids, Vectors]:
     return np.concatenate(ids), np.concatenate(vectors)
 
 
-def _records(vault: Vault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]) -> Iterator[dict[str, Any]]:
+def _records(
+    vault: AnyVault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]
+) -> Iterator[dict[str, Any]]:
     """Yields the columns of each row group."""
     for ids, vectors in groups:
         by_id = reader.faces(ids.tolist())
@@ -186,8 +166,8 @@ def _records(vault: Vault, reader: Reader, groups: Iterable[tuple[Ids, Vectors]]
         }
 
 
-def _damaged(vault: Vault, what: str) -> GalleryDamaged:
-    return GalleryDamaged(f"{vault.folder} {what}; see `faceprint verify {vault.folder}`.")
+def _damaged(vault: AnyVault, what: str) -> GalleryDamaged:
+    return GalleryDamaged(f"{vault.name} {what}; see `faceprint verify {vault.name}`.")
 
 
 def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> ExportedFile:

@@ -12,7 +12,7 @@ from retrieval.database.records import Calibration, NewFace
 from retrieval.database.tables import identity_table
 from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import ModelMismatch
-from retrieval.storage.vault import Vault
+from retrieval.storage.any_vault import AnyVault
 from retrieval.transfer.export_reader import ExportBatch, rows
 from retrieval.transfer.manifest import Export
 from retrieval.transfer.parquet_blocks import BLOCK
@@ -48,7 +48,7 @@ class Imported:
 
 
 def import_export(
-    vault: Vault,
+    vault: AnyVault,
     exported: Export,
     enroll: Callable[[Sequence[NewFace], NDArray[Any]], list[Outcome]],
     *,
@@ -87,7 +87,7 @@ def import_export(
     return report
 
 
-def _import_calibration(vault: Vault, exported: Export) -> None:
+def _import_calibration(vault: AnyVault, exported: Export) -> None:
     """Copies the calibration to a gallery without one that has the same model and number of faces."""
 
     def wanted(reader: Reader) -> Calibration | None:
@@ -107,7 +107,7 @@ def _import_calibration(vault: Vault, exported: Export) -> None:
             vault.log(writer, "calibrate", faces=found.faces, fpir=found.fpir, searches=found.searches)
 
 
-def _require(vault: Vault, exported: Export) -> None:
+def _require(vault: AnyVault, exported: Export) -> None:
     with vault.store.read() as reader:
         fingerprint = vault.state(reader).generation.fingerprint
     if fingerprint != exported.fingerprint:
@@ -148,7 +148,7 @@ def _import_batch(
         on_outcome(outcome)
 
 
-def _import_people(vault: Vault, batch: ExportBatch) -> None:
+def _import_people(vault: AnyVault, batch: ExportBatch) -> None:
     """Adds the metadata of a batch's identities; skips an identity without faces in this gallery."""
 
     def missing(reader: Reader) -> dict[int, Metadata]:

@@ -1,5 +1,6 @@
 """Real servers for the tests of this folder; tests skip where one is absent."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -8,11 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from retrieval.gallery.gallery import Gallery
+from retrieval.index.milvus import MilvusVectors
+from retrieval.models.bundle import ModelBundle
 from tests.engines.postgresql_server import PostgresqlServer, programs
+from tests.operations import tiny_model
 
 _SECONDS = 120.0
 
@@ -121,9 +127,25 @@ def schema_address(postgresql_server: PostgresqlServer) -> str:
     return postgresql_server.address(schema=name)
 
 
+@dataclass(frozen=True)
+class MilvusProcess:
+    """A running server of Milvus, for the tests of this process."""
+
+    address: str
+    process: "subprocess.Popen[bytes]"
+
+    def kill_and_restart(self) -> None:
+        """Ends the server as a power cut would, and starts it again; takes up to a minute."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline(), "the server did not start again"
+
+
 @pytest.fixture(scope="session")
-def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running server of Milvus, without a collection."""
+def milvus_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusProcess]:
+    """A running server of Milvus, without a collection."""
     pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'faceprint[milvus]'")
     if importlib.util.find_spec("milvus") is None:
         pytest.skip("no Milvus server is installed")
@@ -139,13 +161,67 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             line = server.stdout.readline()
             assert line, "the server did not start"
-            yield f"milvus://127.0.0.1:{int(line)}"
+            yield MilvusProcess(f"milvus://127.0.0.1:{int(line)}", server)
         finally:
             server.stdin.close()
             server.wait()
+
+
+@pytest.fixture(scope="session")
+def milvus(request: pytest.FixtureRequest) -> str:
+    """The address of a running server of Milvus: one of its own, unless FACEPRINT_TEST_MILVUS names one."""
+    if address := os.environ.get("FACEPRINT_TEST_MILVUS"):
+        pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'faceprint[milvus]'")
+        return address
+    process: MilvusProcess = request.getfixturevalue("milvus_process")
+    return process.address
 
 
 @pytest.fixture
 def collection(milvus: str) -> str:
     """The address of a collection that does not exist yet."""
     return f"{milvus}/faces_{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder of this test, in which models of databases lie."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(workspace: Path) -> ModelBundle:
+    """A small model, of 8 numbers."""
+    return tiny_model(workspace / "model")
+
+
+@pytest.fixture
+def databases(
+    schema_address: str, collection: str, bundle: ModelBundle, cache: Path
+) -> Iterator[tuple[str, str]]:
+    """The addresses of the rows and of the vectors of an empty gallery."""
+    Gallery.create(schema_address, bundle, vectors=collection).close()
+    yield schema_address, collection
+    with contextlib.closing(MilvusVectors.open(collection, bundle.dimension)) as opened:
+        opened.drop()
+
+
+@pytest.fixture(scope="module")
+def one_gallery(
+    milvus: str,
+    postgresql_server: PostgresqlServer,
+    bundle: ModelBundle,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The address of a gallery that several tests of a module use."""
+    name = f"gallery_{os.urandom(4).hex()}"
+    postgresql_server.execute(f"CREATE SCHEMA {name}")
+    address, collection = postgresql_server.address(schema=name), f"{milvus}/{name}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        Gallery.create(address, bundle, vectors=collection).close()
+        yield address
+    with contextlib.closing(MilvusVectors.open(collection, bundle.dimension)) as opened:
+        opened.drop()

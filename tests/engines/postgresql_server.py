@@ -35,15 +35,19 @@ class PostgresqlServer:
         folder: its data, and its socket.
     """
 
-    def __init__(self, bin_folder: Path) -> None:
+    def __init__(self, bin_folder: Path, *, primary: "PostgresqlServer | None" = None) -> None:
+        """Makes the data of an empty server, or those of a standby that follows another one."""
         self._bin = bin_folder
         self._process: subprocess.Popen[bytes] | None = None
         # The folders of pytest are closed to other users.
         self.folder = Path(tempfile.mkdtemp(prefix="faceprint-postgresql-"))
         if os.getuid() == 0:
             shutil.chown(self.folder, _USER)
-        options = ["-U", "faceprint", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
-        made = self._start("initdb", "-D", str(self.folder / "data"), *options)
+        data = ["-D", str(self.folder / "data"), "-U", "faceprint", "-N"]
+        if primary is None:
+            made = self._start("initdb", *data, "-A", "trust", "-E", "UTF8", "--locale=C")
+        else:
+            made = self._start("pg_basebackup", *data, "-h", str(primary.folder), "-R", "-c", "fast")
         assert made.wait(_SECONDS) == 0, self.log()
 
     def address(self, database: str = "postgres", schema: str | None = None, user: str = "faceprint") -> str:

@@ -185,6 +185,7 @@ def test_what_was_put_comes_back_bit_for_bit_and_what_was_removed_does_not(colle
         vectors.put(ids[:5], stored[:5])  # as after a write that was repeated
         vectors.remove(np.array([7, 99]))
         assert vectors.ids(1000).tolist() == [n for n in range(1, 41) if n != 7]
+        assert vectors.count() == 39
         with pytest.raises(GalleryDamaged, match="lacks the vector of face 7"):
             vectors.fetch(ids)
     with closing(MilvusVectors.open(collection, D)) as vectors:
@@ -205,6 +206,13 @@ def test_a_vector_that_is_missing_is_damage_and_not_a_shorter_answer(collection:
         rows = np.arange(1, 32)
         with pytest.raises(GalleryDamaged, match="lacks the vector of face 31"):
             vectors.nearest(stored[:2], 20, rows=rows)
+
+
+def test_a_collection_says_what_it_is_of_and_can_be_dropped(collection: str) -> None:
+    with closing(MilvusVectors.create(collection, D, owner="gallery 4711")) as made:
+        assert made.owner() == "gallery 4711"
+        made.drop()
+    assert "There is no collection" in str(refusal(collection))
 
 
 def refusal(address: str, dimension: int = D) -> FaceprintError:

@@ -27,7 +27,7 @@ from retrieval.errors import FaceprintError, GalleryBusy, InputError, Reason, St
 from retrieval.gallery.gallery import Gallery
 from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import FORGOTTEN, ModelBundle
-from retrieval.storage.vault import who
+from retrieval.storage.any_vault import who
 from tests.disks import on_read_only_media
 
 # A process that has imported everything and started no thread; each child is a fork of it, in milliseconds.

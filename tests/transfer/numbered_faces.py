@@ -45,8 +45,11 @@ def contents(gallery: Gallery) -> set[Row]:
     with gallery.vault.store.read() as reader:
         state = gallery.vault.state(reader)
         stored = {face.id: face for page in reader.all_faces() for face in page}
-        parts = [gallery.vault.vectors(state.generation).rows(segment) for segment in state.segments]
-        vectors = {int(n): row.tobytes() for ids, matrix in parts for n, row in zip(ids, matrix, strict=True)}
+        vectors = {
+            int(number): row.tobytes()
+            for block in state.vectors.blocks()
+            for number, row in zip(block.ids, block.matrix, strict=True)
+        }
     assert vectors.keys() == stored.keys()
     return {(f.sha256, f.identity, f.paths, vectors[f.id]) for f in stored.values()}
 

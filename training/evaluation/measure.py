@@ -18,6 +18,7 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.models.embedder import Embedder
 from retrieval.sources.exclusion import PassedOver
 from retrieval.sources.photos import Photo
+from retrieval.system.places import Place
 from training.evaluation import closed_set, open_set, pairs, protocols
 from training.evaluation.measurements import DataFacts, Measured, Mistake, ModelFacts
 from training.evaluation.observe import Observed, Wanted, Watch, observe, shown
@@ -35,7 +36,7 @@ class EvaluationOptions:
 
     Attributes:
         protocol: one of PROTOCOLS; None means "open" with a gallery, else "closed".
-        gallery: folder of an existing gallery to search in.
+        gallery: an existing gallery to search in.
         pairs: the file of pairs, for "lfw-pairs".
         weights: of the network before fine-tuning, "imagenet" or a file; None leaves that baseline out.
         fraction: share of each person's photos that is held out if the model's own split does not apply.
@@ -47,7 +48,7 @@ class EvaluationOptions:
     """
 
     protocol: str | None = None
-    gallery: Path | None = None
+    gallery: Path | Place | None = None
     pairs: Path | None = None
     weights: str | None = None
     fraction: float = 0.3

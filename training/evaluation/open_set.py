@@ -120,9 +120,7 @@ def measure_gallery(
         names = reader.current_names(set(observed.identities.tolist()))
         people = {name: number for name, number in reader.identities() if name is not None}
     if not people:
-        raise DataError(
-            f"No identity is enrolled in {gallery.folder}; enroll people with `faceprint ingest`."
-        )
+        raise DataError(f"No identity is enrolled in {gallery.name}; enroll people with `faceprint ingest`.")
     probes = np.array([row for row, sha in enumerate(observed.digests) if sha not in known], np.int64)
     identities = np.array([names.get(name, name) for name in observed.identities[probes].tolist()], np.str_)
     mated = np.isin(identities, list(people))

@@ -17,10 +17,10 @@ What PostgreSQL does differently from SQLite here:
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text, update
 from sqlalchemy.exc import ArgumentError
 
 from retrieval.database import schema
@@ -28,6 +28,7 @@ from retrieval.database.engines import postgresql_schema
 from retrieval.database.engines.postgresql_errors import translated
 from retrieval.database.metadata import to_json
 from retrieval.database.migrations import SCHEMA_VERSION, migrate
+from retrieval.database.tables import gallery_table
 from retrieval.errors import GalleryDamaged, GalleryError, InputError, MissingDependency
 
 # The first schema version of galleries in PostgreSQL: tables of older ones exist in SQLite only.
@@ -109,6 +110,17 @@ class Postgresql:
             raise
         return opened
 
+    @classmethod
+    def has_gallery(cls, address: str) -> bool:
+        """Returns whether a schema has a gallery.
+
+        Raises:
+            InputError, MissingDependency: as of `Postgresql`.
+            StorageError: the server cannot be reached, or refused.
+        """
+        with closing(cls(address, read_only=True)) as opened, opened.reading() as connection:
+            return postgresql_schema.version(connection) is not None
+
     def close(self) -> None:
         """See `DatabaseEngine`."""
         self.sql.dispose()
@@ -187,6 +199,32 @@ class Postgresql:
         except GalleryDamaged as error:
             found.append(str(error).rstrip("."))
         return found + off
+
+    def size(self) -> int:
+        """See `DatabaseEngine`."""
+        with self.reading() as connection:
+            return postgresql_schema.size(connection)
+
+    def reserve_face_ids(self, first: int, count: int) -> bool:
+        """Reserves the next ids of faces, durably, whatever becomes of the transaction that writes now.
+
+        It is a transaction of its own, before that one changes the gallery's row. A writer that lost its lock
+        without noticing it, and one that got the lock since, cannot both reserve the same ids, so neither
+        puts its vectors in the place of the other's.
+
+        Returns:
+            Whether `first` was the next id.
+        """
+        with translated(self.gallery), self.sql.begin() as connection:
+            self._settle(connection)
+            row = gallery_table.c.next_face_id
+            changed = update(gallery_table).where(row == first).values(next_face_id=first + count)
+            return connection.execute(changed).rowcount == 1
+
+    def is_standby(self) -> bool:
+        """Returns whether the server follows another one, and so takes no changes."""
+        with self.reading() as connection:
+            return bool(connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one())
 
     def _settle(self, connection: Connection) -> None:
         """Sets what holds until the transaction ends: how long to wait for locks, and durable commits."""

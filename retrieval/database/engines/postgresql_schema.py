@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from sqlalchemy import JSON, Column, Connection, ForeignKeyConstraint, MetaData, Table, UniqueConstraint, text
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.types import BigInteger, Float, String
+from sqlalchemy.types import BigInteger, Float, LargeBinary, String
 
 from retrieval.database.schema import VERSION_TABLE
+from retrieval.database.server_tables import server_metadata
 from retrieval.database.tables import metadata
 
 _HERE: Final = "c.relnamespace = to_regnamespace(quote_ident(current_schema()))"
@@ -49,10 +50,17 @@ _INDEXES: Final = f"""
 def without_sequences() -> MetaData:
     """Returns the tables with ids that only statements give: see `Writer`."""
     plain = MetaData(naming_convention=metadata.naming_convention)
-    for table in metadata.tables.values():
+    for table in _every_table():
         for column in table.to_metadata(plain).primary_key.columns:
             column.autoincrement = False
     return plain
+
+
+def size(connection: Connection) -> int:
+    """Returns the bytes on the server's disk of a gallery's tables and their indexes."""
+    query = f"SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c WHERE {_HERE}"
+    found = connection.execute(text(f"{query} AND c.relname = ANY(:names)"), {"names": _names()})
+    return int(found.scalar_one())
 
 
 def current(connection: Connection) -> str | None:
@@ -83,7 +91,7 @@ def number_of_gallery_table(connection: Connection) -> int:
 
 def read_all(connection: Connection) -> None:
     """Reads every value of every table, which fails on pages and values that the server finds damaged."""
-    for name in metadata.tables:
+    for name in (table.name for table in _every_table()):
         connection.exec_driver_sql(f'SELECT count("{name}"::text) FROM "{name}"')
 
 
@@ -124,16 +132,20 @@ def _table_problems(
         yield f"the table {name!r} inherits from another table, or is inherited from"
 
 
+def _every_table() -> list[Table]:
+    return [*metadata.tables.values(), *server_metadata.tables.values()]
+
+
 @cache
 def _names() -> list[str]:
-    return sorted([VERSION_TABLE, *metadata.tables])
+    return sorted([VERSION_TABLE, *(table.name for table in _every_table())])
 
 
 @cache
 def _columns() -> frozenset[tuple[Any, ...]]:
     found = {
         (table.name, column.name, *_type_of(column), not column.nullable, False)
-        for table in metadata.tables.values()
+        for table in _every_table()
         for column in table.columns
     }
     return frozenset(
@@ -150,6 +162,8 @@ def _type_of(column: Column[Any]) -> tuple[str, str | None]:
         return "double precision", None
     if isinstance(kind, JSON):
         return "json", None
+    if isinstance(kind, LargeBinary):
+        return "bytea", None
     assert isinstance(kind, String)  # no other type is in `tables`
     return "text", "C"
 
@@ -157,7 +171,7 @@ def _type_of(column: Column[Any]) -> tuple[str, str | None]:
 @cache
 def _constraints() -> frozenset[tuple[Any, ...]]:
     found: set[tuple[Any, ...]] = {(VERSION_TABLE, "p", True, None, ("version_num",))}
-    for table in metadata.tables.values():
+    for table in _every_table():
         found.add((table.name, "p", True, None, tuple(table.primary_key.columns.keys())))
         found |= {_constraint(table, one) for one in table.constraints if one is not table.primary_key}
     return frozenset(found)
@@ -173,6 +187,4 @@ def _constraint(table: Table, one: Any) -> tuple[Any, ...]:
 
 @cache
 def _indexes() -> frozenset[tuple[str, str]]:
-    return frozenset(
-        (table.name, str(index.name)) for table in metadata.tables.values() for index in table.indexes
-    )
+    return frozenset((table.name, str(index.name)) for table in _every_table() for index in table.indexes)

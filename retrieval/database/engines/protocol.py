@@ -42,5 +42,8 @@ class DatabaseEngine(Protocol):
     def problems(self) -> list[str]:
         """Returns what the database's own checks find wrong, a clause each; empty without any."""
 
+    def size(self) -> int:
+        """Returns the bytes on disk of tables and indexes."""
+
     def close(self) -> None:
         """Closes all connections."""

@@ -151,6 +151,10 @@ class SqliteFile:
         """Returns the folder of the gallery."""
         return str(self.path.parent)
 
+    def size(self) -> int:
+        """See `DatabaseEngine`."""
+        return self.path.stat().st_size
+
     def close(self) -> None:
         """See `DatabaseEngine`; the last connection of all processes copies the log into the file."""
         self.sql.dispose()

@@ -46,7 +46,7 @@ def _facts(gallery: Gallery, number: int) -> dict[str, Any]:
     with gallery.vault.store.read() as reader:
         face = reader.faces([number]).get(number)
         if face is None:
-            raise NotFound(f"There is no face {number} in {gallery.folder}; perhaps it was forgotten.")
+            raise NotFound(f"There is no face {number} in {gallery.name}; perhaps it was forgotten.")
         person = reader.people_by_id(reader.identities_of_faces([number]).values())
         shared = bool(reader.in_shared_photos([number]))
     return {"face": face, "person": next(iter(person.values()), None), "is_shared": shared}

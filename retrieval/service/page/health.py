@@ -126,7 +126,7 @@ def _first(entries: Sequence[AuditEntry]) -> AuditEntry | None:
 
 
 def _is_outgrown(gallery: Gallery, calibration: Calibration | None, faces: int) -> bool:
-    found = limit(calibration, faces, None, None, str(gallery.folder))
+    found = limit(calibration, faces, None, None, gallery.name)
     return found is not None and found.outgrown
 
 

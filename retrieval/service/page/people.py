@@ -184,7 +184,7 @@ def _person(gallery: Gallery, reader: Reader, number: int) -> Person:
     found = reader.people_by_id([number]).get(number)
     if found is None:
         raise NotFound(
-            f"There is no person {number} in {gallery.folder}; perhaps they were merged or forgotten."
+            f"There is no person {number} in {gallery.name}; perhaps they were merged or forgotten."
         )
     return found
 
@@ -267,7 +267,7 @@ def _receipt(gallery: Gallery, number: str) -> Receipt:
     """
     found = next((one for one in gallery.receipts() if one.id == number), None)
     if found is None:
-        raise NotFound(f"There is no receipt {number[:80]!a} in {gallery.folder}.")
+        raise NotFound(f"There is no receipt {number[:80]!a} in {gallery.name}.")
     return found
 
 

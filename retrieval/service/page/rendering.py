@@ -148,7 +148,7 @@ def page(
     """
     service = service_of(request) if service is None else service
     viewer = Viewer.of(request, service)
-    title = service.gallery.folder.name if viewer.signed_in else "faceprint"
+    title = service.gallery.name.rpartition("/")[2] if viewer.signed_in else "faceprint"
     text = _templates.get_template(f"{template}.html.jinja").render(viewer=viewer, gallery=title, **values)
     # Where a name got through that UTF-8 cannot encode, its bytes are shown.
     return HTMLResponse(text.encode("utf-8", "backslashreplace"), status, _HEADERS)

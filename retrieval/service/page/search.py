@@ -126,7 +126,7 @@ def _about(gallery: Gallery) -> dict[str, Any]:
     return {
         "stored": state.faces,
         "is_calibrated": state.calibration is not None,
-        "folder": str(gallery.folder),
+        "folder": gallery.name,
     }
 
 

@@ -163,7 +163,7 @@ def _ids(reader: Reader, gallery: Gallery, options: FacesOptions, last: int) -> 
     if options.person is not None:
         person = reader.people_by_id([options.person]).get(options.person)
         if person is None:
-            raise NotFound(f"There is no person {options.person} in {gallery.folder}.")
+            raise NotFound(f"There is no person {options.person} in {gallery.name}.")
         where = where.among([person.name])
     found = reader.face_ids_where(where)
     start = int(np.searchsorted(found, last, side="right"))
@@ -196,7 +196,7 @@ def _face_shown(face: Face, person: int | None) -> dict[str, Any]:
 
 
 def _no_face(gallery: Gallery, number: int) -> NotFound:
-    return NotFound(f"There is no face {number} in {gallery.folder}.")
+    return NotFound(f"There is no face {number} in {gallery.name}.")
 
 
 def _thumbnail(gallery: Gallery, number: int, options: ThumbnailOptions, *, seconds: float) -> bytes:

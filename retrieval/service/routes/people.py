@@ -111,7 +111,7 @@ def details(gallery: Gallery, number: int) -> dict[str, Any]:
     with gallery.vault.store.read() as reader:
         person = reader.people_by_id([number]).get(number)
         if person is None:
-            raise NotFound(f"There is no person {number} in {gallery.folder}.")
+            raise NotFound(f"There is no person {number} in {gallery.name}.")
         former = reader.names_of([person.id]) - {person.name}
     return {**_shown(person), "former_names": sorted(former)}
 

@@ -1,0 +1,151 @@
+"""Commands and the service, with the address of a gallery in PostgreSQL and Milvus in place of a folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrieval.client import connect
+from retrieval.errors import InputError
+from retrieval.models.bundle import ModelBundle
+from tests.cli.test_app import Faceprint, faceprint
+from tests.operations import DIMENSION, photo, write_photos
+from tests.service.server import Server
+
+__all__ = ["faceprint"]  # pytest finds the fixture by its name
+
+pytestmark = [
+    # Of pymilvus's own code, and of the grpc below it.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def run(faceprint: Faceprint) -> Callable[..., str]:
+    """Runs a command that must succeed; returns its standard output."""
+
+    def run(*arguments: object) -> str:
+        status, out, err = faceprint(*arguments)
+        assert status == 0, err
+        assert "secret-word" not in out + err
+        return out
+
+    return run
+
+
+def test_a_gallery_in_databases_is_made_searched_measured_and_erased_by_commands(
+    run: Callable[..., str],
+    faceprint: Faceprint,
+    schema_address: str,
+    collection: str,
+    bundle: ModelBundle,
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    address, photos = schema_address, tmp_path / "photos"
+    write_photos(photos, range(9))
+    model = ["--model", bundle.folder]
+    status, _, err = faceprint("ingest", address, photos, *model)
+    assert status == 2
+    assert err.endswith("give their address too, as --vectors-at milvus://HOST:PORT/COLLECTION.\n")
+    assert "enrolled 9" in run("ingest", address, photos, *model, "--vectors-at", collection)
+    assert "already known 9" in run("ingest", address, photos)
+    status, _, err = faceprint("ingest", address, photos, *model, "--vectors-at", collection)
+    assert status == 2
+    assert "leave --vectors-at out" in err
+    facts = json.loads(run("info", address, "--json"))
+    assert (facts["faces"], facts["vectors"]) == (9, collection)
+    assert collection in run("info", address)
+
+    [answer] = json.loads(run("search", address, photos / "Kim" / "Kim_1.png", "-k", 2, "--json"))
+    assert [answer["matches"][0][key] for key in ("identity", "distance")] == ["Kim", 0.0]
+    np.save(tmp_path / "asked.npy", np.zeros((2, DIMENSION), np.float32))
+    asked = ["--vectors", tmp_path / "asked.npy"]
+    assert len(json.loads(run("search", address, *asked, "--by-person", "--json"))) == 2
+
+    table = pa.table(
+        {
+            "path": [f"/elsewhere/{number}.png" for number in range(5)],
+            "identity": [f"person {number}" for number in range(5)],
+            "sha256": [f"{number:064x}" for number in range(5)],
+            "vector": pa.array(list(np.eye(5, DIMENSION)), pa.list_(pa.float32(), DIMENSION)),
+        }
+    )
+    pq.write_table(table, tmp_path / "vectors.parquet")
+    assert "enrolled 5" in run("ingest", address, "--embeddings", tmp_path / "vectors.parquet", *model)
+    run("rename-identity", address, "Adi", "Adi Berg")
+    run("calibrate", address, "--fpir", "0.2")
+    assert json.loads(run("audit", address, "--json"))["faces"] == 14
+    assert "14 faces" in run("export", address, tmp_path / "exported")
+    receipt = json.loads(run("forget", address, "--identity", "Kim", "--json"))
+    assert receipt["faces"] == 3
+    assert "No answer has them from now on" in run("forget", address, "--identity", "person 1")
+    verified = json.loads(run("verify", address, "--json"))
+    assert (verified["faces"], verified["findings"]) == (10, [])
+    assert "rename-identity" in run("audit-log", address)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "instead"),
+    [
+        (("backup", "{}", "backup"), "copy it to a folder and back up that"),
+        (("restore", "backup", "{}"), "`faceprint copy`"),
+        (("optimize", "{}"), "without codes"),
+        (("compact", "{}"), "VACUUM"),
+        (("repair", "{}"), "backups of their own"),
+        (("reembed", "{}", "--drop-other"), "`faceprint copy`"),
+        (("publish", "{}", "published"), "by its address"),
+    ],
+)
+def test_commands_that_need_a_folder_say_what_to_do_instead(
+    arguments: tuple[str, ...], instead: str, one_gallery: str, faceprint: Faceprint
+) -> None:
+    status, _, err = faceprint(*(word.format(one_gallery) for word in arguments))
+    assert status == 2
+    assert instead in err
+    assert err.count("\n") == 1
+    assert "secret-word" not in err
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "search", "serve", "forget", "audit"])
+def test_an_address_without_a_gallery_is_one_sentence(
+    command: str, schema_address: str, faceprint: Faceprint
+) -> None:
+    further = {"search": ("--face", "1"), "forget": ("--identity", "Kim")}.get(command, ())
+    status, _, err = faceprint(command, schema_address, *further)
+    assert status == 2
+    assert err.startswith("faceprint: There is no gallery ")
+    assert err.count("\n") == 1
+    assert "secret-word" not in err
+
+
+def test_the_service_answers_enrolls_and_forgets(
+    one_gallery: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    picture = tmp_path / "Kim.png"
+    photo(1).save(picture)
+    token = run("token", "create", one_gallery, "--name", "app", "--scope", "admin").strip()
+    with Server(one_gallery, tmp_path / "log", "--workers", 2) as server:  # type: ignore[arg-type]
+        with connect(server.url) as client, pytest.raises(InputError, match="token"):
+            client.info()
+        with connect(server.url, token=token) as client:
+            assert client.search(picture).matches == ()
+            server.client.headers["Authorization"] = f"Bearer {token}"
+            sent = server.client.post(
+                "/v1/faces", files={"image": picture.read_bytes()}, data={"identity": "Kim"}
+            )
+            assert sent.status_code == 201, sent.text
+            [match] = client.search(picture).matches
+            assert (match.face.identity, round(match.distance, 3)) == ("Kim", 0.0)
+            [person] = server.client.get("/v1/people").json()["people"]
+            assert server.client.get("/people").status_code == 200
+            assert server.client.delete(f"/v1/people/{person['id']}").json()["faces"] == 1
+            assert client.search(picture).matches == ()
+    assert "secret-word" not in (tmp_path / "log").read_text()
