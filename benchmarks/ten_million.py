@@ -54,25 +54,26 @@ def main() -> None:
     if not folder.exists():
         Gallery.create(folder, model(options.folder / "model", dimension)).close()
     with Gallery.open(folder) as gallery:
-        found: dict[str, Any] = {"rows": options.rows, "dimension": dimension}
-        found |= grown(gallery, growth, options.rows)
-        found |= sizes(gallery)
-        found |= commits(gallery, next(growth.blocks(SINGLES, seed=5)))
-    found |= opening(folder)
+        found = shown({"rows": options.rows, "dimension": dimension})
+        found |= shown(grown(gallery, growth, options.rows))
+        found |= shown(sizes(gallery))
+        found |= shown(commits(gallery, next(growth.blocks(SINGLES, seed=5))))
+    found |= shown(opening(folder))
     asked = {"enrolled": np.concatenate(list(growth.blocks(PROVEN + _query_count(), seed=2)))}
     if options.strangers is not None:
         strangers = np.asarray(np.load(options.strangers), np.float32)
         asked["strangers"] = strangers[np.resize(np.arange(len(strangers)), PROVEN + _query_count())]
     with Gallery.open(folder, read_only=True) as gallery:
         for name, queries in asked.items():
-            found |= {f"{name}: {key}": value for key, value in searches(gallery, queries[PROVEN:]).items()}
+            times = searches(gallery, queries[PROVEN:])
+            found |= shown({f"{name}: {key}": value for key, value in times.items()})
         # Now the codes are in memory, and little else.
-        found["memory of the process, MB"] = _anonymous_bytes() / 2**20
+        found |= shown({"memory of the process, MB": _anonymous_bytes() / 2**20})
         proven = np.concatenate([queries[:PROVEN] for queries in asked.values()])
-        found["ids other than those of a brute force"] = wrong_answers(gallery, proven)
-        found["ids compared"] = len(proven) * NEIGHBOURS
-    for name, value in found.items():
-        print(f"{name:52} {_shown(value)}")
+        wrong = wrong_answers(gallery, proven)
+        found |= shown(
+            {"ids compared": len(proven) * NEIGHBOURS, "ids other than those of a brute force": wrong}
+        )
     print(json.dumps(found | {"cores": usable_cores()}))
 
 
@@ -138,7 +139,7 @@ def commits(gallery: Gallery, vectors: Vectors) -> dict[str, Any]:
 def opening(folder: Path) -> dict[str, Any]:
     """Returns the times of opening the gallery in a new process."""
     command = [sys.executable, "-c", OPEN, os.fspath(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     opened = json.loads(done.stdout)
     return {
         "opening, ms": opened["open_ms"],
@@ -172,18 +173,17 @@ def wrong_answers(gallery: Gallery, queries: Vectors) -> int:
     """Returns how many ids of the answers differ from those of a brute force in float64."""
     with gallery.vault.store.read() as reader:
         state = gallery.vault.state(reader)
-    flat = gallery.vault.vectors(state.generation)
     ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(queries)
     squares: list[NDArray[np.float64]] = [np.empty(0)] * len(queries)
     wide = queries.astype(np.float64)
-    for segment in state.segments:
-        known, matrix = flat.rows(segment)
-        for start in range(0, len(known), BLOCK):
-            block = matrix[start : start + BLOCK].astype(np.float64)
+    for part in state.vectors.blocks():
+        for start in range(0, len(part), BLOCK):
+            block = part.matrix[start : start + BLOCK].astype(np.float64)
+            known = part.ids[start : start + BLOCK]
             for place, query in enumerate(wide):
                 moved = block - query
                 both = np.concatenate([squares[place], np.einsum("ij,ij->i", moved, moved)])
-                candidates = np.concatenate([ids[place], known[start : start + BLOCK]])
+                candidates = np.concatenate([ids[place], known])
                 order = np.lexsort((candidates, both))[:NEIGHBOURS]
                 squares[place], ids[place] = both[order], candidates[order]
     answers = gallery.search_by_vectors(queries, NEIGHBOURS)
@@ -214,10 +214,13 @@ def _progress(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def _shown(value: float | int | None) -> str:
-    if value is None:
-        return "none"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{0 if value >= 1000 else 2}f}"
+def shown(found: dict[str, Any]) -> dict[str, Any]:
+    """Prints what was measured, and returns it."""
+    for name, value in found.items():
+        if isinstance(value, float):
+            value = f"{value:,.{0 if value >= 1000 else 2}f}"
+        print(f"{name:52} {value}", flush=True)
+    return found
 
 
 if __name__ == "__main__":
