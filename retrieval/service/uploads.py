@@ -19,7 +19,7 @@ from retrieval.service.settings import Limits
 from retrieval.sources import photos
 from retrieval.sources.photos import Photo
 from retrieval.system import files
-from retrieval.system.paths import composed, shown, readable
+from retrieval.system.paths import composed, readable, shown
 
 _PREFIX: Final = "faceprint-uploads-"
 
