@@ -221,19 +221,21 @@ class _Protocol(H11Protocol):
         # handshake. The protocol itself hears nothing of one that fails.
         accepting = asyncio.current_task(self.loop)
         assert accepting is not None
+        if self._counted() >= self._limits.connections:
+            # It is not counted: a handshake that ends now would count it too, and be closed with it. The
+            # task closes the connection only once it waits for the handshake, so it is cancelled after that.
+            self.loop.call_soon(accepting.cancel)
+            return
         self._handshakes.add(self)
         accepting.add_done_callback(lambda _: self._handshakes.discard(self))
-        if self._are_too_many():
-            # Not now: the task closes the connection only once it waits for the handshake.
-            self.loop.call_soon(accepting.cancel)
 
-    def _are_too_many(self) -> bool:
-        return len(self.connections) + len(self._handshakes) > self._limits.connections
+    def _counted(self) -> int:
+        return len(self.connections) + len(self._handshakes)
 
     def connection_made(self, transport: Any) -> None:
         self._handshakes.discard(self)
         super().connection_made(transport)
-        if self._are_too_many():
+        if self._counted() > self._limits.connections:
             transport.abort()
             return
         self._slow = self.loop.call_later(self._limits.header_seconds, self._end_slow_header)

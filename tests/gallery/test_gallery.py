@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import hashlib
 import json
 import math
@@ -44,6 +45,7 @@ from retrieval.images import pixels
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.network import Network
 from retrieval.search.nearest import Match, Prediction
+from retrieval.system import lock
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -892,6 +894,29 @@ def test_a_second_writer_is_told_who_is_writing_and_readers_do_not_notice(
     process.kill()
     process.wait()
     assert add(enrolled, draw(enrolled, 1)) == [13]
+
+
+def test_garbage_is_collected_while_a_thread_waits_for_another_writer(
+    enrolled: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval.storage.vault, "LOCK_TIMEOUT", 0.5)
+    refused: list[GalleryBusy] = []
+
+    def enroll() -> None:
+        try:
+            add(enrolled, vectors)
+        except GalleryBusy as error:
+            refused.append(error)
+
+    vectors = draw(enrolled, 1)
+    thread = threading.Thread(target=enroll)
+    with lock.exclusive(enrolled.folder / "writer.lock", timeout=0):
+        thread.start()
+        seen = {gc.isenabled()}
+        while thread.is_alive():
+            seen.add(gc.isenabled())
+    thread.join()
+    assert (seen, len(refused)) == ({True}, 1)
 
 
 def test_threads_share_one_gallery(gallery: Gallery, faces: Path) -> None:

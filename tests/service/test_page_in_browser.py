@@ -173,6 +173,16 @@ def test_a_photo_is_pasted_or_dropped(how: str, page: Page, photos: Path) -> Non
     assert "given.png" in page.locator("figcaption").inner_text()
 
 
+def test_a_photo_that_is_chosen_during_a_search_is_searched_for_instead(page: Page, photos: Path) -> None:
+    page.goto("/")
+    page.route("**/search", lambda route: None, times=1)  # the first search gets no answer
+    with page.expect_request("**/search"):
+        choose(page, sorted(photos.glob("*/*"))[0])
+    choose(page, photos.parent / "two.png")
+    page.wait_for_selector(".answer")
+    assert page.evaluate("document.querySelector('#ask input').files.length") == 0
+
+
 def test_the_camera_takes_a_photo(page: Page) -> None:
     """The camera of this browser shows a moving disk, in which there is no face."""
     page.goto("/")

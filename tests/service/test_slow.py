@@ -1,5 +1,6 @@
 """Clients that are slow, or too many, lose their connection, and the others are answered."""
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -9,10 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trustme
+import uvicorn
+
+from retrieval.service import server
+from retrieval.service.settings import Limits
 
 PROGRAM = """
 import sys
@@ -148,6 +154,63 @@ def test_tls_handshakes_that_do_not_end_count_as_connections(
             wait_until_answered(url, trusting)
             assert made.getpeercert()
         wait_until_answered(url, trusting)
+
+
+def test_a_tls_connection_that_is_one_too_many_takes_the_place_of_no_other(
+    certificate: Path, trusting: ssl.SSLContext
+) -> None:
+    """The last message of the other handshake comes while the server refuses the new connection."""
+    assert b" 200 " in asyncio.run(answer_beside_one_too_many(certificate, trusting))
+
+
+async def answer_beside_one_too_many(certificate: Path, trusting: ssl.SSLContext) -> bytes:
+    """Returns what a server of one connection answers to that one."""
+    config = uvicorn.Config(answer_nothing, ssl_certfile=certificate, lifespan="off", log_config=None)
+    config.load()
+    state, handshakes = uvicorn.server.ServerState(), set[server._Protocol]()
+    last: list[tuple[socket.socket, bytes]] = []
+
+    def accept() -> server._Protocol:
+        for client, message in last:
+            client.sendall(message)
+        return server._Protocol(config, state, {}, limits=Limits(connections=1), handshakes=handshakes)
+
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(accept, "127.0.0.1", 0, ssl=config.ssl)
+    address = listener.sockets[0].getsockname()
+    async with listener:
+        with socket.socket() as client, socket.socket() as one_more:
+            received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = trusting.wrap_bio(received, to_send, server_hostname="127.0.0.1")
+            for connection in (client, one_more):
+                connection.setblocking(False)
+            await loop.sock_connect(client, address)
+            while not is_shaken(tls):
+                await loop.sock_sendall(client, to_send.read())
+                received.write(await loop.sock_recv(client, 65_536))
+            tls.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            last.append((client, to_send.read()))
+            await loop.sock_connect(one_more, address)
+            with contextlib.suppress(ConnectionResetError):
+                while data := await loop.sock_recv(client, 65_536):
+                    received.write(data)
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        return tls.read(65_536)
+    return b""
+
+
+def is_shaken(tls: ssl.SSLObject) -> bool:
+    """Whether the client's side of a handshake is done."""
+    try:
+        tls.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
+
+
+async def answer_nothing(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def test_a_second_header_that_does_not_end_loses_the_connection_too(impatient: str) -> None:

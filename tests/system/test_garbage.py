@@ -1,6 +1,10 @@
 """The pause of the garbage collector: it ends, whatever happens inside, and only where it began."""
 
 import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -28,5 +32,54 @@ def test_a_caller_without_a_collector_stays_without_it() -> None:
         with collection_paused():
             pass
         assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@contextmanager
+def another_thread() -> Iterator[Callable[[], None]]:
+    """A thread that pauses the collector until the function is called, or the with statement ends."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        with collection_paused():
+            entered.set()
+            leave.wait()
+
+    def end() -> None:
+        leave.set()
+        thread.join()
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    entered.wait()
+    try:
+        yield end
+    finally:
+        end()
+
+
+def test_it_is_on_when_all_threads_have_left_in_whatever_order() -> None:
+    with another_thread() as end, collection_paused():
+        end()
+    assert gc.isenabled()
+    with another_thread() as end:
+        with collection_paused():
+            pass
+        end()
+        assert gc.isenabled()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_child_that_is_forked_while_another_thread_pauses_it_has_it_as_before(before: bool) -> None:
+    try:
+        if not before:
+            gc.disable()
+        with another_thread():
+            child = os.fork()
+            if child == 0:
+                os._exit(gc.isenabled())
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == before
+        assert gc.isenabled() == before
     finally:
         gc.enable()

@@ -70,8 +70,9 @@ function ask(form, file) {
 }
 
 function setUpSearch(form) {
-  one('input[type="file"]', form).addEventListener("change", (event) => {
-    if (event.target.files.length) form.requestSubmit();
+  const input = one('input[type="file"]', form);
+  input.addEventListener("change", () => {
+    if (input.files.length) form.requestSubmit();
   });
   document.addEventListener("paste", (event) => {
     const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
@@ -81,14 +82,15 @@ function setUpSearch(form) {
   const sent = new WeakMap(); // the photo of each request: a later one may replace it before it is answered
   let shown = null; // the photo of the answers that are shown, which the service does not keep
   form.addEventListener("htmx:beforeRequest", (event) => {
-    sent.set(event.detail.xhr, one('input[type="file"]', form).files[0]);
+    sent.set(event.detail.xhr, input.files[0]);
     answers.setAttribute("aria-busy", "true");
   });
   setUpFaces(answers, () => shown);
   form.addEventListener("htmx:afterRequest", (event) => {
     if (event.detail.successful) shown = sent.get(event.detail.xhr);
     answers.removeAttribute("aria-busy");
-    one('input[type="file"]', form).value = "";
+    // So that the same photo can be chosen again; but not one that was chosen meanwhile, which is sent next.
+    if (input.files[0] === sent.get(event.detail.xhr)) input.value = "";
     document.body.classList.toggle("answered", Boolean(one(".answer", answers)));
   });
   for (const failed of ["htmx:sendError", "htmx:timeout"]) {
