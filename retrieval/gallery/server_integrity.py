@@ -67,7 +67,8 @@ def _check_model(vault: ServerVault, reader: Reader, book: Notebook) -> None:
 def _check_vectors(vault: ServerVault, reader: Reader, book: Notebook) -> None:
     """Adds findings about rows without a vector, vectors without a row, and vectors that are no numbers."""
     collection, faces = vault.collection(), np.fromiter(reader.face_ids(), np.int64)
-    stored = collection.ids(reader.gallery().next_face_id)
+    following = reader.gallery().next_face_id
+    stored = np.concatenate([collection.ids(following), collection.ids_from(following)])
     book.faces = len(faces)
     lost, stray = np.setdiff1d(faces, stored), np.setdiff1d(stored, faces)
     if len(lost):

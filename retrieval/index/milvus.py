@@ -251,6 +251,11 @@ class MilvusVectors:
             found.append(np.array([row[_ID] for row in rows], np.int64))
         return np.unique(np.concatenate(found))
 
+    def ids_from(self, first: int) -> Ids:
+        """Returns the ids of stored vectors from `first` on, at most `MOST_ROWS` of them."""
+        rows = self._query(f"{_ID} >= {first}", [_ID], limit=MOST_ROWS)
+        return np.sort(np.array([row[_ID] for row in rows], np.int64))
+
     def count(self) -> int:
         """Returns the number of stored vectors, with or without a row."""
         return int(self._query("", ["count(*)"])[0]["count(*)"])
@@ -346,7 +351,7 @@ class MilvusVectors:
             found = self._answer(search)
             yield from (Hits(one, self.dimension, complete=len(one) < limit) for one in found)
 
-    def _query(self, chosen: str, fields: list[str]) -> list[dict[str, Any]]:
+    def _query(self, chosen: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
         query = partial(
             self._client.query,
             self._collection,
@@ -354,6 +359,7 @@ class MilvusVectors:
             output_fields=fields,
             consistency_level=_STRONG,
             timeout=_REQUEST_SECONDS,
+            **options,
         )
         return list(self._answer(query))
 

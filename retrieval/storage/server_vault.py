@@ -272,8 +272,11 @@ class ServerVault(AnyVault):
         with suppress(StorageError):
             collection = self.collection()
             if collection.count() != writer.count():
-                stored = collection.ids(writer.gallery().next_face_id)
-                collection.remove(np.setdiff1d(stored, _rows(writer, None)))
+                following = writer.gallery().next_face_id
+                collection.remove(np.setdiff1d(collection.ids(following), _rows(writer, None)))
+                # Of a database that was restored, or failed over, to an earlier state.
+                while len(later := collection.ids_from(following)):
+                    collection.remove(later)
             return True
         return False
 

@@ -89,6 +89,11 @@ def test_a_gallery_in_databases_is_made_searched_measured_and_erased_by_commands
     verified = json.loads(run("verify", address, "--json"))
     assert (verified["faces"], verified["findings"]) == (10, [])
     assert "rename-identity" in run("audit-log", address)
+    assert run("copy", address, tmp_path / "copied").startswith("copied 10 faces to ")
+    assert json.loads(run("verify", tmp_path / "copied", "--json"))["findings"] == []
+    status, _, err = faceprint("copy", tmp_path / "copied", address.replace("schema=", "schema=x"))
+    assert status == 2
+    assert err.endswith("give their address too, as --vectors-at milvus://HOST:PORT/COLLECTION.\n")
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from retrieval.database.filters import Where
 from retrieval.database.records import NewFace
 from retrieval.errors import (
     FaceprintError,
+    GalleryDamaged,
     GalleryError,
     InputError,
     NotFound,
     StorageError,
 )
 from retrieval.gallery.gallery import Gallery
+from retrieval.gallery.integrity import Trouble
 from retrieval.index.knn import Explanation
 from retrieval.index.milvus import MilvusVectors
 from retrieval.models.bundle import FORGOTTEN, ModelBundle
@@ -279,6 +281,29 @@ def test_a_collection_of_another_gallery_is_refused(
                 GalleryError, lambda: gallery.enroll_vectors(add_one, asked)
             )
         made.drop()
+
+
+def test_verify_says_what_is_missing_or_damaged(
+    databases: tuple[str, str], postgresql_server: PostgresqlServer, cache: Path
+) -> None:
+    address, vectors = databases
+    with Gallery.open(address) as gallery:
+        add(gallery, range(5))
+        with closing(MilvusVectors.open(vectors, DIMENSION)) as collection:
+            collection.remove(np.array([2]))
+            assert "lacks the vector of face 2" in refusal(
+                GalleryDamaged, lambda: gallery.search_by_vector(np.zeros(DIMENSION), 9)
+            )
+        schema = address.rpartition("schema=")[2]
+        postgresql_server.execute(
+            f"UPDATE {schema}.model_file SET data = data || 'x'::bytea WHERE name = 'model.onnx'"
+        )
+        found = {finding.trouble: finding for finding in gallery.verify().findings}
+        assert found.keys() == {Trouble.FACE_WITHOUT_VECTOR, Trouble.MODEL_DAMAGED}
+        assert found[Trouble.FACE_WITHOUT_VECTOR].face_ids == (2,)
+        assert found[Trouble.MODEL_DAMAGED].file == "model.onnx"
+    shutil.rmtree(cache / "faceprint")
+    assert "is not whole" in refusal(GalleryDamaged, lambda: Gallery.open(address))
 
 
 def test_names_change_while_milvus_is_down(databases: tuple[str, str]) -> None:

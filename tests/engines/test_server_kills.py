@@ -86,6 +86,23 @@ def test_a_writer_that_is_killed_between_vector_and_row_leaves_nothing_that_is_f
         assert gallery.verify().whole
 
 
+def test_vectors_of_a_later_state_than_the_rows_are_removed_before_their_ids_are_given_again(
+    databases: tuple[str, str],
+) -> None:
+    """As of a database that was restored from a backup, and Milvus was not."""
+    address, vectors = databases
+    with Gallery.open(address) as gallery:
+        add(gallery, range(2))
+    with closing(MilvusVectors.open(vectors, DIMENSION)) as collection:
+        collection.put(np.array([3, 77]), np.zeros((2, DIMENSION), np.float32))
+    with Gallery.open(address) as gallery:
+        assert gallery.search_by_vector(np.zeros(DIMENSION), 9)[0].distance > 0
+        gallery.rename_identity("Adi", "Adi Berg")
+        assert stored(vectors) == [1, 2]
+        add(gallery, range(2, 3))
+        assert found(gallery) == stored(vectors) == [1, 2, 3]
+
+
 def test_a_second_writer_waits_and_one_without_its_lock_cannot_take_the_ids_of_another(
     databases: tuple[str, str], postgresql_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

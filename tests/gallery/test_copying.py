@@ -1,5 +1,6 @@
 """A copy of a gallery has all rows and all vectors of it, or there is none; an interrupted one is resumed."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,10 @@ from retrieval.gallery.gallery import Gallery
 from retrieval.models.bundle import FORGOTTEN
 from retrieval.quality import doubts
 from retrieval.quality.audit import audit
+from tests.cli.test_app import Faceprint, faceprint
 from tests.operations import add, add_group, contents, face, group, tiny_model, vector_of
+
+__all__ = ["faceprint"]  # pytest finds the fixture by its name
 
 
 def fill(gallery: Gallery) -> None:
@@ -139,6 +143,20 @@ def test_a_copy_that_differs_is_no_gallery(
     with pytest.raises(GalleryDamaged, match=r"The rows of .* are not those of"):
         source.copy(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+def test_the_command_says_what_it_has_copied(source: Gallery, tmp_path: Path, faceprint: Faceprint) -> None:
+    source.close()
+    status, out, err = faceprint("copy", tmp_path / "source", tmp_path / "copy", "--json")
+    assert status == 0, err
+    told = json.loads(out)
+    assert (told["target"], told["vectors"]) == (str(tmp_path / "copy"), told["faces"])
+    status, _, err = faceprint("copy", tmp_path / "source", tmp_path / "copy")
+    assert status == 2
+    assert err == f"faceprint: {tmp_path / 'copy'} exists already and is not empty; choose another folder.\n"
+    status, _, err = faceprint("copy", tmp_path / "source", tmp_path / "new", "--vectors-at", "milvus://h/c")
+    assert status == 2
+    assert err.endswith("leave --vectors-at out.\n")
 
 
 def test_nothing_that_is_there_is_overwritten(source: Gallery, tmp_path: Path) -> None:
