@@ -11,12 +11,14 @@ from tests.service.server import Server
 
 
 @pytest.fixture(scope="session")
-def enrolled(bundle: ModelBundle, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a gallery with all drawn faces; it is not changed."""
+def enrolled(bundle: ModelBundle, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a gallery with all drawn faces; a test that changes it is told so at the end."""
     folder = tmp_path_factory.mktemp("served") / "people.gallery"
     with Gallery.create(folder, bundle) as gallery:
         assert ingest(gallery, [faces]).enrolled == 36
-    return folder
+    yield folder
+    with Gallery.open(folder, read_only=True) as gallery:
+        assert [entry.action for entry in gallery.audit_log()] == ["enroll"]
 
 
 @pytest.fixture(scope="session")

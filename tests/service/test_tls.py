@@ -1,5 +1,6 @@
 """TLS: the service speaks it, and says what is wrong with its files before it starts."""
 
+import shutil
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,25 +34,31 @@ def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 @pytest.fixture(scope="module")
+def changed(enrolled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the gallery, to be changed."""
+    return Path(shutil.copytree(enrolled, tmp_path_factory.mktemp("secured") / "people.gallery"))
+
+
+@pytest.fixture(scope="module")
 def secured(
     authority: trustme.CA,
     files: tuple[Path, Path],
-    enrolled: Path,
+    changed: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     log = tmp_path_factory.mktemp("log") / "log"
     options = ("--certfile", files[0], "--keyfile", files[1], "--workers", 2)
-    with Server(enrolled, log, *options, verify=context) as server:
+    with Server(changed, log, *options, verify=context) as server:
         yield server
 
 
 def test_every_worker_speaks_tls_and_forwards_changes(secured: Server) -> None:
     assert secured.url.startswith("https://127.0.0.1:")
     assert secured.client.post("/v1/search", json={"face": 1}).json()["answers"]
-    changed = secured.client.put("/v1/people/1/metadata", json={"team": "red"})
-    assert (changed.status_code, changed.json()["metadata"]) == (200, {"team": "red"})
+    answer = secured.client.put("/v1/people/1/metadata", json={"team": "red"})
+    assert (answer.status_code, answer.json()["metadata"]) == (200, {"team": "red"})
     assert secured.client.put("/v1/people/1/metadata", json={}).status_code == 200
 
 
@@ -61,11 +68,11 @@ def test_a_client_without_the_authority_refuses_the_service(secured: Server) -> 
 
 
 def test_the_client_asks_as_the_library_does(
-    secured: Server, authority: trustme.CA, enrolled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    secured: Server, authority: trustme.CA, changed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    with connect(secured.url) as remote, Gallery.open(enrolled) as gallery:
+    with connect(secured.url) as remote, Gallery.open(changed) as gallery:
         assert remote.search_by_face(1, k=3) == gallery.search_by_face(1, k=3)
 
 
