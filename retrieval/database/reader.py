@@ -124,6 +124,9 @@ class Reader:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        # Rows that a change asks for several times: there are some hundreds of them at ten million faces.
+        self._kept_segments: tuple[Segment, ...] | None = None
+        self._kept_codes: tuple[CodesRow, ...] | None = None
 
     def revision(self) -> int:
         """Returns the revision, which rises with every transaction that changes anything."""
@@ -288,10 +291,10 @@ class Reader:
 
     def segments(self, generation: int | None = None) -> list[Segment]:
         """Returns the segments of one generation or of all, oldest first."""
-        query = select(segment_table).order_by(segment_table.c.id)
-        if generation is not None:
-            query = query.where(segment_table.c.generation_id == generation)
-        return [checked(Segment(*row)) for row in self._connection.execute(query)]
+        if self._kept_segments is None:
+            query = select(segment_table).order_by(segment_table.c.id)
+            self._kept_segments = tuple(checked(Segment(*row)) for row in self._connection.execute(query))
+        return [one for one in self._kept_segments if generation in (None, one.generation_id)]
 
     def bases(self, generation: int | None = None) -> dict[int, BasisRow]:
         """Returns the bases of one generation or of all, by id, oldest first."""
@@ -305,7 +308,10 @@ class Reader:
 
     def codes(self) -> dict[int, CodesRow]:
         """Returns the rows of code files, by segment id."""
-        return {row[0]: checked(CodesRow(*row)) for row in self._connection.execute(select(codes_table))}
+        if self._kept_codes is None:
+            rows = self._connection.execute(select(codes_table))
+            self._kept_codes = tuple(checked(CodesRow(*row)) for row in rows)
+        return {one.segment_id: one for one in self._kept_codes}
 
     def calibration(self, generation: Generation) -> Calibration | None:
         """Returns the calibration of a generation; None if it is not calibrated."""

@@ -549,12 +549,16 @@ class Writer(Reader):
 
     def _change(self, statement: Executable, rows: Sequence[dict[str, Any]] | None = None) -> None:
         self._connection.execute(statement, rows)
+        self._note_change()
+
+    def _note_change(self) -> None:
         self.changed = True
+        self._kept_segments = self._kept_codes = None
 
     def _insert(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
         if not rows:
             return
-        self.changed = True
+        self._note_change()
         if "id" in table.c and "id" not in rows[0] and self._connection.dialect.name != "sqlite":
             rows = self._numbered(table, rows)
         compiled = _insertion(table, tuple(rows[0]), self._connection.dialect)

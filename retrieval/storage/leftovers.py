@@ -72,9 +72,9 @@ def unnamed(folder: Path, reader: Reader) -> Iterator[Path]:
     named = named_files(reader)
     try:
         vectors = folder / VECTORS
-        for path in sorted(vectors.iterdir()) if vectors.is_dir() else ():
-            if _SEGMENT_NAME.match(path.name) and path.name not in named:
-                yield path
+        for name in sorted(os.listdir(vectors)) if vectors.is_dir() else ():
+            if name not in named and _SEGMENT_NAME.match(name):
+                yield vectors / name
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             ours = _MODEL_NAME.match(entry.name) is not None and entry.is_dir()
             if (ours and entry.name not in folders) or _PART.search(entry.name):
