@@ -20,8 +20,8 @@ _PAGES = sorted(
 # An option as prose and commands write it. What other programs take stands in these pages too.
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 _OF_OTHER_PROGRAMS = {
-    "--choose", "--crops", "--forget", "--keep", "--kinds", "--large", "--least", "--limit", "--margins",
-    "--most", "--part", "--parts", "--peers", "--photos",
+    "--choose", "--crops", "--folder", "--forget", "--keep", "--kinds", "--large", "--least",
+    "--limit", "--margins", "--most", "--part", "--parts", "--peers", "--photos",
     "--rows", "--help", "--version", "--install-completion", "--show-completion",
     # Of ray and torchrun.
     "--generate", "--head", "--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--standalone",
