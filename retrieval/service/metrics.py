@@ -22,7 +22,7 @@ _SECONDS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 _QUERIES_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 # The metric that only a follower has: a service of a copy that `faceprint follow` keeps up to date.
-_AGE: Final = "faceprint_gallery_age_seconds"
+AGE: Final = "faceprint_gallery_age_seconds"
 
 
 class Metrics:
@@ -125,7 +125,7 @@ class _GalleryMetrics(Collector):
         )
         if vault.follower is not None:
             yield GaugeMetricFamily(
-                _AGE,
+                AGE,
                 "Seconds since the publisher said that this copy is the gallery's state.",
                 value=vault.follower.current().age(),
             )
