@@ -400,12 +400,8 @@ class GalleryMachine(RuleBasedStateMachine):
         if not hasattr(self, "temporary"):
             return
         self.steps += 1
-        expected = self.state.contents()
         for gallery in (self.gallery, self.watcher):
-            with gallery.vault.store.read() as reader:
-                faces = [one for part in reader.all_faces() for one in part]
-            assert {f.sha256: (f.id, f.identity, frozenset(f.paths)) for f in faces} == expected
-            assert len(faces) == len(expected)
+            self.check_faces(gallery)
             self.check_searches(gallery)
             self.check_counts(gallery)
             assert list(gallery.bundle.labels) == self.state.labels
@@ -426,6 +422,13 @@ class GalleryMachine(RuleBasedStateMachine):
             for sha256, number in self.state.ids.items()
         ]
         return [(number, distance) for distance, number in sorted(distances)[:k]]
+
+    def check_faces(self, gallery: Gallery) -> None:
+        expected = self.state.contents()
+        with gallery.vault.store.read() as reader:
+            faces = [one for part in reader.all_faces() for one in part]
+        assert {f.sha256: (f.id, f.identity, frozenset(f.paths)) for f in faces} == expected
+        assert len(faces) == len(expected)
 
     def check_counts(self, gallery: Gallery) -> None:
         info, state = gallery.info(), self.state

@@ -67,12 +67,8 @@ class ServerMachine(GalleryMachine):
         if not hasattr(self, "watcher"):
             return
         self.steps += 1
-        expected = self.state.contents()
         for gallery in (self.gallery, self.watcher):
-            with gallery.vault.store.read() as reader:
-                faces = [one for part in reader.all_faces() for one in part]
-            assert {f.sha256: (f.id, f.identity, frozenset(f.paths)) for f in faces} == expected
-            assert len(faces) == len(expected)
+            self.check_faces(gallery)
             self.check_counts(gallery)
             assert list(gallery.bundle.labels) == self.state.labels
         self.check_searches(self.watcher)
