@@ -11,13 +11,11 @@ brute force in float64, which reads every vector once.
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.galleries import faces, model
 from benchmarks.growth import Growth, Vectors
+from benchmarks.search import p99
 from benchmarks.store import OPEN
 from retrieval.gallery.gallery import Gallery
 from retrieval.system.cpu import usable_cores
@@ -131,7 +130,7 @@ def commits(gallery: Gallery, vectors: Vectors) -> dict[str, Any]:
     forgotten = time.perf_counter() - started
     return {
         "a commit of one face, ms": statistics.median(times),
-        "a commit of one face, p99, ms": _p99(times),
+        "a commit of one face, p99, ms": p99(times),
         f"forget of {len(vectors)} faces, s": forgotten,
     }
 
@@ -165,7 +164,7 @@ def searches(gallery: Gallery, queries: Vectors) -> dict[str, Any]:
             gallery.search_by_vectors(asked, NEIGHBOURS)
             times.append(1e3 * (time.perf_counter() - began) / together)
         found[f"{together} together, ms per query"] = statistics.median(times)
-        found[f"{together} together, p99, ms per query"] = _p99(times)
+        found[f"{together} together, p99, ms per query"] = p99(times)
     return found
 
 
@@ -197,10 +196,6 @@ def wrong_answers(gallery: Gallery, queries: Vectors) -> int:
 
 def _query_count() -> int:
     return 1 + sum(together * calls for together, calls in CALLS.items())
-
-
-def _p99(times: Sequence[float]) -> float:
-    return sorted(times)[math.ceil(0.99 * len(times)) - 1]
 
 
 def _anonymous_bytes() -> int:
