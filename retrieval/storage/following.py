@@ -78,11 +78,6 @@ class _Stated(Follower):
     format: int = 0
 
 
-def is_follower(folder: Path) -> bool:
-    """Returns whether a folder follows a published gallery."""
-    return (folder / FOLLOWER_CARD).is_file()
-
-
 def read_follower(folder: Path) -> Follower | None:
     """Returns the card of a follower; None for a folder that follows nothing.
 
