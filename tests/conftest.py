@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from retrieval.images.preprocessing import Preprocessing
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.importing import import_model
 from retrieval.models.network import Network
+from retrieval.system.garbage import collection_paused
 from tests.onnx_networks import network as network_file
 from tests.onnx_networks import saved
 from training.fitting.export import export
@@ -58,6 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.option.basetemp is None and _has_room(_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects the tests with the garbage collector off: it would look at them all again and again."""
+    with collection_paused():
+        return (yield)
 
 
 def _has_room(folder: Path) -> bool:
