@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from retrieval.errors import BundleError, InputError, MissingDependency, RunError
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import NetworkOutput, Pixels
+from retrieval.models.onnx_prelu import in_blocked_form
 from retrieval.system.cpu import usable_cores
 
 # The most pictures in a pass.
@@ -186,6 +188,11 @@ def _session(
 
     def open_session(graph: str | bytes) -> Any:
         try:
+            if bundle.imported and len(providers) == 1:
+                read = graph if isinstance(graph, bytes) else Path(graph).read_bytes()
+                changed = in_blocked_form(read)
+                graph = graph if changed is read else changed
+                del read, changed  # onnxruntime has its own copy in a moment
             # Otherwise onnxruntime prints what a GPU lacks, and goes on without it.
             return onnxruntime.InferenceSession(graph, options, providers=list(providers), enable_fallback=0)
         except Exception as error:

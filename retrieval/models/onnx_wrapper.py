@@ -11,7 +11,17 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.system.onnx_graph import attribute, field, fields, node, raw_fields, tensor_value
+from retrieval.system.onnx_graph import (
+    Node,
+    attribute,
+    field,
+    fields,
+    node,
+    raw_fields,
+    standard_opset,
+    tensor_value,
+    texts,
+)
 
 ChannelOrder = Literal["rgb", "bgr"]
 Layout = Literal["nchw", "nhwc"]
@@ -33,8 +43,6 @@ KINDS: Final = {
 _MODEL_IR_VERSION: Final = 1
 _MODEL_GRAPH: Final = 7
 _MODEL_OPSET: Final = 8
-_OPSET_DOMAIN: Final = 1
-_OPSET_VERSION: Final = 2
 _GRAPH_NODE: Final = 1
 _GRAPH_INITIALIZER: Final = 5
 _GRAPH_INPUT: Final = 11
@@ -44,7 +52,6 @@ _GRAPH_QUANTIZATION: Final = 14
 _GRAPH_SPARSE_INITIALIZER: Final = 15
 _NODE_INPUT: Final = 1
 _NODE_OUTPUT: Final = 2
-_NODE_OPERATOR: Final = 4
 _TENSOR_DIMENSION: Final = 1
 _TENSOR_TYPE: Final = 2
 _TENSOR_NAME: Final = 8
@@ -129,14 +136,14 @@ def signature(network: bytes) -> Signature:
         if number == _MODEL_GRAPH:
             graph = value
         elif number == _MODEL_OPSET:
-            opset = max(opset, _opset(value))
+            opset = max(opset, standard_opset(value))
     inputs: list[Port] = []
     outputs: list[Port] = []
     initializers: set[str] = set()
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
     for number, value, _ in raw_fields(graph):
         if number == _GRAPH_NODE:
-            nodes.append(_node_of(value))
+            nodes.append(Node.of(value))
         elif number == _GRAPH_INPUT:
             inputs.append(_port(value))
         elif number == _GRAPH_OUTPUT:
@@ -179,15 +186,13 @@ def wrapped(
     source = found.inputs[0]
     before = _before(source, takes)
     after = _after(output, dimension, mirrored=takes.mirrored, unit=unit)
-    parts = []
+    parts: list[bytes | memoryview] = []
     version = _MIN_IR_VERSION
     for number, value, raw in raw_fields(memoryview(network)):
         if number == _MODEL_GRAPH:
             parts.append(field(number, _graph(value, before, after, takes.size, dimension)))
         elif number == _MODEL_IR_VERSION:
-            version = max(
-                version, *(stated for _, stated in fields(memoryview(raw)) if isinstance(stated, int))
-            )
+            version = max(version, *(stated for _, stated in fields(raw) if isinstance(stated, int)))
         else:
             parts.append(raw)
     return b"".join([field(_MODEL_IR_VERSION, version), *parts])
@@ -195,7 +200,7 @@ def wrapped(
 
 def _graph(graph: memoryview, before: bytes, after: bytes, size: int, dimension: int | None) -> bytes:
     """Returns a graph with prefixed names and with nodes before and after its own, which stay in order."""
-    parts = [before]
+    parts: list[bytes | memoryview] = [before]
     for number, value, raw in raw_fields(graph):
         if number == _GRAPH_NODE:
             parts.append(field(number, _renamed(value, (_NODE_INPUT, _NODE_OUTPUT))))
@@ -308,22 +313,7 @@ def _sparse_renamed(tensor: memoryview) -> bytes:
     )
 
 
-@dataclass(frozen=True)
-class _Node:
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-def _node_of(node: memoryview) -> _Node:
-    return _Node(
-        "".join(_texts(node, _NODE_OPERATOR)),
-        tuple(_texts(node, _NODE_INPUT)),
-        tuple(_texts(node, _NODE_OUTPUT)),
-    )
-
-
-def _operators_after(name: str, nodes: list[_Node], count: int) -> list[str]:
+def _operators_after(name: str, nodes: list[Node], count: int) -> list[str]:
     """Returns the operators of the first nodes that a tensor passes."""
     found: list[str] = []
     for one in nodes:
@@ -333,25 +323,11 @@ def _operators_after(name: str, nodes: list[_Node], count: int) -> list[str]:
     return found
 
 
-def _texts(message: memoryview, field_number: int) -> Iterator[str]:
-    """Yields the strings of a message's field."""
-    for number, value in fields(message):
-        if number == field_number and isinstance(value, memoryview):
-            yield bytes(value).decode("utf-8", "replace")
-
-
-def _opset(entry: memoryview) -> int:
-    """Returns the version of the standard operators in an entry; 0 in one for other operators."""
-    stated = dict(fields(entry))
-    version, domain = stated.get(_OPSET_VERSION), stated.get(_OPSET_DOMAIN, b"")
-    return version if isinstance(version, int) and domain in (b"", b"ai.onnx") else 0
-
-
 def _initializer_name(number: int, value: memoryview) -> str:
     tensors = [value]
     if number == _GRAPH_SPARSE_INITIALIZER:
         tensors = [part for one, part, _ in raw_fields(value) if one == _SPARSE_VALUES]
-    return "".join(name for tensor in tensors for name in _texts(tensor, _TENSOR_NAME))
+    return "".join(name for tensor in tensors for name in texts(tensor, _TENSOR_NAME))
 
 
 def _port(value: memoryview) -> Port:
@@ -362,7 +338,7 @@ def _port(value: memoryview) -> Port:
                 kind = content
             elif number == _TENSOR_TYPE_SHAPE and isinstance(content, memoryview):
                 shape = tuple(_dimension(one) for one in _parts(content, _SHAPE_DIMENSION))
-    return Port("".join(_texts(value, _VALUE_NAME)), kind, shape)
+    return Port("".join(texts(value, _VALUE_NAME)), kind, shape)
 
 
 def _parts(message: memoryview, *path: int) -> Iterator[memoryview]:

@@ -4,7 +4,9 @@ Only plain operators of the standard set pass, in one graph, with all tensors in
 cannot loop forever, run code of another library, or read other files.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 # Field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
@@ -32,6 +34,7 @@ _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
 _NODE_DOMAIN: Final = 7
 _ATTRIBUTE_NAME: Final = 1
+_ATTRIBUTE_FLOAT: Final = 2
 _ATTRIBUTE_INT: Final = 3
 _ATTRIBUTE_INTS: Final = 8
 _ATTRIBUTE_TYPE: Final = 20
@@ -44,6 +47,7 @@ _SPARSE_PARTS: Final = (1, 2)
 _TENSOR_EXTERNAL: Final = 13
 _TENSOR_LOCATION: Final = 14
 _OPSET_DOMAIN: Final = 1
+_OPSET_VERSION: Final = 2
 
 _STANDARD_DOMAINS: Final = (b"", b"ai.onnx")
 _CONTROL_FLOW: Final = (b"If", b"Loop", b"Scan", b"SequenceMap")
@@ -215,7 +219,7 @@ def for_any_size(data: bytes) -> bytes:
 
 
 def _graph_for_any_size(graph: memoryview) -> bytes:
-    parts = []
+    parts: list[bytes | memoryview] = []
     for number, value, raw in raw_fields(graph):
         if number == _GRAPH_INPUT:
             stated = _shape_of([1, 3, "height", "width"])
@@ -249,11 +253,14 @@ def node(operator: str, inputs: Sequence[bytes], output: bytes, attributes: Sequ
     )
 
 
-def attribute(name: str, value: int | list[int]) -> bytes:
-    """Returns an attribute of a node: a whole number, or several."""
+def attribute(name: str, value: int | float | list[int]) -> bytes:
+    """Returns an attribute of a node: a number, or several whole ones."""
     said = field(_ATTRIBUTE_NAME, name.encode())
     if isinstance(value, int):
         return said + field(_ATTRIBUTE_INT, value) + field(_ATTRIBUTE_TYPE, 2)
+    if isinstance(value, float):
+        stated = _varint(_ATTRIBUTE_FLOAT << 3 | 5) + struct.pack("<f", value)
+        return said + stated + field(_ATTRIBUTE_TYPE, 1)
     return said + b"".join(field(_ATTRIBUTE_INTS, one) for one in value) + field(_ATTRIBUTE_TYPE, 7)
 
 
@@ -271,24 +278,62 @@ def _shape_of(sides: Sequence[int | str]) -> bytes:
     return field(_TENSOR_SHAPE, b"".join(field(_SHAPE_SIDE, one) for one in stated))
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a graph: its operator, and the names of its tensors; an empty name is no tensor."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, node: memoryview) -> "Node":
+        """Returns a node from its message."""
+        found: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: [], _NODE_OPERATOR: []}
+        for number, value in fields(node):
+            if number in found and isinstance(value, memoryview):
+                found[number].append(bytes(value).decode("utf-8", "replace"))
+        inputs, outputs, operator = found.values()
+        return cls("".join(operator), tuple(inputs), tuple(outputs))
+
+
+def texts(message: memoryview, field_number: int) -> Iterator[str]:
+    """Yields the strings of a message's field."""
+    for number, value in fields(message):
+        if number == field_number and isinstance(value, memoryview):
+            yield bytes(value).decode("utf-8", "replace")
+
+
+def standard_opset(entry: memoryview) -> int:
+    """Returns the version of the standard operators in an entry; 0 in one for other operators."""
+    stated = dict(fields(entry))
+    version, domain = stated.get(_OPSET_VERSION), stated.get(_OPSET_DOMAIN, b"")
+    return version if isinstance(version, int) and domain in _STANDARD_DOMAINS else 0
+
+
 def fields(message: memoryview) -> Iterator[_Field]:
     """Yields the fields of a message, in order: number, and a number or the bytes of a string or message."""
     return _Walk().fields(message)
 
 
-def raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview, bytes]]:
+def raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
     """Yields the fields of a message: number, the bytes of a string or message, and the whole field."""
     walk = _Walk()
     for number, value, start, end in walk.spans(message):
         content = value if isinstance(value, memoryview) else memoryview(b"")
-        yield number, content, bytes(message[start:end])
+        yield number, content, message[start:end]
 
 
 def field(number: int, content: bytes | int) -> bytes:
     """Returns a field that holds a string, a message or a number of at least 0."""
     if isinstance(content, int):
         return _varint(number << 3) + _varint(content)
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
+    return header(number, len(content)) + content
+
+
+def header(number: int, size: int) -> bytes:
+    """Returns what stands before the bytes of a string or message in its field."""
+    return _varint(number << 3 | 2) + _varint(size)
 
 
 def _varint(value: int) -> bytes:
