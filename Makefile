@@ -19,10 +19,13 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(READY)
 	$(BIN)/faceprint demo
 
+# One more than there are cores: a sixth of the time, a test waits for processes, servers and the disk.
+WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
+
 # Tests of one file share fixtures, so they run in one process. Files run in the order of the folders: long ones
 # first, so that no process ends with one of them.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
 
 # Tests against servers of others; `make test` skips those that are absent. nginx comes from the system.
 test-engines: $(ENGINES)/.ready
