@@ -1,8 +1,8 @@
-"""Settings of the CPU engine: threads, spinning, photos per pass, graph optimisation, number types.
+"""Settings of the CPU engine: threads, spinning, photos per pass, graph, activations, number types.
 
     python -m benchmarks.engines --model MODEL --photos FOLDER --part threads [--seconds 240]
 
-Parts: threads, pipeline, passes, graph, numbers.
+Parts: threads, pipeline, passes, graph, numbers; activations, for an imported model.
 
 Settings are timed in turn, round after round, and each is compared with the first setting of its own round:
 the speed of a shared machine varies from minute to minute, ratios within a round do not. `beside` is the
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from retrieval.models.bundle import ModelBundle
 from retrieval.models.engine import PRECISIONS, Engine
+from retrieval.models.onnx_prelu import in_blocked_form
 from retrieval.sources import photos
 from retrieval.system.cpu import usable_cores
 
@@ -37,7 +38,7 @@ Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
 Run = Callable[[Pixels], Vectors]
 
-PARTS = ("threads", "pipeline", "passes", "graph", "numbers")
+PARTS = ("threads", "pipeline", "passes", "graph", "activations", "numbers")
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 # Number of photos that a setting embeds in a round. Rounds are short, so that all settings of a round run
 # under the same conditions.
@@ -133,6 +134,8 @@ def settings(part: str, cores: int) -> list[Setting]:
             for lanes, threads in ((1, cores), (cores, 1))
             for size in (64, 32, 16, 8, 4, 1)
         ]
+    if part == "activations":
+        return [Setting("PReLU as in the file", lanes=cores)]
     levels = reversed(LEVELS) if part == "graph" else LEVELS[-1:]
     return [Setting(level, cores, spinning=False, level=level) for level in levels]
 
@@ -143,6 +146,7 @@ _BESIDES = {
     "pipeline": [Beside("1 thread feeds it", 1, feeds=True), Beside("2 threads feed it", 2, feeds=True)],
     "passes": _ALONE,
     "graph": _ALONE,
+    "activations": _ALONE,
     "numbers": _ALONE,
 }
 
@@ -150,17 +154,21 @@ _BESIDES = {
 def _engines(bundle: ModelBundle, batch: Pixels, part: str) -> Iterator[tuple[Setting, Run]]:
     for setting in settings(part, usable_cores()):
         yield setting, _onnx(str(bundle.graph_path), setting)
+    if part == "activations":
+        setting = Setting("in the order of convolutions", lanes=usable_cores())
+        yield setting, _onnx(in_blocked_form(bundle.graph_path.read_bytes()), setting)
     if part == "numbers":
         yield from _number_types(bundle, batch)
 
 
-def _onnx(graph: str, setting: Setting) -> Run:
+def _onnx(graph: str | bytes, setting: Setting) -> Run:
     import onnxruntime
 
     chosen = onnxruntime.SessionOptions()
     if setting.threads is not None:
         chosen.intra_op_num_threads = setting.threads
     chosen.add_session_config_entry("session.intra_op.allow_spinning", str(int(setting.spinning)))
+    chosen.log_severity_level = 3
     chosen.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{setting.level}")
     session = onnxruntime.InferenceSession(graph, chosen, providers=["CPUExecutionProvider"])
     lanes = ThreadPoolExecutor(setting.lanes)
