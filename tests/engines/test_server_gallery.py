@@ -185,6 +185,25 @@ def test_a_gallery_is_opened_by_its_address_alone(databases: tuple[str, str], ca
             assert copy.info().faces == 1
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "bundle.json", "model.safetensors"])
+def test_a_damaged_copy_of_the_model_is_renewed(
+    name: str, databases: tuple[str, str], bundle: ModelBundle, cache: Path
+) -> None:
+    address, _ = databases
+    with Gallery.open(address) as gallery:
+        gallery.enroll([(photo(1), "Kim")])
+    [path] = cache.glob(f"faceprint/models/*/{name}")
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with Gallery.open(address) as gallery:
+        [match] = gallery.search(photo(1), 1).matches
+        assert (match.face.identity, round(match.distance, 3)) == ("Kim", 0.0)
+    [path] = cache.glob(f"faceprint/models/*/{name}")
+    assert path.read_bytes() == (bundle.folder / name).read_bytes()
+
+
 def test_what_is_forgotten_is_in_no_answer_and_leaves_milvus_and_the_models_card(
     databases: tuple[str, str], cache: Path
 ) -> None:
