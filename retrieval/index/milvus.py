@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,15 +107,16 @@ class MilvusVectors:
             StorageError: the server cannot be reached.
         """
         parts = _ADDRESS.fullmatch(address)
-        if parts is None:
+        if parts is None or int(parts["port"] or _PORT) not in range(1, 2**16):
             raise InputError(
-                "This is no address of a Milvus collection; write it as milvus://HOST:PORT/COLLECTION."
+                "This is no address of a Milvus collection; write it as milvus://HOST:PORT/COLLECTION, and "
+                "in a password %40 for an @ and %2F for a slash."
             )
         place = f"{parts['host']}:{parts['port'] or _PORT}"
         self.name = f"milvus://{place}/{parts['collection']}"
         self.dimension = dimension
         self._collection = parts["collection"]
-        token = "" if parts["user"] is None else f"{parts['user']}:{parts['password']}"
+        token = "" if parts["user"] is None else f"{unquote(parts['user'])}:{unquote(parts['password'])}"
         self._client = _connected(f"http://{place}", token, self.name)
 
     @classmethod
@@ -469,12 +471,13 @@ class MilvusVectors:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Translates errors of pymilvus into faceprint's."""
+        """Translates errors of pymilvus, and of the grpc below it, into faceprint's."""
+        from grpc import RpcError
         from pymilvus.exceptions import MilvusException
 
         try:
             yield
-        except MilvusException as error:
+        except (MilvusException, RpcError) as error:
             raise _refused(self.name, error) from error
 
 
@@ -725,9 +728,16 @@ def _connected(uri: str, token: str, name: str) -> Any:
     try:
         return MilvusClient(uri=uri, token=token, timeout=_CONNECT_SECONDS)
     except MilvusException as error:
+        if "Fail connecting" in str(error.message):
+            # It says the same where the server is down, and where it refuses a password.
+            raise StorageError(
+                f"The collection {name} cannot be used: its server does not answer, or refuses the user and "
+                "password of `FACEPRINT_VECTORS`; check both."
+            ) from error
         raise _refused(name, error) from error
 
 
 def _refused(name: str, error: Any) -> StorageError:
-    reason = str(error.message).strip().splitlines()[0].rstrip(".")
+    said = str(getattr(error, "message", "") or error).strip() or type(error).__name__
+    reason = said.splitlines()[0].rstrip(".")
     return StorageError(f"The collection {name} cannot be used: {reason}.")
