@@ -130,8 +130,9 @@ def audit_log(
     """Show who did what when. No name, path or embedding is in it."""
     with open_gallery(gallery, "audit-log") as opened:
         entries: list[Any] = list(opened.receipts() if receipts else opened.audit_log())
+        told = opened.vault.told if receipts else asdict
     if as_json:
-        print_json([asdict(entry) for entry in entries])
+        print_json([told(entry) for entry in entries])
         return
     (_print_receipts if receipts else _print_audit)(entries)
 

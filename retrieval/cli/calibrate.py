@@ -1,6 +1,7 @@
 """The command `calibrate`: finds the distance threshold beyond which a gallery's searches answer UNKNOWN."""
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,7 +43,9 @@ def calibrate(
         if show:
             found = opened.calibration()
             if found is None:
-                raise InputError(f"{gallery} is not calibrated; run `faceprint calibrate {gallery}`.")
+                raise InputError(
+                    f"{gallery} is not calibrated; run `faceprint calibrate {shlex.quote(str(gallery))}`."
+                )
             _show(found, None, opened.info().faces, _trained_on(opened), as_json=as_json)
             return
         wanted: dict[str, Any] = {"sample": sample, "seed": seed}

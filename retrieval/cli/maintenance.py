@@ -1,6 +1,7 @@
 """The commands that maintain a gallery: verify, repair, compact, optimize, relocate, reembed."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -42,9 +43,14 @@ def verify(gallery: options.Gallery, as_json: options.Json = False) -> None:
     else:
         _print_verification(found)
     if not found.whole:
+        advice = (
+            f"see what `faceprint repair {shlex.quote(str(gallery))}` can mend"
+            if folder is not None
+            else "restore the server from a backup, or `faceprint forget --face` the faces without a vector and "
+            "enroll their photos again"
+        )
         raise RunError(
-            f"{gallery} is not what was written ({terminal.counted(len(found.findings), 'finding')}); "
-            f"see what `faceprint repair {gallery}` can mend."
+            f"{gallery} is not what was written ({terminal.counted(len(found.findings), 'finding')}); {advice}."
         )
 
 

@@ -37,8 +37,7 @@ def forget(
         raise InputError(f"The receipt {receipt} exists already; name another file.")
     with open_gallery(gallery, "forget") as opened:
         done = opened.forget(identity, face_id=face, path=path)
-        remains = opened.vault.remains
-    told = asdict(done) | ({} if remains is None else {"remains": remains})
+        remains, told = opened.vault.remains, opened.vault.told(done)
     if as_json:
         typer.echo(json.dumps(told))
     else:
@@ -65,7 +64,7 @@ def _write_receipt(path: Path, receipt: Mapping[str, Any], gallery: Place) -> No
         raise RunError(
             f"{terminal.counted(receipt['faces'], 'face')} of {gallery} {'is' if receipt['faces'] == 1 else 'are'} erased, "
             f"but receipt {receipt['id']} cannot be written to {path}: {why(error)}; "
-            f"`faceprint audit-log {gallery} --receipts --json` has it."
+            f"`faceprint audit-log {shlex.quote(str(gallery))} --receipts --json` has it."
         ) from error
 
 

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from retrieval.cli import options
-from retrieval.cli.opening import open_gallery
+from retrieval.cli.opening import open_gallery, require_folder
 from retrieval.cli.output import print_json
 from retrieval.console import terminal
 from retrieval.errors import FaceprintError, InputError
+from retrieval.system.places import Place
 
 if TYPE_CHECKING:
     from retrieval.replication.follow import FollowerFolder, Synced
@@ -102,7 +102,7 @@ def _of_erasure(erasure: "ErasureStatus") -> str:
 
 def follow(
     address: _Address,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the copy lies: a new folder, or one that follows this address.", show_default=False)],
+    folder: Annotated[Place, typer.Argument(metavar="FOLDER", help="Where the copy lies: a new folder, or one that follows this address.", show_default=False, parser=Place.of)],
     once: Annotated[bool, typer.Option("--once", help="Fetch the current state and end.")] = False,
     every: Annotated[str, typer.Option(metavar="TIME", help="How often to look for a new state: seconds (s), minutes (m) or hours (h).")] = "5s",
     max_age: Annotated[str | None, typer.Option("--max-age", metavar="TIME", help="Refuse searches when the publisher was last heard of longer ago.", show_default="never")] = None,
@@ -124,7 +124,8 @@ def follow(
 
     seconds = _seconds(every, "--every")
     oldest = None if max_age is None else _seconds(max_age, "--max-age")
-    with FollowerFolder(address, folder, name=name, max_age=oldest) as following:
+    copy = require_folder(folder, "name one, and copy that with `faceprint copy`")
+    with FollowerFolder(address, copy, name=name, max_age=oldest) as following:
         if serve:
             _serve(following, seconds, {"host": host, "port": port, "workers": workers, "device": device}, as_json=as_json)  # fmt: skip
             return

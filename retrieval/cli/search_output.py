@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,13 @@ def report_decision_quality(gallery: str, decisions: "Sequence[Decision | None]"
     first = decisions[0]
     if first is None:
         typer.echo(
-            f"no decision: {gallery} has no threshold; find one with `faceprint calibrate {gallery}`",
+            f"no decision: {gallery} has no threshold; find one with `faceprint calibrate {shlex.quote(str(gallery))}`",
             err=True,
         )
     elif first.outgrown:
         typer.echo(
             f"{gallery} has grown since it was calibrated for an FPIR of {first.fpir:g}: expect about "
-            f"{first.expected_fpir:.2g}, and run `faceprint calibrate {gallery}` again",
+            f"{first.expected_fpir:.2g}, and run `faceprint calibrate {shlex.quote(str(gallery))}` again",
             err=True,
         )
     elif first.upcoming is not None and expected:

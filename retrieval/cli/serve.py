@@ -1,6 +1,7 @@
 """The commands of the service: `serve`, and `token create`, `token list`, `token revoke`."""
 
 import os
+import shlex
 import sys
 import webbrowser
 from pathlib import Path
@@ -86,7 +87,7 @@ def run(settings: "Settings", *, open_page: bool = False) -> None:
         if needs_token and not valid:
             raise InputError(
                 f"{settings.host} can be reached from other machines, and {place} has no valid token; "
-                f"create one with `faceprint token create {place} --name NAME`, or leave `host` out."
+                f"create one with `faceprint token create {shlex.quote(str(place))} --name NAME`, or leave `host` out."
             )
 
         def started() -> None:
@@ -141,7 +142,10 @@ def token_list(gallery: options.Gallery, as_json: options.Json = False) -> None:
         print_json(rows)
         return
     if not rows:
-        typer.echo(f"{gallery} has no token; create one with `faceprint token create {gallery} --name NAME`")
+        typer.echo(
+            f"{gallery} has no token; create one with `faceprint token create {shlex.quote(str(gallery))} "
+            "--name NAME`"
+        )
         return
     from rich.table import Table
 

@@ -411,6 +411,10 @@ class Reader:
         """Yields the ids of all faces, ascending."""
         yield from self._connection.execute(select(face_table.c.id).order_by(face_table.c.id)).scalars()
 
+    def last_face_id(self) -> int:
+        """Returns the largest id of a face; 0 without faces."""
+        return self._connection.execute(select(func.max(face_table.c.id))).scalar_one() or 0
+
     def face_ids_of(self, identity: str) -> list[int]:
         """Returns the ids of an identity's faces, ascending; the identity is given by its current name."""
         rows = self._connection.execute(

@@ -4,6 +4,7 @@ The merges that `identities.rename_together` makes, when photos moved to other f
 next sync would make them again.
 """
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -166,7 +167,8 @@ def _require_merge(vault: AnyVault, reader: Reader, merge_id: int | None) -> Mer
         )
         why = "was undone already" if undone else "is not one that can be undone"
         raise NotFound(
-            f"Merge {merge_id} {why}; `faceprint undo-merge {vault.name} --list` shows those that can."
+            f"Merge {merge_id} {why}; `faceprint undo-merge {shlex.quote(vault.name)} --list` shows those "
+            "that can."
         )
     return found[merge_id]
 

@@ -72,13 +72,14 @@ def _check_vectors(vault: ServerVault, reader: Reader, book: Notebook) -> None:
     book.faces = len(faces)
     lost, stray = np.setdiff1d(faces, stored), np.setdiff1d(stored, faces)
     if len(lost):
-        detail = f"{len(lost):,} faces have no vector in {collection.name}"
+        detail = f"no vector in {collection.name} for {_counted(len(lost), 'face')}"
         book.add(Trouble.FACE_WITHOUT_VECTOR, None, detail, lost.tolist())
     if len(stray) and not vault.read_only:
         detail = (
-            f"{len(stray):,} vectors in {collection.name} without a face, as of a killed writer; the next "
+            f"{_counted(len(stray), 'vector')} in {collection.name} without a face, as of a killed writer; "
+            "the next write removes what has none"
         )
-        book.add(Trouble.LEFTOVER, None, f"{detail}write removes them", stray.tolist())
+        book.add(Trouble.LEFTOVER, None, detail, stray.tolist())
     whole = np.intersect1d(faces, stored)
     for start in range(0, len(whole), _ROWS):
         ids = whole[start : start + _ROWS]
@@ -86,6 +87,10 @@ def _check_vectors(vault: ServerVault, reader: Reader, book: Notebook) -> None:
         book.bytes += vectors.nbytes
         wrong = ids[~np.isfinite(vectors).all(axis=1)]
         if len(wrong):
-            detail = f"{len(wrong):,} vectors in {collection.name} are no finite numbers"
+            detail = f"{_counted(len(wrong), 'vector')} in {collection.name} without finite numbers"
             book.add(Trouble.SEGMENT_DAMAGED, None, detail, wrong.tolist())
     book.notes.append(_NO_CHECKSUMS)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -22,10 +22,12 @@ Ids without a row in the tables are left out: the collection may hold vectors th
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +56,9 @@ _PORT: Final = 19530
 _CONNECT_SECONDS: Final = 10.0
 _REQUEST_SECONDS: Final = 600.0
 
+# How long a check that no vector is missing holds, in seconds: the server may be restored meanwhile.
+_CHECK_SECONDS: Final = 60.0
+
 # Rows beyond k that are asked for first.
 MARGIN: Final = 12
 
@@ -78,6 +83,8 @@ DIRECT_BYTES: Final = 128 * 2**10
 _ID: Final = "id"
 _VECTOR: Final = "vector"
 _STRONG: Final = "Strong"
+# Does not wait for the server's clock, and may miss what was written just before.
+_EVENTUALLY: Final = "Eventually"
 
 # What an error says where the collection is not in the server's memory.
 _NOT_LOADED: Final = "collection not loaded"
@@ -100,15 +107,16 @@ class MilvusVectors:
             StorageError: the server cannot be reached.
         """
         parts = _ADDRESS.fullmatch(address)
-        if parts is None:
+        if parts is None or int(parts["port"] or _PORT) not in range(1, 2**16):
             raise InputError(
-                "This is no address of a Milvus collection; write it as milvus://HOST:PORT/COLLECTION."
+                "This is no address of a Milvus collection; write it as milvus://HOST:PORT/COLLECTION, and "
+                "in a password %40 for an @ and %2F for a slash."
             )
         place = f"{parts['host']}:{parts['port'] or _PORT}"
         self.name = f"milvus://{place}/{parts['collection']}"
         self.dimension = dimension
         self._collection = parts["collection"]
-        token = "" if parts["user"] is None else f"{parts['user']}:{parts['password']}"
+        token = "" if parts["user"] is None else f"{unquote(parts['user'])}:{unquote(parts['password'])}"
         self._client = _connected(f"http://{place}", token, self.name)
 
     @classmethod
@@ -258,7 +266,47 @@ class MilvusVectors:
 
     def count(self) -> int:
         """Returns the number of stored vectors, with or without a row."""
-        return int(self._query("", ["count(*)"])[0]["count(*)"])
+        return self._count("", _STRONG)
+
+    def check_complete(self, rows: Ids) -> None:
+        """Checks that no row lacks its vector, as after a restore of the server to an earlier state.
+
+        A search finds only what is stored, so a vector that is missing would be missing in its answer. Where
+        counts differ, as after a killed writer, all ids are compared.
+
+        Args:
+            rows: the ids of all rows, ascending.
+
+        Raises:
+            GalleryDamaged: some lack their vector.
+            StorageError: the server refused.
+        """
+        if not len(rows):
+            return
+        last = int(rows[-1])
+        if any(self._has_as_many(len(rows), last, level) for level in (_EVENTUALLY, _STRONG)):
+            return
+        missing = np.setdiff1d(rows, self.ids(last + 1), assume_unique=True)
+        if len(missing):
+            raise self._lacks(missing.tolist())
+
+    def is_exactly(self, rows: int, last: int) -> bool:
+        """Returns whether the stored vectors are those of the rows, as far as counts can tell.
+
+        Args:
+            rows: the number of rows.
+            last: the last id of a row; 0 without rows.
+        """
+        return self.count() == rows and (not rows or self._has_as_many(rows, last, _STRONG))
+
+    def _has_as_many(self, rows: int, last: int, level: str) -> bool:
+        """Returns whether there are as many vectors as rows up to the last row, and that of the last row.
+
+        They differ after a loss of vectors, and where one server was restored to another state than the
+        other, also if as many faces were enrolled as forgotten in between.
+        """
+        stored, newest = self._count(f"{_ID} <= {last}", level), self._count(f"{_ID} == {last}", level)
+        return stored == rows and newest == 1
 
     def owner(self) -> str:
         """Returns what `create` was told that the collection is of."""
@@ -279,10 +327,7 @@ class MilvusVectors:
             rows = self._query(f"{_ID} in {some}", [_ID, _VECTOR])
             known = {row[_ID]: row[_VECTOR] for row in rows}
             if missing := [number for number in some if number not in known]:
-                raise GalleryDamaged(
-                    f"The collection {self.name} lacks the vector of face {missing[0]}; "
-                    "restore it from a backup."
-                )
+                raise self._lacks(missing)
             vectors[start : start + len(some)] = [known[number] for number in some]
         return vectors
 
@@ -351,13 +396,26 @@ class MilvusVectors:
             found = self._answer(search)
             yield from (Hits(one, self.dimension, complete=len(one) < limit) for one in found)
 
-    def _query(self, chosen: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
+    def _lacks(self, missing: Sequence[int]) -> GalleryDamaged:
+        return GalleryDamaged(
+            f"The collection {self.name} lacks the vector of face {missing[0]}"
+            + (f" and of {len(missing) - 1:,} more" if len(missing) > 1 else "")
+            + "; restore it from a backup, or forget these faces, which `faceprint verify --json` lists, and "
+            "enroll their photos again."
+        )
+
+    def _count(self, chosen: str, level: str) -> int:
+        return int(self._query(chosen, ["count(*)"], level)[0]["count(*)"])
+
+    def _query(
+        self, chosen: str, fields: list[str], level: str = _STRONG, **options: Any
+    ) -> list[dict[str, Any]]:
         query = partial(
             self._client.query,
             self._collection,
             filter=chosen,
             output_fields=fields,
-            consistency_level=_STRONG,
+            consistency_level=level,
             timeout=_REQUEST_SECONDS,
             **options,
         )
@@ -413,12 +471,13 @@ class MilvusVectors:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Translates errors of pymilvus into faceprint's."""
+        """Translates errors of pymilvus, and of the grpc below it, into faceprint's."""
+        from grpc import RpcError
         from pymilvus.exceptions import MilvusException
 
         try:
             yield
-        except MilvusException as error:
+        except (MilvusException, RpcError) as error:
             raise _refused(self.name, error) from error
 
 
@@ -435,6 +494,15 @@ class SearchedCollection:
         self.collection = collection
         self.rows = rows
         self.dimension = dimension
+        self._checked_at = -math.inf
+
+    def _opened(self) -> MilvusVectors:
+        """Returns the collection, after a check that it has all rows, which holds for a minute."""
+        opened, now = self.collection(), time.monotonic()
+        if now - self._checked_at >= _CHECK_SECONDS:
+            opened.check_complete(self.rows)
+            self._checked_at = now
+        return opened
 
     def checked(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
         """See `SearchedVectors`."""
@@ -453,7 +521,7 @@ class SearchedCollection:
         check_count(k)
         checked = self.checked(queries)
         with self._explained(explanation, len(checked), allowed):
-            return self.collection().nearest(checked, k, rows=self.rows, allowed=allowed, exclude=exclude)
+            return self._opened().nearest(checked, k, rows=self.rows, allowed=allowed, exclude=exclude)
 
     def within(
         self,
@@ -468,7 +536,7 @@ class SearchedCollection:
         check_radius(radius)
         checked = self.checked(queries)
         with self._explained(explanation, len(checked), allowed):
-            return self.collection().within(checked, radius, rows=self.rows, allowed=allowed, exclude=exclude)
+            return self._opened().within(checked, radius, rows=self.rows, allowed=allowed, exclude=exclude)
 
     def blocks(self) -> list[Block]:
         """See `SearchedVectors`; it fetches all of them."""
@@ -660,9 +728,16 @@ def _connected(uri: str, token: str, name: str) -> Any:
     try:
         return MilvusClient(uri=uri, token=token, timeout=_CONNECT_SECONDS)
     except MilvusException as error:
+        if "Fail connecting" in str(error.message):
+            # It says the same where the server is down, and where it refuses a password.
+            raise StorageError(
+                f"The collection {name} cannot be used: its server does not answer, or refuses the user and "
+                "password of `FACEPRINT_VECTORS`; check both."
+            ) from error
         raise _refused(name, error) from error
 
 
 def _refused(name: str, error: Any) -> StorageError:
-    reason = str(error.message).strip().splitlines()[0].rstrip(".")
+    said = str(getattr(error, "message", "") or error).strip() or type(error).__name__
+    reason = said.splitlines()[0].rstrip(".")
     return StorageError(f"The collection {name} cannot be used: {reason}.")

@@ -5,6 +5,7 @@ Faces without an identity do not count, as in the search for identities.
 """
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -145,7 +146,7 @@ def limit(
         known = ", only for " + ", ".join(f"{one.fpir:g}" for one in points) if points else ""
         raise InputError(
             f"{name} is not calibrated for an FPIR of {fpir:g}{known}; "
-            f"run `faceprint calibrate {name}` with `fpir={fpir:g}`."
+            f"run `faceprint calibrate {shlex.quote(name)}` with `fpir={fpir:g}`."
         )
     growth = faces / max(calibration.faces, 1)
     expected = min(1.0, point.seen.value * growth)

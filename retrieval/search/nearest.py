@@ -4,6 +4,7 @@ This module does not handle images: `gallery.image_search` embeds them and adds 
 """
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -333,7 +334,8 @@ class _Snapshot:
             ]
         except KeyError as error:
             raise GalleryDamaged(
-                f"{self.name} has a vector {error} without a face; see `faceprint verify {self.name}`."
+                f"{self.name} has a vector {error} without a face; see `faceprint verify "
+                f"{shlex.quote(self.name)}`."
             ) from error
 
 

@@ -14,10 +14,15 @@ from retrieval.embedding.outcome import Outcome, Status
 from retrieval.errors import FaceprintError, InputError, Interrupted, Reason, RunError
 from retrieval.system import isolation
 
-_PROGRAM: Final = """\
-import sys
+# The environment variable with the arguments of the command, as JSON: other users see the arguments of a
+# process, but not its environment, and the address of a gallery may have a password.
+_ARGUMENTS_VARIABLE: Final = "FACEPRINT_EVALUATION"
+
+_PROGRAM: Final = f"""\
+import json, os, sys
 from retrieval.system.isolation import end_with_caller
 end_with_caller(int(sys.argv.pop(1)))
+sys.argv[1:] = json.loads(os.environ["{_ARGUMENTS_VARIABLE}"])
 from retrieval.cli.app import main
 main()
 """
@@ -78,17 +83,17 @@ def evaluate(
 def _started(arguments: Sequence[object]) -> "Iterator[subprocess.Popen[bytes]]":
     """Yields the process, and ends it with all that it started."""
     ours, theirs = socket.socketpair()
+    told = json.dumps(["evaluate", "--log-json", *map(str, arguments)])
     with ours:
         with theirs:
             process = isolation.start(
                 _PROGRAM,
                 theirs.fileno(),
-                "evaluate",
-                "--log-json",
-                *arguments,
+                "evaluate",  # for those who list processes
                 descriptors=[theirs.fileno()],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                environment={_ARGUMENTS_VARIABLE: told},
             )
         with process:
             try:

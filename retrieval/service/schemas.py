@@ -598,6 +598,12 @@ class Receipt(Model):
     faces: int
     face_ids: list[int]
     identity_ids: list[int]
+    remains: Annotated[
+        str | None,
+        Field(
+            description="Of a gallery in databases: what the erasure leaves on their servers, and until when."
+        ),
+    ] = None
 
 
 class JobProgress(Model):

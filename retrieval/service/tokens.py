@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -26,6 +26,7 @@ from typing import Final, TypeVar
 
 from retrieval.database.engines.sqlite_file import LOCK_NAME
 from retrieval.database.records import utc_now
+from retrieval.database.store import Store
 from retrieval.errors import GalleryError, InputError, NotFound, StorageError
 from retrieval.storage.layout import TOKENS, TOKENS_USED
 from retrieval.system import lock
@@ -170,16 +171,21 @@ def revoke(folder: Path, name: str) -> Token:
 def folder_of(place: Place) -> Path:
     """Returns the folder with the tokens of a gallery: its own, or one of this user for one in databases.
 
-    Those who may read the tables, on other machines too, may not read who uses a service of this one.
+    Those who may read the tables, on other machines too, may not read who uses a service of this one. The
+    folder is that of the gallery's UUID: an address may be spelled in many ways, and by none of them is a
+    gallery that has had a token open to callers without one.
 
     Raises:
-        StorageError: there is no such folder, and it cannot be made.
+        GalleryError: there is no gallery in the database.
+        StorageError: the database cannot be asked, or there is no such folder, and it cannot be made.
     """
     if place.folder is not None:
         return place.folder
+    with closing(Store.open_at(str(place.database))) as store, store.read() as reader:
+        gallery = reader.gallery().uuid
     state = os.environ.get("XDG_STATE_HOME", "")
     base = Path(state) if os.path.isabs(state) else Path(os.path.expanduser("~")) / ".local" / "state"
-    folder = base / "faceprint" / hashlib.sha256(str(place).encode()).hexdigest()[:32]
+    folder = base / "faceprint" / gallery
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -23,7 +23,6 @@ from retrieval.service.settings import Limits
 from retrieval.service.uploads import Upload
 from retrieval.sources.photos import Photo
 from retrieval.system import archive_paths
-from retrieval.system.places import Place
 
 # Lost faces that the report of a reembedding lists.
 _MAX_LOST: Final = 1000
@@ -292,8 +291,7 @@ def _reembed(work: Reembed, gallery: Gallery, watch: Watch) -> Done:
 
 
 def _evaluate(work: Evaluate, gallery: Gallery, watch: Watch) -> Done:
-    # The arguments of a process can be seen by all: without the password of an address.
-    place = str(Place.of(gallery.vault.place))
+    place = gallery.vault.place
     searched = ["--gallery", place] if work.protocol == "gallery" else ["--protocol", work.protocol]
     options = {
         "--val-fraction": work.val_fraction,

@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
 from retrieval.database.reader import Reader
-from retrieval.database.records import AuditEntry, Calibration, Generation, utc_now
+from retrieval.database.records import AuditEntry, Calibration, Generation, Receipt, utc_now
 from retrieval.database.store import Store
 from retrieval.database.writer import Writer
 from retrieval.index.searched import SearchedVectors
@@ -200,6 +200,10 @@ class AnyVault(ABC):
             erase: leave no trace of deleted rows where this program can reach them.
             labels: changes of labels by index, by the folder of their model.
         """
+
+    def told(self, receipt: Receipt) -> dict[str, Any]:
+        """Returns a receipt as values for JSON, with what the erasure leaves elsewhere as `remains`."""
+        return asdict(receipt) | ({} if self.remains is None else {"remains": self.remains})
 
     def log(
         self, writer: Writer, action: str, *, faces: int = 0, extend: int | None = None, **detail: Any

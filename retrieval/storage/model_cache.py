@@ -16,7 +16,8 @@ from retrieval.database.records import Generation
 from retrieval.database.server_tables import PART_BYTES
 from retrieval.database.writer import Writer
 from retrieval.errors import BundleError, GalleryDamaged, StorageError
-from retrieval.models.bundle import CARD, FILE_NAMES, ModelBundle
+from retrieval.models.bundle import CARD, FILE_NAMES, MAX_FILE_BYTES, ModelBundle
+from retrieval.system import proof_cache
 from retrieval.system.cache import cache_folder
 from retrieval.system.files import create, remove, whole_folder, why, write_durably
 
@@ -82,10 +83,22 @@ def _renewed(reader: Reader, generation: Generation, folder: Path) -> ModelBundl
         BundleError: there is no copy, or it is not whole.
     """
     bundle = ModelBundle.load(folder)
-    if bundle.card_sha256() == generation.card_sha256:
-        return bundle
-    _write_card(reader, generation, folder)
-    return ModelBundle.load(folder)
+    if bundle.card_sha256() != generation.card_sha256:
+        _write_card(reader, generation, folder)
+        bundle = ModelBundle.load(folder)
+    for name, sha256 in bundle.files.items():
+        # Read once: `proof_cache` knows an unchanged file again.
+        try:
+            proof_cache.load(
+                folder / name, sha256, check=_ignore, checked=("copy",), use=_ignore, most=MAX_FILE_BYTES
+            )
+        except proof_cache.NotTheFile as error:
+            raise BundleError(f"{folder / name} is damaged.") from error
+    return bundle
+
+
+def _ignore(found: object) -> None:
+    pass
 
 
 def _write_card(reader: Reader, generation: Generation, folder: Path) -> None:

@@ -9,6 +9,8 @@ The order of every change:
 
 A process that dies in between leaves vectors without rows, which are in no answer. The next writer compares
 the numbers of vectors and of rows, where another process has written before it, and removes what has no row.
+A row without its vector, as after a restore of Milvus to an earlier state, is damage, and searches refuse to
+answer (see `MilvusVectors.check_complete`).
 
 Milvus is asked when vectors are needed: what concerns names alone works while it is down.
 """
@@ -271,7 +273,7 @@ class ServerVault(AnyVault):
             raise GalleryDamaged(f"In the database of {self.name} {problems[0]}; restore a backup.")
         with suppress(StorageError):
             collection = self.collection()
-            if collection.count() != writer.count():
+            if not collection.is_exactly(writer.count(), writer.last_face_id()):
                 following = writer.gallery().next_face_id
                 collection.remove(np.setdiff1d(collection.ids(following), _rows(writer, None)))
                 # Of a database that was restored, or failed over, to an earlier state.

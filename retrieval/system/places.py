@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_DATABASE: Final = re.compile(r"postgresql(\+\w+)?://")
-_SERVICE: Final = re.compile(r"https?://[^/]")
-_PASSWORD: Final = re.compile(r"(://[^/@?:]*):[^/@]*@")
-_PASSWORD_OPTION: Final = re.compile(r"(?<=[?&])password=[^&]*&?")
+# With one slash it is an address that went through a path; it is refused as such, and makes no folder.
+_DATABASE: Final = re.compile(r"postgres\w*(\+\w+)?:/", re.IGNORECASE)
+_SERVICE: Final = re.compile(r"https?://[^/]", re.IGNORECASE)
+_ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# Up to the last @: a password may have one, or a slash or question mark, though it should not.
+_PASSWORD: Final = re.compile(r"^([^:/]*:/+[^/@?:]*):(?:[^?]*@|.*@)", re.DOTALL)
+_PASSWORD_OPTION: Final = re.compile(r"(?<=[?&])[^=&]*(?:pass|secret)[^=&]*=[^&]*&?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,17 @@ class Place:
         if isinstance(given, Place):
             return given
         text = os.fspath(given)
-        return cls(text if _DATABASE.match(text) or _SERVICE.match(text) else str(Path(text)))
+        return cls(text if _DATABASE.match(text) or _ADDRESS.match(text) else str(Path(text)))
 
     @property
     def database(self) -> str | None:
-        """The address of a database, perhaps with a password; None for another place."""
-        return self.text if _DATABASE.match(self.text) else None
+        """The address of a database, perhaps with a password; None for another place.
+
+        An address of another kind is one too, which is refused where it is opened: it is never a new folder.
+        """
+        if self.service is not None or not (_DATABASE.match(self.text) or _ADDRESS.match(self.text)):
+            return None
+        return None if Path(self.text).exists() else self.text
 
     @property
     def service(self) -> str | None:
@@ -46,12 +54,12 @@ class Place:
     @property
     def folder(self) -> Path | None:
         """The folder; None for the address of a database."""
-        return None if _DATABASE.match(self.text) else Path(self.text)
+        return Path(self.text) if self.database is None else None
 
     def __fspath__(self) -> str:
         return self.text
 
     def __str__(self) -> str:
-        if self.database is None:
+        if not (_DATABASE.match(self.text) or _ADDRESS.match(self.text)):
             return self.text
         return _PASSWORD_OPTION.sub("", _PASSWORD.sub(r"\1@", self.text)).rstrip("?&")

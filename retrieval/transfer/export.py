@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -167,7 +168,7 @@ def _records(
 
 
 def _damaged(vault: AnyVault, what: str) -> GalleryDamaged:
-    return GalleryDamaged(f"{vault.name} {what}; see `faceprint verify {vault.name}`.")
+    return GalleryDamaged(f"{vault.name} {what}; see `faceprint verify {shlex.quote(vault.name)}`.")
 
 
 def _write_file(path: Path, schema: Any, groups: Iterable[dict[str, Any]]) -> ExportedFile:

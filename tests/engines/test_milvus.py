@@ -228,14 +228,30 @@ def refusal(address: str, dimension: int = D) -> FaceprintError:
 def test_what_cannot_be_opened_is_one_sentence(milvus: str, collection: str) -> None:
     assert type(refusal("milvus://host")) is InputError
     assert type(refusal("milvus://u:secret-word@host/a b")) is InputError
+    assert type(refusal("milvus://u:secret-word@host:99999/faces")) is InputError
+    assert type(refusal("milvus://host:0/faces")) is InputError
+    assert "write it as milvus://HOST:PORT/COLLECTION, and in a password %40 for an @" in str(
+        refusal("milvus://u:secret@word@host/faces")
+    )
     absent = refusal(collection)
     assert type(absent) is GalleryError
     assert str(absent) == f"There is no collection {collection}; check its name."
-    assert type(refusal("milvus://u:secret-word@127.0.0.1:1/faces")) is StorageError
+    down = refusal("milvus://u:secret-word@127.0.0.1:1/faces")
+    assert type(down) is StorageError
+    assert "its server does not answer, or refuses the user and password" in str(down)
     MilvusVectors.create(collection, D).close()
     assert "have not 47 numbers" in str(refusal(collection, 47))
     with pytest.raises(GalleryError, match="exists already"):
         MilvusVectors.create(collection, D)
+
+
+def test_a_request_that_takes_too_long_is_one_sentence(
+    collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(MilvusVectors.create(collection, D)) as vectors:
+        monkeypatch.setattr("retrieval.index.milvus._REQUEST_SECONDS", 1e-6)
+        with pytest.raises(StorageError, match="cannot be used: "):
+            vectors.count()
 
 
 def test_an_index_that_may_miss_rows_is_refused(milvus: str, collection: str) -> None:

@@ -54,6 +54,16 @@ def refusal(work: Callable[[], object]) -> FaceprintError:
     [
         ("postgresql://u:secret-word@h", InputError, "postgresql://u@h names no database"),
         ("mysql://u:secret-word@h/d", InputError, "mysql://u@h/d is no address of PostgreSQL"),
+        ("postgres:/u:secret-word@h/d", InputError, "This is no address of a PostgreSQL database"),
+        ("postgresql://u:secret@word@h/d", InputError, "postgresql://u@h/d has an @ as it is; write %40"),
+        ("postgresql://u:secret-word@h/d?schema=", InputError, "cannot be chosen so"),
+        (
+            "postgresql://u:secret-word@127.0.0.1:1/d?shema=a",
+            InputError,
+            'invalid connection option "shema"; correct',
+        ),
+        ("postgres://u:secret-word@127.0.0.1:1/d", StorageError, "Connection refused"),
+        ("POSTGRESQL://u:secret-word@127.0.0.1:1/d", StorageError, "Connection refused"),
         ("postgresql+asyncpg://u:secret-word@h/d", InputError, "is no address of PostgreSQL"),
         ("postgresql://u:secret-word@h:port/d", InputError, "This is no address of a PostgreSQL database"),
         ("postgresql://u:secret-word@h/d?schema=A b", InputError, "d?schema=A b cannot be chosen so"),
@@ -104,7 +114,7 @@ def test_a_schema_gets_one_gallery_however_many_create_it_at_once(schema_address
     for one in threads:
         one.join()
     assert [type(one) for one in refused] == [GalleryError] * 3
-    assert all("give a gallery a schema of its own" in str(one) for one in refused)
+    assert all("There is a gallery in" in str(one) for one in refused)
     [store] = made
     with closing(store):
         assert store.problems() == []

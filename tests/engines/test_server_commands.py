@@ -1,5 +1,6 @@
 """Commands and the service, with the address of a gallery in PostgreSQL and Milvus in place of a folder."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from retrieval.client import connect
 from retrieval.errors import InputError
 from retrieval.models.bundle import ModelBundle
 from tests.cli.test_app import Faceprint, faceprint
+from tests.engines.postgresql_server import PostgresqlServer
 from tests.operations import DIMENSION, photo, write_photos
 from tests.service.server import Server
+from tests.service.test_evaluation import descendants
 
 __all__ = ["faceprint"]  # pytest finds the fixture by its name
 
@@ -151,6 +154,61 @@ def test_the_service_answers_enrolls_and_forgets(
             assert (match.face.identity, round(match.distance, 3)) == ("Kim", 0.0)
             [person] = server.client.get("/v1/people").json()["people"]
             assert server.client.get("/people").status_code == 200
-            assert server.client.delete(f"/v1/people/{person['id']}").json()["faces"] == 1
+            assert "for a time: no answer has" in server.client.get(f"/people/{person['id']}/forget").text
+            receipt = server.client.delete(f"/v1/people/{person['id']}").json()
+            assert receipt["faces"] == 1
+            assert receipt["remains"].startswith("No answer has them from now on.")
+            assert receipt["remains"] in server.client.get(f"/receipts/{receipt['id']}").text
+            assert server.client.get(f"/receipts/{receipt['id']}/file").json() == receipt
             assert client.search(picture).matches == ()
     assert "secret-word" not in (tmp_path / "log").read_text()
+    [told] = json.loads(run("audit-log", one_gallery, "--receipts", "--json"))
+    assert told == receipt
+
+
+def test_tokens_are_those_of_the_gallery_however_its_address_is_spelled(
+    databases: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    address, _ = databases
+    run("token", "create", address, "--name", "app")
+    other = address.replace("postgresql+psycopg://", "postgres://") + "&connect_timeout=9"
+    assert [token["name"] for token in json.loads(run("token", "list", other, "--json"))] == ["app"]
+    with Server(other, tmp_path / "log") as server:  # type: ignore[arg-type]
+        assert server.client.get("/v1/info").status_code == 401
+
+
+def test_a_job_measures_a_gallery_with_the_password_that_no_process_or_record_shows(
+    postgresql_server: PostgresqlServer,
+    schema_address: str,
+    collection: str,
+    bundle: ModelBundle,
+    cache: Path,
+    tmp_path: Path,
+    run: Callable[..., str],
+) -> None:
+    schema, photos = schema_address.rpartition("schema=")[2], tmp_path / "photos"
+    write_photos(photos, range(9))
+    postgresql_server.execute(
+        "CREATE ROLE guarded LOGIN PASSWORD 'secret-word'", f"ALTER SCHEMA {schema} OWNER TO guarded"
+    )
+    rules = postgresql_server.folder / "data" / "pg_hba.conf"
+    rules.write_text(f"local all guarded scram-sha-256\n{rules.read_text()}")
+    postgresql_server.execute("SELECT pg_reload_conf()")
+    address = postgresql_server.address(schema=schema, user="guarded")
+    run("ingest", address, photos, "--model", bundle.folder, "--vectors-at", collection)
+    with Server(
+        tmp_path / "unused", tmp_path / "log", command=["serve", address, "--port", 0, "--sources", tmp_path]
+    ) as server:
+        job = server.client.post("/v1/jobs", json={"kind": "evaluate", "data": str(photos)}).json()
+        shown = set()
+        while (job := server.client.get(f"/v1/jobs/{job['id']}").json())["state"] in ("waiting", "running"):
+            with contextlib.suppress(OSError):  # one that ends meanwhile
+                for number in descendants(server.process.pid):
+                    shown.add(Path(f"/proc/{number}/cmdline").read_bytes())
+            assert "secret-word" not in json.dumps(job)
+        assert job["state"] == "done", job["error"]
+        assert job["report"]["open"]
+    assert any(b"evaluate" in one for one in shown)
+    assert not [one for one in shown if b"secret-word" in one]
+    assert "secret-word" not in (tmp_path / "log").read_text() + json.dumps(job)

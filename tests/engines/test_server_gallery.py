@@ -185,6 +185,25 @@ def test_a_gallery_is_opened_by_its_address_alone(databases: tuple[str, str], ca
             assert copy.info().faces == 1
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "bundle.json", "model.safetensors"])
+def test_a_damaged_copy_of_the_model_is_renewed(
+    name: str, databases: tuple[str, str], bundle: ModelBundle, cache: Path
+) -> None:
+    address, _ = databases
+    with Gallery.open(address) as gallery:
+        gallery.enroll([(photo(1), "Kim")])
+    [path] = cache.glob(f"faceprint/models/*/{name}")
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with Gallery.open(address) as gallery:
+        [match] = gallery.search(photo(1), 1).matches
+        assert (match.face.identity, round(match.distance, 3)) == ("Kim", 0.0)
+    [path] = cache.glob(f"faceprint/models/*/{name}")
+    assert path.read_bytes() == (bundle.folder / name).read_bytes()
+
+
 def test_what_is_forgotten_is_in_no_answer_and_leaves_milvus_and_the_models_card(
     databases: tuple[str, str], cache: Path
 ) -> None:
@@ -304,6 +323,52 @@ def test_verify_says_what_is_missing_or_damaged(
         assert found[Trouble.MODEL_DAMAGED].file == "model.onnx"
     shutil.rmtree(cache / "faceprint")
     assert "is not whole" in refusal(GalleryDamaged, lambda: Gallery.open(address))
+
+
+@pytest.mark.parametrize(
+    ("lost", "stray"),
+    [
+        pytest.param([7], [], id="a vector is lost"),
+        pytest.param([39, 40], [], id="Milvus was restored to an earlier state"),
+        pytest.param([40], [5], id="the same, and as many vectors had been forgotten since"),
+        pytest.param([7], [41], id="PostgreSQL was restored to an earlier state"),
+        pytest.param([7], [5, 6, 41], id="a vector is lost, and killed writers left more"),
+    ],
+)
+def test_no_search_leaves_out_a_face_that_lacks_its_vector(
+    lost: list[int], stray: list[int], databases: tuple[str, str]
+) -> None:
+    address, vectors = databases
+    with Gallery.open(address) as gallery:
+        add(gallery, range(40))
+        gallery.forget(face_id=5)
+        gallery.forget(face_id=6)
+        with closing(MilvusVectors.open(vectors, DIMENSION)) as collection:
+            collection.remove(np.array(lost))
+            if stray:
+                collection.put(np.array(stray), np.ones((len(stray), DIMENSION), np.float32))
+    with Gallery.open(address) as gallery:
+        for _ in range(2):
+            assert f"lacks the vector of face {lost[0]}" in refusal(
+                GalleryDamaged, lambda: gallery.search_by_vector(np.zeros(DIMENSION), 1)
+            )
+        for number in lost:
+            gallery.forget(face_id=number)
+        assert len(gallery.search_by_vector(np.zeros(DIMENSION), 50)) == 38 - len(lost)
+        assert gallery.verify().whole
+
+
+def test_vectors_without_a_row_are_in_no_answer_and_no_damage(databases: tuple[str, str]) -> None:
+    address, vectors = databases
+    with Gallery.open(address) as gallery:
+        add(gallery, range(40))
+        gallery.forget(face_id=5)
+        with closing(MilvusVectors.open(vectors, DIMENSION)) as collection:
+            collection.put(np.array([5, 41]), np.zeros((2, DIMENSION), np.float32))
+    with Gallery.open(address, read_only=True) as gallery:
+        found = gallery.search_by_vector(np.zeros(DIMENSION), 3)
+        assert len(found) == 3
+        assert not {5, 41} & {match.face.id for match in found}
 
 
 def test_names_change_while_milvus_is_down(databases: tuple[str, str]) -> None:

@@ -23,6 +23,16 @@ from retrieval.system.places import Place
         ("postgresql:///d", "postgresql:///d"),
         ("postgresql://u:secret-word@h/d?sslmode=require", "postgresql://u@h/d?sslmode=require"),
         ("postgresql://u:secret%40word:x@h/d", "postgresql://u@h/d"),
+        ("postgresql://u:secret@word@h/d", "postgresql://u@h/d"),
+        ("postgresql://u:secret/word@h/d?schema=g", "postgresql://u@h/d?schema=g"),
+        ("postgresql://u:secret?word@h/d?schema=g", "postgresql://u@h/d?schema=g"),
+        ("postgresql://u@h/d?schema=g&PASSWORD=secret-word", "postgresql://u@h/d?schema=g"),
+        ("postgresql://u@h/d?sslpassword=secret-word&schema=g", "postgresql://u@h/d?schema=g"),
+        ("postgres://u:secret-word@h/d", "postgres://u@h/d"),
+        ("PostgreSQL://u:secret-word@h/d", "PostgreSQL://u@h/d"),
+        # Refused when they are opened, in place of a new folder with a password in its name.
+        ("postgresql+psycopg:/u:secret-word@h/d", "postgresql+psycopg:/u@h/d"),
+        ("mysql://u:secret-word@h/d", "mysql://u@h/d"),
     ],
 )
 def test_an_address_of_a_database_is_kept_whole_and_shown_without_its_password(
@@ -31,12 +41,13 @@ def test_an_address_of_a_database_is_kept_whole_and_shown_without_its_password(
     place = Place.of(given)
     assert (place.database, place.folder, place.service) == (given, None, None)
     assert str(place) == shown
+    assert "secret" not in shown
     assert os.fspath(place) == given
     assert Place.of(place) is place
 
 
 @pytest.mark.parametrize(
-    "given", ["my.gallery", "my.gallery/", "/a//b", "postgresql", "postgresql+psycopg:/x"]
+    "given", ["my.gallery", "my.gallery/", "/a//b", "postgresql", "postgresql.gallery", "a:b"]
 )
 def test_anything_else_is_a_folder(given: str) -> None:
     place = Place.of(given)
@@ -53,3 +64,4 @@ def test_an_address_of_a_service_is_one_unless_there_is_such_a_folder(
     (tmp_path / "http:" / "host").mkdir(parents=True)
     assert Place.of("http://host").service is None
     assert Place.of("http://host").folder == Path("http:/host")
+    assert str(Place.of("https://u:secret-word@host/")) == "https://u@host/"

@@ -30,6 +30,7 @@ from retrieval.database.metadata import to_json
 from retrieval.database.migrations import SCHEMA_VERSION, migrate
 from retrieval.database.tables import gallery_table
 from retrieval.errors import GalleryDamaged, GalleryError, InputError, MissingDependency
+from retrieval.system.places import Place
 
 # The first schema version of galleries in PostgreSQL: tables of older ones exist in SQLite only.
 _FIRST_VERSION: Final = "0010"
@@ -38,6 +39,9 @@ _FIRST_VERSION: Final = "0010"
 _CONNECT_SECONDS: Final = 10
 _LOCK_SECONDS: Final = 30.0
 
+_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")
+
+_EMPTY_SCHEMA: Final = re.compile(r"[?&]schema=(&|$)")  # which SQLAlchemy leaves out
 _SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 # The upper half of the keys of advisory locks: "face" in ASCII. The lower half is the number of a table.
@@ -71,7 +75,7 @@ class Postgresql:
             MissingDependency: psycopg is not installed.
         """
         url = _parsed(address)
-        self.gallery = _without_secrets(url)
+        self.gallery = str(Place.of(address))
         self._read_only = read_only
         self._lock_timeout = lock_timeout
         self._lock_key: int | None = None
@@ -153,6 +157,8 @@ class Postgresql:
                     text("SELECT to_regnamespace(:name)::oid::bigint"), {"name": f'"{name}"'}
                 ).scalar_one(),
             )
+            if postgresql_schema.version(connection) is not None:
+                raise GalleryError(f"There is a gallery in {self.gallery} already; give another schema.")
             if found := postgresql_schema.tables(connection):
                 raise GalleryError(
                     f"The schema {name} of {self.gallery} has the table {found[0]} already; give a gallery a "
@@ -235,7 +241,8 @@ class Postgresql:
             version = postgresql_schema.version(connection)
         if version is None:
             raise GalleryError(
-                f"There is no gallery in {self.gallery}; check the names of the database and of the schema."
+                f"There is no gallery in {self.gallery}; check the names of the database and of the schema, "
+                "and that its user may use the schema."
             )
         if version > SCHEMA_VERSION:
             raise GalleryError(
@@ -281,36 +288,31 @@ def _parsed(address: str) -> URL:
     Raises:
         InputError: it is none of PostgreSQL.
     """
-    shape = "postgresql+psycopg://USER@HOST/DATABASE?schema=NAME"
+    shape, shown = "postgresql+psycopg://USER@HOST/DATABASE?schema=NAME", Place.of(address)
     try:
         url = make_url(address)
     except (ArgumentError, ValueError) as error:
         raise InputError(f"This is no address of a PostgreSQL database; write it as {shape}.") from error
-    if url.drivername not in ("postgresql", "postgresql+psycopg"):
-        raise InputError(f"{_without_secrets(url)} is no address of PostgreSQL; write it as {shape}.")
+    if url.drivername.lower() not in _DRIVERS:
+        raise InputError(f"{shown} is no address of PostgreSQL; write it as {shape}.")
+    if "@" in f"{url.host}{url.database}":
+        raise InputError(
+            f"The password in the address of {shown} has an @ as it is; write %40 for it, and %2F for a "
+            "slash, or leave the password to ~/.pgpass."
+        )
     if not url.database:
-        raise InputError(f"{_without_secrets(url)} names no database; write it as {shape}.")
+        raise InputError(f"{shown} names no database; write it as {shape}.")
     url = url.set(drivername="postgresql+psycopg")
     name = url.query.get("schema")
-    if name is None:
+    if name is None and not _EMPTY_SCHEMA.search(address):
         return url
     if not isinstance(name, str) or not _SCHEMA_NAME.fullmatch(name) or "options" in url.query:
         raise InputError(
-            f"The schema of {_without_secrets(url)} cannot be chosen so; give schema=NAME once, in lower "
+            f"The schema of {shown} cannot be chosen so; give schema=NAME once, in lower "
             "case, with letters, digits and underscores, and no options beside it."
         )
     query = {key: value for key, value in url.query.items() if key != "schema"}
     return url.set(query={**query, "options": f"-csearch_path={name}"})
-
-
-def _without_secrets(url: URL) -> str:
-    """Returns an address for messages: user, host, database and schema, never a password."""
-    # Not `url.set`, which takes None for "as it is".
-    plain = URL.create(url.drivername, url.username, None, url.host, url.port, url.database)
-    shown = plain.render_as_string()
-    options = url.query.get("options")
-    name = url.query.get("schema") or str(options or "").partition("search_path=")[2]
-    return f"{shown}?schema={name}" if isinstance(name, str) and name else shown
 
 
 def _engine(url: URL) -> Engine:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
 from retrieval.errors import FaceprintError, GalleryBusy, GalleryDamaged, InputError, StorageError
 
@@ -71,6 +71,9 @@ def _translation(gallery: str, error: DBAPIError) -> FaceprintError:
         )
     if isinstance(error, DataError):
         return InputError(f"The database {gallery} cannot store a value: {reason}; change it.")
+    if not state and error.statement is None and isinstance(error, ProgrammingError):
+        # libpq's own, before it asks the server.
+        return InputError(f"The address {gallery} has an option that cannot be used: {reason}; correct it.")
     server = state[:2] in _OF_SERVER or (not state and isinstance(error, OperationalError | InterfaceError))
     if server and state not in _CORRUPTED:
         return StorageError(f"The database {gallery} cannot be used: {reason}.")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -93,7 +92,7 @@ async def ask_to_forget(request: Request, service: ServiceOf, person: PersonId) 
 async def show_receipt(request: Request, service: ServiceOf, receipt: str) -> Response:
     """The proof of an erasure."""
     found = await run_in_threadpool(_receipt, service.gallery, receipt)
-    return page(request, "receipt", receipt=found)
+    return page(request, "receipt", receipt=found, remains=service.gallery.vault.remains)
 
 
 @router.get("/receipts/{receipt}/file")
@@ -101,7 +100,8 @@ async def save_receipt(service: ServiceOf, receipt: str) -> Response:
     """The proof of an erasure as a file, as `faceprint forget --receipt` writes it."""
     found = await run_in_threadpool(_receipt, service.gallery, receipt)
     headers = {"content-disposition": f'attachment; filename="receipt-{found.id}.json"'}
-    return Response(json.dumps(asdict(found)) + "\n", media_type="application/json", headers=headers)
+    told = service.gallery.vault.told(found)
+    return Response(json.dumps(told) + "\n", media_type="application/json", headers=headers)
 
 
 @writing.post("/people/{person}/rename")
@@ -256,6 +256,7 @@ def _facts(gallery: Gallery, number: int) -> dict[str, Any]:
         "former": former,
         "is_label": not {person.name, *former}.isdisjoint(labels),
         "has_backups": has_backups,
+        "remains": gallery.vault.remains,
     }
 
 

@@ -1,6 +1,5 @@
 """The routes of faces: list, show, show as a picture, enroll, annotate and forget."""
 
-from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -131,12 +130,12 @@ async def assign_face(request: Request, face: FaceId, to: Assigning) -> dict[str
     return await change(request, assign)
 
 
-@forgetting.delete("/faces/{face}", response_model=Receipt)
+@forgetting.delete("/faces/{face}", response_model=Receipt, response_model_exclude_none=True)
 async def forget_face(request: Request, face: FaceId) -> dict[str, Any]:
     """Erases a face, as `faceprint forget --face` does; it cannot be undone. Returns the receipt."""
 
     def forget(gallery: Gallery) -> dict[str, Any]:
-        return asdict(gallery.forget(face_id=face))
+        return gallery.vault.told(gallery.forget(face_id=face))
 
     return await change(request, forget)
 

@@ -1,6 +1,5 @@
 """The routes of people: list, show, annotate, rename, merge and forget."""
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
@@ -83,12 +82,12 @@ async def merge_people(request: Request, person: PersonId, target: Merging) -> d
     return await change(request, merge)
 
 
-@forgetting.delete("/{person}", response_model=Receipt)
+@forgetting.delete("/{person}", response_model=Receipt, response_model_exclude_none=True)
 async def forget_person(request: Request, person: PersonId) -> dict[str, Any]:
     """Erases a person with all faces, as `faceprint forget` does, and returns the receipt; no undo."""
 
     def forget(gallery: Gallery) -> dict[str, Any]:
-        return asdict(gallery.forget(person))
+        return gallery.vault.told(gallery.forget(person))
 
     return await change(request, forget)
 
