@@ -24,7 +24,8 @@ _OF_OTHER_PROGRAMS = {
     "--limit", "--margins", "--most", "--part", "--parts", "--peers", "--photos",
     "--rows", "--help", "--version", "--install-completion", "--show-completion",
     # Of ray, torchrun and milvus-server.
-    "--extra-config", "--generate", "--head", "--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--standalone",
+    "--extra-config", "--generate", "--head", "--nnodes", "--nproc-per-node", "--rdzv-endpoint",
+    "--standalone",
     # Former spellings, of which the page of commands has a table.
     "--show", "--validation-fraction",
 }  # fmt: skip
