@@ -43,15 +43,27 @@ def verify(gallery: options.Gallery, as_json: options.Json = False) -> None:
     else:
         _print_verification(found)
     if not found.whole:
-        advice = (
-            f"see what `faceprint repair {shlex.quote(str(gallery))}` can mend"
-            if folder is not None
-            else "restore the server from a backup, or `faceprint forget --face` the faces without a vector and "
-            "enroll their photos again"
-        )
         raise RunError(
-            f"{gallery} is not what was written ({terminal.counted(len(found.findings), 'finding')}); {advice}."
+            f"{gallery} is not what was written ({terminal.counted(len(found.findings), 'finding')}); "
+            f"{_advice(gallery, found)}."
         )
+
+
+def _advice(gallery: Place, found: "Verification") -> str:
+    """Returns what to do about findings, as the end of a sentence."""
+    from retrieval.gallery.integrity import Trouble
+
+    if gallery.folder is not None:
+        return f"see what `faceprint repair {shlex.quote(str(gallery))}` can mend"
+    kinds = {finding.trouble for finding in found.findings}
+    if kinds == {Trouble.LEFTOVER}:
+        return "that is in no answer, and the next write removes it"
+    if kinds <= {Trouble.LEFTOVER, Trouble.FACE_WITHOUT_VECTOR}:
+        return (
+            "restore Milvus from a backup, or `faceprint forget --face` the faces without a vector, which --json "
+            "lists, and enroll their photos again"
+        )
+    return "restore its databases from backups"
 
 
 def _verify_backup(folder: Path, as_json: bool) -> None:

@@ -308,6 +308,14 @@ class MilvusVectors:
         stored, newest = self._count(f"{_ID} <= {last}", level), self._count(f"{_ID} == {last}", level)
         return stored == rows and newest == 1
 
+    def check_answers(self) -> None:
+        """Checks that the server answers, in a request that does not wait for its clock.
+
+        Raises:
+            StorageError: it does not.
+        """
+        self._count(f"{_ID} == 0", _EVENTUALLY)
+
     def owner(self) -> str:
         """Returns what `create` was told that the collection is of."""
         with self._translated():

@@ -116,6 +116,14 @@ class AnyVault(ABC):
         if self.follower is not None:
             self.follower.check_age()
 
+    def check_vectors(self) -> None:
+        """Checks that the server of the vectors answers; does nothing where they are files.
+
+        Raises:
+            GalleryError, GalleryDamaged, StorageError: it does not, or has not the vectors of this gallery.
+        """
+        return
+
     @abstractmethod
     def on_a_snapshot(self, work: Callable[[Reader], _T]) -> _T:
         """Returns the result of `work` on a snapshot; retries on a later one if its vectors were removed."""

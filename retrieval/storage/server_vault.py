@@ -171,6 +171,10 @@ class ServerVault(AnyVault):
                 self._opened = opened
             return self._opened
 
+    def check_vectors(self) -> None:
+        """See `AnyVault`."""
+        self.collection().check_answers()
+
     def state(self, reader: Reader) -> State:
         """See `AnyVault`."""
         revision, known = reader.revision(), self._state

@@ -23,8 +23,9 @@ _OF_OTHER_PROGRAMS = {
     "--choose", "--crops", "--folder", "--forget", "--keep", "--kinds", "--large", "--least",
     "--limit", "--margins", "--most", "--part", "--parts", "--peers", "--photos",
     "--rows", "--help", "--version", "--install-completion", "--show-completion",
-    # Of ray and torchrun.
-    "--generate", "--head", "--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--standalone",
+    # Of ray, torchrun and milvus-server.
+    "--extra-config", "--generate", "--head", "--nnodes", "--nproc-per-node", "--rdzv-endpoint",
+    "--standalone",
     # Former spellings, of which the page of commands has a table.
     "--show", "--validation-fraction",
 }  # fmt: skip

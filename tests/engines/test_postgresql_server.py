@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
 
 from retrieval.database.engines.postgresql import Postgresql
 from retrieval.database.migrations import SCHEMA_VERSION, migrate, migrations_folder
 from retrieval.database.store import Store
+from retrieval.database.writer import Writer
 from retrieval.errors import (
     FaceprintError,
     GalleryBusy,
@@ -131,6 +133,43 @@ def test_a_folder_needs_neither_psycopg_nor_pymilvus() -> None:
     assert done.stdout == "[]\n"
 
 
+# Rows that the server has not counted yet
+
+
+def test_the_check_before_a_write_looks_at_few_rows_for_each_photo_of_a_new_gallery(
+    schema_address: str,
+) -> None:
+    """PostgreSQL counts the rows of a table a minute after they came; until then it guesses."""
+    asked: list[tuple[str, Any]] = []
+    with closing(create(schema_address)) as store:
+        add(store, *(new(None, number) for number in range(20_000)))
+        assert isinstance(store.engine, Postgresql)
+        event.listen(
+            store.engine.sql,
+            "before_cursor_execute",
+            lambda connection, cursor, statement, values, *_: asked.append((statement, values)),
+        )
+        with store.read() as reader:
+            assert reader.counter_problems() == []
+        [(statement, values)] = [one for one in asked if "FROM photo" in one[0]]
+        with store.engine.reading() as connection:
+            plan = connection.exec_driver_sql(f"EXPLAIN {statement}", values).scalars().all()
+    assert not [line for line in plan if "Scan using pk_face" in line], plan
+
+
+def test_the_rows_of_a_gallery_are_counted_when_it_is_made(
+    postgresql_server: PostgresqlServer, schema_address: str
+) -> None:
+    def fill(writer: Writer) -> None:
+        writer.add_faces(1, [new("Kim", number) for number in range(30)])
+
+    Store.create_at(schema_address, fingerprint="f" * 64, dimension=8, fill=fill).close()
+    [(rows,)] = postgresql_server.execute(
+        f"SELECT reltuples FROM pg_class WHERE oid = '{schema_of(schema_address)}.face'::regclass"
+    )
+    assert rows == 30
+
+
 # Writers
 
 
@@ -162,6 +201,7 @@ CHILD = """
 import os, sys
 from retrieval.database.records import NewFace
 from retrieval.database.store import Store
+from retrieval.database.writer import Writer
 store = Store.open_at(sys.argv[1])
 with store.write() as writer:
     writer.add_faces(2, [NewFace("Adi", "/adi.jpg", "a" * 64)])

@@ -12,10 +12,12 @@ import pytest
 
 from retrieval.client import connect
 from retrieval.errors import InputError
+from retrieval.gallery.gallery import Gallery
+from retrieval.index.milvus import MilvusVectors
 from retrieval.models.bundle import ModelBundle
 from tests.cli.test_app import Faceprint, faceprint
 from tests.engines.postgresql_server import PostgresqlServer
-from tests.operations import DIMENSION, photo, write_photos
+from tests.operations import DIMENSION, add, photo, write_photos
 from tests.service.server import Server
 from tests.service.test_evaluation import descendants
 
@@ -164,6 +166,20 @@ def test_the_service_answers_enrolls_and_forgets(
     assert "secret-word" not in (tmp_path / "log").read_text()
     [told] = json.loads(run("audit-log", one_gallery, "--receipts", "--json"))
     assert told == receipt
+
+
+def test_a_service_whose_vectors_cannot_be_asked_is_not_ready(
+    schema_address: str, collection: str, bundle: ModelBundle, cache: Path, tmp_path: Path
+) -> None:
+    with Gallery.create(schema_address, bundle, vectors=collection) as gallery:
+        add(gallery, range(3))
+    with Server(schema_address, tmp_path / "log") as server:  # type: ignore[arg-type]
+        assert server.client.get("/readyz").json() == {"status": "ok"}
+        with contextlib.closing(MilvusVectors.open(collection, DIMENSION)) as opened:
+            opened.drop()
+        answer = server.client.get("/readyz")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage-error")
+        assert server.client.get("/v1/people").status_code == 200
 
 
 def test_tokens_are_those_of_the_gallery_however_its_address_is_spelled(

@@ -166,6 +166,7 @@ class Postgresql:
                 )
             schema.create(connection, SCHEMA_VERSION, postgresql_schema.without_sequences())
             yield connection
+            postgresql_schema.analyze(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

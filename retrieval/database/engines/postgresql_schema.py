@@ -89,6 +89,12 @@ def number_of_gallery_table(connection: Connection) -> int:
     return int(connection.exec_driver_sql(query).scalar_one())
 
 
+def analyze(connection: Connection) -> None:
+    """Counts the rows of a new gallery for the planner, which the server itself does after a minute only."""
+    for name in (table.name for table in _every_table()):
+        connection.exec_driver_sql(f'ANALYZE "{name}"')
+
+
 def read_all(connection: Connection) -> None:
     """Reads every value of every table, which fails on pages and values that the server finds damaged."""
     for name in (table.name for table in _every_table()):

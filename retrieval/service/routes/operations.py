@@ -28,12 +28,14 @@ async def healthz() -> dict[str, str]:
 async def readyz(service: ServiceOf) -> dict[str, Any]:
     """Whether searches can be answered: the gallery and its model are open, and no stop is under way.
 
-    A copy of a published gallery says its age, and is not ready when it is older than it may be.
+    Of a gallery in databases, both servers are asked. A copy of a published gallery says its age, and is not
+    ready when it is older than it may be.
     """
     if service.closing:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Code.SHUTTING_DOWN, "The service is about to stop.")
     await run_in_threadpool(service.gallery.model.current)
     vault = service.gallery.vault
+    await run_in_threadpool(vault.check_vectors)
     if vault.follower is None:
         return {"status": "ok"}
     await run_in_threadpool(vault.check_age)
