@@ -32,6 +32,7 @@ from retrieval.errors import (
     NotFound,
     Reason,
     RunError,
+    ServerUnavailable,
     StorageError,
     UnreadableImage,
 )
@@ -77,6 +78,7 @@ _ERRORS: Final[dict[str, type[InputError] | type[RunError]]] = {
     "gallery-busy": GalleryBusy,
     "gallery-damaged": GalleryDamaged,
     "storage-error": StorageError,
+    "server-unavailable": ServerUnavailable,
 }
 _UNREADABLE: Final = ("The image cannot be read: ", " ({reason}).")
 

@@ -13,6 +13,7 @@ FaceprintError                 anything this project raises on purpose
     ├── GalleryBusy            another process is writing to the gallery
     ├── GalleryDamaged         the gallery's files contradict each other
     ├── StorageError           the disk refused: full, read-only, no permission
+    │   └── ServerUnavailable  a server of a gallery in databases does not answer
     ├── OutOfDate              a copy of a published gallery is older than it may be
     ├── MissingDependency      an optional package is not installed
     └── Interrupted            Ctrl-C; what was finished is kept
@@ -131,6 +132,10 @@ class GalleryDamaged(RunError):
 
 class StorageError(RunError):
     """The disk refused: full, read-only or without permission."""
+
+
+class ServerUnavailable(StorageError):
+    """A server of a gallery in databases does not answer; it may later, or to another machine."""
 
 
 class OutOfDate(RunError):

@@ -32,7 +32,14 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import GalleryDamaged, GalleryError, InputError, MissingDependency, StorageError
+from retrieval.errors import (
+    GalleryDamaged,
+    GalleryError,
+    InputError,
+    MissingDependency,
+    ServerUnavailable,
+    StorageError,
+)
 from retrieval.index.blocks import Block, Floats, Ids
 from retrieval.index.candidates import Exclude
 from retrieval.index.explanation import Explanation, count
@@ -55,6 +62,9 @@ _PORT: Final = 19530
 # Seconds to wait for a connection, and for the answer to a request.
 _CONNECT_SECONDS: Final = 10.0
 _REQUEST_SECONDS: Final = 600.0
+
+# In what pymilvus and grpc say of a server that does not answer, or is not yet ready.
+_AWAY: Final = ("fail connecting", "unavailable", "retry", "deadline", "timeout", "not ready")
 
 # How long a check that no vector is missing holds, in seconds: the server may be restored meanwhile.
 _CHECK_SECONDS: Final = 60.0
@@ -738,7 +748,7 @@ def _connected(uri: str, token: str, name: str) -> Any:
     except MilvusException as error:
         if "Fail connecting" in str(error.message):
             # It says the same where the server is down, and where it refuses a password.
-            raise StorageError(
+            raise ServerUnavailable(
                 f"The collection {name} cannot be used: its server does not answer, or refuses the user and "
                 "password of `FACEPRINT_VECTORS`; check both."
             ) from error
@@ -748,4 +758,6 @@ def _connected(uri: str, token: str, name: str) -> Any:
 def _refused(name: str, error: Any) -> StorageError:
     said = str(getattr(error, "message", "") or error).strip() or type(error).__name__
     reason = said.splitlines()[0].rstrip(".")
-    return StorageError(f"The collection {name} cannot be used: {reason}.")
+    away = any(word in reason.lower() for word in _AWAY)
+    kind = ServerUnavailable if away else StorageError
+    return kind(f"The collection {name} cannot be used: {reason}.")

@@ -18,6 +18,7 @@ from retrieval.errors import (
     NotFound,
     OutOfDate,
     RunError,
+    ServerUnavailable,
     StorageError,
     UnreadableImage,
 )
@@ -48,6 +49,7 @@ class Code(StrEnum):
     GALLERY_DAMAGED = "gallery-damaged"
     OUT_OF_DATE = "out-of-date"
     STORAGE_ERROR = "storage-error"
+    SERVER_UNAVAILABLE = "server-unavailable"
     IDENTITY_CONFLICT = "identity-conflict"
     REJECTED = "rejected"
     INTERRUPTED = "interrupted"
@@ -96,6 +98,7 @@ _OF_LIBRARY: Final[tuple[tuple[type[FaceprintError], int, Code], ...]] = (
     (GalleryBusy, HTTPStatus.SERVICE_UNAVAILABLE, Code.GALLERY_BUSY),
     (OutOfDate, HTTPStatus.SERVICE_UNAVAILABLE, Code.OUT_OF_DATE),
     (GalleryDamaged, HTTPStatus.INTERNAL_SERVER_ERROR, Code.GALLERY_DAMAGED),
+    (ServerUnavailable, HTTPStatus.SERVICE_UNAVAILABLE, Code.SERVER_UNAVAILABLE),
     (StorageError, HTTPStatus.INSUFFICIENT_STORAGE, Code.STORAGE_ERROR),
     (RunError, HTTPStatus.INTERNAL_SERVER_ERROR, Code.RUN_FAILED),
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.errors import FaceprintError, GalleryDamaged, GalleryError, InputError, StorageError
+from retrieval.errors import FaceprintError, GalleryDamaged, GalleryError, InputError, ServerUnavailable
 from retrieval.index import milvus as milvus_module
 from retrieval.index.knn import Neighbours
 from retrieval.index.milvus import TIE, MilvusVectors, hidden_distance
@@ -237,7 +237,7 @@ def test_what_cannot_be_opened_is_one_sentence(milvus: str, collection: str) -> 
     assert type(absent) is GalleryError
     assert str(absent) == f"There is no collection {collection}; check its name."
     down = refusal("milvus://u:secret-word@127.0.0.1:1/faces")
-    assert type(down) is StorageError
+    assert type(down) is ServerUnavailable
     assert "its server does not answer, or refuses the user and password" in str(down)
     MilvusVectors.create(collection, D).close()
     assert "have not 47 numbers" in str(refusal(collection, 47))
@@ -250,7 +250,7 @@ def test_a_request_that_takes_too_long_is_one_sentence(
 ) -> None:
     with closing(MilvusVectors.create(collection, D)) as vectors:
         monkeypatch.setattr("retrieval.index.milvus._REQUEST_SECONDS", 1e-6)
-        with pytest.raises(StorageError, match="cannot be used: "):
+        with pytest.raises(ServerUnavailable, match="cannot be used: "):
             vectors.count()
 
 

@@ -23,6 +23,7 @@ from retrieval.errors import (
     GalleryDamaged,
     GalleryError,
     InputError,
+    ServerUnavailable,
     StorageError,
 )
 from tests.database.test_store import add, everything, new
@@ -64,14 +65,14 @@ def refusal(work: Callable[[], object]) -> FaceprintError:
             InputError,
             'invalid connection option "shema"; correct',
         ),
-        ("postgres://u:secret-word@127.0.0.1:1/d", StorageError, "Connection refused"),
-        ("POSTGRESQL://u:secret-word@127.0.0.1:1/d", StorageError, "Connection refused"),
+        ("postgres://u:secret-word@127.0.0.1:1/d", ServerUnavailable, "Connection refused"),
+        ("POSTGRESQL://u:secret-word@127.0.0.1:1/d", ServerUnavailable, "Connection refused"),
         ("postgresql+asyncpg://u:secret-word@h/d", InputError, "is no address of PostgreSQL"),
         ("postgresql://u:secret-word@h:port/d", InputError, "This is no address of a PostgreSQL database"),
         ("postgresql://u:secret-word@h/d?schema=A b", InputError, "d?schema=A b cannot be chosen so"),
         ("postgresql://u@h/d?schema=a&options=-cx=1", InputError, "cannot be chosen so"),
-        ("postgresql://u:secret-word@127.0.0.1:1/d", StorageError, "Connection refused"),
-        ("postgresql://u:secret-word@host.invalid/d?password=secret-word", StorageError, "host.invalid"),
+        ("postgresql://u:secret-word@127.0.0.1:1/d", ServerUnavailable, "Connection refused"),
+        ("postgresql://u:secret-word@host.invalid/d?password=secret-word", ServerUnavailable, "host.invalid"),
     ],
 )
 def test_an_address_that_leads_nowhere_is_one_sentence(
@@ -298,8 +299,8 @@ def test_a_server_that_was_killed_has_all_that_was_committed(own_server: Postgre
                 writer.add_faces(30, [new("Adi", 30)])
                 own_server.kill()
 
-        assert type(refusal(work)) is StorageError
-        assert type(refusal(lambda: everything(store))) is StorageError
+        assert type(refusal(work)) is ServerUnavailable
+        assert type(refusal(lambda: everything(store))) is ServerUnavailable
         own_server.start()
         assert everything(store) == before
         assert add(store, new("Adi", 30)) == [30]

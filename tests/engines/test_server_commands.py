@@ -16,7 +16,7 @@ from retrieval.gallery.gallery import Gallery
 from retrieval.index.milvus import MilvusVectors
 from retrieval.models.bundle import ModelBundle
 from tests.cli.test_app import Faceprint, faceprint
-from tests.engines.postgresql_server import PostgresqlServer
+from tests.engines.postgresql_server import PostgresqlServer, programs
 from tests.operations import DIMENSION, add, photo, write_photos
 from tests.service.server import Server
 from tests.service.test_evaluation import descendants
@@ -180,6 +180,26 @@ def test_a_service_whose_vectors_cannot_be_asked_is_not_ready(
         answer = server.client.get("/readyz")
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage-error")
         assert server.client.get("/v1/people").status_code == 200
+
+
+def test_a_service_whose_database_is_down_says_try_again_and_goes_on_with_it(
+    postgresql_server: PostgresqlServer, collection: str, bundle: ModelBundle, cache: Path, tmp_path: Path
+) -> None:
+    found = programs()
+    assert found is not None
+    with contextlib.closing(PostgresqlServer(found)) as database:
+        database.start()
+        with Gallery.create(database.address(), bundle, vectors=collection) as gallery:
+            add(gallery, range(3))
+        with Server(database.address(), tmp_path / "log") as server:  # type: ignore[arg-type]
+            database.kill()
+            for path in ("/v1/people", "/v1/info", "/readyz"):
+                answer = server.client.get(path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server-unavailable")
+                assert answer.headers["retry-after"] == "1"
+            database.start()
+            assert len(server.client.get("/v1/people").json()["people"]) == 3
+            assert server.client.get("/readyz").status_code == 200
 
 
 def test_tokens_are_those_of_the_gallery_however_its_address_is_spelled(

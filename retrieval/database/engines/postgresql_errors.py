@@ -6,7 +6,14 @@ from typing import Final
 
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 
-from retrieval.errors import FaceprintError, GalleryBusy, GalleryDamaged, InputError, StorageError
+from retrieval.errors import (
+    FaceprintError,
+    GalleryBusy,
+    GalleryDamaged,
+    InputError,
+    ServerUnavailable,
+    StorageError,
+)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: a lock that was not free in time, ...
 _NOT_FREE: Final = "55P03"
@@ -20,7 +27,11 @@ _NOT_ALLOWED: Final = "42501"
 _READ_ONLY: Final = "25006"
 # ... a value too long for an index, ...
 _TOO_LONG: Final = "54000"
-# ... and classes of states of the server: connection, resources, an operator's intervention, its machine.
+# ... too many connections, ...
+_TOO_MANY: Final = "53300"
+# ... classes of states in which it may answer later: connection, an operator's intervention, ...
+_AWAY: Final = frozenset(("08", "57"))
+# ... and of all states of the server: also resources, and its machine.
 _OF_SERVER: Final = frozenset(("08", "53", "57", "58"))
 
 
@@ -34,7 +45,8 @@ def translated(gallery: str) -> Iterator[None]:
     Raises:
         InputError: PostgreSQL cannot hold a value.
         GalleryBusy: another writer did not finish in time.
-        StorageError: the server, or the way to it, caused the error.
+        ServerUnavailable: the server does not answer.
+        StorageError: the server caused the error.
         GalleryDamaged: the content of the tables caused it.
     """
     try:
@@ -75,6 +87,8 @@ def _translation(gallery: str, error: DBAPIError) -> FaceprintError:
         # libpq's own, before it asks the server.
         return InputError(f"The address {gallery} has an option that cannot be used: {reason}; correct it.")
     server = state[:2] in _OF_SERVER or (not state and isinstance(error, OperationalError | InterfaceError))
+    if server and (state[:2] in _AWAY or state in ("", _TOO_MANY)):
+        return ServerUnavailable(f"The database {gallery} cannot be used: {reason}.")
     if server and state not in _CORRUPTED:
         return StorageError(f"The database {gallery} cannot be used: {reason}.")
     return GalleryDamaged(
