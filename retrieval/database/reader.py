@@ -193,8 +193,6 @@ class Reader:
         return [
             *too_low,
             *self._photo_problems(row.next_face_id),
-            *self._key_problems(),
-            *self.photo_duplicates(),
             *self._region_problems(),
             *self._merge_problems(row.next_identity_id),
             *self._out_of_range(row.next_face_id),
@@ -213,14 +211,20 @@ class Reader:
             for number in numbers
         ]
 
-    def _key_problems(self) -> list[str]:
-        """Returns the problems of the keys by which photos are found."""
+    def photo_problems(self) -> list[str]:
+        """Returns a clause for each photo that is not found by its SHA-256, or that is stored twice.
+
+        It reads all photos, and sorts them.
+        """
         columns = (photo_table.c.id, photo_table.c.sha256, photo_table.c.sha256_key)
         rows = self._connection.execute(select(*columns).order_by(photo_table.c.id))
+        wrong = [number for number, sha256, key in rows if key != key_of(number, sha256)]
         return [
-            f"the photo with number {number} has the key of another SHA-256, or of another number"
-            for number, sha256, key in rows
-            if key != key_of(number, sha256)
+            *(
+                f"the photo with number {number} has the key of another SHA-256, or of another number"
+                for number in wrong
+            ),
+            *self.photo_duplicates(),
         ]
 
     def photo_duplicates(self) -> list[str]:

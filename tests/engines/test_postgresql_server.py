@@ -364,7 +364,7 @@ def test_a_gallery_of_schema_0010_is_brought_up_to_date_and_its_photos_are_found
         assert store.problems() == []
         assert everything(store)[2] == before
         with store.read() as reader:
-            assert reader.counter_problems() == []
+            assert reader.photo_problems() == []
             photos = reader.photos_by_sha256([*(face.sha256 for face in faces), "0" * 64])
             assert {digest: photo.id for digest, photo in photos.items()} == {
                 face.sha256: number for number, face in before.items()
