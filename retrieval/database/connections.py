@@ -91,7 +91,7 @@ def _prepare(driver: Any, _record: object) -> None:
     driver.execute("PRAGMA secure_delete = ON")
     # The log is copied into the database by `page_checksums.checkpoint`, which writes down the pages.
     driver.execute("PRAGMA wal_autocheckpoint = 0")
-    # The index of SHA-256 is accessed at random: it has 90 MB for a million faces. Allocated only as needed.
+    # Photos are looked up in an index at random: 20 MB for a million photos. Allocated only as needed.
     driver.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
 

@@ -13,7 +13,7 @@ from retrieval.errors import GalleryDamaged, GalleryError
 
 # The newest schema version. As a constant, it spares an up-to-date gallery the import of alembic (0.2 s).
 # `tests/database/test_migrations.py` compares it with the scripts.
-SCHEMA_VERSION: Final = "0010"
+SCHEMA_VERSION: Final = "0011"
 
 # alembic keeps state in module globals, so only one thread may migrate at a time.
 _MIGRATION_LOCK: Final = threading.Lock()

@@ -14,6 +14,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, Table, func, s
 from retrieval.database.filter_sql import LIST_LENGTH, is_below, parts, select_faces
 from retrieval.database.filters import Where
 from retrieval.database.metadata import Metadata
+from retrieval.database.photo_keys import EPOCH_SPAN, PREFIX_BITS, key_of, prefix_of
 from retrieval.database.records import (
     RESTORE,
     AuditEntry,
@@ -118,6 +119,21 @@ _FACES: Final = (
     .order_by(photo_table.c.id, face_table.c.id)
 )
 
+# The photos with one of some prefixes, looked up in one epoch after the other: see `photo_keys`.
+_BY_KEY: Final = f"""
+    WITH RECURSIVE epoch (first) AS (
+        SELECT min(sha256_key) >> {PREFIX_BITS} << {PREFIX_BITS} FROM photo
+        UNION ALL
+        SELECT (SELECT min(sha256_key) FROM photo WHERE sha256_key >= first + {EPOCH_SPAN})
+               >> {PREFIX_BITS} << {PREFIX_BITS}
+        FROM epoch WHERE first IS NOT NULL
+    )
+    SELECT photo.id, photo.sha256
+    FROM epoch CROSS JOIN json_each(?) AS prefix
+    CROSS JOIN photo ON photo.sha256_key = epoch.first + prefix.value
+    WHERE epoch.first IS NOT NULL
+"""
+
 
 class Reader:
     """One snapshot of the tables: later commits are not seen."""
@@ -192,6 +208,38 @@ class Reader:
         return [
             f"the photo with number {number} has no face, or a number that is not that of its first face"
             for number in numbers
+        ]
+
+    def photo_problems(self) -> list[str]:
+        """Returns a clause for each photo that is not found by its SHA-256, or that is stored twice.
+
+        It reads all photos, and sorts them.
+        """
+        columns = (photo_table.c.id, photo_table.c.sha256, photo_table.c.sha256_key)
+        rows = self._connection.execute(select(*columns).order_by(photo_table.c.id))
+        wrong = [number for number, sha256, key in rows if key != key_of(number, sha256)]
+        return [
+            *(
+                f"the photo with number {number} has the key of another SHA-256, or of another number"
+                for number in wrong
+            ),
+            *self.photo_duplicates(),
+        ]
+
+    def photo_duplicates(self) -> list[str]:
+        """Returns a clause for each SHA-256 that several photos have; sorts all of them."""
+        several = (
+            select(photo_table.c.sha256).group_by(photo_table.c.sha256).having(func.count() > 1).subquery()
+        )
+        query = select(photo_table.c.sha256, photo_table.c.id).join(
+            several, several.c.sha256 == photo_table.c.sha256
+        )
+        found: dict[str, list[int]] = {}
+        for sha256, number in self._connection.execute(query.order_by(photo_table.c.id)):
+            found.setdefault(sha256, []).append(number)
+        return [
+            f"the photos with numbers {', '.join(map(str, numbers))} have the same SHA-256"
+            for numbers in found.values()
         ]
 
     def _region_problems(self) -> list[str]:
@@ -356,7 +404,24 @@ class Reader:
 
     def photos_by_sha256(self, digests: Iterable[str]) -> dict[str, StoredPhoto]:
         """Returns photos by the SHA-256 of their bytes; unknown digests are absent."""
-        return {photo.sha256: photo for photo in self._photos(photo_table.c.sha256, digests)}
+        ids = self.photo_ids_by_sha256(digests)
+        return {photo.sha256: photo for photo in self.photos(ids.values()).values()}
+
+    def photo_ids_by_sha256(self, digests: Iterable[str]) -> dict[str, int]:
+        """Returns the ids of photos by the SHA-256 of their bytes; unknown digests are absent."""
+        wanted = set(digests)
+        if not wanted:
+            return {}
+        if self._connection.dialect.name == "sqlite":
+            prefixes = json.dumps(sorted(set(map(prefix_of, wanted))))
+            rows = self._connection.exec_driver_sql(_BY_KEY, (prefixes,))
+            return {sha256: number for number, sha256 in rows if sha256 in wanted}
+        query = select(photo_table.c.id, photo_table.c.sha256)
+        return {
+            sha256: number
+            for part in parts(wanted)
+            for number, sha256 in self._connection.execute(query.where(photo_table.c.sha256.in_(part)))
+        }
 
     def photos(self, ids: Iterable[int]) -> dict[int, StoredPhoto]:
         """Returns photos by id; unknown ids are absent."""

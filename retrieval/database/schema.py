@@ -119,7 +119,8 @@ def _names() -> frozenset[str]:
     """Returns the names of tables, columns and constraints of all schema versions."""
     names = {VERSION_TABLE, "alembic_version_pkc", "version_num"}
     # Columns of older versions.
-    names |= {"fingerprint", "dimension", "path", "face_id", "fk_file_face_id_face", "uq_face_sha256"}
+    names |= {"fingerprint", "dimension", "path", "face_id", "fk_file_face_id_face"}
+    names |= {"uq_face_sha256", "uq_photo_sha256"}
     for table in metadata.tables.values():
         names |= {table.name, TEMPORARY + table.name, *(column.name for column in table.columns)}
         names |= {str(one.name) for one in table.constraints}

@@ -156,13 +156,14 @@ merge_label_table = Table(
 
 # The photos that faces were enrolled from. The id is that of the first face, so it is never used again. A
 # photo is closed (1) once one of several faces was removed: it gets no face any more, so that a forgotten one
-# does not come back.
+# does not come back. Photos are found by `sha256_key`, see `photo_keys`; `Writer` keeps each SHA-256 single.
 photo_table = Table(
     "photo",
     metadata,
     Column("id", INTEGER, primary_key=True),
-    Column("sha256", text_of(64), nullable=False, unique=True),
+    Column("sha256", text_of(64), nullable=False),
     Column("closed", INTEGER, nullable=False),
+    Column("sha256_key", INTEGER, nullable=False, index=True),
 )
 
 # A face is a place in a photo. `box` is JSON, [left, top, width, height] in pixels, with `landmarks`, five

@@ -26,6 +26,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from retrieval.database.filter_sql import LIST_LENGTH, parts
 from retrieval.database.metadata import to_json
+from retrieval.database.photo_keys import key_of
 from retrieval.database.reader import IS_SUSPECT, Reader, doubt_key
 from retrieval.database.records import (
     AuditEntry,
@@ -70,6 +71,7 @@ from retrieval.database.tables import (
     suspect_table,
     tombstone_table,
 )
+from retrieval.errors import GalleryDamaged
 from retrieval.system.files import Stamp
 from retrieval.system.paths import host_of
 
@@ -104,6 +106,9 @@ class Writer(Reader):
         super().__init__(connection)
         self.changed = False
         self.defers = False
+        # SHA-256 that were looked up in this transaction: no photo has them.
+        self._absent: set[str] = set()
+        self._filled_photos = False
 
     def add_faces(
         self, first_id: int, faces: Sequence[NewFace], photos: Mapping[int, int] = MappingProxyType({})
@@ -118,15 +123,24 @@ class Writer(Reader):
             faces: the faces.
             photos: the photo id of each face of a photo that is stored, or that has an earlier face in
                 `faces`, by face id; the other faces are the first of their photos.
+
+        Raises:
+            GalleryDamaged: a photo would be stored twice.
         """
         identities = self._identity_ids({face.identity for face in faces if face.identity is not None})
         now = utc_now()
         numbered = list(enumerate(faces, first_id))
         new = [
-            {"id": number, "sha256": face.sha256, "closed": 0}
+            {
+                "id": number,
+                "sha256": face.sha256,
+                "closed": 0,
+                "sha256_key": key_of(number, face.sha256),
+            }
             for number, face in numbered
             if number not in photos
         ]
+        self._check_absent([face.sha256 for number, face in numbered if number not in photos])
         self._insert(photo_table, new)
         self._insert(
             face_table,
@@ -143,6 +157,27 @@ class Writer(Reader):
             ],
         )
         self.set_gallery(next_face_id=first_id + len(faces))
+
+    def photo_ids_by_sha256(self, digests: Iterable[str]) -> dict[str, int]:
+        """See `Reader`."""
+        wanted = set(digests)
+        found = super().photo_ids_by_sha256(wanted)
+        self._absent |= wanted - found.keys()
+        return found
+
+    def _check_absent(self, digests: Sequence[str]) -> None:
+        """Checks that photos may be inserted; looks up only what this transaction has not looked up before.
+
+        Raises:
+            GalleryDamaged: a photo has one of the SHA-256, or one of them is given twice.
+        """
+        new = set(digests)
+        stored = super().photo_ids_by_sha256(new - self._absent)
+        self._absent -= new
+        if stored or len(new) < len(digests):
+            raise GalleryDamaged(
+                "A photo that is in the gallery would be stored a second time; run `faceprint verify`."
+            )
 
     def remove_faces(self, ids: Iterable[int]) -> None:
         """Deletes faces, and the photos, paths, identities, hosts and suspect ranges without faces then."""
@@ -538,10 +573,19 @@ class Writer(Reader):
 
     def fill(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
         """Inserts rows of another gallery's table unchanged."""
+        if table is photo_table:
+            self._absent.clear()
+            self._filled_photos = True
         self._insert(table, rows)
 
     def finish(self) -> None:
-        """Raises the revision if the transaction has changed anything: readers detect changes by it."""
+        """Raises the revision if the transaction has changed anything: readers detect changes by it.
+
+        Raises:
+            GalleryDamaged: two photos of another gallery's table have the same SHA-256.
+        """
+        if self._filled_photos and (duplicates := self.photo_duplicates()):
+            raise GalleryDamaged(f"Where these rows come from, {duplicates[0]}; nothing was written.")
         if self.changed:
             self.set_gallery(
                 revision=gallery_table.c.revision + 1, revision_check=-(gallery_table.c.revision + 1)

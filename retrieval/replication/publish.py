@@ -171,7 +171,9 @@ class Publisher:
         if head is not None:
             self._check_line(head, row)
         number = 1 if head is None else head.number + 1
-        if head is not None and before is not None and head.revision == row.revision:
+        # A migration changes the tables and not the revision; followers of this version need the new tables.
+        same = before is not None and before.schema == SCHEMA_VERSION
+        if head is not None and before is not None and same and head.revision == row.revision:
             return self._create(replace(head, number=number), before, written=[], erasures=())
         with temporary_folder(Path(tempfile.gettempdir()), "faceprint-publish-") as folder:
             manifest, written = self._sent(folder / "gallery.db", number, before)

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 
 import retrieval.storage.vault
 from retrieval.database.migrations import SCHEMA_VERSION, migrations_folder
+from retrieval.database.photo_keys import key_of
 from retrieval.database.records import Generation, NewFace, Segment
 from retrieval.database.store import Store
 from retrieval.database.tables import metadata
 from retrieval.embedding.outcome import Status
 from retrieval.errors import GalleryBusy, GalleryError, InputError, StorageError
 from retrieval.gallery.gallery import Gallery
-from retrieval.gallery.integrity import verify
+from retrieval.gallery.integrity import Trouble, verify
 from retrieval.gallery.repair import repair
 from retrieval.models.bundle import ModelBundle
 from retrieval.sources.photos import Photo
@@ -873,8 +875,14 @@ def ninth(bundle: ModelBundle, tmp_path: Path) -> Path:
 
 
 def rows_of_0009(path: Path) -> dict[str, list[Any]]:
-    """Every row of a database of schema 0009, or of a newer one as far as that schema knows its tables."""
-    return {table: query(path, f"SELECT * FROM {table} ORDER BY 1") for table in TABLES_OF_0009}
+    """Every row of a database of schema 0009, or of a newer one as far as that schema knows its columns."""
+    return rows_since_photos(path, TABLES_OF_0009)
+
+
+def rows_since_photos(path: Path, tables: Iterable[str]) -> dict[str, list[Any]]:
+    """The rows of some tables as a schema before 0011 has them, in which photos have no keys."""
+    columns = {**dict.fromkeys(tables, "*"), "photo": "id, sha256, closed"}
+    return {table: query(path, f"SELECT {columns[table]} FROM {table} ORDER BY 1") for table in tables}
 
 
 def test_a_gallery_of_schema_0009_keeps_every_row_and_its_mergers_stay(ninth: Path) -> None:
@@ -908,6 +916,94 @@ def test_a_gallery_goes_back_to_schema_0009_and_only_undoes_no_earlier_merge(nin
     with Gallery.open(ninth) as gallery:
         assert gallery.merges() == []
     assert rows_of_0009(path) == before
+
+
+# A gallery of schema 0010
+
+# By the code of commit 3f697b1, which opened the one of schema 0009, merged Adriana into Kim, and enrolled a
+# photo of Ida.
+FACES_OF_0010 = {
+    **FACES_OF_0009,
+    3: ("Kim", ("/photos/adi/1.jpg",)),
+    10: ("Ida", ("/photos/ida/1.jpg",)),
+}
+PHOTOS = "SELECT id, sha256, sha256_key FROM photo ORDER BY id"
+
+
+@pytest.fixture
+def tenth(bundle: ModelBundle, tmp_path: Path) -> Path:
+    """A gallery of schema 0010 whose model is the tests'."""
+    return gallery_of("0010", bundle, tmp_path)
+
+
+def rows_of_0010(path: Path) -> dict[str, list[Any]]:
+    """Every row of a database of schema 0010, or of a newer one as far as that schema knows its columns."""
+    return rows_since_photos(path, DROPPED)
+
+
+def test_a_gallery_of_schema_0010_keeps_every_row_and_each_photo_has_its_key(tenth: Path) -> None:
+    path = tenth / "gallery.db"
+    before = rows_of_0010(path)
+    found = everything(tenth)
+    assert {number: faces[:2] for number, faces in found.items()} == FACES_OF_0010
+    assert rows_of_0010(path) == before == rows_of_0010(tenth / "gallery-0010.db")
+    assert query(path, "SELECT version_num FROM alembic_version") == [(SCHEMA_VERSION,)]
+    assert all(key == key_of(number, sha256) for number, sha256, key in query(path, PHOTOS))
+    assert query(path, "PRAGMA foreign_key_check") == []
+    with engine(path).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with Gallery.open(tenth) as gallery:
+        with gallery.vault.store.read() as reader:
+            digests = {sha256 for _, _, sha256 in found.values()}
+            assert reader.photos_by_sha256(digests).keys() == digests
+        for number in (*FACES_OF_0008, 10):
+            assert gallery.search_by_vector(vector_of(found[number][2]), 1)[0].face.id == number
+        gallery.undo_merge()
+    assert everything(tenth)[3][:2] == ("Adriana", ("/photos/adi/1.jpg",))
+    assert {finding.trouble for finding in verify(tenth).findings} == {Trouble.SUSPECT_VECTOR}
+
+
+def test_a_gallery_goes_back_to_schema_0010_and_forth_and_loses_nothing(tenth: Path) -> None:
+    """With enforced foreign keys: faces and files refer to the table that is made anew."""
+    path = tenth / "gallery.db"
+    Gallery.open(tenth).close()
+    before, photos = rows_of_0010(path), query(path, PHOTOS)
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), "0010")
+        connection.commit()
+    assert rows_of_0010(path) == before
+    with pytest.raises(sqlite3.IntegrityError, match=r"UNIQUE constraint failed: photo\.sha256"):
+        execute(path, "INSERT INTO photo SELECT 99, sha256, 0 FROM photo WHERE id = 1")
+    Gallery.open(tenth).close()
+    assert rows_of_0010(path) == before
+    assert query(path, PHOTOS) == photos
+
+
+def test_keys_of_a_migration_are_those_of_new_photos(tenth: Path) -> None:
+    """Also of a text that is no SHA-256, which a damaged database may have."""
+    path = tenth / "gallery.db"
+    texts = ["f" * 64, "", "not hexadecimal", "-fffffff", "FFFFFFFF0", "0x1234567", "1_2_3_4_"]
+    ids = [11, 2**19 - 1, 2**19, 3 * 2**19 + 5, 2**45, 2**62, 2**63 - 1]
+    execute(path, *(f"INSERT INTO photo VALUES ({n}, '{one}', 0)" for n, one in zip(ids, texts, strict=True)))
+    Store.open(path).close()
+    assert [row[:2] for row in query(path, PHOTOS)][-7:] == list(zip(ids, texts, strict=True))
+    assert all(key == key_of(number, sha256) for number, sha256, key in query(path, PHOTOS))
+
+
+def test_an_older_gallery_whose_face_refers_to_no_photo_is_still_damaged_when_it_is_up_to_date(
+    tenth: Path,
+) -> None:
+    """The migration neither fails, which would leave no way to repair it, nor hides the damage."""
+    path = tenth / "gallery.db"
+    execute(path, "DELETE FROM photo WHERE id = 2")
+    before = rows_of_0010(path)
+    Store.open(path).close()
+    assert rows_of_0010(path) == before
+    assert sorted(row[0] for row in query(path, "PRAGMA foreign_key_check")) == ["face", "file"]
+    lines = {finding.detail for finding in verify(tenth).findings}
+    assert {"a row of face refers to nothing", "a row of file refers to nothing"} <= lines
 
 
 @pytest.mark.parametrize("name", ["gallery-0007.db", "gallery-0007.part", "gallery-0007.part-journal"])

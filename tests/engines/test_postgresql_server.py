@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import event, inspect
 
 from retrieval.database.engines.postgresql import Postgresql
@@ -392,12 +394,42 @@ def test_another_version_is_refused(
     assert said in str(error)
 
 
+def test_a_gallery_of_schema_0010_is_brought_up_to_date_and_its_photos_are_found(
+    schema_address: str, tmp_path: Path
+) -> None:
+    """In PostgreSQL a photo is found by its SHA-256, which has a unique index."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    faces = [new("Kim", number) for number in range(1, 9)]
+    with closing(create(schema_address)) as store:
+        add(store, *faces)
+        before = everything(store)[2]
+        with store.engine.writing() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0010")
+            names = [column["name"] for column in inspect(connection).get_columns("photo")]
+            assert names == ["id", "sha256", "closed"]
+    error = refusal(lambda: Store.open_at(schema_address, read_only=True))
+    assert f"schema 0010, this one knows {SCHEMA_VERSION}" in str(error)
+    with closing(Store.open_at(schema_address)) as store:
+        assert store.problems() == []
+        assert everything(store)[2] == before
+        with store.read() as reader:
+            assert reader.photo_problems() == []
+            photos = reader.photos_by_sha256([*(face.sha256 for face in faces), "0" * 64])
+            assert {digest: photo.id for digest, photo in photos.items()} == {
+                face.sha256: number for number, face in before.items()
+            }
+        with pytest.raises(GalleryDamaged, match="would be stored a second time"):
+            add(store, faces[0])
+
+
 SCRIPT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
@@ -409,10 +441,10 @@ def upgrade() -> None:
 
 def test_alembics_scripts_run_in_the_schema_of_the_address(schema_address: str, tmp_path: Path) -> None:
     """With one more script than there is yet, in one transaction, which a failure undoes."""
-    assert SCHEMA_VERSION == "0010", "give SCRIPT the next number"
+    assert SCHEMA_VERSION == "0011", "give SCRIPT the next number"
     folder = tmp_path / "migrations"
     shutil.copytree(migrations_folder(), folder)
-    (folder / "versions" / "0011_later.py").write_text(SCRIPT)
+    (folder / "versions" / "0012_later.py").write_text(SCRIPT)
     with closing(create(schema_address)) as store:
         add(store, new("Kim", 1))
 
@@ -429,4 +461,4 @@ def test_alembics_scripts_run_in_the_schema_of_the_address(schema_address: str, 
             names = [column["name"] for column in inspect(connection).get_columns("face")]
             assert names[-1] == "later"
     error = refusal(lambda: Store.open_at(schema_address))
-    assert "schema 0011, this one knows 0010" in str(error)
+    assert "schema 0012, this one knows 0011" in str(error)

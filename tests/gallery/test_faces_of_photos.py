@@ -407,7 +407,7 @@ def test_a_photo_without_a_face_and_a_face_without_a_place_are_damage(gallery: G
     gallery.close()
     (gallery.folder / "gallery.sums").unlink()
     connection = sqlite3.connect(gallery.folder / "gallery.db")
-    connection.execute("INSERT INTO photo VALUES (5, 'f', 0)")
+    connection.execute("INSERT INTO photo VALUES (5, 'f', 0, 15)")
     connection.execute("UPDATE face SET landmarks = '[[1, 2]]' WHERE id = 1")
     connection.commit()
     connection.close()

@@ -380,7 +380,7 @@ def test_where_there_is_no_database_there_is_no_gallery(folder: Path) -> None:
 
 def test_a_row_without_a_vector_is_found(folder: Path) -> None:
     with edited(folder) as driver:
-        driver.execute(f"INSERT INTO photo VALUES (77, '{'0' * 64}', 0)")
+        driver.execute(f"INSERT INTO photo VALUES (77, '{'0' * 64}', 0, 0)")
         driver.execute(
             "INSERT INTO face (id, enrolled_at, photo_id, box) "
             "VALUES (77, '2026-01-01T00:00:00+00:00', 77, '')"
@@ -389,6 +389,23 @@ def test_a_row_without_a_vector_is_found(folder: Path) -> None:
     (finding,) = verify(folder).findings
     assert (finding.trouble, finding.file) == (Trouble.FACE_WITHOUT_VECTOR, None)
     assert finding.face_ids == (77,)
+
+
+def test_a_photo_that_is_there_twice_is_found(folder: Path) -> None:
+    """And each photo that a search by its SHA-256 would miss, for its key is another one's."""
+    with edited(folder) as driver:
+        driver.execute(
+            "UPDATE photo SET (sha256, sha256_key) = (SELECT sha256, sha256_key FROM photo WHERE id = 1) "
+            "WHERE id = 5"
+        )
+        driver.execute("UPDATE photo SET sha256_key = sha256_key + 1 WHERE id = 2")
+    assert [(one.trouble, one.detail) for one in verify(folder).findings] == [
+        (
+            Trouble.DATABASE_DAMAGED,
+            "the photo with number 2 has the key of another SHA-256, or of another number",
+        ),
+        (Trouble.DATABASE_DAMAGED, "the photos with numbers 1, 5 have the same SHA-256"),
+    ]
 
 
 def test_a_vector_without_a_row_is_found(folder: Path) -> None:

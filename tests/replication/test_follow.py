@@ -1,15 +1,18 @@
 """Publishing and following: each state whole, one line of states, and everything that is refused."""
 
+import hashlib
 import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from retrieval.database.migrations import SCHEMA_VERSION
 from retrieval.errors import DataError, FaceprintError, GalleryBusy, GalleryError, InputError, OutOfDate
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
@@ -18,7 +21,15 @@ from retrieval.models.bundle import ModelBundle
 from retrieval.replication.follow import FollowerFolder
 from retrieval.replication.objects import FolderObjects, open_objects
 from retrieval.replication.publish import Publisher
-from retrieval.replication.states import head_key, head_numbers, newest_head, read_head
+from retrieval.replication.states import (
+    Stored,
+    head_key,
+    head_numbers,
+    newest_head,
+    read_head,
+    read_manifest,
+    to_json,
+)
 from retrieval.replication.status import publication_status, remove_follower
 from retrieval.storage.following import read_follower, write_follower
 from tests.operations import GONE, add, contents, face, photo, tiny_model, vector_of
@@ -126,6 +137,25 @@ def test_only_what_is_new_travels(root: Path) -> None:
     assert (again.changed, again.number, again.bytes_written) == (False, 3, 0)
     same = follow(root)
     assert (same.changed, same.number, same.objects_fetched) == (False, 3, 0)
+
+
+def test_a_gallery_that_was_brought_up_to_date_is_published_again(root: Path) -> None:
+    """Its revision is the same; followers of this version cannot open the tables of the former state."""
+    objects = open_objects(address(root))
+    head = newest_head(objects)
+    assert head is not None
+    older = to_json(replace(read_manifest(objects, head), schema="0010"))
+    stored = Stored(hashlib.sha256(older).hexdigest(), len(older), head.number)
+    objects.put(stored.key, older)
+    objects.put(head_key(head.number), to_json(replace(head, manifest=stored)))
+    done = publish(root)
+    assert (done.changed, done.number, done.revision) == (True, head.number + 1, head.revision)
+    newest = newest_head(objects)
+    assert newest is not None
+    assert read_manifest(objects, newest).schema == SCHEMA_VERSION
+    assert not publish(root).changed
+    follow(root)
+    assert verify(root / COPY).whole
 
 
 def test_every_change_of_a_copy_is_refused_by_a_sentence_that_names_the_publisher(root: Path) -> None:

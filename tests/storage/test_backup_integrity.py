@@ -75,6 +75,8 @@ def test_a_card_that_does_not_list_what_the_database_names_is_refused(root: Path
         "DELETE FROM segment",
         "DELETE FROM face WHERE id = 1",
         "UPDATE photo SET sha256 = x'00' WHERE id = 1",
+        "UPDATE photo SET sha256_key = sha256_key + 1 WHERE id = 1",
+        "UPDATE photo SET (sha256, sha256_key) = (SELECT sha256, sha256_key FROM photo WHERE id = 2)",
         "UPDATE identity SET name = x'00' WHERE id = 1",
         "UPDATE face SET metadata = '[1]' WHERE id = 1",
         "UPDATE face SET metadata = '{' WHERE id = 1",

@@ -164,7 +164,7 @@ class Postgresql:
                     f"The schema {name} of {self.gallery} has the table {found[0]} already; give a gallery a "
                     "schema of its own, with ?schema=NAME."
                 )
-            schema.create(connection, SCHEMA_VERSION, postgresql_schema.without_sequences())
+            schema.create(connection, SCHEMA_VERSION, postgresql_schema.server_tables())
             yield connection
             postgresql_schema.analyze(connection)
 

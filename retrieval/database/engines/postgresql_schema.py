@@ -14,7 +14,7 @@ from sqlalchemy.types import BigInteger, Float, LargeBinary, String
 
 from retrieval.database.schema import VERSION_TABLE
 from retrieval.database.server_tables import server_metadata
-from retrieval.database.tables import metadata
+from retrieval.database.tables import metadata, photo_table
 
 _HERE: Final = "c.relnamespace = to_regnamespace(quote_ident(current_schema()))"
 
@@ -47,12 +47,20 @@ _INDEXES: Final = f"""
 """
 
 
-def without_sequences() -> MetaData:
-    """Returns the tables with ids that only statements give: see `Writer`."""
+@cache
+def server_tables() -> MetaData:
+    """Returns the tables of a gallery on a server.
+
+    Only statements give ids: see `Writer`. A photo is found by its SHA-256, which the server keeps unique: a
+    writer that lost its lock without noticing it cannot store a photo twice.
+    """
     plain = MetaData(naming_convention=metadata.naming_convention)
-    for table in _every_table():
+    for table in [*metadata.tables.values(), *server_metadata.tables.values()]:
         for column in table.to_metadata(plain).primary_key.columns:
             column.autoincrement = False
+    photo = plain.tables[photo_table.name]
+    photo.indexes.clear()
+    photo.append_constraint(UniqueConstraint(photo.c.sha256))
     return plain
 
 
@@ -139,7 +147,7 @@ def _table_problems(
 
 
 def _every_table() -> list[Table]:
-    return [*metadata.tables.values(), *server_metadata.tables.values()]
+    return list(server_tables().tables.values())
 
 
 @cache
