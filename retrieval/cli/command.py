@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from retrieval.cli.modes import refuse_unusable
-from retrieval.cli.output_files import refuse_collisions, refuse_unwritable
+from retrieval.cli.output_files import refuse_addresses, refuse_collisions, refuse_unwritable
 from retrieval.cli.spellings import JSON_NAMED_A_FILE, in_todays, json_in_a_file, renewed
 from retrieval.errors import FaceprintError
 
@@ -71,6 +71,7 @@ class Command(TyperCommand):
         spelled = self._spelled()
         given = {name: value for name, value in ctx.params.items() if _is_given(ctx, name)}
         refuse_unusable(self._named, given, spelled)
+        refuse_addresses(given, spelled)
         refuse_collisions(self._named, given, spelled)
         refuse_unwritable(self._named, given, spelled)
         token = _OPTIONS.set(spelled)

@@ -49,6 +49,21 @@ def refuse_collisions(command: str, given: Mapping[str, Any], spelled: Mapping[s
         taken[place] = name
 
 
+def refuse_addresses(given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
+    """Refuses the address of a database where a file or folder is named: it would become one, with a password.
+
+    Args:
+        given, spelled: as of `refuse_collisions`.
+
+    Raises:
+        InputError: there is such an address; the sentence names the option.
+    """
+    for name, value in given.items():
+        for path in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(path, Path) and Place.of(path).database is not None:
+                raise InputError(f"{spelled[name]} is the address of a database; name a file or a folder.")
+
+
 def refuse_unwritable(command: str, given: Mapping[str, Any], spelled: Mapping[str, str]) -> None:
     """Refuses a file to write that is a folder, or that has no folder to which this user may write.
 

@@ -44,6 +44,33 @@ def test_two_options_that_name_one_file_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("backup {g} ADDRESS", "DEST"),
+        ("export {g} ADDRESS", "OUT"),
+        ("search {g} {t}/a.jpg --plot ADDRESS", "--plot"),
+        ("forget {g} --face 1 --receipt ADDRESS", "--receipt"),
+        ("model import ADDRESS --out {t}/model", "FILE.onnx"),
+    ],
+)
+def test_the_address_of_a_database_is_no_folder_to_write(
+    command: str,
+    named: str,
+    faceprint: Faceprint,
+    gallery: Gallery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    told = command.format(g=gallery.name, t=tmp_path).replace("ADDRESS", "postgresql://u:secret-word@h/d")
+    status, _, err = faceprint(*told.split())
+    assert status == 2
+    assert err == f"faceprint: {named} is the address of a database; name a file or a folder.\n"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
     "command", ["forget {g} --face 1 --receipt {g}/r.json", "audit {g} --page {g}/vectors/new/page.html"]
 )
 def test_a_file_in_the_gallery_is_refused(
