@@ -1023,6 +1023,7 @@ def test_an_older_gallery_with_a_sha256_that_is_no_text_is_brought_up_to_date(te
         (2, "FF41"),
         (3, "3132333435363738FF"),
     ]
+    assert [finding.trouble for finding in verify(tenth).findings] == [Trouble.DATABASE_DAMAGED]
 
 
 @pytest.mark.parametrize("name", ["gallery-0007.db", "gallery-0007.part", "gallery-0007.part-journal"])
