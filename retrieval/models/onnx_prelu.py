@@ -74,7 +74,7 @@ def in_blocked_form(graph: bytes) -> bytes:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return graph
     found = _Graph(graph)
-    if found.opset < _MIN_OPSET or found.has_own_names:
+    if found.opset < _MIN_OPSET or found.has_odd_names:
         return graph
     activations = [one for one in map(found.activation, range(len(found.nodes))) if one is not None]
     if not activations:
@@ -130,7 +130,8 @@ class _Graph:
             for name in one.inputs:
                 self._takers[name].add(one.operator)
         names = (*self._tensors, *self._places)
-        self.has_own_names = any(name.startswith(_PREFIX) for name in names)
+        # The second stands for bytes that are not in UTF-8, which cannot be written again.
+        self.has_odd_names = any(name.startswith(_PREFIX) or "\ufffd" in name for name in names)
 
     def activation(self, last: int) -> _Activation | None:
         """Returns the PReLU whose last node is at a place, or None."""

@@ -240,6 +240,13 @@ def test_a_graph_that_has_the_new_names_stays_as_it_is() -> None:
     assert in_blocked_form(before) is before
 
 
+def test_a_graph_with_names_that_are_not_in_utf_8_stays_as_it_is() -> None:
+    before = network(operator).SerializeToString().replace(b"normal0", b"norm\xe9l0")
+    answers(before)
+    answers(in_blocked_form(before))
+    assert in_blocked_form(before) is before
+
+
 def produced(model: bytes) -> list[str]:
     return [name for one in onnx.load_from_string(model).graph.node for name in one.output]
 
