@@ -27,7 +27,8 @@ def upgrade() -> None:
     driver = op.get_bind().connection.driver_connection
     assert driver is not None  # a connection in use has one
     driver.create_function("faceprint_key", 2, _key, deterministic=True)
-    _replace("faceprint_key(id, sha256)", sa.Column("sha256_key", sa.Integer(), nullable=False))
+    # A damaged database may have a text that is not in UTF-8, which sqlite3 hands over as bytes only.
+    _replace("faceprint_key(id, CAST(sha256 AS BLOB))", sa.Column("sha256_key", sa.Integer(), nullable=False))
     driver.create_function("faceprint_key", 2, None)
     op.create_index("ix_photo_sha256_key", "photo", ["sha256_key"])
 
@@ -39,11 +40,11 @@ def downgrade() -> None:
     _replace(None, sa.UniqueConstraint("sha256", name="uq_photo_sha256"))
 
 
-def _key(number: int, sha256: str) -> int:
+def _key(number: int, sha256: bytes) -> int:
     """Returns the key of a photo, as `retrieval.database.photo_keys` did at this version."""
     try:
-        prefix = int(sha256[:8], 16) & 0xFFFFFFFF
-    except (ValueError, TypeError):
+        prefix = int(sha256.decode()[:8], 16) & 0xFFFFFFFF
+    except ValueError:
         prefix = 0
     return (number >> 19 & 0x7FFFFFFF) << 32 | prefix
 

@@ -120,10 +120,11 @@ _FACES: Final = (
 )
 
 # The photos with one of some prefixes, looked up in one epoch after the other: see `photo_keys`.
+# UNION and not UNION ALL: in a damaged database, keys that are no integers lead back to an earlier epoch.
 _BY_KEY: Final = f"""
     WITH RECURSIVE epoch (first) AS (
         SELECT min(sha256_key) >> {PREFIX_BITS} << {PREFIX_BITS} FROM photo
-        UNION ALL
+        UNION
         SELECT (SELECT min(sha256_key) FROM photo WHERE sha256_key >= first + {EPOCH_SPAN})
                >> {PREFIX_BITS} << {PREFIX_BITS}
         FROM epoch WHERE first IS NOT NULL

@@ -51,13 +51,14 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise StorageError(f"The database {path} cannot be used: out of memory.") from error
-    except OperationalError as error:
-        if "locked" in str(error.orig):
-            lock.check_lockable(path.parent)
-        raise StorageError(f"The database {path} cannot be used: {error.orig}{_no_space(path)}.") from error
     except (DatabaseError, UnicodeDecodeError, json.JSONDecodeError) as error:
         # The second where SQLite's own message quotes damaged bytes, the last where metadata are damaged.
         reason = error.orig if isinstance(error, DatabaseError) else error
+        # Python calls a text that is not in UTF-8 an operational error.
+        if isinstance(error, OperationalError) and not str(reason).startswith("Could not decode to UTF-8"):
+            if "locked" in str(reason):
+                lock.check_lockable(path.parent)
+            raise StorageError(f"The database {path} cannot be used: {reason}{_no_space(path)}.") from error
         raise GalleryDamaged(
             f"{path} is not a gallery's database, or it is damaged ({reason}); restore it from a backup."
         ) from error

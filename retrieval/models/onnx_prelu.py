@@ -10,10 +10,14 @@ after it, which can take longer than the convolutions.
 
 is the same number. Its products by channel are written as batch normalizations, of which onnxruntime makes
 convolutions in its own order, and its sum becomes part of the last one. docs/benchmarks.md has the figures.
+
+What takes the result then gets numbers in that order too, and may round otherwise: an average over a
+plane, the sum of a shortcut, a batch normalization. So a PReLU is written in that form if only convolutions
+take it, or a Flatten, before which onnxruntime restores the usual order.
 """
 
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,12 +55,18 @@ _INT64: Final = 7
 # Before this version of the operators, a batch normalization may be one over whole planes.
 _MIN_OPSET: Final = 9
 
+# Of the names of new tensors.
+_PREFIX: Final = "faceprint-prelu/"
+
+# The operators that give the same bits whatever order their input is stored in, and the same order.
+_ANY_ORDER: Final = frozenset(("Conv", "Flatten"))
+
 
 def in_blocked_form(graph: bytes) -> bytes:
     """Returns a graph with each PReLU of a convolution in the form above; the same graph if it has none.
 
     A PReLU is the operator PRelu, or relu(x) + a * (x - |x|), which is what converters from TensorFlow write.
-    Where there is anything that this module does not know, the graph stays as it is.
+    Where there is anything that this module does not know, or bits might change, the graph stays as it is.
 
     Args:
         graph: a file that `onnx_graph.check_graph` passes.
@@ -64,7 +74,7 @@ def in_blocked_form(graph: bytes) -> bytes:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return graph
     found = _Graph(graph)
-    if found.opset < _MIN_OPSET:
+    if found.opset < _MIN_OPSET or found.has_odd_names:
         return graph
     activations = [one for one in map(found.activation, range(len(found.nodes))) if one is not None]
     if not activations:
@@ -104,6 +114,7 @@ class _Graph:
                 self.opset = max(self.opset, standard_opset(message))
         self._tensors: dict[str, memoryview] = {}
         self._uses: Counter[str] = Counter()
+        self._takers: defaultdict[str, set[str]] = defaultdict(set)
         for number, value in fields(graph):
             if not isinstance(value, memoryview):
                 continue
@@ -114,7 +125,13 @@ class _Graph:
             elif number == _GRAPH_OUTPUT:
                 self._uses.update(texts(value, _VALUE_NAME))
         self._places = {name: place for place, one in enumerate(self.nodes) for name in one.outputs}
-        self._uses.update(name for one in self.nodes for name in one.inputs)
+        for one in self.nodes:
+            self._uses.update(one.inputs)
+            for name in one.inputs:
+                self._takers[name].add(one.operator)
+        names = (*self._tensors, *self._places)
+        # The second stands for bytes that are not in UTF-8, which cannot be written again.
+        self.has_odd_names = any(name.startswith(_PREFIX) or "\ufffd" in name for name in names)
 
     def activation(self, last: int) -> _Activation | None:
         """Returns the PReLU whose last node is at a place, or None."""
@@ -127,10 +144,15 @@ class _Graph:
         if found is None:
             return None
         source, factors, times, places = found
+        if not self._takers.get(end.outputs[0], set()) <= _ANY_ORDER:
+            return None
         slopes = self._by_channel(factors)
         if slopes is None or self._channels(source) != len(slopes):
             return None
-        return _Activation(places, source, end.outputs[0], np.float32(times) * slopes)
+        with np.errstate(over="ignore"):
+            slopes = np.float32(times) * slopes
+        # 0 times another slope is no number.
+        return _Activation(places, source, end.outputs[0], slopes) if np.isfinite(slopes).all() else None
 
     def _spelled_out(self, last: int) -> tuple[str, str, int, tuple[int, ...]] | None:
         """Returns the parts of relu(x) + a * (x - |x|): x, a, by what to multiply it for slopes, places."""
@@ -159,11 +181,12 @@ class _Graph:
     def _channels(self, name: str) -> int | None:
         """Returns how many channels a tensor of pictures has, if a convolution gives it; else None."""
         place = self._places.get(name)
+        if place is not None and self.nodes[place].operator == "BatchNormalization":
+            # One, of which onnxruntime makes a part of the convolution, or a convolution.
+            place = self._places.get(self.nodes[place].inputs[0])
         if place is None:
             return None
         giver = self.nodes[place]
-        if giver.operator == "BatchNormalization":
-            return self._channels(giver.inputs[0])
         if giver.operator != "Conv" or giver.inputs[1] not in self._tensors:
             return None
         shape = _shape(self._tensors[giver.inputs[1]])
@@ -231,7 +254,7 @@ def _nodes(activation: _Activation, place: int) -> list[bytes]:
 
 
 def _named(place: int, name: str) -> bytes:
-    return f"prelu/{place}/{name}".encode()
+    return f"{_PREFIX}{place}/{name}".encode()
 
 
 def _tensor(name: bytes, value: NDArray[np.float32]) -> bytes:

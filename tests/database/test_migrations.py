@@ -1006,6 +1006,26 @@ def test_an_older_gallery_whose_face_refers_to_no_photo_is_still_damaged_when_it
     assert {"a row of face refers to nothing", "a row of file refers to nothing"} <= lines
 
 
+def test_an_older_gallery_with_a_sha256_that_is_no_text_is_brought_up_to_date(tenth: Path) -> None:
+    """Only a damaged one has such; its other photos are found."""
+    path = tenth / "gallery.db"
+    digests = [row[0] for row in query(path, "SELECT sha256 FROM photo WHERE id NOT IN (2, 3) ORDER BY id")]
+    execute(
+        path,
+        "UPDATE photo SET sha256 = CAST(x'ff41' AS TEXT) WHERE id = 2",
+        "UPDATE photo SET sha256 = x'3132333435363738ff' WHERE id = 3",
+    )
+    store = Store.open(path)
+    with store.read() as reader:
+        assert reader.photo_ids_by_sha256(digests).keys() == set(digests)
+    store.close()
+    assert query(path, "SELECT id, hex(sha256) FROM photo WHERE sha256_key = 0") == [
+        (2, "FF41"),
+        (3, "3132333435363738FF"),
+    ]
+    assert [finding.trouble for finding in verify(tenth).findings] == [Trouble.DATABASE_DAMAGED]
+
+
 @pytest.mark.parametrize("name", ["gallery-0007.db", "gallery-0007.part", "gallery-0007.part-journal"])
 def test_what_is_in_the_way_of_the_copy_is_named_and_is_no_damage(name: str, seventh: Path) -> None:
     """A folder with files in it, which may be somebody's; an empty one, or a pipe, makes room."""

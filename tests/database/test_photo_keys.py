@@ -58,7 +58,7 @@ DIGESTS = st.one_of(
 )
 
 # Where the ids of a batch begin: at borders of epochs too.
-FIRST_IDS = st.sampled_from([1, 50, EPOCH - 2, EPOCH + 9, 5 * EPOCH, 2**40, 2**62])
+FIRST_IDS = st.sampled_from([1, 50, EPOCH - 2, EPOCH + 9, 5 * EPOCH, 2**40, 2**50 - EPOCH, 2**62])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -149,6 +149,20 @@ def test_rows_of_another_gallery_with_a_photo_twice_are_not_taken_over(store: St
     with pytest.raises(GalleryDamaged, match=f"the photos with numbers 5, {EPOCH} have the same SHA-256"):
         filled()
     assert by_text(path, [sha256(1), sha256(2)]) == {sha256(1): 1}
+
+
+@pytest.mark.parametrize("damaged", ["'text'", "1e300", "x'00'", "-5"])
+@pytest.mark.parametrize("first", [1, 7 * EPOCH])
+def test_a_search_ends_where_a_key_is_no_integer_of_photos(
+    damaged: str, first: int, store: Store, path: Path
+) -> None:
+    add(store, first, sha256(1), sha256(2), sha256(3))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE photo SET sha256_key = {damaged} WHERE id = {first + 1}")
+        # SQLite gives up after as many instructions.
+        connection.set_progress_handler(lambda: 1, 1_000_000)
+        keys = f"[{key_of(0, sha256(1))}, {key_of(0, sha256(3))}]"
+        assert connection.execute(_BY_KEY, (keys,)).fetchall() == [(first, sha256(1)), (first + 2, sha256(3))]
 
 
 @pytest.mark.parametrize("number", [1, EPOCH, 2**62, 2**63 - 1])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,94 @@ def test_another_activation_stays_as_it_is(
     before = network(activation).SerializeToString()
     answers(before)
     assert in_blocked_form(before) is before
+
+
+def _infinite_slopes(x: str, name: str) -> tuple[list[Any], list[Any]]:
+    return operator(x, name, np.where(SLOPES > 0, np.float32(np.inf), SLOPES))
+
+
+def _slopes_that_are_no_numbers(x: str, name: str) -> tuple[list[Any], list[Any]]:
+    return operator(x, name, np.where(SLOPES > 0, np.float32(np.nan), SLOPES))
+
+
+def _after_many_normalizations(x: str, name: str) -> tuple[list[Any], list[Any]]:
+    nodes, constants = operator(f"{name}/1999", name)
+    names = [x, *(f"{name}/{number}" for number in range(2000))]
+    more = [
+        helper.make_node("BatchNormalization", [before, "ones", "mean", "mean", "ones"], [after])
+        for before, after in pairwise(names)
+    ]
+    return [*more, *nodes], [*constants, numpy_helper.from_array(np.ones(CHANNELS, np.float32), "ones")]
+
+
+def _a_plane_s_average(x: str, name: str) -> tuple[list[Any], list[Any]]:
+    nodes, constants = operator(x, f"{name}/active")
+    averages = helper.make_node("GlobalAveragePool", [f"{name}/active"], [f"{name}/averages"])
+    return [*nodes, averages, helper.make_node("Mul", [x, f"{name}/averages"], [name])], constants
+
+
+def _a_normalization_after_it(x: str, name: str) -> tuple[list[Any], list[Any]]:
+    """The first activation of an iResNet."""
+    nodes, constants = operator(x, f"{name}/active")
+    inputs = [f"{name}/active", "scale", "mean", "mean", "variance"]
+    return [*nodes, helper.make_node("BatchNormalization", inputs, [name])], constants
+
+
+def _a_shortcut(x: str, name: str) -> tuple[list[Any], list[Any]]:
+    nodes, constants = operator(x, f"{name}/active")
+    weights = np.random.default_rng(6).normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+    constants += [
+        numpy_helper.from_array(weights, f"{name}/weights"),
+        numpy_helper.from_array(SLOPES, f"{name}/bias"),
+    ]
+    inputs = [f"{name}/active", f"{name}/weights", f"{name}/bias"]
+    nodes.append(helper.make_node("Conv", inputs, [f"{name}/conv"], pads=[1, 1, 1, 1]))
+    return [*nodes, helper.make_node("Add", [f"{name}/conv", f"{name}/active"], [name])], constants
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        _infinite_slopes,
+        _slopes_that_are_no_numbers,
+        _after_many_normalizations,
+        _a_plane_s_average,
+        _a_normalization_after_it,
+        _a_shortcut,
+    ],
+)
+def test_an_activation_of_which_another_form_might_change_bits_stays_as_it_is(
+    activation: Callable[[str, str], tuple[list[Any], list[Any]]],
+) -> None:
+    """What follows may sum in another order; other activations of the network are written anew."""
+    before = network(activation, spelled_out).SerializeToString()
+    after = in_blocked_form(before)
+    assert operators(after)["PRelu"] == 1
+    assert "Abs" not in operators(after)
+    assert np.array_equal(answers(after)[0], answers(before)[0], equal_nan=True)
+
+
+def test_a_graph_that_has_the_new_names_stays_as_it_is() -> None:
+    def twice(x: str, name: str) -> tuple[list[Any], list[Any]]:
+        nodes, constants = operator(x, name)
+        made = set(produced(in_blocked_form(network(operator).SerializeToString())))
+        taken = sorted(made - set(produced(network(operator).SerializeToString())))
+        return [*nodes, *(helper.make_node("Relu", [x], [one]) for one in taken)], constants
+
+    before = network(twice).SerializeToString()
+    answers(in_blocked_form(before))
+    assert in_blocked_form(before) is before
+
+
+def test_a_graph_with_names_that_are_not_in_utf_8_stays_as_it_is() -> None:
+    before = network(operator).SerializeToString().replace(b"normal0", b"norm\xe9l0")
+    answers(before)
+    answers(in_blocked_form(before))
+    assert in_blocked_form(before) is before
+
+
+def produced(model: bytes) -> list[str]:
+    return [name for one in onnx.load_from_string(model).graph.node for name in one.output]
 
 
 @pytest.mark.parametrize("kept", ["relu", "abs", "minus", "product"])
