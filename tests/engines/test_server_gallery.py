@@ -20,7 +20,7 @@ from retrieval.errors import (
     GalleryError,
     InputError,
     NotFound,
-    StorageError,
+    ServerUnavailable,
 )
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble
@@ -380,5 +380,5 @@ def test_names_change_while_milvus_is_down(databases: tuple[str, str]) -> None:
         gallery.rename_identity("Adi", "Adi Berg")
         assert gallery.info().identities == 2
         assert "cannot be used" in refusal(
-            StorageError, lambda: gallery.search_by_vector(np.zeros(DIMENSION), 1)
+            ServerUnavailable, lambda: gallery.search_by_vector(np.zeros(DIMENSION), 1)
         )
