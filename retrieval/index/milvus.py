@@ -756,7 +756,9 @@ def _connected(uri: str, token: str, name: str) -> Any:
 
 
 def _refused(name: str, error: Any) -> StorageError:
-    said = str(getattr(error, "message", "") or error).strip() or type(error).__name__
+    # An error of grpc shows its kind in the first line, and what happened in its details.
+    details = error.details() if hasattr(error, "details") else ""
+    said = str(getattr(error, "message", "") or details or error).strip() or type(error).__name__
     reason = said.splitlines()[0].rstrip(".")
     away = any(word in reason.lower() for word in _AWAY)
     kind = ServerUnavailable if away else StorageError
