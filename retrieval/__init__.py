@@ -13,8 +13,6 @@ the literal list, and in `_HOMES`, from which it is imported when it is first us
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from retrieval.system.garbage import collection_paused
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -231,8 +229,6 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOMES:
         raise AttributeError(f"module 'retrieval' has no attribute {name!r}")
-    # Modules are many objects and no garbage: with the collector on, 5 to 8 % of a search from the shell.
-    with collection_paused():
-        value = getattr(import_module(f"retrieval.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"retrieval.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -36,7 +36,7 @@ def open_gallery(
     place: Place, command: str, *, device: str = "auto", precision: str = "float32"
 ) -> "Gallery":
     """Opens a gallery, read-only where its folder is not writable."""
-    from retrieval import Gallery
+    from retrieval.gallery.gallery import Gallery
 
     folder, via = place.folder, f"faceprint {command}"
     read_only = folder is not None and folder.is_dir() and not os.access(folder, os.W_OK)

@@ -366,7 +366,7 @@ def _basis(
     moved: NDArray[np.float32],
     mean: NDArray[np.float64],
     principal: NDArray[np.float64],
-    rng: "np.random.Generator",  # in quotes, as its module takes 20 ms to load
+    rng: "np.random.Generator",  # in quotes: a first search does not load it
 ) -> Basis | None:
     """Returns the basis of some principal axes; None where the sample does not vary."""
     turn = np.linalg.qr(rng.standard_normal((len(principal), len(principal))))[0]
