@@ -33,6 +33,7 @@ from retrieval.system.onnx_graph import (
     node,
     raw_fields,
     standard_opset,
+    tensor,
     texts,
 )
 
@@ -226,13 +227,17 @@ def _rewritten(graph: memoryview, activations: list[_Activation]) -> list[bytes 
         else:
             parts.append(raw)
     for place, activation in ends.items():
-        constants = (activation.slopes * 0, activation.slopes * 0 + 1, activation.slopes * 0 - 1)
-        for name, value in zip(_CONSTANTS, (*constants, -activation.slopes), strict=True):
-            parts.append(field(_GRAPH_INITIALIZER, _tensor(_named(place, name), value)))
+        count = len(activation.slopes)
+        constants = {
+            "zeros": np.zeros(count, "<f4"),
+            "ones": np.ones(count, "<f4"),
+            "minus": np.full(count, -1, "<f4"),
+            "slopes": -activation.slopes.astype("<f4"),
+        }
+        for name, value in constants.items():
+            stored = tensor(_named(place, name), _FLOAT32, count, value.tobytes())
+            parts.append(field(_GRAPH_INITIALIZER, stored))
     return parts
-
-
-_CONSTANTS: Final = ("zeros", "ones", "minus", "slopes")
 
 
 def _nodes(activation: _Activation, place: int) -> list[bytes]:
@@ -255,15 +260,6 @@ def _nodes(activation: _Activation, place: int) -> list[bytes]:
 
 def _named(place: int, name: str) -> bytes:
     return f"{_PREFIX}{place}/{name}".encode()
-
-
-def _tensor(name: bytes, value: NDArray[np.float32]) -> bytes:
-    return (
-        field(_TENSOR_DIMENSION, len(value))
-        + field(_TENSOR_TYPE, _FLOAT32)
-        + field(_TENSOR_NAME, name)
-        + field(_TENSOR_BYTES, value.astype("<f4").tobytes())
-    )
 
 
 def _shape(tensor: memoryview) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from retrieval.system.onnx_graph import (
     node,
     raw_fields,
     standard_opset,
+    tensor,
     tensor_value,
     texts,
 )
@@ -52,10 +53,8 @@ _GRAPH_QUANTIZATION: Final = 14
 _GRAPH_SPARSE_INITIALIZER: Final = 15
 _NODE_INPUT: Final = 1
 _NODE_OUTPUT: Final = 2
-_TENSOR_DIMENSION: Final = 1
 _TENSOR_TYPE: Final = 2
 _TENSOR_NAME: Final = 8
-_TENSOR_BYTES: Final = 9
 _SPARSE_VALUES: Final = 1
 _VALUE_NAME: Final = 1
 _VALUE_TYPE: Final = 2
@@ -290,12 +289,7 @@ class _Chain:
 
 def _tensor(name: bytes, value: NDArray[Any]) -> bytes:
     kind = {"<f4": FLOAT, "<i8": 7}[value.dtype.str]
-    return (
-        field(_TENSOR_DIMENSION, len(value))
-        + field(_TENSOR_TYPE, kind)
-        + field(_TENSOR_NAME, name)
-        + field(_TENSOR_BYTES, value.tobytes())
-    )
+    return tensor(name, kind, len(value), value.tobytes())
 
 
 def _renamed(message: memoryview, names: tuple[int, ...]) -> bytes:
@@ -332,8 +326,8 @@ def _initializer_name(number: int, value: memoryview) -> str:
 
 def _port(value: memoryview) -> Port:
     kind, shape = 0, None
-    for tensor in _parts(value, _VALUE_TYPE, _TYPE_TENSOR):
-        for number, content in fields(tensor):
+    for described in _parts(value, _VALUE_TYPE, _TYPE_TENSOR):
+        for number, content in fields(described):
             if number == _TENSOR_TYPE_ELEMENT and isinstance(content, int):
                 kind = content
             elif number == _TENSOR_TYPE_SHAPE and isinstance(content, memoryview):

@@ -44,6 +44,10 @@ _ATTRIBUTE_TENSORS: Final = 10
 _ATTRIBUTE_GRAPHS: Final = 11
 _ATTRIBUTE_SPARSE: Final = (22, 23)
 _SPARSE_PARTS: Final = (1, 2)
+_TENSOR_SIDE: Final = 1
+_TENSOR_TYPE: Final = 2
+_TENSOR_NAME: Final = 8
+_TENSOR_BYTES: Final = 9
 _TENSOR_EXTERNAL: Final = 13
 _TENSOR_LOCATION: Final = 14
 _OPSET_DOMAIN: Final = 1
@@ -262,6 +266,16 @@ def attribute(name: str, value: int | float | list[int]) -> bytes:
         stated = _varint(_ATTRIBUTE_FLOAT << 3 | 5) + struct.pack("<f", value)
         return said + stated + field(_ATTRIBUTE_TYPE, 1)
     return said + b"".join(field(_ATTRIBUTE_INTS, one) for one in value) + field(_ATTRIBUTE_TYPE, 7)
+
+
+def tensor(name: bytes, kind: int, size: int, content: bytes) -> bytes:
+    """Returns a constant of one axis: `size` numbers of an element type of ONNX, in little-endian bytes."""
+    return (
+        field(_TENSOR_SIDE, size)
+        + field(_TENSOR_TYPE, kind)
+        + field(_TENSOR_NAME, name)
+        + field(_TENSOR_BYTES, content)
+    )
 
 
 def tensor_value(name: str, kind: int, shape: Sequence[int | str] | None) -> bytes:
