@@ -1,6 +1,5 @@
 """Photos are found by their SHA-256 through keys as if the SHA-256 itself had an index, and stand once."""
 
-import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +15,7 @@ from retrieval.database.records import NewFace
 from retrieval.database.store import Store
 from retrieval.database.tables import face_table, file_table, photo_table
 from retrieval.errors import GalleryDamaged
+from tests.database.test_store import sha256
 
 EPOCH = 1 << EPOCH_BITS
 
@@ -30,10 +30,6 @@ def store(path: Path) -> Iterator[Store]:
     made = Store.create(path, fingerprint="f" * 64, dimension=8)
     yield made
     made.close()
-
-
-def sha256(number: int) -> str:
-    return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def add(store: Store, first: int, *digests: str) -> None:

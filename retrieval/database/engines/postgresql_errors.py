@@ -87,10 +87,10 @@ def _translation(gallery: str, error: DBAPIError) -> FaceprintError:
         # libpq's own, before it asks the server.
         return InputError(f"The address {gallery} has an option that cannot be used: {reason}; correct it.")
     server = state[:2] in _OF_SERVER or (not state and isinstance(error, OperationalError | InterfaceError))
-    if server and (state[:2] in _AWAY or state in ("", _TOO_MANY)):
-        return ServerUnavailable(f"The database {gallery} cannot be used: {reason}.")
     if server and state not in _CORRUPTED:
-        return StorageError(f"The database {gallery} cannot be used: {reason}.")
+        away = state[:2] in _AWAY or state in ("", _TOO_MANY)
+        kind = ServerUnavailable if away else StorageError
+        return kind(f"The database {gallery} cannot be used: {reason}.")
     return GalleryDamaged(
         f"{gallery} is not a gallery's database, or it is damaged ({reason}); restore it from a backup."
     )
