@@ -46,6 +46,15 @@ def config(connection: Connection | None = None) -> Config:
     return made
 
 
+def downgrade(path: Path, version: str) -> None:
+    """Brings a database back to a schema version, with enforced foreign keys."""
+    with engine(path).connect() as connection:
+        connection.execute(text("PRAGMA foreign_keys = ON"))
+        connection.commit()
+        command.downgrade(config(connection), version)
+        connection.commit()
+
+
 def engine(path: Path) -> Engine:
     return create_engine(URL.create("sqlite", database=str(path)))
 
@@ -427,11 +436,7 @@ def test_faces_survive_going_back_to_an_older_version_and_forth_again(old: Path)
         )
         gallery.rename_identity("Adi", "Adriana")
     path = old / "gallery.db"
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0001")
-        connection.commit()
+    downgrade(path, "0001")
     renamed = {
         number: ("Adriana" if identity == "Adi" else identity, () if number == 1 else (path,) if path else ())
         for number, (identity, path) in OLD_FACES.items()
@@ -553,11 +558,7 @@ def test_a_gallery_goes_back_to_schema_0002_and_loses_only_metadata(second: Path
     Gallery.open(second).close()
     before = rows_of_0002(path)
     execute(path, """UPDATE face SET metadata = '{"year":2020}'""")
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0002")
-        connection.commit()
+    downgrade(path, "0002")
     assert rows_of_0002(path) == before
     assert query(path, "SELECT name FROM pragma_table_info('face') WHERE name = 'metadata'") == []
     (second / "gallery-0002.db").unlink()
@@ -614,11 +615,7 @@ def test_a_gallery_goes_back_to_schema_0004_and_loses_only_stamps(fourth: Path) 
     Gallery.open(fourth).close()
     before = rows_of_0004(path)
     execute(path, "UPDATE file SET size = 1, mtime_ns = 2, inode = 3")
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0004")
-        connection.commit()
+    downgrade(path, "0004")
     assert rows_of_0004(path) == before
     assert query(path, "SELECT * FROM file LIMIT 1") == [(1, 1, "/photos/kim/1.jpg")]
     (fourth / "gallery-0004.db").unlink()
@@ -668,11 +665,7 @@ def test_a_gallery_goes_back_to_schema_0005_and_loses_only_its_calibration(fifth
         gallery.calibrate(0.5)
         assert gallery.search_by_vector(vector_of(old_sha256(1)), 1).decision is not None
     before = rows_of_0005(path)
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0005")
-        connection.commit()
+    downgrade(path, "0005")
     assert rows_of_0005(path) == before
     assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'calibration'") == []
     (fifth / "gallery-0005.db").unlink()
@@ -722,11 +715,7 @@ def test_a_gallery_goes_back_to_schema_0006_and_loses_only_its_hosts(sixth: Path
     execute(
         path, "INSERT INTO host VALUES ('https://example.org')", "UPDATE generation SET checked_before = 3"
     )
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0006")
-        connection.commit()
+    downgrade(path, "0006")
     assert rows_of_0006(path) == before
     assert query(path, "SELECT name FROM sqlite_schema WHERE name = 'host'") == []
     (sixth / "gallery-0006.db").unlink()
@@ -845,11 +834,7 @@ def test_a_gallery_goes_back_to_schema_0008_and_loses_only_further_faces_of_phot
         "FROM face WHERE id = 1",
         "UPDATE face SET id = 8 WHERE id = 6",
     )
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0008")
-        connection.commit()
+    downgrade(path, "0008")
     before["face"] = [(8 if row[0] == 6 else row[0], *row[1:]) for row in before["face"]]
     before["file"] = [(row[0], 8 if row[1] == 6 else row[1], *row[2:]) for row in before["file"]]
     assert rows_of_0008(path) == before
@@ -907,11 +892,7 @@ def test_a_gallery_goes_back_to_schema_0009_and_only_undoes_no_earlier_merge(nin
         gallery.merge_identities("Adriana", "Kim")
         assert [merge.name for merge in gallery.merges()] == ["Adriana"]
     before = rows_of_0009(path)
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0009")
-        connection.commit()
+    downgrade(path, "0009")
     assert rows_of_0009(path) == before
     with Gallery.open(ninth) as gallery:
         assert gallery.merges() == []
@@ -968,11 +949,7 @@ def test_a_gallery_goes_back_to_schema_0010_and_forth_and_loses_nothing(tenth: P
     path = tenth / "gallery.db"
     Gallery.open(tenth).close()
     before, photos = rows_of_0010(path), query(path, PHOTOS)
-    with engine(path).connect() as connection:
-        connection.execute(text("PRAGMA foreign_keys = ON"))
-        connection.commit()
-        command.downgrade(config(connection), "0010")
-        connection.commit()
+    downgrade(path, "0010")
     assert rows_of_0010(path) == before
     with pytest.raises(sqlite3.IntegrityError, match=r"UNIQUE constraint failed: photo\.sha256"):
         execute(path, "INSERT INTO photo SELECT 99, sha256, 0 FROM photo WHERE id = 1")
