@@ -176,11 +176,12 @@ class Reader:
         """Returns the problems of the counters and id ranges, each as a sentence without its full stop.
 
         A wrong counter would assign an id that is in use. A range beyond the last assigned id would mark the
-        vectors of later faces as checked, or as suspect.
+        vectors of later faces as checked, or as suspect. It takes as long for any number of faces.
         """
         row = self.gallery()
         counters = {
             face_table: row.next_face_id,
+            photo_table: row.next_face_id,
             identity_table: row.next_identity_id,
             segment_table: row.next_segment_id,
             generation_table: row.next_generation_id,
@@ -193,29 +194,31 @@ class Reader:
         ]
         return [
             *too_low,
-            *self._photo_problems(row.next_face_id),
-            *self._region_problems(),
             *self._merge_problems(row.next_identity_id),
             *self._out_of_range(row.next_face_id),
         ]
 
-    def _photo_problems(self, end: int) -> list[str]:
-        """Returns the problems of photos: without a face, or with an id that is not of their first face."""
+    def row_problems(self) -> list[str]:
+        """Returns the problems of photos and of faces' places in them, as `counter_problems` does.
+
+        It reads all of them, and sorts all photos.
+        """
+        return [*self._faceless_photos(), *self._region_problems(), *self._key_problems()]
+
+    def _faceless_photos(self) -> list[str]:
+        """Returns a clause for each photo without a face, or with an id that is not of its first face."""
         alive = select(face_table.c.id).where(face_table.c.photo_id == photo_table.c.id)
         # No `min`: PostgreSQL would look for it among all faces, until it has counted those of a new gallery.
         earlier = alive.where(face_table.c.id < photo_table.c.id)
-        wrong = select(photo_table.c.id).where(~alive.exists() | earlier.exists() | (photo_table.c.id >= end))
+        wrong = select(photo_table.c.id).where(~alive.exists() | earlier.exists())
         numbers = self._connection.execute(wrong.order_by(photo_table.c.id)).scalars()
         return [
             f"the photo with number {number} has no face, or a number that is not that of its first face"
             for number in numbers
         ]
 
-    def photo_problems(self) -> list[str]:
-        """Returns a clause for each photo that is not found by its SHA-256, or that is stored twice.
-
-        It reads all photos, and sorts them.
-        """
+    def _key_problems(self) -> list[str]:
+        """Returns a clause for each photo that is not found by its SHA-256, or that is stored twice."""
         columns = (photo_table.c.id, photo_table.c.sha256, photo_table.c.sha256_key)
         rows = self._connection.execute(select(*columns).order_by(photo_table.c.id))
         wrong = [number for number, sha256, key in rows if key != key_of(number, sha256)]

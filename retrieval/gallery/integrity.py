@@ -182,7 +182,7 @@ def _check_opened(vault: Vault, book: Notebook) -> None:
         for line in vault.store.problems():
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
     with quiet(vault.folder), vault.store.read() as reader:
-        for line in [*reader.counter_problems(), *reader.photo_problems()]:
+        for line in [*reader.counter_problems(), *reader.row_problems()]:
             book.add(Trouble.DATABASE_DAMAGED, DATABASE, line)
         reader.read_decisions()
         _check_files(vault, reader, book)

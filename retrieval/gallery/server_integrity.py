@@ -37,7 +37,7 @@ def verify(address: str, vectors: str | None = None) -> Verification:
             book.add(Trouble.DATABASE_DAMAGED, None, line)
         with _quiet(vault) as reader:
             try:
-                for line in [*reader.counter_problems(), *reader.photo_problems()]:
+                for line in [*reader.counter_problems(), *reader.row_problems()]:
                     book.add(Trouble.DATABASE_DAMAGED, None, line)
                 reader.read_decisions()
                 _check_model(vault, reader, book)

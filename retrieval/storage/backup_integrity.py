@@ -39,7 +39,7 @@ def check_backup(folder: Path) -> list[str]:
             if problems := store.problems():
                 raise _contradiction(backup, f"hold a database that is damaged ({problems[0]})")
             with store.read() as reader:
-                if problems := [*reader.counter_problems(), *reader.photo_problems()]:
+                if problems := [*reader.counter_problems(), *reader.row_problems()]:
                     raise _contradiction(backup, f"hold a database that is damaged ({problems[0]})")
                 _check_against(backup, reader)
     return wrong

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from retrieval.database.records import Face, GalleryRow, Generation, NewFace, Segment, StoredPhoto
 from retrieval.database.store import Store
@@ -235,6 +236,39 @@ def test_segment_ids_are_never_used_again(store: Store) -> None:
         writer.replace_segments([], [third])
     row, segments, _, _ = everything(store)
     assert (row.next_segment_id, segments) == (4, [third])
+
+
+def test_the_check_before_a_write_takes_as_long_for_any_number_of_faces(store: Store) -> None:
+    taken = [0]
+
+    def step() -> int:
+        taken[0] += 1
+        return 0
+
+    def count(driver: sqlite3.Connection, *_: object) -> None:
+        driver.set_progress_handler(step, 1)
+
+    event.listen(store.file.sql, "checkout", count)
+    found = []
+    for numbers in (range(1, 10), range(10, 3000)):
+        add(store, *(new(f"person {number % 100}", number) for number in numbers))
+        taken[0] = 0
+        with store.read() as reader:
+            assert reader.counter_problems() == []
+        found.append(taken[0])
+    assert found[0] == found[1] > 0
+
+
+@pytest.mark.parametrize("table", ["face", "photo", "identity"])
+def test_a_counter_that_is_behind_is_found_before_a_write(table: str, store: Store) -> None:
+    add(store, new("Kim", 1))
+    with store.file.driver() as driver:
+        driver.execute("PRAGMA foreign_keys = OFF")
+        driver.execute(f"UPDATE {table} SET id = 9")
+    with store.read() as reader:
+        assert reader.counter_problems() == [
+            f"the next number of a {table} is 2, which is not above all that are there"
+        ]
 
 
 def test_more_values_than_one_statement_takes_are_found_and_removed(store: Store) -> None:
