@@ -4,6 +4,7 @@ import functools
 import os
 import sqlite3
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,6 +15,9 @@ from sqlalchemy.util import LRUCache
 from retrieval.database.metadata import to_json
 from retrieval.errors import GalleryError
 from retrieval.system.files import other_than_file
+
+# Held while a connection that can write is opened, so that a descriptor that appears meanwhile is its own.
+OPENING: Final = Lock()
 
 _CACHE_KIB: Final = 256 * 1024
 
@@ -41,6 +45,7 @@ def make_engine(path: Path, *, read_only: bool = False, immutable: bool = False)
         # Not a URL in one string: in that a ? or a % of the path has a meaning.
         url = URL.create("sqlite", database=os.fspath(path))
         engine = create_engine(url, connect_args={"timeout": 30}, json_serializer=to_json)
+        event.listen(engine, "do_connect", _open)
     engine.dialect, cache = _compiler()
     engine.update_execution_options(compiled_cache=cache)
     event.listen(engine, "connect", _prepare_to_read if read_only else _prepare)
@@ -77,6 +82,11 @@ def is_still(path: Path) -> bool:
     """
     log = path.with_name(f"{path.name}-wal")
     return not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size > 0)
+
+
+def _open(dialect: Dialect, _record: object, arguments: Any, options: Any) -> Any:
+    with OPENING:
+        return dialect.connect(*arguments, **options)
 
 
 def _prepare(driver: Any, _record: object) -> None:

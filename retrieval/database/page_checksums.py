@@ -26,7 +26,7 @@ import hashlib
 import os
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -43,6 +43,9 @@ _HEADER: Final = struct.Struct(">16sIIq")
 _MAGIC: Final = b"faceprint sums 1"
 _SUM_BYTES: Final = 8
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+
+# In place of a checksum: the page may be in the middle of a change, so it is not compared.
+_UNKNOWN: Final = bytes(_SUM_BYTES)
 
 # https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 _WAL_MAGIC: Final = (0x377F0682, 0x377F0683)
@@ -73,7 +76,8 @@ class PageCheck:
 
     Attributes:
         damage: the damaged files; empty without damage.
-        compared: the number of pages that were compared with their checksums.
+        compared: the number of pages that were compared with their checksums: all but those in the WAL, and
+            those of `begin_change`.
         out_of_date: the checksums are missing, or a process was killed before it wrote them: no page can be
             checked until the next checkpoint. This is not damage.
     """
@@ -123,7 +127,7 @@ def checkpoint(driver: sqlite3.Connection, path: Path, *, mode: Mode) -> bool:
         StorageError: the disk refused.
         GalleryDamaged: SQLite cannot read the database, or its revision is inconsistent.
     """
-    with _translated(path):
+    with translated(path):
         known = _usable_sums(path)
         revision = _revision(driver)
         if revision is None:
@@ -153,7 +157,7 @@ def check_pages(path: Path) -> PageCheck:
     Raises:
         StorageError: a file cannot be read.
     """
-    with _translated(path):
+    with translated(path):
         # Before the pages: any page that another process copies from the WAL from now on is in this set.
         uncertain = {number for number, _ in _frames(path)}
         with closing(_open_alone(path)) as alone:
@@ -166,7 +170,8 @@ def check_pages(path: Path) -> PageCheck:
                 readable = revision is not None or bool(uncertain)
                 return PageCheck(() if readable else (_damage(path, ()),), 0, out_of_date=True)
             changed = tuple(_changed_pages(path, sums, uncertain))
-        compared = len(sums) - sum(number <= len(sums) for number in uncertain)
+        skipped = uncertain | {number for number, one in enumerate(sums, 1) if one == _UNKNOWN}
+        compared = len(sums) - sum(number <= len(sums) for number in skipped)
         return PageCheck((_damage(path, changed),) if changed else (), compared, out_of_date=False)
 
 
@@ -177,12 +182,12 @@ def write_sums(path: Path) -> None:
         StorageError: the disk refused.
         GalleryDamaged: the database cannot be read, or its revision is inconsistent.
     """
-    with _translated(path), closing(_open_alone(path)) as alone:
+    with translated(path), closing(_open_alone(path)) as alone:
         revision = _revision_alone(alone)
         if revision is None:
             raise GalleryDamaged(f"{path} contradicts itself about its revision; restore it from a backup.")
         ((page_size,),) = alone.execute("PRAGMA page_size").fetchall()
-        sums = b"".join(map(_sum, _pages(path, page_size)))
+        sums = b"".join(map(sum_of, _pages(path, page_size)))
         write_durably(sums_path(path), _pack(_Sums(page_size, revision, sums)), inherit=True, anything=True)
 
 
@@ -195,10 +200,70 @@ def discard(path: Path) -> None:
     Raises:
         StorageError: the disk refused.
     """
-    with _translated(path):
+    with translated(path):
         make_room(sums_path(path))
         sums_path(path).unlink(missing_ok=True)
         sync(path.parent)
+
+
+def unchecked(path: Path) -> list[int]:
+    """Returns the numbers of pages that have no checksum: see `begin_change`.
+
+    Raises:
+        StorageError: the checksums cannot be read.
+    """
+    known = _intact(path)
+    return [] if known is None else [number for number, one in enumerate(known, 1) if one == _UNKNOWN]
+
+
+def begin_change(path: Path, numbers: Iterable[int]) -> dict[int, bytes]:
+    """Removes the checksums of pages that are about to be changed in place, durably; returns them.
+
+    To be called under the writer lock, with an empty WAL. `end_change` writes the new ones. After a crash
+    before that, these pages are not compared until it is called for them, or until they are written.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    known = _intact(path)
+    if known is None:
+        return {}
+    former = {number: one for number, one in enumerate(known, 1) if one != _UNKNOWN}
+    end_change(path, dict.fromkeys(numbers, _UNKNOWN))
+    return former
+
+
+def end_change(path: Path, sums: Mapping[int, bytes]) -> None:
+    """Writes the checksums of pages that were changed in place, by their numbers, durably.
+
+    Nothing is written where the checksums are missing or damaged: the next checkpoint computes all.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    known = _intact(path)
+    if known is not None:
+        changed = _Sums(known.page_size, known.revision, _replaced(known.sums, sums))
+        with translated(path):
+            write_durably(sums_path(path), _pack(changed), inherit=True, anything=True)
+
+
+def _intact(path: Path) -> _Sums | None:
+    """Returns the stored checksums; None if they are missing or damaged."""
+    with translated(path):
+        try:
+            return _read(path)
+        except GalleryDamaged:
+            return None
+
+
+def _replaced(sums: bytes | bytearray, changed: Mapping[int, bytes]) -> bytes:
+    """Returns the checksums with some of them replaced; numbers beyond the end are left out."""
+    replaced = bytearray(sums)
+    for number, value in changed.items():
+        if number * _SUM_BYTES <= len(sums):
+            replaced[number * _SUM_BYTES - _SUM_BYTES : number * _SUM_BYTES] = value
+    return bytes(replaced)
 
 
 def _updated(
@@ -209,16 +274,13 @@ def _updated(
     ((count,),) = driver.execute("PRAGMA page_count").fetchall()
     if known is None or known.page_size != page_size:
         with closing(_open_alone(path)):
-            sums = bytearray().join(map(_sum, _pages(path, page_size)))
+            sums = bytearray().join(map(sum_of, _pages(path, page_size)))
     else:
         sums = bytearray(known.sums)
     del sums[count * _SUM_BYTES :]
     # A page that is added without a frame is a hole: the lock-byte page at 1 GiB, which SQLite never writes.
-    sums += _sum(bytes(page_size)) * (count - len(sums) // _SUM_BYTES)
-    for number, value in changed.items():
-        if number <= count:
-            sums[number * _SUM_BYTES - _SUM_BYTES : number * _SUM_BYTES] = value
-    return _Sums(page_size, revision, bytes(sums))
+    sums += sum_of(bytes(page_size)) * (count - len(sums) // _SUM_BYTES)
+    return _Sums(page_size, revision, _replaced(sums, changed))
 
 
 def _changed_pages(path: Path, sums: _Sums, uncertain: set[int]) -> Iterator[int]:
@@ -227,9 +289,9 @@ def _changed_pages(path: Path, sums: _Sums, uncertain: set[int]) -> Iterator[int
     absent = bytes(sums.page_size) if uncertain else b""
     pairs = zip_longest(sums, _pages(path, sums.page_size))
     for number, (expected, page) in enumerate(pairs, 1):
-        if number in uncertain or (expected is None and uncertain):
+        if number in uncertain or expected == _UNKNOWN or (expected is None and uncertain):
             continue
-        if expected != _sum(absent if page is None else page):
+        if expected != sum_of(absent if page is None else page):
             yield number
 
 
@@ -293,7 +355,8 @@ def _pack(sums: _Sums) -> bytes:
     return data + hashlib.sha256(data).digest()
 
 
-def _sum(page: bytes | memoryview) -> bytes:
+def sum_of(page: bytes | bytearray | memoryview) -> bytes:
+    """Returns the checksum of a page."""
     return hashlib.blake2b(page, digest_size=_SUM_BYTES).digest()
 
 
@@ -390,7 +453,7 @@ def _sums_in_wal(path: Path, frames: int) -> dict[int, bytes] | None:
     last = {number: place for place, number in enumerate(written)}
     # Read twice: the pages themselves would take the memory of the whole WAL.
     sums = {
-        number: _sum(page)
+        number: sum_of(page)
         for place, (number, page) in enumerate(islice(_frames(path), frames))
         if last.get(number) == place
     }
@@ -413,7 +476,7 @@ def _frames(path: Path) -> Iterator[tuple[int, memoryview]]:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     """Translates errors of SQLite and of the operating system into `StorageError` and `GalleryDamaged`."""
     try:
         yield

@@ -174,6 +174,14 @@ class Store:
             yield writer
             writer.finish()
 
+    def zero_unused(self, writer: Writer) -> bool:
+        """Zeroes the bytes of the file that no row uses; see `SqliteFile.zero_unused`.
+
+        Args:
+            writer: a transaction of `write`, which changes a row only afterwards.
+        """
+        return self.file.zero_unused(writer.connection)
+
     def size(self) -> int:
         """Returns the bytes on disk of the tables."""
         self.check_open()

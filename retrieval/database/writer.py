@@ -110,6 +110,11 @@ class Writer(Reader):
         self._absent: set[str] = set()
         self._filled_photos = False
 
+    @property
+    def connection(self) -> Connection:
+        """The connection of the transaction, for what concerns the database's file."""
+        return self._connection
+
     def add_faces(
         self, first_id: int, faces: Sequence[NewFace], photos: Mapping[int, int] = MappingProxyType({})
     ) -> None:

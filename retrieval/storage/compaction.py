@@ -26,7 +26,7 @@ def compact(vault: Vault) -> Compacted:
         pass
     optimize(vault)
     with vault.writing() as writer:
-        vault.defer(writer, erase=True, labels={})
+        vault.defer(writer, erase=True, labels={}, rewrite=True)
         vault.log(writer, "compact", segments_before=before, segments_after=len(writer.segments()))
     with vault.store.read() as reader:
         return Compacted(before, len(reader.segments()), bytes_before, vault.sizes(reader).total)

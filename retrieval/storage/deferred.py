@@ -11,7 +11,6 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
-from retrieval.database import page_checksums
 from retrieval.database.reader import Reader
 from retrieval.database.records import MODEL_FOLDER, check_name
 from retrieval.database.store import Store
@@ -29,7 +28,8 @@ class DeferredWork:
     """The work left after a commit. The gallery's row holds it as JSON.
 
     Attributes:
-        erase: "all" to rewrite the database and empty its log, "log" to empty the log only, "" for neither.
+        erase: "pages" to empty the log of the database and zero the bytes of its pages that no row uses,
+            "all" to rewrite it and empty its log, "log" to empty the log only, "" for none of these.
         labels: changes of labels by index, by the folder of their model.
     """
 
@@ -84,7 +84,14 @@ def _relabel(label: str | None, keep_photos: bool, photos: Sequence[Sequence[str
     return Relabel(label, keep_photos, moved)
 
 
-def defer(folder: Path, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
+def defer(
+    folder: Path,
+    writer: Writer,
+    *,
+    erase: bool,
+    labels: Mapping[str, Mapping[int, Relabel]],
+    rewrite: bool = False,
+) -> None:
     """Records work to do after the commit, in addition to the work that is already deferred.
 
     Args:
@@ -92,6 +99,7 @@ def defer(folder: Path, writer: Writer, *, erase: bool, labels: Mapping[str, Map
         writer: the transaction; it then insists on this work after its commit.
         erase: leave no trace of deleted rows in the database file and its log.
         labels: changes of labels by index, by the folder of their model.
+        rewrite: erase by writing the whole database anew, so that it has no free pages either.
     """
     work = DeferredWork.read(writer)
     for generation in writer.generations().values():
@@ -99,7 +107,8 @@ def defer(folder: Path, writer: Writer, *, erase: bool, labels: Mapping[str, Map
             work.labels.setdefault(generation.folder, {}).update(labels[generation.folder])
             changed = work.relabelled(ModelBundle.load(folder / generation.folder))
             writer.set_card(generation.id, hashlib.sha256(changed.card().encode()).hexdigest())
-    work.erase = "all" if erase else work.erase
+    if erase and work.erase != "all":
+        work.erase = "all" if rewrite else "pages"
     work.write(writer)
     writer.defers = bool(work)
 
@@ -117,7 +126,7 @@ def run(store: Store, folder: Path, *, insist: bool, tidy: Callable[[], bool]) -
         StorageError: `insist` is True and the work cannot be done now; later writers try again.
     """
     with store.read() as reader:
-        work, deferred = DeferredWork.read(reader), DeferredWork.read(reader)
+        work = DeferredWork.read(reader)
     if not work:
         return
     try:
@@ -128,7 +137,9 @@ def run(store: Store, folder: Path, *, insist: bool, tidy: Callable[[], bool]) -
     except StorageError:
         if insist:
             raise
-    if work != deferred:
+    with store.read() as reader:
+        written = DeferredWork.read(reader)
+    if work != written:
         with store.write() as writer:
             work.write(writer)
 
@@ -136,7 +147,7 @@ def run(store: Store, folder: Path, *, insist: bool, tidy: Callable[[], bool]) -
 def _erase_traces(
     store: Store, folder: Path, work: DeferredWork, tidy: Callable[[], bool], *, timeout: float
 ) -> None:
-    """Rewrites the database and empties its log, as far as that is deferred.
+    """Erases deleted rows from the database and its log, as far as that is deferred.
 
     Raises:
         StorageError: it cannot be done now; `work` holds the rest.
@@ -147,13 +158,17 @@ def _erase_traces(
     try:
         if not tidy():
             raise StorageError(f"a vector file is missing; see `faceprint repair {folder}`")
-        if work.erase == "all":
+        if work.erase in ("pages", "all"):
             for copy in store.file.upgrade_copies():
                 remove(copy)
-            page_checksums.discard(store.path)
+        if work.erase == "all":
             store.file.vacuum()
             work.erase = "log"
         done = store.file.checkpoint(timeout=timeout)
+        if done and work.erase == "pages" and not _zero_unused(store, work):
+            store.file.vacuum()
+            work.erase = "log"
+            done = store.file.checkpoint(timeout=timeout)
     except (OSError, StorageError) as error:
         reason = why(error) if isinstance(error, OSError) else str(error).rstrip(".")
         raise StorageError(
@@ -166,3 +181,17 @@ def _erase_traces(
             f"of {folder}; {later} when it has finished."
         )
     work.erase = ""
+
+
+def _zero_unused(store: Store, work: DeferredWork) -> bool:
+    """Zeroes the bytes of the database that no row uses; returns False where only a rewrite can do it.
+
+    The same transaction records that it is done: pages that connections have in memory are invalid from then
+    on (see `unused_bytes`).
+    """
+    with store.write() as writer:
+        if not store.zero_unused(writer):
+            return False
+        work.erase = ""
+        work.write(writer)
+    return True

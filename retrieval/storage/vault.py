@@ -464,9 +464,16 @@ class Vault(AnyVault):
         # The commit changes the snapshot; the card on disk follows later.
         return DeferredWork.read(reader).relabelled(bundle)
 
-    def defer(self, writer: Writer, *, erase: bool, labels: Mapping[str, Mapping[int, Relabel]]) -> None:
+    def defer(
+        self,
+        writer: Writer,
+        *,
+        erase: bool,
+        labels: Mapping[str, Mapping[int, Relabel]],
+        rewrite: bool = False,
+    ) -> None:
         """Records work to do after the commit; see `deferred.defer`."""
-        deferred.defer(self.folder, writer, erase=erase, labels=labels)
+        deferred.defer(self.folder, writer, erase=erase, labels=labels, rewrite=rewrite)
 
     def _run_deferred_work(self, *, insist: bool) -> None:
         deferred.run(self.store, self.folder, insist=insist, tidy=lambda: self._tidy(settled=True))

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retrieval.database import page_checksums
+from retrieval.database import page_checksums, unused_bytes
 from retrieval.database.page_checksums import Damage, PageCheck, check_pages, checkpoint, discard, sums_path
+from retrieval.database.unused_bytes import OwnDescriptor
 from retrieval.errors import GalleryDamaged, StorageError
 
 # As the migrations leave it: what stands before the revision has no fixed length.
@@ -85,6 +86,15 @@ def update(driver: sqlite3.Connection, which: str = "max") -> None:
 def vacuum(driver: sqlite3.Connection, path: Path) -> None:
     discard(path)
     driver.execute("VACUUM")
+
+
+def zero(driver: sqlite3.Connection, path: Path) -> bool:
+    """Zeroes what no row uses, if no reader keeps an older snapshot; returns whether it did."""
+    if not checkpoint(driver, path, mode="TRUNCATE"):
+        return False
+    with closing(OwnDescriptor(path)) as own, transaction(driver):
+        assert unused_bytes.zero(driver, own)
+    return True
 
 
 def copy(path: Path, folder: Path) -> Path:
@@ -436,6 +446,17 @@ def test_a_log_that_was_removed_by_hand_is_not_written_into_the_sums(path: Path)
     assert check_pages(path) == PageCheck((), 0, out_of_date=True)
 
 
+def unused(path: Path, page_size: int) -> bytes:
+    """The bytes that are not zero between the pointers and the cells of the pages of tables and indexes."""
+    data, found = path.read_bytes(), b""
+    for start in range(page_size, len(data), page_size):
+        page = data[start : start + page_size]
+        if page[0] in (2, 5, 10, 13):
+            pointers = (8 if page[0] > 8 else 12) + 2 * int.from_bytes(page[3:5], "big")
+            found += page[pointers : int.from_bytes(page[5:7], "big")].replace(b"\0", b"")
+    return found
+
+
 class Life:
     """A gallery's database and whatever happens to it."""
 
@@ -462,6 +483,8 @@ class Life:
                 checkpoint(self.driver, self.path, mode="TRUNCATE")
             case "vacuum":
                 vacuum(self.driver, self.path)
+            case "zero":
+                zero(self.driver, self.path)
             case "hold":
                 self.readers.append(connect(self.path))
                 self.readers[-1].execute("BEGIN")
@@ -475,12 +498,27 @@ class Life:
                 self.crash(copy(self.path, self.next_folder()))
             case "crash in a checkpoint":
                 self.crash(self.killed_checkpoint(number))
+            case "crash in a zeroing":
+                self.crash(self.killed_zeroing(number))
 
     def killed_checkpoint(self, number: int) -> Path:
         left: list[Path] = []
         self.driver.set_trace_callback(lambda _: left.append(copy(self.path, self.next_folder())))
         checkpoint(self.driver, self.path, mode="TRUNCATE")
         self.driver.set_trace_callback(None)
+        return left[number % len(left)]
+
+    def killed_zeroing(self, number: int) -> Path:
+        left = [copy(self.path, self.next_folder())]
+
+        def write(descriptor: int, data: bytes, offset: int) -> int:
+            left.append(copy(self.path, self.next_folder()))
+            return pwrite(descriptor, data, offset)
+
+        pwrite = os.pwrite
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(os, "pwrite", write)
+            zero(self.driver, self.path)
         return left[number % len(left)]
 
     def next_folder(self) -> Path:
@@ -503,7 +541,8 @@ class Life:
 
 STEPS = [
     *("insert", "update", "passive", "truncate") * 2,
-    *("rollback", "delete", "vacuum", "hold", "release", "close", "crash", "crash in a checkpoint"),
+    *("rollback", "delete", "vacuum", "zero", "hold", "release", "close"),
+    *("crash", "crash in a checkpoint", "crash in a zeroing"),
 ]
 
 
@@ -523,7 +562,9 @@ def test_no_life_of_a_database_is_called_damage_and_a_flip_at_its_end_is(
                 life.step(name, number)
                 assert check_pages(life.path).damage == (), name
             life.release()
+            assert zero(life.driver, life.path)
             assert checkpoint(life.driver, life.path, mode="TRUNCATE")
+            assert unused(life.path, 512) == b""
             count = page_count(life.driver)
         finally:
             life.close()

@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -702,7 +703,12 @@ def test_a_label_that_is_a_name_of_before_is_forgotten_too(
 
 def an_erasure_that_dies(folder: Path) -> None:
     """Forgets, and is killed when only the traces are left to be erased. Runs in a child."""
-    SqliteFile.vacuum = lambda self: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+
+    def die(self: SqliteFile, *, timeout: float) -> bool:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    SqliteFile.checkpoint = die  # type: ignore[method-assign]
     with Gallery.open(folder) as gallery:
         gallery.forget("Zephyr Känt")
 
@@ -775,14 +781,28 @@ def test_a_forgotten_label_is_not_predicted_after_a_forget_that_was_killed(
         assert reader.search(picture).prediction.identity != "Zephyr Känt"
 
 
+def test_where_bytes_cannot_be_zeroed_in_place_a_forget_writes_the_database_anew(zephyr: Gallery) -> None:
+    """As in a file whose pages are of kinds that faceprint never makes."""
+    zephyr.close()
+    with closing(sqlite3.connect(zephyr.folder / "gallery.db")) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # in WAL mode auto_vacuum cannot be switched on
+        connection.execute("PRAGMA auto_vacuum = FULL")
+        connection.execute("VACUUM")
+        assert connection.execute("PRAGMA auto_vacuum").fetchall() == [(1,)]
+    with Gallery.open(zephyr.folder) as gallery:
+        gallery.forget("Zephyr Känt")
+        assert_no_trace(gallery.folder)
+        assert set(contents(gallery)) == {sha256(2)}
+
+
 def test_an_erasure_that_the_disk_refuses_says_so_and_is_finished_by_the_next_write(
     zephyr: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: SqliteFile) -> None:
+    def refuse(_: SqliteFile, **__: float) -> bool:
         raise StorageError("The database cannot be used: disk full.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(SqliteFile, "vacuum", refuse)
+        patched.setattr(SqliteFile, "checkpoint", refuse)
         with pytest.raises(StorageError) as caught:
             zephyr.forget("Zephyr Känt")
     assert str(caught.value) == (

@@ -14,10 +14,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from retrieval.database import page_checksums, schema
+from retrieval.database import page_checksums, schema, unused_bytes
 from retrieval.database.connections import check_beside, check_no_link, is_still, make_engine
 from retrieval.database.migrations import SCHEMA_VERSION, check_schema, migrate, runner, stored_version
 from retrieval.database.sqlite_errors import blames_machine, translated
+from retrieval.database.unused_bytes import SharedDescriptor
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.system import lock
 from retrieval.system.files import create, make_room, other_than_file, sync, why, why_not_written
@@ -56,6 +57,7 @@ class SqliteFile:
         self.sql = sql
         # The file that the connections have open, where another one may take its place.
         self._file = _file_at(path) if replaced else None
+        self._descriptor = SharedDescriptor(path)
 
     @classmethod
     def create(cls, path: Path) -> "SqliteFile":
@@ -158,6 +160,7 @@ class SqliteFile:
     def close(self) -> None:
         """See `DatabaseEngine`; the last connection of all processes copies the log into the file."""
         self.sql.dispose()
+        self._descriptor.close()
 
     @contextmanager
     def creating(self) -> Iterator[Connection]:
@@ -202,12 +205,22 @@ class SqliteFile:
             except sqlite3.DatabaseError as error:
                 raise DatabaseError(None, None, error) from error
 
-    def vacuum(self) -> None:
-        """Rewrites the file, through the log, so that no page contains deleted rows.
+    def zero_unused(self, connection: Connection) -> bool:
+        """Zeroes the bytes of the file that no row uses, so that no page contains deleted rows.
 
-        `secure_delete` alone is not enough: SQLite leaves copies of a row behind when it moves rows between
-        pages, and later overwrites only the last one.
+        Args:
+            connection: in a transaction of `writing`, which changes a row only afterwards. The log is empty.
+
+        Returns:
+            False where only `vacuum` can do it; nothing was changed.
         """
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        return unused_bytes.zero(driver, self._descriptor.own)
+
+    def vacuum(self) -> None:
+        """Rewrites the file, through the log: it has no free pages then, and none contains deleted rows."""
+        page_checksums.discard(self.path)
         with self.driver() as driver:
             driver.execute("VACUUM")
 

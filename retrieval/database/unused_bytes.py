@@ -1,0 +1,204 @@
+"""Unused bytes of a database's pages: they may hold copies of deleted rows, and are zeroed in place.
+
+With `PRAGMA secure_delete` SQLite zeroes what it deletes. When it moves rows between pages, however, it
+leaves copies between a page's pointers and its cells
+(https://www.sqlite.org/fileformat2.html#b_tree_pages), and later zeroes only the row itself. No statement
+reaches these bytes, and `VACUUM` writes the whole database anew to be rid of them: seconds for a million
+faces, in which nobody else can write.
+
+So they are zeroed in the file. SQLite never reads them, so that a crash or a torn write on the way is of no
+consequence. No other process may write a page meanwhile, or its new cells could be overwritten: the caller
+holds SQLite's write lock, and the WAL is empty, so that nobody has a page to copy from it either.
+"""
+
+import fcntl
+import os
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from threading import Lock
+from typing import ClassVar, Final
+
+from retrieval.database import page_checksums
+from retrieval.database.connections import OPENING
+
+# The kinds of b-tree pages, and the bytes before their pointers.
+_HEADERS: Final = {2: 12, 5: 12, 10: 8, 13: 8}
+_CELLS: Final = struct.Struct(">3xHH")
+
+# Below it the first byte of all other pages is 0: those of the free list and of long texts begin with the
+# number of a page, in 4 bytes.
+_MAX_PAGES: Final = 1 << 24
+
+_READ_BYTES: Final = 1 << 20
+# More than the descriptors that SQLite may have kept of closed connections, for the next ones.
+_ATTEMPTS: Final = 100
+
+# A page's number, and where its unused bytes begin and end in it.
+_Gap = tuple[int, int, int]
+
+
+class OwnDescriptor:
+    """A descriptor of the database that belongs to a connection of its own, so that nobody else closes it.
+
+    The file is not opened otherwise: closing it again would release SQLite's locks on it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        self._connection: sqlite3.Connection | None = None
+        self._number = -1
+
+    def number(self) -> int | None:
+        """Returns the descriptor, which stays open until `close`; None if there is none."""
+        if self._connection is not None and not _is_of(self._number, self.path.stat()):
+            self.close()  # another file has taken the place of the one that it opened
+        if self._connection is None:
+            self._open()
+        return None if self._connection is None else self._number
+
+    def _open(self) -> None:
+        with ExitStack() as others:
+            for _ in range(_ATTEMPTS):
+                with OPENING:
+                    before = _descriptors(self.path)
+                    connection = sqlite3.connect(self.path, check_same_thread=False)
+                    opened = _descriptors(self.path) - before
+                if len(opened) == 1:
+                    self._connection, self._number = connection, opened.pop()
+                    return
+                # It took a descriptor that SQLite had kept, or the number of one that was closed just then.
+                others.enter_context(closing(connection))
+
+    def close(self) -> None:
+        """Closes the connection; the next `number` opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class SharedDescriptor:
+    """The `OwnDescriptor` of all objects of this process that have a database open, closed with the last one.
+
+    While another connection has the database open, SQLite keeps the descriptor of each that is closed: an own
+    one for each object would leave more and more of them.
+    """
+
+    _lock: ClassVar = Lock()
+    _users: ClassVar[dict[str, list["SharedDescriptor"]]] = {}
+
+    def __init__(self, path: Path) -> None:
+        self._key: Final = os.path.realpath(path)
+        with self._lock:
+            users = self._users.setdefault(self._key, [])
+            self.own: Final[OwnDescriptor] = users[0].own if users else OwnDescriptor(path)
+            users.append(self)
+
+    def close(self) -> None:
+        """Ends this object's use, once; to be called when its connections are closed."""
+        with self._lock:
+            users = [one for one in self._users.get(self._key, []) if one is not self]
+            self._users[self._key] = users
+            if not users:
+                self.own.close()
+                del self._users[self._key]
+
+
+def zero(driver: sqlite3.Connection, own: OwnDescriptor) -> bool:
+    """Zeroes the unused bytes of all pages, durably, and writes down the new checksums of these pages.
+
+    Connections may have such pages in memory, and would write them back: the transaction must change a row
+    afterwards, which makes them read all pages anew.
+
+    Args:
+        driver: a connection to the database that has just begun a write transaction. `secure_delete` was on
+            in all connections that ever wrote to it.
+        own: of the same database.
+
+    Returns:
+        False, and nothing was changed, where it cannot be done this way, and only `VACUUM` is left.
+
+    Raises:
+        StorageError: the disk refused; a part may have been done.
+    """
+    with page_checksums.translated(own.path):
+        ((page_size,),) = driver.execute("PRAGMA page_size").fetchall()
+        ((pages,),) = driver.execute("PRAGMA page_count").fetchall()
+        # With auto_vacuum there are pages of another kind, which may begin as those of a b-tree do.
+        ((moves,),) = driver.execute("PRAGMA auto_vacuum").fetchall()
+        log = own.path.with_name(f"{own.path.name}-wal")
+        descriptor = own.number()
+        empty = not (log.exists() and log.stat().st_size > 0)
+        if moves or pages >= _MAX_PAGES or not empty or descriptor is None:
+            return False
+        done = _zeroed(descriptor, own.path, page_size, pages)
+        # Pages in the memory of the transaction's connection are from before.
+        driver.execute("PRAGMA shrink_memory")
+        return done
+
+
+def _descriptors(path: Path) -> set[int]:
+    """Returns this process's descriptors of a file that can write, all of them SQLite's."""
+    status = path.stat()
+    listed = os.listdir("/dev/fd") if Path("/dev/fd").is_dir() else []
+    return {int(name) for name in listed if _is_of(int(name), status)}
+
+
+def _is_of(descriptor: int, status: os.stat_result) -> bool:
+    """Returns whether a descriptor can write to the file with a status."""
+    try:
+        same = os.path.samestat(os.fstat(descriptor), status)
+        return same and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    except OSError:  # closed meanwhile, like the descriptor of the listing
+        return False
+
+
+def _zeroed(descriptor: int, path: Path, page_size: int, pages: int) -> bool:
+    # Those without a checksum: an earlier call was killed, and had zeroed a part of them.
+    gaps = {number: (0, 0) for number in page_checksums.unchecked(path) if number <= pages}
+    for gap in _gaps(descriptor, page_size, pages):
+        if gap is None:
+            return False
+        number, start, end = gap
+        gaps[number] = start, end
+    if not gaps:
+        return True
+    former, sums = page_checksums.begin_change(path, gaps), {}
+    for number, (start, end) in gaps.items():
+        offset = (number - 1) * page_size
+        page = bytearray(os.pread(descriptor, page_size, offset))
+        before = page_checksums.sum_of(page)
+        page[start:end] = bytes(end - start)
+        os.pwrite(descriptor, page[start:end], offset + start)
+        # A page that was damaged before keeps the checksum that says so.
+        sums[number] = page_checksums.sum_of(page) if former.get(number, before) == before else former[number]
+    os.fsync(descriptor)
+    page_checksums.end_change(path, sums)
+    return True
+
+
+def _gaps(descriptor: int, page_size: int, pages: int) -> Iterator[_Gap | None]:
+    """Yields the unused bytes that are not zero; None for a page that is damaged, or that is not there.
+
+    The first page has the schema, and nothing of a person.
+    """
+    zeros, step = bytes(page_size), max(1, _READ_BYTES // page_size)
+    for first in range(0, pages, step):
+        count = min(step, pages - first)
+        block = os.pread(descriptor, count * page_size, first * page_size)
+        if len(block) < count * page_size:
+            yield None
+            return
+        for index in range(1 if first == 0 else 0, count):
+            at = index * page_size
+            header = _HEADERS.get(block[at])
+            if header is None:
+                continue
+            cells, end = _CELLS.unpack_from(block, at)
+            start, end = header + 2 * cells, end or 65536
+            if not start <= end <= page_size:
+                yield None
+            elif block[at + start : at + end] != zeros[: end - start]:
+                yield first + index + 1, start, end

@@ -1,0 +1,189 @@
+"""Unused bytes: no copy of a deleted row stays in the database, and nothing else of it changes."""
+
+import os
+import random
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from retrieval.database import unused_bytes
+from retrieval.database.page_checksums import check_pages, checkpoint
+from retrieval.database.unused_bytes import OwnDescriptor, SharedDescriptor
+from tests.database.test_page_checksums import connect, create, flipped, transaction, unused, zero
+
+PAGE = 512
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database in which SQLite has left copies of rows: names in no order, half of them deleted again."""
+    path = tmp_path / "gallery #1?.db"
+    with closing(create(path)) as driver:
+        numbers = random.Random(1)
+        with transaction(driver):
+            for number in numbers.sample(range(1000), 1000):
+                name = f"person {number:03d}" + "." * numbers.randrange(40)
+                driver.execute("INSERT INTO face (name, sha256) VALUES (?, ?)", (name, f"{number:032d}"))
+        with transaction(driver):
+            driver.execute("DELETE FROM face WHERE id % 2 = 0")
+        assert checkpoint(driver, path, mode="TRUNCATE")
+    assert b"person" in unused(path, PAGE)
+    return path
+
+
+@pytest.fixture
+def driver(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(connect(path)) as driver:
+        yield driver
+
+
+def rows(driver: sqlite3.Connection) -> list[tuple[object, ...]]:
+    return driver.execute("SELECT * FROM face ORDER BY name").fetchall()
+
+
+def content(path: Path) -> bytes:
+    """The bytes of the database and of its log."""
+    return b"".join(file.read_bytes() for file in path.parent.iterdir())
+
+
+def traces(path: Path) -> list[str]:
+    """The names of deleted rows that are somewhere in the database or its log."""
+    data = content(path)
+    with closing(connect(path)) as driver:
+        alive = {name[:10] for (name,) in driver.execute("SELECT name FROM face")}
+    names = {f"person {number:03d}" for number in range(1000)}
+    return sorted(name for name in names - alive if name.encode() in data)
+
+
+def test_no_byte_of_a_deleted_row_is_left_and_all_others_are_as_before(
+    path: Path, driver: sqlite3.Connection
+) -> None:
+    assert traces(path) != []
+    before = rows(driver)
+    assert zero(driver, path)
+    assert checkpoint(driver, path, mode="TRUNCATE")
+    assert traces(path) == []
+    assert unused(path, PAGE) == b""
+    assert rows(driver) == before
+    assert driver.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert check_pages(path).damage == ()
+
+
+def test_connections_that_had_pages_in_memory_do_not_write_them_back(
+    path: Path, driver: sqlite3.Connection
+) -> None:
+    gone = traces(path)
+    with closing(connect(path)) as other:
+        for one in (driver, other):
+            one.execute("PRAGMA cache_size = 10000")
+        assert checkpoint(driver, path, mode="TRUNCATE")
+        assert rows(driver) == rows(other)  # both have all pages in memory, as they are before
+        with closing(OwnDescriptor(path)) as own, transaction(driver):
+            assert unused_bytes.zero(driver, own)
+            driver.execute("DELETE FROM face WHERE id % 5 = 0")
+        with transaction(other):
+            other.execute("DELETE FROM face WHERE id % 5 = 1")
+        assert checkpoint(driver, path, mode="TRUNCATE")
+        assert [name for name in gone if name.encode() in content(path)] == []
+
+
+def test_a_damaged_page_stays_damaged_in_the_eyes_of_the_checksums(path: Path) -> None:
+    """Its new checksum must not hide that somebody else changed the page before."""
+    data = path.read_bytes()
+    pages = [data[start : start + PAGE] for start in range(0, len(data), PAGE)]
+    number = next(n for n, page in enumerate(pages, 1) if n > 1 and page[0] == 10 and unused_in(page))
+    # The last byte of a page is of a cell.
+    with flipped(path, number * PAGE - 1):
+        with closing(connect(path)) as driver:
+            assert zero(driver, path)
+            assert checkpoint(driver, path, mode="TRUNCATE")
+            found = check_pages(path)
+        assert [one.pages for one in found.damage] == [(number,)]
+
+
+def unused_in(page: bytes) -> bool:
+    start = 8 + 2 * int.from_bytes(page[3:5], "big")
+    return any(page[start : int.from_bytes(page[5:7], "big")])
+
+
+@pytest.mark.parametrize("change", ["log", "auto_vacuum", "damage"])
+def test_where_it_is_not_safe_nothing_is_changed(change: str, path: Path, tmp_path: Path) -> None:
+    """Frames in the log, pages of other kinds, a page whose numbers contradict each other."""
+    if change == "auto_vacuum":
+        with closing(sqlite3.connect(path)) as driver:
+            driver.executescript("PRAGMA journal_mode = DELETE; PRAGMA auto_vacuum = FULL; VACUUM;")
+    number = path.read_bytes()[PAGE::PAGE].index(10) + 2
+    with (
+        flipped(path, (number - 1) * PAGE + 3, 0x80 if change == "damage" else 0),
+        closing(connect(path)) as driver,
+        closing(OwnDescriptor(path)) as own,
+    ):
+        if change == "log":
+            with transaction(driver):
+                driver.execute("DELETE FROM face WHERE id = 1")
+        before = path.read_bytes()
+        driver.execute("BEGIN IMMEDIATE")
+        assert not unused_bytes.zero(driver, own)
+        driver.execute("ROLLBACK")
+        assert path.read_bytes() == before
+
+
+def test_its_descriptor_is_its_own_while_others_open_and_close_the_database(path: Path) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with unused_bytes.OPENING:
+                one = sqlite3.connect(path, check_same_thread=False)
+            one.execute("SELECT count(*) FROM face").fetchall()
+            one.close()
+
+    with closing(connect(path, timeout=30)) as driver:
+        assert driver.execute("SELECT count(*) FROM face").fetchall() == [(500,)]
+        threads = [threading.Thread(target=come_and_go) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(20):
+                with closing(OwnDescriptor(path)) as own:
+                    number = own.number()
+                    assert number is not None
+                    assert os.path.samestat(os.fstat(number), path.stat())
+                    assert own.number() == number
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_there_is_one_descriptor_however_many_use_it_and_none_after_the_last(
+    path: Path, driver: sqlite3.Connection
+) -> None:
+    before, seen = len(os.listdir("/dev/fd")), set()
+    with closing(SharedDescriptor(path)) as first:
+        assert first.own.number() is not None
+        for _ in range(30):
+            assert checkpoint(driver, path, mode="TRUNCATE")
+            with closing(SharedDescriptor(path)) as another, transaction(driver):
+                assert unused_bytes.zero(driver, another.own)
+            seen.add(len(os.listdir("/dev/fd")))
+        assert len(seen) == 1
+        driver.close()
+    assert len(os.listdir("/dev/fd")) < before
+
+
+def test_a_file_that_took_the_place_of_the_database_gets_another_descriptor(
+    path: Path, tmp_path: Path
+) -> None:
+    with closing(OwnDescriptor(path)) as own:
+        assert own.number() is not None
+        other = tmp_path / "other.db"
+        other.write_bytes(path.read_bytes())
+        os.replace(other, path)
+        number = own.number()
+        assert number is not None
+        assert os.path.samestat(os.fstat(number), path.stat())
