@@ -179,7 +179,7 @@ def _fail_for_what_is_left(done: "Repaired", gallery: Place) -> None:
 
 
 def compact(gallery: options.Gallery) -> None:
-    """Merge vector files into as few as there can be, and close the database's gaps."""
+    """Merge vector files into as few as there can be, and close the database's gaps where they are large."""
     with open_gallery(gallery, "compact") as opened:
         done = opened.compact()
     terminal.console().print(

@@ -206,6 +206,18 @@ def discard(path: Path) -> None:
         sync(path.parent)
 
 
+def pages(path: Path) -> Iterator[bytes]:
+    """Yields all pages of the database without its WAL, as they are when each is read.
+
+    Raises:
+        StorageError: it cannot be read.
+        GalleryDamaged: it is no database.
+    """
+    with translated(path), closing(_open_alone(path)) as alone:
+        ((page_size,),) = alone.execute("PRAGMA page_size").fetchall()
+        yield from _pages(path, page_size)
+
+
 def unchecked(path: Path) -> list[int]:
     """Returns the numbers of pages that have no checksum: see `begin_change`.
 

@@ -139,7 +139,10 @@ class GalleryUpkeep:
         return optimization.optimize(self._in_folder(_NO_CODES), anew=anew)
 
     def compact(self) -> Compacted:
-        """Merges segments into as few as possible, and rewrites the database without free pages.
+        """Merges segments into as few as possible, and erases what no row of the database uses.
+
+        The database is written anew, without free pages, where that saves at least a tenth of it; others
+        cannot write meanwhile.
 
         Raises:
             StorageError, GalleryBusy: segments that were merged before the error stay merged.

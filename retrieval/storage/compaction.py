@@ -1,4 +1,4 @@
-"""Compaction: merges segments into as few as possible, and rewrites the database without gaps."""
+"""Compaction: merges segments into as few as possible, and removes what no row of the database uses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ class Compacted:
 
 
 def compact(vault: Vault) -> Compacted:
-    """Merges segments into as few as possible, and rewrites the database; returns the sizes."""
+    """Merges segments into as few as possible, and erases what no row of the database uses.
+
+    The database is written anew where that saves at least a tenth of it. Returns the sizes.
+    """
     with vault.store.read() as reader:
         before, bytes_before = len(reader.segments()), vault.sizes(reader).total
     while _merge_once(vault):

@@ -22,6 +22,10 @@ from retrieval.system.files import remove, why
 # The longest wait of an erasure for readers of an older snapshot, in seconds.
 ERASE_TIMEOUT: Final = 30.0
 
+# A compaction writes the database anew if that saves at least this much of it: others wait meanwhile, seconds
+# with a million faces, and a minute with ten million.
+_WORTH_REWRITING: Final = 0.1
+
 
 @dataclass
 class DeferredWork:
@@ -29,7 +33,7 @@ class DeferredWork:
 
     Attributes:
         erase: "pages" to empty the log of the database and zero the bytes of its pages that no row uses,
-            "all" to rewrite it and empty its log, "log" to empty the log only, "" for none of these.
+            "all" to write it anew instead where that is worth it, "log" to empty the log only, "" for none.
         labels: changes of labels by index, by the folder of their model.
     """
 
@@ -99,7 +103,7 @@ def defer(
         writer: the transaction; it then insists on this work after its commit.
         erase: leave no trace of deleted rows in the database file and its log.
         labels: changes of labels by index, by the folder of their model.
-        rewrite: erase by writing the whole database anew, so that it has no free pages either.
+        rewrite: erase by writing the whole database anew, without free pages, where that is worth it.
     """
     work = DeferredWork.read(writer)
     for generation in writer.generations().values():
@@ -161,11 +165,8 @@ def _erase_traces(
         if work.erase in ("pages", "all"):
             for copy in store.file.upgrade_copies():
                 remove(copy)
-        if work.erase == "all":
-            store.file.vacuum()
-            work.erase = "log"
         done = store.file.checkpoint(timeout=timeout)
-        if done and work.erase == "pages" and not _zero_unused(store, work):
+        if done and work.erase != "log" and not _zero_unused(store, work):
             store.file.vacuum()
             work.erase = "log"
             done = store.file.checkpoint(timeout=timeout)
@@ -184,11 +185,13 @@ def _erase_traces(
 
 
 def _zero_unused(store: Store, work: DeferredWork) -> bool:
-    """Zeroes the bytes of the database that no row uses; returns False where only a rewrite can do it.
+    """Zeroes the bytes of the database that no row uses; returns False where it is to be written anew.
 
     The same transaction records that it is done: pages that connections have in memory are invalid from then
     on (see `unused_bytes`).
     """
+    if work.erase == "all" and store.file.unused() >= _WORTH_REWRITING:
+        return False
     with store.write() as writer:
         if not store.zero_unused(writer):
             return False

@@ -5,7 +5,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from retrieval.database import unused_bytes
 from retrieval.database.page_checksums import check_pages, checkpoint
 from retrieval.database.unused_bytes import OwnDescriptor, SharedDescriptor
+from retrieval.errors import GalleryDamaged
 from tests.database.test_page_checksums import connect, create, flipped, transaction, unused, zero
 
 PAGE = 512
@@ -187,3 +188,22 @@ def test_a_file_that_took_the_place_of_the_database_gets_another_descriptor(
         number = own.number()
         assert number is not None
         assert os.path.samestat(os.fstat(number), path.stat())
+
+
+def test_the_share_of_unused_bytes_is_what_writing_anew_saves(path: Path, driver: sqlite3.Connection) -> None:
+    for deletion in ("id % 4 = 1", "id > 300", "id > 0"):
+        with transaction(driver):
+            driver.execute(f"DELETE FROM face WHERE {deletion}")
+        assert checkpoint(driver, path, mode="TRUNCATE")
+        anew = path.parent / "anew"
+        driver.execute("VACUUM INTO ?", (os.fspath(anew),))
+        before, after = path.stat().st_size, anew.stat().st_size
+        anew.unlink()
+        assert unused_bytes.share(path) == pytest.approx(1 - after / before, abs=0.06)
+
+
+@pytest.mark.parametrize("length", [0, 3 * PAGE + 1, 4 * PAGE - 1])
+def test_the_share_of_a_database_that_was_cut_is_a_number_or_an_error(length: int, path: Path) -> None:
+    os.truncate(path, length)
+    with suppress(GalleryDamaged):
+        assert 0 <= unused_bytes.share(path) <= 1

@@ -218,6 +218,10 @@ class SqliteFile:
         assert isinstance(driver, sqlite3.Connection)
         return unused_bytes.zero(driver, self._descriptor.own)
 
+    def unused(self) -> float:
+        """Returns how much of the file `vacuum` could save, 0 to 1; see `unused_bytes.share`."""
+        return unused_bytes.share(self.path)
+
     def vacuum(self) -> None:
         """Rewrites the file, through the log: it has no free pages then, and none contains deleted rows."""
         page_checksums.discard(self.path)
