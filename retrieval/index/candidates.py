@@ -1,7 +1,7 @@
 """The data that filter and refine exchange: queries with their limits, candidates, and bounded rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -73,7 +73,7 @@ class _Pairs:
     row: Ids
 
     def __getitem__(self, some: Any) -> Self:
-        return type(self)(*(getattr(self, column.name)[some] for column in fields(self)))
+        return type(self)(*[column[some] for column in vars(self).values()])
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ _Rows = TypeVar("_Rows", bound=_Pairs)
 
 
 def joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:
-    """Returns the concatenation of all parts."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = [[getattr(one, column.name) for one in (nothing, *parts)] for column in fields(nothing)]
-    return type(nothing)(*map(np.concatenate, columns))
+    """Returns the concatenation of all parts; `nothing` if they are empty."""
+    parts = [one for one in parts if len(one.row)]
+    if len(parts) < 2:
+        return parts[0] if parts else nothing
+    return type(nothing)(*[np.concatenate([vars(one)[name] for one in parts]) for name in vars(nothing)])
 
 
 def by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:

@@ -166,32 +166,37 @@ class Filter:
     def _scanned(self, chosen: Sequence[Selection]) -> Near:
         """Returns rows with the least squared distances of codes of each of some whole blocks in one basis.
 
-        FAISS scans codes for one query in half the time of a product.
+        Of each block come about as many of them as its share of all rows. FAISS scans codes for one query in
+        half the time of a product.
         """
-        wanted = max(SCANNED_ROWS, -(-2 * self._batch.enough // len(chosen)))
+        every = sum(map(len, chosen))
+        wanted = [max(SCANNED_ROWS, -(-2 * self._batch.enough * len(one) // every)) for one in chosen]
+        ends = np.cumsum(wanted)
         codes = self._encoded(_coded(chosen[0]).basis).codes
         asked = np.ascontiguousarray(codes.T, np.float32) + CENTRE
-        squares = np.empty((len(chosen), len(asked), wanted), np.float32)
+        squares = np.empty((len(asked), ends[-1]), np.float32)
         rows = np.empty(squares.shape, np.int64)
 
         def scan(numbers: Ids) -> None:
             for number in numbers:
-                pointers = map(faiss.swig_ptr, (squares[number], rows[number]))
-                _coded(chosen[number]).index.search_c(len(asked), faiss.swig_ptr(asked), wanted, *pointers)
+                part = slice(ends[number] - wanted[number], ends[number])
+                for one in zip(asked, squares[:, part], rows[:, part], strict=True):
+                    query, *found = map(faiss.swig_ptr, one)
+                    _coded(chosen[number]).index.search_c(1, query, wanted[number], *found)
 
         numbers = np.arange(len(chosen))
-        if sum(map(len, chosen)) * codes.shape[0] <= SCANNED_ALONE:
+        if every * codes.shape[0] <= SCANNED_ALONE:
             with in_this_thread():
                 scan(numbers)
         else:
             deque(spread(scan, np.array_split(numbers, 4 * usable_cores())), maxlen=0)
         # FAISS may have left out rows as near as the last one, unless it found all.
-        done = np.minimum(squares[:, :, -1], _NO_LIMIT + 1).astype(np.int64) - 1
-        for selection, limits in zip(chosen, done, strict=True):
+        done = np.minimum(squares[:, ends - 1], _NO_LIMIT + 1).astype(np.int64) - 1
+        for selection, limits in zip(chosen, done.T, strict=True):
             self._done[selection.first] = limits
             self._count_codes(selection, len(asked))
-        some = np.nonzero(squares <= done[:, :, None])
-        block, query, _ = some
+        some = np.nonzero(squares <= np.repeat(done, wanted, axis=1))
+        query, block = some[0], np.repeat(numbers, wanted)[some[1]]
         firsts = np.array([one.first for one in chosen])
         errors = np.array([_coded(one).error for one in chosen])
         return self._bounded_near(

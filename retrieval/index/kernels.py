@@ -71,7 +71,7 @@ def pair_squares_float64(
 ) -> Floats:
     """Returns squared distances (p,) float64 of p pairs, of `queries` (q, d) float64."""
     differences = matrix[row].astype(np.float64)
-    differences -= queries[query]
+    differences -= queries.take(query, axis=0)
     return np.asarray(np.einsum("ij,ij->i", differences, differences))
 
 

@@ -44,7 +44,10 @@ OVERFETCH: Final = 8
 MAX_PENDING_CANDIDATES: Final = 1_500_000
 
 # Up to this many numbers of vectors are compared in the calling thread: handing them over would take longer.
-COMPARED_ALONE: Final = 2**18
+COMPARED_ALONE: Final = 2**19
+
+# Up to this many numbers are compared at once, without a look at the limits in between.
+COMPARED_AT_ONCE: Final = 2**16
 
 # Candidates of each query that a radius search compares first.
 RADIUS_CANDIDATES: Final = 2**20
@@ -61,6 +64,7 @@ class Refiner:
         self._numbering = numbering
         self._pending: list[Candidates] = []
         self._bounded: list[Bounded] = []
+        self._new = False  # whether rows were compared that have not lowered the limits yet
         self._size = 0
 
     def add(self, found: Candidates | Bounded) -> None:
@@ -68,7 +72,7 @@ class Refiner:
         if isinstance(found, Candidates):
             self._pending.append(found)
         else:
-            self._bounded.append(self._without_excluded(found))
+            self._add_bounded(found)
         self._size += len(found.row)
 
     @property
@@ -136,16 +140,22 @@ class Refiner:
 
     def _compare_least(self, found: Candidates, wanted: int) -> Candidates:
         """Compares the `wanted` candidates with the lowest bounds of each query; returns the others."""
-        first = least(found.query, found.bound, wanted)
-        self._bounded.append(self._compare(found.query[first], found.row[first]))
+        if len(found.row) * self._batch.queries.shape[1] <= COMPARED_AT_ONCE:
+            first, others = found, no_candidates()
+        else:
+            nearest = least(found.query, found.bound, wanted)
+            first, others = found[nearest], found[~nearest]
+        self._add_bounded(self._compare(first.query, first.row))
         self._drop_beyond()
-        return found[~first]
+        return others
 
     def _drop_beyond(self) -> None:
         """Lowers the limits by all compared rows, and drops rows beyond them."""
-        found = self._all_bounded()
-        self._lower_limits(found)
-        self._bounded = [found[found.lower <= self._batch.limit[found.query] * FLOAT64_SLACK]]
+        if self._new:
+            found = self._all_bounded()
+            self._lower_limits(found)
+            self._bounded = [found[found.lower <= self._batch.limit[found.query] * FLOAT64_SLACK]]
+            self._new = False
 
     def _lower_limits(self, found: Bounded) -> None:
         k, limit = self._batch.k, self._batch.limit
@@ -171,13 +181,15 @@ class Refiner:
         self._per_block(partial(pair_squares_float32, queries), query, row, at_a_time, squares)
         count(self._batch.explanation, candidates=len(row), bytes_read=len(row) * queries.shape[1] * 4)
         lower, upper = float32_bounds(squares.astype(np.float64), queries.shape[1])
-        return self._without_excluded(Bounded(query, row, lower, upper))
+        return Bounded(query, row, lower, upper)
 
-    def _without_excluded(self, found: Bounded) -> Bounded:
-        if self._batch.exclude is None:
-            return found
-        ids = self._numbering.ids(found.row)
-        return found[(ids[:, None] != self._batch.exclude[found.query]).all(1)]
+    def _add_bounded(self, found: Bounded) -> None:
+        """Adds compared rows, without those that a query excludes."""
+        if self._batch.exclude is not None:
+            ids = self._numbering.ids(found.row)
+            found = found[(ids[:, None] != self._batch.exclude[found.query]).all(1)]
+        self._bounded.append(found)
+        self._new = True
 
     def _per_block(
         self, kernel: _Kernel, query: NDArray[np.int64], row: Ids, at_a_time: int, results: NDArray[Any]
