@@ -121,6 +121,8 @@ class _Search:
             else:
                 with self._explanation.timed("filter"):
                     found, ends = filtering.best(coded)
+                if len(coded) == len(rest) and (answers := refiner.answers_of_few(found, ends)):
+                    return answers
                 refiner.add(found)
                 refiner.tighten()
                 if filtering.is_cheaper_to_scan(refiner.size, coded):
