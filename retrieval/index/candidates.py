@@ -137,13 +137,18 @@ def by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:
         yield int(ordered[start]), order[start:end]
 
 
+def ordered(query: NDArray[np.int64], values: Floats) -> Ids:
+    """Returns the order (n,) by query, and by value within a query; equal values in any order."""
+    # numpy sorts numbers by instructions for vectors, unless the sort must be stable or has two keys.
+    order = np.argsort(values)
+    return order[np.argsort(query[order].astype(np.uint16), kind="stable")]
+
+
 def least(query: NDArray[np.int64], values: Floats, count: int) -> NDArray[np.bool_]:
     """Returns a mask (n,) of the `count` least values of each query."""
-    chosen = np.zeros(len(query), bool)
-    for _, places in by_query(query):
-        if len(places) > count:
-            places = places[np.argpartition(values[places], count - 1)[:count]]
-        chosen[places] = True
+    order = ordered(query, values)
+    chosen = np.empty(len(query), bool)
+    chosen[order] = rank(query[order]) < count
     return chosen
 
 

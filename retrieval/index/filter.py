@@ -42,7 +42,7 @@ from retrieval.index.threads import in_this_thread, spread
 from retrieval.system.cpu import usable_cores
 
 # About so many rows with the lowest bounds are chosen first: for each neighbour, and for each query.
-CHOSEN_PER_NEIGHBOUR: Final = 4
+CHOSEN_PER_NEIGHBOUR: Final = 2
 LEAST_CHOSEN: Final = 64
 
 # Rows of a sample that tells how near these are: a share of all rows, and least and most. From this rank on,
@@ -57,6 +57,9 @@ SCANNED_ROWS: Final = 24
 
 # Up to so many bytes of codes are scanned in the calling thread: handing them over would take longer.
 SCANNED_ALONE: Final = 2**21
+
+# Up to so many products are computed in the calling thread, for the same reason.
+_MULTIPLIED_ALONE: Final = 2**19
 
 # The least number of rows of a block that are compared first, for an initial limit.
 SEED_ROWS: Final = 1024
@@ -153,7 +156,9 @@ class Filter:
         """Returns rows with the least squared distances of codes, of selections in one basis."""
         most = self._first_limits(chosen, wanted)
         held, size, limit = [nothing_near()], 0, max(_MAX_HELD, 4 * wanted * len(self._batch))
-        for found in spread(partial(self._near, most=most), chosen):
+        work = partial(self._near, most=most)
+        is_small = sum(map(len, chosen)) * len(self._batch) <= _MULTIPLIED_ALONE
+        for found in map(work, chosen) if is_small else spread(work, chosen):
             held.append(found)
             size += len(found.row)
             if size > limit:

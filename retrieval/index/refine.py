@@ -18,11 +18,11 @@ from retrieval.index.candidates import (
     Bounded,
     Candidates,
     QueryBatch,
-    by_query,
     joined,
     least,
     no_candidates,
     nothing_bounded,
+    ordered,
     rank,
 )
 from retrieval.index.explanation import count
@@ -147,7 +147,9 @@ class Refiner:
             squares = np.empty(len(row))
             kernel = partial(pair_squares_float64, batch.exact)
             self._per_block(kernel, query, row, float64_pairs(batch.queries.shape[1]), squares)
-            order = np.lexsort((ids, squares, query))
+            order = ordered(query, squares)
+            if (np.diff(squares[order]) == 0).any():
+                order = np.lexsort((ids, squares, query))
             query, distances, ids = query[order], np.sqrt(squares[order]), ids[order]
             # Roots of different squares may be equal, and a radius limits distances, not squares.
             stays = rank(query) < batch.k if batch.k else distances <= batch.limit[query]
@@ -182,10 +184,10 @@ class Refiner:
         k, limit = self._batch.k, self._batch.limit
         if not k:
             return
-        for query, places in by_query(found.query):
-            if len(places) >= k:
-                kth = np.partition(found.upper[places], k - 1)[k - 1]
-                limit[query] = min(limit[query], kth)
+        order = ordered(found.query, found.upper)
+        query, upper = found.query[order], found.upper[order]
+        kth = np.flatnonzero(rank(query) == k - 1)
+        limit[query[kth]] = np.minimum(limit[query[kth]], upper[kth])
 
     def _all_bounded(self) -> Bounded:
         if len(self._bounded) != 1:
@@ -228,7 +230,7 @@ class Refiner:
             # Two jobs for each core: a single one would run in this thread, where FAISS starts its own.
             at_a_time = min(at_a_time, -(-len(row) // (2 * usable_cores())))
         firsts = self._numbering.firsts
-        order = np.argsort(row, kind="stable")
+        order = np.argsort(row)
         cuts = np.searchsorted(row[order], firsts)
         jobs = [
             (number, order[start : min(start + at_a_time, after)])
