@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -94,11 +93,13 @@ class _Encoded:
     |x|^2 + |y|^2 - 2xy. Products are of the bytes of x, so they exceed xy by 128 times the sum of y.
 
     Attributes:
+        bytes: (n, m) float32, as FAISS takes them.
         codes: (m, n) int8, relative to the grid's centre.
         terms: (n,) int64, the part of the squared distance that depends on the query alone.
         errors: (n,) float64.
     """
 
+    bytes: NDArray[np.float32]
     codes: NDArray[np.int8]
     terms: Ids
     errors: Floats
@@ -115,6 +116,31 @@ class Filter:
         self._chosen: Ids = np.empty(0, np.int64)
 
     # By codes
+
+    def scans_alone(self, chosen: Sequence[Selection]) -> bool:
+        """Returns whether FAISS is to scan the codes of selections in the calling thread."""
+        size = sum(len(one) * _coded(one).basis.coordinates for one in chosen)
+        return len(self._batch) <= MAX_SCANNING_QUERIES and size <= SCANNED_ALONE
+
+    def rows_to_scan(self, chosen: Sequence[Selection]) -> list[int]:
+        """Returns how many rows of each selection a scan returns: more of the larger ones."""
+        every, enough = sum(map(len, chosen)), 2 * self._batch.enough
+        return [min(len(one), max(SCANNED_ROWS, -(-enough * len(one) // every))) for one in chosen]
+
+    def scan(self, selection: Selection, query: int, number: int) -> tuple[Ids, float]:
+        """Returns so many rows of a whole block, with the least squared distances of codes to one query.
+
+        With them comes a lower bound of the distances of all other rows.
+        """
+        coded = _coded(selection)
+        encoded = self._encoded(coded.basis)
+        squares, rows = np.empty(number, np.float32), np.empty(number, np.int64)
+        coded.scan(encoded.bytes[query], squares, rows)
+        self._count_codes(selection, 1)
+        if number == len(selection):
+            return rows, np.inf
+        last, errors = squares[-1:].astype(np.float64), coded.error + encoded.errors[query]
+        return rows, float(_lower_bound(coded.basis, last, errors)[0])
 
     def best(self, chosen: Sequence[Selection]) -> tuple[Candidates, Floats]:
         """Returns the rows with the lowest bounds of selections that have codes.
@@ -171,14 +197,11 @@ class Filter:
     def _scanned(self, chosen: Sequence[Selection]) -> Near:
         """Returns rows with the least squared distances of codes of each of some whole blocks in one basis.
 
-        Of each block come about as many of them as its share of all rows. FAISS scans codes for one query in
-        half the time of a product.
+        FAISS scans codes for one query in half the time of a product.
         """
-        every = sum(map(len, chosen))
-        wanted = [max(SCANNED_ROWS, -(-2 * self._batch.enough * len(one) // every)) for one in chosen]
+        wanted = self.rows_to_scan(chosen)
         ends = np.cumsum(wanted)
-        codes = self._encoded(_coded(chosen[0]).basis).codes
-        asked = np.ascontiguousarray(codes.T, np.float32) + CENTRE
+        asked = self._encoded(_coded(chosen[0]).basis).bytes
         squares = np.empty((len(asked), ends[-1]), np.float32)
         rows = np.empty(squares.shape, np.int64)
 
@@ -186,17 +209,17 @@ class Filter:
             for number in numbers:
                 part = slice(ends[number] - wanted[number], ends[number])
                 for one in zip(asked, squares[:, part], rows[:, part], strict=True):
-                    query, *found = map(faiss.swig_ptr, one)
-                    _coded(chosen[number]).index.search_c(1, query, wanted[number], *found)
+                    _coded(chosen[number]).scan(*one)
 
         numbers = np.arange(len(chosen))
-        if every * codes.shape[0] <= SCANNED_ALONE:
+        if self.scans_alone(chosen):
             with in_this_thread():
                 scan(numbers)
         else:
             deque(spread(scan, np.array_split(numbers, 4 * usable_cores())), maxlen=0)
         # FAISS may have left out rows as near as the last one, unless it found all.
-        done = np.minimum(squares[:, ends - 1], _NO_LIMIT + 1).astype(np.int64) - 1
+        done = squares[:, ends - 1].astype(np.int64) - 1
+        done[:, [len(one) == rows for one, rows in zip(chosen, wanted, strict=True)]] = _NO_LIMIT
         for selection, limits in zip(chosen, done.T, strict=True):
             self._done[selection.first] = limits
             self._count_codes(selection, len(asked))
@@ -326,7 +349,8 @@ class Filter:
             codes, errors = basis.encode(self._batch.queries)
             moved = centred(codes)
             terms = np.einsum("ij,ij->i", moved, moved) + 2 * CENTRE * moved.sum(axis=1)
-            found = _Encoded(np.ascontiguousarray(moved.T.astype(np.int8)), terms.astype(np.int64), errors)
+            columns = np.ascontiguousarray(moved.T.astype(np.int8))
+            found = _Encoded(codes.astype(np.float32), columns, terms.astype(np.int64), errors)
             self._encodings[id(basis)] = found
         return found
 
@@ -418,7 +442,7 @@ def _pairs(query: NDArray[np.int64], row: Ids) -> Ids:
     return np.asarray((query << 48) + row)
 
 
-def _lower_bound(basis: Basis, squares: Floats, errors: Floats) -> Floats:
+def _lower_bound(basis: Basis, squares: Floats, errors: Floats | float) -> Floats:
     """Returns lower bounds of distances from squared distances between codes, and the errors of both."""
     # The factors cover the rounding of these few operations.
     reach = basis.step * np.sqrt(np.maximum(squares, 0)) * (1 - 1e-12)

@@ -67,9 +67,9 @@ def pair_squares_float32(
 
 
 def pair_squares_float64(
-    queries: Floats, query: NDArray[np.int64], matrix: NDArray[np.float32], row: Ids
+    queries: Floats, query: NDArray[np.int64] | int, matrix: NDArray[np.float32], row: Ids
 ) -> Floats:
-    """Returns squared distances (p,) float64 of p pairs, of `queries` (q, d) float64."""
+    """Returns squared distances (p,) float64 of p pairs, of `queries` (q, d) float64; `query` may be one."""
     differences = matrix[row].astype(np.float64)
     differences -= queries.take(query, axis=0)
     return np.asarray(np.einsum("ij,ij->i", differences, differences))

@@ -150,6 +150,11 @@ class Coded:
         size = index.ntotal * index.d
         self.codes: Codes = faiss.rev_swig_ptr(index.codes.data(), size).reshape(index.ntotal, index.d)
 
+    def scan(self, code: NDArray[np.float32], squares: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        """Fills in the rows (n,) with the least squared distances (n,) to a code (m,), nearest first."""
+        asked, *found = map(faiss.swig_ptr, (code, squares, rows))
+        self.index.search_c(1, asked, len(rows), *found)
+
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
         """The squared lengths (n,) of the codes, relative to the centre of the grid."""

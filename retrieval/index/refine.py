@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +46,8 @@ MAX_PENDING_CANDIDATES: Final = 1_500_000
 # Up to this many numbers of vectors are compared in the calling thread: handing them over would take longer.
 COMPARED_ALONE: Final = 2**19
 
-# Up to this many numbers are compared in float64 at once: sorting out some by float32 would take longer.
-COMPARED_AT_ONCE: Final = 2**16
-
 # Candidates of each query that a radius search compares first.
 RADIUS_CANDIDATES: Final = 2**20
-
-_Rows = TypeVar("_Rows", Candidates, Bounded)
 
 # Some pairs of queries and rows of a matrix -> squared distances.
 _Kernel: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.float32], Ids], NDArray[Any]]
@@ -115,35 +110,12 @@ class Refiner:
             self._pending = []
         self._size = 0
 
-    def answers_of_few(self, found: Candidates, ends: Floats) -> list[tuple[Floats, Ids]] | None:
-        """Returns the answers if they are among some rows that are few; else None.
-
-        Args:
-            found: rows.
-            ends: (n,) for each query a lower bound of the distances of all other rows.
-        """
-        batch = self._batch
-        if len(found.row) * batch.queries.shape[1] > COMPARED_AT_ONCE:
-            return None
-        with batch.explanation.timed("refine"):
-            found = self._without_excluded(found)
-        answers = self._ordered(found.query, found.row)
-        limits = [distances[-1] if len(distances) == batch.k else np.inf for distances, _ in answers]
-        if not (ends > np.array(limits) * FLOAT64_SLACK).all():
-            return None
-        self._count_compared(len(found.row))
-        return answers
-
     def answers(self) -> list[tuple[Floats, Ids]]:
         """Returns for each query its distances, ascending, and ids, ties by id; call after `refine_all`."""
-        found = self._all_bounded()
-        return self._ordered(found.query, found.row)
-
-    def _ordered(self, query: NDArray[np.int64], row: Ids) -> list[tuple[Floats, Ids]]:
-        """Returns for each query the distances and ids of the nearest of some rows, as `answers`."""
         batch = self._batch
         with batch.explanation.timed("refine"):
-            ids = self._numbering.ids(row)
+            found = self._all_bounded()
+            query, row, ids = found.query, found.row, self._numbering.ids(found.row)
             squares = np.empty(len(row))
             kernel = partial(pair_squares_float64, batch.exact)
             self._per_block(kernel, query, row, float64_pairs(batch.queries.shape[1]), squares)
@@ -202,24 +174,17 @@ class Refiner:
         squares = np.empty(len(row), np.float32)
         at_a_time = float32_pairs(queries.shape[1])
         self._per_block(partial(pair_squares_float32, queries), query, row, at_a_time, squares)
-        self._count_compared(len(row))
+        count(self._batch.explanation, candidates=len(row), bytes_read=len(row) * queries.shape[1] * 4)
         lower, upper = float32_bounds(squares.astype(np.float64), queries.shape[1])
         return Bounded(query, row, lower, upper)
 
-    def _count_compared(self, rows: int) -> None:
-        bytes_read = rows * self._batch.queries.shape[1] * 4
-        count(self._batch.explanation, candidates=rows, bytes_read=bytes_read)
-
     def _add_bounded(self, found: Bounded) -> None:
         """Adds compared rows, without those that a query excludes."""
-        self._bounded.append(self._without_excluded(found))
+        if self._batch.exclude is not None:
+            ids = self._numbering.ids(found.row)
+            found = found[(ids[:, None] != self._batch.exclude[found.query]).all(1)]
+        self._bounded.append(found)
         self._new = True
-
-    def _without_excluded(self, found: _Rows) -> _Rows:
-        if self._batch.exclude is None:
-            return found
-        ids = self._numbering.ids(found.row)
-        return found[(ids[:, None] != self._batch.exclude[found.query]).all(1)]
 
     def _per_block(
         self, kernel: _Kernel, query: NDArray[np.int64], row: Ids, at_a_time: int, results: NDArray[Any]
