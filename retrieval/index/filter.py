@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -113,7 +113,7 @@ class Filter:
         self._encodings: dict[int, _Encoded] = {}
         # By selection, for each query: rows of codes up to this squared distance were returned by `best`.
         self._done: dict[int, Ids] = {}
-        self._chosen: Ids = np.empty(0, np.int64)
+        self._best: Candidates = no_candidates()
 
     # By codes
 
@@ -159,9 +159,8 @@ class Filter:
             found += [self._scanned(whole)] if whole else []
             found += [self._best_by_products(others, wanted)] if others else []
             ends.append(self._end(some))
-        best = joined(found, nothing_near())
-        self._chosen = _pairs(best.query, best.row)
-        return best, np.min(ends, axis=0)
+        self._best = joined(found, nothing_near())
+        return self._best, np.min(ends, axis=0)
 
     def _end(self, chosen: Sequence[Selection]) -> Floats:
         """Returns a lower bound (n,) of the distances of the rows that `best` left out, of one basis."""
@@ -246,7 +245,7 @@ class Filter:
         if rank >= size:
             return np.full(len(self._batch), _NO_LIMIT, np.int64)
         ends = np.cumsum([len(selection) for selection in chosen])
-        places = np.sort(np.random.default_rng(0).integers(0, every, size))
+        places = _sample(every, size)
         parts = zip(chosen, np.split(places, np.searchsorted(places, ends[:-1])), ends, strict=True)
         codes, lengths = [], []
         for selection, mine, end in parts:
@@ -287,7 +286,8 @@ class Filter:
             size += len(parts[-1].row)
             if size > self._comparable(len(selection), len(queries)):
                 scan = self._by_scan(selection, queries)
-                return scan[np.isin(_pairs(scan.query, scan.row), self._chosen, invert=True)]
+                known = _pairs(self._best.query, self._best.row)
+                return scan[np.isin(_pairs(scan.query, scan.row), known, invert=True)]
         return joined(parts, nothing_near())
 
     def scanned(self, selection: Selection) -> Bounded:
@@ -414,6 +414,12 @@ class Filter:
 
     def _count(self, **numbers: int) -> None:
         count(self._batch.explanation, **numbers)
+
+
+@lru_cache(maxsize=16)
+def _sample(rows: int, size: int) -> Ids:
+    """Returns row numbers (size,) drawn from so many rows, ascending; always the same."""
+    return np.sort(np.random.default_rng(0).integers(0, rows, size))
 
 
 def _coded(selection: Selection) -> Coded:
