@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,9 @@ class _Pairs:
     query: NDArray[np.int64]
     row: Ids
 
-    def __getitem__(self, some: Any) -> Self:
-        return type(self)(*[column[some] for column in vars(self).values()])
+    def __getitem__(self, some: NDArray[np.bool_]) -> Self:
+        places = np.flatnonzero(some)
+        return type(self)(*[column.take(places) for column in vars(self).values()])
 
 
 @dataclass(frozen=True)
