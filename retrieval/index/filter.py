@@ -41,7 +41,7 @@ from retrieval.index.threads import in_this_thread, spread
 from retrieval.system.cpu import usable_cores
 
 # About so many rows with the lowest bounds are chosen first: for each neighbour, and for each query.
-CHOSEN_PER_NEIGHBOUR: Final = 2
+CHOSEN_PER_NEIGHBOUR: Final = 1.5
 LEAST_CHOSEN: Final = 64
 
 # Rows of a sample that tells how near these are: a share of all rows, and least and most. From this rank on,
@@ -175,7 +175,7 @@ class Filter:
         enough, queries = self._batch.enough, len(self._batch)
         comparable = int(self._comparable(rows, queries)) // queries
         most = max(min(comparable, _MAX_HELD // queries), LEAST_CHOSEN) + enough
-        return min(CHOSEN_PER_NEIGHBOUR * enough + LEAST_CHOSEN, most)
+        return min(int(CHOSEN_PER_NEIGHBOUR * enough) + LEAST_CHOSEN, most)
 
     def _best_by_products(self, chosen: Sequence[Selection], wanted: int) -> Near:
         """Returns rows with the least squared distances of codes, of selections in one basis."""

@@ -37,7 +37,7 @@ from retrieval.index.kernels import (
 from retrieval.index.threads import in_this_thread, spread
 from retrieval.system.cpu import usable_cores
 
-# Candidates beyond k that are compared before the bounds of the others are checked.
+# Candidates beyond k that are compared before the bounds of the others are checked: so many, and k / 4.
 OVERFETCH: Final = 8
 
 # The most candidates and bounded rows that are held before they are refined: 24 or 32 bytes each.
@@ -88,7 +88,7 @@ class Refiner:
             self._drop_beyond()
             found = self._in_reach()
             if self._batch.k and len(found.row):
-                found = self._compare_least(found, self._batch.k + OVERFETCH)
+                found = self._compare_least(found, self._wanted())
             self._pending = [found]
             self._pending = [self._in_reach()]
         self._size = sum(len(one.row) for one in self._pending)
@@ -103,7 +103,7 @@ class Refiner:
         """Compares all remaining candidates, lowest bounds first."""
         with self._batch.explanation.timed("refine"):
             self._drop_beyond()
-            wanted = self._batch.k + OVERFETCH if self._batch.k else RADIUS_CANDIDATES
+            wanted = self._wanted()
             while len((found := self._in_reach()).row):
                 self._pending = [self._compare_least(found, wanted)]
                 wanted *= 2
@@ -136,6 +136,11 @@ class Refiner:
         limit = self._batch.limit
         near = [one[one.bound <= limit[one.query] * FLOAT64_SLACK] for one in self._pending]
         return joined(near, no_candidates())
+
+    def _wanted(self) -> int:
+        """Returns how many candidates of each query are compared first."""
+        k = self._batch.k
+        return k + k // 4 + OVERFETCH if k else RADIUS_CANDIDATES
 
     def _compare_least(self, found: Candidates, wanted: int) -> Candidates:
         """Compares the `wanted` candidates with the lowest bounds of each query; returns the others."""
