@@ -1,9 +1,9 @@
 """The data that filter and refine exchange: queries with their limits, candidates, and bounded rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,9 @@ class _Pairs:
     query: NDArray[np.int64]
     row: Ids
 
-    def __getitem__(self, some: Any) -> Self:
-        return type(self)(*(getattr(self, column.name)[some] for column in fields(self)))
+    def __getitem__(self, some: NDArray[np.bool_]) -> Self:
+        places = np.flatnonzero(some)
+        return type(self)(*[column.take(places) for column in vars(self).values()])
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,11 @@ _Rows = TypeVar("_Rows", bound=_Pairs)
 
 
 def joined(parts: Sequence[_Rows], nothing: _Rows) -> _Rows:
-    """Returns the concatenation of all parts."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = [[getattr(one, column.name) for one in (nothing, *parts)] for column in fields(nothing)]
-    return type(nothing)(*map(np.concatenate, columns))
+    """Returns the concatenation of all parts; `nothing` if they are empty."""
+    parts = [one for one in parts if len(one.row)]
+    if len(parts) < 2:
+        return parts[0] if parts else nothing
+    return type(nothing)(*[np.concatenate([vars(one)[name] for one in parts]) for name in vars(nothing)])
 
 
 def by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:
@@ -137,13 +138,18 @@ def by_query(query: NDArray[np.int64]) -> Iterator[tuple[int, Ids]]:
         yield int(ordered[start]), order[start:end]
 
 
+def ordered(query: NDArray[np.int64], values: Floats) -> Ids:
+    """Returns the order (n,) by query, and by value within a query; equal values in any order."""
+    # numpy sorts numbers by instructions for vectors, unless the sort must be stable or has two keys.
+    order = np.argsort(values)
+    return order[np.argsort(query[order].astype(np.uint16), kind="stable")]
+
+
 def least(query: NDArray[np.int64], values: Floats, count: int) -> NDArray[np.bool_]:
     """Returns a mask (n,) of the `count` least values of each query."""
-    chosen = np.zeros(len(query), bool)
-    for _, places in by_query(query):
-        if len(places) > count:
-            places = places[np.argpartition(values[places], count - 1)[:count]]
-        chosen[places] = True
+    order = ordered(query, values)
+    chosen = np.empty(len(query), bool)
+    chosen[order] = rank(query[order]) < count
     return chosen
 
 

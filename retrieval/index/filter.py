@@ -8,10 +8,9 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +41,7 @@ from retrieval.index.threads import in_this_thread, spread
 from retrieval.system.cpu import usable_cores
 
 # About so many rows with the lowest bounds are chosen first: for each neighbour, and for each query.
-CHOSEN_PER_NEIGHBOUR: Final = 4
+CHOSEN_PER_NEIGHBOUR: Final = 1.5
 LEAST_CHOSEN: Final = 64
 
 # Rows of a sample that tells how near these are: a share of all rows, and least and most. From this rank on,
@@ -57,6 +56,9 @@ SCANNED_ROWS: Final = 24
 
 # Up to so many bytes of codes are scanned in the calling thread: handing them over would take longer.
 SCANNED_ALONE: Final = 2**21
+
+# Up to so many products are computed in the calling thread, for the same reason.
+_MULTIPLIED_ALONE: Final = 2**19
 
 # The least number of rows of a block that are compared first, for an initial limit.
 SEED_ROWS: Final = 1024
@@ -91,11 +93,13 @@ class _Encoded:
     |x|^2 + |y|^2 - 2xy. Products are of the bytes of x, so they exceed xy by 128 times the sum of y.
 
     Attributes:
+        bytes: (n, m) float32, as FAISS takes them.
         codes: (m, n) int8, relative to the grid's centre.
         terms: (n,) int64, the part of the squared distance that depends on the query alone.
         errors: (n,) float64.
     """
 
+    bytes: NDArray[np.float32]
     codes: NDArray[np.int8]
     terms: Ids
     errors: Floats
@@ -109,9 +113,34 @@ class Filter:
         self._encodings: dict[int, _Encoded] = {}
         # By selection, for each query: rows of codes up to this squared distance were returned by `best`.
         self._done: dict[int, Ids] = {}
-        self._chosen: Ids = np.empty(0, np.int64)
+        self._best: Candidates = no_candidates()
 
     # By codes
+
+    def scans_alone(self, chosen: Sequence[Selection]) -> bool:
+        """Returns whether FAISS is to scan the codes of selections in the calling thread."""
+        size = sum(len(one) * _coded(one).basis.coordinates for one in chosen)
+        return len(self._batch) <= MAX_SCANNING_QUERIES and size <= SCANNED_ALONE
+
+    def rows_to_scan(self, chosen: Sequence[Selection]) -> list[int]:
+        """Returns how many rows of each selection a scan returns: more of the larger ones."""
+        every, enough = sum(map(len, chosen)), 2 * self._batch.enough
+        return [min(len(one), max(SCANNED_ROWS, -(-enough * len(one) // every))) for one in chosen]
+
+    def scan(self, selection: Selection, query: int, number: int) -> tuple[Ids, float]:
+        """Returns so many rows of a whole block, with the least squared distances of codes to one query.
+
+        With them comes a lower bound of the distances of all other rows.
+        """
+        coded = _coded(selection)
+        encoded = self._encoded(coded.basis)
+        squares, rows = np.empty(number, np.float32), np.empty(number, np.int64)
+        coded.scan(encoded.bytes[query], squares, rows)
+        self._count_codes(selection, 1)
+        if number == len(selection):
+            return rows, np.inf
+        last, errors = squares[-1:].astype(np.float64), coded.error + encoded.errors[query]
+        return rows, float(_lower_bound(coded.basis, last, errors)[0])
 
     def best(self, chosen: Sequence[Selection]) -> tuple[Candidates, Floats]:
         """Returns the rows with the lowest bounds of selections that have codes.
@@ -130,9 +159,8 @@ class Filter:
             found += [self._scanned(whole)] if whole else []
             found += [self._best_by_products(others, wanted)] if others else []
             ends.append(self._end(some))
-        best = joined(found, nothing_near())
-        self._chosen = _pairs(best.query, best.row)
-        return best, np.min(ends, axis=0)
+        self._best = joined(found, nothing_near())
+        return self._best, np.min(ends, axis=0)
 
     def _end(self, chosen: Sequence[Selection]) -> Floats:
         """Returns a lower bound (n,) of the distances of the rows that `best` left out, of one basis."""
@@ -147,13 +175,15 @@ class Filter:
         enough, queries = self._batch.enough, len(self._batch)
         comparable = int(self._comparable(rows, queries)) // queries
         most = max(min(comparable, _MAX_HELD // queries), LEAST_CHOSEN) + enough
-        return min(CHOSEN_PER_NEIGHBOUR * enough + LEAST_CHOSEN, most)
+        return min(int(CHOSEN_PER_NEIGHBOUR * enough) + LEAST_CHOSEN, most)
 
     def _best_by_products(self, chosen: Sequence[Selection], wanted: int) -> Near:
         """Returns rows with the least squared distances of codes, of selections in one basis."""
         most = self._first_limits(chosen, wanted)
         held, size, limit = [nothing_near()], 0, max(_MAX_HELD, 4 * wanted * len(self._batch))
-        for found in spread(partial(self._near, most=most), chosen):
+        work = partial(self._near, most=most)
+        is_small = sum(map(len, chosen)) * len(self._batch) <= _MULTIPLIED_ALONE
+        for found in map(work, chosen) if is_small else spread(work, chosen):
             held.append(found)
             size += len(found.row)
             if size > limit:
@@ -168,30 +198,32 @@ class Filter:
 
         FAISS scans codes for one query in half the time of a product.
         """
-        wanted = max(SCANNED_ROWS, -(-2 * self._batch.enough // len(chosen)))
-        codes = self._encoded(_coded(chosen[0]).basis).codes
-        asked = np.ascontiguousarray(codes.T, np.float32) + CENTRE
-        squares = np.empty((len(chosen), len(asked), wanted), np.float32)
+        wanted = self.rows_to_scan(chosen)
+        ends = np.cumsum(wanted)
+        asked = self._encoded(_coded(chosen[0]).basis).bytes
+        squares = np.empty((len(asked), ends[-1]), np.float32)
         rows = np.empty(squares.shape, np.int64)
 
         def scan(numbers: Ids) -> None:
             for number in numbers:
-                pointers = map(faiss.swig_ptr, (squares[number], rows[number]))
-                _coded(chosen[number]).index.search_c(len(asked), faiss.swig_ptr(asked), wanted, *pointers)
+                part = slice(ends[number] - wanted[number], ends[number])
+                for one in zip(asked, squares[:, part], rows[:, part], strict=True):
+                    _coded(chosen[number]).scan(*one)
 
         numbers = np.arange(len(chosen))
-        if sum(map(len, chosen)) * codes.shape[0] <= SCANNED_ALONE:
+        if self.scans_alone(chosen):
             with in_this_thread():
                 scan(numbers)
         else:
             deque(spread(scan, np.array_split(numbers, 4 * usable_cores())), maxlen=0)
         # FAISS may have left out rows as near as the last one, unless it found all.
-        done = np.minimum(squares[:, :, -1], _NO_LIMIT + 1).astype(np.int64) - 1
-        for selection, limits in zip(chosen, done, strict=True):
+        done = squares[:, ends - 1].astype(np.int64) - 1
+        done[:, [len(one) == rows for one, rows in zip(chosen, wanted, strict=True)]] = _NO_LIMIT
+        for selection, limits in zip(chosen, done.T, strict=True):
             self._done[selection.first] = limits
             self._count_codes(selection, len(asked))
-        some = np.nonzero(squares <= done[:, :, None])
-        block, query, _ = some
+        some = np.nonzero(squares <= np.repeat(done, wanted, axis=1))
+        query, block = some[0], np.repeat(numbers, wanted)[some[1]]
         firsts = np.array([one.first for one in chosen])
         errors = np.array([_coded(one).error for one in chosen])
         return self._bounded_near(
@@ -213,7 +245,7 @@ class Filter:
         if rank >= size:
             return np.full(len(self._batch), _NO_LIMIT, np.int64)
         ends = np.cumsum([len(selection) for selection in chosen])
-        places = np.sort(np.random.default_rng(0).integers(0, every, size))
+        places = _sample(every, size)
         parts = zip(chosen, np.split(places, np.searchsorted(places, ends[:-1])), ends, strict=True)
         codes, lengths = [], []
         for selection, mine, end in parts:
@@ -254,7 +286,8 @@ class Filter:
             size += len(parts[-1].row)
             if size > self._comparable(len(selection), len(queries)):
                 scan = self._by_scan(selection, queries)
-                return scan[np.isin(_pairs(scan.query, scan.row), self._chosen, invert=True)]
+                known = _pairs(self._best.query, self._best.row)
+                return scan[np.isin(_pairs(scan.query, scan.row), known, invert=True)]
         return joined(parts, nothing_near())
 
     def scanned(self, selection: Selection) -> Bounded:
@@ -316,7 +349,8 @@ class Filter:
             codes, errors = basis.encode(self._batch.queries)
             moved = centred(codes)
             terms = np.einsum("ij,ij->i", moved, moved) + 2 * CENTRE * moved.sum(axis=1)
-            found = _Encoded(np.ascontiguousarray(moved.T.astype(np.int8)), terms.astype(np.int64), errors)
+            columns = np.ascontiguousarray(moved.T.astype(np.int8))
+            found = _Encoded(codes.astype(np.float32), columns, terms.astype(np.int64), errors)
             self._encodings[id(basis)] = found
         return found
 
@@ -382,6 +416,12 @@ class Filter:
         count(self._batch.explanation, **numbers)
 
 
+@lru_cache(maxsize=16)
+def _sample(rows: int, size: int) -> Ids:
+    """Returns row numbers (size,) drawn from so many rows, ascending; always the same."""
+    return np.sort(np.random.default_rng(0).integers(0, rows, size))
+
+
 def _coded(selection: Selection) -> Coded:
     coded = selection.block.coded
     assert coded is not None
@@ -408,7 +448,7 @@ def _pairs(query: NDArray[np.int64], row: Ids) -> Ids:
     return np.asarray((query << 48) + row)
 
 
-def _lower_bound(basis: Basis, squares: Floats, errors: Floats) -> Floats:
+def _lower_bound(basis: Basis, squares: Floats, errors: Floats | float) -> Floats:
     """Returns lower bounds of distances from squared distances between codes, and the errors of both."""
     # The factors cover the rounding of these few operations.
     reach = basis.step * np.sqrt(np.maximum(squares, 0)) * (1 - 1e-12)

@@ -67,11 +67,11 @@ def pair_squares_float32(
 
 
 def pair_squares_float64(
-    queries: Floats, query: NDArray[np.int64], matrix: NDArray[np.float32], row: Ids
+    queries: Floats, query: NDArray[np.int64] | int, matrix: NDArray[np.float32], row: Ids
 ) -> Floats:
-    """Returns squared distances (p,) float64 of p pairs, of `queries` (q, d) float64."""
+    """Returns squared distances (p,) float64 of p pairs, of `queries` (q, d) float64; `query` may be one."""
     differences = matrix[row].astype(np.float64)
-    differences -= queries[query]
+    differences -= queries.take(query, axis=0)
     return np.asarray(np.einsum("ij,ij->i", differences, differences))
 
 
@@ -102,32 +102,17 @@ def underflow(dimension: int) -> float:
 
 def at_most(squares: NDArray[np.float32], most: NDArray[np.float32]) -> tuple[Ids, Ids]:
     """Returns rows and columns of the entries of (n, m) that are at most the limit of their row (n,)."""
-    rows, columns = squares.shape
-    answers = buffer("answers", (rows, columns + -columns % 8), np.dtype(bool))
-    answers[:, columns:] = False
-    np.less_equal(squares, most[:, None], out=answers[:, :columns])
-    return np.divmod(_true(answers.reshape(-1)), answers.shape[1])
+    answers = buffer("answers", squares.shape, np.dtype(bool))
+    np.less_equal(squares, most[:, None], out=answers)
+    return np.divmod(np.flatnonzero(answers), squares.shape[1])
 
 
 def at_least(values: NDArray[np.int32], least: Ids) -> tuple[Ids, Ids]:
     """Returns rows and columns of the entries of (n, m) that are at least the limit of their column (m,)."""
-    rows, columns = values.shape
-    size = rows * columns
-    (answers,) = buffer("answers", (1, size + -size % 8), np.dtype(bool))
-    answers[size:] = False
+    answers = buffer("answers", values.shape, np.dtype(bool))
     limits = least.clip(-(2**31), 2**31 - 1).astype(np.int32)
-    np.greater_equal(values, limits, out=answers[:size].reshape(rows, columns))
-    return np.divmod(_true(answers), columns)
-
-
-def _true(answers: NDArray[np.bool_]) -> Ids:
-    """Returns the places of the true ones among answers (8n,).
-
-    Few are, so eight are tested at once, which is faster than numpy's search.
-    """
-    (some,) = np.nonzero(answers.view(np.uint64))
-    flat = (8 * some[:, None] + np.arange(8)).ravel()
-    return np.asarray(flat[answers[flat]])
+    np.greater_equal(values, limits, out=answers)
+    return np.divmod(np.flatnonzero(answers), values.shape[1])
 
 
 def float32_bounds(squares: Floats, dimension: int) -> tuple[Floats, Floats]:

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.index import direct
 from retrieval.index.blocks import Block, Floats, Ids, Numbering, Selection, selections
 from retrieval.index.candidates import Bounded, Candidates, Exclude, QueryBatch
 from retrieval.index.explanation import Explanation
@@ -118,6 +119,8 @@ class _Search:
         if batch.k and coded:
             if filtering.is_cheaper_to_scan(batch.enough * len(batch), coded):
                 work = filtering.scanned
+            elif len(coded) == len(rest) and (answers := direct.answers(batch, coded, filtering)):
+                return answers
             else:
                 with self._explanation.timed("filter"):
                     found, ends = filtering.best(coded)

@@ -68,11 +68,17 @@ class Basis:
     step: float
     # A bound on the axes' defect from orthonormality, including the rounding of its own computation.
     _slack: float = field(init=False)
+    # A bound on the rounding of a place's distance to its code.
+    _grid_slack: float = field(init=False)
+    _mean_length: float = field(init=False)
 
     def __post_init__(self) -> None:
         count, dimension = self.axes.shape
         defect = float(np.linalg.norm(self.axes @ self.axes.T - np.eye(count)))
         object.__setattr__(self, "_slack", defect + 2 * (count + 2) * (dimension + 8) * _FLOAT64_ROUNDOFF)
+        grid = float(np.abs(self.low).max() + 255 * self.step)
+        object.__setattr__(self, "_grid_slack", 64 * _FLOAT64_ROUNDOFF * grid * np.sqrt(self.coordinates))
+        object.__setattr__(self, "_mean_length", float(np.linalg.norm(self.mean)))
 
     @property
     def coordinates(self) -> int:
@@ -82,20 +88,19 @@ class Basis:
     def encode(self, vectors: NDArray[np.float32]) -> tuple[Codes, NDArray[np.float64]]:
         """Returns codes (n, m) of vectors (n, d), and the largest distances to their clipped places, (n,)."""
         places, noise = self._place(vectors)
-        top = self.low + 255 * self.step
-        np.clip(places, self.low, top, out=places)
+        np.maximum(places, self.low, out=places)
+        np.minimum(places, self.low + 255 * self.step, out=places)
         codes = np.rint((places - self.low) / self.step).clip(0, 255)
         places -= self.low + codes * self.step
         errors = np.sqrt(np.einsum("ij,ij->i", places, places))
         # The last terms cover the rounding of this arithmetic.
-        grid = float(np.abs(self.low).max() + 255 * self.step)
-        errors += noise + 64 * _FLOAT64_ROUNDOFF * grid * np.sqrt(self.coordinates) + 1e-12 * errors
+        errors += noise + self._grid_slack + 1e-12 * errors
         return codes.astype(np.uint8), errors
 
     def _place(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Returns places (n, m), and bounds (n,) on their errors from float64 rounding and inexact axes."""
         moved = vectors.astype(np.float64)
-        lengths = np.sqrt(np.einsum("ij,ij->i", moved, moved)) + np.linalg.norm(self.mean)
+        lengths = np.sqrt(np.einsum("ij,ij->i", moved, moved)) + self._mean_length
         moved -= self.mean
         places = np.empty((len(vectors), self.coordinates))
         np.matmul(moved, self.axes.T, out=places[:, :-1])
@@ -149,6 +154,11 @@ class Coded:
         self.index = index
         size = index.ntotal * index.d
         self.codes: Codes = faiss.rev_swig_ptr(index.codes.data(), size).reshape(index.ntotal, index.d)
+
+    def scan(self, code: NDArray[np.float32], squares: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        """Fills in the rows (n,) with the least squared distances (n,) to a code (m,), nearest first."""
+        asked, *found = map(faiss.swig_ptr, (code, squares, rows))
+        self.index.search_c(1, asked, len(rows), *found)
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:

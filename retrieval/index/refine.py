@@ -18,11 +18,11 @@ from retrieval.index.candidates import (
     Bounded,
     Candidates,
     QueryBatch,
-    by_query,
     joined,
     least,
     no_candidates,
     nothing_bounded,
+    ordered,
     rank,
 )
 from retrieval.index.explanation import count
@@ -37,14 +37,14 @@ from retrieval.index.kernels import (
 from retrieval.index.threads import in_this_thread, spread
 from retrieval.system.cpu import usable_cores
 
-# Candidates beyond k that are compared before the bounds of the others are checked.
+# Candidates beyond k that are compared before the bounds of the others are checked: so many, and k / 4.
 OVERFETCH: Final = 8
 
 # The most candidates and bounded rows that are held before they are refined: 24 or 32 bytes each.
 MAX_PENDING_CANDIDATES: Final = 1_500_000
 
 # Up to this many numbers of vectors are compared in the calling thread: handing them over would take longer.
-COMPARED_ALONE: Final = 2**18
+COMPARED_ALONE: Final = 2**19
 
 # Candidates of each query that a radius search compares first.
 RADIUS_CANDIDATES: Final = 2**20
@@ -61,6 +61,7 @@ class Refiner:
         self._numbering = numbering
         self._pending: list[Candidates] = []
         self._bounded: list[Bounded] = []
+        self._new = False  # whether rows were compared that have not lowered the limits yet
         self._size = 0
 
     def add(self, found: Candidates | Bounded) -> None:
@@ -68,7 +69,7 @@ class Refiner:
         if isinstance(found, Candidates):
             self._pending.append(found)
         else:
-            self._bounded.append(self._without_excluded(found))
+            self._add_bounded(found)
         self._size += len(found.row)
 
     @property
@@ -87,7 +88,7 @@ class Refiner:
             self._drop_beyond()
             found = self._in_reach()
             if self._batch.k and len(found.row):
-                found = self._compare_least(found, self._batch.k + OVERFETCH)
+                found = self._compare_least(found, self._wanted())
             self._pending = [found]
             self._pending = [self._in_reach()]
         self._size = sum(len(one.row) for one in self._pending)
@@ -102,7 +103,7 @@ class Refiner:
         """Compares all remaining candidates, lowest bounds first."""
         with self._batch.explanation.timed("refine"):
             self._drop_beyond()
-            wanted = self._batch.k + OVERFETCH if self._batch.k else RADIUS_CANDIDATES
+            wanted = self._wanted()
             while len((found := self._in_reach()).row):
                 self._pending = [self._compare_least(found, wanted)]
                 wanted *= 2
@@ -118,7 +119,9 @@ class Refiner:
             squares = np.empty(len(row))
             kernel = partial(pair_squares_float64, batch.exact)
             self._per_block(kernel, query, row, float64_pairs(batch.queries.shape[1]), squares)
-            order = np.lexsort((ids, squares, query))
+            order = ordered(query, squares)
+            if (np.diff(squares[order]) == 0).any():
+                order = np.lexsort((ids, squares, query))
             query, distances, ids = query[order], np.sqrt(squares[order]), ids[order]
             # Roots of different squares may be equal, and a radius limits distances, not squares.
             stays = rank(query) < batch.k if batch.k else distances <= batch.limit[query]
@@ -134,27 +137,34 @@ class Refiner:
         near = [one[one.bound <= limit[one.query] * FLOAT64_SLACK] for one in self._pending]
         return joined(near, no_candidates())
 
+    def _wanted(self) -> int:
+        """Returns how many candidates of each query are compared first."""
+        k = self._batch.k
+        return k + k // 4 + OVERFETCH if k else RADIUS_CANDIDATES
+
     def _compare_least(self, found: Candidates, wanted: int) -> Candidates:
         """Compares the `wanted` candidates with the lowest bounds of each query; returns the others."""
         first = least(found.query, found.bound, wanted)
-        self._bounded.append(self._compare(found.query[first], found.row[first]))
+        self._add_bounded(self._compare(found.query[first], found.row[first]))
         self._drop_beyond()
         return found[~first]
 
     def _drop_beyond(self) -> None:
         """Lowers the limits by all compared rows, and drops rows beyond them."""
-        found = self._all_bounded()
-        self._lower_limits(found)
-        self._bounded = [found[found.lower <= self._batch.limit[found.query] * FLOAT64_SLACK]]
+        if self._new:
+            found = self._all_bounded()
+            self._lower_limits(found)
+            self._bounded = [found[found.lower <= self._batch.limit[found.query] * FLOAT64_SLACK]]
+            self._new = False
 
     def _lower_limits(self, found: Bounded) -> None:
         k, limit = self._batch.k, self._batch.limit
         if not k:
             return
-        for query, places in by_query(found.query):
-            if len(places) >= k:
-                kth = np.partition(found.upper[places], k - 1)[k - 1]
-                limit[query] = min(limit[query], kth)
+        order = ordered(found.query, found.upper)
+        query, upper = found.query[order], found.upper[order]
+        kth = np.flatnonzero(rank(query) == k - 1)
+        limit[query[kth]] = np.minimum(limit[query[kth]], upper[kth])
 
     def _all_bounded(self) -> Bounded:
         if len(self._bounded) != 1:
@@ -171,13 +181,15 @@ class Refiner:
         self._per_block(partial(pair_squares_float32, queries), query, row, at_a_time, squares)
         count(self._batch.explanation, candidates=len(row), bytes_read=len(row) * queries.shape[1] * 4)
         lower, upper = float32_bounds(squares.astype(np.float64), queries.shape[1])
-        return self._without_excluded(Bounded(query, row, lower, upper))
+        return Bounded(query, row, lower, upper)
 
-    def _without_excluded(self, found: Bounded) -> Bounded:
-        if self._batch.exclude is None:
-            return found
-        ids = self._numbering.ids(found.row)
-        return found[(ids[:, None] != self._batch.exclude[found.query]).all(1)]
+    def _add_bounded(self, found: Bounded) -> None:
+        """Adds compared rows, without those that a query excludes."""
+        if self._batch.exclude is not None:
+            ids = self._numbering.ids(found.row)
+            found = found[(ids[:, None] != self._batch.exclude[found.query]).all(1)]
+        self._bounded.append(found)
+        self._new = True
 
     def _per_block(
         self, kernel: _Kernel, query: NDArray[np.int64], row: Ids, at_a_time: int, results: NDArray[Any]
@@ -188,7 +200,7 @@ class Refiner:
             # Two jobs for each core: a single one would run in this thread, where FAISS starts its own.
             at_a_time = min(at_a_time, -(-len(row) // (2 * usable_cores())))
         firsts = self._numbering.firsts
-        order = np.argsort(row, kind="stable")
+        order = np.argsort(row)
         cuts = np.searchsorted(row[order], firsts)
         jobs = [
             (number, order[start : min(start + at_a_time, after)])
