@@ -18,6 +18,8 @@ from retrieval.system.files import other_than_file
 
 # Held while a connection that can write is opened, so that a descriptor that appears meanwhile is its own.
 OPENING: Final = Lock()
+# Otherwise a process that is forked meanwhile would wait for it for ever.
+os.register_at_fork(before=OPENING.acquire, after_in_parent=OPENING.release, after_in_child=OPENING.release)
 
 _CACHE_KIB: Final = 256 * 1024
 

@@ -11,15 +11,17 @@ consequence. No other process may write a page meanwhile, or its new cells could
 holds SQLite's write lock, and the WAL is empty, so that nobody has a page to copy from it either.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
 import struct
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Lock
-from typing import ClassVar, Final
+from typing import Final
 
 from retrieval.database import page_checksums
 from retrieval.database.connections import OPENING
@@ -49,21 +51,23 @@ _Gap = tuple[int, int, int]
 class OwnDescriptor:
     """A descriptor of the database that belongs to a connection of its own, so that nobody else closes it.
 
-    The file is not opened otherwise: closing it again would release SQLite's locks on it.
+    The file is not opened otherwise: closing it again would release SQLite's locks on it. While another
+    connection has the database open, SQLite keeps the descriptor of each one that is closed, so that all
+    users in a process share one (see `shared`).
     """
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path
-        self._connection: sqlite3.Connection | None = None
         self._number = -1
+        self._end: Callable[[], object] | None = None
 
     def number(self) -> int | None:
         """Returns the descriptor, which stays open until `close`; None if there is none."""
-        if self._connection is not None and not _is_of(self._number, self.path.stat()):
+        if self._end is not None and not _is_of(self._number, self.path.stat()):
             self.close()  # another file has taken the place of the one that it opened
-        if self._connection is None:
+        if self._end is None:
             self._open()
-        return None if self._connection is None else self._number
+        return None if self._end is None else self._number
 
     def _open(self) -> None:
         with ExitStack() as others:
@@ -73,43 +77,26 @@ class OwnDescriptor:
                     connection = sqlite3.connect(self.path, check_same_thread=False)
                     opened = _descriptors(self.path) - before
                 if len(opened) == 1:
-                    self._connection, self._number = connection, opened.pop()
+                    self._number, self._end = opened.pop(), weakref.finalize(self, connection.close)
                     return
                 # It took a descriptor that SQLite had kept, or the number of one that was closed just then.
                 others.enter_context(closing(connection))
 
     def close(self) -> None:
-        """Closes the connection; the next `number` opens another one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Closes the connection, as the end of the object does; the next `number` opens another one."""
+        if self._end is not None:
+            self._end()
+            self._end = None
 
 
-class SharedDescriptor:
-    """The `OwnDescriptor` of all objects of this process that have a database open, closed with the last one.
+_SHARED: Final = weakref.WeakValueDictionary[str, OwnDescriptor]()
+_SHARING: Final = Lock()
 
-    While another connection has the database open, SQLite keeps the descriptor of each that is closed: an own
-    one for each object would leave more and more of them.
-    """
 
-    _lock: ClassVar = Lock()
-    _users: ClassVar[dict[str, list["SharedDescriptor"]]] = {}
-
-    def __init__(self, path: Path) -> None:
-        self._key: Final = os.path.realpath(path)
-        with self._lock:
-            users = self._users.setdefault(self._key, [])
-            self.own: Final[OwnDescriptor] = users[0].own if users else OwnDescriptor(path)
-            users.append(self)
-
-    def close(self) -> None:
-        """Ends this object's use, once; to be called when its connections are closed."""
-        with self._lock:
-            users = [one for one in self._users.get(self._key, []) if one is not self]
-            self._users[self._key] = users
-            if not users:
-                self.own.close()
-                del self._users[self._key]
+def shared(path: Path) -> OwnDescriptor:
+    """Returns the descriptor of all in this process that have the database open; it ends with the last."""
+    with _SHARING:
+        return _SHARED.setdefault(os.path.realpath(path), OwnDescriptor(path))
 
 
 def zero(driver: sqlite3.Connection, own: OwnDescriptor) -> bool:
@@ -208,7 +195,8 @@ def _zeroed(descriptor: int, path: Path, page_size: int, pages: int) -> bool:
         page = bytearray(os.pread(descriptor, page_size, offset))
         before = page_checksums.sum_of(page)
         page[start:end] = bytes(end - start)
-        os.pwrite(descriptor, page[start:end], offset + start)
+        if os.pwrite(descriptor, page[start:end], offset + start) < end - start:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
         # A page that was damaged before keeps the checksum that says so.
         sums[number] = page_checksums.sum_of(page) if former.get(number, before) == before else former[number]
     os.fsync(descriptor)

@@ -12,8 +12,8 @@ import pytest
 
 from retrieval.database import unused_bytes
 from retrieval.database.page_checksums import check_pages, checkpoint
-from retrieval.database.unused_bytes import OwnDescriptor, SharedDescriptor
-from retrieval.errors import GalleryDamaged
+from retrieval.database.unused_bytes import OwnDescriptor
+from retrieval.errors import GalleryDamaged, StorageError
 from tests.database.test_page_checksums import connect, create, flipped, transaction, unused, zero
 
 PAGE = 512
@@ -165,16 +165,63 @@ def test_there_is_one_descriptor_however_many_use_it_and_none_after_the_last(
     path: Path, driver: sqlite3.Connection
 ) -> None:
     before, seen = len(os.listdir("/dev/fd")), set()
-    with closing(SharedDescriptor(path)) as first:
-        assert first.own.number() is not None
-        for _ in range(30):
-            assert checkpoint(driver, path, mode="TRUNCATE")
-            with closing(SharedDescriptor(path)) as another, transaction(driver):
-                assert unused_bytes.zero(driver, another.own)
-            seen.add(len(os.listdir("/dev/fd")))
-        assert len(seen) == 1
-        driver.close()
+    first: OwnDescriptor | None = unused_bytes.shared(path)
+    assert first is not None
+    assert first.number() is not None
+    for _ in range(30):
+        assert checkpoint(driver, path, mode="TRUNCATE")
+        another = unused_bytes.shared(path)
+        assert another is first
+        with transaction(driver):
+            assert unused_bytes.zero(driver, another)
+        del another
+        seen.add(len(os.listdir("/dev/fd")))
+    assert len(seen) == 1
+    driver.close()
+    first = None
     assert len(os.listdir("/dev/fd")) < before
+
+
+def test_a_write_that_the_disk_takes_in_part_is_an_error_and_the_next_zeroing_does_the_rest(
+    path: Path, driver: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(descriptor: int, data: bytes, offset: int) -> int:
+        return pwrite(descriptor, data[: len(data) // 2], offset)
+
+    pwrite = os.pwrite
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", half)
+        with pytest.raises(StorageError, match="no space left"):
+            zero(driver, path)
+    driver.execute("ROLLBACK")
+    assert check_pages(path).damage == ()
+    assert zero(driver, path)
+    assert checkpoint(driver, path, mode="TRUNCATE")
+    assert unused(path, PAGE) == b""
+    assert check_pages(path).damage == ()
+    assert check_pages(path).compared == driver.execute("PRAGMA page_count").fetchall()[0][0]
+
+
+def test_a_process_that_is_forked_while_another_thread_opens_the_database_can_open_it(path: Path) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with unused_bytes.OPENING:
+                sqlite3.connect(path).close()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                free = unused_bytes.OPENING.acquire(timeout=10)
+                os._exit(0 if free else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_file_that_took_the_place_of_the_database_gets_another_descriptor(

@@ -18,7 +18,7 @@ from retrieval.database import page_checksums, schema, unused_bytes
 from retrieval.database.connections import check_beside, check_no_link, is_still, make_engine
 from retrieval.database.migrations import SCHEMA_VERSION, check_schema, migrate, runner, stored_version
 from retrieval.database.sqlite_errors import blames_machine, translated
-from retrieval.database.unused_bytes import SharedDescriptor
+from retrieval.database.unused_bytes import OwnDescriptor
 from retrieval.errors import GalleryDamaged, GalleryError, StorageError
 from retrieval.system import lock
 from retrieval.system.files import create, make_room, other_than_file, sync, why, why_not_written
@@ -57,7 +57,7 @@ class SqliteFile:
         self.sql = sql
         # The file that the connections have open, where another one may take its place.
         self._file = _file_at(path) if replaced else None
-        self._descriptor = SharedDescriptor(path)
+        self._descriptor: OwnDescriptor | None = unused_bytes.shared(path)
 
     @classmethod
     def create(cls, path: Path) -> "SqliteFile":
@@ -160,7 +160,7 @@ class SqliteFile:
     def close(self) -> None:
         """See `DatabaseEngine`; the last connection of all processes copies the log into the file."""
         self.sql.dispose()
-        self._descriptor.close()
+        self._descriptor = None
 
     @contextmanager
     def creating(self) -> Iterator[Connection]:
@@ -216,7 +216,8 @@ class SqliteFile:
         """
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
-        return unused_bytes.zero(driver, self._descriptor.own)
+        assert self._descriptor is not None  # it is not closed
+        return unused_bytes.zero(driver, self._descriptor)
 
     def unused(self) -> float:
         """Returns how much of the file `vacuum` could save, 0 to 1; see `unused_bytes.share`."""
