@@ -4,7 +4,6 @@ import functools
 import os
 import sqlite3
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -15,11 +14,10 @@ from sqlalchemy.util import LRUCache
 from retrieval.database.metadata import to_json
 from retrieval.errors import GalleryError
 from retrieval.system.files import other_than_file
+from retrieval.system.forks import shared_lock
 
 # Held while a connection that can write is opened, so that a descriptor that appears meanwhile is its own.
-OPENING: Final = Lock()
-# Otherwise a process that is forked meanwhile would wait for it for ever.
-os.register_at_fork(before=OPENING.acquire, after_in_parent=OPENING.release, after_in_child=OPENING.release)
+OPENING: Final = shared_lock()
 
 _CACHE_KIB: Final = 256 * 1024
 

@@ -1,7 +1,6 @@
 """Migrations: reads the schema version of a database, and upgrades older ones, for `store`."""
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,13 +9,14 @@ from sqlalchemy import Connection, inspect, text
 
 from retrieval.database import schema
 from retrieval.errors import GalleryDamaged, GalleryError
+from retrieval.system.forks import shared_lock
 
 # The newest schema version. As a constant, it spares an up-to-date gallery the import of alembic (0.2 s).
 # `tests/database/test_migrations.py` compares it with the scripts.
 SCHEMA_VERSION: Final = "0011"
 
 # alembic keeps state in module globals, so only one thread may migrate at a time.
-_MIGRATION_LOCK: Final = threading.Lock()
+_MIGRATION_LOCK: Final = shared_lock()
 
 
 def runner(connection: Connection) -> Callable[[str], Sequence[Any]]:

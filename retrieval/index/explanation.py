@@ -1,13 +1,14 @@
 """Explanation: the cost of a search for its caller, in rows, bytes and seconds."""
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-_COUNTING: Final = threading.Lock()
+from retrieval.system.forks import shared_lock
+
+_COUNTING: Final = shared_lock()
 
 
 @dataclass

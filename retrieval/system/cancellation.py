@@ -1,12 +1,12 @@
 """Cancellation: tells work in any thread that Ctrl-C was pressed."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from retrieval.errors import Interrupted
+from retrieval.system.forks import shared_lock
 
-_lock = threading.Lock()
+_lock = shared_lock()
 _asked: list[Callable[[], bool]] = []
 
 

@@ -1,0 +1,16 @@
+"""Locks that outlive a fork, in which only the thread that forks goes on."""
+
+import os
+import threading
+
+
+def shared_lock() -> threading.Lock:
+    """Returns a lock that no thread holds in a forked child, where that thread would hold it for ever.
+
+    A fork waits until it is free. So a thread must not wait for another such lock while it holds one. It is
+    meant for a module: it is never freed.
+    """
+    lock = threading.Lock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
