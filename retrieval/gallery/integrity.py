@@ -196,7 +196,7 @@ def _check_opened(vault: Vault, book: Notebook) -> None:
             if {segment.id for segment in reader.segments()} <= verified.keys():
                 check_rows(vault, reader, book, verified)
                 return
-    raise StorageError(f"{vault.folder} changes faster than it can be read; try again when less is written.")
+    raise StorageError(f"{vault.name} changes faster than it can be read; try again when less is written.")
 
 
 def _check_pages(path: Path, book: Notebook) -> None:

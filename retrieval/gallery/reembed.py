@@ -231,7 +231,7 @@ def _inactive_generation(vault: Vault, reader: Reader) -> Generation:
     for generation in reader.generations().values():
         if generation.id != serving.id:
             return generation
-    raise InputError(f"{vault.folder} has one model only; there is no other to go back to or to drop.")
+    raise InputError(f"{vault.name} has one model only; there is no other to go back to or to drop.")
 
 
 def _target_generation(vault: Vault, bundle: ModelBundle) -> Generation:
@@ -243,13 +243,13 @@ def _target_generation(vault: Vault, bundle: ModelBundle) -> Generation:
     with vault.writing() as writer:
         serving = vault.serving(writer)
         if serving.fingerprint == bundle.fingerprint:
-            raise InputError(f"{vault.folder} is searched with this model already; nothing is to be done.")
+            raise InputError(f"{vault.name} is searched with this model already; nothing is to be done.")
         for generation in writer.generations().values():
             if generation.fingerprint == bundle.fingerprint:
                 return generation
         if len(writer.generations()) > 1:
             raise InputError(
-                f"{vault.folder} keeps another model beside the active one; drop it first with "
+                f"{vault.name} keeps another model beside the active one; drop it first with "
                 "`drop_other_model`."
             )
         number = writer.gallery().next_generation_id

@@ -110,7 +110,7 @@ class Publisher:
         """
         if vault.follower is not None:
             raise InputError(
-                f"{vault.folder} is a copy of {vault.follower.current().address}; publish the gallery itself."
+                f"{vault.name} is a copy of {vault.follower.current().address}; publish the gallery itself."
             )
         self.objects: ObjectStore = open_objects(address)
         self._vault = vault
@@ -155,7 +155,7 @@ class Publisher:
                 return done
             self._collect_all = True
         raise GalleryBusy(
-            f"{self._vault.folder} changes faster than it can be published at {self.objects.address}; try "
+            f"{self._vault.name} changes faster than it can be published at {self.objects.address}; try "
             "again."
         )
 
@@ -254,7 +254,7 @@ class Publisher:
     def _diverged(self, head: Head) -> InputError:
         return InputError(
             f"{self.objects.address} has a state of this gallery, by {head.publisher}, that does not lead to "
-            f"{self._vault.folder}: two copies of the gallery were changed. Publish the right one at "
+            f"{self._vault.name}: two copies of the gallery were changed. Publish the right one at "
             "another address."
         )
 
@@ -362,7 +362,7 @@ class Publisher:
         )
         if source.path in named or is_model:
             return GalleryDamaged(
-                f"{source.path} is not what was written; see `faceprint verify {self._vault.folder}`."
+                f"{source.path} is not what was written; see `faceprint verify {self._vault.name}`."
             )
         return _Changed()
 

@@ -281,10 +281,8 @@ def _copy_with_retries(vault: Vault, copying: _Copying) -> Path:
             # A writer merged the segment away. What was copied so far is not copied again.
             missing = error
     if missing is None:
-        raise GalleryBusy(f"Another process keeps erasing faces of {vault.folder}; back up again later.")
-    raise GalleryDamaged(
-        f"{missing.filename} is missing; see `faceprint verify {vault.folder}`."
-    ) from missing
+        raise GalleryBusy(f"Another process keeps erasing faces of {vault.name}; back up again later.")
+    raise GalleryDamaged(f"{missing.filename} is missing; see `faceprint verify {vault.name}`.") from missing
 
 
 def _copy_snapshot(vault: Vault, copying: _Copying) -> Path:
@@ -353,7 +351,7 @@ def _copy_segment(vault: Vault, copying: _Copying, segment: Segment, source: IO[
 
 
 def _damaged(vault: Vault, path: Path) -> GalleryDamaged:
-    return GalleryDamaged(f"{path} is not what was written; see `faceprint verify {vault.folder}`.")
+    return GalleryDamaged(f"{path} is not what was written; see `faceprint verify {vault.name}`.")
 
 
 def _copy_model(vault: Vault, copying: _Copying, generation: Generation) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +99,7 @@ def restore_vault(
     with readable(backup) as store, store.read() as reader, vault.writing() as writer:
         if not fresh and writer.gallery().uuid != backup.gallery:
             raise InputError(
-                f"{folder} is a backup of another gallery than {vault.folder}; restore it to a new folder."
+                f"{folder} is a backup of another gallery than {vault.name}; restore it to a new folder."
             )
         return _restore(backup, reader, vault, writer, receipts, fresh=fresh)
 
@@ -158,7 +157,7 @@ def _restore(
     vault.log(writer, "restore", faces=count, taken_at=backup.taken_at, forgotten_again=len(gone))
     # No trace of the former content and of erased faces may remain.
     vault.defer(writer, erase=True, labels={})
-    return Restored(os.fspath(vault.folder), count, len(gone), backup.taken_at)
+    return Restored(vault.name, count, len(gone), backup.taken_at)
 
 
 def _restore_models(

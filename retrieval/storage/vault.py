@@ -95,13 +95,15 @@ class Vault(AnyVault):
     """Rows and vectors under one folder. Safe to share between threads; any number of processes may read.
 
     Attributes:
-        folder: the folder of the gallery.
+        folder: the folder of the gallery, absolute and without symbolic links: all its files stay the same
+            while it is open, whatever becomes of a link to it or of the working directory.
     """
 
     in_folder = True
 
     def __init__(
         self,
+        name: str,
         folder: Path,
         store: Store,
         *,
@@ -109,7 +111,7 @@ class Vault(AnyVault):
         via: str,
         follower: FollowerCard | None = None,
     ) -> None:
-        super().__init__(os.fspath(folder), store, read_only=read_only, via=via, follower=follower)
+        super().__init__(name, store, read_only=read_only, via=via, follower=follower)
         self.folder = folder
         self._vectors: dict[int, FlatVectors] = {}
         self._state: State | None = None
@@ -166,22 +168,23 @@ class Vault(AnyVault):
             )
         if leftovers.is_unfinished_backup(folder):
             raise GalleryError(leftovers.unfinished_backup(folder))
+        name, folder = os.fspath(folder), Path(os.path.realpath(folder))
         follower = FollowerCard.of(folder)
         if follower is None:
             store = Store.open(folder / DATABASE, read_only=read_only, timeout=LOCK_TIMEOUT)
-            return cls(folder, store, read_only=read_only, via=via)
+            return cls(name, folder, store, read_only=read_only, via=via)
         if not (folder / DATABASE).exists():
             raise GalleryError(
-                f"{folder} is an unfinished copy of {follower.current().address}: no state of it is "
-                "complete yet; "
-                "run `faceprint follow`, which goes on from here."
+                f"{name} is an unfinished copy of {follower.current().address}: no state of it is complete "
+                "yet; run `faceprint follow`, which goes on from here."
             )
-        return cls(folder, Store.open_replaced(folder / DATABASE), read_only=True, via=via, follower=follower)
+        store = Store.open_replaced(folder / DATABASE)
+        return cls(name, folder, store, read_only=True, via=via, follower=follower)
 
     @property
     def place(self) -> str:
         """The absolute folder."""
-        return os.path.abspath(self.folder)
+        return os.fspath(self.folder)
 
     def close(self) -> None:
         """Closes the database and the mapped files; does nothing if they are closed."""
@@ -285,13 +288,13 @@ class Vault(AnyVault):
             with open_plain(path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError as error:
-            raise SegmentMissing(f"{path} is missing; see `faceprint verify {self.folder}`.") from error
+            raise SegmentMissing(f"{path} is missing; see `faceprint verify {self.name}`.") from error
         except OSError as error:
             if not is_no_file(error):
                 raise StorageError(f"{path} cannot be read: {why(error)}.") from error
             digest = ""
         if digest != segment.sha256:
-            raise GalleryDamaged(f"{path} is not what was written; see `faceprint verify {self.folder}`.")
+            raise GalleryDamaged(f"{path} is not what was written; see `faceprint verify {self.name}`.")
 
     # Writing
 
@@ -310,8 +313,8 @@ class Vault(AnyVault):
             raise self.follower.refuses_writing()
         if self.read_only:
             if (reason := why_not_written(self.folder)) is not None:
-                raise StorageError(f"{self.folder} cannot be written to: {reason}.")
-            raise InputError(f"{self.folder} was opened for reading only; open it for writing.")
+                raise StorageError(f"{self.name} cannot be written to: {reason}.")
+            raise InputError(f"{self.name} was opened for reading only; open it for writing.")
         with self._locked(timeout=LOCK_TIMEOUT):
             given = ownership.check_owner(self.folder, self.store, timeout=LOCK_TIMEOUT)
             if not self._wrote:
@@ -455,7 +458,7 @@ class Vault(AnyVault):
             if blames_machine(error):
                 raise StorageError(f"The gallery's model cannot be read: {error}") from error
             raise BundleError(
-                f"{error} `faceprint repair {self.folder}` restores it from a backup or a copy of the model."
+                f"{error} `faceprint repair {self.name}` restores it from a backup or a copy of the model."
             ) from error
         if (generation.fingerprint, generation.dimension) != (bundle.fingerprint, bundle.dimension):
             raise ModelMismatch(
@@ -524,7 +527,7 @@ class Vault(AnyVault):
         """
         with self.store.read() as reader:
             if problems := reader.counter_problems():
-                raise GalleryDamaged(f"In the database of {self.folder} {problems[0]}; restore a backup.")
+                raise GalleryDamaged(f"In the database of {self.name} {problems[0]}; restore a backup.")
         # The parent folder may not be writable for this user, and the gallery still is.
         with suppress(OSError):
             remove_abandoned(*leftovers.in_the_making(self.folder))
@@ -550,7 +553,7 @@ class Vault(AnyVault):
             for path in unnamed:
                 remove(path)
         except OSError as error:
-            raise StorageError(f"{self.folder} cannot be tidied: {why(error)}.") from error
+            raise StorageError(f"{self.name} cannot be tidied: {why(error)}.") from error
         return not kept
 
     def _copy_log(self, *, at_least: int) -> None:

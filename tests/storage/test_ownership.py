@@ -543,3 +543,37 @@ def test_a_restore_in_place_ends_what_kept_files(folder: Path) -> None:
     assert verify(folder).whole
     assert contents(folder) == before
     assert not path.exists()
+
+
+@pytest.mark.parametrize("by", ["link", "working directory"])
+def test_an_open_gallery_stays_the_same_when_its_name_leads_elsewhere(
+    by: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Erasure, segments and checksums would otherwise be those of the gallery that is there now."""
+    other = folder.parent / "elsewhere" / "g"
+    other.parent.mkdir()
+    with Gallery.create(other, tiny_model(folder.parent / "model-2")) as gallery:
+        add(gallery, range(20, 28))
+    files = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    name = Path("g")
+    monkeypatch.chdir(folder.parent)
+    if by == "link":
+        name = folder.parent / "current"
+        name.symlink_to(folder)
+    with Gallery.open(name, read_only=True) as reader, Gallery.open(name) as gallery:
+        reader.search_by_face(1, 1)
+        if by == "link":
+            name.unlink()
+            name.symlink_to(other)
+        else:
+            monkeypatch.chdir(other.parent)
+        add(gallery, range(50, 52))
+        gallery.forget(face_id=2)
+        gallery.compact()
+        assert gallery.name == str(name)
+        assert len(reader.search_by_face(1, 20)) == 11
+        with gallery.vault.store.read() as snapshot:
+            assert not snapshot.gallery().unfinished
+    assert verify(folder).whole
+    assert len(contents(folder)) == 12
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == files
