@@ -20,14 +20,15 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from threading import Lock
 from typing import Final
 
 from retrieval.database import page_checksums
 from retrieval.database.connections import OPENING
+from retrieval.system.forks import shared_lock
 
 # The kinds of b-tree pages, and the bytes before their pointers.
 _HEADERS: Final = {2: 12, 5: 12, 10: 8, 13: 8}
+_FIRST_FREE: Final = struct.Struct(">xH")
 _CELLS: Final = struct.Struct(">3xHH")
 
 # What a deleted cell begins with: the place of the next one in the page, and its length.
@@ -90,13 +91,15 @@ class OwnDescriptor:
 
 
 _SHARED: Final = weakref.WeakValueDictionary[str, OwnDescriptor]()
-_SHARING: Final = Lock()
+_SHARING: Final = shared_lock()
 
 
 def shared(path: Path) -> OwnDescriptor:
     """Returns the descriptor of all in this process that have the database open; it ends with the last."""
     with _SHARING:
-        return _SHARED.setdefault(os.path.realpath(path), OwnDescriptor(path))
+        # Not the path as it was spelled: a link in it, or the working directory, may lead elsewhere later.
+        real = os.path.realpath(path)
+        return _SHARED.setdefault(real, OwnDescriptor(Path(real)))
 
 
 def zero(driver: sqlite3.Connection, own: OwnDescriptor) -> bool:
@@ -154,7 +157,7 @@ def _unused(page: bytes) -> int:
     header = _HEADERS[page[0]]
     cells, end = _CELLS.unpack_from(page)
     unused: int = max(0, (end or 65536) - header - 2 * cells) + page[7]
-    at = int.from_bytes(page[1:3], "big")
+    (at,) = _FIRST_FREE.unpack_from(page)
     # A list by rising places; a damaged page may have another, which must not be followed for ever.
     while 0 < at <= len(page) - 4:
         following, length = _FREE.unpack_from(page, at)
@@ -226,4 +229,13 @@ def _gaps(descriptor: int, page_size: int, pages: int) -> Iterator[_Gap | None]:
             if not start <= end <= page_size:
                 yield None
             elif block[at + start : at + end] != zeros[: end - start]:
-                yield first + index + 1, start, end
+                # In a damaged page what it uses may be in there: SQLite reads by the places alone.
+                used = [place for place in _places(block, at, header, cells) if place < end]
+                yield None if used else (first + index + 1, start, end)
+
+
+def _places(block: bytes, at: int, header: int, cells: int) -> tuple[int, ...]:
+    """Returns the places of a page's cells, and that of the first deleted cell if there is any."""
+    (deleted,) = _FIRST_FREE.unpack_from(block, at)
+    places = struct.unpack_from(f">{cells}H", block, at + header)
+    return (*places, deleted) if deleted else places

@@ -202,28 +202,6 @@ def test_a_write_that_the_disk_takes_in_part_is_an_error_and_the_next_zeroing_do
     assert check_pages(path).compared == driver.execute("PRAGMA page_count").fetchall()[0][0]
 
 
-def test_a_process_that_is_forked_while_another_thread_opens_the_database_can_open_it(path: Path) -> None:
-    stop = threading.Event()
-
-    def come_and_go() -> None:
-        while not stop.is_set():
-            with unused_bytes.OPENING:
-                sqlite3.connect(path).close()
-
-    thread = threading.Thread(target=come_and_go)
-    thread.start()
-    try:
-        for _ in range(20):
-            child = os.fork()
-            if child == 0:
-                free = unused_bytes.OPENING.acquire(timeout=10)
-                os._exit(0 if free else 1)
-            assert os.waitpid(child, 0)[1] == 0
-    finally:
-        stop.set()
-        thread.join()
-
-
 def test_a_file_that_took_the_place_of_the_database_gets_another_descriptor(
     path: Path, tmp_path: Path
 ) -> None:
@@ -254,3 +232,41 @@ def test_the_share_of_a_database_that_was_cut_is_a_number_or_an_error(length: in
     os.truncate(path, length)
     with suppress(GalleryDamaged):
         assert 0 <= unused_bytes.share(path) <= 1
+
+
+@pytest.mark.parametrize("wrong", ["start", "deleted"])
+def test_a_page_whose_unused_bytes_would_hold_rows_is_left_alone(wrong: str, path: Path) -> None:
+    """A damaged page: a cell, or the first deleted one, lies before where the cells are said to begin."""
+    data = path.read_bytes()
+    pages = [data[start : start + PAGE] for start in range(0, len(data), PAGE)]
+    number = next(
+        n
+        for n, page in enumerate(pages, 1)
+        if n > 1 and page[0] == 10 and unused_in(page) and not any(page[1:3])
+    )
+    page = bytearray(pages[number - 1])
+    if wrong == "start":
+        page[5:7] = PAGE.to_bytes(2, "big")
+    else:
+        page[1:3] = (int.from_bytes(page[5:7], "big") - 2).to_bytes(2, "big")
+    path.write_bytes(data[: (number - 1) * PAGE] + page + data[number * PAGE :])
+    with closing(connect(path)) as driver, closing(OwnDescriptor(path)) as own:
+        before = rows(driver), path.read_bytes()
+        driver.execute("BEGIN IMMEDIATE")
+        assert not unused_bytes.zero(driver, own)
+        driver.execute("ROLLBACK")
+        assert (rows(driver), path.read_bytes()) == before
+
+
+def test_a_shared_descriptor_stays_with_its_file_when_a_link_leads_elsewhere(
+    path: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(path.parent)
+    by_link = unused_bytes.shared(link / path.name)
+    link.unlink()
+    assert unused_bytes.shared(path) is by_link
+    with closing(sqlite3.connect(path)), closing(by_link):
+        number = by_link.number()
+        assert number is not None
+        assert os.path.samestat(os.fstat(number), path.stat())

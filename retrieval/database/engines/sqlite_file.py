@@ -55,8 +55,9 @@ class SqliteFile:
     def __init__(self, path: Path, sql: Engine, *, replaced: bool = False) -> None:
         self.path = path
         self.sql = sql
-        # The file that the connections have open, where another one may take its place.
-        self._file = _file_at(path) if replaced else None
+        # The file that the connections have open; `replaced`: another one may take its place.
+        self._file = _file_at(path)
+        self._replaced = replaced
         self._descriptor: OwnDescriptor | None = unused_bytes.shared(path)
 
     @classmethod
@@ -217,7 +218,8 @@ class SqliteFile:
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
         assert self._descriptor is not None  # it is not closed
-        return unused_bytes.zero(driver, self._descriptor)
+        # Where another folder was put in the gallery's place, its files are not those of the transaction.
+        return self._file == _file_at(self.path) and unused_bytes.zero(driver, self._descriptor)
 
     def unused(self) -> float:
         """Returns how much of the file `vacuum` could save, 0 to 1; see `unused_bytes.share`."""
@@ -283,14 +285,14 @@ class SqliteFile:
 
     def _notice_replaced(self) -> None:
         """Closes the connections to a file that another one has taken the place of."""
-        if self._file is not None and (found := _file_at(self.path)) != self._file:
+        if self._replaced and (found := _file_at(self.path)) != self._file:
             # Not the other way round: another thread would go on with a connection to the former file.
             self.sql.dispose()
             self._file = found
 
     def _stamp(self) -> tuple[int, int] | None:
         """Returns modification time and size, which change with every write; None where SQLite can lock."""
-        if self._file is not None or not is_still(self.path):
+        if self._replaced or not is_still(self.path):
             return None
         status = self.path.stat()
         return status.st_mtime_ns, status.st_size
