@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from retrieval.cli import options
-from retrieval.cli.opening import TOKEN_VARIABLE, open_gallery
+from retrieval.cli.opening import TOKEN_VARIABLE, import_galleries, open_gallery
 from retrieval.cli.search_output import (
     draw,
     print_answers,
@@ -97,6 +97,7 @@ def search(
     options.require(
         part is None or not exclude_self, "--exclude-self compares whole pictures; leave it or --crop out"
     )
+    import_galleries()
     from retrieval.gallery.gallery import Gallery
     from retrieval.index.knn import Explanation
 

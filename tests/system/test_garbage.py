@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,3 +85,20 @@ def test_a_child_that_is_forked_while_another_thread_pauses_it_has_it_as_before(
         assert gc.isenabled() == before
     finally:
         gc.enable()
+
+
+def test_what_lasts_is_not_looked_at_again_and_the_collector_is_on() -> None:
+    code = (
+        "import gc, weakref\n"
+        "from retrieval.system.garbage import lasting\n"
+        "class Node: pass\n"
+        "def cycle():\n"
+        "    node = Node(); node.itself = node\n"
+        "    return weakref.ref(node)\n"
+        "with lasting(): before = cycle()\n"
+        "after = cycle()\n"
+        "gc.collect()\n"
+        "print(gc.isenabled(), before() is None, after() is None, gc.get_freeze_count() > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False", "True", "True"]
