@@ -436,10 +436,10 @@ class Gallery(GallerySearches, GalleryUpkeep):
 
         A photo that shows other faces too stays, with its paths, until the last of its faces is erased.
 
-        Segments with one of the vectors are rewritten without it, and the old ones are deleted. SQLite
-        rewrites its file and empties its log. A tombstone makes `restore` erase the same faces again. The
-        caller has to handle what the gallery cannot reach: backups, the photos, and what the model's weights
-        have learned from the photos.
+        Segments with one of the vectors are rewritten without it, and the old ones are deleted. The bytes of
+        the database that no row uses are zeroed, and SQLite's log is emptied. A tombstone makes `restore`
+        erase the same faces again. The caller has to handle what the gallery cannot reach: backups, the
+        photos, and what the model's weights have learned from the photos.
 
         Args:
             identity: the name or the id of an identity, to erase with all of its faces; or
