@@ -577,3 +577,32 @@ def test_an_open_gallery_stays_the_same_when_its_name_leads_elsewhere(
     assert verify(folder).whole
     assert len(contents(folder)) == 12
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize("what", ["", "gallery.db"])
+def test_an_open_gallery_is_not_used_with_the_files_of_a_copy_in_its_place(what: str, folder: Path) -> None:
+    """Its rows would be lost with the former database, and their vectors would be in the copy."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    with Gallery.open(folder) as gallery:
+        add(gallery, range(50, 52))
+        gallery.forget(face_id=1)
+        if what:
+            os.replace(copy / what, folder / what)
+        else:
+            folder.rename(folder.with_name("aside"))
+            copy.rename(folder)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for use in (
+            lambda: add(gallery, range(60, 62)),
+            lambda: gallery.forget(face_id=2),
+            lambda: gallery.search_by_face(3, 1),
+            gallery.compact,
+        ):
+            with pytest.raises(StorageError, match="open the gallery again"):
+                use()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    if not what:
+        assert verify(folder).whole
+        with Gallery.open(folder) as gallery:
+            assert len(gallery.search_by_face(2, 20)) == 10

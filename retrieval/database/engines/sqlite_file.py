@@ -55,8 +55,8 @@ class SqliteFile:
     def __init__(self, path: Path, sql: Engine, *, replaced: bool = False) -> None:
         self.path = path
         self.sql = sql
-        # The file that the connections have open; `replaced`: another one may take its place.
-        self._file = _file_at(path)
+        # The file that the connections have open, once there are any; `replaced`: another may take its place.
+        self._file = _file_at(path) if replaced else None
         self._replaced = replaced
         self._descriptor: OwnDescriptor | None = unused_bytes.shared(path)
 
@@ -181,6 +181,7 @@ class SqliteFile:
         before = self._stamp()
         self._notice_replaced()
         with translated(self.path), self.sql.begin() as connection:
+            self._require_its_place()
             yield connection
         if before != self._stamp():
             raise SnapshotLost(f"{self.path} was changed by another process while it was read; try again.")
@@ -191,6 +192,7 @@ class SqliteFile:
         with translated(self.path), self.sql.connect() as connection:
             connection.execution_options(faceprint_write=True)
             with connection.begin():
+                self._require_its_place()
                 yield connection
 
     @contextmanager
@@ -199,6 +201,7 @@ class SqliteFile:
         with translated(self.path), self.sql.connect() as connection:
             driver = connection.connection.driver_connection
             assert driver is not None  # a connection that is checked out always has one
+            self._require_its_place()
             try:
                 yield driver
             except sqlite3.OperationalError as error:
@@ -218,8 +221,7 @@ class SqliteFile:
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
         assert self._descriptor is not None  # it is not closed
-        # Where another folder was put in the gallery's place, its files are not those of the transaction.
-        return self._file == _file_at(self.path) and unused_bytes.zero(driver, self._descriptor)
+        return unused_bytes.zero(driver, self._descriptor)
 
     def unused(self) -> float:
         """Returns how much of the file `vacuum` could save, 0 to 1; see `unused_bytes.share`."""
@@ -289,6 +291,25 @@ class SqliteFile:
             # Not the other way round: another thread would go on with a connection to the former file.
             self.sql.dispose()
             self._file = found
+
+    def _require_its_place(self) -> None:
+        """Checks that the file that a connection has open is still in its place, with the others beside it.
+
+        Otherwise rows would go to one gallery and their vectors to another.
+
+        Raises:
+            StorageError: another one is there, as after a copy was put in its place, or none.
+        """
+        if self._replaced:
+            return
+        found = _file_at(self.path)
+        if self._file is None:
+            # Not sooner: an overlay file system copies a file when it is opened for writing.
+            self._file = found
+        elif found != self._file:
+            raise StorageError(
+                f"Another file took the place of {self.path} while it was open; open the gallery again."
+            )
 
     def _stamp(self) -> tuple[int, int] | None:
         """Returns modification time and size, which change with every write; None where SQLite can lock."""
