@@ -218,31 +218,29 @@ def pages(path: Path) -> Iterator[bytes]:
         yield from _pages(path, page_size)
 
 
-def unchecked(path: Path) -> list[int]:
-    """Returns the numbers of pages that have no checksum: see `begin_change`.
+def sums_by_page(path: Path) -> dict[int, bytes | None]:
+    """Returns the checksum of each page by its number, None where `begin_change` removed it.
+
+    The result is empty where the checksums are missing or damaged.
 
     Raises:
         StorageError: the checksums cannot be read.
     """
     known = _intact(path)
-    return [] if known is None else [number for number, one in enumerate(known, 1) if one == _UNKNOWN]
+    return {number: None if one == _UNKNOWN else one for number, one in enumerate(known or (), 1)}
 
 
-def begin_change(path: Path, numbers: Iterable[int]) -> dict[int, bytes]:
-    """Removes the checksums of pages that are about to be changed in place, durably; returns them.
+def begin_change(path: Path, numbers: Iterable[int]) -> None:
+    """Removes the checksums of pages that are about to be changed in place, durably.
 
-    To be called under the writer lock, with an empty WAL. `end_change` writes the new ones. After a crash
-    before that, these pages are not compared until it is called for them, or until they are written.
+    To be called under the writer lock, with an empty WAL, for pages that are what was written.
+    `end_change` writes the new ones. After a crash before that, these pages are not compared until it is
+    called for them, or until they are written.
 
     Raises:
         StorageError: the disk refused.
     """
-    known = _intact(path)
-    if known is None:
-        return {}
-    former = {number: one for number, one in enumerate(known, 1) if one != _UNKNOWN}
     end_change(path, dict.fromkeys(numbers, _UNKNOWN))
-    return former
 
 
 def end_change(path: Path, sums: Mapping[int, bytes]) -> None:

@@ -17,7 +17,7 @@ import os
 import sqlite3
 import struct
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
@@ -45,8 +45,8 @@ _READ_BYTES: Final = 1 << 20
 # More than the descriptors that SQLite may have kept of closed connections, for the next ones.
 _ATTEMPTS: Final = 100
 
-# A page's number, and where its unused bytes begin and end in it.
-_Gap = tuple[int, int, int]
+# A page's number, where its unused bytes begin and end in it, and its checksum.
+_Gap = tuple[int, int, int, bytes]
 
 
 class OwnDescriptor:
@@ -183,34 +183,41 @@ def _is_of(descriptor: int, status: os.stat_result) -> bool:
 
 
 def _zeroed(descriptor: int, path: Path, page_size: int, pages: int) -> bool:
-    # Those without a checksum: an earlier call was killed, and had zeroed a part of them.
-    gaps = {number: (0, 0) for number in page_checksums.unchecked(path) if number <= pages}
-    for gap in _gaps(descriptor, page_size, pages):
+    former = page_checksums.sums_by_page(path)
+    # An earlier call was killed, or the disk failed: it is not known which of their bytes are on the disk.
+    unsure = {number for number, one in former.items() if one is None and number <= pages}
+    gaps = dict.fromkeys(unsure, (0, 0))
+    damaged = set()
+    for gap in _gaps(descriptor, page_size, pages, unsure):
         if gap is None:
             return False
-        number, start, end = gap
+        number, start, end, checksum = gap
         gaps[number] = start, end
+        if former.get(number) not in (None, checksum):
+            damaged.add(number)
     if not gaps:
         return True
-    former, sums = page_checksums.begin_change(path, gaps), {}
+    # Somebody else changed a damaged page: it keeps the checksum that says so.
+    page_checksums.begin_change(path, gaps.keys() - damaged)
+    sums = {}
     for number, (start, end) in gaps.items():
         offset = (number - 1) * page_size
         page = bytearray(os.pread(descriptor, page_size, offset))
-        before = page_checksums.sum_of(page)
         page[start:end] = bytes(end - start)
         if os.pwrite(descriptor, page[start:end], offset + start) < end - start:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
-        # A page that was damaged before keeps the checksum that says so.
-        sums[number] = page_checksums.sum_of(page) if former.get(number, before) == before else former[number]
+        if number not in damaged:
+            sums[number] = page_checksums.sum_of(page)
     os.fsync(descriptor)
     page_checksums.end_change(path, sums)
     return True
 
 
-def _gaps(descriptor: int, page_size: int, pages: int) -> Iterator[_Gap | None]:
-    """Yields the unused bytes that are not zero; None for a page that is damaged, or that is not there.
+def _gaps(descriptor: int, page_size: int, pages: int, unsure: Set[int]) -> Iterator[_Gap | None]:
+    """Yields the unused bytes that are not zero, and all of some pages.
 
-    The first page has the schema, and nothing of a person.
+    Yields None for a page that is damaged, or that is not there. The first page has the schema, and nothing
+    of a person.
     """
     zeros, step = bytes(page_size), max(1, _READ_BYTES // page_size)
     for first in range(0, pages, step):
@@ -224,14 +231,16 @@ def _gaps(descriptor: int, page_size: int, pages: int) -> Iterator[_Gap | None]:
             header = _HEADERS.get(block[at])
             if header is None:
                 continue
+            number = first + index + 1
             cells, end = _CELLS.unpack_from(block, at)
             start, end = header + 2 * cells, end or 65536
             if not start <= end <= page_size:
                 yield None
-            elif block[at + start : at + end] != zeros[: end - start]:
+            elif block[at + start : at + end] != zeros[: end - start] or number in unsure:
                 # In a damaged page what it uses may be in there: SQLite reads by the places alone.
-                used = [place for place in _places(block, at, header, cells) if place < end]
-                yield None if used else (first + index + 1, start, end)
+                used = any(place < end for place in _places(block, at, header, cells))
+                checksum = page_checksums.sum_of(block[at : at + page_size])
+                yield None if used else (number, start, end, checksum)
 
 
 def _places(block: bytes, at: int, header: int, cells: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Unused bytes: no copy of a deleted row stays in the database, and nothing else of it changes."""
 
+import errno
 import os
 import random
 import sqlite3
@@ -270,3 +271,52 @@ def test_a_shared_descriptor_stays_with_its_file_when_a_link_leads_elsewhere(
         number = by_link.number()
         assert number is not None
         assert os.path.samestat(os.fstat(number), path.stat())
+
+
+def refused(descriptor: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_damaged_page_stays_damaged_when_a_zeroing_ends_early(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = path.read_bytes()
+    pages = [data[start : start + PAGE] for start in range(0, len(data), PAGE)]
+    number = next(n for n, page in enumerate(pages, 1) if n > 1 and page[0] == 10 and unused_in(page))
+    with flipped(path, number * PAGE - 1), closing(connect(path)) as driver:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", refused)
+            with pytest.raises(StorageError):
+                zero(driver, path)
+        driver.execute("ROLLBACK")
+        assert zero(driver, path)
+        assert checkpoint(driver, path, mode="TRUNCATE")
+        assert [one.pages for one in check_pages(path).damage] == [(number,)]
+
+
+def test_zeros_that_the_disk_may_not_have_are_written_again(
+    path: Path, driver: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error of fsync the system has what was written in memory, as if it were on the disk."""
+    written: list[list[tuple[int, int]]] = []
+
+    def noted(descriptor: int, data: bytes, offset: int) -> int:
+        written[-1].append((offset, len(data)))
+        return pwrite(descriptor, data, offset)
+
+    pwrite, fsync = os.pwrite, os.fsync
+
+    def refused_for_pages(descriptor: int) -> None:
+        (refused if written[-1] else fsync)(descriptor)
+
+    monkeypatch.setattr(os, "pwrite", noted)
+    written.append([])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refused_for_pages)
+        with pytest.raises(StorageError):
+            zero(driver, path)
+    driver.execute("ROLLBACK")
+    written.append([])
+    assert zero(driver, path)
+    assert sum(size for _, size in written[0]) > 0
+    assert sorted(written[1]) == sorted(written[0])
