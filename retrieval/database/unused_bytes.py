@@ -169,8 +169,7 @@ def _unused(page: bytes) -> int:
 def _descriptors(path: Path) -> set[int]:
     """Returns this process's descriptors of a file that can write, all of them SQLite's."""
     status = path.stat()
-    listed = os.listdir("/dev/fd") if Path("/dev/fd").is_dir() else []
-    return {int(name) for name in listed if _is_of(int(name), status)}
+    return {int(name) for name in os.listdir("/dev/fd") if _is_of(int(name), status)}
 
 
 def _is_of(descriptor: int, status: os.stat_result) -> bool:

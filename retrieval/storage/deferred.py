@@ -195,6 +195,7 @@ def _zero_unused(store: Store, work: DeferredWork) -> bool:
     with store.write() as writer:
         if not store.zero_unused(writer):
             return False
-        work.erase = ""
-        work.write(writer)
+        DeferredWork("", work.labels).write(writer)
+    # Not sooner: after a failed commit connections may have pages from before, and write them back.
+    work.erase = ""
     return True
