@@ -25,13 +25,23 @@ def test_a_child_can_take_a_lock_that_other_threads_of_its_parent_take_and_relea
             child = os.fork()
             if child == 0:
                 signal.alarm(60)  # ends a child that waits for ever
-                lock.acquire()
-                os._exit(0)
+                with lock:
+                    os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
     finally:
         stop.set()
         thread.join()
-    assert lock.acquire(timeout=60)
+
+
+def test_a_thread_can_fork_while_it_holds_the_lock() -> None:
+    lock = shared_lock()
+    with lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            with lock:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_no_module_has_a_lock_of_another_kind() -> None:
