@@ -1,4 +1,4 @@
-"""Direct search: one or two queries in a small gallery, without the steps that pay off in a large one.
+"""Direct search: a few queries in a small gallery, without the steps that pay off in a large one.
 
 FAISS scans the codes of each block for the rows with the least squared distances of codes. All of these are
 compared in float64. The others have codes no nearer than the last of them; if the lower bound of that exceeds
@@ -17,8 +17,11 @@ from retrieval.index.filter import Filter
 from retrieval.index.kernels import FLOAT64_SLACK, pair_squares_float64
 from retrieval.index.threads import in_this_thread
 
+# With more queries a product costs less than a scan for each.
+MAX_QUERIES: Final = 6
+
 # Up to this many numbers are compared: more are worth a comparison in float32 first.
-COMPARED_DIRECTLY: Final = 2**16
+COMPARED_DIRECTLY: Final = 2**18
 
 
 def answers(
@@ -33,8 +36,9 @@ def answers(
     """
     numbers = filtering.rows_to_scan(chosen)
     compared, dimension = sum(numbers) * len(batch), batch.queries.shape[1]
-    is_small = filtering.scans_alone(chosen) and compared * dimension <= COMPARED_DIRECTLY
-    if not is_small or any(one.rows is not None for one in chosen):
+    are_few = len(batch) <= MAX_QUERIES and compared * dimension <= COMPARED_DIRECTLY
+    is_whole = all(one.rows is None for one in chosen)
+    if not (are_few and is_whole and filtering.scans_alone(chosen)):
         return None
     count(batch.explanation, candidates=compared, bytes_read=compared * dimension * 4)
     found = []

@@ -119,8 +119,7 @@ class Filter:
 
     def scans_alone(self, chosen: Sequence[Selection]) -> bool:
         """Returns whether FAISS is to scan the codes of selections in the calling thread."""
-        size = sum(len(one) * _coded(one).basis.coordinates for one in chosen)
-        return len(self._batch) <= MAX_SCANNING_QUERIES and size <= SCANNED_ALONE
+        return sum(len(one) * _coded(one).basis.coordinates for one in chosen) <= SCANNED_ALONE
 
     def rows_to_scan(self, chosen: Sequence[Selection]) -> list[int]:
         """Returns how many rows of each selection a scan returns: more of the larger ones."""

@@ -49,7 +49,7 @@ def test_blocks_of_different_sizes_are_scanned_once_for_many_neighbours(k: int, 
     assert took.coded_rows == 5 * 4000
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, direct.MAX_QUERIES])
 def test_excluded_ids_are_replaced_by_the_next(number: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     parts = parts_of(in_six_dimensions(rng, 4000), 2500, 1500)
@@ -78,6 +78,8 @@ def test_more_queries_or_pairs_than_pay_off_are_left_to_another_search(tmp_path:
     rng, took = np.random.default_rng(5), Explanation()
     vectors = in_six_dimensions(rng, 600)
     blocks = blocks_of(parts_of(vectors, 600), tmp_path, [0])
-    assert found_directly(blocks, vectors[:3], 1, None, took) is None
-    assert found_directly(blocks, vectors[:1], direct.COMPARED_DIRECTLY // DIMENSION, None, took) is None
+    few = vectors[: direct.MAX_QUERIES]
+    assert len(few) * len(vectors) * DIMENSION > direct.COMPARED_DIRECTLY
+    assert found_directly(blocks, few, len(vectors), None, took) is None
+    assert found_directly(blocks, vectors[: direct.MAX_QUERIES + 1], 1, None, took) is None
     assert (took.coded_rows, took.candidates) == (0, 0)
