@@ -31,16 +31,17 @@ class Block:
         return len(self.ids)
 
 
-@dataclass(frozen=True)
 class Selection:
     """A block, its allowed rows (None is all), and the number of its first row among all rows."""
 
-    block: Block
-    rows: Ids | None
-    first: int
+    __slots__ = ("_size", "block", "first", "rows")
+
+    def __init__(self, block: Block, rows: Ids | None, first: int) -> None:
+        self.block, self.rows, self.first = block, rows, first
+        self._size = len(block.ids) if rows is None else len(rows)
 
     def __len__(self) -> int:
-        return len(self.block) if self.rows is None else len(self.rows)
+        return self._size
 
     def numbers(self, rows: Ids) -> Ids:
         """Returns the numbers, among all rows of all blocks, of rows of this selection."""
@@ -57,7 +58,7 @@ def selections(blocks: Sequence[Block], allowed: Ids | None) -> Iterator[Selecti
             place[place == len(allowed)] = 0
             rows = np.flatnonzero(allowed[place] == block.ids) if len(allowed) else np.empty(0, np.int64)
         found.append(Selection(block, rows, first))
-        first += len(block)
+        first += len(block.ids)
     yield from sorted((one for one in found if len(one)), key=len, reverse=True)
 
 

@@ -123,8 +123,9 @@ class Filter:
 
     def rows_to_scan(self, chosen: Sequence[Selection]) -> list[int]:
         """Returns how many rows of each selection a scan returns: more of the larger ones."""
-        every, enough = sum(map(len, chosen)), 2 * self._batch.enough
-        return [min(len(one), max(SCANNED_ROWS, -(-enough * len(one) // every))) for one in chosen]
+        sizes = list(map(len, chosen))
+        every, enough = sum(sizes), 2 * self._batch.enough
+        return [min(size, max(SCANNED_ROWS, -(-enough * size // every))) for size in sizes]
 
     def scan(self, selection: Selection, query: int, number: int) -> tuple[Ids, float]:
         """Returns so many rows of a whole block, with the least squared distances of codes to one query.
@@ -197,39 +198,40 @@ class Filter:
 
         FAISS scans codes for one query in half the time of a product.
         """
-        wanted = self.rows_to_scan(chosen)
+        wanted, codes = self.rows_to_scan(chosen), [_coded(one) for one in chosen]
         ends = np.cumsum(wanted)
-        asked = self._encoded(_coded(chosen[0]).basis).bytes
+        asked = self._encoded(codes[0].basis).bytes
         squares = np.empty((len(asked), ends[-1]), np.float32)
         rows = np.empty(squares.shape, np.int64)
 
-        def scan(numbers: Ids) -> None:
+        def scan(numbers: Sequence[int]) -> None:
             for number in numbers:
                 part = slice(ends[number] - wanted[number], ends[number])
                 for one in zip(asked, squares[:, part], rows[:, part], strict=True):
-                    _coded(chosen[number]).scan(*one)
+                    codes[number].scan(*one)
 
         numbers = np.arange(len(chosen))
         if self.scans_alone(chosen):
             with in_this_thread():
-                scan(numbers)
+                scan(numbers.tolist())
         else:
-            deque(spread(scan, np.array_split(numbers, 4 * usable_cores())), maxlen=0)
+            parts = [part.tolist() for part in np.array_split(numbers, 4 * usable_cores())]
+            deque(spread(scan, parts), maxlen=0)
         # FAISS may have left out rows as near as the last one, unless it found all.
         done = squares[:, ends - 1].astype(np.int64) - 1
         done[:, [len(one) == rows for one, rows in zip(chosen, wanted, strict=True)]] = _NO_LIMIT
-        for selection, limits in zip(chosen, done.T, strict=True):
-            self._done[selection.first] = limits
-            self._count_codes(selection, len(asked))
+        firsts = [one.first for one in chosen]
+        self._done |= zip(firsts, done.T, strict=True)
+        scanned = sum(map(len, chosen))
+        self._count(coded_rows=scanned * len(asked), bytes_read=scanned * codes[0].basis.coordinates)
         some = np.nonzero(squares <= np.repeat(done, wanted, axis=1))
         query, block = some[0], np.repeat(numbers, wanted)[some[1]]
-        firsts = np.array([one.first for one in chosen])
-        errors = np.array([_coded(one).error for one in chosen])
+        errors = np.array([one.error for one in codes])
         return self._bounded_near(
-            _coded(chosen[0]).basis,
+            codes[0].basis,
             errors[block],
             query,
-            rows[some] + firsts[block],
+            rows[some] + np.array(firsts)[block],
             squares[some].astype(np.int64),
         )
 
