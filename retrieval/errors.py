@@ -13,7 +13,8 @@ FaceprintError                 anything this project raises on purpose
     ├── GalleryBusy            another process is writing to the gallery
     ├── GalleryDamaged         the gallery's files contradict each other
     ├── StorageError           the disk refused: full, read-only, no permission
-    │   └── ServerUnavailable  a server of a gallery in databases does not answer
+    │   ├── ServerUnavailable  a server of a gallery in databases does not answer
+    │   └── GalleryReplaced    other files took the place of an open gallery
     ├── OutOfDate              a copy of a published gallery is older than it may be
     ├── MissingDependency      an optional package is not installed
     └── Interrupted            Ctrl-C; what was finished is kept
@@ -136,6 +137,10 @@ class StorageError(RunError):
 
 class ServerUnavailable(StorageError):
     """A server of a gallery in databases does not answer; it may later, or to another machine."""
+
+
+class GalleryReplaced(StorageError):
+    """Other files took the place of an open gallery, or nothing did; it must be opened again."""
 
 
 class OutOfDate(RunError):

@@ -35,7 +35,7 @@ def require_folder(gallery: Place, instead: str) -> Path:
 
 
 def import_galleries() -> None:
-    """Imports what galleries take, if that is not there yet; faster than other imports of it."""
+    """Imports what galleries take, if that is not there yet, without Python's garbage collector."""
     if "retrieval.gallery.gallery" not in sys.modules:
         from retrieval.system.garbage import lasting
 

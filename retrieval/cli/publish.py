@@ -14,7 +14,7 @@ from retrieval.cli import options
 from retrieval.cli.opening import open_gallery, require_folder
 from retrieval.cli.output import print_json
 from retrieval.console import terminal
-from retrieval.errors import FaceprintError, InputError
+from retrieval.errors import FaceprintError, GalleryReplaced, InputError
 from retrieval.system.places import Place
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _repeat(
             work()
             said = ""
         except FaceprintError as error:
-            if give_up and isinstance(error, InputError):
+            if give_up and isinstance(error, InputError | GalleryReplaced):
                 raise
             if str(error) != said:
                 said = str(error)

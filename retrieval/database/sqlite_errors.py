@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from retrieval.errors import GalleryDamaged, StorageError
+from retrieval.errors import GalleryDamaged, GalleryReplaced, StorageError
 from retrieval.system import lock
 from retrieval.system.files import is_no_file
 
@@ -67,10 +67,12 @@ def translated(path: Path) -> Iterator[None]:
 def blames_machine(error: BaseException | None) -> bool:
     """Returns whether the machine caused an error (disk full, permissions, too many open files, no memory).
 
-    Such an error says nothing about the content of a file, so it is not damage. A missing file, or a folder
-    in its place, is damage.
+    Such an error says nothing about the content of a file, so it is not damage, and neither is an open file
+    that another one took the place of. A missing file, or a folder in its place, is damage.
     """
     while error is not None:
+        if isinstance(error, GalleryReplaced):
+            return True
         cause = error.orig if isinstance(error, DatabaseError) else error
         if isinstance(cause, sqlite3.Error):
             code = int(getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR))

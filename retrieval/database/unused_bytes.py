@@ -24,6 +24,7 @@ from typing import Final
 
 from retrieval.database import page_checksums
 from retrieval.database.connections import OPENING
+from retrieval.errors import StorageError
 from retrieval.system.forks import shared_lock
 
 # The kinds of b-tree pages, and the bytes before their pointers.
@@ -117,7 +118,7 @@ def zero(driver: sqlite3.Connection, own: OwnDescriptor) -> bool:
         False, and nothing was changed, where it cannot be done this way, and only `VACUUM` is left.
 
     Raises:
-        StorageError: the disk refused; a part may have been done.
+        StorageError: the disk refused, or a page is damaged; a part may have been done.
     """
     with page_checksums.translated(own.path):
         ((page_size,),) = driver.execute("PRAGMA page_size").fetchall()
@@ -129,10 +130,10 @@ def zero(driver: sqlite3.Connection, own: OwnDescriptor) -> bool:
         empty = not (log.exists() and log.stat().st_size > 0)
         if moves or pages >= _MAX_PAGES or not empty or descriptor is None:
             return False
-        done = _zeroed(descriptor, own.path, page_size, pages)
+        _zero_pages(descriptor, own.path, page_size, pages)
         # Pages in the memory of the transaction's connection are from before.
         driver.execute("PRAGMA shrink_memory")
-        return done
+        return True
 
 
 def share(path: Path) -> float:
@@ -181,21 +182,18 @@ def _is_of(descriptor: int, status: os.stat_result) -> bool:
         return False
 
 
-def _zeroed(descriptor: int, path: Path, page_size: int, pages: int) -> bool:
+def _zero_pages(descriptor: int, path: Path, page_size: int, pages: int) -> None:
     former = page_checksums.sums_by_page(path)
     # An earlier call was killed, or the disk failed: it is not known which of their bytes are on the disk.
     unsure = {number for number, one in former.items() if one is None and number <= pages}
     gaps = dict.fromkeys(unsure, (0, 0))
     damaged = set()
-    for gap in _gaps(descriptor, page_size, pages, unsure):
-        if gap is None:
-            return False
-        number, start, end, checksum = gap
+    for number, start, end, checksum in _gaps(descriptor, path, page_size, pages, unsure):
         gaps[number] = start, end
         if former.get(number) not in (None, checksum):
             damaged.add(number)
     if not gaps:
-        return True
+        return
     # Somebody else changed a damaged page: it keeps the checksum that says so.
     page_checksums.begin_change(path, gaps.keys() - damaged)
     sums = {}
@@ -209,22 +207,22 @@ def _zeroed(descriptor: int, path: Path, page_size: int, pages: int) -> bool:
             sums[number] = page_checksums.sum_of(page)
     os.fsync(descriptor)
     page_checksums.end_change(path, sums)
-    return True
 
 
-def _gaps(descriptor: int, page_size: int, pages: int, unsure: Set[int]) -> Iterator[_Gap | None]:
+def _gaps(descriptor: int, path: Path, page_size: int, pages: int, unsure: Set[int]) -> Iterator[_Gap]:
     """Yields the unused bytes that are not zero, and all of some pages.
 
-    Yields None for a page that is damaged, or that is not there. The first page has the schema, and nothing
-    of a person.
+    The first page has the schema, and nothing of a person.
+
+    Raises:
+        StorageError: a page is so damaged that they are unknown, or it is not there.
     """
     zeros, step = bytes(page_size), max(1, _READ_BYTES // page_size)
     for first in range(0, pages, step):
         count = min(step, pages - first)
         block = os.pread(descriptor, count * page_size, first * page_size)
         if len(block) < count * page_size:
-            yield None
-            return
+            raise StorageError(f"{path} is damaged: it ends too early; restore it from a backup.")
         for index in range(1 if first == 0 else 0, count):
             at = index * page_size
             header = _HEADERS.get(block[at])
@@ -233,13 +231,13 @@ def _gaps(descriptor: int, page_size: int, pages: int, unsure: Set[int]) -> Iter
             number = first + index + 1
             cells, end = _CELLS.unpack_from(block, at)
             start, end = header + 2 * cells, end or 65536
-            if not start <= end <= page_size:
-                yield None
-            elif block[at + start : at + end] != zeros[: end - start] or number in unsure:
-                # In a damaged page what it uses may be in there: SQLite reads by the places alone.
-                used = any(place < end for place in _places(block, at, header, cells))
-                checksum = page_checksums.sum_of(block[at : at + page_size])
-                yield None if used else (number, start, end, checksum)
+            is_known = start <= end <= page_size
+            if is_known and block[at + start : at + end] == zeros[: end - start] and number not in unsure:
+                continue
+            # In a damaged page what it uses may be in there: SQLite reads by the places alone.
+            if not is_known or any(place < end for place in _places(block, at, header, cells)):
+                raise StorageError(f"page {number} of {path} is damaged; restore it from a backup.")
+            yield number, start, end, page_checksums.sum_of(block[at : at + page_size])
 
 
 def _places(block: bytes, at: int, header: int, cells: int) -> tuple[int, ...]:

@@ -180,7 +180,8 @@ def folder_of(place: Place) -> Path:
         StorageError: the database cannot be asked, or there is no such folder, and it cannot be made.
     """
     if place.folder is not None:
-        return place.folder
+        # As the gallery does: a link may lead elsewhere while a service runs.
+        return Path(os.path.realpath(place.folder))
     with closing(Store.open_at(str(place.database))) as store, store.read() as reader:
         gallery = reader.gallery().uuid
     state = os.environ.get("XDG_STATE_HOME", "")

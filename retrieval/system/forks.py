@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 
 
 def shared_lock() -> AbstractContextManager[bool]:
-    """Returns a lock that no thread holds in a forked child, where that thread would hold it for ever.
+    """Returns a lock that only the thread that forks may hold in a child: others would hold it for ever.
 
-    A fork waits until other threads have released it. So a thread must not wait for another such lock while
-    it holds one. It is meant for a module: it is never freed.
+    A fork waits until other threads have released it, for as long as a migration of a database takes. So a
+    thread must not wait for another such lock while it holds one. It is for a module: it is never freed.
     """
     lock = threading.RLock()  # the thread that forks may hold it
     if hasattr(os, "register_at_fork"):

@@ -9,12 +9,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from retrieval.errors import GalleryBusy, GalleryDamaged, GalleryError, StorageError
+from retrieval.errors import GalleryBusy, GalleryDamaged, GalleryError, GalleryReplaced, StorageError
 from retrieval.gallery.gallery import Gallery
 from retrieval.gallery.integrity import Trouble, verify
 from retrieval.gallery.repair import repair
@@ -606,3 +606,51 @@ def test_an_open_gallery_is_not_used_with_the_files_of_a_copy_in_its_place(what:
         assert verify(folder).whole
         with Gallery.open(folder) as gallery:
             assert len(gallery.search_by_face(2, 20)) == 10
+
+
+def test_a_gallery_that_was_moved_away_while_it_is_open_says_so(folder: Path) -> None:
+    with Gallery.open(folder) as gallery:
+        folder.rename(folder.with_name("aside"))
+        for use in (lambda: add(gallery, range(60, 62)), lambda: gallery.search_by_face(3, 1)):
+            with pytest.raises(GalleryReplaced, match="is no longer there; open the gallery again"):
+                use()
+        folder.with_name("aside").rename(folder)
+        add(gallery, range(60, 62))
+    assert verify(folder).whole
+
+
+def test_a_transaction_during_which_a_copy_takes_the_place_is_not_committed(folder: Path) -> None:
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    before = contents(folder)
+    with Gallery.open(folder) as gallery:
+        transaction = gallery.vault.writing()
+        transaction.__enter__().set_gallery(unfinished=None)
+        folder.rename(folder.with_name("aside"))
+        copy.rename(folder)
+        with pytest.raises(GalleryReplaced):
+            transaction.__exit__(None, None, None)
+    for one in (folder, folder.with_name("aside")):
+        assert contents(one) == before
+        assert verify(one).whole
+
+
+def test_damage_is_not_hidden_by_an_erasure_or_a_compaction(folder: Path) -> None:
+    """The checksums of a file that is written anew would hide it."""
+    with Gallery.open(folder) as gallery:
+        add(gallery, range(100, 400))
+        gallery.compact()
+    with closing(sqlite3.connect(folder / "gallery.db")) as driver:
+        roots = driver.execute("SELECT rootpage FROM sqlite_master WHERE rootpage > 1 AND type = 'table'")
+        pages = sorted(number for (number,) in roots)
+        ((size,),) = driver.execute("PRAGMA page_size").fetchall()
+    data = bytearray((folder / "gallery.db").read_bytes())
+    number = next(one for one in pages if data[(one - 1) * size] == 13 and data[(one - 1) * size + 4])
+    data[number * size - 1] ^= 1  # of a cell
+    (folder / "gallery.db").write_bytes(data)
+    with Gallery.open(folder) as gallery:
+        with suppress(StorageError):
+            gallery.forget(face_id=2)
+        with pytest.raises(StorageError, match="is damaged"):
+            gallery.vault.store.file.vacuum()
+    assert [str(one) for one in verify(folder).findings if str(number) in str(one)]

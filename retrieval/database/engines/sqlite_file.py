@@ -13,13 +13,14 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from retrieval.database import page_checksums, schema, unused_bytes
 from retrieval.database.connections import check_beside, check_no_link, is_still, make_engine
 from retrieval.database.migrations import SCHEMA_VERSION, check_schema, migrate, runner, stored_version
 from retrieval.database.sqlite_errors import blames_machine, translated
 from retrieval.database.unused_bytes import OwnDescriptor
-from retrieval.errors import GalleryDamaged, GalleryError, StorageError
+from retrieval.errors import GalleryDamaged, GalleryError, GalleryReplaced, StorageError
 from retrieval.system import lock
 from retrieval.system.files import create, make_room, other_than_file, sync, why, why_not_written
 
@@ -27,16 +28,26 @@ from retrieval.system.files import create, make_room, other_than_file, sync, why
 LOCK_NAME: Final = "writer.lock"
 
 
-def _file_at(path: Path) -> tuple[int, int]:
-    """Returns what tells a file from another one that takes its place while it is open.
+def _status(path: Path) -> os.stat_result:
+    """Returns the status of a file.
 
     Raises:
-        StorageError: there is none.
+        StorageError: it cannot be read.
+        GalleryReplaced: there is none.
     """
     try:
-        status = os.stat(path)
+        return os.stat(path)
+    except FileNotFoundError as error:
+        raise GalleryReplaced(
+            f"{path} is no longer there; open the gallery again where it is now."
+        ) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {why(error)}.") from error
+
+
+def _file_at(path: Path) -> tuple[int, int]:
+    """Returns what tells a file from another one that takes its place while it is open."""
+    status = _status(path)
     return status.st_dev, status.st_ino
 
 
@@ -55,9 +66,10 @@ class SqliteFile:
     def __init__(self, path: Path, sql: Engine, *, replaced: bool = False) -> None:
         self.path = path
         self.sql = sql
-        # The file that the connections have open, once there are any; `replaced`: another may take its place.
-        self._file = _file_at(path) if replaced else None
+        # Whether another file may take the place of this one.
         self._replaced = replaced
+        # The file that the connections have open, once there are any.
+        self._file = _file_at(path) if replaced else None
         self._descriptor: OwnDescriptor | None = unused_bytes.shared(path)
 
     @classmethod
@@ -194,6 +206,8 @@ class SqliteFile:
             with connection.begin():
                 self._require_its_place()
                 yield connection
+                # Files that the transaction names were written meanwhile, beside what is there now.
+                self._require_its_place()
 
     @contextmanager
     def driver(self) -> Iterator[Any]:
@@ -228,7 +242,14 @@ class SqliteFile:
         return unused_bytes.share(self.path)
 
     def vacuum(self) -> None:
-        """Rewrites the file, through the log: it has no free pages then, and none contains deleted rows."""
+        """Rewrites the file, through the log: it has no free pages then, and none contains deleted rows.
+
+        Raises:
+            StorageError: a page is damaged; the checksums of the new file would hide that.
+        """
+        damaged = [one for one in page_checksums.check_pages(self.path).damage if one.pages]
+        if damaged:
+            raise StorageError(damaged[0].problem)
         page_checksums.discard(self.path)
         with self.driver() as driver:
             driver.execute("VACUUM")
@@ -298,16 +319,17 @@ class SqliteFile:
         Otherwise rows would go to one gallery and their vectors to another.
 
         Raises:
-            StorageError: another one is there, as after a copy was put in its place, or none.
+            GalleryReplaced: another one is there, as after a copy was put in its place, or none.
         """
-        if self._replaced:
+        # Without a pool each transaction opens the file that is there.
+        if self._replaced or isinstance(self.sql.pool, NullPool):
             return
         found = _file_at(self.path)
         if self._file is None:
             # Not sooner: an overlay file system copies a file when it is opened for writing.
             self._file = found
         elif found != self._file:
-            raise StorageError(
+            raise GalleryReplaced(
                 f"Another file took the place of {self.path} while it was open; open the gallery again."
             )
 
@@ -315,11 +337,12 @@ class SqliteFile:
         """Returns modification time and size, which change with every write; None where SQLite can lock."""
         if self._replaced or not is_still(self.path):
             return None
-        status = self.path.stat()
+        status = _status(self.path)
         return status.st_mtime_ns, status.st_size
 
     def _version(self) -> str | None:
         with translated(self.path), self.sql.connect() as connection:
+            self._require_its_place()
             return stored_version(connection, self.path)
 
     def _check_schema(self, *, exact: bool) -> None:
