@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from sqlalchemy import event
 
+from retrieval.database import page_checksums
 from retrieval.database.engines.sqlite_file import SqliteFile
 from retrieval.database.records import Face, NewFace
 from retrieval.embedding.outcome import Outcome, Status
@@ -789,6 +790,7 @@ def test_where_bytes_cannot_be_zeroed_in_place_a_forget_writes_the_database_anew
         connection.execute("PRAGMA auto_vacuum = FULL")
         connection.execute("VACUUM")
         assert connection.execute("PRAGMA auto_vacuum").fetchall() == [(1,)]
+    page_checksums.discard(zephyr.folder / "gallery.db")
     with Gallery.open(zephyr.folder) as gallery:
         gallery.forget("Zephyr Känt")
         assert_no_trace(gallery.folder)
