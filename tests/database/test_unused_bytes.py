@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -95,9 +96,7 @@ def test_connections_that_had_pages_in_memory_do_not_write_them_back(
 
 def test_a_damaged_page_stays_damaged_in_the_eyes_of_the_checksums(path: Path) -> None:
     """Its new checksum must not hide that somebody else changed the page before."""
-    data = path.read_bytes()
-    pages = [data[start : start + PAGE] for start in range(0, len(data), PAGE)]
-    number = next(n for n, page in enumerate(pages, 1) if n > 1 and page[0] == 10 and unused_in(page))
+    number = page_with_traces(path)
     # The last byte of a page is of a cell.
     with flipped(path, number * PAGE - 1):
         with closing(connect(path)) as driver:
@@ -110,6 +109,13 @@ def test_a_damaged_page_stays_damaged_in_the_eyes_of_the_checksums(path: Path) -
 def unused_in(page: bytes) -> bool:
     start = 8 + 2 * int.from_bytes(page[3:5], "big")
     return any(page[start : int.from_bytes(page[5:7], "big")])
+
+
+def page_with_traces(path: Path) -> int:
+    """The number of a page of an index that has copies of deleted rows, and no deleted cell."""
+    data = path.read_bytes()
+    pages = enumerate((data[start : start + PAGE] for start in range(0, len(data), PAGE)), 1)
+    return next(n for n, page in pages if page[:3] == b"\x0a\0\0" and unused_in(page))
 
 
 @pytest.mark.parametrize("change", ["log", "auto_vacuum"])
@@ -198,6 +204,29 @@ def test_a_write_that_the_disk_takes_in_part_is_an_error_and_the_next_zeroing_do
     assert check_pages(path).compared == driver.execute("PRAGMA page_count").fetchall()[0][0]
 
 
+def test_a_process_that_is_forked_while_another_thread_opens_the_database_can_open_it(path: Path) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with unused_bytes.OPENING:
+                sqlite3.connect(path).close()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # ends a child that waits for ever
+                with unused_bytes.OPENING:
+                    os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_a_file_that_took_the_place_of_the_database_gets_another_descriptor(
     path: Path, tmp_path: Path
 ) -> None:
@@ -233,14 +262,8 @@ def test_the_share_of_a_database_that_was_cut_is_a_number_or_an_error(length: in
 @pytest.mark.parametrize("wrong", ["count", "start", "deleted"])
 def test_a_page_whose_unused_bytes_would_hold_rows_is_left_alone(wrong: str, path: Path) -> None:
     """A damaged page: a cell, or the first deleted one, lies before where the cells are said to begin."""
-    data = path.read_bytes()
-    pages = [data[start : start + PAGE] for start in range(0, len(data), PAGE)]
-    number = next(
-        n
-        for n, page in enumerate(pages, 1)
-        if n > 1 and page[0] == 10 and unused_in(page) and not any(page[1:3])
-    )
-    page = bytearray(pages[number - 1])
+    data, number = path.read_bytes(), page_with_traces(path)
+    page = bytearray(data[(number - 1) * PAGE : number * PAGE])
     if wrong == "count":
         page[3] ^= 0x80
     elif wrong == "start":
@@ -277,9 +300,7 @@ def refused(descriptor: int) -> None:
 def test_a_damaged_page_stays_damaged_when_a_zeroing_ends_early(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = path.read_bytes()
-    pages = [data[start : start + PAGE] for start in range(0, len(data), PAGE)]
-    number = next(n for n, page in enumerate(pages, 1) if n > 1 and page[0] == 10 and unused_in(page))
+    number = page_with_traces(path)
     with flipped(path, number * PAGE - 1), closing(connect(path)) as driver:
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", refused)
